@@ -1,0 +1,40 @@
+"""Logical axes of every parameter: what the sharding rules of a mesh are written in."""
+
+_AXES = {
+  "embed/embedding": ("vocab", "embed"),
+  "embed_position/embedding": (None, "embed"),
+  "embed_token_type/embedding": (None, "embed"),
+  "q/kernel": ("embed", "heads", "head_dim"),
+  "k/kernel": ("embed", "kv_heads", "head_dim"),
+  "v/kernel": ("embed", "kv_heads", "head_dim"),
+  "o/kernel": ("heads", "head_dim", "embed"),
+  "q/bias": ("heads", "head_dim"),
+  "k/bias": ("kv_heads", "head_dim"),
+  "v/bias": ("kv_heads", "head_dim"),
+  "o/bias": (None,),
+  "gate/kernel": ("embed", "mlp"),
+  "up/kernel": ("embed", "mlp"),
+  "down/kernel": ("mlp", "embed"),
+  "gate/bias": ("mlp",),
+  "up/bias": ("mlp",),
+  "down/bias": (None,),
+  "pooler/kernel": ("embed", None),
+  "pooler/bias": (None,),
+  "out/kernel": (None, None),
+  "out/bias": (None,),
+}
+
+
+def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
+  """Logical axis of each dimension of the parameter at `path` ('backbone/layers/q/kernel').
+
+  Raises KeyError for a parameter that the table does not know: a parameter nobody decided about
+  would be replicated on every device, silently.
+  """
+  module = "/".join(path.split("/")[-2:])
+  axes = (None,) if "norm/" in module else _AXES.get(module)
+  if axes is not None and ("/layers/" in path or "/lower/" in path):
+    axes = ("layers", *axes)
+  if axes is None or len(axes) != ndim:
+    raise KeyError(f"no logical axes for parameter {path!r} of {ndim} dimensions; add it to _AXES")
+  return axes

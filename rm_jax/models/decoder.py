@@ -1,0 +1,138 @@
+"""One decoder for the Llama family: Llama, SmolLM2, Mistral, Qwen2, Qwen3. Shapes: layers.py."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rm_jax.models.config import DecoderConfig, Rope
+from rm_jax.models.layers import (
+  activation,
+  attend,
+  linear,
+  run_stack,
+  stack,
+  visible,
+  within,
+)
+from rm_jax.types import Batch
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> jax.Array:
+  """Radians a position for each pair of a head's dimensions, float32 [H / 2].
+
+  'linear' divides every frequency by `factor`. 'llama3' (Llama 3.1) divides those whose wavelength
+  is over original_length / low_freq_factor, keeps those under original_length / high_freq_factor,
+  and blends between.
+  """
+  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  frequency = 1.0 / (rope.theta**exponent)
+  if rope.kind == "linear":
+    return frequency / rope.factor
+  if rope.kind == "llama3":
+    wavelength = 2 * math.pi / frequency
+    low = rope.original_length / rope.low_freq_factor
+    high = rope.original_length / rope.high_freq_factor
+    blend = (rope.original_length / wavelength - rope.low_freq_factor) / (
+      rope.high_freq_factor - rope.low_freq_factor
+    )
+    blended = (1 - blend) * frequency / rope.factor + blend * frequency
+    return jnp.where(
+      wavelength > low, frequency / rope.factor, jnp.where(wavelength < high, frequency, blended)
+    )
+  return frequency
+
+
+def rotate(x_BTNH: jax.Array, angle_BTh: jax.Array) -> jax.Array:
+  """Rotary embedding on halves (dimension i turns with i + H / 2), in float32. h = H / 2."""
+  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  cos = jnp.cos(angle_BTh)[:, :, None, :]
+  sin = jnp.sin(angle_BTh)[:, :, None, :]
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x_BTNH.dtype)
+
+
+class DecoderLayer(nnx.Module):
+  """Pre-norm attention and gated feed-forward."""
+
+  def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+    c = config
+    maps = dict(std=c.init_std, dtype=dtype, rngs=rngs)
+    norm = dict(epsilon=c.eps, dtype=dtype, rngs=rngs)
+    self.attention_norm = nnx.RMSNorm(c.width, **norm)
+    self.q = linear(c.width, (c.heads, c.head_dim), bias=c.qkv_bias, **maps)
+    self.k = linear(c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
+    self.v = linear(c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
+    self.o = linear((c.heads, c.head_dim), c.width, axis=(-2, -1), bias=c.out_bias, **maps)
+    self.q_norm = nnx.RMSNorm(c.head_dim, **norm) if c.qk_norm else None
+    self.k_norm = nnx.RMSNorm(c.head_dim, **norm) if c.qk_norm else None
+    self.mlp_norm = nnx.RMSNorm(c.width, **norm)
+    self.gate = linear(c.width, c.ffn, bias=c.mlp_bias, **maps)
+    self.up = linear(c.width, c.ffn, bias=c.mlp_bias, **maps)
+    self.down = linear(c.ffn, c.width, bias=c.mlp_bias, **maps)
+    self.activation = c.activation
+
+  def __call__(self, h_BTD, angle_BTh, mask_BTS, *, dropout: float, key):
+    x_BTD = self.attention_norm(h_BTD)
+    q_BTNH, k_BTKH, v_BTKH = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+    if self.q_norm is not None:
+      q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+    q_BTNH, k_BTKH = rotate(q_BTNH, angle_BTh), rotate(k_BTKH, angle_BTh)
+    h_BTD += self.o(attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS, dropout=dropout, key=key))
+    x_BTD = self.mlp_norm(h_BTD)
+    return h_BTD + self.down(activation(self.activation)(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Decoder(nnx.Module):
+  """Tokens in groups and branches -> hidden states after the last norm.
+
+  Args:
+    frozen: how many of the lowest layers stand in a stack of their own, `lower`, because they are
+      not trained: their gradient is never made, and their output can be computed once and kept.
+    dtype: of the compute; parameters are float32.
+    remat: see `layers.run_stack`.
+  """
+
+  causal = True
+
+  def __init__(self, config: DecoderConfig, *, frozen: int, dtype, remat: str, rngs: nnx.Rngs):
+    self.config = config
+    self.frozen = frozen
+    self.remat = remat
+    self.dtype = dtype
+    init = nnx.initializers.normal(config.init_std)
+    self.embed = nnx.Embed(config.vocab, config.width, embedding_init=init, dtype=dtype, rngs=rngs)
+
+    def make(r):
+      return DecoderLayer(config, dtype=dtype, rngs=r)
+
+    self.lower = stack(make, frozen, rngs)
+    self.layers = stack(make, config.layers - frozen, rngs)
+    self.norm = nnx.RMSNorm(config.width, epsilon=config.eps, dtype=dtype, rngs=rngs)
+
+  def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key):
+    c = self.config
+    mask_BTS = visible(batch, causal=True)
+    angle_BTh = batch.position[:, :, None] * rope_frequencies(c.rope, c.head_dim)
+
+    def body(layer, h, window, layer_key):
+      mask = mask_BTS if window is None else mask_BTS & within(batch.position, window)
+      rate = c.attention_dropout if dropout else 0.0
+      return layer(h, angle_BTh, mask, dropout=rate, key=layer_key)
+
+    per_layer = None if windows is None else jnp.asarray(windows, jnp.int32)
+    return run_stack(layers, body, h_BTD, per_layer=per_layer, key=key, remat=self.remat)
+
+  def features(self, batch: Batch) -> jax.Array:
+    """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
+    h_BTD = self.embed(batch.tokens)
+    windows = self.config.windows and self.config.windows[: self.frozen]
+    return self._run(self.lower, h_BTD, batch, windows, dropout=False, key=None)
+
+  def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """Hidden states after the last norm, [B, T, D] in the compute dtype; `key` turns dropout on."""
+    h_BTD = self.features(batch) if batch.hidden is None else batch.hidden.astype(self.dtype)
+    windows = self.config.windows and self.config.windows[self.frozen :]
+    h_BTD = self._run(self.layers, h_BTD, batch, windows, dropout=key is not None, key=key)
+    return self.norm(h_BTD)

@@ -1,0 +1,103 @@
+"""BERT: a post-norm encoder; each response has its own copy of the prompt. Shapes: layers.py."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rm_jax.models.config import EncoderConfig
+from rm_jax.models.layers import activation, attend, drop, linear, run_stack, stack, visible
+from rm_jax.types import Batch
+
+
+def _norm(config: EncoderConfig, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  # The fast variance E[x²] - E[x]² loses digits that parity with a checkpoint's own code needs.
+  return nnx.LayerNorm(
+    config.width, epsilon=config.eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+  )
+
+
+class EncoderLayer(nnx.Module):
+  """Attention and feed-forward, each followed by its norm."""
+
+  def __init__(self, config: EncoderConfig, *, dtype, rngs: nnx.Rngs):
+    c = config
+    maps = dict(bias=True, std=c.init_std, dtype=dtype, rngs=rngs)
+    heads = (c.heads, c.width // c.heads)
+    self.q = linear(c.width, heads, **maps)
+    self.k = linear(c.width, heads, **maps)
+    self.v = linear(c.width, heads, **maps)
+    self.o = linear(heads, c.width, axis=(-2, -1), **maps)
+    self.attention_norm = _norm(c, dtype, rngs)
+    self.up = linear(c.width, c.ffn, **maps)
+    self.down = linear(c.ffn, c.width, **maps)
+    self.mlp_norm = _norm(c, dtype, rngs)
+    self.config = config
+
+  def __call__(self, h_BTD, mask_BTS, *, key):
+    c = self.config
+    keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+    x_BTNH = attend(
+      self.q(h_BTD),
+      self.k(h_BTD),
+      self.v(h_BTD),
+      mask_BTS,
+      dropout=c.attention_dropout,
+      key=keys[0],
+    )
+    h_BTD = self.attention_norm(h_BTD + drop(self.o(x_BTNH), c.hidden_dropout, keys[1]))
+    x_BTD = self.down(activation(c.activation)(self.up(h_BTD)))
+    return self.mlp_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[2]))
+
+
+class Encoder(nnx.Module):
+  """Tokens in groups and branches -> last hidden states. Arguments as `decoder.Decoder`'s."""
+
+  causal = False
+
+  def __init__(self, config: EncoderConfig, *, frozen: int, dtype, remat: str, rngs: nnx.Rngs):
+    c = config
+    self.config = config
+    self.remat = remat
+    self.dtype = dtype
+    embed = dict(
+      features=c.width, embedding_init=nnx.initializers.normal(c.init_std), dtype=dtype, rngs=rngs
+    )
+    self.embed = nnx.Embed(c.vocab, **embed)
+    self.embed_position = nnx.Embed(c.max_positions, **embed)
+    self.embed_token_type = nnx.Embed(c.token_types, **embed)
+    self.embed_norm = _norm(c, dtype, rngs)
+
+    def make(r):
+      return EncoderLayer(config, dtype=dtype, rngs=r)
+
+    self.lower = stack(make, frozen, rngs)
+    self.layers = stack(make, c.layers - frozen, rngs)
+
+  def _run(self, layers, h_BTD, batch: Batch, key):
+    mask_BTS = visible(batch, causal=False)
+
+    def body(layer, h, _, layer_key):
+      return layer(h, mask_BTS, key=layer_key)
+
+    return run_stack(layers, body, h_BTD, key=key, remat=self.remat)
+
+  def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
+    token_type = jnp.zeros_like(batch.tokens) if batch.token_type is None else batch.token_type
+    h_BTD = (
+      self.embed(batch.tokens)
+      + self.embed_token_type(token_type)
+      + self.embed_position(batch.position)
+    )
+    h_BTD = drop(self.embed_norm(h_BTD), self.config.hidden_dropout, key)
+    return self._run(self.lower, h_BTD, batch, None)
+
+  def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """Last hidden states, [B, T, D] in the compute dtype; `key` turns dropout on."""
+    embed_key, layer_key = (None, None) if key is None else jax.random.split(key)
+    if batch.hidden is not None:
+      h_BTD = batch.hidden.astype(self.dtype)
+    else:
+      # Dropout on a frozen embedding would make its output differ from the one that is kept.
+      h_BTD = self.features(batch, key=embed_key if self.lower is None else None)
+    return self._run(self.layers, h_BTD, batch, layer_key)

