@@ -1,0 +1,218 @@
+"""Groups -> rows of a few static shapes -> `Batch`.
+
+A step is a number of groups, whatever the packing; it becomes one or more micro-batches, each of
+one of the planned shapes. Losses and gradients are sums over micro-batches, so how groups are laid
+into rows never changes a number.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from rm_jax.data.tokenise import Group
+from rm_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Static shape of a micro-batch: B rows of T columns, G groups a row, K marks a group."""
+
+  rows: int
+  columns: int
+  groups: int
+  marks: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+  """How groups are laid into rows.
+
+  Attributes:
+    share: a group's prompt is stored once, its responses as branches (decoders only).
+    pack: several groups a row; else one.
+    cells: about how many tokens a micro-batch holds for each of `multiple`.
+    multiple: of the row count: over how many devices rows are divided.
+    row_lengths: columns of the planned rows; empty = from the data.
+  """
+
+  share: bool = True
+  pack: bool = True
+  cells: int = 16_384
+  multiple: int = 1
+  row_lengths: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Micro:
+  """A planned micro-batch: `rows[b]` lists the groups of row b, as indices into the data set."""
+
+  shape: Shape
+  rows: tuple[tuple[int, ...], ...]
+
+
+def _up(x: float, multiple: int) -> int:
+  return int(-(-x // multiple)) * multiple
+
+
+def _row_lengths(lengths: np.ndarray, packing: Packing) -> list[int]:
+  """Columns of the rows: the longest group's length and its halves, in steps of 32 or more."""
+  longest = _up(int(lengths.max()), 32)
+  if packing.row_lengths:
+    if max(packing.row_lengths) < lengths.max():
+      raise ValueError(
+        f"data.row_lengths {packing.row_lengths} has no row for a group of {lengths.max()} tokens; "
+        "give a longer row or a smaller data.max_length"
+      )
+    return sorted(packing.row_lengths)
+  if packing.pack:  # short groups go several to a row: one alone with air behind it wastes the row
+    longest = max(longest, 256)
+  found = [longest]
+  while len(found) < 3 and found[0] > 256 and np.median(lengths) < 0.75 * found[0]:
+    found.insert(0, _up(found[0] / 2, 32))
+  return found
+
+
+def _lay(lengths: Seq[int], columns: Seq[int], groups: Seq[int]) -> list[list[list[int]]]:
+  """Best fit, longest first. Returns for each row length its rows, each a list of group indices."""
+  rows: list[list[list[int]]] = [[] for _ in columns]
+  free: list[tuple[int, int, int]] = []  # (columns left, which length, which row), sorted
+  for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    at = bisect.bisect_left(free, (lengths[i], -1, -1))
+    if at < len(free):
+      left, t, row = free.pop(at)
+    else:
+      t = bisect.bisect_left(columns, lengths[i])
+      left, row = columns[t], len(rows[t])
+      rows[t].append([])
+    rows[t][row].append(i)
+    if len(rows[t][row]) < groups[t]:
+      bisect.insort(free, (left - lengths[i], t, row))
+  return rows
+
+
+class Packer:
+  """Plans the few shapes for a data set, then lays each step's groups into them.
+
+  Args:
+    lengths: int [n], columns that each group of the data set takes (`Group.length`).
+    marks: the most marks a group has.
+    step_groups: groups of a step.
+    packing: see `Packing`.
+  """
+
+  def __init__(self, lengths: Seq[int], marks: int, step_groups: int, packing: Packing):
+    self.lengths = np.asarray(lengths)
+    self.packing = packing
+    self.columns = _row_lengths(self.lengths, packing)
+    short = max(1, int(np.quantile(self.lengths, 0.1)))
+    self.groups = [min(64, max(1, t // short)) if packing.pack else 1 for t in self.columns]
+    # How many rows of each length a step takes, seen on steps drawn at random.
+    rng = np.random.default_rng(0)
+    size = min(step_groups, len(self.lengths))
+    drawn = [rng.choice(len(self.lengths), size, replace=False) for _ in range(24)]
+    needed = np.asarray([[len(r) for r in self._rows(d)] for d in drawn]).max(axis=0)
+    self.shapes: list[list[Shape]] = []
+    m = packing.multiple
+    for t, need, groups in zip(self.columns, needed, self.groups, strict=True):
+      budget = max(m, packing.cells * m // t // m * m)
+      most = min(budget, _up(max(1, need), m))
+      sizes = sorted({most, _up(most / 2, m)})
+      self.shapes.append([Shape(rows, t, groups, marks) for rows in sizes])
+
+  def _rows(self, groups: Seq[int]) -> list[list[list[int]]]:
+    return _lay([int(self.lengths[g]) for g in groups], self.columns, self.groups)
+
+  def step(self, groups: Seq[int]) -> list[Micro]:
+    """Lays the groups (indices into the data set) into micro-batches; `rows` hold those indices."""
+    micros = []
+    for rows, shapes in zip(self._rows(groups), self.shapes, strict=True):
+      rows = [[int(groups[i]) for i in row] for row in rows]
+      while rows:
+        shape = next((s for s in shapes if s.rows >= len(rows)), shapes[-1])
+        taken, rows = rows[: shape.rows], rows[shape.rows :]
+        taken += [[] for _ in range(shape.rows - len(taken))]
+        micros.append(Micro(shape, tuple(tuple(row) for row in taken)))
+    return micros
+
+
+def assemble(
+  micro: Micro,
+  groups: Seq[Group],
+  *,
+  share: bool,
+  features: Seq[np.ndarray] | None = None,
+) -> tuple[Batch, np.ndarray]:
+  """Fills a micro-batch's arrays.
+
+  Args:
+    micro: from `Packer.step`.
+    groups: the data set's groups.
+    share: as the packing's.
+    features: for each group float [length, D], the activations of its columns (`Batch.hidden`).
+
+  Returns:
+    (batch of numpy arrays, int [B, G]: which group of the data set stands where, -1 = none).
+  """
+  B, T, G, K = dataclasses.astuple(micro.shape)
+  tokens, group, branch, position = (np.zeros((B, T), np.int32) for _ in range(4))
+  marks = np.zeros((B, G, K), np.int32)
+  where = np.zeros((B, G, K), bool)
+  labels = np.zeros((B, G, K), np.float32)
+  weight = np.zeros((B, G), np.float32)
+  index = np.full((B, G), -1, np.int64)
+  chosen = [i for row in micro.rows for i in row]
+  typed = any(groups[i].token_type is not None for i in chosen)
+  token_type = np.zeros((B, T), np.int32) if typed else None
+  margins = any(groups[i].margin for i in chosen)
+  pair_margin = np.zeros((B, G, K, K), np.float32) if margins else None
+  hidden = None
+  if features is not None:
+    width = features[0].shape[-1]
+    hidden = np.zeros((B, T, width), features[0].dtype)
+
+  for b, row in enumerate(micro.rows):
+    column = 0
+    for g, i in enumerate(row):
+      one = groups[i]
+      shared = one.shared if share else 0
+      start = column
+      offset = np.zeros(len(one.ids), np.int64)  # column of a branch's position 0
+      for k, ids in enumerate(one.ids):
+        # The prompt goes with the first branch, as branch 0; the others begin after it.
+        first = shared if k else 0
+        end = column + len(ids) - first
+        offset[k] = column - first
+        tokens[b, column:end] = ids[first:]
+        position[b, column:end] = np.arange(first, len(ids))
+        branch[b, column:end] = k + 1
+        if token_type is not None:
+          token_type[b, column:end] = one.token_type[k][first:]
+        column = end
+      branch[b, start : start + shared] = 0
+      group[b, start:column] = g + 1
+      m = len(one.marks)
+      marks[b, g, :m] = offset[one.response] + one.marks
+      where[b, g, :m] = True
+      labels[b, g, :m] = one.labels
+      weight[b, g] = one.weight
+      index[b, g] = i
+      if pair_margin is not None:
+        pair_margin[b, g] = one.margin
+      if hidden is not None:
+        hidden[b, start:column] = features[i]
+  batch = Batch(
+    tokens=tokens,
+    group=group,
+    branch=branch,
+    position=position,
+    marks=marks,
+    where=where,
+    labels=labels,
+    weight=weight,
+    token_type=token_type,
+    pair_margin=pair_margin,
+    hidden=hidden,
+  )
+  return batch, index

@@ -1,0 +1,371 @@
+"""Text -> token ids with a mark: the one place that decides what a model reads, and where.
+
+Training, scoring, export and server all go through `TextEncoder` with the `Convention` that is
+saved with the model, so that a score in production is the score that was trained.
+"""
+
+import dataclasses
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+
+from rm_jax.data.report import Report, RowError
+from rm_jax.types import Example, Message, Text
+
+# The dialogue form of Anthropic's HH data, for tokenizers that have no template of their own; with
+# it a parsed HH dialogue renders to its published text.
+HH_TEMPLATE = (
+  "{% for m in messages %}"
+  "{% if m['role'] == 'user' %}{{ '\n\nHuman: ' + m['content'] }}"
+  "{% elif m['role'] == 'assistant' %}{{ '\n\nAssistant: ' + m['content'] }}"
+  "{% else %}{{ raise_exception('HH dialogues have user and assistant turns only') }}{% endif %}"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+TEMPLATES = {"hh": HH_TEMPLATE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+  """What was decided about tokens when the model was made; saved beside its weights.
+
+  Attributes:
+    encoder: each response has its own copy of the prompt, joined by the tokenizer's pair encoding;
+      the mark is the first token. Else prompt and response are one text.
+    eos: 'append' puts the tokenizer's EOS after a response whose text does not already end in it;
+      'none' adds nothing.
+    pooling: 'last' reads the last token; 'first' the first; 'hf' the rightmost token that is not
+      the pad token, as Hugging Face's sequence classifiers do.
+    max_length: tokens of one prompt + response; a longer prompt is cut.
+    date: what a chat template that asks for today's date is told, as 'DD Mon YYYY': the same text
+      must have the same score tomorrow.
+  """
+
+  encoder: bool = False
+  eos: str = "append"
+  pooling: str = "last"
+  max_length: int = 1024
+  date: str = "26 Jul 2024"
+
+  def __post_init__(self):
+    for name, value, known in (
+      ("eos", self.eos, ("append", "none")),
+      ("pooling", self.pooling, ("last", "first", "hf")),
+    ):
+      if value not in known:
+        raise ValueError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sequence:
+  """One prompt + response as tokens.
+
+  Attributes:
+    ids: int32 [N], at most `Convention.max_length`.
+    prompt: how many leading ids are the prompt's own.
+    mark: index of the token where the reward is read.
+    token_type: int32 [N] where the tokenizer's pair encoding has one (encoders), else None.
+    cut: ids left out because the whole was too long.
+  """
+
+  ids: np.ndarray
+  prompt: int
+  mark: int
+  token_type: np.ndarray | None
+  cut: int
+
+
+def common_prefix(sequences: Seq[np.ndarray]) -> int:
+  """Length of the longest prefix that all have."""
+  shortest = min(len(s) for s in sequences)
+  first = sequences[0][:shortest]
+  for other in sequences[1:]:
+    differs = np.flatnonzero(first[:shortest] != other[:shortest])
+    if len(differs):
+      shortest = int(differs[0])
+  return shortest
+
+
+class TextEncoder:
+  """Renders, tokenises, cuts and marks.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer; its chat template renders messages.
+    convention: see `Convention`.
+
+  Raises:
+    ValueError: the convention wants an EOS and the tokenizer has none.
+  """
+
+  def __init__(self, tokenizer: Any, convention: Convention):
+    self.tokenizer = tokenizer
+    self.convention = convention
+    appends = convention.eos == "append" and not convention.encoder
+    if appends and tokenizer.eos_token_id is None:
+      raise ValueError(
+        "model.eos is 'append' and the tokenizer has no eos_token; set model.eos='none' or a "
+        "tokenizer that has one"
+      )
+    # The length is the convention's business: without this the tokenizer warns of its own limit.
+    tokenizer.model_max_length = int(1e30)
+    self._appends = appends
+    self._opening = np.asarray(tokenizer("").input_ids, np.int32)
+
+  def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
+    """Tokenises (prompt, response) pairs in one go; what fails is returned in its place."""
+    rendered = [self._attempt(prompt, response) for prompt, response in pairs]
+    good = [i for i, r in enumerate(rendered) if not isinstance(r, RowError)]
+    out: list[Sequence | RowError] = list(rendered)
+    encode = self._encode_pairs if self.convention.encoder else self._encode_texts
+    # Strings take the tokenizer's special tokens, a rendered template has brought its own.
+    for special in (True, False):
+      mine = [i for i in good if isinstance(pairs[i][0], str) is special]
+      for start in range(0, len(mine), 1024):
+        chunk = mine[start : start + 1024]
+        done = encode([pairs[i] for i in chunk], [rendered[i] for i in chunk], special)
+        for i, sequence in zip(chunk, done, strict=True):
+          out[i] = sequence
+    return out
+
+  # Rendering.
+
+  def _attempt(self, prompt: Text, response: Text) -> tuple[str, str] | RowError:
+    """(the prompt's text, the whole text)."""
+    try:
+      if isinstance(prompt, str):
+        text = prompt, prompt + response
+      else:
+        text = self.render(prompt, generation=True), self.render((*prompt, *response))
+      for part in text:
+        part.encode("utf-8")
+      return text
+    except UnicodeEncodeError as error:
+      return RowError("lone_surrogate", f"the text holds a lone surrogate: {error}")
+    except RowError as error:
+      return error
+
+  def render(self, messages: Seq[Message], *, generation: bool = False) -> str:
+    """The chat template's text of a conversation; `generation` adds the assistant's opening."""
+    if not self.tokenizer.chat_template:
+      raise ValueError(
+        "the data holds messages and the tokenizer has no chat template; set "
+        "--config.model.chat_template to a Jinja template, a file of one, or one of: "
+        + ", ".join(TEMPLATES)
+      )
+    from jinja2 import TemplateError
+
+    date = self.convention.date
+    try:
+      return self.tokenizer.apply_chat_template(
+        [dict(m) for m in messages],
+        tokenize=False,
+        add_generation_prompt=generation,
+        date_string=date,
+        strftime_now=lambda _: date,
+      )
+    except TemplateError as error:
+      raise RowError("template_error", f"the chat template refused the messages: {error}") from None
+
+  # Decoders: prompt and response are one text.
+
+  def _encode_texts(self, pairs, rendered, special: bool) -> list[Sequence]:
+    whole = self._ids([full for _, full in rendered], special)
+    prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
+    own = dict(zip(prompts, self._ids(prompts, special), strict=True))
+    return [
+      self._finish(pair, self._with_eos(ids, full), common_prefix([ids, own[prompt]]))
+      for pair, (prompt, full), ids in zip(pairs, rendered, whole, strict=True)
+    ]
+
+  def _ids(self, texts: list[str], special: bool) -> list[np.ndarray]:
+    encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
+    return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
+
+  def _with_eos(self, ids: np.ndarray, text: str) -> np.ndarray:
+    tokenizer = self.tokenizer
+    if not self._appends or text.rstrip().endswith(tokenizer.eos_token):
+      return ids
+    if len(ids) and ids[-1] == tokenizer.eos_token_id:  # the tokenizer adds one itself
+      return ids
+    return np.append(ids, np.int32(tokenizer.eos_token_id))
+
+  def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Sequence:
+    cut = 0
+    if len(ids) > self.convention.max_length:
+      full = len(ids)
+      ids, prompt = self._cut(pair, ids, prompt)
+      cut = full - len(ids)
+    return Sequence(ids, prompt, self._mark(ids), None, cut)
+
+  def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
+    """Leaves out the prompt's oldest turns, then its oldest tokens; the response's end stays."""
+    limit = self.convention.max_length
+    messages, response = pair
+    opening = common_prefix([ids, self._opening])
+    if not isinstance(messages, str):
+      turns = list(messages)
+      while len(ids) > limit and (shorter := _without_oldest_turn(turns)):
+        try:
+          text = self.render((*shorter, *response))
+          own = self.render(shorter, generation=True)
+        except RowError:  # a template that insists on the first turn: cut tokens instead
+          break
+        turns = shorter
+        whole, own_ids = self._ids([text, own], special=False)
+        ids, prompt = self._with_eos(whole, text), common_prefix([whole, own_ids])
+      # What stands before the first word of the oldest turn that is left: BOS, the system's turn.
+      first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
+      probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
+      opening = common_prefix([ids, self._ids([self.render(probe)], special=False)[0]])
+    excess = len(ids) - limit
+    if excess <= 0:
+      return ids, prompt
+    if prompt - opening >= excess:
+      return np.concatenate([ids[:opening], ids[opening + excess :]]), prompt - excess
+    # The response alone is too long: only its end fits, behind BOS where there is one.
+    keep = min(common_prefix([ids, self._opening]), limit - 1)
+    return np.concatenate([ids[:keep], ids[len(ids) - (limit - keep) :]]), keep
+
+  # Encoders: the tokenizer's pair encoding.
+
+  def _encode_pairs(self, pairs, rendered, special: bool) -> list[Sequence]:
+    del pairs, special  # a pair encoding is special tokens and all, whatever the text came from
+    firsts, seconds = [], []
+    for prompt, full in rendered:
+      if not full.startswith(prompt):  # a template whose generation prompt is not in the whole
+        prompt = full[: _common_characters(prompt, full)]
+      firsts.append(prompt)
+      seconds.append(full[len(prompt) :])
+    encoded = self.tokenizer(firsts, seconds, return_token_type_ids=True)
+    limit = self.convention.max_length
+    out = []
+    for i in range(len(firsts)):
+      ids = np.asarray(encoded.input_ids[i], np.int32)
+      types = np.asarray(encoded.token_type_ids[i], np.int32)
+      side = np.asarray([-1 if s is None else s for s in encoded.sequence_ids(i)])
+      # First the prompt's oldest tokens go, then the response's; the special ones stay.
+      candidates = np.concatenate([np.flatnonzero(side == 0), np.flatnonzero(side == 1)])
+      excess = max(0, len(ids) - limit)
+      keep = np.ones(len(ids), bool)
+      keep[candidates[:excess]] = False
+      prompt = int(np.flatnonzero(side == 1)[0]) if (side == 1).any() else len(ids)
+      kept = ids[keep]
+      out.append(
+        Sequence(
+          kept, int(keep[:prompt].sum()), self._mark(kept), types[keep], len(ids) - len(kept)
+        )
+      )
+    return out
+
+  def _mark(self, ids: np.ndarray) -> int:
+    if self.convention.pooling == "first":
+      return 0
+    if self.convention.pooling == "hf" and self.tokenizer.pad_token_id is not None:
+      real = np.flatnonzero(ids != self.tokenizer.pad_token_id)
+      return int(real[-1]) if len(real) else 0
+    return len(ids) - 1
+
+
+def _without_oldest_turn(turns: list[Message]) -> list[Message]:
+  """Drops the oldest exchange (system turns stay); empty where nothing would be left."""
+  system = [m for m in turns if m["role"] == "system"]
+  rest = [m for m in turns if m["role"] != "system"]
+  opener, rest = rest[:1], rest[1:]
+  # A conversation goes on opening with whom it opened: templates insist on it.
+  while rest and opener and rest[0]["role"] != opener[0]["role"]:
+    rest = rest[1:]
+  return system + rest if rest else []
+
+
+def _common_characters(a: str, b: str) -> int:
+  n = 0
+  for x, y in zip(a, b, strict=False):
+    if x != y:
+      break
+    n += 1
+  return n
+
+
+# Groups: an example as tokens.
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+  """One example as tokens: K sequences that begin with the same `shared` ids.
+
+  Attributes:
+    ids: K arrays int32 [N_k], each a whole prompt + response.
+    shared: leading ids that all K have and that are the prompt's own; one short of the shortest.
+    marks: int32 [M], index of each mark in its own sequence, never inside the shared part.
+    response: int32 [M], which of the K sequences each mark reads.
+    labels: float32 [M], gains.
+    weight: of the group.
+    margin: by how much the better of two should win; 0 where not given.
+    token_type: K arrays int32 [N_k], or None.
+    cut: ids left out of its sequences because they were too long.
+  """
+
+  ids: tuple[np.ndarray, ...]
+  shared: int
+  marks: np.ndarray
+  response: np.ndarray
+  labels: np.ndarray
+  weight: float = 1.0
+  margin: float = 0.0
+  token_type: tuple[np.ndarray, ...] | None = None
+  cut: int = 0
+
+  def length(self, share: bool) -> int:
+    """Columns it takes in a row, its prompt stored once or with every response."""
+    total = sum(len(ids) for ids in self.ids)
+    return total - (len(self.ids) - 1) * self.shared if share else total
+
+
+def make_group(sequences: Seq[Sequence], example: Example) -> Group:
+  """Puts an example's sequences together."""
+  shared = common_prefix([s.ids for s in sequences])
+  shared = min(shared, *(s.prompt for s in sequences), *(s.mark for s in sequences))
+  types = tuple(s.token_type for s in sequences)
+  return Group(
+    ids=tuple(s.ids for s in sequences),
+    shared=min(shared, *(len(s.ids) - 1 for s in sequences)),
+    marks=np.asarray([s.mark for s in sequences], np.int32),
+    response=np.arange(len(sequences), dtype=np.int32),
+    labels=np.asarray(example.labels, np.float32),
+    weight=example.weight,
+    margin=example.margin or 0.0,
+    token_type=None if types[0] is None else types,
+    cut=sum(s.cut for s in sequences),
+  )
+
+
+def tokenise(
+  examples: Seq[Example], encoder: TextEncoder, report: Report
+) -> tuple[list[Group], list[Example]]:
+  """Examples -> groups, and the examples that they came from, in order.
+
+  Dropped and counted in `report`: text that cannot be tokenised, and groups whose sequences are
+  all equal once tokenised (a difference that was cut away would train on a loss of log 2 forever).
+  """
+  groups, kept = [], []
+  for start in range(0, len(examples), 512):
+    chunk = examples[start : start + 512]
+    sequences = iter(encoder.sequences([(e.prompt, r) for e in chunk for r in e.responses]))
+    for example in chunk:
+      mine = [next(sequences) for _ in example.responses]
+      error = next((s for s in mine if isinstance(s, RowError)), None)
+      if error is not None:
+        report.drop(error.reason, example.origin, error.detail)
+        continue
+      if len(mine) > 1 and all(np.array_equal(s.ids, mine[0].ids) for s in mine[1:]):
+        report.drop(
+          "identical_after_tokenising",
+          example.origin,
+          f"the {len(mine)} responses are the same {len(mine[0].ids)} tokens"
+          + (f" after {mine[0].cut} were cut; expected a larger max_length" if mine[0].cut else ""),
+        )
+        continue
+      groups.append(make_group(mine, example))
+      kept.append(example)
+  return groups, kept
