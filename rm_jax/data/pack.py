@@ -92,8 +92,10 @@ def _lay(lengths: Seq[int], columns: Seq[int], groups: Seq[int]) -> list[list[li
   return rows
 
 
-class Packer:
-  """Plans the few shapes for a data set, then lays each step's groups into them.
+def plan(
+  lengths: Seq[int], marks: int, step_groups: int, packing: Packing
+) -> tuple[tuple[Shape, ...], ...]:
+  """The few shapes that steps of a data set will need: for each row length, its row counts.
 
   Args:
     lengths: int [n], columns that each group of the data set takes (`Group.length`).
@@ -101,40 +103,63 @@ class Packer:
     step_groups: groups of a step.
     packing: see `Packing`.
   """
+  lengths = np.asarray(lengths)
+  columns = _row_lengths(lengths, packing)
+  short = max(1, int(np.quantile(lengths, 0.1)))
+  groups = [min(64, max(1, t // short)) if packing.pack else 1 for t in columns]
+  # How many rows of each length a step takes, seen on steps drawn at random.
+  rng = np.random.default_rng(0)
+  size = min(step_groups, len(lengths))
+  drawn = [rng.choice(lengths, size, replace=False).tolist() for _ in range(24)]
+  needed = np.asarray([[len(r) for r in _lay(d, columns, groups)] for d in drawn]).max(axis=0)
+  m = packing.multiple
+  shapes = []
+  for t, need, g in zip(columns, needed, groups, strict=True):
+    budget = max(m, packing.cells * m // t // m * m)
+    most = min(budget, _up(max(1, need), m))
+    shapes.append(tuple(Shape(rows, t, g, marks) for rows in sorted({most, _up(most / 2, m)})))
+  return tuple(shapes)
 
-  def __init__(self, lengths: Seq[int], marks: int, step_groups: int, packing: Packing):
-    self.lengths = np.asarray(lengths)
-    self.packing = packing
-    self.columns = _row_lengths(self.lengths, packing)
-    short = max(1, int(np.quantile(self.lengths, 0.1)))
-    self.groups = [min(64, max(1, t // short)) if packing.pack else 1 for t in self.columns]
-    # How many rows of each length a step takes, seen on steps drawn at random.
-    rng = np.random.default_rng(0)
-    size = min(step_groups, len(self.lengths))
-    drawn = [rng.choice(len(self.lengths), size, replace=False) for _ in range(24)]
-    needed = np.asarray([[len(r) for r in self._rows(d)] for d in drawn]).max(axis=0)
-    self.shapes: list[list[Shape]] = []
-    m = packing.multiple
-    for t, need, groups in zip(self.columns, needed, self.groups, strict=True):
-      budget = max(m, packing.cells * m // t // m * m)
-      most = min(budget, _up(max(1, need), m))
-      sizes = sorted({most, _up(most / 2, m)})
-      self.shapes.append([Shape(rows, t, groups, marks) for rows in sizes])
 
-  def _rows(self, groups: Seq[int]) -> list[list[list[int]]]:
-    return _lay([int(self.lengths[g]) for g in groups], self.columns, self.groups)
+def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
+  """Shapes that do not depend on the data, for scoring: calls with other texts compile nothing new.
 
-  def step(self, groups: Seq[int]) -> list[Micro]:
-    """Lays the groups (indices into the data set) into micro-batches; `rows` hold those indices."""
-    micros = []
-    for rows, shapes in zip(self._rows(groups), self.shapes, strict=True):
-      rows = [[int(groups[i]) for i in row] for row in rows]
-      while rows:
-        shape = next((s for s in shapes if s.rows >= len(rows)), shapes[-1])
-        taken, rows = rows[: shape.rows], rows[shape.rows :]
-        taken += [[] for _ in range(shape.rows - len(taken))]
-        micros.append(Micro(shape, tuple(tuple(row) for row in taken)))
-    return micros
+  Row lengths are 128, 256 ... up to `longest`; row counts grow fourfold to the budget of cells.
+  """
+  m = packing.multiple
+  shapes, t = [], 64
+  while t < longest or not shapes:
+    t *= 2
+    budget = max(m, packing.cells * m // t // m * m)
+    counts = [m]
+    while counts[-1] < budget:
+      counts.append(min(budget, counts[-1] * 4))
+    groups = min(64, t // 8) if packing.pack else 1
+    shapes.append(tuple(Shape(rows, t, groups, marks) for rows in counts))
+  return tuple(shapes)
+
+
+def pack(groups: Seq[int], lengths: Seq[int], shapes: tuple[tuple[Shape, ...], ...]) -> list[Micro]:
+  """Lays groups into micro-batches, best fit first.
+
+  Args:
+    groups: the step's groups, as indices into the data set.
+    lengths: columns that each group of the data set takes.
+    shapes: from `plan` or `standing`.
+
+  Returns:
+    micro-batches whose rows hold the same indices; every group is in exactly one row.
+  """
+  columns = [s[0].columns for s in shapes]
+  laid = _lay([int(lengths[g]) for g in groups], columns, [s[0].groups for s in shapes])
+  micros = []
+  for rows, sizes in zip(laid, shapes, strict=True):
+    rows = [tuple(int(groups[i]) for i in row) for row in rows]
+    while rows:
+      shape = next((s for s in sizes if s.rows >= len(rows)), sizes[-1])
+      taken, rows = rows[: shape.rows], rows[shape.rows :]
+      micros.append(Micro(shape, (*taken, *[()] * (shape.rows - len(taken)))))
+  return micros
 
 
 def assemble(

@@ -155,14 +155,16 @@ class TextEncoder:
       )
     from jinja2 import TemplateError
 
+    # A macro of the name hides the function that would tell the template today's date.
     date = self.convention.date
+    today = "{% macro strftime_now(form) %}" + date + "{% endmacro %}{{ '' }}"
     try:
       return self.tokenizer.apply_chat_template(
         [dict(m) for m in messages],
+        chat_template=today + self.tokenizer.get_chat_template(),
         tokenize=False,
         add_generation_prompt=generation,
         date_string=date,
-        strftime_now=lambda _: date,
       )
     except TemplateError as error:
       raise RowError("template_error", f"the chat template refused the messages: {error}") from None

@@ -1,4 +1,4 @@
-"""Pairwise losses: pure functions of scores [..., K] and labels [..., K]; the last axis is the list.
+"""Pairwise losses: pure functions of scores and labels [..., K]; the last axis is the list.
 
 Each returns one value a list, [...]: the mean over the list's pairs in which i is better than j.
 """
@@ -14,7 +14,7 @@ def better_pairs(labels: jax.Array, where: jax.Array) -> jax.Array:
 
 
 def mean_where(values: jax.Array, where: jax.Array, axis: tuple[int, ...]) -> jax.Array:
-  """Mean of those `where`, 0 where there is none; what is masked adds neither value nor gradient."""
+  """Mean of those `where`, 0 where there is none; the masked add neither value nor gradient."""
   count = jnp.sum(where, axis=axis)
   return jnp.sum(jnp.where(where, values, 0.0), axis=axis) / jnp.maximum(count, 1)
 

@@ -103,7 +103,8 @@ def _rope(hf: Any) -> Rope:
 
 def _windows(hf: Any) -> tuple[int, ...] | None:
   window = getattr(hf, "sliding_window", None)
-  if not window:
+  # Llama has no window, whatever key a config.json made from another model's has kept.
+  if not window or hf.model_type == "llama":
     return None
   # Mistral's config has no layer_types: every layer slides.
   types = getattr(hf, "layer_types", None) or ["sliding_attention"] * hf.num_hidden_layers
@@ -114,7 +115,7 @@ def _windows(hf: Any) -> tuple[int, ...] | None:
 def _decoder(hf: Any) -> DecoderConfig:
   kind = hf.model_type
   heads = hf.num_attention_heads
-  attention_bias = bool(getattr(hf, "attention_bias", False))
+  attention_bias = kind in ("llama", "qwen3") and hf.attention_bias
   return DecoderConfig(
     model_type=kind,
     vocab=hf.vocab_size,
@@ -129,8 +130,8 @@ def _decoder(hf: Any) -> DecoderConfig:
     rope=_rope(hf),
     # Qwen2 has biases on q, k and v, and says so nowhere; Mistral has none.
     qkv_bias=kind == "qwen2" or attention_bias,
-    out_bias=kind != "qwen2" and attention_bias,
-    mlp_bias=bool(getattr(hf, "mlp_bias", False)),
+    out_bias=attention_bias,
+    mlp_bias=kind == "llama" and hf.mlp_bias,
     qk_norm=kind == "qwen3",
     windows=_windows(hf),
     max_positions=hf.max_position_embeddings,

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rm_jax.models.config import DecoderConfig, Rope
@@ -19,17 +20,20 @@ from rm_jax.models.layers import (
 from rm_jax.types import Batch
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> jax.Array:
+def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
   """Radians a position for each pair of a head's dimensions, float32 [H / 2].
 
   'linear' divides every frequency by `factor`. 'llama3' (Llama 3.1) divides those whose wavelength
   is over original_length / low_freq_factor, keeps those under original_length / high_freq_factor,
   and blends between.
   """
-  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  frequency = 1.0 / (rope.theta**exponent)
+  # On the host, each step rounded to float32 as PyTorch does it: XLA's power and division may be a
+  # few units in the last place off, which at position 8,000 turns a head by 5e-3 radians.
+  exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+  power = np.power(np.float64(rope.theta), exponent.astype(np.float64)).astype(np.float32)
+  frequency = np.float32(1) / power
   if rope.kind == "linear":
-    return frequency / rope.factor
+    return frequency / np.float32(rope.factor)
   if rope.kind == "llama3":
     wavelength = 2 * math.pi / frequency
     low = rope.original_length / rope.low_freq_factor
@@ -38,8 +42,8 @@ def rope_frequencies(rope: Rope, head_dim: int) -> jax.Array:
       rope.high_freq_factor - rope.low_freq_factor
     )
     blended = (1 - blend) * frequency / rope.factor + blend * frequency
-    return jnp.where(
-      wavelength > low, frequency / rope.factor, jnp.where(wavelength < high, frequency, blended)
+    return np.where(
+      wavelength > low, frequency / rope.factor, np.where(wavelength < high, frequency, blended)
     )
   return frequency
 

@@ -107,6 +107,12 @@ def _to_hf(path: str, array: np.ndarray) -> np.ndarray:
   return array.reshape(out, *rest)
 
 
+def _modern(name: str) -> str:
+  """BERT's first checkpoints, made from TensorFlow's, call a norm's weight gamma and bias beta."""
+  name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+  return name.replace("LayerNorm.beta", "LayerNorm.bias")
+
+
 def _stacked(path: str) -> bool:
   return "/layers/" in path or "/lower/" in path
 
@@ -133,7 +139,7 @@ def load_params(
   Raises:
     WeightsError: tensors that are missing, not expected, or of another shape, all of them listed.
   """
-  names = set(reader.names())
+  names = {_modern(name): name for name in reader.names()}
   prefix = "model." if isinstance(network.backbone, DecoderConfig) else "bert."
   bare = not any(name.startswith(prefix) for name in names)
 
@@ -154,10 +160,10 @@ def load_params(
     for name in wanted[path]:
       if name not in names:
         problems.append(f"missing: {name} {shape}")
-      elif tuple(reader.shape(name)) != shape:
-        problems.append(f"shape: {name} is {tuple(reader.shape(name))}, config.json says {shape}")
+      elif (found := tuple(reader.shape(names[name]))) != shape:
+        problems.append(f"shape: {name} is {found}, config.json says {shape}")
   used = {name for path in flat for name in wanted[path]}
-  problems += [f"not expected: {n}" for n in sorted(names - used) if not _IGNORED.match(n)]
+  problems += [f"not expected: {n}" for n in sorted(names.keys() - used) if not _IGNORED.match(n)]
   if problems:
     raise WeightsError(
       f"{source}: {len(problems)} of its tensors do not fit its config.json:\n  "
@@ -169,7 +175,7 @@ def load_params(
     shape = leaf.shape[1:] if _stacked(path) else leaf.shape
     array = np.empty(leaf.shape, np.float32)
     for i, name in enumerate(wanted[path]):
-      array[i if _stacked(path) else ...] = _to_ours(path, reader.get(name), shape)
+      array[i if _stacked(path) else ...] = _to_ours(path, reader.get(names[name]), shape)
     loaded[path] = place(path, array)
   return unflatten_dict(loaded, sep="/"), head if headless else []
 

@@ -1,0 +1,1 @@
+from rm_jax.world.world import World

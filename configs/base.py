@@ -1,0 +1,81 @@
+"""Every field of an experiment, with its unit; other configs start from this one and change some.
+
+Not a run of its own: it names no model and no data.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from rm_jax.world import World
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.seed = 0  # of everything drawn: order of the data, new heads, dropout, the generated world
+
+  c.model = ml_collections.ConfigDict()
+  c.model.pretrained = ""  # folder, hub id, GGUF file or a folder saved by us
+  c.model.config = ""  # or a Hugging Face config.json: random weights
+  c.model.tokenizer = ""  # folder, hub id or GGUF file; '' = the pretrained model's
+  c.model.chat_template = ""  # 'hh', a Jinja text or a file of it; '' = the tokenizer's own
+  c.model.eos = "auto"  # after a response: 'append', 'none', or 'auto' (append where there is one)
+  c.model.frozen_layers = 0  # lowest layers (and the embedding) that are not trained
+  c.model.keep_features = True  # run what is frozen once and keep its output, instead of every step
+  c.model.keep_gib = 8.0  # GiB of host memory that this may take
+  c.model.dtype = "float32"  # of the backbone's compute; 'bfloat16' on TPU and NVIDIA
+  c.model.remat = "none"  # what the backward pass makes again: 'none', 'minimal', 'full'
+  c.model.dropout = False  # True: at the checkpoint's own rates
+
+  c.data = ml_collections.ConfigDict()
+  c.data.train = ""  # file, folder, hub id, or 'world:N'
+  c.data.heldout = "0.1"  # the same, or a fraction of data.train, split by conversation
+  c.data.format = "auto"  # 'pair', 'implicit', 'hh' ...; 'auto' = by the first row's columns
+  c.data.strict = False  # stop at the first bad row, instead of counting it
+  c.data.limit = 0  # training examples to read; 0 = all
+  c.data.batch_groups = 32  # groups (a pair is one) a step
+  c.data.max_length = 1024  # tokens of one prompt + response; a longer prompt is cut
+  c.data.share = True  # store a group's prompt once (decoders)
+  c.data.pack = True  # several groups a row
+  c.data.cells = 16_384  # tokens of a micro-batch on each device; a step may take several
+  c.data.row_lengths = ()  # tokens; () = from the data
+  c.data.world = ml_collections.ConfigDict(dataclasses.asdict(World()))  # of 'world:N'
+
+  c.loss = ml_collections.ConfigDict()
+  c.loss.name = "logistic"  # Bradley-Terry
+  c.loss.margin = 0.0  # score by which every better response should win
+  c.loss.smoothing = 0.0  # share of labels taken to be wrong
+  c.loss.l2 = 0.0  # weight of the mean square of scores
+  c.loss.centering = 0.0  # weight of the squared sum of a pair's scores; 0.01 is usual
+
+  c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.name = "adamw"  # or 'sgd'
+  c.optimizer.learning_rate = 1e-5  # peak
+  c.optimizer.schedule = "cosine"  # or 'linear', 'constant'
+  c.optimizer.warmup_steps = -1  # steps; -1 = 3 % of decay_steps
+  c.optimizer.decay_steps = 0  # steps to the schedule's end; 0 = train.steps of the first run
+  c.optimizer.final_scale = 0.1  # of the peak, at the end
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.95
+  c.optimizer.eps = 1e-8
+  c.optimizer.clip = 1.0  # global norm of the gradient; 0 = none
+  c.optimizer.weight_decay = 0.0  # of kernels and embeddings
+  c.optimizer.towards_pretrained = 0.0  # decay towards the weights at the start
+  c.optimizer.freeze = ()  # regular expressions; parameters whose path has one are not trained
+
+  c.train = ml_collections.ConfigDict()
+  c.train.steps = 0  # steps; 0 = train.epochs of the data; may grow on resume
+  c.train.epochs = 1.0
+  c.train.log_every = 10  # steps
+  c.train.eval_every = 0  # steps; 0 = five times a run
+  c.train.checkpoint_every = 0  # steps; 0 = at each evaluation
+  c.train.keep = 1  # checkpoints that stay
+  c.train.max_skipped = 10  # steps in a row without a finite gradient, then stop
+
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.data = -1  # devices along each axis; -1 = the rest
+  c.mesh.fsdp = 1  # parameters divided as well
+  c.mesh.tensor = 1  # heads and feed-forward divided
+
+  c.lock()
+  return c

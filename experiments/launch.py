@@ -1,0 +1,66 @@
+"""How every command starts: flags are parsed, and a user's mistake is one message, not a traceback.
+
+RM_JAX_TRACEBACK=1 shows the traceback as well.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from rm_jax.train.loop import NotFiniteError, Stopped
+
+# What wrong input, files or flags raise. Anything else is our bug, and keeps its traceback.
+_MISTAKES = (ValueError, KeyError, AttributeError, TypeError, OSError, flags.Error, NotFiniteError)
+
+
+def _fail(error: BaseException, code: int) -> None:
+  if os.environ.get("RM_JAX_TRACEBACK"):
+    traceback.print_exc()
+  text = error.args[0] if isinstance(error, KeyError) and error.args else error
+  print(f"error: {text}", file=sys.stderr)
+  sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except _MISTAKES as error:
+    _fail(error, 2)
+  if len(rest) > 1:
+    _fail(ValueError(f"{rest[1]!r} is no flag; flags begin with --"), 2)
+  return rest
+
+
+def _log_ours() -> None:
+  """Our own messages on stderr; of the libraries' only warnings (Orbax has 50 lines a save)."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  logging.getLogger().setLevel(logging.WARNING)
+  ours = logging.getLogger("rm_jax")
+  ours.setLevel(logging.INFO)
+  ours.propagate = False
+  if not ours.handlers:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname).1s %(message)s"))
+    ours.addHandler(handler)
+
+
+def launch(main: Callable[[], None]) -> None:
+  """Runs a command's `main` after its flags are parsed."""
+
+  def run(_argv):
+    _log_ours()
+    try:
+      main()
+    except Stopped as stopped:
+      _fail(stopped, 128 + stopped.signum)
+    except (ValueError, OSError, NotFiniteError) as error:
+      _fail(error, 1)
+
+  jax.config.config_with_absl()
+  app.run(run, flags_parser=_parse)

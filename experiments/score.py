@@ -1,0 +1,39 @@
+"""Adds "reward" to each row of {prompt, response}, in order.
+
+python -m experiments.score --model=DIR --input=FILE.jsonl --output=FILE.jsonl
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments.launch import launch
+from rm_jax.api import RewardModel
+from rm_jax.data.read import read_rows
+from rm_jax.data.report import Report
+from rm_jax.train.writers import write_atomically
+
+MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
+INPUT = flags.DEFINE_string("input", None, "Rows of {prompt, response}; JSON lines or parquet.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON lines file that gets the rows with rewards.")
+DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
+MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a row; 0 = the model's own.")
+flags.mark_flags_as_required(["model", "input", "output"])
+
+
+def main() -> None:
+  # Strict: a row without a reward would shift all that come after it for who reads by line.
+  rows = [row for _, row in read_rows(INPUT.value, Report(strict=True))]
+  model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value, max_length=MAX_LENGTH.value)
+  rewards = model.score(rows, progress=True)
+  lines = (
+    json.dumps({**row, "reward": float(reward)}, ensure_ascii=False) + "\n"
+    for row, reward in zip(rows, rewards, strict=True)
+  )
+  write_atomically(Path(OUTPUT.value), "".join(lines))
+  print(f"{len(rows)} rows scored: {OUTPUT.value}")
+
+
+if __name__ == "__main__":
+  launch(main)

@@ -1,0 +1,159 @@
+"""Values of a row's columns: text, messages, numbers, and dialogues in Anthropic's raw form.
+
+Each function checks one value and raises `RowError` with a reason to count by.
+"""
+
+import math
+import re
+
+from rm_jax.data.report import RowError, shown
+from rm_jax.types import Message, Text
+
+_ROLES = ("system", "user", "assistant", "tool")
+_TURN = re.compile(r"\n\n(Human|Assistant): ")
+_TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
+_FIRST_HUMAN = re.compile(r"\s*Human:(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
+
+
+def texts_of(text: Text) -> list[str]:
+  """The contents of a text's messages; a string is its own."""
+  return [text] if isinstance(text, str) else [message["content"] for message in text]
+
+
+def text_of(value: object, column: str) -> str:
+  """A string that can be encoded.
+
+  Raises:
+    RowError: wrong_type, or lone_surrogate (JSON can escape one; no tokenizer takes it).
+  """
+  if not isinstance(value, str):
+    raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected text")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError as error:
+    found = f"{column!r} has half a surrogate pair at character {error.start}"
+    raise RowError("lone_surrogate", f"{found}; expected encodable text") from error
+  return value
+
+
+def messages_of(value: object, column: str) -> tuple[Message, ...]:
+  """A list of {role, content}; further keys of a message, such as ids, are left out.
+
+  Raises:
+    RowError: wrong_type, bad_role, unsupported_message or lone_surrogate.
+  """
+  if not isinstance(value, list):
+    found = f"{column!r} is {shown(value)}; expected a list of {{role, content}}, or all strings"
+    raise RowError("wrong_type", found)
+  messages = []
+  for index, message in enumerate(value):
+    where = f"{column}[{index}]"
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+      raise RowError("wrong_type", f"{where} is {shown(message)}; expected {{role, content}}")
+    if message["role"] not in _ROLES:
+      raise RowError("bad_role", f"{where} has role {shown(message['role'])}; expected {_ROLES}")
+    for extra in ("tool_calls", "function_call"):
+      if message.get(extra):  # its text would be lost
+        raise RowError("unsupported_message", f"{where} has {extra}; expected role and content")
+    content = text_of(message["content"], f"{where}.content")
+    messages.append(Message(role=message["role"], content=content))
+  return tuple(messages)
+
+
+def number_of(value: object, column: str) -> float:
+  """A finite number.
+
+  Raises:
+    RowError: wrong_type (a bool is no number) or not_finite.
+  """
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected a number")
+  try:
+    number = float(value)
+  except OverflowError:
+    number = math.inf
+  if not math.isfinite(number):
+    raise RowError("not_finite", f"{column!r} is {shown(value)}; expected a finite number")
+  return number
+
+
+def conversation_of(prompt: Text) -> str:
+  """What a prompt's conversation is known by: its first human turn, white space collapsed.
+
+  That of a string is the turn after 'Human:' where it has that form, else all of it.
+  """
+  if isinstance(prompt, str):
+    match = _FIRST_HUMAN.match(prompt)
+    turns = [match[1]] if match else []
+    everything = prompt
+  else:
+    turns = [m["content"] for m in prompt if m["role"] == "user"]
+    everything = " ".join(m["content"] for m in prompt)
+  return next((kept for turn in turns if (kept := _collapsed(turn))), _collapsed(everything))
+
+
+def _collapsed(text: str) -> str:
+  return " ".join(text.split())
+
+
+def parse_dialogue(text: str) -> tuple[Message, ...]:
+  """Messages of a dialogue in Anthropic's raw form.
+
+  Every byte is kept: '\\n\\nHuman: {content}' and '\\n\\nAssistant: {content}', joined, are `text`.
+  One role may speak twice in a row, and a turn may be empty: both are in the data.
+
+  Raises:
+    RowError: malformed_dialogue, if it does not start with a Human turn and end with an Assistant
+      turn, or a marker is not followed by a space.
+  """
+  before, *parts = _TURN.split(text)
+  if before or not parts or parts[0] != "Human":
+    found = f"starts {shown(text[:40])}; expected '\\n\\nHuman: '"
+    raise RowError("malformed_dialogue", found)
+  turns = list(zip(parts[::2], parts[1::2], strict=True))
+  if turns[-1][0] != "Assistant":
+    found = f"last turn is Human's {shown(turns[-1][1][:40])}; expected an Assistant turn"
+    raise RowError("malformed_dialogue", found)
+  for _, content in turns:
+    if "\n\nHuman:" in content or "\n\nAssistant:" in content:
+      found = f"a turn's marker without a space after it in {shown(content)}; expected one"
+      raise RowError("malformed_dialogue", found)
+  return tuple(Message(role=_TURN_ROLES[who], content=content) for who, content in turns)
+
+
+def common_end(chosen: str, rejected: str) -> int:
+  """Characters of the common prefix, cut back so that neither response starts inside a word.
+
+  The white space before a response is the response's, as tokenizers have it.
+  """
+  pairs = enumerate(zip(chosen, rejected, strict=False))
+  end = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+  while end and not (
+    chosen[end:].strip()
+    and rejected[end:].strip()
+    and (chosen[end - 1].isspace() or (chosen[end].isspace() and rejected[end].isspace()))
+  ):
+    end -= 1
+  return len(chosen[:end].rstrip())
+
+
+def common_front(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
+  """Leading messages that two conversations share, cut back to where the assistant speaks next.
+
+  Raises:
+    RowError: empty_response, empty_prompt, or prompts_differ where there is no such front.
+  """
+  if not chosen or not rejected:
+    raise RowError("empty_response", "a side without messages; expected a conversation on both")
+  front = 0
+  for index, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
+    if one["role"] == other["role"] == "assistant":
+      front = index
+    if one != other:
+      break
+  if front:
+    return front
+  if chosen[0]["role"] == rejected[0]["role"] == "assistant":
+    raise RowError("empty_prompt", "both sides start with the assistant; expected a prompt before")
+  found = f"{shown(chosen[0])} and {shown(rejected[0])}; expected the same turns on both sides"
+  raise RowError("prompts_differ", f"{found} up to an assistant's")

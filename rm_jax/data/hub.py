@@ -1,0 +1,214 @@
+"""Which files of a folder are data, and which of a hub data set belong to a config and a split."""
+
+import dataclasses
+import pathlib
+import re
+
+from rm_jax.data.report import DataError
+
+_ID = re.compile(
+  r"(?P<repo>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?"
+)
+_METADATA = {"dataset_infos.json", "dataset_info.json", "state.json"}  # JSON, but not rows
+_FETCHED = [f"*.{kind}" for kind in ("parquet", "jsonl", "jsonl.gz", "json", "json.gz")]
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<total>\d{5})")
+# Words that file names use for a split, as the `datasets` library reads them.
+_WORDS = {
+  "train": ("train", "training"),
+  "validation": ("validation", "valid", "val", "dev"),
+  "test": ("test", "testing", "eval", "evaluation"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dataset:
+  """A data set of the hub, 'org/name@config:split'; None where the id does not say."""
+
+  repo: str
+  config: str | None = None
+  split: str | None = None
+
+
+def parse(text: str) -> Dataset | None:
+  """The data set that an id names, or None if `text` is not of that form."""
+  match = _ID.fullmatch(text)
+  return Dataset(**match.groupdict()) if match else None
+
+
+def kind(path: pathlib.PurePath) -> str | None:
+  """'json' (JSON lines), 'parquet', or None, by the file's name."""
+  name = path.name.lower()
+  if name.endswith(".parquet"):
+    return "parquet"
+  return "json" if name.removesuffix(".gz").endswith((".jsonl", ".json")) else None
+
+
+def data_files(root: pathlib.Path) -> tuple[list[pathlib.PurePath], list[pathlib.PurePath]]:
+  """All files under `root` but hidden ones, relative to it and sorted: (data, others)."""
+  every = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+  seen = [p for p in every if not any(part.startswith(".") for part in p.parts)]
+  data = [p for p in seen if kind(p) and p.name not in _METADATA]
+  return data, sorted(set(seen) - set(data))
+
+
+def check_once(where: str, found: list[pathlib.PurePath]) -> None:
+  """Raises DataError if the same file is in `found` both plain and with .gz."""
+  names = {path.as_posix() for path in found}
+  twice = sorted(name for name in names if f"{name}.gz" in names)
+  if twice:
+    raise DataError(
+      f"{where}: {twice[0]} is there both plain and with .gz, so its rows would be read twice. "
+      "Remove one of them, or name the file to read."
+    )
+
+
+def fetch(dataset: Dataset) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
+  """Downloads a data set (or finds it in the cache) and selects the files of its split.
+
+  Returns:
+    (folder of the snapshot, files relative to it in reading order).
+
+  Raises:
+    DataError: if the hub has no such data set or cannot be reached, if the data set has no such
+      config or split, or if files of it are missing.
+  """
+  import huggingface_hub  # here and not above: most runs read local files, and the import is slow
+
+  try:
+    got = huggingface_hub.snapshot_download(
+      dataset.repo, repo_type="dataset", allow_patterns=[*_FETCHED, "README.md"]
+    )
+  except (OSError, ValueError) as error:  # what the hub's own errors derive from
+    raise DataError(
+      f"{dataset.repo}: no such file or folder here, and as a data set of the hub it could not be "
+      f"fetched: {type(error).__name__}: {error}"
+    ) from error
+  root = pathlib.Path(got)
+  card = root / "README.md"
+  metadata = huggingface_hub.metadata_load(card) if card.is_file() else None
+  found, _ = data_files(root)
+  selected = select(dataset, found, (metadata or {}).get("configs"))
+  if len({kind(path) for path in selected}) > 1:
+    raise DataError(
+      f"{dataset.repo}: the split is there both as parquet and as JSON lines, so its rows would be "
+      f"read twice: {_listed(selected)}. Name a folder of the snapshot instead: {root}"
+    )
+  check_once(dataset.repo, selected)
+  _check_shards(dataset.repo, selected)
+  return root, selected
+
+
+def select(
+  dataset: Dataset, found: list[pathlib.PurePath], configs: list[dict] | None
+) -> list[pathlib.PurePath]:
+  """The files of a data set's config and split.
+
+  The data set's card decides where it lists `configs`; else names do: a folder is a config, and a
+  file is of a split if its name or a folder's says so ('train-00000-of-00002.parquet',
+  'test.jsonl.gz'). Where the id names no split it is 'train', or all if no name speaks of splits.
+
+  Args:
+    dataset: what is wanted.
+    found: all data files, relative to the snapshot.
+    configs: the card's list of {config_name, data_files, ...}, if it has one.
+
+  Raises:
+    DataError: if there is no such config or split; the message lists what there is.
+  """
+  if configs and any("data_files" in config for config in configs):
+    return _by_card(dataset, found, configs)
+  if dataset.config is not None:
+    inside = [p for p in found if dataset.config in p.parts[:-1]]
+    if not inside:
+      folders = sorted({part for p in found for part in p.parts[:-1]})
+      raise DataError(f"{dataset.repo}: no config {dataset.config!r}; folders: {folders}")
+    found = inside
+  wanted = dataset.split or "train"
+  if any(_split_of(p) for p in found):  # exact names: 'train' is not 'train_prefs'
+    selected = [p for p in found if _split_of(p) == wanted]
+  elif dataset.split is None and not any(_says(p, word) for p in found for word in _WORDS):
+    selected = found
+  else:
+    selected = [p for p in found if _says(p, wanted)]
+  if not selected:
+    raise DataError(f"{dataset.repo}: no file of a split {wanted!r} among {_listed(found)}")
+  return selected
+
+
+def _by_card(
+  dataset: Dataset, found: list[pathlib.PurePath], configs: list[dict]
+) -> list[pathlib.PurePath]:
+  names = {config.get("config_name", "default"): config for config in configs}
+  if dataset.config is not None:
+    config = names.get(dataset.config)
+  elif len(configs) == 1:
+    config = configs[0]
+  else:
+    default = [config for config in configs if config.get("default")]
+    config = default[0] if default else names.get("default")
+  if config is None:
+    raise DataError(
+      f"{dataset.repo}: has configs {sorted(names)}, and {dataset.config or 'none'} was named. "
+      f"Write '{dataset.repo}@config:split'."
+    )
+  splits = _patterns(config.get("data_files", []))
+  wanted = dataset.split or "train"
+  if wanted not in splits:
+    raise DataError(f"{dataset.repo}: no split {wanted!r}; its card lists {sorted(splits)}")
+  folder = config.get("data_dir")
+  patterns = [_glob(f"{folder}/{q}" if folder else q) for q in splits[wanted]]
+  selected = [p for p in found if any(q.fullmatch(p.as_posix()) for q in patterns)]
+  if not selected:
+    raise DataError(f"{dataset.repo}: no file here matches its card's {splits[wanted]}")
+  return selected
+
+
+def _patterns(data_files: str | list) -> dict[str, list[str]]:
+  """{split: patterns} from a card: a pattern or a list of them is 'train'."""
+  if isinstance(data_files, str):
+    return {"train": [data_files]}
+  splits: dict[str, list[str]] = {}
+  for entry in data_files:
+    split, path = ("train", entry) if isinstance(entry, str) else (entry["split"], entry["path"])
+    splits.setdefault(split, []).extend([path] if isinstance(path, str) else path)
+  return splits
+
+
+def _glob(pattern: str) -> re.Pattern:
+  """A card's pattern: * and ? stay inside a folder, ** crosses them."""
+  text = re.escape(pattern.removeprefix("./"))
+  text = text.replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
+  return re.compile(text.replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))
+
+
+def _split_of(path: pathlib.PurePath) -> str | None:
+  """The split of a file called 'split-00000-of-00002.parquet'; its name is exact."""
+  match = _SHARD.fullmatch(path.name.split(".")[0])
+  return match["stem"] if match else None
+
+
+def _says(path: pathlib.PurePath, split: str) -> bool:
+  """Whether a file's name or a folder's holds the split's word between delimiters."""
+  words = "|".join(map(re.escape, _WORDS.get(split, (split,))))
+  return bool(re.search(rf"(?:^|[-._ 0-9/])(?:{words})(?:[-._ 0-9/]|$)", path.as_posix()))
+
+
+def _check_shards(repo: str, selected: list[pathlib.PurePath]) -> None:
+  shards: dict[tuple[str, int], set[int]] = {}
+  for path in selected:
+    match = _SHARD.fullmatch(path.name.split(".")[0])
+    if match:
+      key = (str(path.with_name(match["stem"])), int(match["total"]))
+      shards.setdefault(key, set()).add(int(match["index"]))
+  for (stem, total), present in shards.items():
+    missing = sorted(set(range(total)) - present)
+    if missing:
+      raise DataError(
+        f"{repo}: {stem} has {total} shards, and {missing} are missing from the local snapshot. "
+        "Fetch it again with the network on."
+      )
+
+
+def _listed(paths: list[pathlib.PurePath]) -> str:
+  names = [path.as_posix() for path in paths]
+  return ", ".join(names[:8]) + (f", … ({len(names)} files)" if len(names) > 8 else "")

@@ -1,0 +1,201 @@
+"""Rows from files: JSON lines (plain or gzip), parquet, a folder of them, or a data set of the hub.
+
+Reading knows nothing of what a row means; `rm_jax.data.formats` does.
+"""
+
+import codecs
+import dataclasses
+import gzip
+import itertools
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Iterator
+
+from rm_jax.data import hub
+from rm_jax.data.report import DataError, Report, RowError, shown
+
+Row = dict[str, object]
+
+ACCEPTED = (
+  "JSON lines (.jsonl, .json, either with .gz), parquet (.parquet), a folder of these, or a data "
+  "set of the hub as 'org/name', 'org/name:split' or 'org/name@config:split'"
+)
+_GZIP = b"\x1f\x8b"
+_PARQUET_BATCH = 256  # rows decoded at once: bounds memory, long enough to be fast
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+  """One file to read: `name` is how origins call it, `path` is where its bytes are."""
+
+  name: str
+  path: pathlib.Path
+
+
+def files(path: str | os.PathLike, report: Report) -> list[File]:
+  """The files that `path` stands for, in the order in which they are read.
+
+  A path that exists wins over a hub id of the same name. A folder is read with its sub-folders,
+  sorted by path, without hidden files; those of no accepted kind go to `report.unread`.
+
+  Raises:
+    DataError: if there is nothing at `path`, nothing readable in it, or a folder holds the same
+      file both plain and with .gz.
+  """
+  text = os.fspath(path)
+  local = pathlib.Path(text).expanduser()
+  if local.is_dir():
+    found, others = hub.data_files(local)
+    report.unread += [str(local / other) for other in others]
+    if not found:
+      raise DataError(f"{text}: no file to read in this folder. Accepted: {ACCEPTED}.")
+    hub.check_once(text, found)
+    return [File(str(local / relative), local / relative) for relative in found]
+  if local.exists():
+    if not hub.kind(local):
+      raise DataError(f"{text}: not a kind of file that is read here. Accepted: {ACCEPTED}.")
+    return [File(text, local)]
+  dataset = None if hub.kind(local) else hub.parse(text)
+  if dataset is None:
+    raise DataError(f"{text}: no such file or folder. Accepted: {ACCEPTED}.")
+  root, found = hub.fetch(dataset)
+  return [File(f"{dataset.repo}/{relative}", root / relative) for relative in found]
+
+
+def read_rows(path: str | os.PathLike, report: Report) -> Iterator[tuple[str, Row]]:
+  """Yields (origin, row) of everything at `path`, lazily; bad rows are dropped into `report`.
+
+  Args:
+    path: a file, a folder, or a hub id; see `ACCEPTED`.
+    report: counts the rows, and decides whether a bad one raises.
+
+  Returns:
+    An iterator of ('file:line', row), lines counted from 1; ('file:row N', row) for parquet, rows
+    counted from 0 as pandas does.
+
+  Raises:
+    DataError: at once if there is nothing to read; later, if strict, at the first bad row.
+  """
+  found = files(path, report)
+  return itertools.chain.from_iterable(read_file(file, report) for file in found)
+
+
+def read_file(file: File, report: Report) -> Iterator[tuple[str, Row]]:
+  """Yields (origin, row) of one file; see `read_rows`."""
+  if hub.kind(file.path) == "parquet":
+    return _read_parquet(file, report)
+  return _read_json_lines(file, report)
+
+
+def _read_json_lines(file: File, report: Report) -> Iterator[tuple[str, Row]]:
+  with open(file.path, "rb") as opened:
+    zipped = opened.read(2) == _GZIP  # by content: names lie after a download or a rename
+  with gzip.open(file.path, "rb") if zipped else open(file.path, "rb") as lines:
+    first = True
+    for number in itertools.count(1):
+      origin = f"{file.name}:{number}"
+      try:
+        # Bytes, ended by \n alone: text mode would also split at U+2028 and the like, which JSON
+        # strings may hold as they are.
+        line = lines.readline()
+      except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        report.rows += 1  # the row that the damage cut; those after it cannot even be counted
+        found = f"the gzip stream breaks off here ({error}); expected the whole file: fetch it anew"
+        report.drop("damaged_file", origin, found)
+        return
+      if not line:
+        return
+      line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+      if not line.strip():
+        continue
+      if first and line.lstrip().startswith(b"["):
+        raise DataError(
+          f"{origin}: a JSON array; expected one object a line. Mend: jq -c '.[]' FILE > FILE.jsonl"
+        )
+      first = False
+      report.rows += 1
+      try:
+        row = parse_line(line)
+      except RowError as error:
+        report.drop(error.reason, origin, error.detail)
+        continue
+      yield origin, row
+
+
+def parse_line(line: bytes) -> Row:
+  """One JSON object from one line.
+
+  Raises:
+    RowError: invalid_utf8, invalid_json (NaN and Infinity are no JSON either), not_an_object, or
+      duplicate_key (which of the two values was meant cannot be known).
+  """
+  try:
+    text = line.decode("utf-8")
+  except UnicodeDecodeError as error:
+    found = f"byte {line[error.start]:#04x} at column {error.start + 1}; expected UTF-8"
+    raise RowError("invalid_utf8", found) from error
+  try:
+    row = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+  except (ValueError, RecursionError) as error:
+    raise RowError("invalid_json", f"{error} in {shown(text.strip())}; expected JSON") from error
+  if not isinstance(row, dict):
+    found = f"{type(row).__name__} {shown(row)}; expected an object {{column: value}}"
+    raise RowError("not_an_object", found)
+  return row
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+  made = dict(pairs)
+  if len(made) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise RowError("duplicate_key", f"{shown(twice)} twice in one object; expected it once")
+  return made
+
+
+def _no_constant(name: str) -> None:
+  raise ValueError(f"{name} is not a JSON number")
+
+
+def _read_parquet(file: File, report: Report) -> Iterator[tuple[str, Row]]:
+  import pyarrow  # here and not above: many runs have no parquet, and the import takes its time
+  import pyarrow.parquet
+
+  number = 0
+  try:
+    with pyarrow.parquet.ParquetFile(file.path) as table:
+      columns = table.schema_arrow.names
+      if len(set(columns)) < len(columns):
+        raise DataError(f"{file.name}: two columns of one name in {columns}; rename one of them.")
+      for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
+        for row in _rows_of(batch):
+          origin = f"{file.name}:row {number}"
+          number += 1
+          report.rows += 1
+          if isinstance(row, UnicodeDecodeError):
+            report.drop("invalid_utf8", origin, f"{row}; expected UTF-8 text")
+            continue
+          yield origin, row
+  except (pyarrow.ArrowException, OSError) as error:
+    report.rows += 1
+    found = (
+      f"not readable as parquet from here on ({error}); expected the whole file: fetch it anew"
+    )
+    report.drop("damaged_file", f"{file.name}:row {number}", found)
+
+
+def _rows_of(batch) -> list[Row | UnicodeDecodeError]:
+  """The rows of a pyarrow RecordBatch; in the place of an undecodable one, its error."""
+  try:
+    return batch.to_pylist()
+  except UnicodeDecodeError:
+    pass  # one by one, so that it costs its own row and not the batch
+  rows = []
+  for index in range(batch.num_rows):
+    try:
+      rows += batch.slice(index, 1).to_pylist()
+    except UnicodeDecodeError as error:
+      rows.append(error)
+  return rows

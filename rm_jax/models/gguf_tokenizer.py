@@ -1,0 +1,212 @@
+"""The tokenizer in a GGUF file, built with `tokenizers`: the ids of the one it was made from.
+
+transformers builds one too, but only where torch is installed, and without the normaliser, the
+`ignore_merges` and the rule for digits that some need: its ids then differ from the original's.
+"""
+
+import dataclasses
+
+import gguf
+import tokenizers
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pre:
+  """How text is cut before byte-pair merging, for one `tokenizer.ggml.pre`."""
+
+  split: str | None = None  # None: GPT-2's rule, which `ByteLevel` holds
+  digits: bool = False  # each digit alone, before GPT-2's rule
+  nfc: bool = False  # normalised first, as the original does (llama.cpp does not)
+  whole: bool = False  # a piece that is a token is taken whole, whatever the merges
+  bos: bool = False  # BOS is added unless the file says otherwise
+
+
+_WORDS = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DIGITS = _Pre(digits=True)
+_LLAMA3 = _Pre(_WORDS % "{1,3}", whole=True, bos=True)
+# Only those whose ids were compared with the original's: a wrong rule gives wrong ids in silence.
+_PRE = {
+  "gpt-2": _Pre(),
+  "smollm": _DIGITS,
+  "starcoder": _DIGITS,
+  "refact": _DIGITS,
+  "llama-bpe": _LLAMA3,
+  "llama-v3": _LLAMA3,
+  "llama3": _LLAMA3,
+  "qwen2": _Pre(_WORDS % "", nfc=True),
+}
+
+# tokenizer.ggml.token_type
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+
+
+def build(reader: gguf.GGUFReader, path: str) -> transformers.PreTrainedTokenizerFast:
+  """The tokenizer of an open GGUF file; see `rm_jax.models.gguf.tokenizer`.
+
+  Args:
+    reader: the file, open.
+    path: of the file, for messages.
+
+  Returns:
+    The tokenizer, with its special tokens and chat template.
+
+  Raises:
+    ValueError: a kind of tokenizer or a rule of splitting that we do not know, or keys missing or
+      contradictory (all of them in one message).
+  """
+
+  def get(key, default=None):
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
+
+  kind, architecture = get("tokenizer.ggml.model"), get("general.architecture")
+  pre = get("tokenizer.ggml.pre")
+  # What Gemma and Phi-3 do otherwise with spaces is not in their files.
+  if kind != "gpt2" and (kind, architecture) != ("llama", "llama"):
+    raise ValueError(
+      f"{path}: tokenizer.ggml.model is {kind!r} in a {architecture!r}; we read 'gpt2' (byte-level"
+      " BPE), and 'llama' (sentencepiece) in a 'llama'. Use the model's own tokenizer.json."
+    )
+  if kind == "gpt2" and pre not in _PRE:
+    raise ValueError(
+      f"{path}: tokenizer.ggml.pre is {pre!r}, so how text is split is not known; we know"
+      f" {sorted(_PRE)}. Use the model's own tokenizer.json, or convert it with a newer llama.cpp."
+    )
+  tokens, types = get("tokenizer.ggml.tokens", []), get("tokenizer.ggml.token_type", [])
+  scores = get("tokenizer.ggml.scores", []) if kind == "llama" else [0.0] * len(tokens)
+  merges = get("tokenizer.ggml.merges", []) if kind == "gpt2" else []
+  pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+  special = {
+    name: get(f"tokenizer.ggml.{key}_token_id")
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+  }
+  adds = {
+    "bos": get("tokenizer.ggml.add_bos_token", kind == "llama" or _PRE[pre].bos),
+    "eos": get("tokenizer.ggml.add_eos_token", False),
+  }
+  if problems := _problems(kind, tokens, types, scores, pairs, special, adds):
+    listed = "\n  ".join(problems)
+    raise ValueError(
+      f"{path}: its {len(tokens)} tokens and what is said of them do not fit:\n  {listed}\n"
+      "Use the model's own tokenizer.json, or convert it again with a newer llama.cpp."
+    )
+  vocab = {token: i for i, token in enumerate(tokens)}
+  names = {name: tokens[i] for name, i in special.items() if i is not None}
+  if kind == "gpt2":
+    backend = _byte_level(vocab, pairs, _PRE[pre])
+  else:
+    space = get("tokenizer.ggml.add_space_prefix", True)
+    backend = _sentencepiece(vocab, dict(zip(tokens, scores, strict=True)), names.get("unk"), space)
+  _add(backend, tokens, types)
+  if any(adds.values()):
+    backend.post_processor = _template(names, special, adds)
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend,
+    model_max_length=get(f"{architecture}.context_length"),
+    chat_template=get("tokenizer.chat_template"),
+    clean_up_tokenization_spaces=False,
+    **{f"{name}_token": token for name, token in names.items()},
+  )
+
+
+def _problems(
+  kind: str,
+  tokens: list[str],
+  types: list[int],
+  scores: list[float],
+  pairs: list[tuple[str, ...]],
+  special: dict[str, int | None],
+  adds: dict[str, bool],
+) -> list[str]:
+  """What of a file's tokenizer is missing, or contradicts the rest of it."""
+  vocab = {token: i for i, token in enumerate(tokens)}
+  problems = [
+    f"tokenizer.ggml.{key} has {len(value)} entries"
+    for key, value, bad in (
+      ("tokens", tokens, not tokens),
+      ("token_type", types, len(types) != len(tokens)),
+      ("scores", scores, len(scores) != len(tokens)),
+      ("merges", pairs, kind == "gpt2" and not pairs),
+    )
+    if bad
+  ]
+  problems += [f"token {t!r} is {vocab[t]} and {i}" for i, t in enumerate(tokens) if vocab[t] != i]
+  problems += [
+    f"merge {' '.join(pair)!r} does not make a token of two"
+    for pair in pairs
+    if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys()
+  ]
+  problems += [
+    f"{name}_token_id is {i}" for name, i in special.items() if i is not None and i >= len(tokens)
+  ]
+  problems += [
+    f"add_{name}_token is true, and there is no {name}_token_id"
+    for name, add in adds.items()
+    if add and special[name] is None
+  ]
+  return problems
+
+
+def _byte_level(vocab: dict[str, int], merges: list[tuple], pre: _Pre) -> tokenizers.Tokenizer:
+  backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.whole))
+  if pre.nfc:
+    backend.normalizer = normalizers.NFC()
+  steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre.split is None)]
+  if pre.split is not None:
+    steps.insert(0, pre_tokenizers.Split(tokenizers.Regex(pre.split), "isolated"))
+  if pre.digits:
+    steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+  backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+  backend.decoder = decoders.ByteLevel()
+  return backend
+
+
+def _sentencepiece(
+  vocab: dict[str, int], scores: dict[str, float], unk: str | None, space: bool
+) -> tokenizers.Tokenizer:
+  # Sentencepiece joins the two neighbours whose union scores best. So each way to cut a token in
+  # two is a merge, the best score first; of equals, the one whose halves have the smaller ids.
+  cuts = [(token[:i], token[i:]) for token in vocab for i in range(1, len(token))]
+  merges = [pair for pair in cuts if pair[0] in vocab and pair[1] in vocab]
+  merges.sort(key=lambda pair: (-scores["".join(pair)], vocab[pair[0]], vocab[pair[1]]))
+  backend = tokenizers.Tokenizer(
+    models.BPE(vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=True)
+  )
+  steps = [normalizers.Replace(" ", "▁")]
+  undo = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+  if space:
+    steps.insert(0, normalizers.Prepend("▁"))
+    undo.append(decoders.Strip(" ", 1, 0))
+  backend.normalizer = normalizers.Sequence(steps)
+  backend.decoder = decoders.Sequence(undo)
+  return backend
+
+
+def _add(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
+  """Marks the tokens that are matched in the text before it is split, so that each is one id."""
+  for special, wanted in ((True, (_UNKNOWN, _CONTROL)), (False, (_USER_DEFINED,))):
+    added = [
+      tokenizers.AddedToken(token, normalized=False, special=special)
+      for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+      # [PADn] are rows without a token, by which old converters filled up the embedding.
+      if kind in wanted and token != f"[PAD{i}]"
+    ]
+    (backend.add_special_tokens if special else backend.add_tokens)(added)
+
+
+def _template(
+  names: dict[str, str], special: dict[str, int | None], adds: dict[str, bool]
+) -> processors.TemplateProcessing:
+  bos = [names["bos"]] if adds["bos"] else []
+  eos = [names["eos"]] if adds["eos"] else []
+  first = [*bos, "$A", *eos]
+  second = [f"{piece}:1" for piece in (*bos, "$B", *eos)]
+  used = {names[name]: special[name] for name in adds if adds[name]}
+  return processors.TemplateProcessing(
+    single=first, pair=first + second, special_tokens=list(used.items())
+  )

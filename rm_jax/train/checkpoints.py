@@ -1,0 +1,168 @@
+"""Orbax checkpoints of a run, checked when they are read back.
+
+Orbax writes atomically but keeps no checksum over the data, and takes an empty step directory for
+the latest. So a fingerprint of every array is saved beside it; what does not match on reading is
+passed over, with a warning, for the checkpoint before it.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rm_jax.train.step import TrainState
+
+log = logging.getLogger(__name__)
+
+
+@jax.jit
+def _fingerprint(tree: Any) -> list[jax.Array]:
+  # A sum of the bits as integers is the same for any sharding, and no single flipped bit leaves it.
+  def bits(x):
+    word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    return jnp.sum(jax.lax.bitcast_convert_type(x, word), dtype=jnp.uint32)
+
+  return [bits(x) for x in jax.tree.leaves(tree)]
+
+
+def fingerprint(tree: Any) -> list[int]:
+  """One integer for each leaf, in the tree's order."""
+  return [int(x) for x in jax.device_get(_fingerprint(tree))]
+
+
+class CheckpointError(RuntimeError):
+  """No checkpoint can be read, or one could not be written."""
+
+
+class Checkpoints:
+  """The checkpoints of a workdir.
+
+  Args:
+    directory: made where it does not exist.
+    keep: how many of the latest stay.
+  """
+
+  def __init__(self, directory: Path, keep: int = 2):
+    self.directory = directory
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+  def save(self, state: TrainState, position: dict[str, Any]) -> None:
+    """Writes a checkpoint, and returns once it is on disk.
+
+    Args:
+      state: saved as 'params' (all of them, nested), and 'train' (optimiser and metrics' window).
+      position: what JSON can hold: seed, data position, the random key.
+
+    Raises:
+      CheckpointError: it could not be written; the ones before it are untouched.
+    """
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    items = {
+      "params": state.all_params(),
+      "train": {"optimizer": state.optimizer, "window": state.window, "step": state.step},
+    }
+    marks = {name: fingerprint(tree) for name, tree in items.items()}
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(items["params"]),
+          train=ocp.args.StandardSave(items["train"]),
+          position=ocp.args.JsonSave({**position, "fingerprint": marks}),
+        ),
+      )
+      # Orbax writes in the background and tells of a failure only when it is waited for.
+      self._manager.wait_until_finished()
+    except (OSError, ValueError, RuntimeError) as error:
+      raise CheckpointError(
+        f"{self.directory}: step {step} could not be saved ({error}); is the disk full?"
+      ) from error
+
+  def steps(self) -> list[int]:
+    """Steps with a checkpoint, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def _read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+    args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+    out = self._manager.restore(
+      step, args=ocp.args.Composite(position=ocp.args.JsonRestore(), **args)
+    )
+    for name in targets:
+      found, saved = fingerprint(out[name]), out["position"]["fingerprint"][name]
+      if found != saved:
+        paths = list(flatten_dict(out["params"], sep="/")) if name == "params" else None
+        where = [i for i, (a, b) in enumerate(zip(found, saved, strict=True)) if a != b]
+        what = [paths[i] for i in where] if paths else f"{len(where)} arrays of {name!r}"
+        raise CheckpointError(f"its arrays are not what was saved: {what}")
+    return {name: out[name] for name in [*targets, "position"]}
+
+  def _latest(self, targets: dict[str, Any]) -> dict[str, Any] | None:
+    steps = self.steps()
+    problems = []
+    for step in reversed(steps):
+      try:
+        return self._read(step, targets)
+      # Whatever a damaged directory makes Orbax raise, an older checkpoint may be whole.
+      except Exception as error:
+        problems.append(f"step {step}: {type(error).__name__}: {str(error)[:300]}")
+        log.warning("%s: checkpoint passed over: %s", self.directory, problems[-1])
+    if problems:
+      raise CheckpointError(
+        f"{self.directory}: none of its {len(steps)} checkpoints can be read:\n  "
+        + "\n  ".join(problems)
+      )
+    return None
+
+  def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """The latest whole checkpoint as a state like `state`, in its shardings, and its position.
+
+    Returns None where there is no checkpoint at all. Raises CheckpointError where there are some
+    and none can be read.
+    """
+    targets = {
+      "params": _abstract(state.all_params()),
+      "train": _abstract(
+        {"optimizer": state.optimizer, "window": state.window, "step": state.step}
+      ),
+    }
+    found = self._latest(targets)
+    if found is None:
+      return None
+    flat = flatten_dict(found["params"], sep="/")
+    restored = TrainState(
+      step=found["train"]["step"],
+      params={path: flat[path] for path in state.params},
+      frozen={path: flat[path] for path in state.frozen},
+      optimizer=found["train"]["optimizer"],
+      window=found["train"]["window"],
+    )
+    return restored, found["position"]
+
+  def restore_params(self, abstract: dict[str, Any]) -> dict:
+    """Parameters alone, nested, of the latest whole checkpoint.
+
+    Args:
+      abstract: path -> ShapeDtypeStruct with a sharding.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    found = self._latest({"params": unflatten_dict(abstract, sep="/")})
+    if found is None:
+      raise CheckpointError(f"{self.directory}: no checkpoint; has the run saved one yet?")
+    return found["params"]
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self._manager.close()
+
+
+def _abstract(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -1,0 +1,433 @@
+"""The training loop: it wires and delegates."""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from rm_jax.data.iterate import ahead, step_groups
+from rm_jax.data.pack import Packing, assemble, pack, plan
+from rm_jax.train import evaluate
+from rm_jax.train.checkpoints import Checkpoints
+from rm_jax.train.mesh import make_mesh, parameter_shardings, place_batch, replicated, rows_multiple
+from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
+from rm_jax.train.score import make_features, score_groups
+from rm_jax.train.setup import Dataset, Model, build_model, init_params, load_data
+from rm_jax.train.step import (
+  WINDOW,
+  TrainState,
+  make_accumulate,
+  make_apply,
+  make_objective,
+  window_metrics,
+  zero_window,
+)
+from rm_jax.train.workdir import claim, resolve, write_model
+from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes, read_lines, write_json
+
+log = logging.getLogger(__name__)
+
+
+class NotFiniteError(RuntimeError):
+  """Too many steps in a row whose gradient was not finite."""
+
+
+class Stopped(RuntimeError):
+  """A signal asked the run to stop; its state is saved."""
+
+  def __init__(self, message: str, signum: int):
+    super().__init__(message)
+    self.signum = signum
+
+
+class _Signals:
+  """While open, SIGTERM and SIGINT are noted and not obeyed at once: the step is finished first."""
+
+  def __init__(self):
+    self.asked: int | None = None
+    self._old = {}
+
+  def __enter__(self):
+    # Python lets only the main thread do this; elsewhere (a notebook's worker) signals stay as are.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._old[number] = signal.signal(number, self._note)
+    return self
+
+  def _note(self, number, _frame):
+    self.asked = number
+
+  def __exit__(self, *_):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+
+def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+  """Trains as a config says, or goes on where `workdir` stopped; returns the summary.
+
+  Args:
+    config: see configs/base.py.
+    workdir: gets config.json, metrics.jsonl, timing.jsonl, tensorboard/, model/, checkpoints/,
+      summary.json and report.png.
+
+  Raises:
+    ValueError: config, files or data are not as they should be; nothing was overwritten.
+    Stopped: on SIGTERM or SIGINT, after a checkpoint.
+    NotFiniteError: `train.max_skipped` steps in a row had no finite gradient.
+  """
+  began = time.perf_counter()
+  workdir = Path(workdir)
+  mesh = make_mesh(config.mesh)
+  model = build_model(config)
+  train_set, heldout_set, report = load_data(config, model)
+  config = resolve(config, len(train_set.groups), workdir)
+  main = jax.process_index() == 0
+  claim(workdir, config, write=main)
+  log.info("data: %s", report)
+  run = _Run(config, workdir, mesh, model, train_set, heldout_set)
+  with jax.set_mesh(mesh):
+    timing = run.loop()
+  summary = {
+    "heldout": run.report,
+    "train": {
+      "steps": int(run.state.step),
+      "wall_seconds": round(time.perf_counter() - began, 2),
+      **timing,
+      "peak_memory_bytes": peak_memory_bytes(),
+      "trained_parameters": sum(p.size for p in run.state.params.values()),
+      "frozen_parameters": sum(p.size for p in run.state.frozen.values()),
+      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    },
+    "data": {
+      "kept": report.kept,
+      "dropped": dict(sorted(report.dropped.items())),
+      "examples_of_dropped": report.examples,
+      "train": len(train_set.groups),
+      "heldout": len(heldout_set.groups),
+      "prompts_cut": sum(g.cut > 0 for g in [*train_set.groups, *heldout_set.groups]),
+    },
+  }
+  if main:
+    write_json(workdir / "summary.json", summary)
+    lines = read_lines(workdir / "metrics.jsonl")
+    draw_report(workdir / "report.png", lines, run.report, run.scores)
+  return summary
+
+
+class _Run:
+  """A run's parts, put together once; `loop` drives them."""
+
+  def __init__(
+    self,
+    config: Any,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    model: Model,
+    train_set: Dataset,
+    heldout_set: Dataset,
+  ):
+    self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
+    self.train_set, self.heldout_set = train_set, heldout_set
+    self.report: dict[str, Any] | None = None
+    self.skipped = 0  # steps in a row whose gradient was not finite
+    self.scores: np.ndarray | None = None
+    data = config.data
+    self.packing = Packing(
+      share=data.share and model.network.causal,
+      pack=data.pack,
+      cells=data.cells,
+      multiple=rows_multiple(mesh),
+      row_lengths=tuple(data.row_lengths),
+    )
+    self.lengths = [g.length(self.packing.share) for g in train_set.groups]
+    self.shapes = self._plan(train_set, data.batch_groups)
+    self.heldout_shapes = self._plan(heldout_set, 2048)
+    self.key = jax.random.key(config.seed)
+    self.schedule = make_schedule(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, self.schedule)
+    self.state = self._start(optimizer)
+    self.checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep)
+    self._resume()
+    self._compile(optimizer)
+    self.features = {"train": None, "heldout": None}
+    if config.model.frozen_layers and config.model.keep_features:
+      self._keep_features()
+
+  def _plan(self, dataset: Dataset, step_groups: int):
+    if not dataset.groups:
+      return None
+    lengths = [g.length(self.packing.share) for g in dataset.groups]
+    marks = max(len(g.marks) for g in dataset.groups)
+    return plan(lengths, marks, step_groups, self.packing)
+
+  def _start(self, optimizer) -> TrainState:
+    params = init_params(self.model, self.mesh, jax.random.fold_in(self.key, 0), training=True)
+    patterns = tuple(self.config.optimizer.freeze)
+    if self.config.model.frozen_layers:
+      patterns += (r"^backbone/embed", r"^backbone/lower/")
+    trained, frozen = split_frozen(params, patterns)
+    # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
+    shapes = jax.eval_shape(optimizer.init, trained)
+    self.state_shardings = self._like_params(shapes, trained)
+    opt_state = jax.jit(optimizer.init, out_shardings=self.state_shardings)(trained)
+    zero = jax.device_put(zero_window(), replicated(self.mesh))
+    step = jax.device_put(jnp.zeros((), jnp.int32), replicated(self.mesh))
+    return TrainState(step, trained, frozen, opt_state, zero)
+
+  def _like_params(self, tree: Any, params: dict[str, jax.Array]) -> Any:
+    """Shardings for an optimiser's state: a parameter's own for what is kept a parameter."""
+    shardings = parameter_shardings(params, self.mesh)
+
+    def of(path, leaf):
+      keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+      name = next((k for k in keys if k in shardings), None)
+      same = name is not None and leaf.shape == params[name].shape
+      return shardings[name] if same else replicated(self.mesh)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+  def _position(self) -> dict[str, Any]:
+    step = int(self.state.step)
+    return {
+      "seed": self.config.seed,
+      "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+      "groups_seen": step * self.config.data.batch_groups,
+      "data": self.train_set.fingerprint(),
+    }
+
+  def _resume(self) -> None:
+    found = self.checkpoints.restore(self.state)
+    if found is None:
+      return
+    self.state, position = found
+    here = self._position()
+    if position["data"] != here["data"]:
+      raise ValueError(
+        f"{self.workdir}: its training data were other ones ({position['data']}, now "
+        f"{here['data']}); give the same data, or another --workdir"
+      )
+    log.info("resumed at step %d", int(self.state.step))
+
+  def _compile(self, optimizer) -> None:
+    config, network = self.config, self.model.network
+    objective = make_objective(config.loss)
+    everywhere = replicated(self.mesh)
+    params = {path: x.sharding for path, x in self.state.params.items()}
+    state = jax.tree.map(lambda x: x.sharding, self.state)
+    sums = dict.fromkeys(WINDOW, everywhere)
+    self.zeros = jax.jit(
+      lambda: (
+        {p: jnp.zeros(x.shape, x.dtype) for p, x in self.state.params.items()},
+        {name: jnp.zeros((), jnp.float32) for name in WINDOW},
+      ),
+      out_shardings=(params, sums),
+    )
+    self.accumulate = jax.jit(
+      make_accumulate(network, objective, dropout=config.model.dropout),
+      donate_argnums=(1, 2),
+      out_shardings=(params, sums),
+    )
+    apply = make_apply(optimizer)
+
+    def applied(state, gradients, sums):
+      new = apply(state, gradients, sums)
+      skipped = new.window["skipped"] - state.window["skipped"]
+      return new, {"loss": sums["loss"], "weight": sums["weight"], "skipped": skipped}
+
+    self.apply = jax.jit(
+      applied,
+      donate_argnums=(0, 1),
+      out_shardings=(state, dict.fromkeys(("loss", "weight", "skipped"), everywhere)),
+    )
+
+  def _keep_features(self) -> None:
+    """Runs what is frozen once over all data, when the result fits in `model.keep_gib`."""
+    width = self.model.network.backbone.width
+    share = self.packing.share
+    sets = {
+      "train": (self.train_set.groups, self.shapes),
+      "heldout": (self.heldout_set.groups, self.heldout_shapes),
+    }
+    size = sum(g.length(share) for groups, _ in sets.values() for g in groups) * width * 4
+    limit = self.config.model.keep_gib * 2**30
+    if size > limit:
+      log.warning(
+        "frozen activations would take %.1f GiB, over model.keep_gib=%s: made anew at every step",
+        size / 2**30,
+        self.config.model.keep_gib,
+      )
+      return
+    for name, (groups, shapes) in sets.items():
+      self.features[name] = make_features(
+        self.model.network,
+        self.state.all_params(),
+        groups,
+        mesh=self.mesh,
+        packing=self.packing,
+        shapes=shapes,
+        progress=f"frozen layers, {name}",
+      )
+
+  def _prepare(self, step: int):
+    """A step's micro-batches on the devices, each with its key; runs ahead, in a thread."""
+    data = self.config.data
+    chosen = step_groups(
+      step, count=len(self.train_set.groups), size=data.batch_groups, seed=self.config.seed
+    )
+    micros = pack(chosen, self.lengths, self.shapes)
+    key = jax.random.fold_in(jax.random.fold_in(self.key, 1), step)
+    placed = []
+    for micro, micro_key in zip(micros, jax.random.split(key, len(micros)), strict=True):
+      batch, _ = assemble(
+        micro, self.train_set.groups, share=self.packing.share, features=self.features["train"]
+      )
+      placed.append((place_batch(batch, self.mesh), micro_key))
+    return step, placed
+
+  def _step(self, micros) -> dict[str, jax.Array]:
+    """Dispatches a step; what it returns is on its way."""
+    gradients, sums = self.zeros()
+    for batch, key in micros:
+      gradients, sums = self.accumulate(self.state, gradients, sums, batch, key)
+    self.state, pulse = self.apply(self.state, gradients, sums)
+    return pulse
+
+  def loop(self) -> dict[str, float | None]:
+    """Runs the steps that are left, and leaves `report` and `scores`; returns their speed."""
+    config = self.config.train
+    first, last = int(self.state.step), config.steps
+    writers = Writers(self.workdir, first, active=jax.process_index() == 0)
+    if first == 0:
+      if jax.process_index() == 0:
+        write_model(self.workdir, self.model)
+      self._evaluate(writers, 0)
+    clock = _Clock(self.config.data.batch_groups)
+    bar = tqdm(total=last, initial=min(first, last), desc="train", unit="step")
+    pulse = None
+    with _Signals() as signals, bar:
+      for step, micros in ahead(self._prepare, range(first, last)):
+        with jax.transfer_guard("disallow"):
+          before, pulse = pulse, self._step(micros)
+          # The step before is read now that this one is under way: devices never wait for the host.
+          self._check(before, step)
+        done = step + 1
+        clock.tick(done)
+        end = done >= last
+        if end or done % config.log_every == 0:
+          self._log(writers, bar, clock, done)
+        bar.update()
+        if end or done % config.eval_every == 0:
+          with clock.pause():
+            self._evaluate(writers, done)
+        if end or signals.asked or done % config.checkpoint_every == 0:
+          with clock.pause():
+            self.checkpoints.save(self.state, self._position())
+        if signals.asked and not end:
+          raise Stopped(
+            f"stopped by signal {signals.asked} after step {done}, which is saved in "
+            f"{self.workdir}; the same command goes on from there",
+            signals.asked,
+          )
+    if self.report is None:
+      self._evaluate(None, last)
+    writers.close()
+    self.checkpoints.close()
+    return {"pairs_per_second": clock.pairs_per_second()}
+
+  def _check(self, pulse: dict[str, jax.Array] | None, step: int) -> None:
+    if pulse is None:
+      return
+    self.skipped = self.skipped + 1 if jax.device_get(pulse["skipped"]) else 0
+    if self.skipped >= self.config.train.max_skipped:
+      raise NotFiniteError(
+        f"{self.skipped} steps up to {step} had no finite gradient, and changed nothing; lower "
+        "--config.optimizer.learning_rate, or look at the data of these steps"
+      )
+
+  def _log(self, writers: Writers, bar: tqdm, clock: "_Clock", done: int) -> None:
+    window = {name: float(value) for name, value in jax.device_get(self.state.window).items()}
+    zero = jax.device_put(zero_window(), replicated(self.mesh))
+    self.state = dataclasses.replace(self.state, window=zero)
+    values = window_metrics(window) | {"learning_rate": float(self.schedule(done - 1))}
+    writers.write("metrics", done, values)
+    speed = clock.window(values["tokens"]) | {"peak_memory_bytes": peak_memory_bytes()}
+    writers.write("timing", done, speed)
+    bar.set_postfix_str(
+      f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.3f}, "
+      f"{speed['tokens_per_second']:.0f} tokens/s"
+    )
+
+  def _evaluate(self, writers: Writers | None, step: int) -> None:
+    """Held-out agreement now: `report` and `scores`, and a line in the metrics."""
+    groups, examples = self.heldout_set.groups, self.heldout_set.examples
+    if not groups:
+      return
+    scores = score_groups(
+      self.model.network,
+      self.state.all_params(),
+      groups,
+      mesh=self.mesh,
+      packing=self.packing,
+      shapes=self.heldout_shapes,
+      features=self.features["heldout"],
+      progress="held out",
+    )
+    self.scores = np.stack(scores)
+    self.report = evaluate.pair_report(scores, examples)
+    tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
+    if writers is not None:
+      names = ("accuracy", "interval", "loss", "margin", "n", "ties")
+      writers.write("metrics", step, {k: self.report[k] for k in names}, split="heldout")
+
+
+class _Clock:
+  """Seconds spent in steps: not in evaluation, checkpoints, or the first step, which compiles."""
+
+  def __init__(self, groups: int):
+    self._groups = groups  # of a step
+    self._seconds = 0.0
+    self._steps = 0
+    self._last: float | None = None
+    self._window = time.perf_counter()
+    self._window_steps = 0
+
+  def tick(self, _done: int) -> None:
+    now = time.perf_counter()
+    if self._last is not None:
+      self._seconds += now - self._last
+      self._steps += 1
+    self._last = now
+    self._window_steps += 1
+
+  @contextlib.contextmanager
+  def pause(self):
+    began = time.perf_counter()
+    yield
+    away = time.perf_counter() - began
+    self._window += away
+    if self._last is not None:
+      self._last += away
+
+  def window(self, tokens: int) -> dict[str, float]:
+    """Speed since it was last asked."""
+    now = time.perf_counter()
+    seconds, steps = max(1e-9, now - self._window), self._window_steps
+    self._window, self._window_steps = now, 0
+    return {
+      "seconds": round(seconds, 3),
+      "pairs_per_second": round(steps * self._groups / seconds, 2),
+      "tokens_per_second": round(tokens / seconds, 1),
+    }
+
+  def pairs_per_second(self) -> float | None:
+    """Over all steps but the first; None where there was no other."""
+    return round(self._steps * self._groups / self._seconds, 3) if self._steps else None

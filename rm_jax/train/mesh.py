@@ -1,0 +1,111 @@
+"""Devices as a mesh, and the one place that says which axis of a parameter goes over which of it.
+
+Parameters, optimiser state and batches are sharded arrays under `jax.jit`; XLA puts in the
+communication. That is what pmap did for one case only (every device a copy, a `psum` by hand):
+with mesh {'data': -1} the compiled step is the same all-reduce, and with 'fsdp' or 'tensor' the
+same line of code is a sharded model.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rm_jax.models.axes import logical_axes
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """Logical axis of a parameter -> mesh axis; None = not divided."""
+
+  vocab: str | None = "tensor"
+  embed: str | None = "fsdp"
+  heads: str | None = "tensor"
+  kv_heads: str | None = "tensor"
+  mlp: str | None = "tensor"
+  head_dim: str | None = None
+  layers: str | None = None
+
+
+# Rows of a batch go over both: fsdp is data parallelism whose parameters are divided too.
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
+  """A mesh of all devices.
+
+  Args:
+    sizes: {'data', 'fsdp', 'tensor'} -> devices along it; one of them may be -1, the rest.
+    devices: default, all of this run's.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  wanted = [int(sizes[axis]) for axis in AXES]
+  if wanted.count(-1) > 1 or any(n == 0 or n < -1 for n in wanted):
+    raise ValueError(f"mesh {dict(sizes)}: expected positive sizes, at most one of them -1")
+  known = int(np.prod([n for n in wanted if n != -1]))
+  if -1 in wanted and len(devices) % known == 0:
+    wanted[wanted.index(-1)] = len(devices) // known
+  if int(np.prod(wanted)) != len(devices):
+    raise ValueError(
+      f"mesh {dict(sizes)} does not fit {len(devices)} devices; expected sizes that multiply to it"
+    )
+  auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(wanted), AXES, axis_types=auto, devices=devices)
+
+
+def rows_multiple(mesh: Mesh) -> int:
+  """Over how many devices the rows of a batch are divided."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_shardings(
+  shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = Rules()
+) -> dict[str, NamedSharding]:
+  """Sharding of each parameter by its logical axes.
+
+  Args:
+    shapes: path -> anything with a `shape`.
+    mesh: from `make_mesh`.
+    rules: see `Rules`.
+
+  Raises:
+    KeyError: a parameter of which no rule speaks.
+    ValueError: a mesh axis that does not divide the dimension it should.
+  """
+  out = {}
+  for path, leaf in shapes.items():
+    spec = []
+    for size, axis in zip(leaf.shape, logical_axes(path, len(leaf.shape)), strict=True):
+      over = getattr(rules, axis) if axis else None
+      if over and size % mesh.shape[over]:
+        raise ValueError(
+          f"mesh.{over} is {mesh.shape[over]}, which does not divide {size}, the {axis!r} axis of "
+          f"{path} {leaf.shape}; choose a divisor"
+        )
+      spec.append(over)
+    out[path] = NamedSharding(mesh, PartitionSpec(*spec))
+  return out
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+  """Host arrays -> arrays whose rows are divided over the mesh.
+
+  Every process holds the whole micro-batch on the host and hands over its own rows.
+  """
+  sharding = NamedSharding(mesh, BATCH)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index, x=x: x[index]), batch
+  )

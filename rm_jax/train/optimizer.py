@@ -1,0 +1,99 @@
+"""The optimiser, from its config."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def make_schedule(config: Any) -> optax.Schedule:
+  """Linear warm-up, then 'cosine' or 'linear' to `final_scale` of the peak, or 'constant'."""
+  peak, warmup, horizon = config.learning_rate, config.warmup_steps, config.decay_steps
+  end = peak * config.final_scale
+  rest = max(1, horizon - warmup)
+  decays = {
+    "constant": lambda: optax.constant_schedule(peak),
+    "linear": lambda: optax.linear_schedule(peak, end, rest),
+    "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_scale),
+  }
+  if config.schedule not in decays:
+    raise ValueError(
+      f"optimizer.schedule is {config.schedule!r}; expected one of {', '.join(decays)}"
+    )
+  decay = decays[config.schedule]()
+  if not warmup:
+    return decay
+  # From peak / (warmup + 1): a first step of rate 0 would be a step thrown away.
+  first = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+  return optax.join_schedules([first, decay], [warmup])
+
+
+def decay_towards_start(rate: float) -> optax.GradientTransformation:
+  """Adds rate · (p − p₀) to the update, p₀ the parameters at the start (L2-SP, Li et al. 2018).
+
+  Decoupled from Adam's scaling as AdamW's decay is; costs one copy of the trained parameters.
+  """
+
+  def init(params):
+    return {"start": jax.tree.map(jnp.copy, params)}
+
+  def update(updates, state, params):
+    updates = jax.tree.map(lambda u, p, s: u + rate * (p - s), updates, params, state["start"])
+    return updates, state
+
+  return optax.GradientTransformation(init, update)
+
+
+def decayed(path: str) -> bool:
+  """Whether weight decay applies: to kernels and embeddings, not to norms and biases."""
+  return path.endswith(("/kernel", "/embedding"))
+
+
+def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+  """optax chain over a flat dict of parameters: clip, AdamW, decay towards the start, rate.
+
+  Args:
+    config: the `optimizer` part of an experiment's config.
+    schedule: from `make_schedule`.
+  """
+  scalers = {
+    "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
+    "sgd": lambda: optax.trace(config.b1),
+  }
+  if config.name not in scalers:
+    raise ValueError(f"optimizer.name is {config.name!r}; expected one of {', '.join(scalers)}")
+  parts = []
+  if config.clip:
+    parts.append(optax.clip_by_global_norm(config.clip))
+  parts.append(scalers[config.name]())
+  if config.weight_decay:
+    parts.append(
+      optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: {path: decayed(path) for path in params}
+      )
+    )
+  if config.towards_pretrained:
+    parts.append(decay_towards_start(config.towards_pretrained))
+  parts.append(optax.scale_by_learning_rate(schedule))
+  return optax.chain(*parts)
+
+
+def split_frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> tuple[dict, dict]:
+  """(trained, frozen) of a flat dict of parameters; a pattern freezes the paths it is found in.
+
+  Raises:
+    ValueError: a pattern that freezes nothing, or nothing left to train.
+  """
+  for pattern in patterns:
+    if not any(re.search(pattern, path) for path in params):
+      raise ValueError(
+        f"optimizer.freeze: {pattern!r} is found in no parameter's path; paths are like "
+        f"{next(iter(params))!r}"
+      )
+  frozen = {p: v for p, v in params.items() if any(re.search(x, p) for x in patterns)}
+  trained = {p: v for p, v in params.items() if p not in frozen}
+  if not trained:
+    raise ValueError(f"optimizer.freeze {patterns} leaves no parameter to train")
+  return trained, frozen

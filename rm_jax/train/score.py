@@ -1,0 +1,107 @@
+"""Running a network over many groups: scores, and the activations below the first trained layer."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from rm_jax.data.iterate import ahead
+from rm_jax.data.pack import Packing, Shape, assemble, pack, standing
+from rm_jax.data.tokenise import Group
+from rm_jax.models.network import Network
+from rm_jax.train.mesh import place_batch, rows_multiple
+from rm_jax.types import Batch
+
+Shapes = tuple[tuple[Shape, ...], ...]
+
+# Groups that are packed together: enough to fill rows well, few enough to begin at once.
+_CHUNK = 2048
+
+
+@functools.lru_cache(maxsize=8)
+def _jit(network: Network, what: str) -> Callable[[dict, Batch], jax.Array]:
+  return jax.jit(getattr(network, what))
+
+
+def run_groups(
+  network: Network,
+  what: str,
+  params: dict,
+  groups: Sequence[Group],
+  *,
+  mesh: Mesh,
+  packing: Packing,
+  shapes: Shapes | None = None,
+  features: Sequence[np.ndarray] | None = None,
+  progress: str = "",
+) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+  """Runs one of a network's functions over groups, packed; yields micro-batches as they come.
+
+  Args:
+    network: see `models.network.Network`.
+    what: 'apply' (scores) or 'features'.
+    params: nested dict, on the mesh.
+    groups: of any length.
+    mesh: the devices.
+    packing: see `data.pack.Packing`.
+    shapes: from `data.pack.plan`; default, shapes that do not depend on the data.
+    features: as `data.pack.assemble`'s.
+    progress: label of a progress bar; '' shows none.
+
+  Yields:
+    (output as numpy, index [B, G] of the groups, -1 = none; the host's batch).
+  """
+  lengths = [g.length(packing.share) for g in groups]
+  if not groups:
+    return
+  if shapes is None:
+    shapes = standing(max(lengths), max(len(g.marks) for g in groups), packing)
+
+  def micros():
+    for start in range(0, len(groups), _CHUNK):
+      yield from pack(range(start, min(start + _CHUNK, len(groups))), lengths, shapes)
+
+  def prepare(micro):
+    batch, index = assemble(micro, groups, share=packing.share, features=features)
+    return place_batch(batch, mesh), batch, index
+
+  function = _jit(network, what)
+  with (
+    tqdm(total=len(groups), desc=progress, disable=not progress, unit="group") as bar,
+    jax.set_mesh(mesh),
+  ):
+    waiting = None  # one micro-batch in flight: the host reads while the device works
+    for placed, batch, index in ahead(prepare, micros()):
+      this = function(params, placed), index, batch
+      if waiting is not None:
+        yield np.asarray(waiting[0]), *waiting[1:]
+      waiting = this
+      bar.update(int((index >= 0).sum()))
+    yield np.asarray(waiting[0]), *waiting[1:]
+
+
+def score_groups(network: Network, params: dict, groups: Sequence[Group], **options) -> list:
+  """Scores of each group's marks: a list of float32 [M]. Options: as `run_groups`."""
+  out: list[np.ndarray | None] = [None] * len(groups)
+  for scores_BGK, index_BG, _ in run_groups(network, "apply", params, groups, **options):
+    for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
+      i = index_BG[b, g]
+      out[i] = scores_BGK[b, g, : len(groups[i].marks)]
+  return out
+
+
+def make_features(network: Network, params: dict, groups: Sequence[Group], **options) -> list:
+  """Activations that enter the first trained layer, a list of float [length, D] a group."""
+  out: list[np.ndarray | None] = [None] * len(groups)
+  for h_BTD, index_BG, batch in run_groups(network, "features", params, groups, **options):
+    for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
+      out[index_BG[b, g]] = h_BTD[b][np.asarray(batch.group[b]) == g + 1]
+  return out
+
+
+def default_packing(mesh: Mesh, *, causal: bool, cells: int = 16_384) -> Packing:
+  """Packing for scoring on a mesh: shared prompts for decoders."""
+  return Packing(share=causal, cells=cells, multiple=rows_multiple(mesh))

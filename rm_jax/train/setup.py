@@ -1,0 +1,286 @@
+"""From a config to what a run is made of: tokenizer, network, parameters, data."""
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from rm_jax.data import formats
+from rm_jax.data.report import DataError, Report
+from rm_jax.data.tokenise import TEMPLATES, Convention, Group, TextEncoder, tokenise
+from rm_jax.models import hf
+from rm_jax.models.config import DECODERS, backbone_config, head_config, is_classifier
+from rm_jax.models.network import Network
+from rm_jax.models.source import Source, load_tokenizer, open_source, read_json
+from rm_jax.train.mesh import parameter_shardings
+from rm_jax.types import Example
+from rm_jax.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A network with all it needs to read text.
+
+  Attributes:
+    network: see `models.network.Network`.
+    tokenizer: Hugging Face's, with the chat template that the model was trained with.
+    convention: see `data.tokenise.Convention`.
+    config: config.json's dictionary of the checkpoint it came from.
+    source: where its weights are, or None for random ones.
+  """
+
+  network: Network
+  tokenizer: Any
+  convention: Convention
+  config: dict[str, Any]
+  source: Source | None
+
+  def text_encoder(self) -> TextEncoder:
+    """Text -> tokens by the model's convention."""
+    return TextEncoder(self.tokenizer, self.convention)
+
+  def exported_config(self) -> dict[str, Any]:
+    """config.json of the model when saved: a Hugging Face sequence classifier's."""
+    decoder = self.network.causal
+    names = {
+      "llama": "Llama",
+      "mistral": "Mistral",
+      "qwen2": "Qwen2",
+      "qwen3": "Qwen3",
+      "bert": "Bert",
+    }
+    outputs = self.network.head.outputs
+    config = dict(self.config)
+    config.pop("num_labels", None)
+    config |= {
+      "architectures": [f"{names[config['model_type']]}ForSequenceClassification"],
+      "id2label": {str(i): f"LABEL_{i}" for i in range(outputs)},
+      "label2id": {f"LABEL_{i}": i for i in range(outputs)},
+      "torch_dtype": "float32",
+    }
+    if decoder and config.get("pad_token_id") is None:
+      config["pad_token_id"] = self.tokenizer.pad_token_id
+    return config
+
+  def record(self) -> dict[str, Any]:
+    """rm_jax.json: what config.json has no word for."""
+    return {
+      "convention": dataclasses.asdict(self.convention),
+      "head": dataclasses.asdict(self.network.head),
+      "frozen_layers": self.network.frozen,
+    }
+
+
+def convention_for(
+  hf_config: dict[str, Any], record: dict[str, Any], tokenizer: Any, *, eos: str, max_length: int
+) -> Convention:
+  """The convention of a checkpoint: what was saved with it, else its architecture's.
+
+  Args:
+    hf_config: config.json's dictionary.
+    record: rm_jax.json's, or empty.
+    tokenizer: the model's.
+    eos: 'append', 'none' or 'auto' (append where the tokenizer has one and the head is ours).
+    max_length: tokens; 0 = what was saved, or the architecture's most. A smaller limit of the
+      architecture holds.
+  """
+  positions = backbone_config(hf_config).max_positions
+  if record:
+    saved = Convention(**record["convention"])
+    return dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
+  decoder = hf_config["model_type"] in DECODERS
+  imported = is_classifier(hf_config)
+  if eos == "auto":
+    eos = "append" if decoder and not imported and tokenizer.eos_token_id is not None else "none"
+  return Convention(
+    encoder=not decoder,
+    eos=eos,
+    pooling=("hf" if imported else "last") if decoder else "first",
+    max_length=min(max_length or positions, positions),
+  )
+
+
+def _chat_template(name: str) -> str:
+  if name in TEMPLATES:
+    return TEMPLATES[name]
+  if "{" in name:
+    return name
+  if Path(name).is_file():
+    return Path(name).read_text(encoding="utf-8")
+  raise ValueError(
+    f"model.chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
+  )
+
+
+def build_model(config: Any) -> Model:
+  """The model that the `model` part of an experiment's config describes; no weights are read."""
+  c = config.model
+  if bool(c.pretrained) == bool(c.config):
+    raise ValueError(
+      "set one of --config.model.pretrained (folder, hub id or GGUF file) and "
+      "--config.model.config (a config.json: random weights); "
+      f"found {c.pretrained!r} and {c.config!r}"
+    )
+  source = open_source(c.pretrained) if c.pretrained else None
+  hf_config = source.config if source else read_json(Path(c.config))
+  if not c.tokenizer and source is None:
+    raise ValueError("--config.model.config needs --config.model.tokenizer beside it")
+  tokenizer = load_tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
+  if c.chat_template:
+    tokenizer.chat_template = _chat_template(c.chat_template)
+  backbone = backbone_config(hf_config)
+  if not c.dropout:
+    backbone = _without_dropout(backbone)
+  head = (
+    head_config(hf_config) if source else dataclasses.replace(head_config(hf_config), outputs=1)
+  )
+  if head.outputs != 1:
+    raise ValueError(
+      f"{c.pretrained}: its head has {head.outputs} outputs; a reward has one. Start from a "
+      "checkpoint of the language model, or of a classifier with num_labels 1"
+    )
+  record = source.record if source else {}
+  return Model(
+    network=Network(
+      backbone,
+      head if c.dropout else dataclasses.replace(head, dropout=0.0),
+      frozen=c.frozen_layers,
+      dtype=c.dtype,
+      remat=c.remat,
+    ),
+    tokenizer=tokenizer,
+    convention=convention_for(
+      hf_config, record, tokenizer, eos=c.eos, max_length=config.data.max_length
+    ),
+    config=hf_config,
+    source=source,
+  )
+
+
+def _without_dropout(backbone):
+  rates = [f.name for f in dataclasses.fields(backbone) if f.name.endswith("_dropout")]
+  return dataclasses.replace(backbone, **dict.fromkeys(rates, 0.0))
+
+
+def init_params(
+  model: Model, mesh: Mesh, key: jax.Array, *, training: bool
+) -> dict[str, jax.Array]:
+  """Parameters on the mesh, path -> float32: read from the source, or random; born sharded.
+
+  Args:
+    model: from `build_model`.
+    mesh: the devices.
+    key: for what is not read: all, or a missing head.
+    training: a missing head is made and warned of; else it is an error.
+
+  Raises:
+    WeightsError: tensors that do not fit, or a missing head when not training.
+  """
+  abstract = flatten_dict(model.network.abstract(), sep="/")
+  shardings = parameter_shardings(abstract, mesh)
+
+  def random(paths):
+    made = jax.jit(
+      lambda key: {p: v for p, v in _flat(model.network.init(key)).items() if p in paths},
+      out_shardings={p: shardings[p] for p in paths},
+    )
+    return made(key)
+
+  if model.source is None:
+    return random(list(abstract))
+
+  def place(path: str, array: np.ndarray) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, shardings[path], lambda index: array[index])
+
+  loaded, missing = hf.load_params(
+    model.network, model.source.tensors(), place, source=str(model.source.path)
+  )
+  flat = _flat(loaded)
+  if missing:
+    names = [name for path in missing for name in hf.hf_names(model.network, path)]
+    if not training:
+      raise hf.WeightsError(
+        f"{model.source.path}: has no reward head ({', '.join(names)}), so it has no scores to "
+        "give; train one first"
+      )
+    log.warning("%s: no reward head (%s): a new one is made", model.source.path, ", ".join(names))
+    flat |= random(missing)
+  return {path: flat[path] for path in abstract}
+
+
+def _flat(tree: dict) -> dict[str, Any]:
+  return flatten_dict(tree, sep="/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Groups, and the examples that they came from, in the same order."""
+
+  groups: list[Group]
+  examples: list[Example]
+
+  def fingerprint(self) -> str:
+    """Changes with any token, label or weight, so that a run does not resume on other data."""
+    digest = hashlib.blake2b(digest_size=12)
+    for group in self.groups:
+      for ids in group.ids:
+        digest.update(ids.tobytes())
+      digest.update(group.labels.tobytes())
+      digest.update(repr((group.weight, group.margin)).encode())
+    return digest.hexdigest()
+
+
+def _read(name: str, config: Any, report: Report, split: str) -> list[Example]:
+  """Examples of a path, hub id, or 'world:N': N pairs of the generated world."""
+  kind, _, count = name.partition(":")
+  if kind == "world":
+    if not count.isdigit() or int(count) < 1:
+      raise ValueError(f"data.{split} is {name!r}; expected 'world:N', N the number of pairs")
+    examples = World(**config.data.world).pairs(split, int(count), config.seed)
+    report.rows += len(examples)
+    return examples
+  limit = config.data.limit if split == "train" else 0
+  return formats.load(name, report=report, format=config.data.format, limit=limit or None)
+
+
+def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
+  """(train, held out, what became of every row) as the `data` part of a config says.
+
+  `data.heldout` is a path, 'world:N', or a fraction of `data.train`, split by conversation. Where
+  it is a path, training rows whose conversation is held out are dropped and counted.
+  """
+  report = Report(strict=config.data.strict)
+  if not config.data.train:
+    raise ValueError("set --config.data.train to a file, folder or hub id")
+  train = _read(config.data.train, config, report, "train")
+  heldout = str(config.data.heldout)
+  try:
+    fraction = float(heldout)
+  except ValueError:
+    held = _read(heldout, config, report, "heldout")
+    known = {e.conversation for e in held}
+    for example in train:
+      if example.conversation in known:
+        report.drop("conversation_is_held_out", example.origin, "its conversation is held out too")
+    train = [e for e in train if e.conversation not in known]
+  else:
+    train, held = formats.split(train, fraction, config.seed)
+  encoder = model.text_encoder()
+  datasets = [Dataset(*tokenise(examples, encoder, report)) for examples in (train, held)]
+  if not datasets[0].groups:
+    raise DataError(f"{config.data.train}: no group is left to train on. {report}")
+  largest = max(int(ids.max()) for d in datasets for g in d.groups for ids in g.ids)
+  if largest >= model.network.backbone.vocab:
+    raise ValueError(
+      f"the tokenizer gives id {largest} and the model has a vocabulary of "
+      f"{model.network.backbone.vocab}; set --config.model.tokenizer to the model's own"
+    )
+  return *datasets, report

@@ -1,0 +1,99 @@
+"""A run's folder: whose it is, and how a model is found in it again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from rm_jax.models.source import read_json, save_folder
+from rm_jax.train.setup import Model
+from rm_jax.train.writers import write_json
+
+CONFIG = "config.json"
+# What may differ when a run goes on: how long it is, on what devices, and what is kept of it.
+_MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.")
+
+
+def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
+  out = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      out |= _flat(value, f"{prefix}{key}.")
+    else:
+      out[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return out
+
+
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def resolve(config: Any, groups: int, workdir: Path) -> ml_collections.ConfigDict:
+  """A copy of the config with its automatic values filled in, an earlier run's where it has them.
+
+  Args:
+    config: train.steps 0 = train.epochs of the data; optimizer.decay_steps 0 = train.steps;
+      optimizer.warmup_steps -1 = 3 % of decay_steps; train.eval_every 0 = a fifth of them;
+      train.checkpoint_every 0 = eval_every.
+    groups: of the training data.
+    workdir: where an earlier run may have resolved them already: a schedule does not move when
+      train.steps grows.
+  """
+  config = ml_collections.ConfigDict(config.to_dict())
+  saved = _flat(read_json(workdir / CONFIG)) if (workdir / CONFIG).exists() else {}
+  train, optimizer = config.train, config.optimizer
+  if train.steps == 0:
+    train.steps = max(1, round(train.epochs * groups / config.data.batch_groups))
+  if optimizer.decay_steps == 0:
+    optimizer.decay_steps = saved.get("optimizer.decay_steps", train.steps)
+  if optimizer.warmup_steps < 0:
+    optimizer.warmup_steps = round(0.03 * optimizer.decay_steps)
+  if train.eval_every == 0:
+    train.eval_every = max(1, -(-optimizer.decay_steps // 5))
+  if train.checkpoint_every == 0:
+    train.checkpoint_every = train.eval_every
+  return config
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict, *, write: bool = True) -> None:
+  """Makes the folder this config's, or checks that it is already.
+
+  Raises:
+    ValueError: it holds a run of another config; nothing is overwritten.
+  """
+  path = workdir / CONFIG
+  mine = _plain(config)
+  if path.exists():
+    saved, wanted = _flat(read_json(path)), _flat(mine)
+    different = [
+      f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
+      for key in sorted(saved.keys() | wanted.keys())
+      if saved.get(key) != wanted.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+    if different:
+      raise ValueError(
+        f"{workdir} holds a run of another config:\n  "
+        + "\n  ".join(different)
+        + "\ngive another --workdir, or the same config (train.steps and mesh may change)"
+      )
+  elif (workdir / "checkpoints").exists():
+    raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
+  if write:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, mine)
+
+
+def write_model(workdir: Path, model: Model) -> None:
+  """DIR/model: a Hugging Face folder without the weights, which are in the checkpoints."""
+  save_folder(
+    workdir / "model",
+    config=model.exported_config(),
+    tokenizer=model.tokenizer,
+    record=model.record(),
+  )
+
+
+def is_workdir(path: Path) -> bool:
+  """Whether it is the folder of a training run."""
+  return (path / "model" / CONFIG).is_file() and (path / "checkpoints").is_dir()

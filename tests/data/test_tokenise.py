@@ -1,0 +1,211 @@
+"""What a model reads, and where its reward is read: the peers' users met each of these as a bug."""
+
+import numpy as np
+import pytest
+
+from rm_jax.data.report import Report, RowError
+from rm_jax.data.tokenise import (
+  HH_TEMPLATE,
+  Convention,
+  TextEncoder,
+  common_prefix,
+  make_group,
+  tokenise,
+)
+from rm_jax.types import Example
+from tests.conftest import decoder_tokenizer, encoder_tokenizer
+
+BOS, EOS = 1, 2
+
+
+def user(text):
+  return {"role": "user", "content": text}
+
+
+def assistant(text):
+  return {"role": "assistant", "content": text}
+
+
+def one(tokenizer, prompt, response, **convention):
+  (sequence,) = TextEncoder(tokenizer, Convention(**convention)).sequences([(prompt, response)])
+  if isinstance(sequence, RowError):
+    raise sequence
+  return sequence
+
+
+def text(tokenizer, ids):
+  return tokenizer.decode(ids)
+
+
+def test_strings_are_one_text_with_one_bos_and_one_eos():
+  tokenizer = decoder_tokenizer()
+  s = one(tokenizer, "ab", "cd")
+  assert text(tokenizer, s.ids) == "<s>abcd</s>"
+  assert s.prompt == 3  # <s> a b
+  assert s.mark == len(s.ids) - 1
+  # One that is there already is not doubled; 'none' adds none.
+  assert text(tokenizer, one(tokenizer, "ab", "cd</s>").ids) == "<s>abcd</s>"
+  assert text(tokenizer, one(tokenizer, "ab", "cd", eos="none").ids) == "<s>abcd"
+
+
+def test_chat_template_is_applied_once_and_brings_its_own_bos():
+  tokenizer = decoder_tokenizer()
+  s = one(tokenizer, (user("hi"),), (assistant("yo"),))
+  assert text(tokenizer, s.ids) == "<s>user:hi</s>\n<s>assistant:yo</s>\n"
+  assert text(tokenizer, s.ids[: s.prompt]) == "<s>user:hi</s>\n<s>assistant:"
+
+
+def test_template_without_eos_gets_one():
+  tokenizer = decoder_tokenizer(chat=HH_TEMPLATE)
+  s = one(tokenizer, (user("hi"),), (assistant("yo"),))
+  assert text(tokenizer, s.ids) == "\n\nHuman: hi\n\nAssistant: yo</s>"
+
+
+def test_template_that_asks_for_the_date_gets_the_same_one_every_day():
+  tokenizer = decoder_tokenizer(
+    chat="{{ strftime_now('%d') }}|{{ date_string }}|"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+  )
+  s = one(tokenizer, (user("a"),), (assistant("b"),), eos="none", date="01 Jan 2020")
+  assert text(tokenizer, s.ids) == "01 Jan 2020|01 Jan 2020|ab"
+
+
+def test_hf_pooling_skips_what_equals_the_pad_token():
+  tokenizer = decoder_tokenizer(pad="</s>")
+  with_eos = one(tokenizer, "ab", "cd</s>", eos="none", pooling="hf")
+  assert with_eos.ids[-1] == EOS
+  assert with_eos.mark == len(with_eos.ids) - 2
+  # Ours reads the mark that was decided, whatever the pad token is.
+  assert one(tokenizer, "ab", "cd", pooling="last").mark == len("<abcd>") - 1
+
+
+def test_border_merges_belong_to_the_branch():
+  tokenizer = decoder_tokenizer(merges=[("b", "c")])
+  encoder = TextEncoder(tokenizer, Convention())
+  merged, plain = encoder.sequences([("ab", "cd"), ("ab", "xd")])
+  assert text(tokenizer, merged.ids) == "<s>abcd</s>"
+  assert len(merged.ids) == 5  # <s> a bc d </s>
+  group = make_group([merged, plain], Example("ab", ("cd", "xd"), (1.0, 0.0)))
+  assert group.shared == 2  # <s> a: the prompt's b is in a merge of the first response
+
+
+def test_shared_part_is_the_prompts_own_and_holds_no_mark():
+  encoder = TextEncoder(decoder_tokenizer(), Convention())
+  same_start = encoder.sequences([("ab", "same one"), ("ab", "same two")])
+  group = make_group(same_start, Example("ab", ("same one", "same two"), (1.0, 0.0)))
+  assert group.shared == 3  # not 'same ': that is the responses'
+  empty = TextEncoder(decoder_tokenizer(), Convention(eos="none")).sequences(
+    [("ab", ""), ("ab", "c")]
+  )
+  group = make_group(empty, Example("ab", ("", "c"), (1.0, 0.0)))
+  assert group.shared == 2
+  assert (group.marks >= group.shared).all()
+
+
+def test_cut_takes_the_oldest_turns_first_and_keeps_system_and_end():
+  tokenizer = decoder_tokenizer()
+  prompt = (
+    {"role": "system", "content": "S"},
+    user("oldest"),
+    assistant("older"),
+    user("new"),
+  )
+  full = one(tokenizer, prompt, (assistant("end"),), max_length=1000)
+  assert full.cut == 0
+  s = one(tokenizer, prompt, (assistant("end"),), max_length=len(full.ids) - 1)
+  expected = "<s>system:S</s>\n<s>user:new</s>\n<s>assistant:end</s>\n"
+  assert text(tokenizer, s.ids) == expected
+  assert text(tokenizer, s.ids[: s.prompt]) == "<s>system:S</s>\n<s>user:new</s>\n<s>assistant:"
+  assert s.cut == len(full.ids) - len(s.ids)
+  # Then the oldest tokens of what is left, behind the template's opening.
+  t = one(tokenizer, prompt, (assistant("end"),), max_length=len(s.ids) - 2)
+  assert text(tokenizer, t.ids) == expected.replace("new", "w")
+
+
+def test_cut_of_strings_keeps_bos_and_the_end():
+  tokenizer = decoder_tokenizer()
+  s = one(tokenizer, "abcdef", "xyz", max_length=7)
+  assert text(tokenizer, s.ids) == "<s>efxyz</s>"
+  assert s.prompt == 3
+  # A response that alone is too long loses its beginning, never its end.
+  t = one(tokenizer, "abcdef", "uvwxyz", max_length=5)
+  assert text(tokenizer, t.ids) == "<s>xyz</s>"
+
+
+def test_cut_depends_on_the_response_alone():
+  tokenizer = decoder_tokenizer()
+  encoder = TextEncoder(tokenizer, Convention(max_length=10))
+  alone = encoder.sequences([("abcdefgh", "x")])[0]
+  beside = encoder.sequences([("abcdefgh", "x"), ("abcdefgh", "a much longer one")])[0]
+  np.testing.assert_array_equal(alone.ids, beside.ids)
+
+
+def test_encoder_reads_cls_of_a_pair_encoding():
+  tokenizer = encoder_tokenizer()
+  s = one(tokenizer, "ab", "cd", encoder=True, eos="none", pooling="first")
+  assert tokenizer.convert_ids_to_tokens(s.ids) == ["[CLS]", "a", "b", "[SEP]", "c", "d", "[SEP]"]
+  assert s.token_type.tolist() == [0, 0, 0, 0, 1, 1, 1]
+  assert s.mark == 0
+  t = one(tokenizer, "abcd", "xy", encoder=True, eos="none", pooling="first", max_length=7)
+  assert tokenizer.convert_ids_to_tokens(t.ids) == ["[CLS]", "c", "d", "[SEP]", "x", "y", "[SEP]"]
+  u = one(tokenizer, "ab", "wxyz", encoder=True, eos="none", pooling="first", max_length=5)
+  assert tokenizer.convert_ids_to_tokens(u.ids) == ["[CLS]", "[SEP]", "y", "z", "[SEP]"]
+
+
+def test_messages_without_a_template_name_the_mend():
+  encoder = TextEncoder(decoder_tokenizer(chat=None), Convention())
+  with pytest.raises(ValueError, match=r"no chat template; set --config\.model\.chat_template"):
+    encoder.sequences([((user("a"),), (assistant("b"),))])
+
+
+def test_eos_without_an_eos_token_names_the_mend():
+  tokenizer = decoder_tokenizer()
+  tokenizer.eos_token = None
+  with pytest.raises(ValueError, match=r"model\.eos"):
+    TextEncoder(tokenizer, Convention(eos="append"))
+
+
+@pytest.mark.parametrize("name", ["eos", "pooling"])
+def test_unknown_convention_is_an_error(name):
+  with pytest.raises(ValueError, match=f"convention.{name} is 'mean'"):
+    Convention(**{name: "mean"})
+
+
+def test_bad_rows_are_counted_with_their_reason_and_the_rest_kept():
+  refuses_ab = (
+    "{% for m in messages %}{% if 'ab' in m.content %}{{ raise_exception('no') }}{% endif %}"
+    "x{{ m.content }}{% endfor %}"
+  )
+  encoder = TextEncoder(decoder_tokenizer(chat=refuses_ab), Convention())
+
+  def pair(prompt, a, b, line):
+    return Example(
+      (user(prompt),), ((assistant(a),), (assistant(b),)), (1.0, 0.0), origin=f"f:{line}"
+    )
+
+  report = Report(rows=4)
+  examples = [
+    pair("p", "a", "b", 1),
+    pair("p", "ab", "b", 2),
+    pair("p", "\ud800", "b", 3),
+    pair("q", "c", "d", 4),
+  ]
+  groups, kept = tokenise(examples, encoder, report)
+  assert [e.origin for e in kept] == ["f:1", "f:4"]
+  assert dict(report.dropped) == {"template_error": 1, "lone_surrogate": 1}
+  assert report.kept == len(groups) == 2
+
+
+def test_pairs_made_identical_by_the_cut_are_dropped_and_counted():
+  encoder = TextEncoder(decoder_tokenizer(), Convention(max_length=6))
+  report = Report(rows=2)
+  same_end = Example("p", ("one long end", "two long end"), (1.0, 0.0), origin="f:1")
+  fine = Example("p", ("ab", "cd"), (1.0, 0.0), origin="f:2")
+  groups, _ = tokenise([same_end, fine], encoder, report)
+  assert dict(report.dropped) == {"identical_after_tokenising": 1}
+  assert len(groups) == 1
+
+
+def test_common_prefix():
+  assert common_prefix([np.array([1, 2, 3]), np.array([1, 2, 4]), np.array([1, 2])]) == 2
+  assert common_prefix([np.array([1]), np.array([2])]) == 0

@@ -1,0 +1,399 @@
+"""What the tests of models/ share: small architectures, layouts of rows, and torch as the oracle.
+
+Torch and the modelling half of transformers are imported where they are used: all but the parity
+tests run without.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file
+
+from rm_jax.models.config import backbone_config, head_config
+from rm_jax.models.hf import load_params
+from rm_jax.models.network import Network
+from rm_jax.types import Batch
+
+VOCAB, B, T, G, K = 97, 4, 24, 3, 3
+WINDOW = 5  # tokens; shorter than every layout's longest sequence
+FAR = 8000  # the position at which the 'far' layout begins
+
+# For parity: |difference| over the root mean square of the reference, at real tokens.
+TOLERANCE = 2e-5
+
+_DECODER = dict(
+  vocab_size=VOCAB,
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  max_position_embeddings=16384,
+  pad_token_id=0,
+  bos_token_id=1,
+  eos_token_id=2,
+)
+_SMALL = {
+  "llama": _DECODER,
+  "mistral": dict(_DECODER, sliding_window=None),
+  "qwen2": _DECODER,
+  "qwen3": dict(_DECODER, head_dim=12),
+  "bert": dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=32,
+    type_vocab_size=2,
+    pad_token_id=0,
+  ),
+}
+_NAMES = {
+  "llama": "Llama",
+  "mistral": "Mistral",
+  "qwen2": "Qwen2",
+  "qwen3": "Qwen3",
+  "bert": "Bert",
+}
+ARCHITECTURES = tuple(_SMALL)
+
+needs_torch = pytest.mark.skipif(
+  importlib.util.find_spec("torch") is None, reason="torch, the oracle, is not installed"
+)
+
+
+def hf_config(arch: str, *, labels: int = 1, **keys) -> dict:
+  """A small classifier's config.json as a dictionary; made without torch."""
+  return {
+    "model_type": arch,
+    "architectures": [f"{_NAMES[arch]}ForSequenceClassification"],
+    "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
+    **_SMALL[arch],
+    **keys,
+  }
+
+
+def make_network(arch: str, *, labels: int = 1, options: dict | None = None, **keys) -> Network:
+  """A small classifier; `options` are Network's, `keys` the config.json's."""
+  hf = hf_config(arch, labels=labels, **keys)
+  return Network(backbone_config(hf), head_config(hf), **(options or {}))
+
+
+def random_params(network: Network, seed: int = 0) -> dict:
+  """Every parameter random, norms and biases too; activations are of order one."""
+  rng = np.random.default_rng(seed)
+  flat = {}
+  for path, leaf in flatten_dict(network.abstract(), sep="/").items():
+    noise = rng.normal(size=leaf.shape).astype(np.float32)
+    if path.endswith("/scale"):
+      noise = 1 + 0.3 * noise
+    elif path.endswith("/bias"):
+      noise = 0.3 * noise
+    elif path.endswith("/kernel"):
+      shape = leaf.shape[1:] if "layers/" in path or "lower/" in path else leaf.shape
+      fan_in = np.prod(shape[:2]) if path.endswith("/o/kernel") else shape[0]
+      noise = noise * (1.2 / np.sqrt(fan_in))
+    flat[path] = noise.astype(np.float32)
+  return unflatten_dict(flat, sep="/")
+
+
+def split_stack(params: dict, frozen: int) -> dict:
+  """The parameters of a network with `frozen` lower layers, from those of one without."""
+  backbone = dict(params["backbone"])
+  layers = backbone.pop("layers")
+  depth = jax.tree.leaves(layers)[0].shape[0]
+  if frozen:
+    backbone["lower"] = jax.tree.map(lambda leaf: leaf[:frozen], layers)
+  if frozen < depth:
+    backbone["layers"] = jax.tree.map(lambda leaf: leaf[frozen:], layers)
+  return {**params, "backbone": backbone}
+
+
+class Tensors:
+  """A dictionary of tensors as `hf.load_params` reads a checkpoint."""
+
+  def __init__(self, tensors: dict[str, np.ndarray]):
+    self.tensors = tensors
+
+  def names(self) -> list[str]:
+    return list(self.tensors)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return self.tensors[name].shape
+
+  def get(self, name: str) -> np.ndarray:
+    return self.tensors[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+  """One prompt + response: where it lies in the row, and the slot its score is read into."""
+
+  row: int
+  columns: tuple[int, ...]
+  slot: tuple[int, int]  # (group, mark), from 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Rows, and the sequences that stand in them.
+
+  `together`: the oracle runs the rows as they stand, with an attention mask; else it runs each
+  sequence by itself.
+  """
+
+  batch: Batch
+  sequences: tuple[Sequence, ...]
+  together: bool
+
+
+def _group(prompt: int, responses: list[int], *, shared: bool) -> list[tuple[int, int, int]]:
+  """Columns of one group as (branch, position, token type)."""
+  if shared:
+    columns = [(0, p, 0) for p in range(prompt)]
+    for branch, length in enumerate(responses, 1):
+      columns += [(branch, prompt + p, 1) for p in range(length)]
+    return columns
+  columns = []
+  for branch, length in enumerate(responses, 1):
+    columns += [(branch, p, int(p >= prompt)) for p in range(prompt + length)]
+  return columns
+
+
+def _rows(rows: list, *, arch: str, seed: int, shared: bool, left=False, start=0, together=False):
+  """Lays `rows`, lists of groups (prompt length, lengths of responses), into a Layout."""
+  rng = np.random.default_rng(seed)
+  # Padding holds random ids, types and positions: nothing may depend on them. Oracles that see
+  # padding need its id to find the last token.
+  tokens = np.zeros((B, T), np.int32) if together else rng.integers(3, VOCAB, (B, T))
+  token_type = rng.integers(0, 2, (B, T))
+  group, branch, position = np.zeros((3, B, T), np.int32)
+  marks, where = np.zeros((B, G, K), np.int32), np.zeros((B, G, K), bool)
+  sequences = []
+  for r, groups in enumerate(rows):
+    laid = [_group(prompt, responses, shared=shared) for prompt, responses in groups]
+    at = T - sum(map(len, laid)) if left else 0
+    for g, columns in enumerate(laid):
+      span = slice(at, at + len(columns))
+      group[r, span] = g + 1
+      branch[r, span], position[r, span], token_type[r, span] = np.array(columns).T
+      position[r, span] += start
+      tokens[r, span] = rng.integers(3, VOCAB, len(columns))
+      for k in range(len(groups[g][1])):
+        mine = tuple(at + i for i, column in enumerate(columns) if column[0] in (0, k + 1))
+        marks[r, g, k] = mine[0] if arch == "bert" else mine[-1]
+        where[r, g, k] = True
+        sequences.append(Sequence(row=r, columns=mine, slot=(g, k)))
+      at += len(columns)
+  batch = Batch(
+    tokens=np.asarray(tokens, np.int32),
+    group=group,
+    branch=branch,
+    position=position,
+    marks=marks,
+    where=where,
+    labels=np.zeros((B, G, K), np.float32),
+    weight=where.any(-1).astype(np.float32),
+    token_type=np.asarray(token_type, np.int32) if arch == "bert" else None,
+  )
+  return Layout(batch, tuple(sequences), together)
+
+
+_PADDED = [[(4, [20])], [(7, [10])], [(3, [2])], [(8, [13])]]
+_PACKED = [
+  [(4, [5]), (2, [7]), (3, [3])],
+  [(1, [2]), (9, [5])],
+  [(3, [3]), (1, [1]), (8, [7])],
+  [(6, [9])],
+]
+_SHARED = [
+  [(6, [4, 5, 2]), (3, [2, 2])],
+  [(1, [9, 6, 3])],
+  [(8, [1, 1]), (2, [2, 3, 1]), (2, [3])],
+  [(12, [5, 6])],
+]
+_COPIES = [
+  [(3, [2, 3]), (2, [3, 3])],
+  [(1, [6, 5, 2])],
+  [(4, [2, 2]), (1, [2, 3, 1])],
+  [(8, [3, 1])],
+]
+LAYOUTS = ("none", "right", "left", "far", "packed", "shared")
+
+
+def layouts_of(arch: str) -> tuple[str, ...]:
+  """BERT's positions are a table and not far from 0; its branches are copies of the prompt."""
+  if arch != "bert":
+    return LAYOUTS
+  return ("none", "right", "left", "packed", "copies")
+
+
+@functools.cache
+def layout(name: str, arch: str) -> Layout:
+  """The layout of that name; all have the same shapes, so that a network compiles once."""
+  options = dict(arch=arch, seed=7, shared=arch != "bert")
+  if name == "none":
+    return _rows([[(4, [T - 4])]] * B, together=True, **options)
+  if name in ("right", "left"):
+    return _rows(_PADDED, together=True, left=name == "left", **options)
+  if name == "far":
+    return _rows(_PADDED, together=True, start=FAR, **options)
+  return _rows({"packed": _PACKED, "shared": _SHARED, "copies": _COPIES}[name], **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A small checkpoint that transformers writes: an architecture and what is peculiar to it.
+
+  `saved`: 'classifier', 'causal' (a language model, its head no use to us) or 'base' (no head and
+  names without the model's prefix).
+  """
+
+  arch: str
+  what: str
+  keys: dict = dataclasses.field(default_factory=dict, hash=False)
+  labels: int = 1
+  saved: str = "classifier"
+
+  def __str__(self) -> str:
+    return f"{self.arch}-{self.what}".replace(" ", "_")
+
+
+def build(case: Case) -> Any:
+  """The torch model of a case, every parameter random."""
+  import torch
+  import transformers
+
+  transformers.logging.set_verbosity_error()
+  config = transformers.AutoConfig.for_model(
+    case.arch, num_labels=case.labels, **{**_SMALL[case.arch], **case.keys}
+  )
+  kind = {
+    "classifier": transformers.AutoModelForSequenceClassification,
+    "causal": transformers.AutoModelForCausalLM,
+    "base": transformers.AutoModel,
+  }[case.saved]
+  torch.set_num_threads(1)
+  model = kind.from_config(config, attn_implementation="eager").eval()
+  noise = torch.Generator().manual_seed(11)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      parameter.normal_(generator=noise)
+      if "norm" in name.lower() and name.endswith("weight"):
+        parameter.mul_(0.3).add_(1)
+      elif name.endswith("bias"):
+        parameter.mul_(0.3)
+      elif "embed" not in name:
+        parameter.mul_(1.2 / parameter.shape[1] ** 0.5)
+  return model
+
+
+def read_checkpoint(folder: str | Path, **options) -> tuple[Network, dict, list[str]]:
+  """(network, parameters, paths of the missing head) of a folder that transformers wrote."""
+  hf = json.loads(Path(folder, "config.json").read_text())
+  network = Network(backbone_config(hf), head_config(hf), **options)
+  tensors = {}
+  for file in sorted(Path(folder).glob("*.safetensors")):
+    tensors |= load_file(file)
+  params, missing = load_params(
+    network, Tensors(tensors), lambda _, array: array, source=str(folder)
+  )
+  if missing:
+    params["head"] = random_params(network)["head"]
+  return network, params, missing
+
+
+@functools.cache
+def loaded(case: Case) -> tuple[Any, Network, dict, list[str]]:
+  """(torch model, our network, its parameters, paths of the missing head), through the disk."""
+  model = build(case)
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    return model, *read_checkpoint(folder)
+
+
+@functools.cache
+def forward(network: Network) -> Any:
+  """(params, batch) -> (hidden states, scores), compiled."""
+  return jax.jit(
+    lambda params, batch: (network.hidden(params, batch), network.apply(params, batch))
+  )
+
+
+def oracle_inputs(
+  rows: Layout, sequence: Sequence | None = None, *, position: bool = False
+) -> dict:
+  """torch arguments for all rows, or for one sequence alone."""
+  import torch
+
+  batch = rows.batch
+  if sequence is None:
+    at = np.s_[:, :]
+    inputs = {"attention_mask": torch.tensor(batch.group > 0).long()}
+  else:
+    at = np.s_[sequence.row : sequence.row + 1, list(sequence.columns)]
+    inputs = {}
+  inputs["input_ids"] = torch.tensor(batch.tokens[at]).long()
+  if batch.token_type is not None:
+    inputs["token_type_ids"] = torch.tensor(batch.token_type[at]).long()
+  if position:
+    inputs["position_ids"] = torch.tensor(batch.position[at]).long()
+  return inputs
+
+
+def oracle(model: Any, rows: Layout, *, position: bool) -> tuple[list, list | None]:
+  """The oracle's (hidden states [tokens, D], scores [labels]) of every sequence of a layout."""
+  import torch
+
+  classifier = "SequenceClassification" in type(model).__name__
+  base = getattr(model, model.base_model_prefix, model)
+
+  def run(inputs):
+    with torch.no_grad():
+      scores = model(**inputs).logits.numpy() if classifier else None
+      return base(**inputs).last_hidden_state.numpy(), scores
+
+  # BERT's pooler reads column 0, which is padding where padding is on the left.
+  unpooled = rows.batch.token_type is not None and any(s.columns[0] for s in rows.sequences)
+  if rows.together:
+    hidden_BTD, scores = run(oracle_inputs(rows, position=position))
+    hidden = [hidden_BTD[s.row, list(s.columns)] for s in rows.sequences]
+  if not rows.together or unpooled:
+    alone = [run(oracle_inputs(rows, s)) for s in rows.sequences]
+    scores = [score[0] for _, score in alone] if classifier else None
+    hidden = hidden if rows.together else [h[0] for h, _ in alone]
+  return hidden, scores
+
+
+def relative(ours: list, reference: list) -> float:
+  """max |difference| / rms(reference)."""
+  ours, reference = np.concatenate(ours), np.concatenate(reference)
+  assert ours.shape == reference.shape
+  assert np.isfinite(ours).all()
+  return float(np.abs(ours - reference).max() / np.sqrt(np.mean(np.square(reference))))
+
+
+def errors(case: Case, name: str) -> tuple[float, float | None]:
+  """Relative error of the hidden states and of the scores (None where there is no head)."""
+  model, network, params, _ = loaded(case)
+  rows = layout(name, case.arch)
+  hidden_BTD, scores = jax.device_get(forward(network)(params, rows.batch))
+  scores_ABGK = scores.reshape(-1, B, G, K)
+  assert (scores_ABGK[:, ~rows.batch.where] == 0).all()
+  ref_hidden, ref_scores = oracle(model, rows, position=name in ("left", "far"))
+  hidden = [hidden_BTD[s.row, list(s.columns)] for s in rows.sequences]
+  scores = [scores_ABGK[:, s.row, s.slot[0], s.slot[1]] for s in rows.sequences]
+  return (
+    relative(hidden, ref_hidden),
+    None if ref_scores is None else relative(scores, ref_scores),
+  )

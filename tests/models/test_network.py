@@ -1,0 +1,380 @@
+"""The network as a function: who sees whom, frozen stacks, remat, dropout, precision."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from rm_jax.models.layers import drop, visible, within
+from rm_jax.types import Batch
+from tests.models import oracle
+from tests.models.oracle import ARCHITECTURES, T, make_network, random_params, split_stack
+
+_LLAMA = {"head_dim": 12}
+_WINDOW = {"sliding_window": oracle.WINDOW}
+
+
+def _batch(arch, name=None):
+  return oracle.layout(name or ("copies" if arch == "bert" else "shared"), arch).batch
+
+
+def _scores(network, params, batch, key=None):
+  return jax.device_get(_apply(network)(params, batch, key))
+
+
+@functools.cache
+def _apply(network):
+  return jax.jit(network.apply)
+
+
+def _close(a, b, tolerance):
+  """max |difference| <= tolerance x rms(b), parameter by parameter."""
+  a, b = flatten_dict(a, sep="/"), flatten_dict(b, sep="/")
+  assert a.keys() == b.keys()
+  for path in a:
+    scale = np.sqrt(np.mean(np.square(b[path])))
+    assert np.abs(a[path] - b[path]).max() <= tolerance * scale, path
+
+
+def _gradient(network):
+  return jax.jit(jax.grad(lambda params, batch: jnp.sin(network.apply(params, batch)).sum()))
+
+
+# Who sees whom.
+
+
+def _row(group, branch):
+  zeros = np.zeros((1, len(group)), np.int32)
+  none = np.zeros((1, 1, 1), np.int32)
+  return Batch(
+    tokens=zeros,
+    group=np.array([group], np.int32),
+    branch=np.array([branch], np.int32),
+    position=zeros,
+    marks=none,
+    where=none.astype(bool),
+    labels=none.astype(np.float32),
+    weight=np.zeros((1, 1), np.float32),
+  )
+
+
+@pytest.mark.parametrize(
+  ("causal", "rows"),
+  [
+    # One line a query, one column a key: p p a a b | p' a' | padding.
+    (True, ["1.......", "11......", "111.....", "1111....", "11..1...", ".....1..", ".....11."]),
+    (False, ["11......", "11......", "1111....", "1111....", "11..1...", ".....1..", ".....11."]),
+  ],
+)
+def test_visible_is_the_rule(causal, rows):
+  batch = _row(group=[1, 1, 1, 1, 1, 2, 2, 0], branch=[0, 0, 1, 1, 2, 0, 1, 0])
+  expected = np.array([[cell == "1" for cell in line] for line in rows])
+  np.testing.assert_array_equal(visible(batch, causal=causal)[0, :7], expected)
+  # Nothing real sees padding, and padding sees nothing real.
+  assert not np.any(visible(batch, causal=causal)[0, 7, :7])
+
+
+def test_visible_where_each_branch_has_its_own_copy():
+  batch = _row(group=[1, 1, 1, 1], branch=[1, 1, 2, 2])
+  both = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], bool)
+  np.testing.assert_array_equal(visible(batch, causal=False)[0], both)
+  np.testing.assert_array_equal(visible(batch, causal=True)[0], np.tril(both))
+
+
+def test_a_window_counts_positions():
+  position = np.array([[0, 1, 2, 3, 2]])
+  np.testing.assert_array_equal(
+    within(position, 2)[0].astype(int)[3:],
+    # The key may be fewer than 2 positions back; what is ahead is visible's to forbid.
+    [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]],
+  )
+  assert within(position, 0).all()
+
+
+@pytest.mark.parametrize("arch", ["llama", "mistral", "bert"])
+def test_a_score_depends_on_its_own_sequence_alone(arch):
+  """To the bit: what is masked has weight zero, not a small one."""
+  network = make_network(arch, **(_WINDOW if arch == "mistral" else {}))
+  params = random_params(network)
+  rows = oracle.layout("copies" if arch == "bert" else "shared", arch)
+  before = _scores(network, params, rows.batch)
+  for sequence in rows.sequences[:4]:
+    tokens = rows.batch.tokens.copy()
+    others = np.setdiff1d(np.arange(T), sequence.columns)
+    tokens[sequence.row, others] = (tokens[sequence.row, others] + 41) % oracle.VOCAB
+    after = _scores(network, params, dataclasses.replace(rows.batch, tokens=tokens))
+    slot = (sequence.row, *sequence.slot)
+    assert after[slot] == before[slot]
+    changed = (after != before)[sequence.row] & rows.batch.where[sequence.row]
+    assert changed.sum() == rows.batch.where[sequence.row].sum() - 1
+
+
+@pytest.mark.parametrize("name", ["packed", "shared"])
+def test_windows_are_measured_in_positions(name):
+  """Each sequence of a row, the second branch too, scores as it does alone in a row."""
+  network = make_network("mistral", **_WINDOW)
+  params = random_params(network)
+  rows = oracle.layout(name, "mistral")
+  together = _scores(network, params, rows.batch)
+  apart = 0
+  for sequence in rows.sequences:
+    row, columns = sequence.row, list(sequence.columns)
+    apart += columns[-1] - columns[0] >= len(columns)
+    alone = jax.tree.map(np.zeros_like, rows.batch)
+    for field in ("tokens", "position", "branch", "group"):
+      getattr(alone, field)[0, : len(columns)] = getattr(rows.batch, field)[row, columns]
+    alone.marks[0, 0, 0] = len(columns) - 1
+    alone.where[0, 0, 0] = True
+    score = _scores(network, params, alone)[0, 0, 0]
+    assert abs(score - together[(row, *sequence.slot)]) < 2e-6
+  assert apart > 0 or name == "packed"
+
+
+# Frozen layers.
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "bert"])
+def test_frozen_layers_change_no_number(arch):
+  keys = dict(_WINDOW, use_sliding_window=True, max_window_layers=2) if arch == "qwen2" else {}
+  whole = make_network(arch, **keys)
+  params, batch = random_params(whole), _batch(arch)
+  expected = _scores(whole, params, batch)
+  for frozen in (1, 2, 3):
+    network = make_network(arch, options={"frozen": frozen}, **keys)
+    split = split_stack(params, frozen)
+    assert jax.tree.map(np.shape, split) == jax.tree.map(np.shape, network.abstract())
+    np.testing.assert_allclose(_scores(network, split, batch), expected, rtol=0, atol=2e-6)
+    # What the frozen layers give can be kept, and enters where they end.
+    features = jax.jit(network.features)(split, batch)
+    assert features.shape == (*batch.tokens.shape, 32)
+    kept = dataclasses.replace(batch, hidden=features, tokens=np.zeros_like(batch.tokens))
+    np.testing.assert_allclose(_scores(network, split, kept), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bert"])
+def test_gradients_above_frozen_layers_are_the_same(arch):
+  whole, network = make_network(arch), make_network(arch, options={"frozen": 1})
+  params, batch = random_params(whole), _batch(arch)
+  expected = split_stack(jax.device_get(_gradient(whole)(params, batch)), 1)
+  split = split_stack(params, 1)
+  features = jax.jit(network.features)(split, batch)
+  kept = dataclasses.replace(batch, hidden=features)
+  ours = jax.device_get(_gradient(network)(split, kept))
+  for room in ("layers", "norm"):
+    if room in split["backbone"]:
+      above = (ours["backbone"][room], expected["backbone"][room])
+      if arch == "bert":  # nothing but rounding: a softmax does not see a shift of its logits
+        for tree in above:
+          assert np.abs(tree["k"].pop("bias")).max() < 1e-5
+      _close(*above, 2e-5)
+  _close(ours["head"], expected["head"], 2e-5)
+  assert all((g == 0).all() for g in jax.tree.leaves(ours["backbone"]["lower"]))
+  assert (ours["backbone"]["embed"]["embedding"] == 0).all()
+
+
+def test_settings_that_are_wrong():
+  for options, message in (
+    ({"frozen": 4}, "model.frozen_layers is 4; expected 0 to 3"),
+    ({"frozen": -1}, "model.frozen_layers is -1"),
+    ({"remat": "some"}, "model.remat is 'some'; expected one of none, minimal, full"),
+  ):
+    network = make_network("llama", options=options)
+    with pytest.raises(ValueError, match=message):
+      network.abstract()
+
+
+# Rematerialisation and precision.
+
+
+@pytest.mark.parametrize("arch", ["mistral", "bert"])
+def test_remat_changes_memory_and_no_gradient(arch):
+  keys = dict(num_hidden_layers=6, **(_WINDOW if arch == "mistral" else {}))
+  batch, memory, grads = _batch(arch), {}, {}
+  for remat in ("none", "minimal", "full"):
+    network = make_network(arch, options={"remat": remat}, **keys)
+    params = random_params(network)
+    compiled = _gradient(network).lower(params, batch).compile()
+    memory[remat] = compiled.memory_analysis().temp_size_in_bytes
+    grads[remat] = jax.device_get(compiled(params, batch))
+    for tree in [grads[remat]["backbone"]["layers"]] if arch == "bert" else []:
+      # Rounding about zero: a softmax does not see a shift of its logits.
+      assert np.abs(tree["k"].pop("bias")).max() < 1e-5
+  _close(grads["minimal"], grads["none"], 1e-6)
+  _close(grads["full"], grads["none"], 1e-6)
+  assert memory["none"] > memory["minimal"] > memory["full"]
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "bert"])
+def test_bfloat16_is_close_to_float32(arch):
+  network = make_network(arch)
+  low = dataclasses.replace(network, dtype="bfloat16")
+  params, batch = random_params(network), _batch(arch)
+  real = batch.group > 0
+  hidden = np.asarray(jax.jit(network.hidden)(params, batch))[real]
+  rough = jax.jit(low.hidden)(params, batch)
+  assert rough.dtype == jnp.bfloat16
+  difference = np.asarray(rough, np.float32)[real] - hidden
+  error = math.sqrt(np.mean(difference**2) / np.mean(hidden**2))
+  # bfloat16 rounds by at most 2^-9 of a number. A layer rounds about 8 times on its way through
+  # (norm, q/k/v, weights, values, two maps, two sums), three layers 24 times: that is the most that
+  # they add up to where no map amplifies them, and independent roundings add up to a fifth of it.
+  assert 2**-9 < error < 24 * 2**-9
+  scores = _scores(low, params, batch)
+  assert scores.dtype == np.float32
+  assert np.isfinite(scores).all()
+  np.testing.assert_allclose(scores, _scores(network, params, batch), atol=0.15)
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "bert"])
+def test_every_float32_dot_asks_for_float32(arch):
+  """CPUs have no other float32, TPUs and NVIDIA's tensor cores do: read in the lowered text."""
+
+  def dots(dtype):
+    network = make_network(arch, options={"dtype": dtype})
+    text = _apply(network).lower(network.abstract(), _batch(arch)).as_text()
+    found = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(found) >= (10 if arch == "qwen3" else 9)
+    return found
+
+  assert all("precision = [HIGHEST, HIGHEST]" in line for line in dots("float32"))
+  mixed = dots("bfloat16")
+  head = [line for line in mixed if re.search(r"tensor<(\d+x)+f32>, tensor<(\d+x)+f32>", line)]
+  # The output layer, and BERT's pooler.
+  assert len(head) == (2 if arch == "bert" else 1)
+  assert all("precision = [HIGHEST, HIGHEST]" in line for line in head)
+
+
+# Padding.
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_padding_has_score_zero_and_no_gradient(arch):
+  network = make_network(arch, labels=3)
+  params, batch = random_params(network), _batch(arch)
+  empty = jax.tree.map(np.copy, batch)
+  for leaf in (empty.group, empty.branch, empty.position, empty.marks, empty.where):
+    leaf[1] = 0
+
+  def loss(p, b):
+    scores_ABGK = network.apply(p, b)
+    return scores_ABGK.sum(), scores_ABGK
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (_, scores_ABGK), grads = jax.device_get(run(params, empty))
+  assert scores_ABGK.shape == (3, *batch.where.shape)
+  assert (scores_ABGK[:, ~empty.where] == 0).all()
+  assert (scores_ABGK[:, empty.where] != 0).all()
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+  # Tokens that only padding has get no gradient, and what they are changes no number.
+  seen = np.unique(empty.tokens[empty.group > 0])
+  unseen = np.setdiff1d(np.arange(oracle.VOCAB), seen)
+  assert (grads["backbone"]["embed"]["embedding"][unseen] == 0).all()
+  other = dataclasses.replace(empty, tokens=np.where(empty.group > 0, empty.tokens, 5))
+  (_, again), _ = jax.device_get(run(params, other))
+  np.testing.assert_array_equal(again, scores_ABGK)
+
+
+# Heads and fresh parameters.
+
+
+def test_several_outputs_are_a_leading_axis():
+  one, three = make_network("llama"), make_network("llama", labels=3)
+  params, batch = random_params(three), _batch("llama")
+  scores_ABGK = _scores(three, params, batch)
+  assert scores_ABGK.shape == (3, *batch.marks.shape)
+  for a in range(3):
+    kernel = params["head"]["out"]["kernel"][:, a : a + 1]
+    scores_BGK = _scores(one, {**params, "head": {"out": {"kernel": kernel}}}, batch)
+    np.testing.assert_allclose(scores_ABGK[a], scores_BGK, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "bert"])
+def test_fresh_parameters(arch):
+  network = make_network(arch, hidden_size=128)
+  params = jax.device_get(network.init(jax.random.key(0)))
+  shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+  assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), network.abstract())
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+  for path, leaf in flatten_dict(params, sep="/").items():
+    if path.endswith("/bias"):
+      assert (leaf == 0).all(), path
+    elif path.endswith("/scale"):
+      assert (leaf == 1).all(), path
+    else:
+      std = 1 / 129 if path.startswith("head/") else 0.02
+      # 128 numbers estimate a standard deviation to 1 / sqrt(2 · 128) = 6 %.
+      assert leaf.std() == pytest.approx(std, rel=0.2), path
+  up = params["backbone"]["layers"]["up"]["kernel"]
+  assert (up[0] != up[1]).any(), "layers of a stack begin alike"
+  # log 2 is what a pairwise loss begins at where no score is far from another.
+  assert np.abs(_scores(network, params, _batch(arch))).max() < 0.5
+
+
+# Dropout.
+
+
+def _rates(arch, **keys):
+  if arch == "bert":
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return make_network("bert", **{**off, "classifier_dropout": 0.0, **keys})
+  return make_network(arch, **{"attention_dropout": 0.0, **keys})
+
+
+@pytest.mark.parametrize(
+  ("arch", "rate"),
+  [
+    ("llama", "attention_dropout"),
+    ("bert", "hidden_dropout_prob"),
+    ("bert", "attention_probs_dropout_prob"),
+    ("bert", "classifier_dropout"),
+  ],
+)
+def test_dropout_is_of_the_rate_in_config_json_and_only_with_a_key(arch, rate):
+  none, some = _rates(arch), _rates(arch, **{rate: 0.3})
+  params, batch = random_params(none), _batch(arch)
+  one, two = jax.random.split(jax.random.key(0))
+  plain = _scores(none, params, batch)
+  np.testing.assert_array_equal(_scores(some, params, batch), plain)
+  np.testing.assert_allclose(_scores(none, params, batch, one), plain, rtol=0, atol=1e-6)
+  first = _scores(some, params, batch, one)
+  np.testing.assert_array_equal(first, _scores(some, params, batch, one))
+  real = batch.where
+  assert (np.abs(first - plain)[real] > 1e-6).mean() > 0.9
+  assert (np.abs(first - _scores(some, params, batch, two))[real] > 1e-6).mean() > 0.9
+  assert (first[~real] == 0).all()
+
+
+def test_each_layer_drops_what_it_will():
+  """Two layers with the same parameters, and no more than dropout between input and output."""
+  network = _rates("bert", hidden_dropout_prob=0.5)
+  config = network.backbone
+  assert (config.hidden_dropout, config.attention_dropout, network.head.dropout) == (0.5, 0.0, 0.0)
+  kept = drop(jnp.ones((200, 100)), 0.3, jax.random.key(1))
+  # 20,000 draws: three standard deviations of the mean are 3 sqrt(.3 · .7 / 20,000) = 0.0097.
+  assert abs(float((kept > 0).mean()) - 0.7) < 0.0097
+  np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bert"])
+def test_kept_features_meet_the_same_dropout(arch):
+  """Frozen layers never drop, so that training on their kept output is the same training."""
+  rates = (
+    {"attention_dropout": 0.3}
+    if arch == "llama"
+    else {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
+  )
+  network = dataclasses.replace(_rates(arch, **rates), frozen=2)
+  params, batch = random_params(network), _batch(arch)
+  key = jax.random.key(3)
+  features = jax.jit(network.features)(params, batch)
+  kept = dataclasses.replace(batch, hidden=features)
+  dropped = _scores(network, params, batch, key)
+  np.testing.assert_allclose(_scores(network, params, kept, key), dropped, rtol=0, atol=2e-6)
+  assert np.abs(dropped - _scores(network, params, batch))[batch.where].mean() > 1e-3

@@ -1,0 +1,190 @@
+"""Float32 parity with transformers on torch, architecture by peculiarity by layout.
+
+`python -m tests.models.test_parity` prints the table in markdown.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
+
+from rm_jax.models.config import backbone_config
+from rm_jax.models.decoder import rope_frequencies
+from rm_jax.models.hf import export_params
+from rm_jax.types import Batch
+from tests.models import oracle
+from tests.models.oracle import LAYOUTS, TOLERANCE, WINDOW, Case, needs_torch
+
+_LLAMA3 = {
+  "rope_type": "llama3",
+  "rope_theta": 10_000.0,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  # Of a head's 6 wavelengths, 6 to 13,500 tokens, this keeps some, blends some and stretches some.
+  "original_max_position_embeddings": 512,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 500_000.0, "factor": 3.0}
+
+CASES = [
+  Case("llama", "GQA 4/2"),
+  Case("llama", "MHA, 3 labels", {"num_key_value_heads": 4}, labels=3),
+  Case("llama", "MQA, tanh GELU", {"num_key_value_heads": 1, "hidden_act": "gelu_pytorch_tanh"}),
+  Case("llama", "llama3 RoPE", {"rope_parameters": _LLAMA3, "head_dim": 12}),
+  Case("llama", "linear RoPE", {"rope_parameters": _LINEAR}),
+  Case("llama", "head_dim 20", {"head_dim": 20}),
+  Case("llama", "attention_bias, mlp_bias", {"attention_bias": True, "mlp_bias": True}),
+  Case("llama", "tied causal LM", {"tie_word_embeddings": True}, saved="causal"),
+  Case("llama", "untied causal LM", {"tie_word_embeddings": False}, saved="causal"),
+  Case("llama", "stray sliding_window", {"sliding_window": WINDOW}),
+  Case("mistral", "windowless, 3 labels", labels=3),
+  Case("mistral", "window 5, head_dim 12", {"sliding_window": WINDOW, "head_dim": 12}),
+  Case("qwen2", "qkv bias, 3 labels", labels=3),
+  Case(
+    "qwen2",
+    "window 5 from layer 1",
+    {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+  ),
+  Case("qwen2", "base model", saved="base"),
+  Case("qwen3", "q/k norm, head_dim 12"),
+  Case(
+    "qwen3",
+    "bias, window 5 from layer 2, 3 labels",
+    {
+      "attention_bias": True,
+      "use_sliding_window": True,
+      "sliding_window": WINDOW,
+      "max_window_layers": 2,
+    },
+    labels=3,
+  ),
+  Case("bert", "GELU"),
+  Case("bert", "tanh GELU, 3 labels", {"hidden_act": "gelu_new"}, labels=3),
+  Case("bert", "base model", saved="base"),
+]
+_GRID = [(case, name) for case in CASES for name in oracle.layouts_of(case.arch)]
+_TINYSTORIES = Path(__file__).parents[3] / "shared/weights/tinystories-llama-260k"
+
+
+@needs_torch
+@pytest.mark.parametrize(("case", "name"), _GRID, ids=str)
+def test_hidden_states_and_scores_equal_torch(case, name):
+  hidden, scores = oracle.errors(case, name)
+  assert hidden <= TOLERANCE
+  assert scores is None or scores <= TOLERANCE
+  assert (scores is None) == (case.saved != "classifier")
+
+
+@needs_torch
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_missing_head_is_reported(case):
+  _, network, _, missing = oracle.loaded(case)
+  heads = {f"head/{path}" for path in flatten_dict(network.abstract()["head"], sep="/")}
+  assert set(missing) == (set() if case.saved == "classifier" else heads)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+  ("case", "name"),
+  [(CASES[0], "shared"), (CASES[17], "copies")],
+  ids=str,
+)
+def test_gradients_of_every_parameter_equal_torch(case, name):
+  """The loss is the sum of the scores; the oracle runs each sequence by itself."""
+  model, network, params, _ = oracle.loaded(case)
+  rows = oracle.layout(name, case.arch)
+  grads = jax.jit(jax.grad(lambda p: network.apply(p, rows.batch).sum()))(params)
+  ours = dict(export_params(network, jax.device_get(grads)))
+
+  model.zero_grad()
+  for sequence in rows.sequences:
+    model(**oracle.oracle_inputs(rows, sequence)).logits.sum().backward()
+  reference = {key: p.grad.numpy() for key, p in model.named_parameters()}
+  model.zero_grad()
+
+  assert ours.keys() == reference.keys()
+  for key, grad in reference.items():
+    if key.endswith("key.bias"):
+      # A softmax does not see what is added to all of its logits: both are rounding about zero.
+      assert np.abs(ours[key]).max() < 1e-4 * np.abs(ours[key.replace("bias", "weight")]).max()
+    else:
+      assert oracle.relative([ours[key]], [grad]) <= 1e-4, key
+
+
+@needs_torch
+@pytest.mark.parametrize("head_dim", [12, 20, 64, 80, 128])
+@pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])
+@pytest.mark.parametrize(
+  "rope",
+  [{"rope_type": "default"}, _LINEAR, _LLAMA3],
+  ids=lambda rope: rope["rope_type"],
+)
+def test_rope_frequencies_equal_torch_to_the_last_place(rope, theta, head_dim):
+  """A frequency of 0.9 that is 1e-6 off turns a head by 0.03 radians at position 32,768."""
+  from transformers import LlamaConfig
+  from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+  keys = {"head_dim": head_dim, "rope_parameters": {**rope, "rope_theta": theta}}
+  reference = LlamaRotaryEmbedding(LlamaConfig(**keys)).inv_freq.numpy()
+  config = backbone_config(oracle.hf_config("llama", **keys))
+  ours = jax.jit(lambda: rope_frequencies(config.rope, head_dim))()
+  # torch rounds a power up to one unit off, and the blend of llama3's rule subtracts near-equals;
+  # high frequencies, which far positions multiply, are to be the same or next to it.
+  units = 4 if rope["rope_type"] == "llama3" else 2
+  np.testing.assert_array_max_ulp(np.asarray(ours)[reference > 0.05], reference[reference > 0.05])
+  np.testing.assert_array_max_ulp(np.asarray(ours), reference, maxulp=units)
+
+
+@pytest.mark.skipif(
+  not (_TINYSTORIES / "reference.npz").exists(),
+  reason="../shared/weights/tinystories-llama-260k/reference.npz is not here",
+)
+def test_a_trained_checkpoint_gives_its_reference():
+  network, params, missing = oracle.read_checkpoint(_TINYSTORIES)
+  reference = np.load(_TINYSTORIES / "reference.npz")
+  tokens = reference["input_ids"].astype(np.int32)
+  ones, position = np.ones_like(tokens), np.arange(tokens.shape[1], dtype=np.int32)[None]
+  batch = Batch(
+    tokens=tokens,
+    group=ones,
+    branch=ones,
+    position=position,
+    marks=position[:, -1:, None],
+    where=np.ones((1, 1, 1), bool),
+    labels=np.zeros((1, 1, 1), np.float32),
+    weight=np.ones((1, 1), np.float32),
+  )
+  hidden_BTD, _ = jax.device_get(oracle.forward(network)(params, batch))
+  assert missing == ["head/out/kernel"]
+  assert oracle.relative([hidden_BTD], [reference["last_hidden"]]) <= TOLERANCE
+
+  # Our networks have no language-model head; its matrix is in the file.
+  lm_head = load_file(_TINYSTORIES / "model.safetensors")["lm_head.weight"]
+  logits = hidden_BTD[:, -1] @ lm_head.T
+  assert oracle.relative([logits], [reference["logits_last"]]) <= TOLERANCE
+
+
+def table() -> str:
+  """Markdown: for every case and layout, the errors of hidden states / scores, in units of 1e-6."""
+  names = (*LAYOUTS, "copies")
+  lines = [
+    "| architecture | peculiarity | " + " | ".join(names) + " |",
+    "|" + "---|" * (2 + len(names)),
+  ]
+  for case in CASES:
+    cells = []
+    for name in names:
+      if name not in oracle.layouts_of(case.arch):
+        cells.append("")
+        continue
+      hidden, scores = oracle.errors(case, name)
+      cells.append(f"{hidden * 1e6:.2f}" + ("" if scores is None else f" / {scores * 1e6:.2f}"))
+    lines.append(f"| {case.arch} | {case.what} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  print(table())
