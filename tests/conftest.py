@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, strict promotion of ranks, and small tokenizers made here."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -10,6 +11,9 @@ import tokenizers
 import transformers
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Runs of the same shapes compile once for all tests: most of a small run is compilation.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="rm_jax_tests_"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 CHAT = (

@@ -47,22 +47,23 @@ class Report:
     """Rows read and not dropped by any stage so far."""
     return self.rows - self.dropped.total()
 
-  def drop(self, reason: str, origin: str, detail: str) -> None:
+  def drop(self, reason: str, origin: str, detail: str, *, fault: bool = True) -> None:
     """Counts a row as dropped.
 
     Args:
       reason: snake_case word that it is counted by.
       origin: where the row came from, 'file:line'.
       detail: what was found and what was expected.
+      fault: False where nothing is wrong with the row, and it is left out on purpose.
 
     Raises:
-      DataError: if `strict`, naming origin, reason and detail.
+      DataError: if `strict` and a fault, naming origin, reason and detail.
     """
     self.dropped[reason] += 1
     seen = self.examples.setdefault(reason, [])
     if len(seen) < _SHOWN:
       seen.append(f"{origin}: {detail}")
-    if self.strict:
+    if self.strict and fault:
       raise DataError(
         f"{origin}: {reason}: {detail}. Mend the row, or read with strict off to drop and count it."
       )

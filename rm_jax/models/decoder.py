@@ -118,7 +118,8 @@ class Decoder(nnx.Module):
   def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key):
     c = self.config
     mask_BTS = visible(batch, causal=True)
-    angle_BTh = batch.position[:, :, None] * rope_frequencies(c.rope, c.head_dim)
+    frequency_h = rope_frequencies(c.rope, c.head_dim)
+    angle_BTh = batch.position[:, :, None] * frequency_h[None, None, :]
 
     def body(layer, h, window, layer_key):
       mask = mask_BTS if window is None else mask_BTS & within(batch.position, window)

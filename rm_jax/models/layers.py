@@ -68,7 +68,7 @@ def visible(batch: Batch, *, causal: bool) -> jax.Array:
   mask = same_group & ((key_branch == 0) | same_branch)
   if causal:
     columns = jnp.arange(batch.tokens.shape[1])
-    mask &= columns[:, None] >= columns[None, :]
+    mask &= columns[None, :, None] >= columns[None, None, :]
   return mask
 
 

@@ -114,6 +114,7 @@ class Network:
     """Shapes and dtypes of the parameters, without making them."""
     return nnx.to_pure_dict(self._abstract[1])
 
+  @functools.partial(jax.jit, static_argnums=0)
   def init(self, key: jax.Array) -> dict:
     """Random parameters, float32."""
     return nnx.to_pure_dict(nnx.state(self._make(key)))

@@ -56,13 +56,19 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
+def _find(name: str) -> Path:
+  # A folder need not have weights: a tokenizer's has none, a run's are in its checkpoints.
+  folder = Path(name).expanduser()
+  return folder if folder.is_dir() else files.resolve(name)
+
+
 def open_source(name: str) -> Source:
   """Finds a folder, GGUF file or hub id (see `files.resolve`) and reads its config.
 
   Raises:
     ValueError, OSError: nothing is there, or it has no config.json.
   """
-  path = files.resolve(name)
+  path = _find(name)
   if path.suffix == ".gguf":
     return Source(path, gguf.read(path).config, {})
   if not (path / "config.json").is_file():
@@ -73,7 +79,7 @@ def open_source(name: str) -> Source:
 
 def load_tokenizer(name: str | Path) -> Any:
   """A tokenizer from a folder, GGUF file or hub id. Raises ValueError where there is none."""
-  path = files.resolve(str(name))
+  path = _find(str(name))
   if path.suffix == ".gguf":
     return gguf.tokenizer(path)
   from transformers import AutoTokenizer

@@ -245,7 +245,7 @@ class _Run:
 
     self.apply = jax.jit(
       applied,
-      donate_argnums=(0, 1),
+      donate_argnums=(0,),
       out_shardings=(state, dict.fromkeys(("loss", "weight", "skipped"), everywhere)),
     )
 

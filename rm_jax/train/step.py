@@ -111,7 +111,7 @@ def make_apply(optimizer: optax.GradientTransformation):
 
   def apply(state: TrainState, gradients, sums) -> TrainState:
     mean = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1e-30), gradients)
-    norm = optax.global_norm(mean)
+    norm = optax.tree.norm(mean)
     fine = jnp.isfinite(norm)
     updates, new_optimizer = optimizer.update(mean, state.optimizer, state.params)
     new_params = optax.apply_updates(state.params, updates)

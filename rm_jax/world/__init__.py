@@ -1,1 +1,5 @@
-from rm_jax.world.world import World
+"""A generated preference world with a known true reward."""
+
+from rm_jax.world.world import Candidate, World, best_reachable
+
+__all__ = ["Candidate", "World", "best_reachable"]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,7 +35,8 @@ class Attributes:
   """What the true reward sees of a response.
 
   Attributes:
-    fact: 1 if it names the value that the note gives for the item asked about, and no other; else 0.
+    fact: 1 if it names the value that the note gives for the item asked about and no other value of
+      that kind, else 0.
     layout: 1 if it has the layout asked for, else 0.
     name: 1 if it names the person who asks, and no other; else 0.
     tone: -1 rude, 0 neutral (or both), 1 polite.
@@ -47,30 +48,26 @@ class Attributes:
   tone: int
 
 
-def _capitalise(sentence: str) -> str:
-  return sentence[0].upper() + sentence[1:]
-
-
 def _numbered(sentences: list[str]) -> str:
   return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, 1))
 
 
 # Layout -> (writes sentences in it, pattern that a text in it matches).
 LAYOUTS = {
-  "list": (lambda s: "\n".join(f"- {x}" for x in s), r"(- .*\n?)+"),
-  "numbers": (_numbered, r"(\d\. .*\n?)+"),
-  "quotes": (lambda s: f'"{" ".join(s)}"', r'".*"'),
-  "brackets": (lambda s: f"({' '.join(s)})", r"\(.*\)"),
+  "list": (lambda s: "\n".join(f"- {x}" for x in s), r"- .*(\n- .*)*"),
+  "numbers": (_numbered, r"\d+\. .*(\n\d+\. .*)*"),
+  "quotes": (lambda s: f'"{" ".join(s)}"', r'"[^"]*"'),
+  "brackets": (lambda s: f"({' '.join(s)})", r"\([^()]*\)"),
 }
 
 
-def draw(table, rng: np.random.Generator):
-  """One entry of a table, all alike likely."""
+def draw(table: Sequence, rng: np.random.Generator):
+  """One entry of a table, each as likely."""
   return table[int(rng.integers(len(table)))]
 
 
 def write_prompt(words: Vocabulary, rng: np.random.Generator) -> str:
-  """Three lines: who asks; a note of three entries; a question about one, with the layout wanted."""
+  """Three lines: who asks; a note of three entries; a question about one and the layout wanted."""
   scene = draw(words.scenes, rng)
   items = rng.choice(len(scene.items), 3, replace=False)
   values = rng.choice(len(scene.values), 3, replace=False)
@@ -80,10 +77,10 @@ def write_prompt(words: Vocabulary, rng: np.random.Generator) -> str:
     for i, v in zip(items, values, strict=True)
   ]
   intro = draw(words.intro, rng).format(name=draw(words.names, rng))
-  note = _capitalise(", ".join(entries)) + "."
+  note = ", ".join(entries) + "."
   question = draw(scene.ask, rng).format(item=scene.items[draw(items, rng)])
   wish = draw(words.layouts[draw(tuple(LAYOUTS), rng)], rng)
-  return f"{intro}\n{note}\n{question} {wish}"
+  return f"{intro}\n{note[0].upper()}{note[1:]}\n{question} {wish}"
 
 
 def write_response(
@@ -95,7 +92,7 @@ def write_response(
   fillers: int,
   rng: np.random.Generator,
 ) -> str:
-  """A sentence with the value, a sentence of the tone, and fillers, after the first in any order."""
+  """A sentence with name and value, then one of the tone and fillers in any order."""
   words = task.words
   rest = [draw(words.tones[tone], rng)] if tone else []
   rest += [words.fillers[i] for i in rng.choice(len(words.fillers), fillers, replace=False)]

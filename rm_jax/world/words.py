@@ -59,10 +59,8 @@ TRAIN = Vocabulary(
         "the ladder, the drill, the saw, the hammer, the shovel, the rake, the tent, the axe, "
         "the kayak, the pump"
       ),
-      values=_words(
-        "Oscar, Priya, Hugo, Lena, Omar, Ruth, Ivan, Clara, Felix, Nadia, Diego, Elsa"
-      ),
-      entry=("{item} is with {value}", "{value} has {item}"),
+      values=_words("Oscar, Priya, Hugo, Lena, Omar, Ruth, Ivan, Clara, Felix, Nadia, Diego, Elsa"),
+      entry=("{item} is with {value}", "{item} was lent to {value}"),
       ask=("Who has {item}?", "Who is using {item}?"),
       answer=("{value} has {item}.", "{item} is with {value}.", "please ask {value}."),
     ),
@@ -84,7 +82,7 @@ TRAIN = Vocabulary(
         "kitchen, attic, garage, cellar, office, studio, pantry, lobby, shed, library, bathroom, "
         "workshop"
       ),
-      entry=("{item} is in the {value}", "the {value} holds {item}"),
+      entry=("{item} is in the {value}", "{item} lies in the {value}"),
       ask=("Where is {item}?", "In which room is {item}?"),
       answer=("{item} is in the {value}.", "look in the {value}.", "try the {value}."),
     ),
@@ -96,7 +94,7 @@ TRAIN = Vocabulary(
       values=_words(
         "Oslo, Lima, Rome, Cairo, Quito, Delhi, Tokyo, Paris, Dublin, Boston, Athens, Madrid"
       ),
-      entry=("{item} goes to {value}", "send {item} to {value}"),
+      entry=("{item} goes to {value}", "{item} must go to {value}"),
       ask=("Where does {item} go?", "To which city do we send {item}?"),
       answer=("{item} goes to {value}.", "we send it to {value}.", "to {value}."),
     ),
@@ -131,7 +129,7 @@ HELDOUT = Vocabulary(
         "the goat, the canary, the lizard"
       ),
       values=_words("Marta, Simon, Helga, Victor, Rosa, Ahmed, Gwen, Pedro, Ingrid, Samir, Olga"),
-      entry=("{item} belongs to {value}", "{value} owns {item}"),
+      entry=("{item} belongs to {value}", "{item} was bought by {value}"),
       ask=("Who owns {item}?", "Whose is {item}?"),
       answer=("{item} belongs to {value}.", "{value} owns {item}.", "the owner is {value}."),
     ),
@@ -141,7 +139,7 @@ HELDOUT = Vocabulary(
         "the cinema, the salon, the zoo"
       ),
       values=_words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"),
-      entry=("{item} closes on {value}", "{value} is free at {item}"),
+      entry=("{item} closes on {value}", "{item} shuts on {value}"),
       ask=("When does {item} close?", "On which day does {item} close?"),
       answer=("{item} closes on {value}.", "it closes on {value}.", "on {value}."),
     ),

@@ -1,7 +1,15 @@
-"""`World`: prompts, candidates, their true reward, and judges who err at a known rate."""
+"""`World`: prompts, candidates, their true reward, and judges who err at a known rate.
+
+    true reward  r*(x, y) = w_fact fact + w_layout layout + w_name name + w_tone tone
+    judge        P(y over y') = sigmoid((r*(x, y) - r*(x, y')) / temperature)        (Bradley-Terry)
+
+fact, layout, name in {0, 1} and tone in {-1, 0, 1} are read from the text alone (see `text.py`), so
+any text has a true reward. Length has no value of its own; `length_confound` makes it look so.
+"""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,97 +25,227 @@ from rm_jax.world.text import (
 )
 from rm_jax.world.words import SPLITS
 
+# Prompts, candidates and judgements each draw from a stream of their own: a colder judge or another
+# number of responses leaves the prompts as they were, and n more examples leave the first ones.
+_STREAMS = ("prompts", "candidates", "judge")
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  text: str
+  """A response drawn for a prompt.
+
+  Attributes:
+    response: in the prompt's form, a string or messages.
+    attributes: that it was written to have, and has.
+    reward: its true reward.
+  """
+
+  response: Text
   attributes: Attributes
+  reward: float
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  judge_temperature: float = 0.5
+  """A world of short notes and questions about them, whose true reward is known.
+
+  Attributes:
+    judge_temperature: in units of true reward, >= 0. At 0 the judge never errs, and of equals
+      it takes the one drawn later.
+    length_confound: by how much one standard deviation of true reward raises the log-odds of each
+      of the two fillers that a response may have; negative makes the good ones short.
+    skill: probability that a candidate has the right fact, and likewise the layout and the name
+      (independently), in (0, 1). Low makes good candidates rare, as best-of-n wants them.
+    confusion: probability that a wrong fact is another entry's of the note, and not one that the
+      note does not have, in [0, 1].
+    fact_weight, layout_weight, name_weight, tone_weight: true reward of each attribute.
+
+  Raises:
+    ValueError: a number is out of its range.
+  """
+
+  judge_temperature: float = 0.4
   length_confound: float = 0.5
   skill: float = 0.5
+  confusion: float = 0.5
   fact_weight: float = 2.0
   layout_weight: float = 1.0
   name_weight: float = 1.0
   tone_weight: float = 0.5
 
-  def _rng(self, seed, split):
-    return np.random.Generator(np.random.PCG64([list(SPLITS).index(split), seed]))
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if not math.isfinite(getattr(self, field.name)):
+        raise ValueError(f"{field.name}: {getattr(self, field.name)}; expected a finite number")
+    if self.judge_temperature < 0:
+      raise ValueError(f"judge_temperature: {self.judge_temperature}; expected >= 0")
+    if not 0 < self.skill < 1:
+      raise ValueError(f"skill: {self.skill}; expected a probability in (0, 1)")
+    if not 0 <= self.confusion <= 1:
+      raise ValueError(f"confusion: {self.confusion}; expected a probability in [0, 1]")
 
-  def prompts(self, split, n, seed):
-    return self._prompts(split, n, self._rng(seed, split))
+  def prompts(self, split: str, n: int, seed: int, messages: bool = True) -> list[Text]:
+    """n distinct prompts; those of a smaller n come first.
 
-  def _prompts(self, split, n, rng):
+    Args:
+      split: 'train' or 'heldout', which share no prompt and no response.
+      n: how many.
+      seed: >= 0. `pairs` and `rankings` of the same split and seed have the same prompts.
+      messages: whether as messages or as strings.
+
+    Raises:
+      ValueError: the split is not one of the two, or the seed is negative.
+    """
+    rng = _generator(split, seed, "prompts")
     found = {}
-    while len(found) < n:
+    while len(found) < n:  # Each split has over a thousand million.
       found[write_prompt(SPLITS[split], rng)] = None
-    return list(found)
+    return [_as_text("user", prompt, messages) for prompt in found]
 
-  def reward_of(self, a: Attributes) -> float:
-    return (
-      self.fact_weight * a.fact
-      + self.layout_weight * a.layout
-      + self.name_weight * a.name
-      + self.tone_weight * a.tone
-    )
+  def sample(self, prompt: Text, n: int, rng: np.random.Generator) -> list[Candidate]:
+    """n candidates, independent given the prompt (so equal texts may occur).
 
-  def moments(self):
-    s = self.skill
-    mean = s * (self.fact_weight + self.layout_weight + self.name_weight)
-    var = s * (1 - s) * (self.fact_weight**2 + self.layout_weight**2 + self.name_weight**2)
-    return mean, math.sqrt(var + 2 / 3 * self.tone_weight**2)
-
-  def sample(self, prompt, n, rng):
+    Raises:
+      ValueError: the prompt is not one of this world's.
+    """
     task = read_prompt(_content(prompt))
-    mean, std = self.moments()
     right = task.facts[task.item]
-    mixed = [v for v in task.facts.values() if v != right]
-    invented = [v for v in task.scene.values if v not in task.facts.values()]
-    layouts = [x for x in LAYOUTS if x != task.layout]
-    names = [x for x in task.words.names if x != task.name]
-    out = []
+    confused = [value for value in task.facts.values() if value != right]
+    invented = [value for value in task.scene.values if value not in task.facts.values()]
+    others = [layout for layout in LAYOUTS if layout != task.layout]
+    strangers = [name for name in task.words.names if name != task.name]
+    mean, std = self._reward_moments()
+    candidates = []
     for _ in range(n):
-      good = rng.random(3) < self.skill
-      value = right if good[0] else draw(mixed if rng.random() < 0.5 else invented, rng)
-      layout = task.layout if good[1] else draw(layouts, rng)
-      name = task.name if good[2] else draw(names, rng)
-      a = Attributes(*(int(g) for g in good), tone=int(rng.integers(-1, 2)))
-      z = (self.reward_of(a) - mean) / std
-      p = 1 / (1 + math.exp(-self.length_confound * z))
-      fillers = int((rng.random(2) < p).sum())
-      out.append(Candidate(write_response(task, value, layout, name, a.tone, fillers, rng), a))
-    return out
+      fact, layout, name = (int(good) for good in rng.random(3) < self.skill)
+      attributes = Attributes(fact, layout, name, tone=int(rng.integers(-1, 2)))
+      reward = self._reward(attributes)
+      wrong = confused if rng.random() < self.confusion else invented
+      log_odds = self.length_confound * (reward - mean) / std
+      text = write_response(
+        task,
+        value=right if fact else draw(wrong, rng),
+        layout=task.layout if layout else draw(others, rng),
+        name=task.name if name else draw(strangers, rng),
+        tone=attributes.tone,
+        fillers=int((rng.random(2) < _sigmoid(log_odds)).sum()),
+        rng=rng,
+      )
+      response = _as_text("assistant", text, not isinstance(prompt, str))
+      candidates.append(Candidate(response, attributes, reward))
+    return candidates
 
-  def true_reward(self, prompt, response):
-    return self.reward_of(read_response(read_prompt(_content(prompt)), _content(response)))
+  def true_reward(self, prompt: Text, response: Text) -> float:
+    """True reward of any text as a response to a prompt of this world.
 
-  def pairs(self, split, n, seed, messages=True):
-    rng = self._rng(seed, split)
-    out = []
-    for i, p in enumerate(self._prompts(split, n, rng)):
-      c = self.sample(p, 2, rng)
-      while c[0].text == c[1].text:
-        c = self.sample(p, 2, rng)
-      r = np.array([self.true_reward(p, x.text) for x in c])
-      noisy = r / self.judge_temperature + rng.gumbel(size=2)
-      order = np.argsort(-noisy)
-      wrap = (lambda role, t: ({"role": role, "content": t},)) if messages else (lambda _, t: t)
-      out.append(
-        Example(
-          prompt=wrap("user", p),
-          responses=tuple(wrap("assistant", c[j].text) for j in order),
+    Raises:
+      ValueError: the prompt is not one of this world's.
+    """
+    return self._reward(read_response(read_prompt(_content(prompt)), _content(response)))
+
+  def pairs(self, split: str, n: int, seed: int, messages: bool = True) -> list[Example]:
+    """n examples of two candidates, the one that the judge chose first. Arguments as `prompts`."""
+    pairs = []
+    for example in self.rankings(split, n, 2, seed, messages):
+      best, worst = np.argsort(example.labels)[::-1]
+      pairs.append(
+        dataclasses.replace(
+          example,
+          kind="pair",
+          responses=(example.responses[best], example.responses[worst]),
           labels=(1.0, 0.0),
-          source="world",
-          origin=f"world:{split}:{i}",
-          conversation=p,
-          truth=tuple(float(r[j]) for j in order),
+          truth=(example.truth[best], example.truth[worst]),
         )
       )
-    return out
+    return pairs
+
+  def rankings(self, split: str, n: int, k: int, seed: int, messages: bool = True) -> list[Example]:
+    """n examples of k different candidates, in the order drawn, labelled 0 (worst) .. k - 1 (best).
+
+    The judge adds Gumbel noise of scale `judge_temperature` to each true reward and sorts, which is
+    Plackett-Luce, and Bradley-Terry for any two of them. Other arguments as `prompts`.
+
+    Raises:
+      ValueError: as `prompts`, or k is below 2.
+    """
+    if k < 2:
+      raise ValueError(f"k: {k}; expected at least 2 responses")
+    candidate_rng, judge_rng = (_generator(split, seed, stream) for stream in _STREAMS[1:])
+    examples = []
+    for i, prompt in enumerate(self.prompts(split, n, seed, messages)):
+      found = {}
+      while len(found) < k:
+        (candidate,) = self.sample(prompt, 1, candidate_rng)
+        found.setdefault(_content(candidate.response), candidate)
+      truth = tuple(candidate.reward for candidate in found.values())
+      utility = np.array(truth) + self.judge_temperature * judge_rng.gumbel(size=k)
+      examples.append(
+        Example(
+          prompt=prompt,
+          responses=tuple(candidate.response for candidate in found.values()),
+          labels=tuple(float(rank) for rank in np.argsort(np.argsort(utility, kind="stable"))),
+          kind="ranking",
+          source="world",
+          origin=f"world:{split}:{i}",
+          conversation=_content(prompt),
+          truth=truth,
+        )
+      )
+    return examples
+
+  def _reward(self, attributes: Attributes) -> float:
+    return (
+      self.fact_weight * attributes.fact
+      + self.layout_weight * attributes.layout
+      + self.name_weight * attributes.name
+      + self.tone_weight * attributes.tone
+    )
+
+  def _reward_moments(self) -> tuple[float, float]:
+    """Mean and standard deviation of a candidate's true reward."""
+    weights = (self.fact_weight, self.layout_weight, self.name_weight)
+    variance = self.skill * (1 - self.skill) * sum(w * w for w in weights)
+    return self.skill * sum(weights), math.sqrt(variance + 2 / 3 * self.tone_weight**2) or 1.0
+
+
+def best_reachable(examples: Sequence[Example]) -> float:
+  """Share of the examples' labelled comparisons that the true reward agrees with, its ties half.
+
+  No scorer that sees no more than the texts expects to agree with these judges more often.
+
+  Raises:
+    ValueError: an example has no truth, or none has two labels that differ.
+  """
+  agreed = total = 0.0
+  for example in examples:
+    if example.truth is None:
+      raise ValueError(f"examples: {example.origin or 'one'} has no truth; expected this world's")
+    labels, truth = np.array(example.labels), np.array(example.truth)
+    better = labels[:, None] > labels[None, :]
+    agreed += np.sum(better * (1 + np.sign(truth[:, None] - truth[None, :])) / 2)
+    total += np.sum(better)
+  if not total:
+    raise ValueError(f"examples: no comparison among {len(examples)}; expected labels that differ")
+  return float(agreed / total)
+
+
+def _generator(split: str, seed: int, stream: str) -> np.random.Generator:
+  if split not in SPLITS:
+    raise ValueError(f"split: {split!r}; expected one of {list(SPLITS)}")
+  if seed < 0:
+    raise ValueError(f"seed: {seed}; expected >= 0")
+  # PCG64 by name, since numpy may one day change what `default_rng` gives.
+  key = [seed, list(SPLITS).index(split), _STREAMS.index(stream)]
+  return np.random.Generator(np.random.PCG64(key))
+
+
+def _as_text(role: str, content: str, messages: bool) -> Text:
+  return ({"role": role, "content": content},) if messages else content
 
 
 def _content(text: Text) -> str:
   return text if isinstance(text, str) else text[-1]["content"]
+
+
+def _sigmoid(x: float) -> float:
+  return 0.5 * (1 + math.tanh(x / 2))  # Does not overflow.

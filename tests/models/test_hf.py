@@ -231,7 +231,7 @@ def test_transformers_reads_what_we_export(arch, tmp_path):
   assert {key: list(value) for key, value in info.items() if value} == {}
   rows = oracle.layout("right", arch)
   _, scores = oracle.oracle(model.eval(), rows, position=False)
-  ours_ABGK = jax.device_get(oracle.forward(network)(params, rows.batch)[1])
+  ours_ABGK = jax.device_get(oracle.scores_of(network)(params, rows.batch))
   assert oracle.relative([ours_ABGK[:, :, 0, 0].T], [np.stack(scores)]) <= oracle.TOLERANCE
 
 

@@ -1,0 +1,188 @@
+"""A score depends on its prompt and response and on nothing else."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rm_jax import RewardModel
+from rm_jax.data.report import DataError
+from rm_jax.models.hf import WeightsError
+from rm_jax.train.mesh import make_mesh
+from rm_jax.train.setup import build_model, init_params
+from tests.train.runs import run, small_config
+
+
+def rows_of(seed=0, prompts=5, each=4):
+  rng = np.random.default_rng(seed)
+
+  def words(longest):
+    return "".join(rng.choice(list("abcdefgh "), rng.integers(1, longest)))
+
+  rows = []
+  for i in range(prompts):
+    prompt = f"{i} {words(60)}"
+    rows += [{"prompt": prompt, "response": words(90)} for _ in range(each)]
+  return rows
+
+
+@pytest.fixture(scope="module", params=["llama", "bert"])
+def model(request, llama_folder, bert_folder, tmp_path_factory):
+  """A model with random weights, saved and read back."""
+  from flax.traverse_util import unflatten_dict
+
+  folder = {"llama": llama_folder, "bert": bert_folder}[request.param]
+  config = small_config(folder, steps=1)
+  config.model.config, config.model.tokenizer = str(folder / "config.json"), str(folder)
+  built = build_model(config)
+  mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  params = init_params(built, mesh, jax.random.key(0), training=True)
+  params = {p: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape) for p, x in params.items()}
+  return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
+
+
+def test_score_does_not_depend_on_its_batch(model):
+  rows = rows_of()
+  together = model.score(rows)
+  assert together.dtype == np.float32
+  assert together.std() > 1e-3
+  alone = np.concatenate([model.score([row]) for row in rows])
+  np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+  order = np.random.default_rng(0).permutation(len(rows))
+  np.testing.assert_allclose(
+    model.score([rows[i] for i in order]), together[order], rtol=0, atol=1e-5
+  )
+
+
+def test_save_and_load_is_exact(model, tmp_path):
+  rows = rows_of(seed=1)
+  model.save_pretrained(tmp_path)
+  again = RewardModel.from_pretrained(tmp_path, mesh={"data": 1, "fsdp": 1, "tensor": 8})
+  np.testing.assert_allclose(again.score(rows), model.score(rows), rtol=0, atol=1e-5)
+  assert again.model.convention == model.model.convention
+
+
+def test_transformers_reads_what_we_save(model, tmp_path):
+  torch = pytest.importorskip("torch", reason="torch is the oracle")
+  from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+  model.save_pretrained(tmp_path)
+  theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+  tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+  for row in rows_of(seed=2, prompts=3, each=1):
+    if model.model.convention.encoder:
+      inputs = tokenizer(row["prompt"], row["response"], return_tensors="pt")
+    else:
+      text = row["prompt"] + row["response"] + tokenizer.eos_token
+      inputs = tokenizer(text, return_tensors="pt")
+    inputs.pop("token_type_ids", None) if not model.model.convention.encoder else None
+    with torch.no_grad():
+      score = theirs(**inputs).logits.item()
+    assert model.score([row])[0] == pytest.approx(score, abs=2e-5)
+
+
+def test_rows_in_every_form(model):
+  score = model.score([{"prompt": "ab", "response": "cd"}, {"prompt": "ab", "completion": "cd"}])
+  assert score[0] == score[1]
+  assert model.score([]).shape == (0,)
+  for row, message in (
+    ({"prompt": "ab"}, r"row 0: has columns \['prompt'\]"),
+    ({"prompt": "ab", "response": 3}, "row 0: wrong_type"),
+    ({"prompt": None, "response": "a"}, "row 0: wrong_type"),
+    ({"prompt": "a\ud800", "response": "a"}, "row 0: lone_surrogate"),
+  ):
+    with pytest.raises(DataError, match=message):
+      model.score([row])
+
+
+def test_messages_go_through_the_chat_template(model):
+  if model.model.convention.encoder:
+    pytest.skip("this encoder's tokenizer has no chat template")
+  messages = [{"role": "user", "content": "ab"}]
+  answer = [{"role": "assistant", "content": "cd"}]
+  rendered = {"prompt": "user:ab</s>\n<s>assistant:", "response": "cd</s>\n"}
+  scores = model.score(
+    [
+      {"prompt": messages, "response": answer},
+      {"prompt": messages, "response": "cd"},
+      rendered,  # the tokenizer adds the first <s> of a string itself
+    ]
+  )
+  np.testing.assert_allclose(scores, scores[0], atol=1e-5)
+
+
+def test_a_workdir_scores_as_the_run_did(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=5)
+  config.model.frozen_layers = 1
+  summary = run(config, tmp_path, devices=1)
+  model = RewardModel.from_pretrained(tmp_path)
+  lines = (llama_folder / "heldout.jsonl").read_text().splitlines()
+  pairs = [json.loads(line) for line in lines]
+  rows = [{"prompt": p["prompt"], "response": p[s]} for p in pairs for s in ("chosen", "rejected")]
+  scores = model.score(rows).reshape(-1, 2)
+  accuracy = ((scores[:, 0] > scores[:, 1]) + 0.5 * (scores[:, 0] == scores[:, 1])).mean()
+  assert accuracy == pytest.approx(summary["heldout"]["accuracy"])
+  margin = (scores[:, 0] - scores[:, 1]).mean()
+  assert margin == pytest.approx(summary["heldout"]["margin"], abs=1e-5)
+  model.save_pretrained(tmp_path / "saved")
+  np.testing.assert_array_equal(
+    RewardModel.from_pretrained(tmp_path / "saved").score(rows).reshape(-1, 2), scores
+  )
+
+
+def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
+  torch = pytest.importorskip("torch", reason="torch is the oracle")
+  from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+  from tests.conftest import LLAMA, decoder_tokenizer
+
+  torch.manual_seed(0)
+  # pad == eos: Hugging Face's rule reads the last token that is neither.
+  config = LlamaConfig(**LLAMA | {"pad_token_id": 2, "num_labels": 1})
+  theirs = LlamaForSequenceClassification(config).eval()
+  theirs.save_pretrained(tmp_path)
+  decoder_tokenizer(pad="</s>").save_pretrained(tmp_path)
+  model = RewardModel.from_pretrained(tmp_path)
+  assert model.model.convention.eos == "none"
+  assert model.model.convention.pooling == "hf"
+  tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+  for response in ("cdef", "cd</s>"):
+    inputs = tokenizer("ab" + response, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+      score = theirs(**inputs).logits.item()
+    got = model.score([{"prompt": "ab", "response": response}])[0]
+    assert got == pytest.approx(score, abs=2e-5)
+
+
+def test_scoring_without_a_head_is_an_error(llama_folder, tmp_path):
+  from flax.traverse_util import flatten_dict
+
+  config = small_config(llama_folder, steps=1)
+  built = build_model(config)
+  mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+  params = init_params(built, mesh, jax.random.key(0), training=True)
+  RewardModel(built, {}, mesh)
+  from safetensors.numpy import save_file
+
+  from rm_jax.models.hf import export_params
+
+  names = dict(
+    export_params(
+      built.network,
+      {"backbone": _nested({p: x for p, x in params.items() if p.startswith("backbone")})},
+    )
+  )
+  assert flatten_dict({"a": 1})  # the tree helpers are the ones the code uses
+  built.tokenizer.save_pretrained(tmp_path)
+  (tmp_path / "config.json").write_text((llama_folder / "config.json").read_text())
+  save_file(names, tmp_path / "model.safetensors")
+  with pytest.raises(WeightsError, match=r"has no reward head \(score\.weight\)"):
+    RewardModel.from_pretrained(tmp_path)
+
+
+def _nested(flat):
+  from flax.traverse_util import unflatten_dict
+
+  return unflatten_dict(flat, sep="/")["backbone"]

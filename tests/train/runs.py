@@ -1,0 +1,53 @@
+"""Small runs for tests: a three-layer Llama on short pairs."""
+
+import json
+
+import jax
+import numpy as np
+
+from configs.base import get_config
+from rm_jax.train import loop
+from rm_jax.train import mesh as meshes
+
+
+def write_pairs(path, count, seed=0):
+  """JSON lines of short pairs, the better response the one with more of the letter a."""
+  rng = np.random.default_rng(seed)
+
+  def word(odds):
+    return "".join(rng.choice(["a", "b"], rng.integers(4, 12), p=[odds, 1 - odds]))
+
+  with path.open("w") as file:
+    for i in range(count):
+      row = {"prompt": f"{seed}.{i} {word(0.5)} ", "chosen": word(0.8), "rejected": word(0.2)}
+      file.write(json.dumps(row) + "\n")
+  return path
+
+
+def small_config(folder, *, steps):
+  """A config that trains `folder`'s model from random weights within seconds."""
+  c = get_config()
+  c.model.config = str(folder / "config.json")
+  c.model.tokenizer = str(folder)
+  c.data.train = str(write_pairs(folder / "train.jsonl", 48))
+  c.data.heldout = str(write_pairs(folder / "heldout.jsonl", 16, seed=1))
+  c.data.batch_groups = 8
+  c.data.row_lengths = (64,)
+  c.optimizer.learning_rate = 3e-3
+  c.optimizer.decay_steps = 20
+  c.train.steps = steps
+  c.train.log_every = 1
+  c.train.eval_every = 10
+  return c
+
+
+def run(config, workdir, devices=None):
+  """Trains, on the first `devices` only where that is said."""
+  if devices is None:
+    return loop.train(config, workdir)
+  original = meshes.make_mesh
+  loop.make_mesh = lambda sizes: original(sizes, jax.devices()[:devices])
+  try:
+    return loop.train(config, workdir)
+  finally:
+    loop.make_mesh = original

@@ -1,0 +1,232 @@
+"""A run does what its config says, twice the same, and goes on where it stopped."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rm_jax import RewardModel
+from rm_jax.train import loop
+from rm_jax.train.checkpoints import CheckpointError
+from rm_jax.train.writers import read_lines
+from tests.train.runs import run, small_config, write_pairs
+
+
+def files(workdir):
+  return (workdir / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(llama_folder, tmp_path_factory):
+  """A run of 20 steps, and its summary."""
+  workdir = tmp_path_factory.mktemp("whole")
+  summary = run(small_config(llama_folder, steps=20), workdir, devices=1)
+  return workdir, summary
+
+
+def test_leaves_what_it_promises(whole):
+  workdir, summary = whole
+  names = {"config.json", "metrics.jsonl", "timing.jsonl", "summary.json", "report.png"}
+  assert names <= {p.name for p in workdir.iterdir()}
+  assert (workdir / "report.png").read_bytes().startswith(b"\x89PNG")
+  assert list((workdir / "tensorboard").iterdir())
+  assert json.loads((workdir / "summary.json").read_text()) == json.loads(json.dumps(summary))
+  held = summary["heldout"]
+  assert held["n"] == 16
+  assert held["interval"][0] <= held["accuracy"] <= held["interval"][1]
+  assert held["baselines"].keys() == {"random", "longest", "shortest"}
+  assert summary["data"]["kept"] == 64
+  assert summary["data"]["dropped"] == {}
+  assert summary["train"]["peak_memory_bytes"] > 1e6
+  lines = read_lines(workdir / "metrics.jsonl")
+  assert [x["step"] for x in lines if x["split"] == "train"] == list(range(1, 21))
+  assert [x["step"] for x in lines if x["split"] == "heldout"] == [0, 10, 20]
+  clock = {"seconds", "pairs_per_second", "tokens_per_second", "peak_memory_bytes"}
+  assert not any(clock & x.keys() for x in lines)
+  assert clock <= read_lines(workdir / "timing.jsonl")[0].keys()
+
+
+def test_learns(whole):
+  workdir, summary = whole
+  lines = [x for x in read_lines(workdir / "metrics.jsonl") if x["split"] == "train"]
+  assert lines[0]["loss"] == pytest.approx(np.log(2), abs=0.02)  # scores start near zero
+  assert lines[-1]["loss"] < 0.3
+  assert summary["heldout"]["accuracy"] > 0.9
+
+
+def test_same_seed_same_run_another_seed_another(whole, llama_folder, tmp_path):
+  run(small_config(llama_folder, steps=20), tmp_path / "same", devices=1)
+  assert files(tmp_path / "same") == files(whole[0])
+  config = small_config(llama_folder, steps=20)
+  config.seed = 1
+  run(config, tmp_path / "other", devices=1)
+  assert files(tmp_path / "other") != files(whole[0])
+
+
+@pytest.mark.parametrize("stop", [7, 10])
+def test_stopped_and_resumed_is_one_run(stop, whole, llama_folder, tmp_path):
+  run(small_config(llama_folder, steps=stop), tmp_path, devices=1)
+  run(small_config(llama_folder, steps=20), tmp_path, devices=1)
+  mine = [x for x in read_lines(tmp_path / "metrics.jsonl") if x["step"] not in (stop,)]
+  theirs = [x for x in read_lines(whole[0] / "metrics.jsonl") if x["step"] not in (stop,)]
+  assert mine == theirs
+
+
+def test_killed_without_warning_resumes_to_the_same_file(whole, llama_folder, tmp_path):
+  class Killed(BaseException):
+    pass
+
+  config = small_config(llama_folder, steps=20)
+  step = loop._Run._step
+
+  def dies(self, micros):
+    if int(self.state.step) == 14:
+      raise Killed
+    return step(self, micros)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop._Run, "_step", dies)
+    with pytest.raises(Killed):
+      run(config, tmp_path, devices=1)
+  assert read_lines(tmp_path / "metrics.jsonl")[-1]["step"] == 14  # past its checkpoint, at 10
+  run(config, tmp_path, devices=1)
+  assert files(tmp_path) == files(whole[0])
+
+
+def test_finished_run_again_changes_nothing(whole, llama_folder):
+  before = files(whole[0])
+  summary = run(small_config(llama_folder, steps=20), whole[0], devices=1)
+  assert files(whole[0]) == before
+  assert summary["heldout"]["accuracy"] == whole[1]["heldout"]["accuracy"]
+
+
+def test_resumes_on_other_devices(whole, llama_folder, tmp_path):
+  run(small_config(llama_folder, steps=10), tmp_path, devices=1)
+  config = small_config(llama_folder, steps=20)
+  config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+  run(config, tmp_path)
+  got = [x["loss"] for x in read_lines(tmp_path / "metrics.jsonl") if x["split"] == "train"]
+  want = [x["loss"] for x in read_lines(whole[0] / "metrics.jsonl") if x["split"] == "train"]
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_another_config_is_refused_and_nothing_overwritten(whole, llama_folder):
+  before = {p: p.read_bytes() for p in whole[0].iterdir() if p.is_file()}
+  config = small_config(llama_folder, steps=20)
+  config.optimizer.learning_rate = 1e-5
+  with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.003 there, 1e-05 now"):
+    run(config, whole[0], devices=1)
+  assert {p: p.read_bytes() for p in whole[0].iterdir() if p.is_file()} == before
+
+
+def test_other_data_are_refused(whole, llama_folder, tmp_path):
+  shutil.copytree(whole[0], tmp_path / "copy")
+  config = small_config(llama_folder, steps=30)
+  write_pairs(llama_folder / "train.jsonl", 48, seed=5)
+  with pytest.raises(ValueError, match="its training data were other ones"):
+    run(config, tmp_path / "copy", devices=1)
+
+
+def flip_a_byte(directory):
+  """In the largest file: the array data."""
+  path = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(llama_folder, tmp_path, caplog):
+  config = small_config(llama_folder, steps=20)
+  config.train.keep = 2
+  run(config, tmp_path, devices=1)
+  before = files(tmp_path)
+  flip_a_byte(tmp_path / "checkpoints" / "20" / "params")
+  (tmp_path / "checkpoints" / "30").mkdir()
+  run(config, tmp_path, devices=1)
+  assert "step 20" in caplog.text
+  assert files(tmp_path) == before
+
+
+def test_no_checkpoint_left_to_read_is_an_error(llama_folder, tmp_path):
+  run(small_config(llama_folder, steps=5), tmp_path, devices=1)
+  flip_a_byte(tmp_path / "checkpoints" / "5" / "params")
+  with pytest.raises(CheckpointError, match="none of its 1 checkpoints can be read"):
+    run(small_config(llama_folder, steps=20), tmp_path, devices=1)
+  with pytest.raises(CheckpointError, match="none of its 1 checkpoints can be read"):
+    RewardModel.from_pretrained(tmp_path)
+
+
+def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=5)
+  config.model.frozen_layers = 2
+  start, end = {}, {}
+
+  class Spy(loop._Run):
+    def loop(self):
+      assert self.features["train"] is not None
+      start.update(jax.tree.map(np.asarray, {**self.state.params, **self.state.frozen}))
+      out = super().loop()
+      end.update(jax.tree.map(np.asarray, {**self.state.params, **self.state.frozen}))
+      return out
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "_Run", Spy)
+    summary = run(config, tmp_path / "kept", devices=1)
+  for path, x in start.items():
+    moved = not np.array_equal(x, end[path])
+    assert moved == (not path.startswith(("backbone/lower/", "backbone/embed"))), path
+  assert summary["train"]["frozen_parameters"] == sum(
+    x.size for p, x in start.items() if p.startswith(("backbone/lower/", "backbone/embed"))
+  )
+  # Kept activations are only a way to be faster.
+  config.model.keep_features = False
+  again = run(config, tmp_path / "anew", devices=1)
+  for a, b in zip(
+    read_lines(tmp_path / "kept" / "metrics.jsonl"),
+    read_lines(tmp_path / "anew" / "metrics.jsonl"),
+    strict=True,
+  ):
+    assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+  assert again["train"]["trained_parameters"] == summary["train"]["trained_parameters"]
+
+
+def test_gradients_that_stay_infinite_stop_the_run(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=20)
+  config.train.max_skipped = 3
+
+  def explode(*args, **kwargs):
+    params = original(*args, **kwargs)
+    return params | {"head/out/kernel": jnp.full_like(params["head/out/kernel"], jnp.nan)}
+
+  original = loop.init_params
+  config.data.heldout = "0"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "init_params", explode)
+    with pytest.raises(loop.NotFiniteError, match="3 steps up to"):
+      run(config, tmp_path, devices=1)
+
+
+def test_decay_towards_the_start_holds_the_weights_back(llama_folder, tmp_path):
+  distance = {}
+  for rate in (0.0, 50.0):
+    config = small_config(llama_folder, steps=10)
+    config.optimizer.towards_pretrained = rate
+    moved = {}
+
+    class Spy(loop._Run):
+      def loop(self, moved=moved):
+        start = jax.tree.map(np.asarray, self.state.params)
+        out = super().loop()
+        moved["by"] = sum(
+          float(np.square(np.asarray(x) - start[p]).sum()) for p, x in self.state.params.items()
+        )
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(loop, "_Run", Spy)
+      run(config, tmp_path / str(rate), devices=1)
+    distance[rate] = moved["by"]
+  assert distance[50.0] < 0.7 * distance[0.0]

@@ -1,0 +1,156 @@
+"""The numbers of a step do not depend on how its groups are laid out, cut up or divided."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from configs.base import get_config
+from rm_jax.data.pack import Packing, assemble, pack, plan
+from rm_jax.data.tokenise import Convention, TextEncoder, make_group
+from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.network import Network
+from rm_jax.train.mesh import make_mesh
+from rm_jax.train.score import make_features, score_groups
+from rm_jax.train.step import (
+  WINDOW,
+  TrainState,
+  make_accumulate,
+  make_apply,
+  make_objective,
+  window_metrics,
+  zero_window,
+)
+from rm_jax.types import Example
+from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
+
+KINDS = {"llama": LLAMA, "bert": BERT}
+
+
+def make_groups(kind, count, seed=0):
+  rng = np.random.default_rng(seed)
+  if kind == "llama":
+    encoder = TextEncoder(decoder_tokenizer(), Convention(max_length=200))
+  else:
+    convention = Convention(encoder=True, eos="none", pooling="first", max_length=200)
+    encoder = TextEncoder(encoder_tokenizer(), convention)
+
+  def words(longest):
+    return "".join(rng.choice(list("abcdefgh "), rng.integers(1, longest)))
+
+  groups = []
+  for i in range(count):
+    example = Example(words(40), (words(30), words(30)), (1.0, 0.0), weight=1.0 + i % 3)
+    sequences = encoder.sequences([(example.prompt, r) for r in example.responses])
+    groups.append(make_group(sequences, dataclasses.replace(example, margin=0.1 * (i % 2))))
+  return groups
+
+
+def network_of(kind, **options):
+  return Network(backbone_config(KINDS[kind]), HeadConfig(), **options)
+
+
+def params_of(network):
+  # Norms and head as training leaves them, not the ones and near-zeros they begin as.
+  flat = flatten_dict(network.init(jax.random.key(0)), sep="/")
+  keys = jax.random.split(jax.random.key(1), len(flat))
+  return {
+    path: x + 0.1 * jax.random.normal(key, x.shape)
+    for (path, x), key in zip(flat.items(), keys, strict=True)
+  }
+
+
+def state_of(params):
+  return TrainState(jnp.int32(0), params, {}, optax.EmptyState(), zero_window())
+
+
+@functools.cache
+def _accumulate(network):
+  config = get_config().loss
+  config.smoothing, config.l2 = 0.05, 0.01
+  return jax.jit(make_accumulate(network, make_objective(config), dropout=False))
+
+
+def loss_and_gradients(network, params, groups, micro_batches, packing):
+  """Sums over the given number of micro-batches, divided once."""
+  accumulate = _accumulate(network)
+  gradients = jax.tree.map(jnp.zeros_like, params)
+  sums = {name: jnp.float32(0) for name in WINDOW}
+  lengths = [g.length(packing.share) for g in groups]
+  # The same shapes for all: fewer groups leave rows empty, and those must not count either.
+  shapes = tuple(sizes[-1:] for sizes in plan(lengths, 2, len(groups), packing))
+  for part in np.array_split(np.arange(len(groups)), micro_batches):
+    for micro in pack(part, lengths, shapes):
+      batch, _ = assemble(micro, groups, share=packing.share)
+      batch = jax.tree.map(jnp.asarray, batch)
+      gradients, sums = accumulate(state_of(params), gradients, sums, batch, jax.random.key(0))
+  weight = float(sums["weight"])
+  assert weight == sum(g.weight for g in groups)
+  return float(sums["loss"]) / weight, jax.tree.map(lambda g: np.asarray(g) / weight, gradients)
+
+
+LAYOUTS = {
+  "padded": Packing(share=False, pack=False, cells=10**6),
+  "packed": Packing(share=False, pack=True, cells=10**6),
+  "shared": Packing(share=True, pack=True, cells=10**6),
+  "shared rows of another length": Packing(share=True, pack=True, row_lengths=(160, 256)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sixteen_groups_in_any_layout_and_any_number_of_micro_batches(kind):
+  network = network_of(kind)
+  params, groups = params_of(network), make_groups(kind, 16)
+  layouts = {n: p for n, p in LAYOUTS.items() if kind == "llama" or not p.share}
+  loss, gradients = loss_and_gradients(network, params, groups, 1, layouts["padded"])
+  scale = max(np.abs(g).max() for g in gradients.values())
+  for name, packing in layouts.items():
+    for count in (1, 2, 4):
+      other, others = loss_and_gradients(network, params, groups, count, packing)
+      assert other == pytest.approx(loss, rel=1e-5), (name, count)
+      for path, gradient in gradients.items():
+        error = np.abs(others[path] - gradient).max() / scale
+        assert error <= 1e-5, (name, count, path, error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_activations_that_were_kept_give_the_same_scores(kind):
+  network = network_of(kind, frozen=1)
+  params = network.init(jax.random.key(0))
+  groups = make_groups(kind, 12)
+  mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  packing = Packing(share=kind == "llama", row_lengths=(160,))
+  options = dict(mesh=mesh, packing=packing)
+  direct = score_groups(network, params, groups, **options)
+  features = make_features(network, params, groups, **options)
+  kept = score_groups(network, params, groups, features=features, **options)
+  np.testing.assert_allclose(np.stack(kept), np.stack(direct), atol=1e-7, rtol=1e-5)
+  # They are used, and not merely ignored.
+  wrong = [f + 1 for f in features]
+  off = score_groups(network, params, groups, features=wrong, **options)
+  assert np.abs(np.stack(off) - np.stack(direct)).max() > 1e-5
+
+
+def test_apply_divides_once_and_skips_what_is_not_finite():
+  params = {"w/kernel": jnp.asarray([1.0, 2.0])}
+  optimizer = optax.sgd(0.5)
+  state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), zero_window())
+  sums = {name: jnp.float32(0) for name in WINDOW} | {
+    "weight": jnp.float32(4),
+    "loss": jnp.float32(8),
+  }
+  apply = make_apply(optimizer)
+  new = apply(state, {"w/kernel": jnp.asarray([4.0, 8.0])}, sums)
+  np.testing.assert_allclose(new.params["w/kernel"], [1 - 0.5 * 1, 2 - 0.5 * 2])
+  assert new.step == 1
+  after = apply(new, {"w/kernel": jnp.asarray([jnp.nan, 1.0])}, sums | {"loss": jnp.float32("nan")})
+  np.testing.assert_array_equal(after.params["w/kernel"], new.params["w/kernel"])
+  assert after.step == 2
+  metrics = window_metrics({k: float(v) for k, v in after.window.items()})
+  assert metrics["skipped_steps"] == 1
+  assert metrics["loss"] == 2.0
