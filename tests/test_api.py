@@ -58,7 +58,7 @@ def test_score_does_not_depend_on_its_batch(model):
 def test_save_and_load_is_exact(model, tmp_path):
   rows = rows_of(seed=1)
   model.save_pretrained(tmp_path)
-  again = RewardModel.from_pretrained(tmp_path, mesh={"data": 1, "fsdp": 1, "tensor": 8})
+  again = RewardModel.from_pretrained(tmp_path, mesh={"data": 2, "fsdp": 2, "tensor": 2})
   np.testing.assert_allclose(again.score(rows), model.score(rows), rtol=0, atol=1e-5)
   assert again.model.convention == model.model.convention
 
@@ -84,7 +84,7 @@ def test_transformers_reads_what_we_save(model, tmp_path):
 
 def test_rows_in_every_form(model):
   score = model.score([{"prompt": "ab", "response": "cd"}, {"prompt": "ab", "completion": "cd"}])
-  assert score[0] == score[1]
+  assert score[0] == pytest.approx(score[1], abs=1e-5)
   assert model.score([]).shape == (0,)
   for row, message in (
     ({"prompt": "ab"}, r"row 0: has columns \['prompt'\]"),

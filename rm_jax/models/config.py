@@ -180,17 +180,17 @@ def backbone_config(hf: dict) -> DecoderConfig | EncoderConfig:
 
 
 def head_config(hf: dict) -> HeadConfig:
-  """The head of a checkpoint: its own where it is a classifier, else a fresh `HeadConfig`.
+  """The head of a checkpoint: its own where it is a classifier, else a new one of one output.
 
-  A decoder's classifier is one linear layer without bias; BERT's is a tanh pooler, dropout and a
-  linear layer with bias.
+  Both are what Hugging Face's sequence classifiers have, so that what we save is one: a decoder's
+  is one linear layer without bias; BERT's is a tanh pooler, dropout and a linear layer with bias.
   """
-  if not is_classifier(hf):
-    return HeadConfig()
-  labels = hf.get("num_labels") or len(hf.get("id2label") or (0, 1))
+  outputs = 1
+  if is_classifier(hf):
+    outputs = hf.get("num_labels") or len(hf.get("id2label") or (0, 1))
   if hf["model_type"] in DECODERS:
-    return HeadConfig(outputs=labels)
+    return HeadConfig(outputs=outputs)
   dropout = hf.get("classifier_dropout")
   if dropout is None:
     dropout = hf.get("hidden_dropout_prob", 0.1)
-  return HeadConfig(outputs=labels, bias=True, pooler=True, dropout=float(dropout))
+  return HeadConfig(outputs=outputs, bias=True, pooler=True, dropout=float(dropout))

@@ -42,7 +42,7 @@ _PRE = {
 }
 
 # tokenizer.ggml.token_type
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_CONTROL, _USER_DEFINED = 3, 4
 
 
 def build(reader: gguf.GGUFReader, path: str) -> transformers.PreTrainedTokenizerFast:
@@ -189,12 +189,12 @@ def _sentencepiece(
 
 def _add(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
   """Marks the tokens that are matched in the text before it is split, so that each is one id."""
-  for special, wanted in ((True, (_UNKNOWN, _CONTROL)), (False, (_USER_DEFINED,))):
+  for special, wanted in ((True, _CONTROL), (False, _USER_DEFINED)):
     added = [
       tokenizers.AddedToken(token, normalized=False, special=special)
       for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
       # [PADn] are rows without a token, by which old converters filled up the embedding.
-      if kind in wanted and token != f"[PAD{i}]"
+      if kind == wanted and token != f"[PAD{i}]"
     ]
     (backend.add_special_tokens if special else backend.add_tokens)(added)
 

@@ -149,10 +149,12 @@ def load_params(
   flat = flatten_dict(network.abstract(), sep="/")
   wanted = {path: [actual(n) for n in hf_names(network, path)] for path in flat}
   head = [path for path in flat if path.startswith("head/")]
-  # A head is whole or it is missing; half a head is an error.
-  headless = not any(name in names for path in head if "/out/" in path for name in wanted[path])
-  if headless:
-    flat = {path: leaf for path, leaf in flat.items() if path not in head}
+  # A head without its output layer is missing; the pooler is a pre-trained BERT's all the same.
+  # Otherwise it is whole, or an error.
+  missing = []
+  if not any(name in names for path in head if "/out/" in path for name in wanted[path]):
+    missing = [path for path in head if not names.keys() >= set(wanted[path])]
+    flat = {path: leaf for path, leaf in flat.items() if path not in missing}
 
   problems = []
   for path, leaf in flat.items():
@@ -177,7 +179,7 @@ def load_params(
     for i, name in enumerate(wanted[path]):
       array[i if _stacked(path) else ...] = _to_ours(path, reader.get(names[name]), shape)
     loaded[path] = place(path, array)
-  return unflatten_dict(loaded, sep="/"), head if headless else []
+  return unflatten_dict(loaded, sep="/"), missing
 
 
 def export_params(network: Network, params: dict) -> Iterator[tuple[str, np.ndarray]]:

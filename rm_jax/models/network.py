@@ -18,14 +18,14 @@ class Head(nnx.Module):
   """Hidden states [..., D] -> float32 [..., outputs]; always computed in float32.
 
   A fresh output layer is normal(0, 1 / (D + 1)): scores start near zero and a pairwise loss near
-  log 2, so that a first loss far from it is the sign of a bug.
+  log 2, so that a first loss far from it is the sign of a bug. A fresh pooler is normal(0, std).
   """
 
-  def __init__(self, config: HeadConfig, width: int, *, rngs: nnx.Rngs):
+  def __init__(self, config: HeadConfig, width: int, *, std: float, rngs: nnx.Rngs):
     self.config = config
-    maps = dict(std=1 / (width + 1), dtype=jnp.float32, rngs=rngs)
-    self.pooler = linear(width, width, bias=True, **maps) if config.pooler else None
-    self.out = linear(width, config.outputs, bias=config.bias, **maps)
+    maps = dict(dtype=jnp.float32, rngs=rngs)
+    self.pooler = linear(width, width, bias=True, std=std, **maps) if config.pooler else None
+    self.out = linear(width, config.outputs, bias=config.bias, std=1 / (width + 1), **maps)
 
   def __call__(self, h: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     h = h.astype(jnp.float32)
@@ -63,7 +63,7 @@ class RewardNetwork(nnx.Module):
       raise ValueError(f"model.remat is {remat!r}; expected one of {', '.join(REMAT)}")
     kind = Decoder if isinstance(backbone, DecoderConfig) else Encoder
     self.backbone = kind(backbone, frozen=frozen, dtype=dtype, remat=remat, rngs=rngs)
-    self.head = Head(head, backbone.width, rngs=rngs)
+    self.head = Head(head, backbone.width, std=backbone.init_std, rngs=rngs)
 
   def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
     """Scores, float32 [B, G, K] (a head of several outputs: [A, B, G, K]); 0 where not `where`."""

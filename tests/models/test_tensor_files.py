@@ -53,9 +53,9 @@ def test_shards(tmp_path):
 
 
 def test_a_tensor_larger_than_a_shard_has_one_of_its_own(tmp_path):
-  arrays = {"a": np.zeros(2), "b": np.zeros(100), "c": np.zeros(2)}
+  arrays = {"a": np.zeros(100), "b": np.zeros(2), "c": np.zeros(100), "d": np.zeros(2)}
   files.write_tensors(tmp_path, arrays, max_shard_bytes=64)
-  assert len(list(tmp_path.glob("*.safetensors"))) == 3
+  assert len(list(tmp_path.glob("*.safetensors"))) == 4
   check(tmp_path, arrays)
 
 
@@ -79,6 +79,24 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     files.write_tensors(tmp_path, {})
   assert len(list(tmp_path.iterdir())) == 3
   check(tmp_path, old)
+
+
+def test_a_crash_between_two_shards_leaves_no_mixture(tmp_path, monkeypatch):
+  arrays = {f"t{i}": np.zeros(4, np.float32) for i in range(4)}
+  files.write_tensors(tmp_path, arrays, 32)
+  replace, moved = files.os.replace, []
+
+  def crash(source, target):
+    if moved:
+      raise KeyboardInterrupt
+    moved.append(target)
+    replace(source, target)
+
+  monkeypatch.setattr(files.os, "replace", crash)
+  with pytest.raises(KeyboardInterrupt):
+    files.write_tensors(tmp_path, {name: array + 1 for name, array in arrays.items()}, 32)
+  with pytest.raises(FileNotFoundError, match="holds neither"):
+    files.read_tensors(tmp_path)
 
 
 def test_the_single_file_is_read_where_both_are_there(tmp_path):
@@ -127,9 +145,10 @@ def test_keys_that_stand_twice(tmp_path):
   index.write_text('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}')
   with pytest.raises(ValueError, match=r"index\.json: not an index.*stands twice: \['a'\]"):
     files.read_tensors(tmp_path)
-  index.write_text('{"weight_map": ["a"]}')
-  with pytest.raises(ValueError, match="not an index of shards"):
-    files.read_tensors(tmp_path)
+  for text in ('{"weight_map": ["a"]}', '{"metadata": {}}', '{"weight_map": {"a": 1}}', "{"):
+    index.write_text(text)
+    with pytest.raises(ValueError, match="not an index of shards"):
+      files.read_tensors(tmp_path)
   index.unlink()
   with pytest.raises(FileNotFoundError, match="holds neither"):
     files.read_tensors(tmp_path)

@@ -52,7 +52,9 @@ def test_leaves_what_it_promises(whole):
 def test_learns(whole):
   workdir, summary = whole
   lines = [x for x in read_lines(workdir / "metrics.jsonl") if x["split"] == "train"]
-  assert lines[0]["loss"] == pytest.approx(np.log(2), abs=0.02)  # scores start near zero
+  # A fresh head of width D = 32 gives scores of deviation √D / (D + 1) = 0.17, so the mean loss of
+  # 8 pairs is within 3 · √2 · 0.17 / 2 / √8 of a coin's.
+  assert lines[0]["loss"] == pytest.approx(np.log(2), abs=3 * 2**0.5 * 0.17 / 2 / 8**0.5)
   assert lines[-1]["loss"] < 0.3
   assert summary["heldout"]["accuracy"] > 0.9
 
