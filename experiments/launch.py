@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from absl import app, flags
@@ -50,6 +51,13 @@ def _log_ours() -> None:
     ours.addHandler(handler)
 
 
+def _keep_compiled() -> None:
+  """Keeps compiled programs for the next process, by default beside the other caches."""
+  if not jax.config.jax_compilation_cache_dir:
+    home = os.environ.get("RM_JAX_CACHE") or Path.home() / ".cache" / "rm_jax"
+    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "xla"))
+
+
 def launch(main: Callable[[], None]) -> None:
   """Runs a command's `main` after its flags are parsed."""
 
@@ -63,4 +71,5 @@ def launch(main: Callable[[], None]) -> None:
       _fail(error, 1)
 
   jax.config.config_with_absl()
+  _keep_compiled()
   app.run(run, flags_parser=_parse)

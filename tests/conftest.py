@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, strict promotion of ranks, and small tokenizers made here."""
 
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,7 +13,8 @@ import transformers
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Runs of the same shapes compile once for all tests: most of a small run is compilation.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="rm_jax_tests_"))
+_CACHE = os.environ.setdefault("RM_JAX_TEST_CACHE", tempfile.mkdtemp(prefix="rm_jax_tests_"))
+jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -20,6 +22,11 @@ CHAT = (
   "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>\n{% endfor %}"
   "{% if add_generation_prompt %}<s>assistant:{% endif %}"
 )
+
+
+def pytest_unconfigure(config):
+  if not hasattr(config, "workerinput"):  # the one process that made it
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 def _byte_level(specials: list[str], merges: list[tuple[str, str]] = ()) -> tokenizers.Tokenizer:

@@ -123,6 +123,7 @@ def load_params(
   place: Callable[[str, np.ndarray], Any],
   *,
   source: str,
+  spare: int = 0,
 ) -> tuple[dict, list[str]]:
   """Reads a checkpoint's tensors into our parameters.
 
@@ -132,6 +133,7 @@ def load_params(
     place: (path, float32 array) -> what stands in the result; puts the array onto devices, one
       parameter at a time, so that the host never holds the whole model twice.
     source: name of the checkpoint, for errors.
+    spare: how many layers the checkpoint has above the network's, left out on purpose.
 
   Returns:
     (parameters as a nested dict, without those of a missing head; paths of the missing head).
@@ -165,6 +167,8 @@ def load_params(
       elif (found := tuple(reader.shape(names[name]))) != shape:
         problems.append(f"shape: {name} is {found}, config.json says {shape}")
   used = {name for path in flat for name in wanted[path]}
+  above = range(network.backbone.layers, network.backbone.layers + spare)
+  used |= {n for i in above for n in names if f"layers.{i}." in n or f"encoder.layer.{i}." in n}
   problems += [f"not expected: {n}" for n in sorted(names.keys() - used) if not _IGNORED.match(n)]
   if problems:
     raise WeightsError(

@@ -1,10 +1,7 @@
 """The training loop: it wires and delegates."""
 
-import contextlib
 import dataclasses
 import logging
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from rm_jax.train import evaluate
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.mesh import make_mesh, parameter_shardings, place_batch, replicated, rows_multiple
 from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
+from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.score import make_features, score_groups
 from rm_jax.train.setup import Dataset, Model, build_model, init_params, load_data
 from rm_jax.train.step import (
@@ -47,28 +45,6 @@ class Stopped(RuntimeError):
   def __init__(self, message: str, signum: int):
     super().__init__(message)
     self.signum = signum
-
-
-class _Signals:
-  """While open, SIGTERM and SIGINT are noted and not obeyed at once: the step is finished first."""
-
-  def __init__(self):
-    self.asked: int | None = None
-    self._old = {}
-
-  def __enter__(self):
-    # Python lets only the main thread do this; elsewhere (a notebook's worker) signals stay as are.
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._old[number] = signal.signal(number, self._note)
-    return self
-
-  def _note(self, number, _frame):
-    self.asked = number
-
-  def __exit__(self, *_):
-    for number, handler in self._old.items():
-      signal.signal(number, handler)
 
 
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
@@ -310,10 +286,10 @@ class _Run:
       if jax.process_index() == 0:
         write_model(self.workdir, self.model)
       self._evaluate(writers, 0)
-    clock = _Clock(self.config.data.batch_groups)
+    clock = Clock(self.config.data.batch_groups)
     bar = tqdm(total=last, initial=min(first, last), desc="train", unit="step")
     pulse = None
-    with _Signals() as signals, bar:
+    with Signals() as signals, bar:
       for step, micros in ahead(self._prepare, range(first, last)):
         with jax.transfer_guard("disallow"):
           before, pulse = pulse, self._step(micros)
@@ -353,7 +329,7 @@ class _Run:
         "--config.optimizer.learning_rate, or look at the data of these steps"
       )
 
-  def _log(self, writers: Writers, bar: tqdm, clock: "_Clock", done: int) -> None:
+  def _log(self, writers: Writers, bar: tqdm, clock: Clock, done: int) -> None:
     window = {name: float(value) for name, value in jax.device_get(self.state.window).items()}
     zero = jax.device_put(zero_window(), replicated(self.mesh))
     self.state = dataclasses.replace(self.state, window=zero)
@@ -387,47 +363,3 @@ class _Run:
     if writers is not None:
       names = ("accuracy", "interval", "loss", "margin", "n", "ties")
       writers.write("metrics", step, {k: self.report[k] for k in names}, split="heldout")
-
-
-class _Clock:
-  """Seconds spent in steps: not in evaluation, checkpoints, or the first step, which compiles."""
-
-  def __init__(self, groups: int):
-    self._groups = groups  # of a step
-    self._seconds = 0.0
-    self._steps = 0
-    self._last: float | None = None
-    self._window = time.perf_counter()
-    self._window_steps = 0
-
-  def tick(self, _done: int) -> None:
-    now = time.perf_counter()
-    if self._last is not None:
-      self._seconds += now - self._last
-      self._steps += 1
-    self._last = now
-    self._window_steps += 1
-
-  @contextlib.contextmanager
-  def pause(self):
-    began = time.perf_counter()
-    yield
-    away = time.perf_counter() - began
-    self._window += away
-    if self._last is not None:
-      self._last += away
-
-  def window(self, tokens: int) -> dict[str, float]:
-    """Speed since it was last asked."""
-    now = time.perf_counter()
-    seconds, steps = max(1e-9, now - self._window), self._window_steps
-    self._window, self._window_steps = now, 0
-    return {
-      "seconds": round(seconds, 3),
-      "pairs_per_second": round(steps * self._groups / seconds, 2),
-      "tokens_per_second": round(tokens / seconds, 1),
-    }
-
-  def pairs_per_second(self) -> float | None:
-    """Over all steps but the first; None where there was no other."""
-    return round(self._steps * self._groups / self._seconds, 3) if self._steps else None

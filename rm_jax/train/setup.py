@@ -130,7 +130,7 @@ def build_model(config: Any) -> Model:
       f"found {c.pretrained!r} and {c.config!r}"
     )
   source = open_source(c.pretrained) if c.pretrained else None
-  hf_config = source.config if source else read_json(Path(c.config))
+  hf_config = _lowest(source.config if source else read_json(Path(c.config)), c.layers)
   if not c.tokenizer and source is None:
     raise ValueError("--config.model.config needs --config.model.tokenizer beside it")
   tokenizer = load_tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
@@ -163,6 +163,19 @@ def build_model(config: Any) -> Model:
     config=hf_config,
     source=source,
   )
+
+
+def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:
+  """The config of the lowest `layers` layers; 0 = all of them."""
+  if not layers:
+    return hf_config
+  all_layers = backbone_config(hf_config).layers
+  if not 0 < layers <= all_layers:
+    raise ValueError(f"model.layers is {layers}; expected 1 to {all_layers}, or 0 for all")
+  out = hf_config | {"num_hidden_layers": layers}
+  if out.get("layer_types"):
+    out["layer_types"] = out["layer_types"][:layers]
+  return out
 
 
 def _without_dropout(backbone):
@@ -200,8 +213,9 @@ def init_params(
   def place(path: str, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(array.shape, shardings[path], lambda index: array[index])
 
+  spare = backbone_config(model.source.config).layers - model.network.backbone.layers
   loaded, missing = hf.load_params(
-    model.network, model.source.tensors(), place, source=str(model.source.path)
+    model.network, model.source.tensors(), place, source=str(model.source.path), spare=spare
   )
   flat = _flat(loaded)
   if missing:

@@ -1,0 +1,188 @@
+"""The commands as people run them: real processes, real exit codes, one message a mistake."""
+
+import concurrent.futures
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from rm_jax.train.writers import read_lines
+from tests.train.runs import write_pairs
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(name, *flags, **options):
+  """A command's process, with its output as text."""
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "HF_HUB_OFFLINE": "1",
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  return subprocess.Popen(
+    [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
+
+
+def finish(process):
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def train_flags(folder, data, workdir, **fields):
+  fields = {
+    "model.config": folder / "config.json",
+    "model.tokenizer": folder,
+    "data.train": data,
+    "data.heldout": "0.25",
+    "data.batch_groups": 8,
+    "train.steps": 12,
+    "train.log_every": 1,
+    "train.eval_every": 6,
+    "optimizer.decay_steps": 12,
+    "optimizer.learning_rate": 3e-3,
+  } | fields
+  settings = [f"--config.{key}={value}" for key, value in fields.items() if value is not None]
+  return ["--config=configs/base.py", f"--workdir={workdir}", *settings]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 40)
+
+
+def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
+  not_json = tmp_path / "bad.jsonl"
+  not_json.write_text(data.read_text().splitlines()[0] + "\n{'prompt': 1}\n")
+  no_column = tmp_path / "column.jsonl"
+  no_column.write_text(json.dumps({"prompt": "a", "chosen": "b"}) + "\n")
+  unknown = tmp_path / "unknown.json"
+  unknown.write_text(json.dumps({"model_type": "mamba"}))
+  messages = tmp_path / "messages.jsonl"
+  turn = [{"role": "user", "content": "hi"}]
+  row = {
+    "prompt": turn,
+    "chosen": [{"role": "assistant", "content": "a"}],
+    "rejected": [{"role": "assistant", "content": "b"}],
+  }
+  messages.write_text(
+    json.dumps(row)
+    + "\n"
+    + json.dumps(row | {"prompt": [{"role": "user", "content": "yo"}]})
+    + "\n"
+  )
+  bare = tmp_path / "bare"
+  bare.mkdir()
+  for file in llama_folder.iterdir():
+    if file.name != "chat_template.jinja" and file.is_file():
+      (bare / file.name).write_bytes(file.read_bytes())
+  strict = {"data.strict": True}
+  cases = {
+    "a key that is none": (
+      train_flags(llama_folder, data, tmp_path / "w", **{"data.batch_group": 3}),
+      "batch_group",
+    ),
+    "a value of another type": (
+      train_flags(llama_folder, data, tmp_path / "w", **{"train.steps": "many"}),
+      "train.steps",
+    ),
+    "no such file": (
+      train_flags(llama_folder, tmp_path / "none.jsonl", tmp_path / "w"),
+      "none.jsonl",
+    ),
+    "a row that is no JSON": (
+      train_flags(llama_folder, not_json, tmp_path / "w", **strict),
+      "bad.jsonl:2",
+    ),
+    "a missing column": (train_flags(llama_folder, no_column, tmp_path / "w"), "column.jsonl:1"),
+    "an architecture we do not have": (
+      train_flags(llama_folder, data, tmp_path / "w", **{"model.config": unknown}),
+      "'mamba' is not supported",
+    ),
+    "messages without a template": (
+      train_flags(bare, messages, tmp_path / "w"),
+      "chat_template",
+    ),
+    "no config file": ([f"--config={tmp_path}/no.py", f"--workdir={tmp_path}/w"], "no.py"),
+    "a flag forgotten": (["--config=configs/base.py"], "workdir"),
+  }
+
+  def attempt(case):
+    flags, _ = case
+    return finish(command("train", *flags))
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    results = dict(zip(cases, pool.map(attempt, cases.values()), strict=True))
+  for name, (code, _, err) in results.items():
+    assert code != 0, name
+    assert cases[name][1] in err, (name, err)
+    assert "Traceback" not in err, (name, err)
+    assert err.count("error:") == 1 or "FATAL" in err, (name, err)
+  assert not (tmp_path / "w").exists()
+
+
+def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
+  whole = command("train", *train_flags(llama_folder, data, tmp_path / "whole"))
+  code, out, err = finish(whole)
+  assert code == 0, err
+  assert "held-out accuracy" in out
+
+  # The same run, asked to stop by a signal on its way.
+  flags = train_flags(llama_folder, data, tmp_path / "stopped")
+  process = command("train", *flags)
+  metrics = tmp_path / "stopped" / "metrics.jsonl"
+  deadline = time.monotonic() + 200
+  while time.monotonic() < deadline and process.poll() is None:
+    if any(x["step"] >= 2 for x in read_lines(metrics)):
+      process.send_signal(signal.SIGTERM)
+      break
+    time.sleep(0.005)
+  code, _, err = finish(process)
+  assert code == 128 + signal.SIGTERM, err
+  assert "stopped by signal 15 after step" in err
+  assert not (tmp_path / "stopped" / "summary.json").exists()
+  assert finish(command("train", *flags))[0] == 0
+  assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+  # Another config for the same folder is refused.
+  other = train_flags(llama_folder, data, tmp_path / "whole", **{"loss.margin": 1.0})
+  before = (tmp_path / "whole" / "config.json").read_bytes()
+  code, _, err = finish(command("train", *other))
+  assert code == 1
+  assert "loss.margin: 0.0 there, 1.0 now" in err
+  assert (tmp_path / "whole" / "config.json").read_bytes() == before
+
+  held = write_pairs(tmp_path / "held.jsonl", 20, seed=3)
+  rows = [json.loads(line) for line in held.read_text().splitlines()]
+  singles = [{"id": i, "prompt": r["prompt"], "response": r["chosen"]} for i, r in enumerate(rows)]
+  singles[3]["completion"] = singles[3].pop("response")
+  with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
+    file.writelines(json.dumps(row) + "\n" for row in singles)
+  model = f"--model={tmp_path / 'whole'}"
+  evaluate = command("evaluate", model, f"--data={held}", f"--out={tmp_path / 'e'}")
+  output = tmp_path / "out.jsonl"
+  score = command("score", model, f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
+  code, out, err = finish(evaluate)
+  assert code == 0, err
+  report = json.loads((tmp_path / "e" / "report.json").read_text())
+  assert report["heldout"]["n"] == 20
+  assert report["heldout"]["accuracy"] > 0.8
+  code, _, err = finish(score)
+  assert code == 0, err
+  scored = read_lines(output)
+  assert [{k: v for k, v in row.items() if k != "reward"} for row in scored] == singles
+  assert all(isinstance(row["reward"], float) for row in scored)
