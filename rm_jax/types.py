@@ -30,8 +30,8 @@ class Example:
 
   Attributes:
     prompt: a string, or the messages before the responses. Never empty.
-    responses: K responses, each a string, or one or more messages (the first of them an assistant's;
-      more where two conversations part before their last turn). Strings where the prompt is a string.
+    responses: K responses: strings where the prompt is one, else each one or more messages (the
+      first an assistant's; more where two conversations part before their last turn).
     labels: K gains, finite; higher is better, always. A pair is (1.0, 0.0).
     kind: the kind of feedback; 'pair' is K = 2 with one observed comparison.
     margin: by how much the better one should win, in units of score; None where not given.
@@ -60,9 +60,9 @@ class Example:
 class Batch:
   """Rows of tokens, each holding whole groups; the only batch there is.
 
-  A query column sees a key column when both are of one group, the key is prompt (branch 0) or of the
-  query's own branch, and, in a decoder, the key is not later. A group whose prompt is not shared has
-  no branch 0: each branch then holds its own copy of the prompt. What a batch does not use is None.
+  A query column sees a key column when both are of one group, the key is prompt (branch 0) or of
+  the query's own branch, and, in a decoder, the key is not later. A group whose prompt is not
+  shared has no branch 0: each branch then holds its own copy of it. What is not used is None.
 
   Attributes:
     tokens: int32 [B, T], 0 where padding.
