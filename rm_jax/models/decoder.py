@@ -28,7 +28,7 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
   and blends between.
   """
   # On the host, each step rounded to float32 as PyTorch does it: XLA's power and division may be a
-  # few units in the last place off, which at position 8,000 turns a head by 5e-3 radians.
+  # few units in the last place off, which over 8,000 positions turns a head by 5e-3 radians.
   exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   power = np.power(np.float64(rope.theta), exponent.astype(np.float64)).astype(np.float32)
   frequency = np.float32(1) / power

@@ -230,7 +230,7 @@ class _Run:
     width = self.model.network.backbone.width
     share = self.packing.share
     sets = {
-      "train": (self.train_set.groups, self.shapes),
+      "train": (self.train_set.groups, self._plan(self.train_set, 2048)),
       "heldout": (self.heldout_set.groups, self.heldout_shapes),
     }
     size = sum(g.length(share) for groups, _ in sets.values() for g in groups) * width * 4

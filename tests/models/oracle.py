@@ -25,7 +25,7 @@ from rm_jax.types import Batch
 
 VOCAB, B, T, G, K = 97, 4, 24, 3, 3
 WINDOW = 5  # tokens; shorter than every layout's longest sequence
-FAR = 8000  # the position at which the 'far' layout begins
+FAR = 8000  # positions: where 'far' begins, and what lies between the halves of 'apart'
 
 # For parity: |difference| over the root mean square of the reference, at real tokens.
 TOLERANCE = 2e-5
@@ -170,7 +170,9 @@ def _group(prompt: int, responses: list[int], *, shared: bool) -> list[tuple[int
   return columns
 
 
-def _rows(rows: list, *, arch: str, seed: int, shared: bool, left=False, start=0, together=False):
+def _rows(
+  rows: list, *, arch: str, seed: int, shared: bool, left=False, start=0, gap=0, together=False
+):
   """Lays `rows`, lists of groups (prompt length, lengths of responses), into a Layout."""
   rng = np.random.default_rng(seed)
   # Padding holds random ids, types and positions: nothing may depend on them. Oracles that see
@@ -187,7 +189,7 @@ def _rows(rows: list, *, arch: str, seed: int, shared: bool, left=False, start=0
       span = slice(at, at + len(columns))
       group[r, span] = g + 1
       branch[r, span], position[r, span], token_type[r, span] = np.array(columns).T
-      position[r, span] += start
+      position[r, span] += start + gap * (np.arange(len(columns)) >= len(columns) // 2)
       tokens[r, span] = rng.integers(3, VOCAB, len(columns))
       for k in range(len(groups[g][1])):
         mine = tuple(at + i for i, column in enumerate(columns) if column[0] in (0, k + 1))
@@ -228,14 +230,6 @@ _COPIES = [
   [(4, [2, 2]), (1, [2, 3, 1])],
   [(8, [3, 1])],
 ]
-LAYOUTS = ("none", "right", "left", "far", "packed", "shared")
-
-
-def layouts_of(arch: str) -> tuple[str, ...]:
-  """BERT's positions are a table and not far from 0; its branches are copies of the prompt."""
-  if arch != "bert":
-    return LAYOUTS
-  return ("none", "right", "left", "packed", "copies")
 
 
 @functools.cache
@@ -248,7 +242,17 @@ def layout(name: str, arch: str) -> Layout:
     return _rows(_PADDED, together=True, left=name == "left", **options)
   if name == "far":
     return _rows(_PADDED, together=True, start=FAR, **options)
+  if name == "apart":
+    return _rows(_PADDED, together=True, gap=FAR, **options)
   return _rows({"packed": _PACKED, "shared": _SHARED, "copies": _COPIES}[name], **options)
+
+
+def _torch():
+  """torch on one core: the tests' networks are too small for more."""
+  import torch
+
+  torch.set_num_threads(1)
+  return torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +260,7 @@ class Case:
   """A small checkpoint that transformers writes: an architecture and what is peculiar to it.
 
   `saved`: 'classifier', 'causal' (a language model, its head no use to us) or 'base' (no head and
-  names without the model's prefix).
+  names without the model's prefix). `offset` is added to the embeddings.
   """
 
   arch: str
@@ -264,16 +268,32 @@ class Case:
   keys: dict = dataclasses.field(default_factory=dict, hash=False)
   labels: int = 1
   saved: str = "classifier"
+  offset: float = 0.0
 
   def __str__(self) -> str:
     return f"{self.arch}-{self.what}".replace(" ", "_")
 
 
+LAYOUTS = ("none", "right", "left", "far", "apart", "packed", "shared")
+
+
+def layouts_of(case: Case) -> tuple[str, ...]:
+  """The layouts in which a case can be compared.
+
+  BERT's positions are a table and not far from 0; its branches are copies of the prompt.
+  transformers measures a window in columns, so that it must find no gap between positions.
+  """
+  if case.arch == "bert":
+    return ("none", "right", "left", "packed", "copies")
+  windows = case.arch != "llama" and "sliding_window" in case.keys
+  return tuple(name for name in LAYOUTS if not (windows and name == "apart"))
+
+
 def build(case: Case) -> Any:
   """The torch model of a case, every parameter random."""
-  import torch
   import transformers
 
+  torch = _torch()
   transformers.logging.set_verbosity_error()
   config = transformers.AutoConfig.for_model(
     case.arch, num_labels=case.labels, **{**_SMALL[case.arch], **case.keys}
@@ -283,7 +303,6 @@ def build(case: Case) -> Any:
     "causal": transformers.AutoModelForCausalLM,
     "base": transformers.AutoModel,
   }[case.saved]
-  torch.set_num_threads(1)
   model = kind.from_config(config, attn_implementation="eager").eval()
   noise = torch.Generator().manual_seed(11)
   with torch.no_grad():
@@ -295,6 +314,8 @@ def build(case: Case) -> Any:
         parameter.mul_(0.3)
       elif "embed" not in name:
         parameter.mul_(1.2 / parameter.shape[1] ** 0.5)
+      elif "word" in name or "tokens" in name:
+        parameter.add_(case.offset)
   return model
 
 
@@ -308,9 +329,9 @@ def read_checkpoint(folder: str | Path, **options) -> tuple[Network, dict, list[
   params, missing = load_params(
     network, Tensors(tensors), lambda _, array: array, source=str(folder)
   )
-  if missing:
-    params["head"] = random_params(network)["head"]
-  return network, params, missing
+  fresh = flatten_dict(random_params(network), sep="/")
+  flat = flatten_dict(params, sep="/") | {path: fresh[path] for path in missing}
+  return network, unflatten_dict(flat, sep="/"), missing
 
 
 @functools.cache
@@ -388,9 +409,7 @@ def oracle_inputs(
   rows: Layout, sequence: Sequence | None = None, *, position: bool = False
 ) -> dict:
   """torch arguments for all rows, or for one sequence alone."""
-  import torch
-
-  batch = rows.batch
+  torch, batch = _torch(), rows.batch
   if sequence is None:
     at = np.s_[:, :]
     inputs = {"attention_mask": torch.tensor(batch.group > 0).long()}
@@ -407,8 +426,7 @@ def oracle_inputs(
 
 def oracle(model: Any, rows: Layout, *, position: bool) -> tuple[list, list | None]:
   """The oracle's (hidden states [tokens, D], scores [labels]) of every sequence of a layout."""
-  import torch
-
+  torch = _torch()
   classifier = "SequenceClassification" in type(model).__name__
   base = getattr(model, model.base_model_prefix, model)
 
@@ -444,7 +462,7 @@ def errors(case: Case, name: str, *, quick: bool) -> tuple[float, float | None]:
   hidden_BTD, scores = jax.device_get(forward(network, quick=quick)(params, rows.batch))
   scores_ABGK = scores.reshape(-1, B, G, K)
   assert (scores_ABGK[:, ~rows.batch.where] == 0).all()
-  ref_hidden, ref_scores = oracle(model, rows, position=name in ("left", "far"))
+  ref_hidden, ref_scores = oracle(model, rows, position=name in ("left", "far", "apart"))
   hidden = [hidden_BTD[s.row, list(s.columns)] for s in rows.sequences]
   scores = [scores_ABGK[:, s.row, s.slot[0], s.slot[1]] for s in rows.sequences]
   return (

@@ -165,9 +165,34 @@ def test_a_missing_head_is_reported_and_not_raised(arch):
   tensors = dict(export_params(network, params))
   body = {n: t for n, t in tensors.items() if not n.startswith(("score.", "classifier."))}
   loaded, missing = _load(network, body)
-  assert loaded.keys() == {"backbone"}
   _equal(loaded["backbone"], params["backbone"])
+  if arch == "bert":
+    # A pre-trained BERT has a pooler.
+    assert loaded["head"].keys() == {"pooler"}
+    _equal(loaded["head"]["pooler"], params["head"]["pooler"])
+    assert sorted(missing) == ["head/out/bias", "head/out/kernel"]
+    body = {n: t for n, t in body.items() if "pooler" not in n}
+    loaded, missing = _load(network, body)
+  assert loaded.keys() == {"backbone"}
   assert set(missing) == {f"head/{path}" for path in flatten_dict(params["head"], sep="/")}
+
+
+@pytest.mark.parametrize("arch", ["llama", "bert"])
+def test_layers_above_the_networks_are_left_out_on_purpose_only(arch):
+  whole = _full(arch)
+  params = random_params(whole)
+  tensors = dict(export_params(whole, params))
+  low = make_network(arch, labels=3, **{**_FULL[arch], "num_hidden_layers": 1})
+  with pytest.raises(WeightsError, match=r"not expected: \S+layers?.1."):
+    _load(low, tensors)
+  with pytest.raises(WeightsError, match=r"not expected: \S+layers?.2."):
+    load_params(low, Tensors(tensors), lambda _, array: array, source="here", spare=1)
+  loaded, missing = load_params(
+    low, Tensors(tensors), lambda _, array: array, source="here", spare=2
+  )
+  assert missing == []
+  layers = jax.tree.map(lambda leaf: leaf[:1], params["backbone"]["layers"])
+  _equal(loaded, {**params, "backbone": {**params["backbone"], "layers": layers}})
 
 
 @pytest.mark.parametrize("half", ["classifier.bias", "classifier.weight", "bert.pooler.dense.bias"])

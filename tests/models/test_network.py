@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from rm_jax.models.layers import drop, visible, within
+from rm_jax.models.layers import drop, run_stack, stack, visible, within
 from rm_jax.types import Batch
 from tests.models import oracle
 from tests.models.oracle import T, make_network, random_params, split_stack
@@ -225,22 +226,26 @@ def test_bfloat16_is_close_to_float32(arch):
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "bert"])
-def test_every_float32_dot_asks_for_float32(arch):
-  """CPUs have no other float32, TPUs and NVIDIA's tensor cores do: read in the lowered text."""
+def test_the_precision_of_every_dot(arch):
+  """CPUs have one float32, TPUs and NVIDIA's tensor cores two: read in the lowered text."""
 
   def dots(dtype):
     network = make_network(arch, options={"dtype": dtype})
     text = oracle.scores_of(network).lower(network.abstract(), _batch(arch)).as_text()
-    found = [line for line in text.splitlines() if "dot_general" in line]
-    assert len(found) >= (10 if arch == "qwen3" else 9)
-    return found
+    return [line for line in text.splitlines() if "dot_general" in line]
 
-  assert all("precision = [HIGHEST, HIGHEST]" in line for line in dots("float32"))
-  mixed = dots("bfloat16")
-  head = [line for line in mixed if re.search(r"tensor<(\d+x)+f32>, tensor<(\d+x)+f32>", line)]
-  # The output layer, and BERT's pooler.
-  assert len(head) == (2 if arch == "bert" else 1)
-  assert all("precision = [HIGHEST, HIGHEST]" in line for line in head)
+  # Six maps, or a decoder's seven, and attention's two; the output layer, and BERT's pooler.
+  body, head = (9, 1) if arch == "qwen3" else (8, 2)
+  full, mixed = dots("float32"), dots("bfloat16")
+  assert len(full) == len(mixed) == body + head
+  assert all("precision = [HIGHEST, HIGHEST]" in line for line in full)
+  # Where the backbone computes in bfloat16, the head does not, and attention sums in float32.
+  kinds = [tuple(re.findall(r"tensor<[0-9x]+x(\w+)>", line)) for line in mixed]
+  assert kinds.count(("bf16", "bf16", "f32")) == 2
+  assert kinds.count(("bf16", "bf16", "bf16")) == body - 2
+  heads = [m for m, kind in zip(mixed, kinds, strict=True) if kind == ("f32", "f32", "f32")]
+  assert len(heads) == head
+  assert all("precision = [HIGHEST, HIGHEST]" in line for line in heads)
 
 
 # Padding.
@@ -295,7 +300,7 @@ def test_fresh_parameters():
     elif path.endswith("/scale"):
       assert (leaf == 1).all(), path
     else:
-      std = 1 / 129 if path.startswith("head/") else 0.02
+      std = 1 / 129 if path.startswith("head/out/") else 0.02
       # 128 numbers estimate a standard deviation to 1 / sqrt(2 · 128) = 6 %.
       assert leaf.std() == pytest.approx(std, rel=0.2), path
   up = params["backbone"]["layers"]["up"]["kernel"]
@@ -339,15 +344,22 @@ def test_dropout_is_of_the_rate_in_config_json_and_only_with_a_key(arch, rate):
   assert (first[~real] == 0).all()
 
 
-def test_each_layer_drops_what_it_will():
-  """Two layers with the same parameters, and no more than dropout between input and output."""
-  network = _rates("bert", hidden_dropout_prob=0.5)
-  config = network.backbone
-  assert (config.hidden_dropout, config.attention_dropout, network.head.dropout) == (0.5, 0.0, 0.0)
+def test_drop_keeps_the_mean():
   kept = drop(jnp.ones((200, 100)), 0.3, jax.random.key(1))
   # 20,000 draws: three standard deviations of the mean are 3 sqrt(.3 · .7 / 20,000) = 0.0097.
   assert abs(float((kept > 0).mean()) - 0.7) < 0.0097
   np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.7], rtol=1e-6)
+
+
+def test_each_layer_drops_by_its_own_key():
+  layers = stack(lambda rngs: nnx.Linear(1, 1, rngs=rngs), 3, nnx.Rngs(0))
+
+  @oracle.quick_jit
+  def run(key):
+    return run_stack(layers, lambda _, h, __, k: drop(h, 0.5, k), jnp.ones((100, 200)), key=key)
+
+  # One key for all would keep a half; 3 sqrt(1/8 · 7/8 / 20,000) = 0.007.
+  assert abs(float((run(jax.random.key(0)) > 0).mean()) - 1 / 8) < 0.007
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert"])
@@ -360,6 +372,9 @@ def test_kept_features_meet_the_same_dropout(arch):
   )
   network = dataclasses.replace(_rates(arch, **rates), frozen=2)
   params, batch = random_params(network), _batch(arch)
+  without = dataclasses.replace(_rates(arch), frozen=2)
+  lowered = [oracle.quick_jit(n.features).lower(params, batch) for n in (network, without)]
+  assert lowered[0].as_text() == lowered[1].as_text()
 
   @oracle.quick_jit
   def run(params, batch, key):

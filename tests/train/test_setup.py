@@ -1,0 +1,142 @@
+"""From a config to a model and data: what is decided, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from configs.base import get_config
+from rm_jax.data.tokenise import HH_TEMPLATE
+from rm_jax.models.hf import export_params
+from rm_jax.models.source import save_folder
+from rm_jax.train.mesh import make_mesh
+from rm_jax.train.setup import build_model, convention_for, init_params, load_data
+from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
+from tests.train.runs import small_config, write_pairs
+
+
+def mesh():
+  return make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+
+
+def test_convention_of_each_kind_of_checkpoint():
+  options = dict(eos="auto", max_length=1024)
+  ours = convention_for(LLAMA, {}, decoder_tokenizer(), **options)
+  assert (ours.encoder, ours.eos, ours.pooling, ours.max_length) == (False, "append", "last", 512)
+  classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
+  theirs = convention_for(classifier, {}, decoder_tokenizer(), **options)
+  assert (theirs.eos, theirs.pooling) == ("none", "hf")
+  bert = convention_for(BERT, {}, encoder_tokenizer(), **options)
+  assert (bert.encoder, bert.eos, bert.pooling, bert.max_length) == (True, "none", "first", 256)
+  saved = {"convention": {"eos": "none", "pooling": "last", "max_length": 100, "date": "x"}}
+  again = convention_for(LLAMA, saved, decoder_tokenizer(), **options)
+  assert (again.eos, again.date, again.max_length) == ("none", "x", 512)
+
+
+def test_chat_template_by_name_text_and_file(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+  config.model.chat_template = "hh"
+  assert build_model(config).tokenizer.chat_template == HH_TEMPLATE
+  config.model.chat_template = "{{ messages }}"
+  assert build_model(config).tokenizer.chat_template == "{{ messages }}"
+  (tmp_path / "t.jinja").write_text("{{ 1 }}")
+  config.model.chat_template = str(tmp_path / "t.jinja")
+  assert build_model(config).tokenizer.chat_template == "{{ 1 }}"
+  config.model.chat_template = "nope"
+  with pytest.raises(ValueError, match=r"model\.chat_template 'nope'"):
+    build_model(config)
+
+
+def test_what_is_refused(llama_folder):
+  config = get_config()
+  with pytest.raises(ValueError, match="set one of "):
+    build_model(config)
+  config.model.config = str(llama_folder / "config.json")
+  with pytest.raises(ValueError, match="needs "):
+    build_model(config)
+  config = small_config(llama_folder, steps=1)
+  for field, value, message in (
+    ("layers", 4, r"model\.layers is 4; expected 1 to 3"),
+    ("frozen_layers", 4, r"model\.frozen_layers is 4; expected 0 to 3"),
+    ("remat", "some", r"model\.remat is 'some'"),
+  ):
+    bad = small_config(llama_folder, steps=1)
+    bad.model[field] = value
+    with pytest.raises(ValueError, match=message):
+      init_params(build_model(bad), mesh(), jax.random.key(0), training=True)
+  config.data.train = "world:many"
+  with pytest.raises(ValueError, match="expected 'world:N'"):
+    load_data(config, build_model(config))
+
+
+def saved(folder, path):
+  """A language model's folder: backbone and tokenizer, no head. Returns its parameters."""
+  config = small_config(folder, steps=1)
+  model = build_model(config)
+  params = init_params(model, mesh(), jax.random.key(3), training=True)
+  backbone = {p: x for p, x in params.items() if p.startswith("backbone/")}
+  save_folder(
+    path,
+    config=model.config | {"architectures": ["LlamaForCausalLM"]},
+    tokenizer=model.tokenizer,
+    record={},
+    tensors=export_params(model.network, unflatten_dict(backbone, sep="/")),
+  )
+  (path / "rm_jax.json").unlink()
+  return backbone
+
+
+def pretrained_config(folder, path):
+  config = small_config(folder, steps=1)
+  config.model.config, config.model.tokenizer = "", ""
+  config.model.pretrained = str(path)
+  return config
+
+
+def test_missing_head_is_made_and_warned_of(llama_folder, tmp_path, caplog):
+  backbone = saved(llama_folder, tmp_path)
+  model = build_model(pretrained_config(llama_folder, tmp_path))
+  params = init_params(model, mesh(), jax.random.key(0), training=True)
+  assert "no reward head (score.weight): a new one is made" in caplog.text
+  for path, x in backbone.items():
+    np.testing.assert_array_equal(params[path], x)
+  again = init_params(model, mesh(), jax.random.key(0), training=True)
+  other = init_params(model, mesh(), jax.random.key(1), training=True)
+  head = "head/out/kernel"
+  np.testing.assert_array_equal(params[head], again[head])
+  assert not np.array_equal(params[head], other[head])
+
+
+def test_the_lowest_layers_alone(llama_folder, tmp_path):
+  backbone = saved(llama_folder, tmp_path)
+  config = pretrained_config(llama_folder, tmp_path)
+  config.model.layers, config.model.frozen_layers = 2, 1
+  model = build_model(config)
+  params = init_params(model, mesh(), jax.random.key(0), training=True)
+  q = backbone["backbone/layers/q/kernel"]
+  np.testing.assert_array_equal(params["backbone/lower/q/kernel"], q[:1])
+  np.testing.assert_array_equal(params["backbone/layers/q/kernel"], q[1:2])
+  assert model.exported_config()["num_hidden_layers"] == 2
+  assert flatten_dict(model.network.abstract(), sep="/").keys() == params.keys()
+
+
+def test_conversations_held_out_are_not_trained_on(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+  config.data.train = str(write_pairs(tmp_path / "train.jsonl", 10))
+  config.data.heldout = str(write_pairs(tmp_path / "held.jsonl", 4))  # the same first four
+  config.data.strict = True  # leaving them out is no fault
+  train, held, report = load_data(config, build_model(config))
+  assert len(train.groups) == 6
+  assert len(held.groups) == 4
+  assert dict(report.dropped) == {"conversation_is_held_out": 4}
+  assert report.kept == 10
+
+
+def test_a_tokenizer_of_another_model_is_an_error(llama_folder, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"vocab_size": 50}))
+  config = small_config(llama_folder, steps=1)
+  config.model.config = str(tmp_path / "config.json")
+  with pytest.raises(ValueError, match="vocabulary of 50; set"):
+    load_data(config, build_model(config))
