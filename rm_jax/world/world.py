@@ -67,10 +67,10 @@ class World:
   judge_temperature: float = 0.4
   length_confound: float = 0.5
   skill: float = 0.5
-  confusion: float = 0.5
+  confusion: float = 0.25
   fact_weight: float = 2.0
-  layout_weight: float = 1.0
-  name_weight: float = 1.0
+  layout_weight: float = 0.5
+  name_weight: float = 1.5
   tone_weight: float = 0.5
 
   def __post_init__(self):

@@ -14,6 +14,7 @@ from rm_jax.models.axes import logical_axes
 from rm_jax.models.config import HeadConfig, Rope, backbone_config, head_config, is_classifier
 from rm_jax.models.hf import WeightsError, export_params, load_params
 from tests.models import oracle
+from tests.models.layouts import layout
 from tests.models.oracle import ARCHITECTURES, Tensors, make_network, needs_torch, random_params
 
 # What makes each architecture's table longest.
@@ -254,7 +255,7 @@ def test_transformers_reads_what_we_export(arch, tmp_path):
     tmp_path, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
   )
   assert {key: list(value) for key, value in info.items() if value} == {}
-  rows = oracle.layout("right", arch)
+  rows = layout("right", arch)
   _, scores = oracle.oracle(model.eval(), rows, position=False)
   ours_ABGK = jax.device_get(oracle.scores_of(network)(params, rows.batch))
   assert oracle.relative([ours_ABGK[:, :, 0, 0].T], [np.stack(scores)]) <= oracle.TOLERANCE
@@ -372,7 +373,7 @@ def test_configs_that_are_not_supported(keys, message):
 def test_an_activation_that_is_not_supported():
   network = make_network("bert", hidden_act="swish42")
   with pytest.raises(ValueError, match="hidden_act 'swish42' is not supported"):
-    jax.eval_shape(network.apply, network.abstract(), oracle.layout("none", "bert").batch)
+    jax.eval_shape(network.apply, network.abstract(), layout("none", "bert").batch)
 
 
 def test_the_head_is_the_checkpoints_or_fresh():

@@ -14,13 +14,14 @@ from flax.traverse_util import flatten_dict
 from rm_jax.models.layers import drop, run_stack, stack, visible, within
 from rm_jax.types import Batch
 from tests.models import oracle
-from tests.models.oracle import T, make_network, random_params, split_stack
+from tests.models.layouts import VOCAB, WINDOW, T, layout
+from tests.models.oracle import make_network, random_params, split_stack
 
-_WINDOW = {"sliding_window": oracle.WINDOW}
+_WINDOW = {"sliding_window": WINDOW}
 
 
 def _batch(arch, name=None):
-  return oracle.layout(name or ("copies" if arch == "bert" else "shared"), arch).batch
+  return layout(name or ("copies" if arch == "bert" else "shared"), arch).batch
 
 
 def _scores(network, params, batch, key=None):
@@ -96,12 +97,12 @@ def test_a_score_depends_on_its_own_sequence_alone(arch):
   """To the bit: what is masked has weight zero, not a small one."""
   network = make_network(arch, **(_WINDOW if arch == "mistral" else {}))
   params = random_params(network)
-  rows = oracle.layout("copies" if arch == "bert" else "shared", arch)
+  rows = layout("copies" if arch == "bert" else "shared", arch)
   before = _scores(network, params, rows.batch)
   for sequence in rows.sequences[:4]:
     tokens = rows.batch.tokens.copy()
     others = np.setdiff1d(np.arange(T), sequence.columns)
-    tokens[sequence.row, others] = (tokens[sequence.row, others] + 41) % oracle.VOCAB
+    tokens[sequence.row, others] = (tokens[sequence.row, others] + 41) % VOCAB
     after = _scores(network, params, dataclasses.replace(rows.batch, tokens=tokens))
     slot = (sequence.row, *sequence.slot)
     assert after[slot] == before[slot]
@@ -114,7 +115,7 @@ def test_windows_are_measured_in_positions(name):
   """Each sequence of a row, the second branch too, scores as it does alone in a row."""
   network = make_network("mistral", **_WINDOW)
   params = random_params(network)
-  rows = oracle.layout(name, "mistral")
+  rows = layout(name, "mistral")
   together = _scores(network, params, rows.batch)
   apart = 0
   for sequence in rows.sequences:
@@ -267,7 +268,7 @@ def test_padding_has_score_zero_and_no_gradient(arch):
 
   # Tokens that only padding has get no gradient, and what they are changes no number.
   seen = np.unique(empty.tokens[empty.group > 0])
-  unseen = np.setdiff1d(np.arange(oracle.VOCAB), seen)
+  unseen = np.setdiff1d(np.arange(VOCAB), seen)
   assert (grads["backbone"]["embed"]["embedding"][unseen] == 0).all()
   other = dataclasses.replace(empty, tokens=np.where(empty.group > 0, empty.tokens, 5))
   again, _ = jax.device_get(oracle.gradient_of(network)(params, other))

@@ -15,7 +15,8 @@ from rm_jax.models.decoder import rope_frequencies
 from rm_jax.models.hf import export_params
 from rm_jax.types import Batch
 from tests.models import oracle
-from tests.models.oracle import LAYOUTS, TOLERANCE, WINDOW, Case, needs_torch
+from tests.models.layouts import LAYOUTS, WINDOW, layout
+from tests.models.oracle import TOLERANCE, Case, needs_torch
 
 _LLAMA3 = {
   "rope_type": "llama3",
@@ -97,7 +98,7 @@ def test_a_missing_head_is_reported(case):
 def test_gradients_of_every_parameter_equal_torch(case, name):
   """The loss is the sum of the scores; the oracle runs each sequence by itself."""
   model, network, params, _ = oracle.loaded(case)
-  rows = oracle.layout(name, case.arch)
+  rows = layout(name, case.arch)
   _, grads = jax.device_get(oracle.gradient_of(network)(params, rows.batch))
   ours = dict(export_params(network, grads))
 
