@@ -144,7 +144,7 @@ class Case:
   """A small checkpoint that transformers writes: an architecture and what is peculiar to it.
 
   `saved`: 'classifier', 'causal' (a language model, its head no use to us) or 'base' (no head and
-  names without the model's prefix). `offset` is added to the embeddings.
+  names without the model's prefix).
   """
 
   arch: str
@@ -152,7 +152,6 @@ class Case:
   keys: dict = dataclasses.field(default_factory=dict, hash=False)
   labels: int = 1
   saved: str = "classifier"
-  offset: float = 0.0
 
   def __str__(self) -> str:
     return f"{self.arch}-{self.what}".replace(" ", "_")
@@ -185,7 +184,9 @@ def build(case: Case) -> Any:
     "base": transformers.AutoModel,
   }[case.saved]
   model = kind.from_config(config, attn_implementation="eager").eval()
-  noise = torch.Generator().manual_seed(11)
+  # A draw whose scores do not cancel: where a layout's four happen to be 0.06, float32's own error
+  # in them, torch's too, is half of the tolerance.
+  noise = torch.Generator().manual_seed(4)
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       parameter.normal_(generator=noise)
@@ -195,8 +196,6 @@ def build(case: Case) -> Any:
         parameter.mul_(0.3)
       elif "embed" not in name:
         parameter.mul_(1.2 / parameter.shape[1] ** 0.5)
-      elif "word" in name or "tokens" in name:
-        parameter.add_(case.offset)
   return model
 
 
@@ -346,7 +345,7 @@ def errors(case: Case, name: str, *, quick: bool) -> tuple[float, float | None]:
   ref_hidden, ref_scores = oracle(model, rows, position=name in ("left", "far", "apart"))
   hidden = [hidden_BTD[s.row, list(s.columns)] for s in rows.sequences]
   scores = [scores_ABGK[:, s.row, s.slot[0], s.slot[1]] for s in rows.sequences]
-  return (
-    relative(hidden, ref_hidden),
-    None if ref_scores is None else relative(scores, ref_scores),
-  )
+  if ref_scores is None:
+    return relative(hidden, ref_hidden), None
+  assert np.sqrt(np.mean(np.square(np.concatenate(ref_scores)))) > 0.5, "the draw's scores cancel"
+  return relative(hidden, ref_hidden), relative(scores, ref_scores)

@@ -249,6 +249,26 @@ def test_the_precision_of_every_dot(arch):
   assert all("precision = [HIGHEST, HIGHEST]" in line for line in heads)
 
 
+def test_berts_norm_keeps_the_digits_of_numbers_far_from_zero():
+  """E[x²] - E[x]² would lose four of seven where the mean is 100 times the deviation."""
+  network = make_network("bert")
+  params, batch = random_params(network), _batch("bert")
+  room = params["backbone"]
+  room["embed"]["embedding"] += 100
+  embedded = (
+    room["embed"]["embedding"][batch.tokens]
+    + room["embed_token_type"]["embedding"][batch.token_type]
+    + room["embed_position"]["embedding"][batch.position]
+  ).astype(np.float64)
+  centred = embedded - embedded.mean(-1, keepdims=True)
+  normed = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + network.backbone.eps)
+  expected = normed * room["embed_norm"]["scale"] + room["embed_norm"]["bias"]
+  features = oracle.quick_jit(network.features)(params, batch)
+  # Float32 knows a number near 100 to 4e-6, and a mean of 32, summed in pairs, to five times that;
+  # a deviation of 1.7 divides it and a scale of up to 2 multiplies it.
+  np.testing.assert_allclose(features, expected, rtol=0, atol=5e-5)
+
+
 # Padding.
 
 
