@@ -38,7 +38,10 @@ def model(request, llama_folder, bert_folder, tmp_path_factory):
   built = build_model(config)
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   params = init_params(built, mesh, jax.random.key(0), training=True)
-  params = {p: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape) for p, x in params.items()}
+  params = {p: x + 0.2 * jax.random.normal(jax.random.key(1), x.shape) for p, x in params.items()}
+  # Scores of size one: near zero, as a new head gives them, all would agree to 1e-5 by themselves.
+  head = "head/out/kernel"
+  params[head] = jax.random.normal(jax.random.key(2), params[head].shape) / 4
   return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
 
 
@@ -46,7 +49,7 @@ def test_score_does_not_depend_on_its_batch(model):
   rows = rows_of()
   together = model.score(rows)
   assert together.dtype == np.float32
-  assert together.std() > 1e-3
+  assert together.std() > 0.05
   alone = np.concatenate([model.score([row]) for row in rows])
   np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
   order = np.random.default_rng(0).permutation(len(rows))
