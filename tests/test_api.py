@@ -11,6 +11,7 @@ from rm_jax.data.report import DataError
 from rm_jax.models.hf import WeightsError
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.setup import build_model, init_params
+from tests.conftest import decoder_tokenizer
 from tests.train.runs import run, small_config
 
 
@@ -27,12 +28,16 @@ def rows_of(seed=0, prompts=5, each=4):
   return rows
 
 
-@pytest.fixture(scope="module", params=["llama", "bert"])
+@pytest.fixture(scope="module", params=["llama", "bert", "llama, pad is eos"])
 def model(request, llama_folder, bert_folder, tmp_path_factory):
   """A model with random weights, saved and read back."""
   from flax.traverse_util import unflatten_dict
 
-  folder = {"llama": llama_folder, "bert": bert_folder}[request.param]
+  folder = {"llama": llama_folder, "bert": bert_folder}.get(request.param)
+  if folder is None:  # most decoders' tokenizers: EOS is their pad token, too
+    folder = tmp_path_factory.mktemp("pad")
+    decoder_tokenizer(pad="</s>").save_pretrained(folder)
+    (folder / "config.json").write_text((llama_folder / "config.json").read_text())
   config = small_config(folder, steps=1)
   config.model.config, config.model.tokenizer = str(folder / "config.json"), str(folder)
   built = build_model(config)
@@ -138,7 +143,7 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
   torch = pytest.importorskip("torch", reason="torch is the oracle")
   from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-  from tests.conftest import LLAMA, decoder_tokenizer
+  from tests.conftest import LLAMA
 
   torch.manual_seed(0)
   # pad == eos: Hugging Face's rule reads the last token that is neither.

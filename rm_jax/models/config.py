@@ -7,6 +7,8 @@ config.json leaves out means here what it means there.
 import dataclasses
 from typing import Any
 
+from rm_jax.models.layers import activation
+
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 ENCODERS = ("bert",)
 
@@ -176,6 +178,7 @@ def backbone_config(hf: dict) -> DecoderConfig | EncoderConfig:
       f"{', '.join(DECODERS + ENCODERS)}"
     )
   full = AutoConfig.for_model(**hf)
+  activation(full.hidden_act)  # an unknown one is refused now, and not when a step is compiled
   return _decoder(full) if kind in DECODERS else _encoder(full)
 
 

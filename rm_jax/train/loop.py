@@ -29,7 +29,7 @@ from rm_jax.train.step import (
   window_metrics,
   zero_window,
 )
-from rm_jax.train.workdir import claim, resolve, write_model
+from rm_jax.train.workdir import check, claim, resolve
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes, read_lines, write_json
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,12 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   train_set, heldout_set, report = load_data(config, model)
   config = resolve(config, len(train_set.groups), workdir)
   main = jax.process_index() == 0
-  claim(workdir, config, write=main)
+  check(workdir, config)
   log.info("data: %s", report)
   run = _Run(config, workdir, mesh, model, train_set, heldout_set)
+  # Only now: a run that could not begin leaves nothing behind.
+  if main:
+    claim(workdir, config, model)
   with jax.set_mesh(mesh):
     timing = run.loop()
   summary = {
@@ -283,8 +286,6 @@ class _Run:
     first, last = int(self.state.step), config.steps
     writers = Writers(self.workdir, first, active=jax.process_index() == 0)
     if first == 0:
-      if jax.process_index() == 0:
-        write_model(self.workdir, self.model)
       self._evaluate(writers, 0)
     clock = Clock(self.config.data.batch_groups)
     bar = tqdm(total=last, initial=min(first, last), desc="train", unit="step")

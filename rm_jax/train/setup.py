@@ -49,7 +49,6 @@ class Model:
 
   def exported_config(self) -> dict[str, Any]:
     """config.json of the model when saved: a Hugging Face sequence classifier's."""
-    decoder = self.network.causal
     names = {
       "llama": "Llama",
       "mistral": "Mistral",
@@ -66,8 +65,6 @@ class Model:
       "label2id": {f"LABEL_{i}": i for i in range(outputs)},
       "torch_dtype": "float32",
     }
-    if decoder and config.get("pad_token_id") is None:
-      config["pad_token_id"] = self.tokenizer.pad_token_id
     return config
 
   def record(self) -> dict[str, Any]:
@@ -148,6 +145,11 @@ def build_model(config: Any) -> Model:
       "checkpoint of the language model, or of a classifier with num_labels 1"
     )
   record = source.record if source else {}
+  convention = convention_for(
+    hf_config, record, tokenizer, eos=c.eos, max_length=config.data.max_length
+  )
+  if convention.pooling == "last":
+    hf_config = hf_config | {"pad_token_id": _distinct_pad(tokenizer)}
   return Model(
     network=Network(
       backbone,
@@ -157,12 +159,29 @@ def build_model(config: Any) -> Model:
       remat=c.remat,
     ),
     tokenizer=tokenizer,
-    convention=convention_for(
-      hf_config, record, tokenizer, eos=c.eos, max_length=config.data.max_length
-    ),
+    convention=convention,
     config=hf_config,
     source=source,
   )
+
+
+def _distinct_pad(tokenizer: Any) -> int | None:
+  """A pad token that no response ends in, for who loads what we save in transformers.
+
+  Its classifiers read the last token that is not the pad token: with pad == eos, as many decoders
+  have it, they would read the token before the mark.
+  """
+  if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    others = (tokenizer.bos_token, tokenizer.unk_token)
+    fitting = [token for token in others if token not in (None, tokenizer.eos_token)]
+    if not fitting:
+      log.warning(
+        "the tokenizer has no pad token beside its EOS: transformers will read our saved "
+        "model one token before the mark"
+      )
+      return tokenizer.pad_token_id
+    tokenizer.pad_token = fitting[0]
+  return tokenizer.pad_token_id
 
 
 def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:

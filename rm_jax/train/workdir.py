@@ -56,16 +56,15 @@ def resolve(config: Any, groups: int, workdir: Path) -> ml_collections.ConfigDic
   return config
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, *, write: bool = True) -> None:
-  """Makes the folder this config's, or checks that it is already.
+def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
+  """Whether the folder is new, or this config's already.
 
   Raises:
     ValueError: it holds a run of another config; nothing is overwritten.
   """
   path = workdir / CONFIG
-  mine = _plain(config)
   if path.exists():
-    saved, wanted = _flat(read_json(path)), _flat(mine)
+    saved, wanted = _flat(read_json(path)), _flat(_plain(config))
     different = [
       f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
       for key in sorted(saved.keys() | wanted.keys())
@@ -77,15 +76,17 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, write: bool = Tru
         + "\n  ".join(different)
         + "\ngive another --workdir, or the same config (train.steps and mesh may change)"
       )
-  elif (workdir / "checkpoints").exists():
+  elif any((workdir / "checkpoints").glob("*")):
     raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
-  if write:
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, mine)
 
 
-def write_model(workdir: Path, model: Model) -> None:
-  """DIR/model: a Hugging Face folder without the weights, which are in the checkpoints."""
+def claim(workdir: Path, config: ml_collections.ConfigDict, model: Model) -> None:
+  """Makes the folder this config's: config.json, and model/, a Hugging Face folder without weights.
+
+  Those are in the checkpoints.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_json(workdir / CONFIG, _plain(config))
   save_folder(
     workdir / "model",
     config=model.exported_config(),
