@@ -5,10 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
 from rm_jax.data.report import DataError
-from rm_jax.models.hf import WeightsError
+from rm_jax.models.hf import WeightsError, export_params
+from rm_jax.models.source import save_folder
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.setup import build_model, init_params
 from tests.conftest import decoder_tokenizer
@@ -31,8 +33,6 @@ def rows_of(seed=0, prompts=5, each=4):
 @pytest.fixture(scope="module", params=["llama", "bert", "llama, pad is eos"])
 def model(request, llama_folder, bert_folder, tmp_path_factory):
   """A model with random weights, saved and read back."""
-  from flax.traverse_util import unflatten_dict
-
   folder = {"llama": llama_folder, "bert": bert_folder}.get(request.param)
   if folder is None:  # most decoders' tokenizers: EOS is their pad token, too
     folder = tmp_path_factory.mktemp("pad")
@@ -165,32 +165,16 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
 
 
 def test_scoring_without_a_head_is_an_error(llama_folder, tmp_path):
-  from flax.traverse_util import flatten_dict
-
-  config = small_config(llama_folder, steps=1)
-  built = build_model(config)
+  built = build_model(small_config(llama_folder, steps=1))
   mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-  params = init_params(built, mesh, jax.random.key(0), training=True)
-  RewardModel(built, {}, mesh)
-  from safetensors.numpy import save_file
-
-  from rm_jax.models.hf import export_params
-
-  names = dict(
-    export_params(
-      built.network,
-      {"backbone": _nested({p: x for p, x in params.items() if p.startswith("backbone")})},
-    )
+  params = unflatten_dict(init_params(built, mesh, jax.random.key(0), training=True), sep="/")
+  del params["head"]
+  save_folder(
+    tmp_path,
+    config=built.config,
+    tokenizer=built.tokenizer,
+    record=built.record(),
+    tensors=export_params(built.network, params),
   )
-  assert flatten_dict({"a": 1})  # the tree helpers are the ones the code uses
-  built.tokenizer.save_pretrained(tmp_path)
-  (tmp_path / "config.json").write_text((llama_folder / "config.json").read_text())
-  save_file(names, tmp_path / "model.safetensors")
   with pytest.raises(WeightsError, match=r"has no reward head \(score\.weight\)"):
     RewardModel.from_pretrained(tmp_path)
-
-
-def _nested(flat):
-  from flax.traverse_util import unflatten_dict
-
-  return unflatten_dict(flat, sep="/")["backbone"]
