@@ -7,6 +7,7 @@ import numpy as np
 
 from rm_jax.metrics import agreement
 from rm_jax.types import Example, Text
+from rm_jax.world import best_reachable
 
 
 def characters(text: Text) -> int:
@@ -47,8 +48,7 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
     },
   }
   if all(e.truth is not None for e in examples):
-    truth = np.asarray([e.truth for e in examples])
-    report["best_reachable"] = float(agreement.credit(truth[:, 0], truth[:, 1]).mean())
+    report["best_reachable"] = best_reachable(examples)
   sources = np.asarray([e.source for e in examples])
   report["sources"] = {}
   for source in sorted(set(sources)):

@@ -102,6 +102,6 @@ def make_features(network: Network, params: dict, groups: Sequence[Group], **opt
   return out
 
 
-def default_packing(mesh: Mesh, *, causal: bool, cells: int = 16_384) -> Packing:
+def default_packing(mesh: Mesh, *, causal: bool) -> Packing:
   """Packing for scoring on a mesh: shared prompts for decoders."""
-  return Packing(share=causal, cells=cells, multiple=rows_multiple(mesh))
+  return Packing(share=causal, multiple=rows_multiple(mesh))
