@@ -75,22 +75,25 @@ def double_norms(monkeypatch):
 
 
 def check(name, ours, run):
-  """Our distance to the same model in double precision, beside torch's own in float32.
+  """Our distance to the same model in double precision, torch's own in float32 beside it.
 
-  SmolLM2 has dimensions hundreds of times larger than the others, in which one unit in float32's
-  last place is more than a small model's limit: torch itself is up to 4.6e-5 off. So two things are
-  held: no further off than twice what float32 costs torch, and 5e-6 in the root mean square.
+  SmolLM2 has a dimension (199) ten to twenty times larger than the rest, in which the rounding of
+  float32 alone costs either of us up to 5e-5 of the whole's root mean square, the one or the other
+  more by the machine's order of summing. So a dimension is measured by its own root mean square
+  where that is larger; all others are held to 2e-5 of the whole's.
   """
   single, double = run("float"), run("double")
-  scale = np.sqrt((double**2).mean())
-  mine, torchs = np.abs(ours - double) / scale, np.abs(single - double) / scale
-  apart = np.abs(ours - single).max() / scale
+  whole = np.sqrt((double**2).mean())
+  scale = np.maximum(whole, np.sqrt((double**2).mean(axis=0)))
+  mine, torchs = np.abs(ours - double), np.abs(single - double)
   print(
-    f"{name}: ours to torch float32 {apart:.2e}; to double: ours {mine.max():.2e}, "
-    f"torch float32 {torchs.max():.2e}; rms {np.sqrt((mine**2).mean()):.2e}"
+    f"{name}: by dimension, ours {(mine / scale).max():.2e}, torch float32 "
+    f"{(torchs / scale).max():.2e}; by the whole, ours {mine.max() / whole:.2e}, torch "
+    f"{torchs.max() / whole:.2e}, apart {np.abs(ours - single).max() / whole:.2e}; "
+    f"rms {np.sqrt((mine**2).mean()) / whole:.2e}"
   )
-  assert mine.max() <= max(2e-5, 2 * torchs.max())
-  assert np.sqrt((mine**2).mean()) <= 5e-6
+  assert (mine / scale).max() <= 2e-5
+  assert np.sqrt((mine**2).mean()) / whole <= 5e-6
 
 
 def test_smollm2(double_norms):
