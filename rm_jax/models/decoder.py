@@ -83,7 +83,7 @@ class DecoderLayer(nnx.Module):
     if self.q_norm is not None:
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH, k_BTKH = rotate(q_BTNH, angle_BTh), rotate(k_BTKH, angle_BTh)
-    h_BTD += self.o(attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS, dropout=dropout, key=key))
+    h_BTD += self.o(attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS, causal=True, dropout=dropout, key=key))
     x_BTD = self.mlp_norm(h_BTD)
     return h_BTD + self.down(activation(self.activation)(self.gate(x_BTD)) * self.up(x_BTD))
 

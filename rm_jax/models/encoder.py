@@ -41,6 +41,7 @@ class EncoderLayer(nnx.Module):
       self.k(h_BTD),
       self.v(h_BTD),
       mask_BTS,
+      causal=False,
       dropout=c.attention_dropout,
       key=keys[0],
     )
