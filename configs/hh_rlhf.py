@@ -4,6 +4,11 @@
 
 takes the data from the hub; --config.data.train=PATH from a folder of its files. A fifth of the
 conversations (by their first human turn) is held out.
+
+It is sized for the 8,552 pairs of the test files on two cores: of SmolLM2's 30 layers the lowest
+20, of these 14 frozen and run once. On an accelerator train it all, on all of the data:
+
+  --config.model.layers=0 --config.model.frozen_layers=0 --config.model.dtype=bfloat16
 """
 
 import ml_collections
@@ -15,11 +20,14 @@ def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
   c.model.pretrained = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.model.chat_template = "hh"  # the text as published, for any tokenizer
+  c.model.layers = 20  # of 30
+  c.model.frozen_layers = 14  # their output, 5.6 GiB for the test files, is kept
   c.data.train = "Anthropic/hh-rlhf"
   c.data.heldout = "0.2"
-  c.data.batch_groups = 64
+  c.data.batch_groups = 32
   c.data.max_length = 512
-  c.optimizer.learning_rate = 5e-5
+  c.data.cells = 8192  # tokens of a micro-batch: smaller ones stay in a CPU's cache
+  c.optimizer.learning_rate = 1e-4
   c.train.epochs = 1.0
   c.train.log_every = 5
   return c

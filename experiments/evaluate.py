@@ -13,7 +13,7 @@ from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.report import DataError, Report
 from rm_jax.data.tokenise import tokenise
-from rm_jax.train.evaluate import pair_report, summary_line
+from rm_jax.train.evaluate import pair_report, summary_table
 from rm_jax.train.writers import write_json
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
@@ -37,7 +37,7 @@ def main() -> None:
   data = {"kept": report.kept, "dropped": dict(sorted(report.dropped.items()))}
   Path(OUT.value).mkdir(parents=True, exist_ok=True)
   write_json(Path(OUT.value) / "report.json", {"heldout": out, "data": data})
-  print(summary_line(out))
+  print(summary_table(out))
   print(report)
 
 

@@ -9,7 +9,7 @@ from ml_collections import config_flags
 
 from experiments.launch import launch
 from rm_jax.train import loop
-from rm_jax.train.evaluate import summary_line
+from rm_jax.train.evaluate import summary_table
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's files.")
@@ -19,7 +19,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
   summary = loop.train(CONFIG.value, WORKDIR.value)
   if summary["heldout"]:
-    print(summary_line(summary["heldout"]))
+    print(summary_table(summary["heldout"]))
   seconds, memory = summary["train"]["wall_seconds"], summary["train"]["peak_memory_bytes"]
   print(f"{WORKDIR.value}: {seconds:.0f} s, {memory / 2**30:.2f} GiB at most; see report.png")
 

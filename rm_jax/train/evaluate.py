@@ -76,3 +76,25 @@ def summary_line(report: dict[str, Any]) -> str:
     + (f"; best reachable {reachable:.3f}" if reachable is not None else "")
     + f"; {baselines}"
   )
+
+
+def summary_table(report: dict[str, Any]) -> str:
+  """The line for people, how far each baseline is behind, and each source beside its length rule.
+
+  Differences are over the same pairs, resampled by conversation; one whose interval holds zero may
+  be luck.
+  """
+  lines = [summary_line(report)]
+  for name, paired in report["paired"].items():
+    low, high = paired["interval"]
+    lines.append(f"  {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}] to {name}, paired")
+  if len(report["sources"]) > 1:
+    width = max(map(len, report["sources"]))
+    for source, one in report["sources"].items():
+      rule = one["best_length_rule"]
+      low, high = one.get("interval", (float("nan"),) * 2)
+      lines.append(
+        f"  {source:{width}} {one['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {one['n']} pairs; "
+        f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
+      )
+  return "\n".join(lines)

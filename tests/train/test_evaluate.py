@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.train.evaluate import characters, pair_report, summary_line
+from rm_jax.train.evaluate import characters, pair_report, summary_line, summary_table
 from rm_jax.types import Example
 
 
@@ -37,6 +37,19 @@ def test_accuracy_baselines_and_best_reachable():
   assert report["sources"]["b"]["n"] == 2
   assert report["sources"]["b"]["best_length_rule"] == {"rule": "longest", "accuracy": 0.75}
   assert "best reachable 0.625" in summary_line(report)
+
+
+def test_the_table_has_every_baseline_and_every_source_with_its_length_rule():
+  examples = [*EXAMPLES, example(4, "a", "bb", source="alone")]
+  table = summary_table(pair_report([*SCORES, np.asarray([1.0, 0.0])], examples)).splitlines()
+  # Accuracy (1 + 1 + 0.5 + 0 + 1) / 5 to longest's (1 + 0 + 0.5 + 1 + 0) / 5.
+  assert "+0.200 [" in next(line for line in table if "to longest, paired" in line)
+  # Source b: credits 0.5 and 0 to longest's 0.5 and 1; one pair alone has no interval.
+  assert "0.250 [" in next(line for line in table if line.startswith("  b "))
+  assert "best length rule: longest 0.750" in next(
+    line for line in table if line.startswith("  b ")
+  )
+  assert "[nan, nan] on 1 pairs" in next(line for line in table if line.startswith("  alone"))
 
 
 def test_without_truth_nothing_is_said_of_the_best():
