@@ -29,9 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.dropout = False  # True: at the checkpoint's own rates
 
   c.data = ml_collections.ConfigDict()
-  c.data.train = ""  # file, folder, hub id, or 'world:N'
+  c.data.train = ""  # file, folder, hub id, 'world:N' (pairs) or 'world:N:K' (rankings of K)
   c.data.heldout = "0.1"  # the same, or a fraction of data.train, split by conversation
-  c.data.format = "auto"  # 'pair', 'implicit', 'hh' ...; 'auto' = by the first row's columns
+  c.data.format = "auto"  # 'pair', 'ranking', 'step' ...; 'auto' = by the first row's columns
   c.data.strict = False  # stop at the first bad row, instead of counting it
   c.data.limit = 0  # training examples to read; 0 = all
   c.data.batch_groups = 32  # groups (a pair is one) a step
@@ -42,12 +42,19 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.row_lengths = ()  # tokens; () = from the data
   c.data.world = ml_collections.ConfigDict(dataclasses.asdict(World()))  # of 'world:N'
 
+  # For each kind of feedback in the data a loss of rm_jax.losses, with options where they are to be
+  # others than its own: 'hinge(margin=0.5)', 'logistic(smoothing=0.1)'.
   c.loss = ml_collections.ConfigDict()
-  c.loss.name = "logistic"  # Bradley-Terry
-  c.loss.margin = 0.0  # score by which every better response should win
-  c.loss.smoothing = 0.0  # share of labels taken to be wrong
-  c.loss.l2 = 0.0  # weight of the mean square of scores
-  c.loss.centering = 0.0  # weight of the squared sum of a pair's scores; 0.01 is usual
+  c.loss.pair = "logistic"  # Bradley-Terry
+  c.loss.ranking = "plackett_luce"  # of its order; a pairwise loss for observed comparisons
+  c.loss.outcome = "bce"
+  c.loss.score = "mse"
+  c.loss.step = "process"
+  # Weights of penalties; 0 = none.
+  c.loss.l2 = 0.0  # mean square of scores
+  c.loss.centering = 0.0  # squared sum of a list's scores; 0.01 is usual
+  c.loss.spread = 0.0  # squared excess of |score| over 10
+  c.loss.decorrelation = 0.0  # squared correlation of score with length, over a whole step
 
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.name = "adamw"  # or 'sgd'

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.data.dialogue import messages_of, text_of
+from rm_jax.data.group import Group, make_group
 from rm_jax.data.report import DataError, RowError
-from rm_jax.data.tokenise import Group, make_group
 from rm_jax.data.tokenise import Sequence as Tokens
 from rm_jax.models import hf
 from rm_jax.models.config import HeadConfig, backbone_config, head_config

@@ -23,6 +23,16 @@ class Message(TypedDict):
 # A string is taken as it is; messages go through the chat template.
 Text = str | tuple[Message, ...]
 
+# Kinds of feedback: which losses can use it, and how it is evaluated.
+KINDS = (
+  "pair",  # two responses, one comparison
+  "ranking",  # K responses: their order, or comparisons of some of them
+  "outcome",  # a response is good or not: labels in [0, 1]
+  "score",  # a response's rating: any real number
+  "step",  # a solution's steps are right so far or not: labels in [0, 1] at the end of each
+)
+Matrix = tuple[tuple[float, ...], ...]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
@@ -32,8 +42,9 @@ class Example:
     prompt: a string, or the messages before the responses. Never empty.
     responses: K responses: strings where the prompt is one, else each one or more messages (the
       first an assistant's; more where two conversations part before their last turn).
-    labels: K gains, finite; higher is better, always. A pair is (1.0, 0.0).
-    kind: the kind of feedback; 'pair' is K = 2 with one observed comparison.
+    labels: a gain for each mark, finite; higher is better, always. A mark is a response, so there
+      are K, or a step, so there are as many as `steps` has. A pair is (1.0, 0.0).
+    kind: the kind of feedback, one of `KINDS`.
     margin: by how much the better one should win, in units of score; None where not given.
     weight: of the example in the loss, >= 0.
     source: name of the data set or file that it came from, for metrics by source.
@@ -41,6 +52,10 @@ class Example:
     conversation: what its conversation is known by (its first human turn): examples that share it
       go to the same split and are resampled together in intervals.
     truth: K true rewards where the world that made the example knows them, else None.
+    pairs: K x K, by what weight i was seen preferred to j: counts, or a probability p and 1 - p.
+      None where the order of the labels says it all.
+    ties: K x K, symmetric, by what weight i and j were seen tied; None where nobody was asked.
+    steps: for each response the texts of its steps, which it consists of; None where it is whole.
   """
 
   prompt: Text
@@ -53,6 +68,9 @@ class Example:
   origin: str = ""
   conversation: str = ""
   truth: tuple[float, ...] | None = None
+  pairs: Matrix | None = None
+  ties: Matrix | None = None
+  steps: tuple[tuple[str, ...], ...] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -73,8 +91,14 @@ class Batch:
     where: bool [B, G, K], which marks are real.
     labels: float32 [B, G, K], gains.
     weight: float32 [B, G], of each group; 0 where there is none.
+    response: int32 [B, G, K], which of the group's responses a mark reads, from 0.
+    kind: int32 [B, G], index into `KINDS`.
+    length: int32 [B, G, K], tokens of the mark's response, its prompt not counted.
     token_type: int32 [B, T], the tokenizer's pair encoding (encoders only).
     pair_margin: float32 [B, G, K, K], by how much i should beat j.
+    pairs: float32 [B, G, K, K], by what weight i was seen preferred to j. Where a group's feedback
+      has none, those of its labels' order.
+    ties: float32 [B, G, K, K], symmetric, by what weight i and j were seen tied; likewise.
     hidden: float [B, T, D], activations that enter the first trained layer, where the layers below
       are frozen and were run beforehand.
   """
@@ -87,6 +111,11 @@ class Batch:
   where: jax.Array
   labels: jax.Array
   weight: jax.Array
+  response: jax.Array | None = None
+  kind: jax.Array | None = None
+  length: jax.Array | None = None
   token_type: jax.Array | None = None
   pair_margin: jax.Array | None = None
+  pairs: jax.Array | None = None
+  ties: jax.Array | None = None
   hidden: jax.Array | None = None

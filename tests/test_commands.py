@@ -159,11 +159,11 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
   # Another config for the same folder is refused.
-  other = train_flags(llama_folder, data, tmp_path / "whole", **{"loss.margin": 1.0})
+  other = train_flags(llama_folder, data, tmp_path / "whole", **{"loss.l2": 1.0})
   before = (tmp_path / "whole" / "config.json").read_bytes()
   code, _, err = finish(command("train", *other))
   assert code == 1
-  assert "loss.margin: 0.0 there, 1.0 now" in err
+  assert "loss.l2: 0.0 there, 1.0 now" in err
   assert (tmp_path / "whole" / "config.json").read_bytes() == before
 
   held = write_pairs(tmp_path / "held.jsonl", 20, seed=3)

@@ -77,6 +77,57 @@ def number_of(value: object, column: str) -> float:
   return number
 
 
+def probability_of(value: object, column: str) -> float:
+  """A number in [0, 1], or a bool for 0 and 1.
+
+  Raises:
+    RowError: wrong_type, not_finite or out_of_range.
+  """
+  number = float(value) if isinstance(value, bool) else number_of(value, column)
+  if not 0 <= number <= 1:
+    raise RowError("out_of_range", f"{column!r} is {number}; expected it in [0, 1]")
+  return number
+
+
+def flag_of(value: object, column: str) -> bool:
+  """True or false; None is false.
+
+  Raises:
+    RowError: wrong_type.
+  """
+  if value is not None and not isinstance(value, bool):
+    raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected true or false")
+  return bool(value)
+
+
+def weight_of(row: dict[str, object]) -> float:
+  """A row's `weight`, 1 where it has none.
+
+  Raises:
+    RowError: wrong_type, not_finite or out_of_range.
+  """
+  weight = number_of(row.get("weight", 1.0), "weight")
+  if weight < 0:
+    raise RowError("out_of_range", f"'weight' is {weight}; expected at least 0")
+  return weight
+
+
+def check_prompt(prompt: Text) -> None:
+  """RowError (empty_prompt) unless it has text."""
+  if not any(text.strip() for text in texts_of(prompt)):
+    raise RowError("empty_prompt", f"prompt is {shown(prompt)}; expected text")
+
+
+def check_response(response: Text, column: str) -> None:
+  """RowError (empty_response, malformed_dialogue) unless it ends with an assistant's text."""
+  last = texts_of(response)[-1] if response else ""  # what is judged; earlier turns lead to it
+  if not last.strip():
+    raise RowError("empty_response", f"{column!r} ends with {shown(last)}; expected text there")
+  if not isinstance(response, str) and response[-1]["role"] != "assistant":
+    found = f"{column!r} ends with {shown(response[-1])}; expected the assistant's message"
+    raise RowError("malformed_dialogue", found)
+
+
 def conversation_of(prompt: Text) -> str:
   """What a prompt's conversation is known by: its first human turn, white space collapsed.
 

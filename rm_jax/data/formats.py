@@ -5,7 +5,10 @@ by `register`. `load` reads a path, finds the format of each file, and counts wh
 
 Reasons that a row is dropped for, beside those of `rm_jax.data.read`: missing_column, wrong_type,
 bad_role, unsupported_message, lone_surrogate, malformed_dialogue, empty_prompt, empty_response,
-identical_sides, prompts_differ, not_finite, out_of_range.
+identical_sides, prompts_differ, not_finite, out_of_range, too_few_responses, lengths_differ,
+no_comparison.
+
+The formats themselves are in `pairs` (two responses) and `feedback` (all other kinds).
 """
 
 import dataclasses
@@ -14,19 +17,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from rm_jax.data.dialogue import (
-  common_end,
-  common_front,
-  conversation_of,
-  messages_of,
-  number_of,
-  parse_dialogue,
-  text_of,
-  texts_of,
-)
 from rm_jax.data.read import File, Row, files, read_file
-from rm_jax.data.report import DataError, Report, RowError, shown
-from rm_jax.types import Example, Message, Text
+from rm_jax.data.report import DataError, Report, RowError
+from rm_jax.types import Example
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
@@ -37,7 +30,7 @@ class Format:
 
   Attributes:
     name: what it is asked for by.
-    needs: columns that every row of it has.
+    needs: columns that every row of it has; 'a|b' is either.
     looks: whether a row that has these columns is of this format, from its values.
     convert: (row, origin) -> Example; raises RowError.
   """
@@ -46,6 +39,10 @@ class Format:
   needs: tuple[str, ...]
   looks: Callable[[Row], bool] | None
   convert: Callable[[Row, str], Example]
+
+  def missing(self, row: Row) -> list[str]:
+    """Those of `needs` that a row has not."""
+    return [need for need in self.needs if not any(c in row for c in need.split("|"))]
 
 
 FORMATS: dict[str, Format] = {}
@@ -71,7 +68,7 @@ def detect(row: Row) -> Format | None:
   """The format of a row: of those whose columns it has, the one that asks for most."""
   asking = sorted(FORMATS.values(), key=lambda f: (len(f.needs), f.looks is not None), reverse=True)
   for fmt in asking:
-    if all(column in row for column in fmt.needs) and (fmt.looks is None or fmt.looks(row)):
+    if not fmt.missing(row) and (fmt.looks is None or fmt.looks(row)):
       return fmt
   return None
 
@@ -133,7 +130,7 @@ def _examples(file: File, fmt: Format | None, report: Report) -> Iterator[Exampl
 
 
 def _convert(fmt: Format | None, row: Row, origin: str) -> Example:
-  missing = [column for column in fmt.needs if column not in row] if fmt else []
+  missing = fmt.missing(row) if fmt else []
   if fmt is None or missing:
     expected = f"{missing} too" if fmt else f"those of one of: {_known()}"
     raise RowError("missing_column", f"has columns {sorted(row)}; expected {expected}")
@@ -142,12 +139,12 @@ def _convert(fmt: Format | None, row: Row, origin: str) -> Example:
 
 def _check_columns(origin: str, row: Row, fmt: Format | None) -> None:
   """Stops where a file's first row lacks the columns: then all would be dropped, one by one."""
-  if fmt is None and not any(set(f.needs) <= row.keys() for f in FORMATS.values()):
+  if fmt is None and all(f.missing(row) for f in FORMATS.values()):
     raise DataError(
       f"{origin}: columns {sorted(row)} are of no known format. Known: {_known()}. "
       "Rename the columns, or register a format (rm_jax.data.formats.register)."
     )
-  if fmt is not None and not set(fmt.needs) <= row.keys():
+  if fmt is not None and fmt.missing(row):
     raise DataError(
       f"{origin}: columns {sorted(row)}; format {fmt.name!r} needs {list(fmt.needs)}. "
       f"Rename the columns or choose another format: {_known()}."
@@ -206,100 +203,3 @@ def _place(conversation: str, seed: int) -> float:
   """Uniform in [0, 1), from a hash: Python's own `hash` differs from process to process."""
   text = f"{seed}:{conversation}".encode("utf-8", "surrogatepass")
   return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / 2**48
-
-
-def _looks_like_dialogue(row: Row) -> bool:
-  sides = row["chosen"], row["rejected"]
-  return all(isinstance(side, str) for side in sides) and any(
-    side.startswith("\n\nHuman:") or "\n\nAssistant:" in side for side in sides
-  )
-
-
-@register("pair", needs=("prompt", "chosen", "rejected"))
-def _pair(row: Row, origin: str) -> Example:
-  """All strings, or message lists; a string prompt before message lists is one user message."""
-  prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
-  if isinstance(chosen, str) and isinstance(rejected, str):
-    sides = text_of(chosen, "chosen"), text_of(rejected, "rejected")
-    return _example(text_of(prompt, "prompt"), *sides, row, origin)
-  if isinstance(prompt, str):
-    front = (Message(role="user", content=text_of(prompt, "prompt")),)
-  else:
-    front = messages_of(prompt, "prompt")
-  _check_prompt(front)
-  sides = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
-  _check_differ(*sides)
-  after = _after(front, sides[0], "chosen"), _after(front, sides[1], "rejected")
-  return _example(front, *after, row, origin)
-
-
-@register("hh", needs=("chosen", "rejected"), looks=_looks_like_dialogue)
-def _hh(row: Row, origin: str) -> Example:
-  """Two whole dialogues in Anthropic's raw form; the prompt is their common leading turns."""
-  sides = text_of(row["chosen"], "chosen"), text_of(row["rejected"], "rejected")
-  _check_differ(*sides)
-  chosen, rejected = map(parse_dialogue, sides)
-  front = common_front(chosen, rejected)
-  return _example(chosen[:front], chosen[front:], rejected[front:], row, origin)
-
-
-@register("implicit", needs=("chosen", "rejected"))
-def _implicit(row: Row, origin: str) -> Example:
-  """Two whole conversations; the prompt is their common front."""
-  chosen, rejected = row["chosen"], row["rejected"]
-  if isinstance(chosen, str) and isinstance(rejected, str):
-    _check_differ(text_of(chosen, "chosen"), text_of(rejected, "rejected"))
-    end = common_end(chosen, rejected)
-    return _example(chosen[:end], chosen[end:], rejected[end:], row, origin)
-  sides = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
-  _check_differ(*sides)
-  front = common_front(*sides)
-  return _example(sides[0][:front], sides[0][front:], sides[1][front:], row, origin)
-
-
-def _after(
-  prompt: tuple[Message, ...], side: tuple[Message, ...], column: str
-) -> tuple[Message, ...]:
-  """A side's messages after the prompt, which some data sets repeat in front of each side."""
-  response = side[len(prompt) :] if side[: len(prompt)] == prompt else side
-  if response and response[0]["role"] != "assistant":
-    found = f"{column!r} starts with {shown(response[0])}; expected the prompt or the assistant"
-    raise RowError("prompts_differ", found)
-  return response
-
-
-def _example(prompt: Text, chosen: Text, rejected: Text, row: Row, origin: str) -> Example:
-  _check_differ(chosen, rejected)
-  _check_prompt(prompt)
-  for side, column in ((chosen, "chosen"), (rejected, "rejected")):
-    last = texts_of(side)[-1] if side else ""  # what is judged: earlier turns are how it came there
-    if not last.strip():
-      raise RowError("empty_response", f"{column!r} ends with {shown(last)}; expected text there")
-    if not isinstance(side, str) and side[-1]["role"] != "assistant":
-      found = f"{column!r} ends with {shown(side[-1])}; expected the assistant's message"
-      raise RowError("malformed_dialogue", found)
-  margin = None if row.get("margin") is None else number_of(row["margin"], "margin")
-  weight = number_of(row.get("weight", 1.0), "weight")
-  if weight < 0:
-    raise RowError("out_of_range", f"'weight' is {weight}; expected at least 0")
-  return Example(
-    prompt=prompt,
-    responses=(chosen, rejected),
-    labels=(1.0, 0.0),
-    kind="pair",
-    margin=margin,
-    weight=weight,
-    origin=origin,
-    conversation=conversation_of(prompt),
-  )
-
-
-def _check_prompt(prompt: Text) -> None:
-  if not any(text.strip() for text in texts_of(prompt)):
-    raise RowError("empty_prompt", f"prompt is {shown(prompt)}; expected text")
-
-
-def _check_differ(chosen: Text, rejected: Text) -> None:
-  if chosen == rejected:
-    found = f"'chosen' and 'rejected' are both {shown(chosen)}; expected two responses"
-    raise RowError("identical_sides", found)

@@ -11,8 +11,8 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from rm_jax.data.tokenise import Group
-from rm_jax.types import Batch
+from rm_jax.data.group import Group
+from rm_jax.types import KINDS, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def plan(
   """The few shapes that steps of a data set will need: for each row length, its row counts.
 
   Args:
-    lengths: int [n], columns that each group of the data set takes (`Group.length`).
+    lengths: int [n], columns that each group of the data set takes (`Group.columns`).
     marks: the most marks a group has.
     step_groups: groups of a step.
     packing: see `Packing`.
@@ -162,19 +162,33 @@ def pack(groups: Seq[int], lengths: Seq[int], shapes: tuple[tuple[Shape, ...], .
   return micros
 
 
+def optional_fields(groups: Seq[Group]) -> frozenset[str]:
+  """Those of `Batch`'s optional arrays that a data set has something for."""
+  has = {
+    "token_type": any(g.token_type is not None for g in groups),
+    "pair_margin": any(g.margin for g in groups),
+    # Where some groups say whom they compare, the others' order is written out as well.
+    "pairs": any(g.pairs is not None or g.ties is not None for g in groups),
+  }
+  has["ties"] = has["pairs"]
+  return frozenset(name for name, found in has.items() if found)
+
+
 def assemble(
   micro: Micro,
   groups: Seq[Group],
   *,
   share: bool,
+  fields: frozenset[str],
   features: Seq[np.ndarray] | None = None,
 ) -> tuple[Batch, np.ndarray]:
   """Fills a micro-batch's arrays.
 
   Args:
-    micro: from `Packer.step`.
+    micro: from `pack`.
     groups: the data set's groups.
     share: as the packing's.
+    fields: `optional_fields` of the whole data set: batches of the same arrays compile once.
     features: for each group float [length, D], the activations of its columns (`Batch.hidden`).
 
   Returns:
@@ -182,16 +196,17 @@ def assemble(
   """
   B, T, G, K = dataclasses.astuple(micro.shape)
   tokens, group, branch, position = (np.zeros((B, T), np.int32) for _ in range(4))
-  marks = np.zeros((B, G, K), np.int32)
+  marks, response, length = (np.zeros((B, G, K), np.int32) for _ in range(3))
   where = np.zeros((B, G, K), bool)
   labels = np.zeros((B, G, K), np.float32)
   weight = np.zeros((B, G), np.float32)
+  kind = np.zeros((B, G), np.int32)
   index = np.full((B, G), -1, np.int64)
-  chosen = [i for row in micro.rows for i in row]
-  typed = any(groups[i].token_type is not None for i in chosen)
-  token_type = np.zeros((B, T), np.int32) if typed else None
-  margins = any(groups[i].margin for i in chosen)
-  pair_margin = np.zeros((B, G, K, K), np.float32) if margins else None
+  token_type = np.zeros((B, T), np.int32) if "token_type" in fields else None
+  pair_margin, pairs, ties = (
+    np.zeros((B, G, K, K), np.float32) if name in fields else None
+    for name in ("pair_margin", "pairs", "ties")
+  )
   hidden = None
   if features is not None:
     width = features[0].shape[-1]
@@ -220,11 +235,16 @@ def assemble(
       m = len(one.marks)
       marks[b, g, :m] = offset[one.response] + one.marks
       where[b, g, :m] = True
+      response[b, g, :m] = one.response
+      length[b, g, :m] = one.length
+      kind[b, g] = KINDS.index(one.kind)
       labels[b, g, :m] = one.labels
       weight[b, g] = one.weight
       index[b, g] = i
       if pair_margin is not None:
         pair_margin[b, g] = one.margin
+      if pairs is not None:
+        pairs[b, g, :m, :m], ties[b, g, :m, :m] = one.comparisons()
       if hidden is not None:
         hidden[b, start:column] = features[i]
   batch = Batch(
@@ -236,8 +256,13 @@ def assemble(
     where=where,
     labels=labels,
     weight=weight,
+    response=response,
+    kind=kind,
+    length=length,
     token_type=token_type,
     pair_margin=pair_margin,
+    pairs=pairs,
+    ties=ties,
     hidden=hidden,
   )
   return batch, index

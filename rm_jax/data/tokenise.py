@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.data.report import Report, RowError
-from rm_jax.types import Example, Message, Text
+from rm_jax.data.report import RowError
+from rm_jax.types import Message, Text
 
 # The dialogue form of Anthropic's HH data, for tokenizers that have no template of their own; with
 # it a parsed HH dialogue renders to its published text.
@@ -38,6 +38,8 @@ class Convention:
     pooling: 'last' reads the last token; 'first' the first; 'hf' the rightmost token that is not
       the pad token, as Hugging Face's sequence classifiers do.
     max_length: tokens of one prompt + response; a longer prompt is cut.
+    separator: stands behind every step of a solution, the last one too; its last token is the mark
+      of the step.
     date: what a chat template that asks for today's date is told, as 'DD Mon YYYY': the same text
       must have the same score tomorrow.
   """
@@ -46,6 +48,7 @@ class Convention:
   eos: str = "append"
   pooling: str = "last"
   max_length: int = 1024
+  separator: str = "\n"
   date: str = "26 Jul 2024"
 
   def __post_init__(self):
@@ -64,14 +67,14 @@ class Sequence:
   Attributes:
     ids: int32 [N], at most `Convention.max_length`.
     prompt: how many leading ids are the prompt's own.
-    mark: index of the token where the reward is read.
+    marks: int32 [M], indices of the tokens where rewards are read: one, or one a step.
     token_type: int32 [N] where the tokenizer's pair encoding has one (encoders), else None.
     cut: ids left out because the whole was too long.
   """
 
   ids: np.ndarray
   prompt: int
-  mark: int
+  marks: np.ndarray
   token_type: np.ndarray | None
   cut: int
 
@@ -181,6 +184,8 @@ class TextEncoder:
     ]
 
   def _ids(self, texts: list[str], special: bool) -> list[np.ndarray]:
+    if not texts:  # the tokenizer fails on none
+      return []
     encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
 
@@ -229,6 +234,81 @@ class TextEncoder:
     keep = min(common_prefix([ids, self._opening]), limit - 1)
     return np.concatenate([ids[:keep], ids[len(ids) - (limit - keep) :]]), keep
 
+  # Solutions in steps.
+
+  def step_sequence(self, prompt: Text, steps: Seq[str]) -> Sequence | RowError:
+    """Tokenises a prompt and the steps of its solution, with a mark behind each step.
+
+    Each step is tokenised by itself and followed by the same separator, so that the token at a mark
+    tells nothing: in one text, a separator may merge with what stands beside it.
+
+    Args:
+      prompt: a string, or messages, which the chat template opens an answer to.
+      steps: at least one; none of them may be empty.
+
+    Raises:
+      ValueError: the model is an encoder, which reads one place only, or the separator is no token.
+    """
+    if self.convention.encoder:
+      raise ValueError(
+        "the data holds solutions in steps, and an encoder reads one mark, its first token; set "
+        "--config.model.pretrained to a decoder"
+      )
+    separator = self._ids([self.convention.separator], special=False)[0]
+    if not len(separator):
+      raise ValueError(
+        f"convention.separator {self.convention.separator!r} gives no token; set another"
+      )
+    try:
+      turns, head = self._head(prompt)
+      for part in (head, *steps):
+        part.encode("utf-8")
+    except UnicodeEncodeError as error:
+      return RowError("lone_surrogate", f"the text holds a lone surrogate: {error}")
+    except RowError as error:
+      return error
+    rest = [np.append(ids, separator) for ids in self._ids(list(steps[1:]), special=False)]
+    eos = self.tokenizer.eos_token_id
+    end = [np.asarray([eos], np.int32)] if self._appends and separator[-1] != eos else []
+
+    def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
+      special = isinstance(prompt, str)
+      first, own = self._ids([head + steps[0], head], special)
+      if special and len(first) and first[-1] == eos:  # put there by the tokenizer: it comes later
+        first = first[:-1]
+      return [np.append(first, separator), *rest], own
+
+    def tokens(parts: list[np.ndarray]) -> int:
+      return sum(map(len, [*parts, *end]))
+
+    parts, own = whole(head)
+    limit, full = self.convention.max_length, tokens(parts)
+    while tokens(parts) > limit and (turns := _without_oldest_turn(turns)):
+      try:
+        parts, own = whole(self.render(turns, generation=True))
+      except RowError:  # a template that insists on the first turn: cut tokens instead
+        break
+    excess = tokens(parts) - limit
+    length = common_prefix([parts[0], own])
+    if excess > 0:
+      opening = common_prefix([parts[0], self._opening])
+      if length - opening < excess:
+        return RowError(
+          "steps_too_long",
+          f"its steps alone take more than {limit} tokens; expected a larger data.max_length",
+        )
+      parts[0] = np.concatenate([parts[0][:opening], parts[0][opening + excess :]])
+      length -= excess
+    marks = np.cumsum([len(part) for part in parts]) - 1
+    ids = np.concatenate([*parts, *end])
+    return Sequence(ids, length, marks.astype(np.int32), None, full - len(ids))
+
+  def _head(self, prompt: Text) -> tuple[list[Message], str]:
+    """A prompt's turns (none of a string), and its text up to where the answer begins."""
+    if isinstance(prompt, str):
+      return [], prompt
+    return list(prompt), self.render(prompt, generation=True)
+
   # Encoders: the tokenizer's pair encoding.
 
   def _encode_pairs(self, pairs, rendered, special: bool) -> list[Sequence]:
@@ -260,13 +340,14 @@ class TextEncoder:
       )
     return out
 
-  def _mark(self, ids: np.ndarray) -> int:
+  def _mark(self, ids: np.ndarray) -> np.ndarray:
+    mark = len(ids) - 1
     if self.convention.pooling == "first":
-      return 0
-    if self.convention.pooling == "hf" and self.tokenizer.pad_token_id is not None:
+      mark = 0
+    elif self.convention.pooling == "hf" and self.tokenizer.pad_token_id is not None:
       real = np.flatnonzero(ids != self.tokenizer.pad_token_id)
-      return int(real[-1]) if len(real) else 0
-    return len(ids) - 1
+      mark = int(real[-1]) if len(real) else 0
+    return np.asarray([mark], np.int32)
 
 
 def _without_oldest_turn(turns: list[Message]) -> list[Message]:
@@ -287,87 +368,3 @@ def _common_characters(a: str, b: str) -> int:
       break
     n += 1
   return n
-
-
-# Groups: an example as tokens.
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Group:
-  """One example as tokens: K sequences that begin with the same `shared` ids.
-
-  Attributes:
-    ids: K arrays int32 [N_k], each a whole prompt + response.
-    shared: leading ids that all K have and that are the prompt's own; one short of the shortest.
-    marks: int32 [M], index of each mark in its own sequence, never inside the shared part.
-    response: int32 [M], which of the K sequences each mark reads.
-    labels: float32 [M], gains.
-    weight: of the group.
-    margin: by how much the better of two should win; 0 where not given.
-    token_type: K arrays int32 [N_k], or None.
-    cut: ids left out of its sequences because they were too long.
-  """
-
-  ids: tuple[np.ndarray, ...]
-  shared: int
-  marks: np.ndarray
-  response: np.ndarray
-  labels: np.ndarray
-  weight: float = 1.0
-  margin: float = 0.0
-  token_type: tuple[np.ndarray, ...] | None = None
-  cut: int = 0
-
-  def length(self, share: bool) -> int:
-    """Columns it takes in a row, its prompt stored once or with every response."""
-    total = sum(len(ids) for ids in self.ids)
-    return total - (len(self.ids) - 1) * self.shared if share else total
-
-
-def make_group(sequences: Seq[Sequence], example: Example) -> Group:
-  """Puts an example's sequences together."""
-  shared = common_prefix([s.ids for s in sequences])
-  shared = min(shared, *(s.prompt for s in sequences), *(s.mark for s in sequences))
-  types = tuple(s.token_type for s in sequences)
-  return Group(
-    ids=tuple(s.ids for s in sequences),
-    shared=min(shared, *(len(s.ids) - 1 for s in sequences)),
-    marks=np.asarray([s.mark for s in sequences], np.int32),
-    response=np.arange(len(sequences), dtype=np.int32),
-    labels=np.asarray(example.labels, np.float32),
-    weight=example.weight,
-    margin=example.margin or 0.0,
-    token_type=None if types[0] is None else types,
-    cut=sum(s.cut for s in sequences),
-  )
-
-
-def tokenise(
-  examples: Seq[Example], encoder: TextEncoder, report: Report
-) -> tuple[list[Group], list[Example]]:
-  """Examples -> groups, and the examples that they came from, in order.
-
-  Dropped and counted in `report`: text that cannot be tokenised, and groups whose sequences are
-  all equal once tokenised (a difference that was cut away would train on a loss of log 2 forever).
-  """
-  groups, kept = [], []
-  for start in range(0, len(examples), 512):
-    chunk = examples[start : start + 512]
-    sequences = iter(encoder.sequences([(e.prompt, r) for e in chunk for r in e.responses]))
-    for example in chunk:
-      mine = [next(sequences) for _ in example.responses]
-      error = next((s for s in mine if isinstance(s, RowError)), None)
-      if error is not None:
-        report.drop(error.reason, example.origin, error.detail)
-        continue
-      if len(mine) > 1 and all(np.array_equal(s.ids, mine[0].ids) for s in mine[1:]):
-        report.drop(
-          "identical_after_tokenising",
-          example.origin,
-          f"the {len(mine)} responses are the same {len(mine[0].ids)} tokens"
-          + (f" after {mine[0].cut} were cut; expected a larger max_length" if mine[0].cut else ""),
-        )
-        continue
-      groups.append(make_group(mine, example))
-      kept.append(example)
-  return groups, kept

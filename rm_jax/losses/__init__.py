@@ -2,8 +2,13 @@
 
 from rm_jax.losses import regularisers
 from rm_jax.losses.pairwise import logistic
+from rm_jax.losses.registry import LOSSES, Loss
 
-LOSSES = {"logistic": logistic}
-REGULARISERS = {"l2": regularisers.l2, "centering": regularisers.centering}
+# Penalties of (scores, where=) that the training step adds by their weights in a config.
+REGULARISERS = {
+  "l2": regularisers.l2,
+  "centering": regularisers.centering,
+  "spread": regularisers.spread,
+}
 
-__all__ = ["LOSSES", "REGULARISERS", "logistic"]
+__all__ = ["LOSSES", "REGULARISERS", "Loss", "logistic"]

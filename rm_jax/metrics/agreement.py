@@ -30,8 +30,8 @@ def credit(scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike) -> np.n
   Raises:
     ValueError: if the shapes are not the same [N], or a score is NaN or infinite.
   """
-  chosen = _vector(scores_chosen, "scores_chosen")
-  rejected = _vector(scores_rejected, "scores_rejected")
+  chosen = vector(scores_chosen, "scores_chosen")
+  rejected = vector(scores_rejected, "scores_rejected")
   _same_length(chosen, rejected, "scores_chosen", "scores_rejected")
   return (chosen > rejected) + 0.5 * (chosen == rejected)
 
@@ -108,11 +108,11 @@ def cluster_bootstrap(
     ValueError: if an argument is out of its range, or there are fewer than 2 clusters: then nothing
       is known of how clusters differ.
   """
-  value_N = _vector(values, "values")
+  value_N = vector(values, "values")
   _check_level(level)
   if resamples < 1:
     raise ValueError(f"resamples is {resamples}; expected at least 1")
-  cluster_N, n_clusters = _numbered(clusters, len(value_N))
+  cluster_N, n_clusters = numbered(clusters, len(value_N))
   if n_clusters < 2:
     raise ValueError(f"{n_clusters} cluster(s); resampling needs at least 2")
   sum_C = np.bincount(cluster_N, weights=value_N)
@@ -150,7 +150,7 @@ def accuracy(
   Raises:
     ValueError: if a credit is none of the three, or as `cluster_bootstrap`.
   """
-  credit_N = _vector(credits, "credits")
+  credit_N = vector(credits, "credits")
   odd = np.flatnonzero(~np.isin(credit_N, (0.0, 0.5, 1.0)))
   if odd.size:
     raise ValueError(f"credits[{odd[0]}] is {credit_N[odd[0]]}; expected 0, 0.5 or 1")
@@ -190,13 +190,14 @@ def paired_difference(
   Raises:
     ValueError: if the lengths differ, or as `cluster_bootstrap`.
   """
-  a_N, b_N = _vector(a, "a"), _vector(b, "b")
+  a_N, b_N = vector(a, "a"), vector(b, "b")
   _same_length(a_N, b_N, "a", "b")
   low, high = cluster_bootstrap(a_N - b_N, clusters, level, resamples, seed)
   return {"difference": float((a_N - b_N).mean()), "interval": [low, high]}
 
 
-def _vector(values: npt.ArrayLike, name: str) -> np.ndarray:
+def vector(values: npt.ArrayLike, name: str) -> np.ndarray:
+  """float64 [N]; ValueError if it is not of one dimension, or has what is not finite."""
   array = np.asarray(values, dtype=np.float64)
   if array.ndim != 1:
     raise ValueError(f"{name} has shape {array.shape}; expected [N]")
@@ -214,7 +215,7 @@ def _same_length(one: np.ndarray, other: np.ndarray, name: str, other_name: str)
     raise ValueError(f"{name} has {len(one)} values, {other_name} {len(other)}; expected as many")
 
 
-def _numbered(labels: Sequence[Hashable], n: int) -> tuple[np.ndarray, int]:
+def numbered(labels: Sequence[Hashable], n: int) -> tuple[np.ndarray, int]:
   """Labels as 0, 1, .. in order of appearance, and how many there are."""
   if len(labels) != n:
     raise ValueError(f"{len(labels)} cluster labels for {n} values; expected as many")

@@ -55,7 +55,8 @@ class Checkpoints:
     """Writes a checkpoint, and returns once it is on disk.
 
     Args:
-      state: saved as 'params' (all of them, nested), and 'train' (optimiser and metrics' window).
+      state: saved as 'params' (the network's, nested), and 'train' (optimiser, metrics' window, and
+        what the losses learn).
       position: what JSON can hold: seed, data position, the random key.
 
     Raises:
@@ -66,7 +67,7 @@ class Checkpoints:
       return
     items = {
       "params": state.all_params(),
-      "train": {"optimizer": state.optimizer, "window": state.window, "step": state.step},
+      "train": _train_items(state),
     }
     marks = {name: fingerprint(tree) for name, tree in items.items()}
     try:
@@ -128,14 +129,12 @@ class Checkpoints:
     """
     targets = {
       "params": _abstract(state.all_params()),
-      "train": _abstract(
-        {"optimizer": state.optimizer, "window": state.window, "step": state.step}
-      ),
+      "train": _abstract(_train_items(state)),
     }
     found = self._latest(targets)
     if found is None:
       return None
-    flat = flatten_dict(found["params"], sep="/")
+    flat = flatten_dict(found["params"], sep="/") | found["train"].get("loss", {})
     restored = TrainState(
       step=found["train"]["step"],
       params={path: flat[path] for path in state.params},
@@ -162,6 +161,13 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for what is being written."""
     self._manager.close()
+
+
+def _train_items(state: TrainState) -> dict[str, Any]:
+  items = {"optimizer": state.optimizer, "window": state.window, "step": state.step}
+  # Orbax writes no empty tree: most losses have nothing to learn.
+  own = state.loss_params()
+  return items | ({"loss": own} if own else {})
 
 
 def _abstract(tree: Any) -> Any:

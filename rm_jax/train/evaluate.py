@@ -1,11 +1,14 @@
 """Agreement with held-out judgements, with the baselines that need no model beside it."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rm_jax.metrics import agreement
+from rm_jax.metrics.correlation import kendall
+from rm_jax.train import pointwise
 from rm_jax.types import Example, Text
 from rm_jax.world import best_reachable
 
@@ -13,6 +16,106 @@ from rm_jax.world import best_reachable
 def characters(text: Text) -> int:
   """Length of a response as people see it: characters, whatever the tokenizer."""
   return len(text) if isinstance(text, str) else sum(len(m["content"]) for m in text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What was found: `report`, JSON's own types alone, and scores to draw.
+
+  `scores` are two named sets, of what people found good and bad: (name, float [n]).
+  """
+
+  report: dict[str, Any]
+  scores: tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
+
+
+def evaluate(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> Evaluation:
+  """Held-out agreement, for whatever kinds of feedback there are.
+
+  Args:
+    scores: for each example float [M], of its marks.
+    examples: in the same order.
+
+  Returns:
+    the report of the comparisons (pairs and rankings together) where there are any, else of the
+    first kind of `types.KINDS`; `report["kinds"]` has each kind's where there are several.
+  """
+  chunks: dict[str, list[int]] = {}
+  for i, example in enumerate(examples):
+    name = "comparison" if example.kind in ("pair", "ranking") else example.kind
+    chunks.setdefault(name, []).append(i)
+  makers = {"comparison": comparisons} | pointwise.MAKERS
+  done = {}
+  for kind, make in makers.items():
+    if kind in chunks:
+      mine = chunks[kind]
+      report, drawn = make([scores[i] for i in mine], [examples[i] for i in mine])
+      done[kind] = Evaluation({"kind": kind, **report}, drawn)
+  first = next(iter(done.values()))
+  if len(done) == 1:
+    return first
+  kinds = {kind: one.report for kind, one in done.items()}
+  return Evaluation({**first.report, "kinds": kinds}, first.scores)
+
+
+def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
+  """Comparisons that people decided, (better, worse), and how many they left undecided.
+
+  Where several were asked the majority decides; a tie, or as many for as against, does not.
+  """
+  count = len(example.responses)
+  if example.pairs is None and example.ties is None:
+    value = [[float(a > b) for b in example.labels] for a in example.labels]
+    asked = [[1.0] * count for _ in range(count)]
+  else:
+    zero = [[0.0] * count for _ in range(count)]
+    value = example.pairs or zero
+    ties = example.ties or zero
+    asked = [[value[i][j] + value[j][i] + ties[i][j] for j in range(count)] for i in range(count)]
+  better = [(i, j) for i in range(count) for j in range(count) if value[i][j] > value[j][i]]
+  total = sum(asked[i][j] > 0 for i in range(count) for j in range(i))
+  return better, total - len(better)
+
+
+def comparisons(
+  scores: Sequence[np.ndarray], examples: Sequence[Example]
+) -> tuple[dict[str, Any], Any]:
+  """Report of pairs and rankings, each of whose decided comparisons counts as a pair.
+
+  Beside `pair_report`'s: `undecided` comparisons (people's ties), and for lists of three and more
+  `kendall`: mean τ-b of a list's scores with its gains, {value, interval, n, undefined}.
+  """
+  pairs, expanded, undecided, taus, lists = [], [], 0, [], []
+  for score, example in zip(scores, examples, strict=True):
+    better, tied = judged(example)
+    undecided += tied
+    for i, j in better:
+      pairs.append(np.asarray([score[i], score[j]]))
+      expanded.append(
+        dataclasses.replace(
+          example,
+          responses=(example.responses[i], example.responses[j]),
+          labels=(1.0, 0.0),
+          truth=example.truth and (example.truth[i], example.truth[j]),
+          pairs=None,
+          ties=None,
+        )
+      )
+    if len(example.responses) > 2:
+      taus.append(kendall(score, example.labels))
+      lists.append(example.conversation)
+  report = pair_report(pairs, expanded) | {"undecided": undecided}
+  fine = [(t, c) for t, c in zip(taus, lists, strict=True) if np.isfinite(t)]
+  if len({c for _, c in fine}) > 1:
+    values, clusters = zip(*fine, strict=True)
+    report["kendall"] = {
+      "value": float(np.mean(values)),
+      "interval": list(agreement.cluster_bootstrap(values, clusters)),
+      "n": len(values),
+      "undefined": len(taus) - len(values),
+    }
+  stacked = np.stack(pairs)
+  return report, (("chosen", stacked[:, 0]), ("rejected", stacked[:, 1]))
 
 
 def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
@@ -66,16 +169,32 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   return report
 
 
+_UNITS = {"comparison": "pairs", "outcome": "responses", "step": "steps", "score": "responses"}
+
+
 def summary_line(report: dict[str, Any]) -> str:
   """One line for people."""
+  unit = _UNITS[report.get("kind", "comparison")]
+  if "accuracy" not in report:
+    rho, (low, high) = report["spearman"]["value"], report["spearman"]["interval"]
+    return (
+      f"held-out Spearman correlation {rho:.3f} [{low:.3f}, {high:.3f}] on {report['n']} {unit}"
+    )
   low, high = report["interval"]
   reachable = report.get("best_reachable")
   baselines = ", ".join(f"{name} {value:.3f}" for name, value in report["baselines"].items())
   return (
-    f"held-out accuracy {report['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {report['n']} pairs"
+    f"held-out accuracy {report['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {report['n']} {unit}"
     + (f"; best reachable {reachable:.3f}" if reachable is not None else "")
     + f"; {baselines}"
   )
+
+
+def _valued(one: dict[str, Any]) -> str:
+  if one["value"] is None:
+    return "not defined"
+  low, high = one["interval"]
+  return f"{one['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def summary_table(report: dict[str, Any]) -> str:
@@ -85,10 +204,19 @@ def summary_table(report: dict[str, Any]) -> str:
   be luck.
   """
   lines = [summary_line(report)]
-  for name, paired in report["paired"].items():
+  for name, paired in report.get("paired", {}).items():
     low, high = paired["interval"]
     lines.append(f"  {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}] to {name}, paired")
-  if len(report["sources"]) > 1:
+  for name in ("auroc", "kendall", "spearman", "solution_auroc"):
+    if report.get(name, {}).get("value") is not None:
+      low, high = report[name]["interval"]
+      lines.append(
+        f"  {name.replace('_', ' ')} {report[name]['value']:.3f} [{low:.3f}, {high:.3f}]"
+      )
+  for name in ("best_of", "first_error"):
+    if name in report:
+      lines.append(f"  {name.replace('_', ' ')}: {summary_line(report[name])}")
+  if len(report.get("sources", ())) > 1:
     width = max(map(len, report["sources"]))
     for source, one in report["sources"].items():
       rule = one["best_length_rule"]
@@ -97,4 +225,7 @@ def summary_table(report: dict[str, Any]) -> str:
         f"  {source:{width}} {one['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {one['n']} pairs; "
         f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
       )
+  for kind, one in report.get("kinds", {}).items():
+    if kind != report["kind"]:
+      lines.append(f"{kind}: {summary_table(one)}")
   return "\n".join(lines)

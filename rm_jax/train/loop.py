@@ -1,6 +1,8 @@
 """The training loop: it wires and delegates."""
 
+import collections
 import dataclasses
+import functools
 import logging
 import time
 from pathlib import Path
@@ -12,10 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from rm_jax.data.iterate import ahead, step_groups
-from rm_jax.data.pack import Packing, assemble, pack, plan
+from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
 from rm_jax.train import evaluate
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.mesh import make_mesh, parameter_shardings, place_batch, replicated, rows_multiple
+from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.score import make_features, score_groups
@@ -25,7 +28,7 @@ from rm_jax.train.step import (
   TrainState,
   make_accumulate,
   make_apply,
-  make_objective,
+  make_moments,
   window_metrics,
   zero_window,
 )
@@ -88,6 +91,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     },
     "data": {
       "kept": report.kept,
+      "kinds": dict(collections.Counter(e.kind for e in train_set.examples)),
       "dropped": dict(sorted(report.dropped.items())),
       "examples_of_dropped": report.examples,
       "train": len(train_set.groups),
@@ -117,8 +121,9 @@ class _Run:
     self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
     self.train_set, self.heldout_set = train_set, heldout_set
     self.report: dict[str, Any] | None = None
+    self.objective = Objective(config.loss, {e.kind for e in train_set.examples})
     self.skipped = 0  # steps in a row whose gradient was not finite
-    self.scores: np.ndarray | None = None
+    self.scores = ()
     data = config.data
     self.packing = Packing(
       share=data.share and model.network.causal,
@@ -127,7 +132,8 @@ class _Run:
       multiple=rows_multiple(mesh),
       row_lengths=tuple(data.row_lengths),
     )
-    self.lengths = [g.length(self.packing.share) for g in train_set.groups]
+    self.lengths = [g.columns(self.packing.share) for g in train_set.groups]
+    self.fields = optional_fields(train_set.groups)
     self.shapes = self._plan(train_set, data.batch_groups)
     self.heldout_shapes = self._plan(heldout_set, 2048)
     self.key = jax.random.key(config.seed)
@@ -144,7 +150,7 @@ class _Run:
   def _plan(self, dataset: Dataset, step_groups: int):
     if not dataset.groups:
       return None
-    lengths = [g.length(self.packing.share) for g in dataset.groups]
+    lengths = [g.columns(self.packing.share) for g in dataset.groups]
     marks = max(len(g.marks) for g in dataset.groups)
     return plan(lengths, marks, step_groups, self.packing)
 
@@ -154,6 +160,8 @@ class _Run:
     if self.config.model.frozen_layers:
       patterns += (r"^backbone/embed", r"^backbone/lower/")
     trained, frozen = split_frozen(params, patterns)
+    own = self.objective.init_params(jax.random.fold_in(self.key, 2))
+    trained |= jax.device_put(own, replicated(self.mesh))
     # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
     shapes = jax.eval_shape(optimizer.init, trained)
     self.state_shardings = self._like_params(shapes, trained)
@@ -198,7 +206,7 @@ class _Run:
 
   def _compile(self, optimizer) -> None:
     config, network = self.config, self.model.network
-    objective = make_objective(config.loss)
+    dropout = config.model.dropout
     everywhere = replicated(self.mesh)
     params = {path: x.sharding for path, x in self.state.params.items()}
     state = jax.tree.map(lambda x: x.sharding, self.state)
@@ -211,14 +219,17 @@ class _Run:
       out_shardings=(params, sums),
     )
     self.accumulate = jax.jit(
-      make_accumulate(network, objective, dropout=config.model.dropout),
+      make_accumulate(network, self.objective, dropout=dropout),
       donate_argnums=(1, 2),
       out_shardings=(params, sums),
     )
+    self.moments = jax.jit(
+      make_moments(network, self.objective, dropout=dropout), out_shardings=everywhere
+    )
     apply = make_apply(optimizer)
 
-    def applied(state, gradients, sums):
-      new = apply(state, gradients, sums)
+    def applied(state, gradients, sums, total):
+      new = apply(state, gradients, sums, total)
       skipped = new.window["skipped"] - state.window["skipped"]
       return new, {"loss": sums["loss"], "weight": sums["weight"], "skipped": skipped}
 
@@ -236,7 +247,7 @@ class _Run:
       "train": (self.train_set.groups, self._plan(self.train_set, 2048)),
       "heldout": (self.heldout_set.groups, self.heldout_shapes),
     }
-    size = sum(g.length(share) for groups, _ in sets.values() for g in groups) * width * 4
+    size = sum(g.columns(share) for groups, _ in sets.values() for g in groups) * width * 4
     limit = self.config.model.keep_gib * 2**30
     if size > limit:
       log.warning(
@@ -267,7 +278,11 @@ class _Run:
     placed = []
     for micro, micro_key in zip(micros, jax.random.split(key, len(micros)), strict=True):
       batch, _ = assemble(
-        micro, self.train_set.groups, share=self.packing.share, features=self.features["train"]
+        micro,
+        self.train_set.groups,
+        share=self.packing.share,
+        fields=self.fields,
+        features=self.features["train"],
       )
       placed.append((place_batch(batch, self.mesh), micro_key))
     return step, placed
@@ -275,9 +290,13 @@ class _Run:
   def _step(self, micros) -> dict[str, jax.Array]:
     """Dispatches a step; what it returns is on its way."""
     gradients, sums = self.zeros()
+    total = None
+    if self.objective.decorrelation:
+      parts = [self.moments(self.state, batch, key) for batch, key in micros]
+      total = functools.reduce(jnp.add, parts)  # not `sum`, whose 0 comes from the host
     for batch, key in micros:
-      gradients, sums = self.accumulate(self.state, gradients, sums, batch, key)
-    self.state, pulse = self.apply(self.state, gradients, sums)
+      gradients, sums = self.accumulate(self.state, gradients, sums, batch, key, total)
+    self.state, pulse = self.apply(self.state, gradients, sums, total)
     return pulse
 
   def loop(self) -> dict[str, float | None]:
@@ -338,9 +357,9 @@ class _Run:
     writers.write("metrics", done, values)
     speed = clock.window(values["tokens"]) | {"peak_memory_bytes": peak_memory_bytes()}
     writers.write("timing", done, speed)
+    known = "" if values["accuracy"] is None else f"accuracy {values['accuracy']:.3f}, "
     bar.set_postfix_str(
-      f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.3f}, "
-      f"{speed['tokens_per_second']:.0f} tokens/s"
+      f"loss {values['loss']:.4f}, {known}{speed['tokens_per_second']:.0f} tokens/s"
     )
 
   def _evaluate(self, writers: Writers | None, step: int) -> None:
@@ -358,9 +377,20 @@ class _Run:
       features=self.features["heldout"],
       progress="held out",
     )
-    self.scores = np.stack(scores)
-    self.report = evaluate.pair_report(scores, examples)
+    found = evaluate.evaluate(scores, examples)
+    self.report, self.scores = found.report, found.scores
     tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
     if writers is not None:
-      names = ("accuracy", "interval", "loss", "margin", "n", "ties")
-      writers.write("metrics", step, {k: self.report[k] for k in names}, split="heldout")
+      names = (
+        "accuracy",
+        "interval",
+        "loss",
+        "margin",
+        "n",
+        "ties",
+        "spearman",
+        "auroc",
+        "kendall",
+      )
+      values = {name: self.report[name] for name in names if name in self.report}
+      writers.write("metrics", step, values, split="heldout")

@@ -87,6 +87,9 @@ def parameter_shardings(
   """
   out = {}
   for path, leaf in shapes.items():
+    if path.startswith("loss/"):  # a few numbers that a loss learns
+      out[path] = replicated(mesh)
+      continue
     spec = []
     for size, axis in zip(leaf.shape, logical_axes(path, len(leaf.shape)), strict=True):
       over = getattr(rules, axis) if axis else None

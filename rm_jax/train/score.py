@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from rm_jax.data.group import Group
 from rm_jax.data.iterate import ahead
-from rm_jax.data.pack import Packing, Shape, assemble, pack, standing
-from rm_jax.data.tokenise import Group
+from rm_jax.data.pack import Packing, Shape, assemble, optional_fields, pack, standing
 from rm_jax.models.network import Network
 from rm_jax.train.mesh import place_batch, rows_multiple
 from rm_jax.types import Batch
@@ -54,7 +54,7 @@ def run_groups(
   Yields:
     (output as numpy, index [B, G] of the groups, -1 = none; the host's batch).
   """
-  lengths = [g.length(packing.share) for g in groups]
+  lengths = [g.columns(packing.share) for g in groups]
   if not groups:
     return
   if shapes is None:
@@ -64,8 +64,11 @@ def run_groups(
     for start in range(0, len(groups), _CHUNK):
       yield from pack(range(start, min(start + _CHUNK, len(groups))), lengths, shapes)
 
+  # Scores do not depend on what was said of the responses.
+  fields = optional_fields(groups) & {"token_type"}
+
   def prepare(micro):
-    batch, index = assemble(micro, groups, share=packing.share, features=features)
+    batch, index = assemble(micro, groups, share=packing.share, fields=fields, features=features)
     return place_batch(batch, mesh), batch, index
 
   function = _jit(network, what)

@@ -12,13 +12,15 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.data import formats
+from rm_jax.data.group import Group, tokenise
 from rm_jax.data.report import DataError, Report
-from rm_jax.data.tokenise import TEMPLATES, Convention, Group, TextEncoder, tokenise
+from rm_jax.data.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.models import hf
 from rm_jax.models.config import DECODERS, backbone_config, head_config, is_classifier
 from rm_jax.models.network import Network
 from rm_jax.models.source import Source, load_tokenizer, open_source, read_json
 from rm_jax.train.mesh import parameter_shardings
+from rm_jax.train.objective import uses_ties
 from rm_jax.types import Example
 from rm_jax.world import World
 
@@ -267,21 +269,45 @@ class Dataset:
       for ids in group.ids:
         digest.update(ids.tobytes())
       digest.update(group.labels.tobytes())
-      digest.update(repr((group.weight, group.margin)).encode())
+      digest.update(repr((group.kind, group.weight, group.margin)).encode())
+      for matrix in (group.pairs, group.ties):
+        digest.update(b"" if matrix is None else matrix.tobytes())
     return digest.hexdigest()
 
 
 def _read(name: str, config: Any, report: Report, split: str) -> list[Example]:
-  """Examples of a path, hub id, or 'world:N': N pairs of the generated world."""
-  kind, _, count = name.partition(":")
+  """Examples of a path, a hub id, or the generated world: 'world:N' pairs, 'world:N:K' rankings."""
+  kind, *numbers = name.split(":")
   if kind == "world":
-    if not count.isdigit() or int(count) < 1:
-      raise ValueError(f"data.{split} is {name!r}; expected 'world:N', N the number of pairs")
-    examples = World(**config.data.world).pairs(split, int(count), config.seed)
+    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
+      raise ValueError(
+        f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
+        "rankings of K responses"
+      )
+    world = World(**config.data.world)
+    count, *k = map(int, numbers)
+    examples = (
+      world.rankings(split, count, *k, config.seed) if k else world.pairs(split, count, config.seed)
+    )
     report.rows += len(examples)
     return examples
   limit = config.data.limit if split == "train" else 0
   return formats.load(name, report=report, format=config.data.format, limit=limit or None)
+
+
+def _decided(examples: list[Example], losses: Any, report: Report) -> list[Example]:
+  """Without those of which their loss learns nothing: all ties, where it has no word for a tie."""
+  kept = []
+  for example in examples:
+    if example.kind in ("pair", "ranking") and not uses_ties(losses[example.kind]):
+      pairs = example.pairs or ([0.0],) if example.ties or example.pairs else None
+      apart = any(map(any, pairs)) if pairs else len(set(example.labels)) > 1
+      if not apart:
+        detail = f"all are tied, and loss.{example.kind} is {losses[example.kind]!r}"
+        report.drop("all_tied", example.origin, detail, fault=False)
+        continue
+    kept.append(example)
+  return kept
 
 
 def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
@@ -308,6 +334,7 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   else:
     train, held = formats.split(train, fraction, config.seed)
   encoder = model.text_encoder()
+  train = _decided(train, config.loss, report)
   datasets = [Dataset(*tokenise(examples, encoder, report)) for examples in (train, held)]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train}: no group is left to train on. {report}")

@@ -1,8 +1,6 @@
 """The training step: sums of loss and gradients over micro-batches, divided once, applied once."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import unflatten_dict
 
-from rm_jax.losses import LOSSES, REGULARISERS
-from rm_jax.losses.pairwise import better_pairs, mean_where
+from rm_jax.losses.compare import better_pairs, mean_by, mean_where
+from rm_jax.losses.moments import penalty
 from rm_jax.models.network import Network
-from rm_jax.types import Batch
+from rm_jax.train.objective import Objective
+from rm_jax.types import KINDS, Batch
 
 
 @jax.tree_util.register_dataclass
@@ -23,7 +22,7 @@ class TrainState:
 
   Attributes:
     step: int32, steps done.
-    params: trained parameters, path -> float32.
+    params: trained parameters, path -> float32; those of losses are 'loss/...'.
     frozen: the others.
     optimizer: optax's state.
     window: sums of the metrics since the last log point.
@@ -37,11 +36,28 @@ class TrainState:
 
   def all_params(self) -> dict:
     """Trained and frozen parameters as the nested dict that a `Network` takes."""
-    return unflatten_dict({**self.params, **self.frozen}, sep="/")
+    whole = unflatten_dict({**self.params, **self.frozen}, sep="/")
+    whole.pop("loss", None)
+    return whole
+
+  def loss_params(self) -> dict[str, jax.Array]:
+    """Those of `params` that are the losses' own."""
+    return {path: x for path, x in self.params.items() if path.startswith("loss/")}
 
 
-WINDOW = ("loss", "accuracy", "margin", "score", "score_square", "weight", "pairs", "tokens")
-STEP = ("gradient_norm", "skipped", "steps")
+WINDOW = (
+  "loss",
+  "weight",
+  "accuracy",
+  "judged",
+  "margin",
+  "compared",
+  "score",
+  "score_square",
+  "pairs",
+  "tokens",
+)
+STEP = ("gradient_norm", "skipped", "steps", "length_correlation_square")
 
 
 def zero_window() -> dict[str, jax.Array]:
@@ -49,67 +65,87 @@ def zero_window() -> dict[str, jax.Array]:
   return {name: jnp.zeros((), jnp.float32) for name in WINDOW + STEP}
 
 
-def make_objective(config: Any) -> Callable[[jax.Array, Batch], jax.Array]:
-  """The loss of each group, float32 [B, G], as the `loss` part of a config says."""
-  if config.name not in LOSSES:
-    raise ValueError(f"loss.name is {config.name!r}; expected one of {', '.join(LOSSES)}")
-  loss = functools.partial(LOSSES[config.name], margin=config.margin, smoothing=config.smoothing)
-  penalties = {name: getattr(config, name) for name in REGULARISERS if getattr(config, name)}
-
-  def objective(scores_BGK: jax.Array, batch: Batch) -> jax.Array:
-    value = loss(scores_BGK, batch.labels, where=batch.where, pair_margin=batch.pair_margin)
-    for name, rate in penalties.items():
-      value += rate * REGULARISERS[name](scores_BGK, where=batch.where)
-    return value
-
-  return objective
-
-
 def batch_sums(scores_BGK: jax.Array, loss_BG: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-  """Sums for the metrics; a group counts by its weight, its pairs by equal shares."""
+  """Sums for the metrics; a group counts by its weight, what it holds by equal shares.
+
+  'accuracy' is over the comparisons of pairs and rankings, ties in score as half, and over the
+  marks of outcomes and steps, which are right where score and label are on the same side of 0 and
+  1/2; 'judged' is the weight of the groups that have either, 'compared' of those with comparisons.
+  """
   difference = scores_BGK[..., :, None] - scores_BGK[..., None, :]
+  ordered = _is(batch, "pair", "ranking")
   pairs = better_pairs(batch.labels, batch.where)
-  right = (difference > 0) + 0.5 * (difference == 0)
+  if batch.pairs is not None:
+    pairs = jnp.where(batch.where[..., :, None] & batch.where[..., None, :], batch.pairs, 0.0)
+  pairs = jnp.where(ordered[..., None, None], pairs, 0.0)
+  compared = jnp.any(pairs > 0, axis=(-2, -1))
+  good = (difference > 0) + 0.5 * (difference == 0)
+  accuracy = mean_by(good, pairs, (-2, -1))
+  pointwise = _is(batch, "outcome", "step")
+  right = (scores_BGK > 0) == (batch.labels > 0.5)
+  accuracy = jnp.where(pointwise, mean_where(right, batch.where, (-1,)), accuracy)
   weight = batch.weight
   return {
     "loss": jnp.sum(weight * loss_BG),
-    "accuracy": jnp.sum(weight * mean_where(right, pairs, (-2, -1))),
-    "margin": jnp.sum(weight * mean_where(difference, pairs, (-2, -1))),
+    "weight": jnp.sum(weight),
+    "accuracy": jnp.sum(weight * accuracy),
+    "judged": jnp.sum(weight * (compared | pointwise)),
+    "margin": jnp.sum(weight * mean_by(difference, pairs, (-2, -1))),
+    "compared": jnp.sum(weight * compared),
     "score": jnp.sum(weight * mean_where(scores_BGK, batch.where, (-1,))),
     "score_square": jnp.sum(weight * mean_where(scores_BGK**2, batch.where, (-1,))),
-    "weight": jnp.sum(weight),
-    "pairs": jnp.sum(pairs, dtype=jnp.float32),
+    "pairs": jnp.sum(pairs > 0, dtype=jnp.float32),
     "tokens": jnp.sum(batch.group > 0, dtype=jnp.float32),
   }
 
 
-def make_accumulate(network: Network, objective, *, dropout: bool):
-  """(state, gradients, sums, batch, key) -> (gradients, sums) with this micro-batch's added.
+def _is(batch: Batch, *kinds: str) -> jax.Array:
+  """bool [B, G]: the group's feedback is of one of the kinds."""
+  return jnp.isin(batch.kind, jnp.asarray([KINDS.index(kind) for kind in kinds]))
 
-  Nothing is divided here: a micro-batch does not know the step's weight.
+
+def make_accumulate(network: Network, objective: Objective, *, dropout: bool):
+  """(state, gradients, sums, batch, key, total) -> (gradients, sums), this micro-batch's added.
+
+  Nothing is divided here: a micro-batch does not know the step's weight. `total` is the step's sum
+  of `make_moments`, or None where nothing is asked of the whole step.
   """
 
-  def loss_sum(params, frozen, batch, key):
+  def loss_sum(params, frozen, batch, key, total):
     whole = unflatten_dict({**params, **frozen}, sep="/")
+    loss_params = whole.pop("loss", None)
     scores_BGK = network.apply(whole, batch, key if dropout else None)
-    loss_BG = objective(scores_BGK, batch)
+    loss_BG = objective(scores_BGK, batch, loss_params)
     sums = batch_sums(scores_BGK, loss_BG, batch)
-    return sums["loss"], sums
+    # What is linearised has a gradient and no meaning of its own: the metrics are without it.
+    more = 0.0 if total is None else objective.decorrelate(scores_BGK, batch, total)
+    return sums["loss"] + more, sums
 
-  def accumulate(state: TrainState, gradients, sums, batch: Batch, key):
-    more, new = jax.grad(loss_sum, has_aux=True)(state.params, state.frozen, batch, key)
+  def accumulate(state: TrainState, gradients, sums, batch: Batch, key, total=None):
+    more, new = jax.grad(loss_sum, has_aux=True)(state.params, state.frozen, batch, key, total)
     return jax.tree.map(jnp.add, gradients, more), jax.tree.map(jnp.add, sums, new)
 
   return accumulate
 
 
-def make_apply(optimizer: optax.GradientTransformation):
-  """(state, gradients, sums) -> state: divides by the step's weight and updates.
+def make_moments(network: Network, objective: Objective, *, dropout: bool):
+  """(state, batch, key) -> float32 [6], of `Objective.moments`: a forward pass of its own."""
 
-  A step whose gradient is not finite changes nothing but the counts `step` and `skipped`.
+  def part(state: TrainState, batch: Batch, key) -> jax.Array:
+    scores_BGK = network.apply(state.all_params(), batch, key if dropout else None)
+    return objective.moments(scores_BGK, batch)
+
+  return part
+
+
+def make_apply(optimizer: optax.GradientTransformation):
+  """(state, gradients, sums, total) -> state: divides by the step's weight and updates.
+
+  `total` is as in `make_accumulate`. A step whose gradient is not finite changes nothing but the
+  counts `step` and `skipped`.
   """
 
-  def apply(state: TrainState, gradients, sums) -> TrainState:
+  def apply(state: TrainState, gradients, sums, total=None) -> TrainState:
     mean = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1e-30), gradients)
     norm = optax.tree.norm(mean)
     fine = jnp.isfinite(norm)
@@ -123,6 +159,7 @@ def make_apply(optimizer: optax.GradientTransformation):
       "gradient_norm": jnp.where(fine, norm, 0.0),
       "skipped": 1.0 - fine,
       "steps": jnp.float32(1),
+      "length_correlation_square": jnp.float32(0) if total is None else penalty(total),
     }
     # A loss that is not finite would hide the window's others; it is counted as skipped.
     here = jax.tree.map(lambda x: jnp.where(fine, x, 0.0), here) | {
@@ -140,15 +177,20 @@ def make_apply(optimizer: optax.GradientTransformation):
   return apply
 
 
-def window_metrics(window: dict[str, float]) -> dict[str, float]:
-  """The sums of a window as means; the numbers of one log point."""
+def window_metrics(window: dict[str, float]) -> dict[str, float | None]:
+  """The sums of a window as means: one log point; None where there was nothing to count."""
+
+  def mean(name: str, by: str) -> float | None:
+    return window[name] / window[by] if window[by] else None
+
   weight = max(window["weight"], 1e-30)
-  mean = {name: window[name] / weight for name in ("loss", "accuracy", "margin")}
   center = window["score"] / weight
   spread = max(0.0, window["score_square"] / weight - center**2) ** 0.5
   done = max(1.0, window["steps"] - window["skipped"])
-  return {
-    **mean,
+  metrics = {
+    "loss": window["loss"] / weight,
+    "accuracy": mean("accuracy", "judged"),
+    "margin": mean("margin", "compared"),
     "score_mean": center,
     "score_std": spread,
     "gradient_norm": window["gradient_norm"] / done,
@@ -156,3 +198,6 @@ def window_metrics(window: dict[str, float]) -> dict[str, float]:
     "pairs": int(window["pairs"]),
     "tokens": int(window["tokens"]),
   }
+  if window["length_correlation_square"]:
+    metrics["length_correlation_square"] = window["length_correlation_square"] / done
+  return metrics

@@ -90,15 +90,15 @@ def draw_report(
   path: Path,
   lines: Sequence[dict[str, Any]],
   heldout: dict[str, Any] | None,
-  scores: np.ndarray | None,
+  scores: Sequence[tuple[str, np.ndarray]],
 ) -> None:
   """report.png: loss, accuracies with baselines and interval, and the scores' histograms.
 
   Args:
     path: of the picture.
     lines: of metrics.jsonl.
-    heldout: from `evaluate.pair_report`, or None.
-    scores: float [n, 2], of chosen and rejected held-out responses, or None.
+    heldout: report of `evaluate.evaluate`, or None.
+    scores: its scores, (name, float [n]) of the good and the bad; empty where there are none.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -115,10 +115,12 @@ def draw_report(
     [x["step"] for x in held], [x["loss"] for x in held], "o-", color=orange, label="held out"
   )
   left.axhline(np.log(2), color=grey, lw=0.8, ls=":", label="log 2, a coin")
-  left.set(xlabel="step", ylabel="Bradley–Terry loss (nats)", title="Loss")
+  left.set(xlabel="step", ylabel="loss", title="Loss")
   left.legend(frameon=False)
 
-  middle.plot([x["step"] for x in train], [x["accuracy"] for x in train], color=blue, alpha=0.5)
+  judged = [x for x in train if x["accuracy"] is not None]
+  middle.plot([x["step"] for x in judged], [x["accuracy"] for x in judged], color=blue, alpha=0.5)
+  held = [x for x in held if "accuracy" in x]
   if held:
     at = [x["step"] for x in held]
     low = [x["accuracy"] - x["interval"][0] for x in held]
@@ -132,25 +134,25 @@ def draw_report(
       capsize=3,
       label="held out, 95 %",
     )
-  if heldout:
-    for (name, value), style in zip(heldout["baselines"].items(), (":", "--", "-."), strict=True):
+  title = "Agreement"
+  if heldout and "accuracy" in heldout:
+    for (name, value), style in zip(heldout["baselines"].items(), (":", "--", "-."), strict=False):
       middle.axhline(value, color=grey, lw=0.9, ls=style, label=f"{name} {value:.3f}")
     if "best_reachable" in heldout:
       best = heldout["best_reachable"]
       middle.axhline(best, color="#2a7a3b", lw=1.2, label=f"best reachable {best:.3f}")
-    title = f"Agreement: {heldout['accuracy']:.3f} on {heldout['n']} pairs"
-  else:
-    title = "Agreement"
+    title = f"Agreement: {heldout['accuracy']:.3f}, n = {heldout['n']}"
   middle.set(xlabel="step", ylabel="accuracy, ties half", title=title)
   below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2)
-  middle.legend(frameon=False, fontsize=8, **below)
+  if middle.get_legend_handles_labels()[1]:
+    middle.legend(frameon=False, fontsize=8, **below)
 
-  if scores is not None:
-    edges = np.histogram_bin_edges(scores.ravel(), bins=30)
-    right.hist(scores[:, 0], edges, color=blue, alpha=0.6, label="chosen")
-    right.hist(scores[:, 1], edges, color=orange, alpha=0.6, label="rejected")
+  if scores:
+    edges = np.histogram_bin_edges(np.concatenate([values for _, values in scores]), bins=30)
+    for (name, values), color in zip(scores, (blue, orange), strict=True):
+      right.hist(values, edges, color=color, alpha=0.6, label=name)
     right.legend(frameon=False)
-  right.set(xlabel="score", ylabel="held-out responses", title="Scores")
+  right.set(xlabel="score", ylabel="held-out scores", title="Scores")
   for axis in (left, middle, right):
     axis.spines[["top", "right"]].set_visible(False)
   figure.savefig(path, dpi=110)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rm_jax.data.pack import Packing, Shape, assemble, pack, plan, standing
-from rm_jax.data.tokenise import Group
+from rm_jax.data.group import Group
+from rm_jax.data.pack import Packing, Shape, assemble, optional_fields, pack, plan, standing
 
 
 def random_groups(count, seed=0, longest=60, responses=(1, 2, 3)):
@@ -25,6 +25,7 @@ def random_groups(count, seed=0, longest=60, responses=(1, 2, 3)):
         marks=np.asarray([len(i) - 1 for i in ids], np.int32),
         response=np.arange(k, dtype=np.int32),
         labels=rng.normal(size=k).astype(np.float32),
+        length=np.asarray([len(i) - shared for i in ids], np.int32),
         weight=float(rng.integers(1, 3)),
         margin=float(rng.integers(0, 2)),
       )
@@ -43,13 +44,13 @@ def seen_from(batch, b, column):
 @pytest.mark.parametrize("packed", [True, False])
 def test_every_sequence_can_be_read_back(share, packed):
   groups = random_groups(40)
-  lengths = [g.length(share) for g in groups]
+  lengths = [g.columns(share) for g in groups]
   packing = Packing(share=share, pack=packed, cells=512, multiple=2)
   shapes = plan(lengths, 3, 16, packing)
   found = []
   for micro in pack(range(40), lengths, shapes):
     assert micro.shape.rows % 2 == 0
-    batch, index = assemble(micro, groups, share=share)
+    batch, index = assemble(micro, groups, share=share, fields=optional_fields(groups))
     for b, g in zip(*np.nonzero(index >= 0), strict=True):
       i = int(index[b, g])
       found.append(i)
@@ -72,12 +73,12 @@ def test_every_sequence_can_be_read_back(share, packed):
 def test_shared_prompts_are_stored_once():
   group = random_groups(1, responses=(3,))[0]
   saved = 2 * group.shared
-  assert group.length(share=False) - group.length(share=True) == saved
+  assert group.columns(share=False) - group.columns(share=True) == saved
 
 
 def test_few_shapes_hold_any_step():
   groups = random_groups(300, longest=900)
-  lengths = [g.length(True) for g in groups]
+  lengths = [g.columns(True) for g in groups]
   shapes = plan(lengths, 3, 32, Packing(cells=4096))
   known = {s for sizes in shapes for s in sizes}
   assert len(known) <= 6
@@ -108,12 +109,12 @@ def test_row_lengths_too_short_for_the_data_name_the_mend():
 def test_features_land_on_their_own_columns():
   groups = random_groups(10)
   features = [
-    np.repeat(np.arange(g.length(True), dtype=np.float32)[:, None] + 100 * i, 2, axis=1)
+    np.repeat(np.arange(g.columns(True), dtype=np.float32)[:, None] + 100 * i, 2, axis=1)
     for i, g in enumerate(groups)
   ]
-  lengths = [g.length(True) for g in groups]
+  lengths = [g.columns(True) for g in groups]
   for micro in pack(range(10), lengths, plan(lengths, 3, 10, Packing())):
-    batch, index = assemble(micro, groups, share=True, features=features)
+    batch, index = assemble(micro, groups, share=True, fields=frozenset(), features=features)
     for b, g in zip(*np.nonzero(index >= 0), strict=True):
       mine = batch.hidden[b][batch.group[b] == g + 1]
       np.testing.assert_array_equal(mine, features[index[b, g]])

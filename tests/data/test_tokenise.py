@@ -3,15 +3,9 @@
 import numpy as np
 import pytest
 
+from rm_jax.data.group import make_group, tokenise
 from rm_jax.data.report import Report, RowError
-from rm_jax.data.tokenise import (
-  HH_TEMPLATE,
-  Convention,
-  TextEncoder,
-  common_prefix,
-  make_group,
-  tokenise,
-)
+from rm_jax.data.tokenise import HH_TEMPLATE, Convention, TextEncoder, common_prefix
 from rm_jax.types import Example
 from tests.conftest import decoder_tokenizer, encoder_tokenizer
 
@@ -42,7 +36,7 @@ def test_strings_are_one_text_with_one_bos_and_one_eos():
   s = one(tokenizer, "ab", "cd")
   assert text(tokenizer, s.ids) == "<s>abcd</s>"
   assert s.prompt == 3  # <s> a b
-  assert s.mark == len(s.ids) - 1
+  assert s.marks.tolist() == [len(s.ids) - 1]
   # One that is there already is not doubled; 'none' adds none.
   assert text(tokenizer, one(tokenizer, "ab", "cd</s>").ids) == "<s>abcd</s>"
   assert text(tokenizer, one(tokenizer, "ab", "cd", eos="none").ids) == "<s>abcd"
@@ -74,9 +68,9 @@ def test_hf_pooling_skips_what_equals_the_pad_token():
   tokenizer = decoder_tokenizer(pad="</s>")
   with_eos = one(tokenizer, "ab", "cd</s>", eos="none", pooling="hf")
   assert with_eos.ids[-1] == EOS
-  assert with_eos.mark == len(with_eos.ids) - 2
+  assert with_eos.marks.tolist() == [len(with_eos.ids) - 2]
   # Ours reads the mark that was decided, whatever the pad token is.
-  assert one(tokenizer, "ab", "cd", pooling="last").mark == len("<abcd>") - 1
+  assert one(tokenizer, "ab", "cd", pooling="last").marks.tolist() == [len("<abcd>") - 1]
 
 
 def test_border_merges_belong_to_the_branch():
@@ -145,7 +139,7 @@ def test_encoder_reads_cls_of_a_pair_encoding():
   s = one(tokenizer, "ab", "cd", encoder=True, eos="none", pooling="first")
   assert tokenizer.convert_ids_to_tokens(s.ids) == ["[CLS]", "a", "b", "[SEP]", "c", "d", "[SEP]"]
   assert s.token_type.tolist() == [0, 0, 0, 0, 1, 1, 1]
-  assert s.mark == 0
+  assert s.marks.tolist() == [0]
   t = one(tokenizer, "abcd", "xy", encoder=True, eos="none", pooling="first", max_length=7)
   assert tokenizer.convert_ids_to_tokens(t.ids) == ["[CLS]", "c", "d", "[SEP]", "x", "y", "[SEP]"]
   u = one(tokenizer, "ab", "wxyz", encoder=True, eos="none", pooling="first", max_length=5)
@@ -209,3 +203,70 @@ def test_pairs_made_identical_by_the_cut_are_dropped_and_counted():
 def test_common_prefix():
   assert common_prefix([np.array([1, 2, 3]), np.array([1, 2, 4]), np.array([1, 2])]) == 2
   assert common_prefix([np.array([1]), np.array([2])]) == 0
+
+
+def steps_of(tokenizer, prompt, steps, **options):
+  return TextEncoder(tokenizer, Convention(**options)).step_sequence(prompt, steps)
+
+
+def test_every_step_is_read_at_the_same_token_before_any_eos():
+  # 'ab', and a full stop with a line's end, merge where they are tokenised as one text.
+  tokenizer = decoder_tokenizer(merges=[("a", "b"), (".", "Ċ")])
+  s = steps_of(tokenizer, "q: ", ["ab.", "b", "c."])
+  assert text(tokenizer, s.ids) == "<s>q: ab.\nb\nc.\n</s>"
+  newline = tokenizer("\n", add_special_tokens=False).input_ids
+  assert len(newline) == 1
+  assert s.ids[s.marks].tolist() == newline * 3
+  assert [text(tokenizer, s.ids[: m + 1]) for m in s.marks] == [
+    "<s>q: ab.\n",
+    "<s>q: ab.\nb\n",
+    "<s>q: ab.\nb\nc.\n",
+  ]
+  assert text(tokenizer, s.ids[: s.prompt]) == "<s>q: "
+
+
+def test_steps_follow_a_templates_opening():
+  tokenizer = decoder_tokenizer()
+  s = steps_of(tokenizer, (user("q"),), ["one", "two"], separator="#")
+  assert text(tokenizer, s.ids) == "<s>user:q</s>\n<s>assistant:one#two#</s>"
+  assert text(tokenizer, s.ids[: s.prompt]) == "<s>user:q</s>\n<s>assistant:"
+
+
+def test_steps_that_do_not_fit_cost_the_prompt_and_never_a_label():
+  tokenizer = decoder_tokenizer()
+  s = steps_of(tokenizer, "abcdef", ["xy", "z"], max_length=9)
+  assert text(tokenizer, s.ids) == "<s>efxy\nz\n</s>"
+  assert (s.prompt, s.cut, len(s.marks)) == (3, 4, 2)
+  assert text(tokenizer, s.ids[: s.marks[0] + 1]) == "<s>efxy\n"
+  error = steps_of(tokenizer, "abcdef", ["xy", "z"], max_length=6)
+  assert isinstance(error, RowError)
+  assert error.reason == "steps_too_long"
+  turns = (user("old"), assistant("older"), user("new"))
+  t = steps_of(tokenizer, turns, ["s"], max_length=len("UuserR:newXNSassistant:sNE") - 1)
+  assert "old" not in text(tokenizer, t.ids)
+  assert text(tokenizer, t.ids).endswith("<s>assistant:s\n</s>")
+
+
+def test_an_encoder_reads_no_steps():
+  convention = Convention(encoder=True, eos="none", pooling="first")
+  with pytest.raises(ValueError, match="decoder"):
+    TextEncoder(encoder_tokenizer(), convention).step_sequence("p", ["s"])
+
+
+def test_groups_of_every_kind():
+  encoder = TextEncoder(decoder_tokenizer(), Convention())
+  examples = [
+    Example("p", ("a", "b", "c"), (2.0, 1.0, 1.0), "ranking"),
+    Example("p", ("a\nb",), (1.0, 0.0), "step", steps=(("a", "b"),)),
+    Example("p", ("ab", "c"), (0.5, 0.5), "ranking", pairs=((0, 1), (1, 0)), ties=((0, 2), (2, 0))),
+  ]
+  ranking, steps, compared = tokenise(examples, encoder, Report())[0]
+  pairs, ties = ranking.comparisons()
+  assert pairs.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 0]]
+  assert ties.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0]]
+  assert steps.response.tolist() == [0, 0]
+  assert steps.length.tolist() == [5, 5]  # a, line's end, b, line's end, EOS
+  assert steps.marks.tolist() == [len("Spa"), len("Spa.b")]
+  assert compared.comparisons()[0].tolist() == [[0, 1], [1, 0]]
+  assert compared.comparisons()[1].tolist() == [[0, 2], [2, 0]]
+  assert compared.length.tolist() == [3, 2]

@@ -11,18 +11,19 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs.base import get_config
-from rm_jax.data.pack import Packing, assemble, pack, plan
-from rm_jax.data.tokenise import Convention, TextEncoder, make_group
+from rm_jax.data.group import make_group
+from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
+from rm_jax.data.tokenise import Convention, TextEncoder
 from rm_jax.models.config import HeadConfig, backbone_config
 from rm_jax.models.network import Network
 from rm_jax.train.mesh import make_mesh
+from rm_jax.train.objective import Objective
 from rm_jax.train.score import make_features, score_groups
 from rm_jax.train.step import (
   WINDOW,
   TrainState,
   make_accumulate,
   make_apply,
-  make_objective,
   window_metrics,
   zero_window,
 )
@@ -72,8 +73,8 @@ def state_of(params):
 @functools.cache
 def _accumulate(network):
   config = get_config().loss
-  config.smoothing, config.l2 = 0.05, 0.01
-  return jax.jit(make_accumulate(network, make_objective(config), dropout=False))
+  config.pair, config.l2 = "logistic(smoothing=0.05)", 0.01
+  return jax.jit(make_accumulate(network, Objective(config, {"pair"}), dropout=False))
 
 
 def loss_and_gradients(network, params, groups, micro_batches, packing):
@@ -81,12 +82,12 @@ def loss_and_gradients(network, params, groups, micro_batches, packing):
   accumulate = _accumulate(network)
   gradients = jax.tree.map(jnp.zeros_like, params)
   sums = {name: jnp.float32(0) for name in WINDOW}
-  lengths = [g.length(packing.share) for g in groups]
+  lengths = [g.columns(packing.share) for g in groups]
   # The same shapes for all: fewer groups leave rows empty, and those must not count either.
   shapes = tuple(sizes[-1:] for sizes in plan(lengths, 2, len(groups), packing))
   for part in np.array_split(np.arange(len(groups)), micro_batches):
     for micro in pack(part, lengths, shapes):
-      batch, _ = assemble(micro, groups, share=packing.share)
+      batch, _ = assemble(micro, groups, share=packing.share, fields=optional_fields(groups))
       batch = jax.tree.map(jnp.asarray, batch)
       gradients, sums = accumulate(state_of(params), gradients, sums, batch, jax.random.key(0))
   weight = float(sums["weight"])

@@ -1,0 +1,216 @@
+"""Formats of all other feedback: rankings, comparisons, outcomes, scores, and steps.
+
+Prompts and responses are strings or message lists throughout; `weight` is an optional column.
+"""
+
+from collections.abc import Sequence
+
+from rm_jax.data.dialogue import (
+  check_prompt,
+  check_response,
+  conversation_of,
+  messages_of,
+  number_of,
+  probability_of,
+  text_of,
+  weight_of,
+)
+from rm_jax.data.formats import register
+from rm_jax.data.read import Row
+from rm_jax.data.report import RowError, shown
+from rm_jax.types import Example, Matrix, Message, Text
+
+
+@register("ranking", needs=("prompt", "responses", "scores|ranks|comparisons"))
+def _ranking(row: Row, origin: str) -> Example:
+  """K responses with `scores` (higher is better), `ranks` (1 is best) or `comparisons`.
+
+  Equal scores or ranks are ties. `comparisons` is a list of [i, j, p]: i and j count from 0, and p
+  is the probability that i is the better, or the word "tie". Those of several people add up.
+  """
+  prompt, responses = prompt_of(row), responses_of(row)
+  count = len(responses)
+  if row.get("comparisons") is not None:
+    pairs, ties = comparisons_of(row["comparisons"], count)
+    return example_of(
+      row, origin, prompt, responses, win_rates(pairs, ties), "ranking", pairs=pairs, ties=ties
+    )
+  name = "scores" if row.get("scores") is not None else "ranks"
+  gains = _numbers(row.get(name), name, count, number_of)
+  if name == "ranks":
+    gains = [-rank for rank in gains]
+  if len(set(gains)) == 1:
+    raise RowError("no_comparison", f"{name!r} are all {gains[0]}; expected some that differ")
+  return example_of(row, origin, prompt, responses, gains, "ranking")
+
+
+@register("outcomes", needs=("prompt", "responses", "labels"))
+def _outcomes(row: Row, origin: str) -> Example:
+  """K responses, each good or not: `labels` are bools, or probabilities in [0, 1]."""
+  responses = responses_of(row, least=1)
+  labels = _numbers(row["labels"], "labels", len(responses), probability_of)
+  return example_of(row, origin, prompt_of(row), responses, labels, "outcome")
+
+
+@register("outcome", needs=("prompt", "completion|response", "label"))
+def _outcome(row: Row, origin: str) -> Example:
+  """One response, good or not: `label` is a bool, or a probability in [0, 1]."""
+  label = probability_of(row["label"], "label")
+  return example_of(row, origin, prompt_of(row), _one_response(row), [label], "outcome")
+
+
+@register("score", needs=("prompt", "completion|response", "score"))
+def _score(row: Row, origin: str) -> Example:
+  """One response and its rating, any real number."""
+  score = number_of(row["score"], "score")
+  return example_of(row, origin, prompt_of(row), _one_response(row), [score], "score")
+
+
+@register("step", needs=("prompt", "completions", "labels"))
+def _step(row: Row, origin: str) -> Example:
+  """A solution's steps, and for each whether all is right so far: bools, or probabilities."""
+  steps = row["completions"]
+  if not isinstance(steps, list) or not steps:
+    found = f"'completions' is {shown(steps)}"
+    raise RowError("wrong_type", f"{found}; expected a list of the steps' texts")
+  labels = _numbers(row["labels"], "labels", len(steps), probability_of)
+  return step_example(row, origin, prompt_of(row), steps, labels)
+
+
+def step_example(
+  row: Row, origin: str, prompt: Text, steps: Sequence[object], labels: Sequence[float]
+) -> Example:
+  """An example of one solution in steps, for formats of one's own.
+
+  Raises:
+    RowError: a step is not text, or empty.
+  """
+  texts = [text_of(step, f"step {i}") for i, step in enumerate(steps)]
+  for i, text in enumerate(texts):
+    if not text.strip():
+      raise RowError("empty_response", f"step {i} is {shown(text)}; expected text")
+  return example_of(row, origin, prompt, ("\n".join(texts),), labels, "step", steps=(tuple(texts),))
+
+
+def prompt_of(row: Row, column: str = "prompt") -> Text:
+  """A column's prompt: a string, or messages."""
+  value = row.get(column)
+  prompt = text_of(value, column) if isinstance(value, str) else messages_of(value, column)
+  check_prompt(prompt)
+  return prompt
+
+
+def responses_of(row: Row, column: str = "responses", least: int = 2) -> tuple[Text, ...]:
+  """A column's responses, checked; all in the prompt's form (see `answer_of`).
+
+  Raises:
+    RowError: wrong_type, too_few_responses, or as of a single one.
+  """
+  value = row.get(column)
+  if not isinstance(value, list):
+    raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected a list of responses")
+  if len(value) < least:
+    found = f"{column!r} has {len(value)}"
+    raise RowError("too_few_responses", f"{found}; expected at least {least} to compare")
+  return tuple(
+    answer_of(one, isinstance(row.get("prompt"), str), f"{column}[{i}]")
+    for i, one in enumerate(value)
+  )
+
+
+def answer_of(value: object, plain: bool, column: str) -> Text:
+  """A response: a string after a string prompt; messages, or an answer's bare text, after messages.
+
+  Raises:
+    RowError: wrong_type, empty_response or malformed_dialogue.
+  """
+  if plain or isinstance(value, str):
+    text = text_of(value, column)
+    answer = text if plain else (Message(role="assistant", content=text),)
+  else:
+    answer = messages_of(value, column)
+  check_response(answer, column)
+  return answer
+
+
+def comparisons_of(value: object, count: int) -> tuple[Matrix, Matrix]:
+  """(pairs, ties), count x count, of a list of [i, j, p or "tie"].
+
+  Raises:
+    RowError: wrong_type, out_of_range, or no_comparison where the list is empty.
+  """
+  if not isinstance(value, list):
+    raise RowError("wrong_type", f"'comparisons' is {shown(value)}; expected a list of [i, j, p]")
+  if not value:
+    raise RowError("no_comparison", "'comparisons' is empty; expected at least one [i, j, p]")
+  pairs = [[0.0] * count for _ in range(count)]
+  ties = [[0.0] * count for _ in range(count)]
+  for n, one in enumerate(value):
+    where = f"comparisons[{n}]"
+    if not isinstance(one, list) or len(one) != 3:
+      raise RowError("wrong_type", f"{where} is {shown(one)}; expected [i, j, p]")
+    i, j, p = one
+    for index in (i, j):
+      if isinstance(index, bool) or not isinstance(index, int):
+        raise RowError("wrong_type", f"{where} has {shown(index)}; expected a response's number")
+      if not 0 <= index < count:
+        found = f"{where} speaks of response {index}"
+        raise RowError("out_of_range", f"{found}; expected 0 to {count - 1}")
+    if i == j:
+      raise RowError("out_of_range", f"{where} compares response {i} with itself")
+    if p == "tie":
+      ties[i][j] += 1.0
+      ties[j][i] += 1.0
+    else:
+      p = probability_of(p, where)
+      pairs[i][j] += p
+      pairs[j][i] += 1 - p
+  return tuple(map(tuple, pairs)), tuple(map(tuple, ties))
+
+
+def win_rates(pairs: Matrix, ties: Matrix) -> list[float]:
+  """Share of a response's comparisons that it won, a tie as half; 1/2 where it has none.
+
+  The gains of comparisons that fit no order, for losses that want one.
+  """
+  rates = []
+  for i in range(len(pairs)):
+    won = sum(pairs[i]) + sum(ties[i]) / 2
+    all_of_it = sum(pairs[i]) + sum(row[i] for row in pairs) + sum(ties[i])
+    rates.append(won / all_of_it if all_of_it else 0.5)
+  return rates
+
+
+def _one_response(row: Row) -> tuple[Text, ...]:
+  name = "completion" if "completion" in row else "response"
+  return (answer_of(row[name], isinstance(row.get("prompt"), str), name),)
+
+
+def _numbers(value: object, column: str, count: int, convert) -> list[float]:
+  if not isinstance(value, list):
+    raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected a list of numbers")
+  if len(value) != count:
+    found = f"{column!r} has {len(value)} and there are {count} to be labelled"
+    raise RowError("lengths_differ", f"{found}; expected as many")
+  return [convert(one, f"{column}[{i}]") for i, one in enumerate(value)]
+
+
+def example_of(
+  row: Row,
+  origin: str,
+  prompt: Text,
+  responses: tuple[Text, ...],
+  labels: Sequence[float],
+  kind: str,
+  **more,
+) -> Example:
+  return Example(
+    prompt=prompt,
+    responses=responses,
+    labels=tuple(map(float, labels)),
+    kind=kind,
+    weight=weight_of(row),
+    origin=origin,
+    conversation=conversation_of(prompt),
+    **more,
+  )

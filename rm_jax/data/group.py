@@ -1,0 +1,120 @@
+"""Groups: an example as tokens, its responses beginning with what they share."""
+
+import dataclasses
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from rm_jax.data.report import Report, RowError
+from rm_jax.data.tokenise import Sequence, TextEncoder, common_prefix
+from rm_jax.types import Example
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+  """One example as tokens: K sequences that begin with the same `shared` ids.
+
+  Attributes:
+    ids: K arrays int32 [N_k], each a whole prompt + response.
+    shared: leading ids that all K have and that are the prompt's own; one short of the shortest.
+    marks: int32 [M], index of each mark in its own sequence, never inside the shared part.
+    response: int32 [M], which of the K sequences each mark reads.
+    labels: float32 [M], gains.
+    length: int32 [M], tokens of the mark's response.
+    kind: see `types.KINDS`.
+    weight: of the group.
+    margin: by how much the better of two should win; 0 where not given.
+    pairs, ties: float32 [M, M] (see `types.Example`), or None where the labels' order says it all.
+    token_type: K arrays int32 [N_k], or None.
+    cut: ids left out of its sequences because they were too long.
+  """
+
+  ids: tuple[np.ndarray, ...]
+  shared: int
+  marks: np.ndarray
+  response: np.ndarray
+  labels: np.ndarray
+  length: np.ndarray
+  kind: str = "pair"
+  weight: float = 1.0
+  margin: float = 0.0
+  pairs: np.ndarray | None = None
+  ties: np.ndarray | None = None
+  token_type: tuple[np.ndarray, ...] | None = None
+  cut: int = 0
+
+  def columns(self, share: bool) -> int:
+    """Columns it takes in a row, its prompt stored once or with every response."""
+    total = sum(len(ids) for ids in self.ids)
+    return total - (len(self.ids) - 1) * self.shared if share else total
+
+  def comparisons(self) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs, ties), float32 [M, M]: as observed, else by the order of the labels."""
+    if self.pairs is not None or self.ties is not None:
+      none = np.zeros((len(self.marks),) * 2, np.float32)
+      return none if self.pairs is None else self.pairs, none if self.ties is None else self.ties
+    label = self.labels[:, None]
+    equal = (label == self.labels) & ~np.eye(len(self.marks), dtype=bool)
+    return (label > self.labels).astype(np.float32), equal.astype(np.float32)
+
+
+def make_group(sequences: Seq[Sequence], example: Example) -> Group:
+  """Puts an example's sequences together."""
+  shared = common_prefix([s.ids for s in sequences])
+  shared = min(shared, *(min(s.prompt, s.marks[0], len(s.ids) - 1) for s in sequences))
+  counts = [len(s.marks) for s in sequences]
+  types = tuple(s.token_type for s in sequences)
+
+  def matrix(value):
+    return None if value is None else np.asarray(value, np.float32)
+
+  return Group(
+    ids=tuple(s.ids for s in sequences),
+    shared=int(shared),
+    marks=np.concatenate([s.marks for s in sequences]),
+    response=np.repeat(np.arange(len(sequences), dtype=np.int32), counts),
+    labels=np.asarray(example.labels, np.float32),
+    length=np.repeat(np.asarray([len(s.ids) - s.prompt for s in sequences], np.int32), counts),
+    kind=example.kind,
+    weight=example.weight,
+    margin=example.margin or 0.0,
+    pairs=matrix(example.pairs),
+    ties=matrix(example.ties),
+    token_type=None if types[0] is None else types,
+    cut=sum(s.cut for s in sequences),
+  )
+
+
+def tokenise(
+  examples: Seq[Example], encoder: TextEncoder, report: Report
+) -> tuple[list[Group], list[Example]]:
+  """Examples -> groups, and the examples that they came from, in order.
+
+  Dropped and counted in `report`: text that cannot be tokenised, and groups whose sequences are
+  all equal once tokenised (a difference that was cut away would train on a loss of log 2 forever).
+  """
+  groups, kept = [], []
+  for start in range(0, len(examples), 512):
+    chunk = examples[start : start + 512]
+    whole = [(e.prompt, r) for e in chunk if e.steps is None for r in e.responses]
+    sequences = iter(encoder.sequences(whole))
+    for example in chunk:
+      if example.steps is None:
+        mine = [next(sequences) for _ in example.responses]
+      else:
+        mine = [encoder.step_sequence(example.prompt, steps) for steps in example.steps]
+      error = next((s for s in mine if isinstance(s, RowError)), None)
+      if error is not None:
+        report.drop(error.reason, example.origin, error.detail)
+        continue
+      if len(mine) > 1 and all(np.array_equal(s.ids, mine[0].ids) for s in mine[1:]):
+        report.drop(
+          "identical_after_tokenising",
+          example.origin,
+          f"the {len(mine)} responses are the same {len(mine[0].ids)} tokens"
+          + (f" after {mine[0].cut} were cut; expected a larger max_length" if mine[0].cut else ""),
+        )
+        continue
+      groups.append(make_group(mine, example))
+      kept.append(example)
+  return groups, kept

@@ -1,0 +1,122 @@
+"""Formats of two responses: prompt, chosen and rejected; the prompt implied; HH's dialogues.
+
+Optional columns: `margin` (units of score), `weight`, `preference` (probability that chosen is the
+better, in [0, 1]) and `tie` (true: neither is).
+"""
+
+from rm_jax.data.dialogue import (
+  check_prompt,
+  check_response,
+  common_end,
+  common_front,
+  conversation_of,
+  flag_of,
+  messages_of,
+  number_of,
+  parse_dialogue,
+  probability_of,
+  text_of,
+  weight_of,
+)
+from rm_jax.data.formats import register
+from rm_jax.data.read import Row
+from rm_jax.data.report import RowError, shown
+from rm_jax.types import Example, Message, Text
+
+
+def _looks_like_dialogue(row: Row) -> bool:
+  sides = row["chosen"], row["rejected"]
+  return all(isinstance(side, str) for side in sides) and any(
+    side.startswith("\n\nHuman:") or "\n\nAssistant:" in side for side in sides
+  )
+
+
+@register("pair", needs=("prompt", "chosen", "rejected"))
+def _pair(row: Row, origin: str) -> Example:
+  """All strings, or message lists; a string prompt before message lists is one user message."""
+  prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
+  if isinstance(chosen, str) and isinstance(rejected, str):
+    sides = text_of(chosen, "chosen"), text_of(rejected, "rejected")
+    return _example(text_of(prompt, "prompt"), *sides, row, origin)
+  if isinstance(prompt, str):
+    front = (Message(role="user", content=text_of(prompt, "prompt")),)
+  else:
+    front = messages_of(prompt, "prompt")
+  check_prompt(front)
+  sides = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
+  _check_differ(*sides)
+  after = _after(front, sides[0], "chosen"), _after(front, sides[1], "rejected")
+  return _example(front, *after, row, origin)
+
+
+@register("hh", needs=("chosen", "rejected"), looks=_looks_like_dialogue)
+def _hh(row: Row, origin: str) -> Example:
+  """Two whole dialogues in Anthropic's raw form; the prompt is their common leading turns."""
+  sides = text_of(row["chosen"], "chosen"), text_of(row["rejected"], "rejected")
+  _check_differ(*sides)
+  chosen, rejected = map(parse_dialogue, sides)
+  front = common_front(chosen, rejected)
+  return _example(chosen[:front], chosen[front:], rejected[front:], row, origin)
+
+
+@register("implicit", needs=("chosen", "rejected"))
+def _implicit(row: Row, origin: str) -> Example:
+  """Two whole conversations; the prompt is their common front."""
+  chosen, rejected = row["chosen"], row["rejected"]
+  if isinstance(chosen, str) and isinstance(rejected, str):
+    _check_differ(text_of(chosen, "chosen"), text_of(rejected, "rejected"))
+    end = common_end(chosen, rejected)
+    return _example(chosen[:end], chosen[end:], rejected[end:], row, origin)
+  sides = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
+  _check_differ(*sides)
+  front = common_front(*sides)
+  return _example(sides[0][:front], sides[0][front:], sides[1][front:], row, origin)
+
+
+def _after(
+  prompt: tuple[Message, ...], side: tuple[Message, ...], column: str
+) -> tuple[Message, ...]:
+  """A side's messages after the prompt, which some data sets repeat in front of each side."""
+  response = side[len(prompt) :] if side[: len(prompt)] == prompt else side
+  if response and response[0]["role"] != "assistant":
+    found = f"{column!r} starts with {shown(response[0])}; expected the prompt or the assistant"
+    raise RowError("prompts_differ", found)
+  return response
+
+
+def _example(prompt: Text, chosen: Text, rejected: Text, row: Row, origin: str) -> Example:
+  _check_differ(chosen, rejected)
+  check_prompt(prompt)
+  check_response(chosen, "chosen")
+  check_response(rejected, "rejected")
+  tie = flag_of(row.get("tie", False), "tie")
+  preference = row.get("preference")
+  if preference is not None:
+    preference = probability_of(preference, "preference")
+    if tie:
+      found = f"'tie' is true and 'preference' is {preference}"
+      raise RowError("out_of_range", f"{found}; expected one of the two")
+  pairs = ties = None
+  labels = (1.0, 0.0)
+  if tie:
+    labels, ties = (0.0, 0.0), ((0.0, 1.0), (1.0, 0.0))
+  elif preference not in (None, 1.0):
+    labels, pairs = (preference, 1 - preference), ((0.0, preference), (1 - preference, 0.0))
+  return Example(
+    prompt=prompt,
+    responses=(chosen, rejected),
+    labels=labels,
+    kind="pair",
+    margin=None if row.get("margin") is None else number_of(row["margin"], "margin"),
+    weight=weight_of(row),
+    origin=origin,
+    conversation=conversation_of(prompt),
+    pairs=pairs,
+    ties=ties,
+  )
+
+
+def _check_differ(chosen: Text, rejected: Text) -> None:
+  if chosen == rejected:
+    found = f"'chosen' and 'rejected' are both {shown(chosen)}; expected two responses"
+    raise RowError("identical_sides", found)

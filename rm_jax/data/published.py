@@ -1,0 +1,120 @@
+"""Formats of published data sets that have columns of their own.
+
+Each is what `rm_jax.data.register` is for: ten lines that say what the columns mean.
+"""
+
+import hashlib
+import itertools
+import random
+
+from rm_jax.data.dialogue import text_of
+from rm_jax.data.feedback import (
+  answer_of,
+  comparisons_of,
+  example_of,
+  prompt_of,
+  step_example,
+  win_rates,
+)
+from rm_jax.data.formats import register
+from rm_jax.data.read import Row
+from rm_jax.data.report import RowError, shown
+from rm_jax.types import Example
+
+_STEP_LABELS = {"positive": 1.0, "neutral": 1.0, "negative": 0.0}
+_SYSTEMS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+
+@register(
+  "qa_feedback",
+  needs=("question", "passages", "preference", *(f"prediction {i}" for i in (1, 2, 3, 4))),
+)
+def _qa_feedback(row: Row, origin: str) -> Example:
+  """QA-Feedback (Wu et al. 2023): four answers, six comparisons: 0 tie, 1 first, 2 second."""
+  passages = row["passages"]
+  if not isinstance(passages, list) or not all(isinstance(p, list) for p in passages):
+    raise RowError("wrong_type", f"'passages' is {shown(passages)}; expected lists of sentences")
+  # A passage is [title, title and first sentence, sentence ...].
+  notes = [" ".join(text_of(s, "passages") for s in passage[1:]) for passage in passages]
+  question = text_of(row["question"], "question")
+  prompt = "\n\n".join([*notes, f"Question: {question}\nAnswer:"])
+  names = [f"prediction {i}" for i in (1, 2, 3, 4)]
+  responses = tuple(answer_of(f" {text_of(row[n], n)}", True, n) for n in names)
+  judged = row["preference"]
+  if not isinstance(judged, list) or len(judged) != 6 or not set(judged) <= {0, 1, 2}:
+    found = f"'preference' is {shown(judged)}"
+    raise RowError("out_of_range", f"{found}; expected six of 0 (tie), 1 (first), 2 (second)")
+  outcome = {0: "tie", 1: 1.0, 2: 0.0}
+  comparisons = [
+    [i, j, outcome[x]]
+    for (i, j), x in zip(itertools.combinations(range(4), 2), judged, strict=True)
+  ]
+  pairs, ties = comparisons_of(comparisons, 4)
+  return example_of(
+    row, origin, prompt, responses, win_rates(pairs, ties), "ranking", pairs=pairs, ties=ties
+  )
+
+
+@register("prm800k", needs=("question", "steps", "labels"))
+def _prm800k(row: Row, origin: str) -> Example:
+  """PRM800K (Lightman et al. 2023), as text: a step is positive, neutral or negative.
+
+  A neutral step is no error: it counts as right, as in the paper.
+  """
+  steps, labels = row["steps"], row["labels"]
+  if not isinstance(steps, list) or not isinstance(labels, list) or len(steps) != len(labels):
+    found = f"'steps' is {shown(steps)} and 'labels' {shown(labels)}"
+    raise RowError("lengths_differ", f"{found}; expected lists of one length")
+  unknown = [label for label in labels if label not in _STEP_LABELS]
+  if unknown:
+    found = f"'labels' has {shown(unknown[0])}"
+    raise RowError("out_of_range", f"{found}; expected one of {', '.join(_STEP_LABELS)}")
+  prompt = f"{prompt_of(row, 'question')}\n"
+  return step_example(row, origin, prompt, steps, [_STEP_LABELS[label] for label in labels])
+
+
+@register("gsm8k_solutions", needs=("question", "ground_truth", *_SYSTEMS))
+def _gsm8k_solutions(row: Row, origin: str) -> Example:
+  """GSM8K (Cobbe et al. 2021): the solutions of four models, right or wrong.
+
+  They stand in an order drawn from the question alone, so that none tells whose it is.
+  """
+  question = prompt_of(row, "question")
+  order = list(_SYSTEMS)
+  random.Random(hashlib.blake2b(question.encode()).digest()).shuffle(order)
+  solutions = [row[name] for name in order]
+  if not all(isinstance(s, dict) and isinstance(s.get("is_correct"), bool) for s in solutions):
+    raise RowError("wrong_type", "a solution is not {solution, is_correct}; expected all four so")
+  responses = tuple(answer_of(s.get("solution"), True, "solution") for s in solutions)
+  labels = [float(s["is_correct"]) for s in solutions]
+  return example_of(row, origin, f"{question}\n", responses, labels, "outcome")
+
+
+@register("bigbench_mistake", needs=("input", "steps", "mistake_index"))
+def _bigbench_mistake(row: Row, origin: str) -> Example:
+  """BIG-Bench Mistake (Tyen et al. 2023): the first step that is wrong, from 0, or none.
+
+  Steps after it are labelled wrong, as all that is built on an error.
+  """
+  steps, first = row["steps"], row["mistake_index"]
+  if not isinstance(steps, list) or not steps:
+    raise RowError("wrong_type", f"'steps' is {shown(steps)}; expected a list of texts")
+  if first is not None and (not isinstance(first, int) or not 0 <= first < len(steps)):
+    found = f"'mistake_index' is {shown(first)}"
+    raise RowError("out_of_range", f"{found}; expected null or 0 to {len(steps) - 1}")
+  labels = [float(first is None or i < first) for i in range(len(steps))]
+  return step_example(row, origin, f"{prompt_of(row, 'input')}\n", steps, labels)
+
+
+@register("prmbench", needs=("question", "modified_process", "error_steps"))
+def _prmbench(row: Row, origin: str) -> Example:
+  """PRMBench (Song et al. 2025): a solution into which errors were written; their steps, from 1."""
+  steps, errors = row["modified_process"], row["error_steps"]
+  if not isinstance(steps, list) or not isinstance(errors, list):
+    raise RowError("wrong_type", "'modified_process' and 'error_steps' are not both lists")
+  wrong = [e for e in errors if not isinstance(e, int) or not 1 <= e <= len(steps)]
+  if wrong:
+    found = f"'error_steps' has {shown(wrong[0])}"
+    raise RowError("out_of_range", f"{found}; expected 1 to {len(steps)}")
+  labels = [float(i not in errors) for i in range(1, len(steps) + 1)]
+  return step_example(row, origin, f"{prompt_of(row, 'question')}\n", steps, labels)

@@ -1,0 +1,84 @@
+"""A penalty on a whole step: squared correlation of score with length.
+
+A correlation is not a mean over lists, so that no sum over micro-batches of a penalty gives it. Its
+moments are sums: add `moments` of all micro-batches (and devices), then give each micro-batch the
+gradient of `linearised` at the total. By the chain rule the sum is the gradient of the one batch:
+dP/dθ = Σ_m dP/dM · dm/dθ with M = Σ m.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rm_jax.losses.compare import check_shape
+
+
+def moments(
+  scores: jax.Array,
+  lengths: jax.Array,
+  *,
+  where: jax.Array,
+  weights: jax.Array | None = None,
+  center: tuple[float, float] = (0.0, 0.0),
+) -> jax.Array:
+  """float32 [6]: sums over all items of w · (1, s, l, s², l², s l).
+
+  Args:
+    scores: float [..., K].
+    lengths: [..., K], in tokens (or their logarithm).
+    where: bool [..., K], which are real; the others add neither value nor gradient.
+    weights: float [..., K], of each item, as they are: a step's sums must not know its lists. None
+      is 1.
+    center: numbers taken off scores and lengths first, the same in every micro-batch. The penalty
+      does not depend on them but its rounding does: near the means it is best.
+
+  Raises:
+    ValueError: at a shape that does not fit.
+  """
+  check_shape("lengths", lengths, scores.shape)
+  check_shape("where", where, scores.shape)
+  w = where.astype(jnp.float32)
+  if weights is not None:
+    check_shape("weights", weights, scores.shape)
+    w = jnp.where(where, weights.astype(jnp.float32), 0.0)
+  s = jnp.where(where, scores.astype(jnp.float32) - center[0], 0.0)
+  l = jnp.where(where, lengths.astype(jnp.float32) - center[1], 0.0)
+  return jnp.stack([jnp.sum(w * x) for x in (jnp.ones_like(s), s, l, s * s, l * l, s * l)])
+
+
+# A variance under this share of its mean square is rounding in float32 and counts as none.
+NEGLIGIBLE = 1e-5
+
+
+def penalty(total: jax.Array) -> jax.Array:
+  """Squared Pearson correlation of score and length, from the moments of a whole step.
+
+    P = cov(s, l)² / (var(s) var(l)), 0 with zero gradient where a variance is negligible or no
+    item is there
+
+  Args:
+    total: float32 [6], sum of `moments`.
+
+  Returns:
+    float32 scalar in [0, 1] (ODIN penalises |ρ|, Chen et al. 2024; the square is smooth at 0).
+  """
+  count = jnp.where(total[0] > 0, total[0], 1.0)
+  s, l, ss, ll, sl = total[1:] / count
+  var_s, var_l, cov = ss - s * s, ll - l * l, sl - s * l
+  fine = (total[0] > 0) & (var_s > NEGLIGIBLE * ss) & (var_l > NEGLIGIBLE * ll)
+  product = jnp.where(fine, var_s, 1.0) * jnp.where(fine, var_l, 1.0)
+  return jnp.where(fine, jnp.minimum(cov * cov / product, 1.0), 0.0)
+
+
+def linearised(part: jax.Array, total: jax.Array) -> jax.Array:
+  """Σ stop_gradient(dP/dM) · m: a micro-batch's part of the penalty's gradient.
+
+  Args:
+    part: float32 [6], this micro-batch's `moments`, with their gradient.
+    total: float32 [6], those of the whole step.
+
+  Returns:
+    float32 scalar to be added to the micro-batch's loss times the penalty's weight; its value means
+    nothing (report `penalty(total)`). Where the step's gradients are divided by its global weight
+    afterwards, multiply this by that weight.
+  """
+  return jnp.vdot(jax.lax.stop_gradient(jax.grad(penalty)(total)), part, precision="highest")

@@ -1,0 +1,138 @@
+"""Bradley–Terry when some comparisons are recorded the wrong way round.
+
+Arguments, D and the mean over comparisons are those of `rm_jax.losses.pairwise.logistic`; e is the
+probability that a recorded preference is flipped. Each returns float32 [...], and raises ValueError
+at a shape that does not fit or an option out of its range.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rm_jax.losses.compare import check_range, compare
+
+
+def noisy_logistic(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  weights: jax.Array | None = None,
+  pairs: jax.Array | None = None,
+  pair_margin: jax.Array | None = None,
+  margin: float = 0.0,
+  temperature: float = 1.0,
+  rate: float = 0.1,
+) -> jax.Array:
+  """Likelihood of the recorded preference, with e known.
+
+    −log((1 − e) σ(D) + e σ(−D))
+
+  Not a smoothing of the target: a comparison that the scores contradict loudly costs at most
+  −log e, and pulls ever less.
+
+  Args: as in `logistic`, and
+    rate: e in [0, 1/2); 0 is `logistic`.
+
+  Returns:
+    float32 [...], mean over the list's comparisons (the forward correction of Patrini et al. 2017).
+  """
+  check_range("rate", rate, 0.0, 0.5)
+  return compare(
+    lambda d: _recorded(d, jnp.float32(rate)),
+    scores,
+    labels,
+    where=where,
+    weights=weights,
+    pairs=pairs,
+    pair_margin=pair_margin,
+    margin=margin,
+    temperature=temperature,
+  )
+
+
+def learned_noise(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  params: dict[str, jax.Array],
+  weights: jax.Array | None = None,
+  pairs: jax.Array | None = None,
+  pair_margin: jax.Array | None = None,
+  margin: float = 0.0,
+  temperature: float = 1.0,
+) -> jax.Array:
+  """`noisy_logistic` with e = σ(a) / 2 in (0, 1/2) learned, a = params["noise_logit"], a scalar.
+
+  e and the scale of the scores are known apart only by comparisons that the scores decide clearly.
+  Args, equation and mean over comparisons: as in `noisy_logistic`. Returns float32 [...].
+  """
+  rate = 0.5 * jax.nn.sigmoid(params["noise_logit"].astype(jnp.float32))
+  return compare(
+    lambda d: _recorded(d, rate),
+    scores,
+    labels,
+    where=where,
+    weights=weights,
+    pairs=pairs,
+    pair_margin=pair_margin,
+    margin=margin,
+    temperature=temperature,
+  )
+
+
+def noise_params(key: jax.Array, *, rate: float = 0.1) -> dict[str, jax.Array]:
+  """params of `learned_noise`, beginning at e = rate in (0, 1/2); nothing is drawn from `key`."""
+  del key
+  check_range("rate", rate, 0.0, 0.5, open_low=True)
+  return {"noise_logit": jnp.log(jnp.float32(2 * rate / (1 - 2 * rate)))}
+
+
+def unbiased_logistic(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  weights: jax.Array | None = None,
+  pairs: jax.Array | None = None,
+  pair_margin: jax.Array | None = None,
+  margin: float = 0.0,
+  temperature: float = 1.0,
+  rate: float = 0.1,
+) -> jax.Array:
+  """The loss whose expectation over recorded preferences is the logistic loss of the true ones.
+
+    ((1 − e) ℓ(D) − e ℓ(−D)) / (1 − 2e),  ℓ(D) = −log σ(D)
+
+  Unbounded below on one comparison (it falls as −e D / (1 − 2e)): hold scores by a penalty.
+
+  Args: as in `logistic`, and
+    rate: e in [0, 1/2); 0 is `logistic`.
+
+  Returns:
+    float32 [...], mean over the list's comparisons (Natarajan et al. 2013, lemma 1; for preferences
+    Chowdhury et al. 2024, "Provably Robust DPO").
+  """
+  check_range("rate", rate, 0.0, 0.5)
+
+  def value(d):
+    return ((1 - rate) * jax.nn.softplus(-d) - rate * jax.nn.softplus(d)) / (1 - 2 * rate)
+
+  return compare(
+    value,
+    scores,
+    labels,
+    where=where,
+    weights=weights,
+    pairs=pairs,
+    pair_margin=pair_margin,
+    margin=margin,
+    temperature=temperature,
+  )
+
+
+def _recorded(d: jax.Array, rate: jax.Array) -> jax.Array:
+  """−log((1 − e) σ(d) + e σ(−d)), from logarithms so that neither tail is lost."""
+  right = jnp.log1p(-rate) + jax.nn.log_sigmoid(d)
+  wrong = jnp.log(rate) + jax.nn.log_sigmoid(-d)
+  return -jnp.logaddexp(right, wrong)

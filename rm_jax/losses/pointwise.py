@@ -1,0 +1,160 @@
+"""Losses of items by themselves: outcomes, ratings, grades, attributes.
+
+Each returns one value a list, float32 [...]: the mean over the list's items by their weights, 0 for
+a list without items. `where` and `weights` as `rm_jax.losses.compare` says. All raise ValueError at
+a shape that does not fit or an option out of its range.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rm_jax.losses.compare import check_range, check_shape, item_weights, mean_by, real_scores
+
+
+def real_labels(labels: jax.Array, where: jax.Array) -> jax.Array:
+  """float32 labels, 0 where not real."""
+  return jnp.where(where, labels.astype(jnp.float32), 0.0)
+
+
+def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+  """y · −log σ(s) + (1 − y) · −log σ(−s), elementwise."""
+  return labels * jax.nn.softplus(-scores) + (1 - labels) * jax.nn.softplus(scores)
+
+
+def bce(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  weights: jax.Array | None = None,
+) -> jax.Array:
+  """Cross-entropy of an outcome from σ(s).
+
+    y · −log σ(s) + (1 − y) · −log σ(−s)
+
+  Args:
+    scores: float [..., K], log-odds of a good outcome.
+    labels: float [..., K] in [0, 1], 1 good; soft ones are probabilities. Clipped to [0, 1] (as in
+      Rax), since outside it the loss has no lower bound.
+    where: bool [..., K], which are real.
+    weights: float [..., K], of the items.
+
+  Returns:
+    float32 [...], mean over the list's items (Cobbe et al. 2021, outcome verifiers).
+  """
+  scores = real_scores(scores, labels, where)
+  labels = jnp.clip(real_labels(labels, where), 0.0, 1.0)
+  return mean_by(cross_entropy(scores, labels), item_weights(weights, where), (-1,))
+
+
+def mse(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  weights: jax.Array | None = None,
+) -> jax.Array:
+  """(s − y)²: regression on a rating.
+
+  Args: as in `bce`; labels may be any real numbers.
+
+  Returns:
+    float32 [...], mean over the list's items, without the half (NeMo-Aligner's regression).
+  """
+  residual = real_scores(scores, labels, where) - real_labels(labels, where)
+  return mean_by(jnp.square(residual), item_weights(weights, where), (-1,))
+
+
+def huber(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  weights: jax.Array | None = None,
+  delta: float = 1.0,
+) -> jax.Array:
+  """Regression whose pull is bounded: (s − y)² / 2 within δ, δ (|s − y| − δ/2) beyond.
+
+  Args: as in `bce`; labels may be any real numbers, and
+    delta: δ > 0, in units of score.
+
+  Returns:
+    float32 [...], mean over the list's items (Huber 1964).
+  """
+  check_range("delta", delta, 0.0, float("inf"), open_low=True)
+  size = jnp.abs(real_scores(scores, labels, where) - real_labels(labels, where))
+  near = jnp.minimum(size, delta)
+  value = 0.5 * jnp.square(near) + delta * (size - near)
+  return mean_by(value, item_weights(weights, where), (-1,))
+
+
+def ordinal(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  params: dict[str, jax.Array],
+  weights: jax.Array | None = None,
+) -> jax.Array:
+  """−log P(y) of a grade 0 .. C − 1, by cut-points θ on the scale of the score.
+
+    P(y ≤ c) = σ(θ_c − s),  θ_0 = first,  θ_c = θ_{c−1} + exp(log_steps_{c−1})
+
+  Args:
+    scores: float [..., K].
+    labels: [..., K], integer grades, higher is better; rounded, and clipped to 0 .. C − 1.
+    where: bool [..., K], which are real.
+    params: {"first": scalar, "log_steps": [C − 2]}; see `ordinal_params`.
+    weights: float [..., K], of the items.
+
+  Returns:
+    float32 [...], mean over the list's items (McCullagh 1980, proportional odds).
+  """
+  scores = real_scores(scores, labels, where)
+  steps = jnp.exp(params["log_steps"].astype(jnp.float32))
+  rises = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(steps)])
+  cuts = params["first"].astype(jnp.float32) + rises
+  last = cuts.shape[0]
+  grade = jnp.clip(jnp.round(real_labels(labels, where)), 0, last).astype(jnp.int32)
+  # σ(a) − σ(b) = σ(a) σ(−b) (1 − exp(b − a)): no difference of probabilities close to one another.
+  below = jnp.where(grade < last, jax.nn.softplus(scores - cuts[jnp.minimum(grade, last - 1)]), 0.0)
+  above = jnp.where(grade > 0, jax.nn.softplus(cuts[jnp.maximum(grade - 1, 0)] - scores), 0.0)
+  width = jnp.concatenate([jnp.zeros(1), -jnp.log(-jnp.expm1(-steps)), jnp.zeros(1)])
+  return mean_by(below + above + width[grade], item_weights(weights, where), (-1,))
+
+
+def ordinal_params(key: jax.Array, *, classes: int) -> dict[str, jax.Array]:
+  """params of `ordinal` for C = classes >= 2 grades, all equally likely at score 0; no draw."""
+  del key
+  if classes < 2:
+    raise ValueError(f"classes is {classes}; expected at least 2 grades")
+  below = jnp.arange(1, classes, dtype=jnp.float32) / classes
+  cuts = jnp.log(below / (1 - below))
+  return {"first": cuts[0], "log_steps": jnp.log(jnp.diff(cuts))}
+
+
+def attribute_mse(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  weights: jax.Array | None = None,
+) -> jax.Array:
+  """Regression on several attributes, each an output of its own: Σ rated (s − y)² / Σ rated.
+
+  Args:
+    scores: float [A, ..., K], one row an attribute.
+    labels: float [A, ..., K], ratings; NaN where an attribute was not rated.
+    where: bool [..., K], which items are real.
+    weights: float [..., K], of the items.
+
+  Returns:
+    float32 [...], mean over the list's ratings, all attributes together (Wang et al. 2023,
+    HelpSteer; NeMo-Aligner's masked regression).
+  """
+  check_shape("labels", labels, scores.shape)
+  check_shape("where", where, scores.shape[1:])
+  rated = where[None] & ~jnp.isnan(labels)
+  residual = jnp.where(rated, scores.astype(jnp.float32), 0.0) - real_labels(labels, rated)
+  counts = rated * item_weights(weights, where)[None]
+  return mean_by(jnp.square(residual), counts, (0, -1))

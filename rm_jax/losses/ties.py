@@ -1,0 +1,129 @@
+"""Comparisons that may end in a tie, with a learned tie rate: Rao–Kupper and Davidson.
+
+`rm_jax.losses.compare` says how preferences and ties are found from `pairs` and `ties` or from
+labels. Both models have one parameter a = params["log_tie"], a scalar: at equal scores the
+probability of a tie is t with log(2t / (1 − t)) = a, and a → −∞ leaves Bradley–Terry. Throughout
+Δ = s_i − s_j.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rm_jax.losses.compare import check_range, mean_by, pair_weights, real_scores, tie_weights
+
+
+def tie_params(key: jax.Array, *, tie_rate: float = 1 / 3) -> dict[str, jax.Array]:
+  """params of both, beginning at the tie rate in (0, 1) at equal scores; `key` is not used."""
+  del key
+  check_range("tie_rate", tie_rate, 0.0, 1.0, open_low=True)
+  return {"log_tie": jnp.log(jnp.float32(2 * tie_rate / (1 - tie_rate)))}
+
+
+def rao_kupper(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  params: dict[str, jax.Array],
+  weights: jax.Array | None = None,
+  pairs: jax.Array | None = None,
+  ties: jax.Array | None = None,
+  smoothing: float = 0.0,
+) -> jax.Array:
+  """Bradley–Terry with a threshold log θ below which a difference is not seen, θ = 1 + eᵃ.
+
+    P(i beats j) = σ(Δ − log θ)
+    P(tie)       = (θ² − 1) σ(Δ − log θ) σ(−Δ − log θ)
+
+  Args:
+    scores: float [..., K].
+    labels: float [..., K], gains; equal labels are ties, unless `pairs` or `ties` say otherwise.
+    where: bool [..., K], which are real.
+    params: {"log_tie": a, scalar}; see `tie_params`.
+    weights: float [..., K], of the items.
+    pairs: float [..., K, K], observed preferences.
+    ties: float [..., K, K], symmetric, observed ties; each pair of items counted once.
+    smoothing: ε in [0, 1/2): (1 − ε) pairs + ε pairsᵀ.
+
+  Returns:
+    float32 [...], mean of −log P over the list's preferences and ties (Rao & Kupper 1967).
+
+  Raises:
+    ValueError: at a shape that does not fit or an option out of its range.
+  """
+  a = params["log_tie"].astype(jnp.float32)
+  log_theta = jax.nn.softplus(a)
+  log_factor = a + jnp.logaddexp(a, jnp.log(2.0))  # log(θ − 1) + log(θ + 1)
+
+  def win(d):
+    return jax.nn.softplus(log_theta - d)
+
+  return _mean(
+    win,
+    lambda d: win(d) + win(-d) - log_factor,
+    scores,
+    labels,
+    where=where,
+    weights=weights,
+    pairs=pairs,
+    ties=ties,
+    smoothing=smoothing,
+  )
+
+
+def davidson(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  params: dict[str, jax.Array],
+  weights: jax.Array | None = None,
+  pairs: jax.Array | None = None,
+  ties: jax.Array | None = None,
+  smoothing: float = 0.0,
+) -> jax.Array:
+  """Bradley–Terry whose odds of a tie follow the geometric mean of the strengths, ν = eᵃ.
+
+    P(i beats j) = exp(Δ/2) / Z,  P(tie) = ν / Z,  Z = exp(Δ/2) + exp(−Δ/2) + ν
+
+  Args, mean over comparisons, errors: as in `rao_kupper`. Returns float32 [...] (Davidson 1970).
+  """
+  a = params["log_tie"].astype(jnp.float32)
+  return _mean(
+    # Each with its numerator divided out first: the difference of two large logarithms would lose
+    # the small loss of a clear win.
+    lambda d: jax.nn.softplus(jnp.logaddexp(-d, a - d / 2)),
+    lambda d: jax.nn.softplus(jnp.logaddexp(d / 2, -d / 2) - a),
+    scores,
+    labels,
+    where=where,
+    weights=weights,
+    pairs=pairs,
+    ties=ties,
+    smoothing=smoothing,
+  )
+
+
+def _mean(
+  win: Callable,
+  tie: Callable,
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  weights: jax.Array | None,
+  pairs: jax.Array | None,
+  ties: jax.Array | None,
+  smoothing: float,
+) -> jax.Array:
+  """Mean of win(Δ) over preferences and tie(Δ) over ties, together, by what they count."""
+  check_range("smoothing", smoothing, 0.0, 0.5)
+  scores = real_scores(scores, labels, where)
+  won = pair_weights(labels, where=where, weights=weights, pairs=pairs)
+  tied = tie_weights(labels, where=where, weights=weights, pairs=pairs, ties=ties)
+  difference = scores[..., :, None] - scores[..., None, :]
+  d = jnp.stack([jnp.where(w > 0, difference, 0.0) for w in (won, tied)])
+  values = jnp.stack([(1 - smoothing) * win(d[0]) + smoothing * win(-d[0]), tie(d[1])])
+  return mean_by(values, jnp.stack([won, tied]), (0, -2, -1))

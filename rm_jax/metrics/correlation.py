@@ -1,0 +1,124 @@
+"""Rank correlation, the area under the ROC curve, and intervals of any statistic by conversation.
+
+Kendall (1945), The treatment of ties in ranking problems (τ-b). Spearman (1904). Hanley and McNeil
+(1982), The meaning and use of the area under a ROC curve.
+"""
+
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rm_jax.metrics.agreement import numbered, vector
+
+
+def kendall(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+  """Kendall's τ-b of two rankings [N]; NaN where either is all ties.
+
+    (concordant − discordant) / √((pairs − ties in a)(pairs − ties in b))
+
+  Takes O(N²): for lists of responses, not for whole data sets.
+
+  Raises:
+    ValueError: not two [N] of finite numbers.
+  """
+  a_N, b_N = _two(a, b)
+  sign_a = np.sign(a_N[:, None] - a_N[None, :])
+  sign_b = np.sign(b_N[:, None] - b_N[None, :])
+  below = np.sqrt(float(np.count_nonzero(sign_a)) * np.count_nonzero(sign_b))
+  return float((sign_a * sign_b).sum() / below) if below else float("nan")
+
+
+def ranks(values: npt.ArrayLike) -> np.ndarray:
+  """Ranks from 1, equal values sharing their mean rank, float64 [N]."""
+  values = vector(values, "values")
+  _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+  last = np.cumsum(count)
+  return (last - (count - 1) / 2)[place]
+
+
+def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+  """Spearman's ρ: Pearson's of the ranks; NaN where either is all ties.
+
+  Raises:
+    ValueError: not two [N] of finite numbers.
+  """
+  a_N, b_N = _two(a, b)
+  x, y = (ranks(v) - (len(v) + 1) / 2 for v in (a_N, b_N))
+  below = np.sqrt((x * x).sum() * (y * y).sum())
+  return float((x * y).sum() / below) if below else float("nan")
+
+
+def auroc(scores: npt.ArrayLike, good: npt.ArrayLike) -> float:
+  """Probability that a good one's score is above a bad one's, ties half; NaN where all are alike.
+
+  Args:
+    scores: [N], finite.
+    good: bool [N].
+  """
+  score_N = vector(scores, "scores")
+  good_N = np.asarray(good, bool)
+  if good_N.shape != score_N.shape:
+    raise ValueError(f"good has shape {good_N.shape}; expected {score_N.shape}")
+  n, m = int(good_N.sum()), int((~good_N).sum())
+  if not n or not m:
+    return float("nan")
+  return float((ranks(score_N)[good_N].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def bootstrap(
+  statistic: Callable[..., float],
+  arrays: Sequence[npt.ArrayLike],
+  clusters: Sequence[Hashable],
+  level: float = 0.95,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict:
+  """A statistic with its percentile interval, whole clusters drawn with replacement.
+
+  Args:
+    statistic: of as many arrays as are given.
+    arrays: each [N, ...], of the same N.
+    clusters: N labels; what shares one is drawn together.
+    level: confidence in (0, 1).
+    resamples: how many. Those whose statistic is not defined are left out, and counted.
+    seed: of the draws.
+
+  Returns:
+    {value, interval: [low, high], undefined: resamples without a value}. The value and the interval
+    are None where the statistic is not defined.
+
+  Raises:
+    ValueError: fewer than 2 clusters, or lengths that differ.
+  """
+  arrays = [np.asarray(a) for a in arrays]
+  cluster_N, count = numbered(clusters, len(arrays[0]))
+  if count < 2:
+    raise ValueError(f"{count} cluster(s); resampling needs at least 2")
+  order = np.argsort(cluster_N, kind="stable")
+  edges = np.searchsorted(cluster_N[order], np.arange(count + 1))
+  members = [order[a:b] for a, b in itertools.pairwise(edges)]
+  rng = np.random.default_rng(seed)
+  values = []
+  for _ in range(resamples):
+    chosen = np.concatenate([members[c] for c in rng.integers(count, size=count)])
+    values.append(statistic(*(a[chosen] for a in arrays)))
+  values = np.asarray(values, np.float64)
+  fine = np.isfinite(values)
+  value = float(statistic(*arrays))
+  if not np.isfinite(value) or not fine.any():
+    return {"value": None, "interval": None, "undefined": resamples}
+  low, high = np.quantile(values[fine], [(1 - level) / 2, (1 + level) / 2])
+  return {
+    "value": value,
+    "interval": [float(low), float(high)],
+    "undefined": int((~fine).sum()),
+  }
+
+
+def _two(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+  a_N, b_N = vector(a, "a"), vector(b, "b")
+  if len(a_N) != len(b_N):
+    raise ValueError(f"a has {len(a_N)} values, b {len(b_N)}; expected as many")
+  return a_N, b_N

@@ -1,0 +1,123 @@
+"""The objective of a run: a loss for each kind of feedback, and penalties, by the config."""
+
+import ast
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rm_jax.losses import LOSSES, REGULARISERS, Loss
+from rm_jax.losses.moments import linearised, moments
+from rm_jax.types import KINDS, Batch
+
+
+def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
+  """'hinge' or 'hinge(margin=0.5)' -> (the loss, its options).
+
+  Args:
+    text: a name in `LOSSES` and, in brackets, options as Python writes keywords; values are
+      literals.
+    field: of the config, for errors.
+
+  Raises:
+    ValueError: it is not of that form, or the loss or an option is not known.
+  """
+  expected = f"{field} is {text!r}; expected a loss, or a loss(option=value)"
+  try:
+    node = ast.parse(text, mode="eval").body
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name) or call.args:
+      raise ValueError(expected)
+    options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+  except (SyntaxError, ValueError):
+    raise ValueError(expected) from None
+  name = call.func.id
+  if name not in LOSSES:
+    raise ValueError(f"{field} is {text!r}; expected one of {', '.join(LOSSES)}")
+  try:
+    LOSSES[name].check(options)
+  except ValueError as error:
+    raise ValueError(f"{field}: {error}") from None
+  return LOSSES[name], options
+
+
+class Objective:
+  """Loss of each group, by its kind, with the penalties of a config.
+
+  Args:
+    config: the `loss` part of an experiment's config: for each kind of feedback a loss, and weights
+      of penalties.
+    kinds: of the data; a loss is looked at only where there is something for it.
+
+  Raises:
+    ValueError: a loss that is not known, or that cannot use the kind it is named for.
+  """
+
+  def __init__(self, config: Any, kinds: Iterable[str]):
+    self._losses = {}
+    for kind in sorted(set(kinds), key=KINDS.index):
+      loss, options = parse_loss(config[kind], f"loss.{kind}")
+      if kind not in loss.kinds:
+        fitting = [other.name for other in LOSSES.values() if kind in other.kinds]
+        raise ValueError(
+          f"loss.{kind} is {config[kind]!r}, which learns from {', '.join(loss.kinds)}; the data "
+          f"has feedback of kind {kind!r}: choose one of {', '.join(fitting)}"
+        )
+      self._losses[kind] = loss, options
+    self._penalties = [
+      (config[name], REGULARISERS[name]) for name in REGULARISERS if config.get(name)
+    ]
+    self.decorrelation = float(config.decorrelation)
+
+  def init_params(self, key: jax.Array) -> dict[str, jax.Array]:
+    """Parameters of the losses that have some, 'loss/KIND/NAME' -> float32."""
+    return {
+      f"loss/{kind}/{name}": value
+      for kind, (loss, options) in self._losses.items()
+      for name, value in loss.init(key, **options).items()
+    }
+
+  def __call__(
+    self, scores_BGK: jax.Array, batch: Batch, params: dict[str, dict] | None = None
+  ) -> jax.Array:
+    """The loss of each group, float32 [B, G]; `params`: {kind: those of its loss}."""
+    value_BG = jnp.zeros(scores_BGK.shape[:-1], jnp.float32)
+    for kind, (loss, options) in self._losses.items():
+      mine_BG = batch.kind == KINDS.index(kind)
+      function = loss.bind(**options)
+      given = {name: getattr(batch, name) for name in loss.uses}
+      if loss.init_params is not None:
+        given["params"] = params[kind]
+      here = function(scores_BGK, batch.labels, where=batch.where & mine_BG[..., None], **given)
+      value_BG += jnp.where(mine_BG, here, 0.0)
+    for weight, penalty in self._penalties:
+      value_BG += weight * penalty(scores_BGK, where=batch.where)
+    return value_BG
+
+  def moments(self, scores_BGK: jax.Array, batch: Batch) -> jax.Array:
+    """A micro-batch's part of the sums that the correlation with length is made of, float32 [6].
+
+    Every group counts by its weight, shared by its marks.
+    """
+    count = jnp.maximum(jnp.sum(batch.where, axis=-1, keepdims=True), 1)
+    weights = jnp.broadcast_to(batch.weight[..., None] / count, scores_BGK.shape)
+    # Lengths in hundreds of tokens: their squares then are as large as those of scores.
+    return moments(scores_BGK, batch.length / 100.0, where=batch.where, weights=weights)
+
+  def decorrelate(self, scores_BGK: jax.Array, batch: Batch, total: jax.Array) -> jax.Array:
+    """What a micro-batch adds to the sum of losses, for the gradient of the whole step's penalty.
+
+    Args:
+      total: float32 [6], the step's moments; its first entry is the step's weight, by which the
+        gradients are divided later.
+    """
+    part = linearised(self.moments(scores_BGK, batch), total)
+    return self.decorrelation * total[0] * part
+
+
+@functools.cache
+def uses_ties(kind_loss: str) -> bool:
+  """Whether a loss, as a config writes it, learns from ties."""
+  return "ties" in parse_loss(kind_loss, "loss")[0].uses

@@ -1,0 +1,158 @@
+"""Held-out reports of feedback on single responses and steps: outcomes, scores, steps.
+
+Scores of outcomes and steps are log-odds: 0 is where a response is as likely right as wrong.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rm_jax.metrics import agreement
+from rm_jax.metrics.correlation import auroc, bootstrap, spearman
+from rm_jax.types import Example
+
+Drawn = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
+
+
+def _flat(scores: Sequence[np.ndarray], examples: Sequence[Example]):
+  """All marks: their scores, labels, and conversations."""
+  score_N = np.concatenate([np.asarray(s, np.float64) for s in scores])
+  label_N = np.concatenate([np.asarray(e.labels, np.float64) for e in examples])
+  clusters = [e.conversation for e in examples for _ in e.labels]
+  return score_N, label_N, clusters
+
+
+def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
+  """Accuracy at 0 beside the more frequent answer's, AUROC, loss and Brier score."""
+  good_N = label_N > 0.5
+  frequent = good_N if good_N.mean() >= 0.5 else ~good_N
+  right_N = ((score_N > 0) == good_N).astype(np.float64)
+  rules = {"random": agreement.coin(len(good_N)), "most_frequent": frequent.astype(np.float64)}
+  probability = np.exp(-np.logaddexp(0.0, -score_N))
+  loss = label_N * np.logaddexp(0.0, -score_N) + (1 - label_N) * np.logaddexp(0.0, score_N)
+  return agreement.accuracy(right_N, clusters) | {
+    "loss": float(loss.mean()),
+    "brier": float(np.square(probability - label_N).mean()),
+    "base_rate": float(label_N.mean()),
+    "auroc": bootstrap(auroc, (score_N, good_N), clusters),
+    "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
+    "paired": {
+      name: agreement.paired_difference(right_N, rule, clusters) for name, rule in rules.items()
+    },
+  }
+
+
+def outcomes(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+  """Report of outcome labels.
+
+  Returns:
+    `accuracy` at score 0 with `interval`, `auroc`, `loss` (nats), `brier`, `base_rate`, `baselines`
+    {random, most_frequent} and `paired`; and `best_of` for lists of several: how often the
+    highest-scored response is good, beside a random one's rate and the oracle's; and the scores of
+    good and bad responses.
+  """
+  score_N, label_N, clusters = _flat(scores, examples)
+  report = _binary(score_N, label_N, clusters)
+  lists = [(s, e) for s, e in zip(scores, examples, strict=True) if len(e.responses) > 1]
+  if len({e.conversation for _, e in lists}) > 1:
+    report["best_of"] = _best_of(lists)
+  good = label_N > 0.5
+  return report, (("good", score_N[good]), ("bad", score_N[~good]))
+
+
+def _best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
+  picked, mean, best = [], [], []
+  for score, example in lists:
+    good = np.asarray(example.labels) > 0.5
+    top = np.asarray(score) == np.max(score)
+    picked.append(good[top].mean())  # of equals, any is as likely taken
+    mean.append(good.mean())
+    best.append(float(good.any()))
+  clusters = [e.conversation for _, e in lists]
+  return {
+    "kind": "outcome",
+    "accuracy": float(np.mean(picked)),
+    "interval": list(agreement.cluster_bootstrap(picked, clusters)),
+    "n": len(lists),
+    "baselines": {"random": float(np.mean(mean)), "oracle": float(np.mean(best))},
+    "paired": {"random": agreement.paired_difference(picked, mean, clusters)},
+  }
+
+
+def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+  """Report of step labels.
+
+  Returns:
+    as `outcomes` over all steps; and `first_error`: how often the first step scored under 0 is the
+    first wrong one, or none where none is, beside the rules that look at no text; and
+    `solution_auroc` of the smallest score of a solution.
+  """
+  score_N, label_N, clusters = _flat(scores, examples)
+  report = _binary(score_N, label_N, clusters)
+  sound = np.asarray([min(e.labels) > 0.5 for e in examples])
+  least = np.asarray([np.min(s) for s in scores])
+  mine = [e.conversation for e in examples]
+  report["solution_auroc"] = bootstrap(auroc, (least, sound), mine)
+  report["first_error"] = first_error(scores, examples)
+  good = label_N > 0.5
+  return report, (("right so far", score_N[good]), ("wrong", score_N[~good]))
+
+
+def first_error(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
+  """Locating the first error, "there is none" being one of the answers (ProcessBench's task).
+
+  Returns:
+    {accuracy, interval, n, on_erroneous, on_sound (accuracies), baselines: {last_step, no_error,
+    random_step}, paired}. random_step draws a step or none, each as likely.
+  """
+
+  def first(wrong) -> int:
+    found = np.flatnonzero(wrong)
+    return int(found[0]) if len(found) else -1
+
+  truth = np.asarray([first(np.asarray(e.labels) <= 0.5) for e in examples])
+  answer = np.asarray([first(np.asarray(s) < 0) for s in scores])
+  count = np.asarray([len(e.labels) for e in examples])
+  right = (answer == truth).astype(np.float64)
+  clusters = [e.conversation for e in examples]
+  rules = {
+    "last_step": (truth == count - 1).astype(np.float64),
+    "no_error": (truth == -1).astype(np.float64),
+    "random_step": 1 / (count + 1),
+  }
+
+  def mean(where) -> float | None:
+    return float(right[where].mean()) if where.any() else None
+
+  return {
+    "kind": "step",
+    "accuracy": float(right.mean()),
+    "interval": list(agreement.cluster_bootstrap(right, clusters)),
+    "n": len(right),
+    "on_erroneous": mean(truth >= 0),
+    "on_sound": mean(truth < 0),
+    "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
+    "paired": {
+      name: agreement.paired_difference(right, rule, clusters) for name, rule in rules.items()
+    },
+  }
+
+
+def ratings(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+  """Report of ratings: `spearman` {value, interval}, mean square error beside that of the mean.
+
+  Drawn are the scores of the better and the worse half.
+  """
+  score_N, label_N, clusters = _flat(scores, examples)
+  report = {
+    "n": len(score_N),
+    "loss": float(np.square(score_N - label_N).mean()),
+    "spearman": bootstrap(spearman, (score_N, label_N), clusters),
+    "baselines": {"mean": float(label_N.var())},
+  }
+  high = label_N > np.median(label_N)
+  return report, (("rated high", score_N[high]), ("rated low", score_N[~high]))
+
+
+MAKERS = {"outcome": outcomes, "score": ratings, "step": steps}

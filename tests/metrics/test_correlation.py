@@ -1,0 +1,64 @@
+"""Rank correlations and AUROC against hand counts and SciPy; intervals of any statistic."""
+
+import numpy as np
+import pytest
+
+from rm_jax.metrics.correlation import auroc, bootstrap, kendall, ranks, spearman
+
+
+def tied(seed, n=40):
+  return np.random.default_rng(seed).integers(0, 7, n).astype(float)
+
+
+def test_by_hand():
+  # Of 3 pairs: (0, 1) tied in a, (0, 2) concordant, (1, 2) discordant: 0 / √(2 · 3).
+  assert kendall([1, 1, 2], [1, 3, 2]) == 0
+  assert kendall([1, 2, 3], [10, 20, 15]) == pytest.approx(1 / 3)
+  assert ranks([5, 1, 5, 7]).tolist() == [2.5, 1, 2.5, 4]
+  assert spearman([1, 2, 3], [1, 2, 30]) == pytest.approx(1)
+  # Good 0.9 and 0.4, bad 0.4 and 0.1: (1 + 1 + 0.5 + 1) / 4.
+  assert auroc([0.9, 0.4, 0.4, 0.1], [True, True, False, False]) == 3.5 / 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_scipy(seed):
+  stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle")
+  a, b = tied(seed), tied(seed + 100)
+  assert kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-12)
+  assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+  good = b > 3
+  u = stats.mannwhitneyu(a[good], a[~good]).statistic
+  assert auroc(a, good) == pytest.approx(u / (good.sum() * (~good).sum()), abs=1e-12)
+
+
+def test_what_is_not_defined_is_nan_and_never_a_number():
+  assert np.isnan(kendall([1, 1], [1, 2]))
+  assert np.isnan(spearman([1, 1], [1, 2]))
+  assert np.isnan(auroc([1, 2], [True, True]))
+  with pytest.raises(ValueError, match="not finite"):
+    kendall([1, np.nan], [1, 2])
+  with pytest.raises(ValueError, match="a has 2 values, b 1"):
+    spearman([1, 2], [1])
+  with pytest.raises(ValueError, match="good has shape"):
+    auroc([1, 2], [True])
+
+
+def test_bootstrap_resamples_conversations_whole():
+  rng = np.random.default_rng(0)
+  # 50 conversations of 8 equal values: the mean is as uncertain as that of 50 numbers, not of 400.
+  level = rng.normal(size=50)
+  values, clusters = np.repeat(level, 8), [i // 8 for i in range(400)]
+  found = bootstrap(np.mean, (values,), clusters)
+  low, high = found["interval"]
+  assert found["value"] == pytest.approx(level.mean())
+  width = 2 * 1.96 * level.std() / 50**0.5
+  assert high - low == pytest.approx(width, rel=0.1)
+  alone = bootstrap(np.mean, (values,), list(range(400)))
+  assert alone["interval"][1] - alone["interval"][0] == pytest.approx(width / 8**0.5, rel=0.1)
+
+
+def test_bootstrap_says_where_it_has_nothing_to_say():
+  found = bootstrap(auroc, (np.arange(4.0), np.ones(4, bool)), [0, 1, 2, 3], resamples=20)
+  assert found == {"value": None, "interval": None, "undefined": 20}
+  with pytest.raises(ValueError, match=r"1 cluster\(s\)"):
+    bootstrap(np.mean, (np.arange(4.0),), [0] * 4)

@@ -1,0 +1,175 @@
+"""A loss for each kind of feedback: kinds mix in a batch, and what does not fit is refused."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.base import get_config
+from rm_jax.losses import LOSSES
+from rm_jax.losses.moments import penalty
+from rm_jax.train.objective import Objective, parse_loss, uses_ties
+from rm_jax.train.step import WINDOW, batch_sums, window_metrics, zero_window
+from rm_jax.types import KINDS, Batch
+
+
+def nll(x):
+  """−log σ(x)."""
+  return math.log1p(math.exp(-x))
+
+
+def make_batch(groups, **more):
+  """One row of groups (kind, labels); K is the most labels."""
+  K = max(len(labels) for _, labels in groups)
+  G = len(groups)
+  labels, where = np.zeros((1, G, K), np.float32), np.zeros((1, G, K), bool)
+  for g, (_, values) in enumerate(groups):
+    labels[0, g, : len(values)] = values
+    where[0, g, : len(values)] = True
+  zero = jnp.zeros((1, 4), jnp.int32)
+  fields = dict(
+    tokens=zero,
+    group=zero + 1,
+    branch=zero,
+    position=zero,
+    marks=jnp.zeros((1, G, K), jnp.int32),
+    where=jnp.asarray(where),
+    labels=jnp.asarray(labels),
+    weight=jnp.ones((1, G)),
+    response=jnp.zeros((1, G, K), jnp.int32),
+    kind=jnp.asarray([[KINDS.index(kind) for kind, _ in groups]]),
+    length=jnp.ones((1, G, K), jnp.int32),
+  )
+  return Batch(**fields | more)
+
+
+def objective(kinds, **losses):
+  config = get_config().loss
+  config.update(losses)
+  return Objective(config, kinds)
+
+
+MIXED = [
+  ("pair", [1.0, 0.0]),
+  ("ranking", [2.0, 1.0, 0.0]),
+  ("outcome", [1.0]),
+  ("score", [4.0]),
+  ("step", [1.0, 0.0]),
+]
+SCORES = jnp.asarray([[[0.5, -0.2, 9], [1.0, 0.2, 0.4], [0.3, 9, 9], [3.5, 9, 9], [0.7, 0.1, 9]]])
+
+
+def test_every_group_gets_the_loss_of_its_kind():
+  value = objective({kind for kind, _ in MIXED})(SCORES, make_batch(MIXED))
+  e = [math.exp(x) for x in (1.0, 0.2, 0.4)]
+  expected = [
+    nll(0.7),
+    math.log(sum(e)) - 1.0 + math.log(e[1] + e[2]) - 0.2,
+    nll(0.3),
+    (4.0 - 3.5) ** 2,
+    (nll(0.7) + nll(-0.1)) / 2,
+  ]
+  np.testing.assert_allclose(value, [expected], rtol=1e-5)
+
+
+def test_a_kind_that_the_data_have_not_costs_nothing():
+  # Its loss is not even looked at.
+  objective({"pair"}, step="no such loss")
+
+
+def test_options_and_penalties():
+  batch = make_batch([("pair", [1.0, 0.0])])
+  scores = jnp.asarray([[[1.5, 0.5]]])
+  value = objective({"pair"}, pair="logistic(margin=0.25, smoothing=0.1)", l2=0.5)(scores, batch)
+  expected = 0.9 * nll(0.75) + 0.1 * nll(-0.75) + 0.5 * (1.5**2 + 0.5**2) / 2
+  assert float(value[0, 0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loss_may_learn_numbers_of_its_own():
+  tied = objective({"pair"}, pair="davidson(tie_rate=0.2)")
+  params = tied.init_params(jax.random.key(0))
+  assert list(params) == ["loss/pair/log_tie"]
+  ties = jnp.asarray([[[[0, 1.0], [1.0, 0]]]])
+  batch = make_batch([("pair", [0.0, 0.0])], ties=ties, pairs=jnp.zeros_like(ties))
+  value = tied(
+    jnp.asarray([[[1.0, 1.0]]]), batch, {"pair": {"log_tie": params["loss/pair/log_tie"]}}
+  )
+  assert float(value[0, 0]) == pytest.approx(-math.log(0.2), rel=1e-5)
+  assert objective({"pair"}).init_params(jax.random.key(0)) == {}
+
+
+@pytest.mark.parametrize(
+  ("losses", "message"),
+  [
+    ({"pair": "process"}, "loss.pair is 'process', which learns from step"),
+    ({"pair": "logitsic"}, "loss.pair is 'logitsic'; expected one of logistic"),
+    ({"pair": "logistic(marign=1)"}, "loss.pair: loss 'logistic' has no option 'marign'"),
+    ({"pair": "logistic(1)"}, r"expected a loss, or a loss\(option=value\)"),
+    ({"pair": "logistic(margin=f(x))"}, r"expected a loss, or a loss\(option=value\)"),
+    ({"pair": "__import__('os')"}, "expected a loss"),
+    ({"pair": ""}, "expected a loss"),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_anything_compiles(losses, message):
+  with pytest.raises(ValueError, match=message):
+    objective({"pair"}, **losses)
+
+
+def test_which_losses_know_ties():
+  assert uses_ties("davidson(tie_rate=0.1)")
+  assert not uses_ties("logistic")
+  assert parse_loss("hinge", "loss.pair") == (LOSSES["hinge"], {})
+
+
+def test_metrics_count_each_kind_by_what_it_has():
+  batch = make_batch(MIXED)
+  sums = batch_sums(SCORES, jnp.ones((1, len(MIXED))), batch)
+  assert set(sums) == set(WINDOW)
+  window = {k: float(v) for k, v in (zero_window() | sums).items()}
+  metrics = window_metrics(window)
+  # Pair right; ranking: 2 of 3 comparisons; outcome right; steps: one of two. A rating has none.
+  assert metrics["accuracy"] == pytest.approx((1 + 2 / 3 + 1 + 1 / 2) / 4)
+  assert metrics["margin"] == pytest.approx((0.7 + (0.8 + 0.6 - 0.2) / 3) / 2, rel=1e-5)
+  assert metrics["pairs"] == 4
+  only = make_batch([("score", [1.0])])
+  alone = batch_sums(jnp.ones((1, 1, 1)), jnp.ones((1, 1)), only)
+  assert (
+    window_metrics({k: float(v) for k, v in (zero_window() | alone).items()})["accuracy"] is None
+  )
+
+
+def test_observed_comparisons_and_not_the_labels_order_are_counted():
+  pairs = jnp.asarray([[[[0, 0], [2.0, 0]]]])
+  batch = make_batch([("ranking", [1.0, 0.0])], pairs=pairs, ties=jnp.zeros_like(pairs))
+  sums = batch_sums(jnp.asarray([[[1.0, 0.0]]]), jnp.ones((1, 1)), batch)
+  assert sums["accuracy"] == 0
+  assert sums["pairs"] == 1
+
+
+def test_decorrelation_over_micro_batches_is_that_of_the_whole_step():
+  rng = np.random.default_rng(0)
+  scores = jnp.asarray(rng.normal(size=(1, 6, 2)), jnp.float32)
+  lengths = jnp.asarray(rng.integers(5, 300, (1, 6, 2)))
+  weight = jnp.asarray([[1.0, 2.0, 1.0, 0.5, 1.0, 3.0]])
+  batch = make_batch([("pair", [1.0, 0.0])] * 6, length=lengths, weight=weight)
+  both = objective({"pair"}, decorrelation=0.3)
+  assert both.decorrelation == 0.3
+
+  def whole(s):
+    return 0.3 * penalty(both.moments(s, batch))
+
+  def part(s, where):
+    cut = jax.tree.map(lambda x: x[:, where] if x.ndim > 1 and x.shape[1] == 6 else x, batch)
+    return s[:, where], cut
+
+  halves = (slice(0, 2), slice(2, 6))
+  total = sum(both.moments(*part(scores, where)) for where in halves)
+
+  def sum_of_parts(s):
+    return sum(both.decorrelate(*part(s, where), total) for where in halves) / total[0]
+
+  expected = jax.grad(whole)(scores)
+  assert np.abs(expected).max() > 1e-3
+  np.testing.assert_allclose(jax.grad(sum_of_parts)(scores), expected, rtol=1e-4, atol=1e-7)
