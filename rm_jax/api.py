@@ -75,7 +75,7 @@ class RewardModel:
     tokenizer = source.tokenizer()
     backbone = backbone_config(source.config)
     head = _head(source)
-    if head.outputs != 1:
+    if head.outputs != 1 and not head.ensemble:
       raise ValueError(f"{name}: its head has {head.outputs} outputs; a reward has one")
     model = Model(
       network=Network(backbone, head, dtype=dtype),
@@ -100,36 +100,63 @@ class RewardModel:
     params = Checkpoints(path / "checkpoints").restore_params(abstract)
     return cls(model, params, devices)
 
-  def score(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False) -> np.ndarray:
+  def score(
+    self, rows: Iterable[Mapping[str, Any]], *, lower: float = 0.0, progress: bool = False
+  ) -> np.ndarray:
     """Rewards of (prompt, response) rows, in their order; float32 [N].
 
     Args:
       rows: each with `prompt` and `response` (or `completion`): strings, or message lists, which go
         through the chat template.
+      lower: of an ensemble, how many standard deviations of its members are taken off their mean:
+        a conservative reward for who optimises against it (Coste et al. 2023).
       progress: show a bar.
 
     Raises:
       DataError: a row that cannot be scored, named by its number.
+      ValueError: `lower` of a model that is no ensemble.
+    """
+    scores_NM = self.score_members(rows, progress=progress)
+    if lower and scores_NM.shape[1] == 1:
+      raise ValueError(f"lower is {lower} and the model has one member; expected an ensemble")
+    return scores_NM.mean(axis=1) - np.float32(lower) * scores_NM.std(axis=1)
+
+  def score_members(
+    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+  ) -> np.ndarray:
+    """Rewards by each member of an ensemble, float32 [N, M]; M = 1 where it is none.
+
+    Arguments and errors: as `score`.
     """
     pairs = [_row(row, i) for i, row in enumerate(rows)]
     if not pairs:
-      return np.zeros(0, np.float32)
+      return np.zeros((0, self.model.network.head.outputs), np.float32)
     tokens = self.model.text_encoder().sequences(pairs)
     for i, one in enumerate(tokens):
       if isinstance(one, RowError):
         raise DataError(f"row {i}: {one.reason}: {one.detail}")
     groups, order = _siblings(pairs, tokens, self.model.network.causal)
-    scores = self.score_groups(groups, progress="score" if progress else "")
-    out = np.empty(len(pairs), np.float32)
-    for members, values in zip(order, scores, strict=True):
-      out[members] = values
+    scores = self.score_groups(groups, members=True, progress="score" if progress else "")
+    out = np.empty((len(pairs), self.model.network.head.outputs), np.float32)
+    for rows_of, values in zip(order, scores, strict=True):
+      out[rows_of] = values.reshape(-1, len(rows_of)).T
     return out
 
-  def score_groups(self, groups: Sequence[Group], *, progress: str = "") -> list[np.ndarray]:
-    """Scores of tokenised groups, float32 [M] each; for those who bring their own `Example`s."""
-    packing = default_packing(self.mesh, causal=self.model.network.causal)
+  def score_groups(
+    self, groups: Sequence[Group], *, members: bool = False, progress: str = ""
+  ) -> list[np.ndarray]:
+    """Scores of tokenised groups, for those who bring their own `Example`s.
+
+    float32 [marks] each; with `members`, of an ensemble, [members, marks].
+    """
     return score_groups(
-      self.model.network, self.params, groups, mesh=self.mesh, packing=packing, progress=progress
+      self.model.network,
+      self.params,
+      groups,
+      members=members,
+      mesh=self.mesh,
+      packing=default_packing(self.mesh, causal=self.model.network.causal),
+      progress=progress,
     )
 
   def save_pretrained(self, path: str | Path) -> None:

@@ -181,6 +181,7 @@ def assemble(
   share: bool,
   fields: frozenset[str],
   features: Seq[np.ndarray] | None = None,
+  members: np.ndarray | None = None,
 ) -> tuple[Batch, np.ndarray]:
   """Fills a micro-batch's arrays.
 
@@ -190,6 +191,7 @@ def assemble(
     share: as the packing's.
     fields: `optional_fields` of the whole data set: batches of the same arrays compile once.
     features: for each group float [length, D], the activations of its columns (`Batch.hidden`).
+    members: float32 [groups, M], by how much each counts for each member (`Batch.members`).
 
   Returns:
     (batch of numpy arrays, int [B, G]: which group of the data set stands where, -1 = none).
@@ -201,6 +203,7 @@ def assemble(
   labels = np.zeros((B, G, K), np.float32)
   weight = np.zeros((B, G), np.float32)
   kind = np.zeros((B, G), np.int32)
+  counts = None if members is None else np.zeros((B, G, members.shape[1]), np.float32)
   index = np.full((B, G), -1, np.int64)
   token_type = np.zeros((B, T), np.int32) if "token_type" in fields else None
   pair_margin, pairs, ties = (
@@ -237,6 +240,8 @@ def assemble(
       where[b, g, :m] = True
       response[b, g, :m] = one.response
       length[b, g, :m] = one.length
+      if counts is not None:
+        counts[b, g] = members[i]
       kind[b, g] = KINDS.index(one.kind)
       labels[b, g, :m] = one.labels
       weight[b, g] = one.weight
@@ -263,6 +268,7 @@ def assemble(
     pair_margin=pair_margin,
     pairs=pairs,
     ties=ties,
+    members=counts,
     hidden=hidden,
   )
   return batch, index

@@ -74,10 +74,12 @@ class HeadConfig:
   """What stands between a hidden state and a score; a record of its own, not of an architecture.
 
   `pooler`: a dense layer of the model's width with `activation` before the output layer (BERT's).
-  `outputs`: how many numbers; a reward has one. `dropout`: before the output layer.
+  `outputs`: how many numbers; a reward has one. `ensemble`: the outputs are members, each of which
+  is a reward by itself, and the reward is their mean. `dropout`: before the output layer.
   """
 
   outputs: int = 1
+  ensemble: bool = False
   bias: bool = False
   pooler: bool = False
   activation: str = "tanh"

@@ -17,7 +17,13 @@ from rm_jax.data.iterate import ahead, step_groups
 from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
 from rm_jax.train import evaluate
 from rm_jax.train.checkpoints import Checkpoints
-from rm_jax.train.mesh import make_mesh, parameter_shardings, place_batch, replicated, rows_multiple
+from rm_jax.train.mesh import (
+  like_parameters,
+  make_mesh,
+  place_batch,
+  replicated,
+  rows_multiple,
+)
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
 from rm_jax.train.progress import Clock, Signals
@@ -133,6 +139,7 @@ class _Run:
       row_lengths=tuple(data.row_lengths),
     )
     self.lengths = [g.columns(self.packing.share) for g in train_set.groups]
+    self.members = self._bootstrap()
     self.fields = optional_fields(train_set.groups)
     self.shapes = self._plan(train_set, data.batch_groups)
     self.heldout_shapes = self._plan(heldout_set, 2048)
@@ -146,6 +153,14 @@ class _Run:
     self.features = {"train": None, "heldout": None}
     if config.model.frozen_layers and config.model.keep_features:
       self._keep_features()
+
+  def _bootstrap(self) -> np.ndarray | None:
+    """By how much each group counts for each member of an ensemble, float32 [groups, M]."""
+    model = self.config.model
+    if model.members == 1 or not model.bootstrap:
+      return None
+    rng = np.random.default_rng([self.config.seed, model.members])
+    return rng.poisson(1.0, (len(self.train_set.groups), model.members)).astype(np.float32)
 
   def _plan(self, dataset: Dataset, step_groups: int):
     if not dataset.groups:
@@ -164,23 +179,11 @@ class _Run:
     trained |= jax.device_put(own, replicated(self.mesh))
     # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
     shapes = jax.eval_shape(optimizer.init, trained)
-    self.state_shardings = self._like_params(shapes, trained)
-    opt_state = jax.jit(optimizer.init, out_shardings=self.state_shardings)(trained)
+    shardings = like_parameters(shapes, trained, self.mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
     zero = jax.device_put(zero_window(), replicated(self.mesh))
     step = jax.device_put(jnp.zeros((), jnp.int32), replicated(self.mesh))
     return TrainState(step, trained, frozen, opt_state, zero)
-
-  def _like_params(self, tree: Any, params: dict[str, jax.Array]) -> Any:
-    """Shardings for an optimiser's state: a parameter's own for what is kept a parameter."""
-    shardings = parameter_shardings(params, self.mesh)
-
-    def of(path, leaf):
-      keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-      name = next((k for k in keys if k in shardings), None)
-      same = name is not None and leaf.shape == params[name].shape
-      return shardings[name] if same else replicated(self.mesh)
-
-    return jax.tree_util.tree_map_with_path(of, tree)
 
   def _position(self) -> dict[str, Any]:
     step = int(self.state.step)
@@ -283,6 +286,7 @@ class _Run:
         share=self.packing.share,
         fields=self.fields,
         features=self.features["train"],
+        members=self.members,
       )
       placed.append((place_batch(batch, self.mesh), micro_key))
     return step, placed

@@ -103,6 +103,25 @@ def parameter_shardings(
   return out
 
 
+def like_parameters(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
+  """Shardings for an optimiser's state: a parameter's own for what is kept of each parameter.
+
+  Args:
+    tree: shapes of the state.
+    params: path -> anything with a `shape`.
+    mesh: from `make_mesh`.
+  """
+  shardings = parameter_shardings(params, mesh)
+
+  def of(path, leaf):
+    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    name = next((k for k in keys if k in shardings), None)
+    same = name is not None and leaf.shape == params[name].shape
+    return shardings[name] if same else replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(of, tree)
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
   """Host arrays -> arrays whose rows are divided over the mesh.
 

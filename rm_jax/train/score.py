@@ -86,13 +86,22 @@ def run_groups(
     yield np.asarray(waiting[0]), *waiting[1:]
 
 
-def score_groups(network: Network, params: dict, groups: Sequence[Group], **options) -> list:
-  """Scores of each group's marks: a list of float32 [M]. Options: as `run_groups`."""
+def score_groups(
+  network: Network, params: dict, groups: Sequence[Group], *, members: bool = False, **options
+) -> list:
+  """Scores of each group's marks: a list of float32 [marks].
+
+  Args:
+    members: of an ensemble, each member's, [members, marks]; else their mean.
+    options: as `run_groups`.
+  """
   out: list[np.ndarray | None] = [None] * len(groups)
-  for scores_BGK, index_BG, _ in run_groups(network, "apply", params, groups, **options):
+  for scores, index_BG, _ in run_groups(network, "apply", params, groups, **options):
+    if network.head.ensemble and not members:
+      scores = scores.mean(axis=0)
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       i = index_BG[b, g]
-      out[i] = scores_BGK[b, g, : len(groups[i].marks)]
+      out[i] = scores[..., b, g, : len(groups[i].marks)]
   return out
 
 

@@ -146,6 +146,15 @@ def build_model(config: Any) -> Model:
       f"{c.pretrained}: its head has {head.outputs} outputs; a reward has one. Start from a "
       "checkpoint of the language model, or of a classifier with num_labels 1"
     )
+  if c.members < 1:
+    raise ValueError(f"model.members is {c.members}; expected at least 1")
+  if c.members > 1:
+    if source and is_classifier(hf_config):
+      raise ValueError(
+        f"model.members is {c.members} and {c.pretrained} has a head of its own; start from a "
+        "checkpoint of the language model, or set model.members=1"
+      )
+    head = dataclasses.replace(head, outputs=c.members, ensemble=True)
   record = source.record if source else {}
   convention = convention_for(
     hf_config, record, tokenizer, eos=c.eos, max_length=config.data.max_length

@@ -115,7 +115,14 @@ def make_accumulate(network: Network, objective: Objective, *, dropout: bool):
     whole = unflatten_dict({**params, **frozen}, sep="/")
     loss_params = whole.pop("loss", None)
     scores_BGK = network.apply(whole, batch, key if dropout else None)
-    loss_BG = objective(scores_BGK, batch, loss_params)
+    if network.head.ensemble:
+      scores_MBGK = scores_BGK
+      loss_MBG = jax.vmap(lambda s: objective(s, batch, loss_params))(scores_MBGK)
+      if batch.members is not None:
+        loss_MBG *= jnp.moveaxis(batch.members, -1, 0)
+      loss_BG, scores_BGK = jnp.mean(loss_MBG, axis=0), jnp.mean(scores_MBGK, axis=0)
+    else:
+      loss_BG = objective(scores_BGK, batch, loss_params)
     sums = batch_sums(scores_BGK, loss_BG, batch)
     # What is linearised has a gradient and no meaning of its own: the metrics are without it.
     more = 0.0 if total is None else objective.decorrelate(scores_BGK, batch, total)
@@ -133,6 +140,8 @@ def make_moments(network: Network, objective: Objective, *, dropout: bool):
 
   def part(state: TrainState, batch: Batch, key) -> jax.Array:
     scores_BGK = network.apply(state.all_params(), batch, key if dropout else None)
+    if network.head.ensemble:
+      scores_BGK = jnp.mean(scores_BGK, axis=0)
     return objective.moments(scores_BGK, batch)
 
   return part
