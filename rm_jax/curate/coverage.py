@@ -1,6 +1,7 @@
 """What a data set covers: sources, lengths, scripts and languages; and pairs that part early."""
 
 import collections
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> s
   Raises:
     ValueError: the edges do not increase.
   """
-  if not edges or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+  if not edges or any(a >= b for a, b in itertools.pairwise(edges)):
     raise ValueError(f"edges are {list(edges)}; expected at least one, increasing")
   at = int(np.searchsorted(edges, chosen - rejected, side="right"))
   if at == 0:

@@ -5,6 +5,7 @@
 """
 
 import collections
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -119,8 +120,7 @@ class Ledger:
       responses=example.responses[::-1],
       truth=None if example.truth is None else example.truth[::-1],
     )
-    self.change(index, reason, f"{detail}; swapped {columns} with their counterparts", swapped,
-                flipped)  # fmt: skip
+    self.change(index, reason, f"{detail}; swapped {', '.join(columns)}", swapped, flipped)
 
   def reweigh(self, index: int, reason: str, detail: str, factor: float) -> None:
     """Multiplies a row's weight, 1 where it has none."""
@@ -211,11 +211,13 @@ def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> N
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name("part." + path.name)  # keeps the suffix, by which it is read
   try:
-    with open(part, "wb") as raw:
-      # No time stamp and no name in the gzip header: the same rows make the same bytes.
-      with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw as file:
-        for i in kept:
-          file.write(_line(ledger.rows[i], ledger.examples[i].origin))
+    with contextlib.ExitStack() as stack:
+      file = stack.enter_context(open(part, "wb"))
+      if path.suffix == ".gz":
+        # No time stamp and no name in the header: the same rows make the same bytes.
+        file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+      for i in kept:
+        file.write(_line(ledger.rows[i], ledger.examples[i].origin))
     _check_written(part, [ledger.examples[i] for i in kept], format)
     os.replace(part, path)
   finally:

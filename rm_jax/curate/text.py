@@ -133,7 +133,7 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 # Language and script: heuristics, named as such.
 
-# Words that English writes alike ('a', 'do', 'die', 'is', 'no', 'come') are in English's list alone.
+# Words that English writes alike ('a', 'do', 'die', 'no', 'come') are in English's list alone.
 _STOP_WORDS = {
   "English": "the of and to in is that it for you was with on are this a i do can what how my",
   "German": "der und das ist nicht ich ein zu den mit sie es auf für wie eine von im auch",
@@ -195,7 +195,7 @@ def guess_language(text: str) -> str:
   for word in found:
     for language in _LANGUAGE_OF.get(word, ()):
       counts[language] = counts.get(language, 0) + 1
-  ranked = sorted(counts.values(), reverse=True) + [0, 0]
+  ranked = [*sorted(counts.values(), reverse=True), 0, 0]
   if ranked[0] < 0.1 * len(found) or ranked[0] == ranked[1]:
     return "unsure"
   return max(counts, key=counts.__getitem__)
