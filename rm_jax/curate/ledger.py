@@ -54,6 +54,7 @@ class Ledger:
     examples: as given; `change` replaces one too.
     kept: indices of rows not dropped, in order.
     dropped, changed, noted: what was done, in order; `noted` rows were left as they are.
+    unread: files of a folder that were passed over, as `Report.unread`.
 
   Raises:
     ValueError: there are not as many rows as examples.
@@ -66,6 +67,7 @@ class Ledger:
     self.dropped: list[Entry] = list(unreadable)
     self.changed: list[Entry] = []
     self.noted: list[Entry] = []
+    self.unread: list[str] = []
     self._read = len(rows) + len(unreadable)
     self._kept = [True] * len(rows)
     self._changed: set[int] = set()
@@ -188,8 +190,15 @@ def read(
   if len({e.origin for e in examples}) < len(examples):
     raise DataError(f"{os.fspath(path)}: two rows have one origin; rename a file")
   ledger = Ledger([row_at[e.origin] for e in examples], examples, tuple(report.entries))
+  ledger.unread = report.unread
   assert report.rows == ledger.counts()["rows"]["read"]
   return ledger
+
+
+def check_output(path: Path) -> None:
+  """Raises DataError where `write` would, for the name alone: before work is done for nothing."""
+  if not path.name.endswith((".jsonl", ".jsonl.gz")):
+    raise DataError(f"{path}: output is JSON lines; expected a name with .jsonl or .jsonl.gz")
 
 
 def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> None:
@@ -203,8 +212,7 @@ def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> N
       several formats do not go into one).
   """
   path = Path(path)
-  if not path.name.endswith((".jsonl", ".jsonl.gz")):
-    raise DataError(f"{path}: output is JSON lines; expected a name with .jsonl or .jsonl.gz")
+  check_output(path)
   kept = ledger.kept
   if not kept:
     raise DataError(f"{path}: no row is left to write; see why in {ledger.counts()['dropped']}")
