@@ -88,25 +88,24 @@ def find_duplicates(
     if len(example.responses) != 2:
       raise ValueError(f"{example.origin}: {len(example.responses)} responses; expected a pair")
   exact, first = _exact(examples)
+  single = sorted(first.values())
+  near, against, unverified = [], [], 0
+  if threshold:
+    near, against, unverified = _near(
+      [examples[i] for i in single], threshold, n, permutations, seed, progress
+    )
+  near = [Match(single[m.index], single[m.of], m.similarity) for m in near]
+  against = [Match(single[m.index], single[m.of], m.similarity) for m in against]
+  # A near duplicate is dropped already: it contradicts no one, what it repeats may.
+  gone = {m.index for m in near}
   reversed_of = {}
   for (prompt, chosen, rejected), i in first.items():
     j = first.get((prompt, rejected, chosen))
-    if j is not None and j < i:
+    if j is not None and j < i and not {i, j} & gone:
       reversed_of[i] = Match(i, j, 1.0)
-  if not threshold:
-    return Duplicates(exact, [], sorted(reversed_of.values(), key=lambda m: m.index), 0)
-  single = sorted(first.values())
-  near, reversed_near, unverified = _near(
-    [examples[i] for i in single], threshold, n, permutations, seed, progress
-  )
-  near = [Match(single[m.index], single[m.of], m.similarity) for m in near]
-  gone = {m.index for m in near}
-  for m in reversed_near:
-    match = Match(single[m.index], single[m.of], m.similarity)
+  for match in against:
     reversed_of.setdefault(match.index, match)
-  # What is dropped as a near duplicate is not dropped again, nor does it contradict anyone.
-  left = [m for m in reversed_of.values() if m.index not in gone and m.of not in gone]
-  return Duplicates(exact, near, sorted(left, key=lambda m: m.index), unverified)
+  return Duplicates(exact, near, [reversed_of[i] for i in sorted(reversed_of)], unverified)
 
 
 def _exact(examples: Sequence[Example]) -> tuple[list[Match], dict[tuple, int]]:

@@ -46,11 +46,8 @@ def subsample(keys: Sequence[str], targets: Mapping[str, float], seed: int = 0) 
   counts = _shares(keys, targets)
   named = [key for key in targets if targets[key] > 0]
   total = int(min(counts[key] / targets[key] for key in named) + 1e-9)
-  while True:
-    quota = _largest_remainder(named, targets, total)
-    if all(quota[key] <= counts[key] for key in named):
-      break
-    total -= 1  # the remainder's one more may be one too many
+  # No quota is over its count: share · total <= count, a whole number, so rounding up is too.
+  quota = _largest_remainder(named, targets, total)
   if not total:
     raise DataError(f"resampling to {dict(targets)} leaves no row of {dict(counts)}")
   rng = np.random.Generator(np.random.PCG64(seed))

@@ -93,6 +93,10 @@ def test_each_kind_is_told_apart():
   assert [(m.index, m.of) for m in equal.exact] == [(1, 0)]
   assert not equal.near
   assert [(m.index, m.of) for m in equal.reversed] == [(3, 0)]
+  # 2 goes as near 0; that the last is its exact reverse leaves it contradicting 0.
+  chained = find_duplicates([base[0], base[2], pair(p + " and", r, c)])
+  assert [(m.index, m.of) for m in chained.near] == [(1, 0)]
+  assert [(m.index, m.of) for m in chained.reversed] == [(2, 0)]
   only_near = find_duplicates([base[0], base[6]])
   assert [(m.index, m.of) for m in only_near.reversed] == [(1, 0)]
   assert only_near.reversed[0].similarity < 1

@@ -126,6 +126,7 @@ def test_write_refuses(book, tmp_path):
   book.rows[0]["extra"] = float("nan")
   with pytest.raises(DataError, match=r"in.jsonl:1: .* JSON cannot hold"):
     ledgers.write(tmp_path / "out.jsonl", book)
+  assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
   book.rows[0]["extra"] = "half \ud800 a pair"
   ledgers.write(tmp_path / "out.jsonl", book)
   assert dict(read_back(tmp_path / "out.jsonl")[0])["extra"] == "half \ud800 a pair"

@@ -36,7 +36,10 @@ def test_planted_faults_are_found(tmp_path):
   assert share["flip"] >= 0.05  # 0.170
   assert precision["flip"] >= 0.3  # 0.680; chance is 0.05
   assert 0.02 <= report["denoise"]["disagreement_of_surest_tenth"] <= 0.2  # 0.078, planted 0.05
-  rows = report["rows"]
+  rows, noise = report["rows"], report["denoise"]
+  # The light model's own errors are most of the joint's: the surest tenth bounds the count.
+  assert noise["noise_rate"] > noise["disagreement_of_surest_tenth"]
+  assert noise["estimated_count"] == round(noise["disagreement_of_surest_tenth"] * rows["kept"])
   assert rows["read"] == 2000 + 50 + 50 + 40
   assert sum(report["dropped"].values()) == len(report["listed"]["dropped"]) == rows["dropped"]
   json.dumps(report, allow_nan=False)

@@ -97,6 +97,7 @@ def test_jaccard():
     ("привет hello мир world", "mixed", "script:mixed"),
     ("42 !", "none", "script:none"),
     ("Obama Chicago Hawaii", "LATIN", "unsure"),
+    ("que Obama", "LATIN", "unsure"),  # of two languages
   ],
 )
 def test_guesses(text, script, language):
