@@ -142,7 +142,7 @@ def _label(row: Row, column: str, meaning: dict[str, int]) -> int:
   if value in (None, ""):
     return MISSING
   whole = isinstance(value, float) and value.is_integer()  # 1.0, as tables with gaps have it
-  label = None if isinstance(value, bool) else meaning.get(str(int(value) if whole else value))
+  label = meaning.get(str(int(value) if whole else value))
   if label is None:
     detail = f"{column!r} is {shown(value)}; expected one of {', '.join(meaning)}"
     raise _Bad("unknown_judgement", detail)

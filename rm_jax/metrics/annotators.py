@@ -106,7 +106,6 @@ def _coincidences(ratings: npt.ArrayLike, level: str) -> tuple[np.ndarray, np.nd
   size_N = there_NA.sum(axis=1)
   if not (size_N >= 2).any():
     raise ValueError("no unit has two ratings; expected some that annotators share")
-  counts_NV = counts_NV * (size_N >= 2)[:, None]
   pairs_NVV = counts_NV[:, :, None] * (counts_NV[:, None, :] - np.eye(len(values_V)))
   return pairs_NVV / np.maximum(size_N - 1, 1)[:, None, None], values_V
 

@@ -142,6 +142,15 @@ def test_reliability_has_intervals_that_hold_the_truth():
   assert found["identified"]
 
 
+def test_a_class_that_no_one_used_is_left_out():
+  labels = np.array([[0, 0, 0], [2, 2, 2], [0, 2, 0], [2, 2, MISSING]] * 5)
+  n, names = np.full((20, 2), 5), [f"{i}" for i in range(20)]
+  found = reliability(Judgements(("a", "b", "c"), labels, n, n, names, names, [], 20), resamples=0)
+  assert found["classes"] == ["first", "tie"]
+  assert found["prior"]["tie"] == pytest.approx(0.5, abs=0.05)
+  assert found["annotators"]["c"]["interval"] is None
+
+
 def test_report_of_every_kind_of_file_is_json(tmp_path):
   rows = [{**ROW, "x": i % 3, "y": (i + i // 9) % 3, "q": f"{i // 3}"} for i in range(30)]
   path = write(tmp_path / "j.jsonl", rows)

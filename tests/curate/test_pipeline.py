@@ -42,6 +42,8 @@ def test_planted_faults_are_found(tmp_path):
   assert noise["estimated_count"] == round(noise["disagreement_of_surest_tenth"] * rows["kept"])
   assert rows["read"] == 2000 + 50 + 50 + 40
   assert sum(report["dropped"].values()) == len(report["listed"]["dropped"]) == rows["dropped"]
+  entries = [e for e in report["listed"]["dropped"] if e["reason"] == "in_heldout"]
+  assert all(f"with {tmp_path}/held.jsonl:" in e["detail"] for e in entries)
   json.dumps(report, allow_nan=False)
 
 
@@ -142,6 +144,50 @@ def test_a_contradiction_names_the_other_row(faulty):
   assert len(entries) == 12
   of = {e["origin"]: e["detail"].split(" has ")[0] for e in entries}
   assert all(of[of[origin]] == origin for origin in of)
+  book = ledgers.read(faulty / "rows.jsonl")
+  report = pipeline.curate(book, pipeline.Options(reversed="keep_first"))
+  entries = [e for e in report["listed"]["dropped"] if e["reason"] == "contradictory"]
+  later = [int(e["origin"].rpartition(":")[2]) for e in entries]
+  earlier = [int(e["detail"].split(" has ")[0].rpartition(":")[2]) for e in entries]
+  assert len(entries) == report["noted"]["contradicted"] == 6
+  assert all(a < b for a, b in zip(earlier, later, strict=True))
+
+
+@pytest.mark.parametrize("policy", ["drop_both", "keep_first"])
+def test_a_row_that_contradicts_two_goes_once(policy):
+  def edited(text, at):
+    w = text.split()
+    return " ".join("other" if i in at else word for i, word in enumerate(w))
+
+  c, r = (" ".join(f"{side}{i}" for i in range(40)) for side in "cr")
+  rows = [
+    {"prompt": "p", "chosen": c, "rejected": r},
+    # Both near the first reversed, at (76 - 12) / (76 + 12), and not near each other.
+    {"prompt": "p", "chosen": edited(r, (5, 15)), "rejected": edited(c, (5, 15))},
+    {"prompt": "p", "chosen": edited(r, (25, 35)), "rejected": edited(c, (25, 35))},
+  ]
+  book = ledgers.Ledger(
+    rows,
+    [
+      Example("p", (x["chosen"], x["rejected"]), (1.0, 0.0), origin=f"f:{i}", conversation="p")
+      for i, x in enumerate(rows)
+    ],
+  )
+  report = pipeline.curate(book, pipeline.Options(reversed=policy))
+  gone = [e["origin"] for e in report["listed"]["dropped"]]
+  assert sorted(gone) == (["f:0", "f:1", "f:2"] if policy == "drop_both" else ["f:1", "f:2"])
+
+
+def test_early_parting_is_noted_or_dropped(tmp_path):
+  hi = "\n\nHuman: hi\n\nAssistant: "
+  row = {"chosen": f"{hi}a\n\nHuman: c\n\nAssistant: d", "rejected": f"{hi}b"}
+  fine = {"chosen": f"{hi}a", "rejected": f"{hi}b"}
+  (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(fine) + "\n")
+  for policy, where in (("keep", "noted"), ("drop", "dropped")):
+    book = ledgers.read(tmp_path / "in.jsonl")
+    report = pipeline.curate(book, pipeline.Options(early=policy))
+    assert report[where] == {"parts_early": 1}
+    assert report["listed"][where][0]["origin"].endswith("in.jsonl:1")
 
 
 def test_options_refuse():
