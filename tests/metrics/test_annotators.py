@@ -261,7 +261,7 @@ def test_logistic_against_sklearn_and_a_sandwich_by_hand():
     [beta[1] - Z95 * error[1], beta[1] + Z95 * error[1]], abs=1e-4
   )
   # The same rows twice, of the same clusters, teach nothing.
-  twice = logistic(np.r_[x, x], np.r_[y, y], [*range(500), *range(500)])
+  twice = logistic(np.repeat(x, 2, 0), np.repeat(y, 2), np.repeat(np.arange(500), 2).tolist())
   assert [f["standard_error"] for f in twice] == pytest.approx(error, rel=1e-3)
 
 
