@@ -13,6 +13,7 @@ MAY_IMPORT = {
   **{room: {"types"} for room in SIBLINGS},
   "train": {"types"} | SIBLINGS,
   "api": {"types", "train"} | SIBLINGS,
+  "curate": {"types", "train", "api"} | SIBLINGS,
 }
 
 

@@ -1,0 +1,147 @@
+"""Cleans preference data, and says of every row what became of it.
+
+  python -m experiments.curate --input=FILE_OR_FOLDER --output=OUT.jsonl.gz --report=REPORT.json
+
+finds rows that cannot be read, duplicates, contradictions and pairs that part early; with
+--heldout=FILE also rows that the held-out data repeat; with --denoise=drop|flip|downweight|none and
+--denoise_scorer=content, or --denoise_config=configs/NAME.py, likely wrong labels; with
+--resample_by also proportions. Kept rows are written unchanged and in order.
+
+  python -m experiments.curate --input=FILE --annotators=COLUMN,COLUMN,... --report=REPORT.json
+
+says how far annotators agree, how reliable each is and what sways each; it writes no rows.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments.launch import launch
+from rm_jax.curate import annotators, ledger, pipeline
+from rm_jax.curate.scorers import ConfigScorer, ContentModel
+from rm_jax.data import formats
+from rm_jax.data.report import DataError, Report
+from rm_jax.train.writers import write_json
+
+DEFAULT = pipeline.Options()
+INPUT = flags.DEFINE_string("input", None, "File, folder or hub id of pairs.")
+OUTPUT = flags.DEFINE_string("output", None, "File of the kept rows: .jsonl or .jsonl.gz.")
+REPORT = flags.DEFINE_string("report", None, "JSON file that lists what became of every row.")
+FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
+STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
+HELDOUT = flags.DEFINE_string("heldout", None, "Pairs that the output must not repeat.")
+
+for _name, _known in pipeline.POLICIES.items():
+  flags.DEFINE_enum(_name, getattr(DEFAULT, _name), _known, f"pipeline.Options.{_name}.")
+flags.DEFINE_float("near", DEFAULT.near, "Jaccard of near duplicates; 0 = equal only.")
+flags.DEFINE_integer("shingle", DEFAULT.shingle, "Words of a shingle.", lower_bound=1)
+flags.DEFINE_float(
+  "sides_similarity", DEFAULT.sides_similarity, "Jaccard of near sides; 0 = equal only."
+)
+flags.DEFINE_integer(
+  "contamination_n", DEFAULT.contamination_n, "Words of an n-gram.", lower_bound=1
+)
+flags.DEFINE_float(
+  "contamination_share", DEFAULT.contamination_share, "Share of n-grams that is too much."
+)
+flags.DEFINE_float(
+  "denoise_threshold",
+  DEFAULT.denoise_threshold,
+  "P(chosen better) below which a flip is suspected.",
+)
+flags.DEFINE_float("denoise_weight", DEFAULT.denoise_weight, "Factor of 'downweight'.")
+flags.DEFINE_integer("folds", DEFAULT.folds, "Folds of the scorer.", lower_bound=2)
+flags.DEFINE_string("resample_by", DEFAULT.resample_by, "'source', 'length' or a column.")
+flags.DEFINE_string("resample_to", DEFAULT.resample_to, "KEY=SHARE,... or 'equal'.")
+flags.DEFINE_integer("seed", DEFAULT.seed, "Of all that is drawn.", lower_bound=0)
+SCORER = flags.DEFINE_enum(
+  "denoise_scorer", "none", ["none", "content"], "'content': a light model of words."
+)
+CONFIG = config_flags.DEFINE_config_file(
+  "denoise_config", None, "Config of the reward model that scores each fold."
+)
+WORKDIR = flags.DEFINE_string(
+  "denoise_workdir", None, "Folder of the folds' runs; default REPORT.folds."
+)
+
+ANNOTATORS = flags.DEFINE_list("annotators", [], "Columns of annotators: a report and no output.")
+FIRST = flags.DEFINE_string("first", "response1", "Column of the first response.")
+SECOND = flags.DEFINE_string("second", "response2", "Column of the second response.")
+PROMPT = flags.DEFINE_list("prompt", [], "Columns of the prompt; rows of one are resampled whole.")
+VALUES = flags.DEFINE_list(
+  "annotator_values", ["1", "2", "0"], "What stands for: first better, second better, tie."
+)
+flags.mark_flags_as_required(["input", "report"])
+
+
+def _options() -> pipeline.Options:
+  return pipeline.Options(**{name: flags.FLAGS[name].value for name in DEFAULT.__dict__})
+
+
+def _scorer(report: Path):
+  if CONFIG.value is not None and SCORER.value != "none":
+    raise DataError("give --denoise_scorer or --denoise_config, not both")
+  if CONFIG.value is not None:
+    return ConfigScorer(CONFIG.value, WORKDIR.value or f"{report}.folds")
+  return ContentModel(progress=True) if SCORER.value == "content" else None
+
+
+def _check_output(output: Path, given: Path) -> None:
+  """What is read must not be written over, nor be read as data the next time."""
+  output, given = output.resolve(), given.expanduser().resolve()
+  if output == given or given in output.parents:
+    raise DataError(f"--output={output} is --input, or lies in it; write somewhere else")
+
+
+def main() -> None:
+  report_path = Path(REPORT.value)
+  if ANNOTATORS.value:
+    if OUTPUT.value:
+      raise DataError("--annotators makes a report and no rows; leave out --output")
+    judgements = annotators.read_judgements(
+      INPUT.value,
+      ANNOTATORS.value,
+      first=FIRST.value,
+      second=SECOND.value,
+      prompt=PROMPT.value,
+      values=VALUES.value,
+    )
+    report = annotators.annotator_report(judgements, seed=flags.FLAGS["seed"].value)
+    _save(report_path, {"input": INPUT.value} | report)
+    print(annotators.table(report))
+    return
+  if not OUTPUT.value:
+    raise DataError("set --output to a .jsonl or .jsonl.gz file (or --annotators for their report)")
+  options, scorer = _options(), _scorer(report_path)
+  if options.denoise != "none" and scorer is None:
+    raise DataError(
+      f"--denoise={options.denoise} needs --denoise_scorer=content or --denoise_config=FILE"
+    )
+  output = Path(OUTPUT.value)
+  _check_output(output, Path(INPUT.value))
+  ledger.check_output(output)
+  heldout, heldout_report = None, Report(strict=STRICT.value)
+  if HELDOUT.value:
+    heldout = formats.load(HELDOUT.value, report=heldout_report, format=FORMAT.value)
+  rows = ledger.read(INPUT.value, format=FORMAT.value, strict=STRICT.value)
+  report = pipeline.curate(rows, options, heldout=heldout, scorer=scorer, progress=True)
+  ledger.write(output, rows, format=FORMAT.value)
+  files = {"input": INPUT.value, "output": OUTPUT.value, "files_not_read": rows.unread}
+  if heldout is not None:
+    files["heldout"] = {
+      "path": HELDOUT.value,
+      "kept": heldout_report.kept,
+      "dropped": dict(heldout_report.dropped),
+    }
+  _save(report_path, files | report)
+  print(pipeline.table(report))
+
+
+def _save(path: Path, report: dict) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_json(path, report)
+
+
+if __name__ == "__main__":
+  launch(main)

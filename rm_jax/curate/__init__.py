@@ -1,0 +1,1 @@
+"""Curation of preference data: what to keep, and why each row went; functions for notebooks too."""

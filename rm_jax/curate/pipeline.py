@@ -1,0 +1,329 @@
+"""All parts of curation in one order, each by its policy; what became of the rows as a report."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rm_jax.curate import denoise, resample
+from rm_jax.curate.contamination import PARTS, contaminated
+from rm_jax.curate.coverage import coverage, length_bucket, lengths, parts_early
+from rm_jax.curate.duplicates import find_duplicates, similar_sides
+from rm_jax.curate.ledger import Ledger
+from rm_jax.data.report import DataError, shown
+from rm_jax.types import Example
+
+POLICIES = {
+  "early": ("keep", "drop"),
+  "sides": ("keep", "drop_equal", "drop_near"),
+  "duplicates": ("keep", "drop"),
+  "reversed": ("keep_all", "keep_first", "drop_both"),
+  "contamination_part": PARTS,
+  "denoise": denoise.POLICIES,
+  "denoise_by": ("threshold", "count"),
+  "resample_how": ("subsample", "weights"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to look for, and what to do about it. What is kept although found is listed as noted.
+
+  Attributes:
+    early: pairs whose sides differ before the last assistant turn: 'keep' or 'drop'.
+    sides: pairs whose two responses are equal once normalised, or near: 'keep', 'drop_equal' or
+      'drop_near' (both kinds).
+    sides_similarity: Jaccard of the two responses from which they are near; 0 = equal only.
+    duplicates: 'keep', or 'drop' all but the first.
+    near: Jaccard from which two examples are near duplicates; 0 = equal only.
+    shingle: words of a shingle.
+    reversed: examples that repeat another with its label reversed: 'keep_all', 'keep_first' (the
+      later ones go), or 'drop_both'.
+    contamination_n: words of an n-gram.
+    contamination_share: of the shorter text's n-grams, from which a row is contaminated.
+    contamination_part: 'prompt', 'response', 'either' or 'both'.
+    denoise: 'none' (where there is a scorer: list suspected flips), 'drop', 'flip', 'downweight'.
+    denoise_by: 'threshold' or 'count' (estimated).
+    denoise_threshold: P(chosen > rejected) below which a label is suspected.
+    denoise_weight: factor of 'downweight'.
+    folds: of the scorer.
+    resample_by: 'source', 'length' (bucket of words chosen − rejected) or a column of the rows;
+      '' = no resampling.
+    resample_to: 'KEY=SHARE,...' or 'equal'.
+    resample_how: 'subsample' or 'weights'.
+    seed: of all that is drawn.
+
+  Raises:
+    DataError: a policy is not one of those.
+  """
+
+  early: str = "keep"
+  sides: str = "drop_equal"
+  sides_similarity: float = 0.9
+  duplicates: str = "drop"
+  near: float = 0.7
+  shingle: int = 3
+  reversed: str = "drop_both"
+  contamination_n: int = 8
+  contamination_share: float = 0.5
+  contamination_part: str = "prompt"
+  denoise: str = "none"
+  denoise_by: str = "threshold"
+  denoise_threshold: float = 0.1
+  denoise_weight: float = 0.5
+  folds: int = 5
+  resample_by: str = ""
+  resample_to: str = "equal"
+  resample_how: str = "subsample"
+  seed: int = 0
+
+  def __post_init__(self):
+    for name, known in POLICIES.items():
+      if getattr(self, name) not in known:
+        raise DataError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+    for name, low, high in (
+      ("near", 0, 1),
+      ("sides_similarity", 0, 1),
+      ("contamination_share", 0, 1),
+      ("denoise_threshold", 0, 0.5),
+      ("denoise_weight", 0, 1),
+    ):
+      if not low <= getattr(self, name) <= high:
+        raise DataError(f"{name} is {getattr(self, name)}; expected it in [{low}, {high}]")
+
+
+def curate(
+  ledger: Ledger,
+  options: Options,
+  *,
+  heldout: Sequence[Example] | None = None,
+  scorer: denoise.Scorer | None = None,
+  progress: bool = False,
+) -> dict[str, Any]:
+  """Goes through a ledger: early divergence, sides, duplicates, contamination, noise, proportions.
+
+  Args:
+    ledger: of `ledger.read`; what is done is written into it.
+    options: see there.
+    heldout: examples that the training rows must not repeat; None = not looked at.
+    scorer: gives margins out of fold, for suspected flips; None = not looked at.
+    progress: show bars.
+
+  Returns:
+    {options, rows, dropped, changed, noted: counts by reason, coverage: before and after, denoise,
+    resample: None where not done, unverified, seconds: of each part, listed: every row}.
+
+  Raises:
+    DataError: what was asked cannot be done with these rows.
+  """
+  if scorer is None and options.denoise != "none":
+    raise DataError(f"denoise is {options.denoise!r} and there is no scorer; give one")
+  seconds: dict[str, float] = {}
+  report: dict[str, Any] = {"options": dataclasses.asdict(options)}
+  clock = _Clock(seconds)
+  before = coverage([ledger.examples[i] for i in ledger.kept])
+  clock("coverage")
+  _early(ledger, options)
+  _sides(ledger, options)
+  clock("sides")
+  unverified = _duplicates(ledger, options, progress)
+  clock("duplicates")
+  if heldout is not None:
+    _contamination(ledger, options, heldout, progress)
+    clock("contamination")
+  noise = None
+  if scorer is not None:
+    examples = [ledger.examples[i] for i in ledger.kept]
+    margins = denoise.out_of_fold(examples, scorer, count=options.folds, seed=options.seed)
+    suspicion = denoise.suspect(examples, margins)
+    noise = denoise.apply(
+      ledger,
+      suspicion,
+      options.denoise,
+      by=options.denoise_by,
+      threshold=options.denoise_threshold,
+      weight=options.denoise_weight,
+    )
+    clock("denoise")
+  proportions = _resample(ledger, options) if options.resample_by else None
+  after = coverage([ledger.examples[i] for i in ledger.kept])
+  clock("coverage after")
+  return report | ledger.counts() | {
+    "unverified": unverified,
+    "denoise": noise,
+    "resample": proportions,
+    "coverage": {"before": before, "after": after},
+    "seconds": seconds,
+    "listed": ledger.listed(),
+  }  # fmt: skip
+
+
+class _Clock:
+  def __init__(self, seconds: dict[str, float]):
+    self._seconds, self._last = seconds, time.perf_counter()
+
+  def __call__(self, name: str) -> None:
+    now = time.perf_counter()
+    self._seconds[name], self._last = round(now - self._last, 3), now
+
+
+def _early(ledger: Ledger, options: Options) -> None:
+  for i in ledger.kept:
+    if parts_early(ledger.examples[i]):
+      turns = [1 if isinstance(r, str) else len(r) for r in ledger.examples[i].responses]
+      detail = f"the sides differ before the last assistant turn; messages after that: {turns}"
+      if options.early == "drop":
+        ledger.drop(i, "parts_early", detail)
+      else:
+        ledger.note(i, "parts_early", detail)
+
+
+def _sides(ledger: Ledger, options: Options) -> None:
+  kept = ledger.kept
+  found = similar_sides([ledger.examples[i] for i in kept], options.sides_similarity)
+  for match in found:
+    equal = match.similarity == 1.0
+    reason = "sides_equal_normalised" if equal else "sides_near"
+    detail = (
+      "chosen and rejected are equal but for case, white space or Unicode form"
+      if equal
+      else f"Jaccard of chosen and rejected {match.similarity:.3f}"
+    )
+    goes = options.sides == "drop_near" or (equal and options.sides == "drop_equal")
+    (ledger.drop if goes else ledger.note)(kept[match.index], reason, detail)
+
+
+def _duplicates(ledger: Ledger, options: Options, progress: bool) -> int:
+  kept = ledger.kept
+  examples = [ledger.examples[i] for i in kept]
+  found = find_duplicates(
+    examples,
+    threshold=options.near,
+    n=options.shingle,
+    seed=options.seed,
+    progress=progress,
+  )
+  act = ledger.drop if options.duplicates == "drop" else ledger.note
+  for match in found.exact:
+    act(kept[match.index], "exact_duplicate", f"of {examples[match.of].origin}")
+  for match in found.near:
+    detail = f"of {examples[match.of].origin}, Jaccard {match.similarity:.3f}"
+    act(kept[match.index], "near_duplicate", detail)
+  gone: set[int] = set()
+  for match in found.reversed:
+    for mine, other in ((match.index, match.of), (match.of, match.index)):
+      detail = f"{examples[other].origin} has the same prompt and responses, the label reversed"
+      if match.similarity < 1:
+        detail += f" (Jaccard {match.similarity:.3f})"
+      # 'keep_first' keeps the earlier of the two; a row may contradict several.
+      goes = options.reversed == "drop_both" or (
+        options.reversed == "keep_first" and mine == match.index
+      )
+      if not goes:
+        ledger.note(kept[mine], "contradicted", detail)
+      elif mine not in gone:
+        gone.add(mine)
+        ledger.drop(kept[mine], "contradictory", detail)
+  return found.unverified
+
+
+def _contamination(
+  ledger: Ledger, options: Options, heldout: Sequence[Example], progress: bool
+) -> None:
+  kept = ledger.kept
+  found = contaminated(
+    [ledger.examples[i] for i in kept],
+    heldout,
+    n=options.contamination_n,
+    share=options.contamination_share,
+    part=options.contamination_part,
+    progress=progress,
+  )
+  for overlap in found:
+    detail = (
+      f"its {overlap.part} shares {overlap.shared} {options.contamination_n}-grams with "
+      f"{heldout[overlap.of].origin}, {overlap.share:.3f} of the shorter one"
+    )
+    ledger.drop(kept[overlap.index], "in_heldout", detail)
+
+
+def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
+  kept = ledger.kept
+  keys = [_key(ledger, i, options.resample_by) for i in kept]
+  if options.resample_by == "length":
+    sizes = lengths([ledger.examples[i] for i in kept])
+    keys = [length_bucket(int(c), int(r)) for _, c, r in sizes]
+  targets = resample.parse_targets(options.resample_to, keys)
+  why = f"{options.resample_by}: target {targets}"
+  if options.resample_how == "subsample":
+    keep = resample.subsample(keys, targets, options.seed)
+    for at, stays in enumerate(keep.tolist()):
+      if not stays:
+        ledger.drop(kept[at], "resampled", f"{options.resample_by} {keys[at]!r} is over its share")
+  else:
+    for at, factor in enumerate(resample.weights(keys, targets).tolist()):
+      ledger.reweigh(kept[at], "reweighed", f"{options.resample_by} {keys[at]!r}", factor)
+  of_key = dict(zip(kept, keys, strict=True))
+  table = {}
+  for name in sorted(set(keys)):
+    left = [i for i in ledger.kept if of_key[i] == name]
+    table[name] = {
+      "before": keys.count(name),
+      "after": len(left),
+      "weight_after": round(sum(ledger.examples[i].weight for i in left), 6),
+      "target": targets[name],
+    }
+  return {"by": options.resample_by, "how": options.resample_how, "keys": table, "why": why}
+
+
+def _key(ledger: Ledger, index: int, by: str) -> str:
+  if by == "length":
+    return ""
+  if by == "source":
+    return ledger.examples[index].source
+  row = ledger.rows[index]
+  value = row.get(by)
+  if isinstance(value, bool) or not isinstance(value, str | int):
+    raise DataError(
+      f"{ledger.examples[index].origin}: {by!r} is {shown(value)}; expected a text or whole number "
+      f"to resample by. Columns: {sorted(row)}; or 'source', or 'length'"
+    )
+  return str(value)
+
+
+def table(report: dict[str, Any]) -> str:
+  """The report's counts as lines for people."""
+  rows = report["rows"]
+  lines = [
+    f"{rows['read']} rows read = {rows['kept']} kept + {rows['dropped']} dropped; "
+    f"{rows['changed']} of the kept changed"
+  ]
+  for what in ("dropped", "changed", "noted"):
+    lines += [f"  {what:<8}{count:>7}  {reason}" for reason, count in report[what].items()]
+  if report["unverified"]:
+    lines.append(f"  {report['unverified']} rows had too many candidates to verify all of them")
+  if noise := report["denoise"]:
+    low, high = noise["interval"]
+    lines.append(
+      f"denoise: out of fold {noise['accuracy']:.3f} [{low:.3f}, {high:.3f}] agree; noise at most "
+      f"{noise['noise_rate']:.3f} (confident joint) or "
+      f"{noise['disagreement_of_surest_tenth']:.3f} (surest tenth); {noise['flagged']} flagged"
+    )
+  if done := report["resample"]:
+    lines.append(f"resampled by {done['by']} ({done['how']})")
+    lines += [
+      f"  {name}: {k['before']} -> {k['after']} rows, weight {k['weight_after']:g}, target "
+      f"{k['target']:.3f}"
+      for name, k in done["keys"].items()
+    ]
+  for source, entry in report["coverage"]["after"]["sources"].items():
+    w = entry["words"]
+    lines.append(
+      f"source {source}: {entry['rows']} rows, words {w['prompt']:g} prompt / {w['chosen']:g} "
+      f"chosen / {w['rejected']:g} rejected, longer chosen {entry['longer_chosen']:.3f}"
+    )
+  languages = report["coverage"]["after"]["languages"]
+  lines.append("languages (guessed): " + ", ".join(f"{k} {v}" for k, v in languages.items()))
+  took = report["seconds"]
+  lines.append(f"seconds: {', '.join(f'{k} {v:.1f}' for k, v in took.items())}")
+  return "\n".join(lines)

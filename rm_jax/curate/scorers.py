@@ -1,0 +1,234 @@
+"""Out-of-fold scorers for denoising: a light one on words, and a reward model trained on a config.
+
+A scorer is a function (examples to train on, examples to score) -> margins [N].
+"""
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from rm_jax.api import RewardModel
+from rm_jax.curate.text import mixed, plain, words
+from rm_jax.data.report import DataError
+from rm_jax.train import loop
+from rm_jax.types import Example, Text
+
+log = logging.getLogger(__name__)
+
+
+# The light one.
+
+
+class ContentModel:
+  """A light scorer: logistic regression on differences of hashed words. For a quick look.
+
+  It knows which words and word pairs the chosen responses have more of, their length, and which
+  words are taken from the prompt (and after which of its words they stood there). It understands
+  nothing: expect it to find crude flips, and a reward model (`ConfigScorer`) to find more.
+
+  x = φ(chosen) − φ(rejected), φ = log(1 + count) of each feature, |x| cut to 1;
+  P = sigmoid(w · x), no intercept; Σ log(1 + exp(−w · x)) + l2/2 |w|² least (`fit_logistic`).
+
+  Args:
+    l2: strength of the penalty, above 0.
+    bits: the features are hashed to 2^bits.
+    progress: show a bar while features are read (once for each example, in the first fold).
+  """
+
+  def __init__(self, l2: float = 1.0, bits: int = 18, progress: bool = False):
+    self.l2, self.bits, self.progress = l2, bits, progress
+    self._hashes: dict[str, int] = {}
+    # By identity, with the example so that its id stays its own: examples hold dicts, which have
+    # no hash.
+    self._known: dict[int, tuple[Example, np.ndarray, np.ndarray]] = {}
+
+  def __call__(self, train: Sequence[Example], test: Sequence[Example]) -> np.ndarray:
+    return self.differences(test).times(fit_logistic(self.differences(train), self.l2))
+
+  def differences(self, examples: Sequence[Example]) -> "Differences":
+    """Features of each chosen response less those of the rejected one."""
+    new = [e for e in examples if id(e) not in self._known]
+    for e in tqdm(new, desc="features", unit="pair", disable=not (self.progress and new)):
+      self._known[id(e)] = (e, *self._read(e))
+    known = [self._known[id(e)] for e in examples]
+    sizes = [len(columns) for _, columns, _ in known]
+    nothing = np.zeros(0)
+    return Differences(
+      row=np.repeat(np.arange(len(known)), sizes),
+      column=np.concatenate([nothing.astype(np.int32), *(columns for _, columns, _ in known)]),
+      value=np.concatenate([nothing, *(values for _, _, values in known)]),
+      shape=(len(known), 2**self.bits),
+    )
+
+  def _read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+    before = _before(example.prompt)
+    total: dict[int, float] = {}
+    for sign, response in zip((1.0, -1.0), example.responses, strict=True):
+      for feature, count in _features(response, before, self._hashes).items():
+        total[feature] = total.get(feature, 0.0) + sign * math.log1p(count)
+    found = {feature: value for feature, value in total.items() if value}
+    hashed = mixed(np.fromiter(found, np.uint64, len(found)), 1) >> np.uint64(64 - self.bits)
+    values = np.fromiter(found.values(), np.float64, len(found))
+    values = values / max(1.0, float(np.sqrt(values @ values)))
+    return hashed.astype(np.int32), values.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Differences:
+  """A sparse matrix [N, D]: values at columns; `row` says whose, sorted."""
+
+  row: np.ndarray
+  column: np.ndarray
+  value: np.ndarray
+  shape: tuple[int, int]
+
+  def times(self, w: np.ndarray) -> np.ndarray:
+    """X w, [N]."""
+    return np.bincount(self.row, self.value * w[self.column], minlength=self.shape[0])
+
+  def transposed_times(self, r: np.ndarray) -> np.ndarray:
+    """Xᵀ r, [D]."""
+    return np.bincount(self.column, self.value * r[self.row], minlength=self.shape[1])
+
+
+def _before(prompt: Text) -> dict[str, str]:
+  """Each word of a prompt -> the word before it, where it stands first."""
+  found = words(plain(prompt))
+  return dict(reversed(list(zip(found, ["", *found], strict=False))))
+
+
+def _features(response: Text, before: dict[str, str], cache: dict[str, int]) -> dict[int, int]:
+  """Feature -> count, of a response to a prompt."""
+  found = words(plain(response))
+  names = [f"w {w}" for w in found]
+  names += [f"b {a} {b}" for a, b in itertools.pairwise(found)]
+  names += [f"after {before[w]}" if w in before else "not in the prompt" for w in found]
+  names += ["length"] * len(found)
+  counts: dict[int, int] = {}
+  for name in names:
+    number = cache.get(name)
+    if number is None:
+      number = cache[name] = _hash(name)
+    counts[number] = counts.get(number, 0) + 1
+  return counts
+
+
+def _hash(name: str) -> int:
+  value = 0xCBF29CE484222325  # FNV-1a: Python's own differs from process to process
+  for byte in name.encode("utf-8", "surrogatepass"):
+    value = ((value ^ byte) * 0x100000001B3) & (2**64 - 1)
+  return value
+
+
+def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float = 1e-4):
+  """w [D] that minimises Σ log(1 + exp(−x w)) + l2/2 |w|²; Newton with conjugate gradients.
+
+  Raises:
+    ValueError: l2 is not above 0.
+    DataError: it did not converge within `steps`.
+  """
+  if l2 <= 0:
+    raise ValueError(f"l2 is {l2}; expected above 0")
+  w = np.zeros(x.shape[1])
+  margin = np.zeros(x.shape[0])
+
+  def loss(margin: np.ndarray, w: np.ndarray) -> float:
+    return float(np.logaddexp(0, -margin).sum() + l2 / 2 * (w @ w))
+
+  for _ in range(steps):
+    p = 0.5 * (1 + np.tanh(margin / 2))
+    gradient = l2 * w - x.transposed_times(1 - p)
+    size = float(np.sqrt(gradient @ gradient))
+    if size <= tolerance * max(1, x.shape[0]) ** 0.5:
+      return w
+    curvature = p * (1 - p)
+
+    def hessian(v: np.ndarray, curvature=curvature) -> np.ndarray:
+      return l2 * v + x.transposed_times(curvature * x.times(v))
+
+    step = _conjugate_gradients(hessian, -gradient, min(0.1, size**0.5) * size)
+    now, slope, scale = loss(margin, w), float(gradient @ step), 1.0
+    towards = x.times(step)
+    while loss(margin + scale * towards, w + scale * step) > now + 1e-4 * scale * slope:
+      scale /= 2
+      if scale < 1e-8:
+        return w  # rounding is all that is left
+    w, margin = w + scale * step, margin + scale * towards
+  raise DataError(f"the content model did not converge in {steps} Newton steps; raise its l2")
+
+
+def _conjugate_gradients(matrix, b: np.ndarray, tolerance: float, most: int = 200) -> np.ndarray:
+  out, residual, direction = np.zeros_like(b), b.copy(), b.copy()
+  square = float(residual @ residual)
+  for _ in range(most):
+    if square**0.5 <= tolerance:
+      break
+    applied = matrix(direction)
+    alpha = square / float(direction @ applied)
+    out += alpha * direction
+    residual -= alpha * applied
+    before, square = square, float(residual @ residual)
+    direction = residual + square / before * direction
+  return out
+
+
+# A reward model.
+
+
+class ConfigScorer:
+  """Trains a reward model on each fold's training part, as a config says, and scores the fold.
+
+  A fold's run is in its own folder of `workdir`, and goes on where it stopped.
+
+  Args:
+    config: an experiment's; its `data.train` and `data.heldout` are set to the fold's files.
+    workdir: gets fold0/, fold1/ ...
+  """
+
+  def __init__(self, config: Any, workdir: str | Path):
+    self.config = config
+    self.workdir = Path(workdir)
+    self.done = 0
+
+  def __call__(self, train: Sequence[Example], test: Sequence[Example]) -> np.ndarray:
+    folder = self.workdir / f"fold{self.done}"
+    self.done += 1
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, examples in (("train", train), ("heldout", test)):
+      write_examples(folder / f"{name}.jsonl", examples)
+    config = ml_collections.ConfigDict(self.config.to_dict())
+    config.data.train = str(folder / "train.jsonl")
+    config.data.heldout = str(folder / "heldout.jsonl")
+    config.data.format = "pair"
+    config.data.limit = 0
+    log.info("%s: training on %d pairs, to score %d", folder, len(train), len(test))
+    loop.train(config, folder / "run")
+    model = RewardModel.from_pretrained(folder / "run", dtype=config.model.dtype)
+    rows = [{"prompt": _plain(e.prompt), "response": _plain(r)} for e in test for r in e.responses]
+    scores = model.score(rows, progress=True).astype(np.float64).reshape(-1, 2)
+    return scores[:, 0] - scores[:, 1]
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> None:
+  """Pairs as JSON lines of the format 'pair'; an equal file is left untouched."""
+  lines = []
+  for e in examples:
+    row = {"prompt": e.prompt, "chosen": e.responses[0], "rejected": e.responses[1]}
+    row = {name: _plain(text) for name, text in row.items()} | {"weight": e.weight}
+    lines.append(json.dumps(row if e.margin is None else row | {"margin": e.margin}) + "\n")
+  text = "".join(lines)
+  if not path.exists() or path.read_text(encoding="utf-8") != text:
+    path.write_text(text, encoding="utf-8")
+
+
+def _plain(text: Text) -> str | list[dict[str, str]]:
+  return text if isinstance(text, str) else [dict(m) for m in text]

@@ -1,0 +1,329 @@
+"""What annotators agree on, how reliable each is, and what sways them.
+
+Krippendorff (2011), Computing Krippendorff's Alpha-Reliability. Dawid and Skene (1979), Maximum
+likelihood estimation of observer error-rates using the EM algorithm. Cameron, Gelbach and Miller
+(2008), for intervals over clusters.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rm_jax.metrics.agreement import cluster_bootstrap, wilson
+
+LEVELS = ("nominal", "ordinal", "interval")
+_TINY = 1e-300  # instead of the logarithm of 0, where it is multiplied by 0
+
+
+def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
+  """Krippendorff's alpha, 1 − D_o / D_e: 1 in full agreement, 0 at chance, below it if systematic.
+
+  With o_ck the coincidences of values c and k (each unit of m ratings adds its pairs / (m − 1)),
+  n_c = Σ_k o_ck and n = Σ_c n_c:
+
+    alpha = 1 − (n − 1) Σ_ck o_ck δ²_ck / Σ_ck n_c n_k δ²_ck
+
+  δ² is [c ≠ k] (nominal), (Σ_{g=c..k} n_g − (n_c + n_k) / 2)² (ordinal), (c − k)² (interval).
+
+  Args:
+    ratings: [N units, A annotators], numbers; NaN where missing. Units with fewer than two ratings
+      compare nothing and count nowhere, as published.
+    level: one of `LEVELS`; for 'ordinal' the order is that of the numbers.
+
+  Raises:
+    ValueError: the shape or level is wrong, no unit has two ratings, or all of them are one value:
+      alpha is then 0 / 0.
+  """
+  units_NVV, values_V = _coincidences(ratings, level)
+  alpha = _alpha(units_NVV.sum(axis=0), values_V, level)
+  if math.isnan(alpha):
+    raise ValueError(
+      f"all ratings are {values_V[0]:g}: alpha is 0 / 0; expected two values or more"
+    )
+  return alpha
+
+
+def alpha_interval(
+  ratings: npt.ArrayLike,
+  clusters: Sequence[Hashable],
+  level: str = "nominal",
+  confidence: float = 0.95,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> tuple[float, float]:
+  """Percentile interval of alpha, resampling whole clusters of units with replacement.
+
+  Args:
+    ratings, level: of `krippendorff_alpha`.
+    clusters: N labels; units of one label are drawn together.
+    confidence: in (0, 1).
+    resamples: how many; one whose ratings are all one value has no alpha and is drawn again.
+    seed: of the draws.
+
+  Raises:
+    ValueError: as `krippendorff_alpha`, fewer than 2 clusters, or hardly a resample has an alpha.
+  """
+  krippendorff_alpha(ratings, level)
+  units_NVV, values_V = _coincidences(ratings, level)
+  numbers = _numbered(clusters, len(units_NVV))
+  count = int(numbers.max()) + 1
+  if count < 2:
+    raise ValueError(f"{count} cluster(s); resampling needs at least 2")
+  cluster_CVV = np.zeros((count, *units_NVV.shape[1:]))
+  np.add.at(cluster_CVV, numbers, units_NVV)
+  rng = np.random.default_rng(seed)
+  alphas = []
+  for _ in range(10 * resamples):
+    if len(alphas) == resamples:
+      break
+    times_C = np.bincount(rng.integers(count, size=count), minlength=count)
+    alpha = _alpha(np.tensordot(times_C, cluster_CVV, 1), values_V, level)
+    if not math.isnan(alpha):
+      alphas.append(alpha)
+  else:
+    raise ValueError(f"only {len(alphas)} of {10 * resamples} resamples hold two values")
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(alphas, [tail, 1 - tail])
+  return float(low), float(high)
+
+
+def _coincidences(ratings: npt.ArrayLike, level: str) -> tuple[np.ndarray, np.ndarray]:
+  """(each unit's coincidences [N, V, V], the values [V])."""
+  rating_NA = np.asarray(ratings, np.float64)
+  if level not in LEVELS:
+    raise ValueError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
+  if rating_NA.ndim != 2:
+    raise ValueError(f"ratings have shape {rating_NA.shape}; expected [units, annotators]")
+  if np.isinf(rating_NA).any():
+    raise ValueError("a rating is infinite; expected numbers, or NaN where missing")
+  there_NA = ~np.isnan(rating_NA)
+  values_V = np.unique(rating_NA[there_NA])
+  counts_NV = np.stack([(rating_NA == v).sum(axis=1) for v in values_V], 1) if len(values_V) else 0
+  size_N = there_NA.sum(axis=1)
+  if not (size_N >= 2).any():
+    raise ValueError("no unit has two ratings; expected some that annotators share")
+  pairs_NVV = counts_NV[:, :, None] * (counts_NV[:, None, :] - np.eye(len(values_V)))
+  return pairs_NVV / np.maximum(size_N - 1, 1)[:, None, None], values_V
+
+
+def _alpha(coincidence_VV: np.ndarray, values_V: np.ndarray, level: str) -> float:
+  """NaN where 0 / 0."""
+  n_V = coincidence_VV.sum(axis=1)
+  if level == "nominal":
+    square_VV = 1.0 - np.eye(len(values_V))
+  elif level == "interval":
+    square_VV = (values_V[:, None] - values_V[None, :]) ** 2
+  else:
+    middle_V = np.cumsum(n_V) - n_V / 2  # Σ_{g=c..k} n_g − (n_c + n_k) / 2 = middle_k − middle_c
+    square_VV = (middle_V[:, None] - middle_V[None, :]) ** 2
+  expected = float(n_V @ square_VV @ n_V)
+  if not expected:
+    return math.nan
+  return 1 - (n_V.sum() - 1) * float((coincidence_VV * square_VV).sum()) / expected
+
+
+@dataclasses.dataclass(frozen=True)
+class DawidSkene:
+  """What `dawid_skene` found.
+
+  Attributes:
+    prior: float64 [K], share of each class.
+    confusion: float64 [A, K, K], P(annotator says column | truth is row).
+    posterior: float64 [N, K], P(truth) of each item.
+    reliability: float64 [A], Σ_k prior_k confusion_kk: P(annotator is right).
+    log_likelihood: of each iteration, nats; never falls.
+    converged: whether it rose by less than the tolerance before the iterations ran out.
+    start: which of the starts won: 0 is the majority vote's.
+  """
+
+  prior: np.ndarray
+  confusion: np.ndarray
+  posterior: np.ndarray
+  reliability: np.ndarray
+  log_likelihood: list[float]
+  converged: bool
+  start: int
+
+
+def dawid_skene(
+  labels: npt.ArrayLike,
+  classes: int,
+  *,
+  starts: int = 5,
+  iterations: int = 500,
+  tolerance: float = 1e-8,
+  seed: int = 0,
+) -> DawidSkene:
+  """Maximum likelihood of the truth and of each annotator's confusions, by EM.
+
+    P(labels of item i) = Σ_k prior_k Π_a confusion[a, k, label_ia]
+
+  Errors are taken to be independent given the truth: what annotators get wrong together counts as
+  the truth, and a reliability is agreement with what they share. With two annotators the model is
+  not identified (Dawid and Skene need three); the caller should say so.
+
+  Args:
+    labels: int [N, A] in 0 .. classes − 1; −1 where missing.
+    classes: K, at least 2.
+    starts: of EM: the majority vote, and that vote softened by random weights; the most likely
+      result is returned. Truths are named by the vote, so that classes do not swap.
+    iterations: at most, of each start.
+    tolerance: nats an item that the log-likelihood must rise by to go on.
+    seed: of the random starts, and of tied votes.
+
+  Raises:
+    ValueError: a label is out of range, an annotator or item has none, or there are fewer than two
+      annotators.
+  """
+  label_NA = np.asarray(labels)
+  if label_NA.ndim != 2 or not np.issubdtype(label_NA.dtype, np.integer):
+    raise ValueError(
+      f"labels are {label_NA.dtype} {label_NA.shape}; expected integers [items, annotators]"
+    )
+  if classes < 2 or starts < 1 or iterations < 1 or tolerance <= 0:
+    raise ValueError(
+      f"classes {classes}, starts {starts}, iterations {iterations}, tolerance {tolerance}; "
+      "expected at least 2, 1, 1 and above 0"
+    )
+  if label_NA.shape[1] < 2:
+    raise ValueError(f"{label_NA.shape[1]} annotator(s); expected at least 2")
+  if label_NA.size and not -1 <= label_NA.min() <= label_NA.max() < classes:
+    raise ValueError(
+      f"labels in {label_NA.min()} .. {label_NA.max()}; expected -1 .. {classes - 1}"
+    )
+  there_NA = label_NA >= 0
+  for axis, name in ((1, "item"), (0, "annotator")):
+    empty = np.flatnonzero(~there_NA.any(axis=axis))
+    if empty.size or not label_NA.size:
+      raise ValueError(f"{name} {empty[:1].tolist() or ''} has no label; leave it out")
+  said_NAK = (label_NA[:, :, None] == np.arange(classes)).astype(np.float64)
+  rng = np.random.default_rng(seed)
+  votes_NK = said_NAK.sum(axis=1)
+  majority_NK = (votes_NK == votes_NK.max(axis=1, keepdims=True)).astype(np.float64)
+  majority_NK += 1e-6 * rng.random(majority_NK.shape) * majority_NK  # a tie leans by chance
+  best = None
+  for start in range(starts):
+    first_NK = majority_NK if start == 0 else votes_NK * rng.gamma(1.0, size=votes_NK.shape)
+    fit = _em(said_NAK, first_NK / first_NK.sum(axis=1, keepdims=True), iterations, tolerance)
+    # A later start must be better by more than rounding, lest the winner depend on the machine.
+    if best is None or fit.log_likelihood[-1] > best.log_likelihood[-1] + tolerance * len(label_NA):
+      best = dataclasses.replace(fit, start=start)
+  return best
+
+
+def _em(said_NAK, posterior_NK, iterations: int, tolerance: float) -> DawidSkene:
+  history: list[float] = []
+  converged = False
+  for _ in range(iterations):
+    prior_K = posterior_NK.mean(axis=0)
+    count_AKK = np.einsum("nk,nal->akl", posterior_NK, said_NAK)
+    total_AK1 = count_AKK.sum(axis=2, keepdims=True)
+    # A class that an annotator never met says nothing of them: uniform, and it meets no label.
+    uniform = 1 / said_NAK.shape[2]
+    confusion_AKK = np.where(total_AK1 > 0, count_AKK / np.maximum(total_AK1, _TINY), uniform)
+    log_NK = np.einsum("nal,akl->nk", said_NAK, np.log(np.maximum(confusion_AKK, _TINY)))
+    log_NK += np.log(np.maximum(prior_K, _TINY))
+    top_N1 = log_NK.max(axis=1, keepdims=True)
+    log_N1 = top_N1 + np.log(np.exp(log_NK - top_N1).sum(axis=1, keepdims=True))
+    posterior_NK = np.exp(log_NK - log_N1)
+    history.append(float(log_N1.sum()))
+    if len(history) > 1 and history[-1] - history[-2] < tolerance * len(said_NAK):
+      converged = True
+      break
+  reliability_A = np.einsum("k,akk->a", prior_K, confusion_AKK)
+  return DawidSkene(prior_K, confusion_AKK, posterior_NK, reliability_A, history, converged, 0)
+
+
+def share(
+  credits: npt.ArrayLike, clusters: Sequence[Hashable], level: float = 0.95, seed: int = 0
+) -> dict:
+  """Mean of credits in [0, 1] with a cluster-bootstrap interval (percentile, 2000 resamples).
+
+  Returns:
+    {share, interval, n, clusters, method}. Where all credits are 0, or all 1, the interval is
+    Wilson's over the clusters, and `method` says so; with fewer than 2 clusters share (if n > 0)
+    stands without an interval: both None is "nothing to see", and never a number.
+  """
+  credit_N = np.asarray(credits, np.float64)
+  groups = len(set(clusters))
+  out = {"share": None, "interval": None, "n": len(credit_N), "clusters": groups, "method": "none"}
+  if not len(credit_N):
+    return out
+  out["share"] = mean = float(credit_N.mean())
+  if groups < 2:
+    return out
+  if mean in (0.0, 1.0):
+    bounds, out["method"] = wilson(mean * groups, groups, level), "Wilson over clusters"
+  else:
+    bounds = cluster_bootstrap(credit_N, clusters, level, seed=seed)
+    out["method"] = "cluster bootstrap"
+  return out | {"interval": [float(b) for b in bounds]}
+
+
+def logistic(
+  features: npt.ArrayLike,
+  outcomes: npt.ArrayLike,
+  clusters: Sequence[Hashable],
+  level: float = 0.95,
+) -> list[dict[str, float | list[float]]]:
+  """Logistic regression, P(outcome = 1) = sigmoid(features · β), with Wald intervals over clusters.
+
+  Variance: H⁻¹ (Σ_g s_g s_gᵀ) H⁻¹ G / (G − 1), s_g a cluster's summed score (Liang and Zeger 1986).
+
+  Args:
+    features: [N, F]; a column of ones is the intercept.
+    outcomes: [N] of 0 and 1.
+    clusters: N labels.
+    level: confidence in (0, 1).
+
+  Returns:
+    For each feature {slope, interval, standard_error}.
+
+  Raises:
+    ValueError: shapes differ, an outcome is neither 0 nor 1, there are no more clusters than
+      features, the features are collinear, or they separate the outcomes so that no finite slope
+      is best.
+  """
+  x_NF, y_N = np.asarray(features, np.float64), np.asarray(outcomes, np.float64)
+  if x_NF.ndim != 2 or y_N.shape != x_NF.shape[:1]:
+    raise ValueError(f"features {x_NF.shape} and outcomes {y_N.shape}; expected [N, F] and [N]")
+  if not np.isfinite(x_NF).all() or not np.isin(y_N, (0.0, 1.0)).all():
+    raise ValueError("expected finite features, and outcomes of 0 and 1")
+  numbers = _numbered(clusters, len(y_N))
+  count = int(numbers.max()) + 1 if len(numbers) else 0
+  if count <= x_NF.shape[1]:
+    raise ValueError(f"{count} clusters for {x_NF.shape[1]} slopes; expected more clusters")
+  if np.linalg.matrix_rank(x_NF) < x_NF.shape[1]:
+    raise ValueError("the features are collinear (or one is constant); leave one out")
+  beta_F = np.zeros(x_NF.shape[1])
+  for _ in range(50):
+    p_N = 0.5 * (1 + np.tanh(x_NF @ beta_F / 2))
+    hessian_FF = (x_NF * (p_N * (1 - p_N))[:, None]).T @ x_NF
+    if np.linalg.cond(hessian_FF) > 1e12:
+      break
+    step_F = np.linalg.solve(hessian_FF, x_NF.T @ (y_N - p_N))
+    beta_F = beta_F + step_F * min(1.0, 5 / (np.abs(x_NF @ step_F).max() + _TINY))
+    if np.abs(x_NF @ step_F).max() < 1e-10:
+      score_CF = np.zeros((count, x_NF.shape[1]))
+      np.add.at(score_CF, numbers, x_NF * (y_N - p_N)[:, None])
+      inverse_FF = np.linalg.inv(hessian_FF)
+      variance_FF = inverse_FF @ (score_CF.T @ score_CF) @ inverse_FF * count / (count - 1)
+      z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+      error_F = np.sqrt(np.diag(variance_FF))
+      return [
+        {"slope": float(b), "interval": [float(b - z * e), float(b + z * e)],
+         "standard_error": float(e)}
+        for b, e in zip(beta_F, error_F, strict=True)
+      ]  # fmt: skip
+  raise ValueError("the features separate the outcomes: no finite slope is most likely")
+
+
+def _numbered(labels: Sequence[Hashable], n: int) -> np.ndarray:
+  if len(labels) != n:
+    raise ValueError(f"{len(labels)} cluster labels for {n} units; expected as many")
+  number: dict[Hashable, int] = {}
+  return np.fromiter((number.setdefault(x, len(number)) for x in labels), np.int64, n)

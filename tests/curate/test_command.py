@@ -1,0 +1,120 @@
+"""`python -m experiments.curate` as a real process: one good run of each kind, and mistakes."""
+
+import concurrent.futures
+import json
+
+from rm_jax.data.formats import load
+from rm_jax.data.report import Report
+from tests.curate.planted import plant
+from tests.test_commands import command, finish
+from tests.train.runs import write_pairs
+
+
+def lines(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def test_clean_a_file_with_a_config(llama_folder, tmp_path):
+  data = write_pairs(tmp_path / "pairs.jsonl", 48, seed=5)
+  rows = [json.loads(line) for line in data.read_text().splitlines()]
+  held = lines(tmp_path / "held.jsonl", rows[40:44])
+  data.write_text(data.read_text() + json.dumps(rows[0]) + "\n{oops\n")
+  output, report = tmp_path / "new" / "out.jsonl.gz", tmp_path / "new" / "report.json"
+  config = {
+    "model.config": llama_folder / "config.json",
+    "model.tokenizer": llama_folder,
+    "data.batch_groups": 8,
+    "data.row_lengths": (64,),
+    "train.steps": 12,
+    "optimizer.learning_rate": 3e-3,
+  }
+  code, out, err = finish(
+    command(
+      "curate",
+      f"--input={data}",
+      f"--output={output}",
+      f"--report={report}",
+      f"--heldout={held}",
+      "--contamination_n=2",
+      "--contamination_share=1",
+      "--denoise=downweight",
+      "--denoise_threshold=0.3",
+      "--folds=2",
+      "--denoise_config=configs/base.py",
+      *(f"--denoise_config.{key}={value}" for key, value in config.items()),
+    )
+  )
+  assert code == 0, err
+  assert "50 rows read = 44 kept + 6 dropped" in out
+  assert "near duplicates: 100%" in err  # progress
+  got = json.loads(report.read_text())
+  assert got["dropped"] == {"in_heldout": 4, "exact_duplicate": 1, "invalid_json": 1}
+  assert got["heldout"]["kept"] == 4
+  assert got["denoise"]["flagged"] == got["rows"]["changed"]
+  assert (tmp_path / "new" / "report.json.folds" / "fold1" / "run" / "summary.json").exists()
+  assert len(load(output, report=Report(strict=True))) == 44
+
+
+def test_annotators_of_a_file(tmp_path):
+  rows = [
+    {"p": f"{i // 2}", "response1": "a " * (i % 7 + 1), "response2": "b b b", "x": i % 3 % 2 + 1,
+     "y": (i + i % 5) % 3}
+    for i in range(40)
+  ]  # fmt: skip
+  rows[3]["x"] = "?"
+  report = tmp_path / "report.json"
+  flags = [f"--input={lines(tmp_path / 'j.jsonl', rows)}", f"--report={report}", "--prompt=p"]
+  code, out, err = finish(command("curate", *flags, "--annotators=x,y"))
+  assert code == 0, err
+  assert "39 of 40 rows kept, 20 prompts" in out
+  assert "two annotators: not identified" in out
+  (dropped,) = json.loads(report.read_text())["dropped"]
+  assert dropped["origin"].endswith("j.jsonl:4")
+  assert dropped["reason"] == "unknown_judgement"
+
+
+def test_mistakes_stop_at_once_with_one_message(tmp_path):
+  rows, _, _ = plant(60)
+  folder = tmp_path / "in"
+  folder.mkdir()
+  data = lines(folder / "rows.jsonl", rows)
+  out = f"--output={tmp_path}/out.jsonl"
+  cases = {
+    "no such file": ([f"--input={tmp_path}/none.jsonl", out], "none.jsonl: no such file"),
+    "no output": ([f"--input={data}"], "set --output"),
+    "a kind of output we do not write": (
+      [f"--input={data}", f"--output={tmp_path}/out.csv"],
+      "csv",
+    ),
+    "output over input": ([f"--input={folder}", f"--output={folder}/out.jsonl"], "lies in it"),
+    "a policy that is none": ([f"--input={data}", out, "--duplicates=perhaps"], "perhaps"),
+    "a number out of range": ([f"--input={data}", out, "--near=2"], "near is 2.0"),
+    "a flag that is none": ([f"--input={data}", out, "--nearly=1"], "nearly"),
+    "denoise by nothing": ([f"--input={data}", out, "--denoise=flip"], "--denoise_scorer"),
+    "a coin of a scorer": (
+      [f"--input={data}", out, "--denoise_scorer=content", "--folds=70"],
+      "cannot be dealt to 70 folds",
+    ),
+    "targets without rows": (
+      [f"--input={data}", out, "--resample_by=source", "--resample_to=x=1"],
+      "targets without rows ['x']",
+    ),
+    "no such column": ([f"--input={data}", "--annotators=me"], "no row has ['me'"),
+    "a report forgotten": (None, "report"),
+  }
+
+  def attempt(case):
+    flags, _ = case
+    flags = [f"--input={data}", out] if flags is None else [*flags, f"--report={tmp_path}/r.json"]
+    return finish(command("curate", *flags))
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    results = dict(zip(cases, pool.map(attempt, cases.values()), strict=True))
+  for name, (code, _, err) in results.items():
+    assert code != 0, name
+    assert cases[name][1] in err, (name, err)
+    assert "Traceback" not in err, (name, err)
+    assert err.count("error:") == 1 or "FATAL" in err, (name, err)
+  assert not (tmp_path / "out.jsonl").exists()
+  assert not (tmp_path / "r.json").exists()

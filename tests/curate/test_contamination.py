@@ -1,0 +1,90 @@
+"""Contamination: which n-grams count, on which side, and what a flag names."""
+
+import numpy as np
+import pytest
+
+from rm_jax.curate.contamination import contaminated
+from rm_jax.types import Example
+
+
+def pair(prompt, chosen="yes", rejected="no"):
+  return Example(prompt, (chosen, rejected), (1.0, 0.0))
+
+
+def sentence(start, n):
+  return " ".join(f"w{i}" for i in range(start, start + n))
+
+
+def test_shares_are_of_the_shorter_text():
+  held = [pair(sentence(1000, 30)), pair(sentence(0, 20))]
+  train = [
+    pair(sentence(0, 20).upper()),  # 0: all
+    pair(sentence(500, 100) + " " + sentence(0, 20)),  # 1: the held-out one is inside
+    pair(sentence(0, 12) + " " + sentence(600, 8)),  # 2: 5 of 13 8-grams
+    pair(sentence(0, 14) + " " + sentence(600, 6)),  # 3: 7 of 13
+    pair(sentence(0, 7) + " " + sentence(600, 13)),  # 4: 7 words in a row are none
+  ]
+  found = contaminated(train, held, n=8, share=0.5)
+  assert [(o.index, o.of, o.part, o.shared) for o in found] == [
+    (0, 1, "prompt", 13),
+    (1, 1, "prompt", 13),
+    (3, 1, "prompt", 7),
+  ]
+  assert [o.share for o in found] == [1.0, 1.0, 7 / 13]
+  assert [o.index for o in contaminated(train, held, n=8, share=5 / 13)] == [0, 1, 2, 3]
+  assert [o.index for o in contaminated(train, held, n=7, share=0.01)] == [0, 1, 2, 3, 4]
+
+
+def test_short_texts_match_as_a_whole_only():
+  held = [pair("How are you?")]
+  train = [pair("how are YOU"), pair("how are you today"), pair(sentence(0, 9) + " how are you")]
+  assert [o.index for o in contaminated(train, held)] == [0]
+
+
+def test_parts():
+  text = [sentence(i * 100, 20) for i in range(6)]
+  held = [pair(text[0], text[1], text[2])]
+  train = [
+    pair(text[0], text[3], text[4]),
+    pair(text[3], text[4], text[2]),
+    pair(text[0], text[2], text[4]),
+    pair(text[3], text[4], text[5]),
+  ]
+
+  def indices(part):
+    return [(o.index, o.part) for o in contaminated(train, held, part=part)]
+
+  assert indices("prompt") == [(0, "prompt"), (2, "prompt")]
+  assert indices("response") == [(1, "response"), (2, "response")]
+  assert indices("either") == [(0, "prompt"), (1, "response"), (2, "prompt")]
+  assert [i for i, _ in indices("both")] == [2]
+  two = pair(text[3], text[1], " ".join(text[2].split()[:14]) + " " + text[4][:30])
+  assert [o.share for o in contaminated([two], held, part="response")] == [1.0]  # the larger
+
+
+def test_many_against_sets_of_words():
+  rng = np.random.default_rng(0)
+  texts = [" ".join(rng.choice(list("abc"), rng.integers(3, 15))) for _ in range(200)]
+  train, held = [pair(t) for t in texts[:100]], [pair(t) for t in texts[100:]]
+
+  def grams(text, n=4):
+    w = text.split()
+    return {tuple(w[i : i + n]) for i in range(len(w) - n + 1)} or {("all", *w)}
+
+  expected = {}
+  for i, t in enumerate(texts[:100]):
+    shares = [len(grams(t) & grams(h)) / min(len(grams(t)), len(grams(h))) for h in texts[100:]]
+    if max(shares) >= 0.5:
+      expected[i] = max(shares)
+  found = contaminated(train, held, n=4, share=0.5)
+  assert {o.index: o.share for o in found} == expected
+  assert 0 < len(expected) < 100
+
+
+def test_refuses_and_has_no_trouble_with_nothing():
+  assert contaminated([], [pair("a")]) == []
+  assert contaminated([pair("a")], []) == []
+  with pytest.raises(ValueError, match="share is 0"):
+    contaminated([], [], share=0)
+  with pytest.raises(ValueError, match="part is 'prompts'; expected one of prompt"):
+    contaminated([], [], part="prompts")

@@ -1,0 +1,105 @@
+"""Normal forms, n-grams and the two guesses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rm_jax.curate.text import (
+  guess_language,
+  guess_script,
+  jaccard,
+  ngrams,
+  normalise,
+  plain,
+  words,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_normalise():
+  assert normalise("Ｈｅｌｌｏ \n\t World ") == "hello world"
+  assert normalise("Straße ﬁx") == "strasse fix"
+  assert normalise("e\u0301") == "é"  # composed
+  assert normalise(normalise("İ ŉ")) == normalise("İ ŉ")
+
+
+def test_words():
+  assert words("Don't stop, 12.5%!") == ["don", "t", "stop", "12", "5"]
+  assert words("我是 Mia。") == ["我", "是", "mia"]
+  assert words(" ... ") == []
+
+
+def test_plain():
+  messages = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+  assert plain(messages) == "a\nb"
+  assert plain("a") == "a"
+
+
+def test_ngrams_are_those_of_each_text():
+  rng = np.random.default_rng(0)
+  letters = list("abcdef")
+  texts = [" ".join(rng.choice(letters, rng.integers(0, 12))) for _ in range(9000)]
+  for n in (1, 3):
+    sets = ngrams(texts, n)
+    assert len(sets) == len(texts)
+    known: dict[tuple, int] = {}
+    for i in (*range(50), *range(4090, 4100), *range(8990, 9000)):  # chunks meet at 4096 and 8192
+      w = texts[i].split()
+      grams = {tuple(w[j : j + n]) for j in range(len(w) - n + 1)} or {("all", *w)}
+      assert len(sets[i]) == len(grams), texts[i]
+      assert (np.diff(sets[i].astype(object)) > 0).all()
+      if len(grams) == 1:
+        assert known.setdefault(next(iter(grams)), int(sets[i][0])) == int(sets[i][0])
+    assert len(set(known.values())) == len(known)
+
+
+def test_short_and_wordless_texts_are_one_ngram_of_their_own():
+  sets = ngrams(["yes", "Yes!", "yes no", "?!", "?!?", ""], 3)
+  assert [len(sets[i]) for i in range(6)] == [1] * 6
+  assert sets[0] == sets[1]
+  assert len({int(sets[i][0]) for i in (0, 2, 3, 4, 5)}) == 5
+  assert len(ngrams([], 3)) == 0
+  with pytest.raises(ValueError, match="n is 0"):
+    ngrams(["a"], 0)
+
+
+def test_hashes_are_the_same_in_another_process():
+  code = "from rm_jax.curate.text import ngrams; print(ngrams(['a b c d', 'x'], 3).values.tolist())"
+  out = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert out.stdout.strip() == str(ngrams(["a b c d", "x"], 3).values.tolist())
+
+
+def test_jaccard():
+  assert jaccard(np.array([1, 2, 3]), np.array([2, 3, 4])) == 2 / 4
+  assert jaccard(np.array([]), np.array([])) == 1
+  assert jaccard(np.array([1]), np.array([2])) == 0
+
+
+@pytest.mark.parametrize(
+  ("text", "script", "language"),
+  [
+    ("How do I get to the station? It is late.", "LATIN", "English"),
+    ("a recipe for a cake with me as a baker, no nuts", "LATIN", "English"),
+    ("Wie komme ich zum Bahnhof? Das ist nicht weit.", "LATIN", "German"),
+    ("Comment est-ce que je vais à la gare ?", "LATIN", "French"),
+    ("¿Cómo se llega a la estación? Es para los niños.", "LATIN", "Spanish"),
+    ("Como é que eu chego lá? Não sei o que fazer.", "LATIN", "Portuguese"),
+    ("Non so come andare, è una cosa che mi piace con il vino", "LATIN", "Italian"),
+    ("Hoe kom ik op het station? Dat is niet ver van hier.", "LATIN", "Dutch"),
+    ("Как пройти к вокзалу?", "CYRILLIC", "script:CYRILLIC"),
+    ("我怎么去车站", "CJK", "script:CJK"),
+    ("привет hello мир world", "mixed", "script:mixed"),
+    ("42 !", "none", "script:none"),
+    ("Obama Chicago Hawaii", "LATIN", "unsure"),
+    ("que Obama", "LATIN", "unsure"),  # of two languages
+  ],
+)
+def test_guesses(text, script, language):
+  assert guess_script(text) == script
+  assert guess_language(text) == language

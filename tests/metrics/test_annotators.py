@@ -1,0 +1,277 @@
+"""Annotators: alpha against the published worked examples, Dawid-Skene against known truth."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rm_jax.metrics.annotators import (
+  LEVELS,
+  alpha_interval,
+  dawid_skene,
+  krippendorff_alpha,
+  logistic,
+  share,
+)
+
+NAN = math.nan
+Z95 = 1.959963984540054
+# Krippendorff (2011), section E: four observers, twelve units, missing values.
+FOUR = np.array(
+  [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, NAN, NAN, NAN],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NAN, 3],
+    [NAN, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NAN],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
+  ]
+).T
+
+
+@pytest.mark.parametrize(
+  ("level", "published"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)]
+)
+def test_alpha_as_published(level, published):
+  assert round(krippendorff_alpha(FOUR, level), 3) == published
+
+
+def test_alpha_as_published_for_two_observers():
+  # Section A, binary data; section B, nominal data, values as letters there.
+  meg, owen = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
+  assert round(krippendorff_alpha(np.array([meg, owen]).T), 3) == 0.095
+  ben, gerry = "aabbdcccedda", "babbbccceddd"
+  letters = np.array([[ord(c) for c in word] for word in (ben, gerry)]).T
+  assert round(krippendorff_alpha(letters), 3) == 0.692
+
+
+def test_alpha_of_all_pairs_directly():
+  """D_o and D_e by their sums over pairs of ratings, not by coincidences."""
+  rng = np.random.default_rng(0)
+  ratings = rng.integers(0, 4, (30, 5)).astype(float)
+  ratings[rng.random(ratings.shape) < 0.4] = NAN
+  units = [row[~np.isnan(row)] for row in ratings]
+  units = [u for u in units if len(u) > 1]
+  pooled = np.concatenate(units)
+  observed = sum(((u[:, None] - u) ** 2).sum() / (len(u) - 1) for u in units) / len(pooled)
+  chance = ((pooled[:, None] - pooled) ** 2).sum() / (len(pooled) * (len(pooled) - 1))
+  assert krippendorff_alpha(ratings, "interval") == pytest.approx(1 - observed / chance)
+
+
+def test_alpha_at_its_ends():
+  agree = np.array([[0, 0], [1, 1], [2, 2]], float)
+  for level in LEVELS:
+    assert krippendorff_alpha(agree, level) == pytest.approx(1)
+  # Two values, never agreed: D_o = 1, D_e = n / 2 over (n - 1), with n = 4.
+  assert krippendorff_alpha([[0, 1], [1, 0]]) == pytest.approx(1 - 1 / (2 / 3))
+  rng = np.random.default_rng(1)
+  assert abs(krippendorff_alpha(rng.integers(0, 3, (20_000, 3)))) < 0.02
+
+
+def test_ordinal_depends_on_order_and_not_on_distance():
+  stretched = np.where(np.isnan(FOUR), NAN, np.exp(FOUR))
+  assert krippendorff_alpha(stretched, "ordinal") == pytest.approx(
+    krippendorff_alpha(FOUR, "ordinal")
+  )
+  assert krippendorff_alpha(stretched, "interval") != pytest.approx(
+    krippendorff_alpha(FOUR, "interval"), abs=1e-3
+  )
+  swapped = np.where(FOUR == 1, 5, np.where(FOUR == 5, 1, FOUR))
+  assert krippendorff_alpha(swapped) == pytest.approx(krippendorff_alpha(FOUR))
+
+
+def test_alpha_refuses():
+  with pytest.raises(ValueError, match="0 / 0"):
+    krippendorff_alpha([[1, 1], [1, 1]])
+  with pytest.raises(ValueError, match="no unit has two ratings"):
+    krippendorff_alpha([[1, NAN], [NAN, 2]])
+  with pytest.raises(ValueError, match="no unit has two ratings"):
+    krippendorff_alpha(np.full((2, 2), NAN))
+  with pytest.raises(ValueError, match="'ratio'; expected one of nominal"):
+    krippendorff_alpha(FOUR, "ratio")
+  with pytest.raises(ValueError, match=r"shape \(4,\)"):
+    krippendorff_alpha([1, 2, 3, 4])
+  with pytest.raises(ValueError, match="infinite"):
+    krippendorff_alpha([[1, math.inf], [1, 2]])
+
+
+def test_alpha_interval_covers():
+  """In 100 draws of 60 units, a 90 % interval holds alpha of a large sample in 80 or more.
+
+  Binomial(100, 0.9) is below 80 once in 1,000; small samples cost the percentile bootstrap a few.
+  """
+  rng = np.random.default_rng(2)
+
+  def draw(n):
+    truth = rng.integers(0, 3, (n, 1))
+    said = np.where(rng.random((n, 3)) < 0.8, truth, rng.integers(0, 3, (n, 3)))
+    return said.astype(float)
+
+  truth = krippendorff_alpha(draw(200_000))
+  covered = 0
+  for seed in range(100):
+    low, high = alpha_interval(draw(60), range(60), confidence=0.9, resamples=200, seed=seed)
+    covered += low <= truth <= high
+  assert covered >= 80
+
+
+def test_alpha_interval_resamples_clusters():
+  rng = np.random.default_rng(3)
+  truth = rng.integers(0, 2, (40, 1))
+  said = np.where(rng.random((40, 3)) < 0.8, truth, 1 - truth).astype(float)
+  tenfold = np.repeat(said, 10, axis=0)  # the same units ten times teach nothing
+  clusters = np.repeat(np.arange(40), 10).tolist()
+
+  def width(*args):
+    low, high = alpha_interval(*args)
+    return high - low
+
+  assert width(tenfold, clusters) == pytest.approx(width(said, range(40)), rel=0.15)
+  assert width(tenfold, range(400)) < 0.5 * width(tenfold, clusters)
+  with pytest.raises(ValueError, match=r"1 cluster\(s\)"):
+    alpha_interval(said, [0] * 40)
+  with pytest.raises(ValueError, match="39 cluster labels for 40"):
+    alpha_interval(said, range(39))
+
+
+def simulate(n, confusions, prior, seed=0, missing=0.0):
+  rng = np.random.default_rng(seed)
+  truth = rng.choice(len(prior), n, p=prior)
+  labels = np.stack(
+    [[rng.choice(len(prior), p=c[t]) for t in truth] for c in np.asarray(confusions)], 1
+  )
+  labels[rng.random(labels.shape) < missing] = -1
+  return labels[(labels >= 0).any(axis=1)], truth
+
+
+CONFUSIONS = [
+  [[0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]],
+  [[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.15, 0.15, 0.7]],
+  [[0.95, 0.05, 0.0], [0.3, 0.6, 0.1], [0.2, 0.2, 0.6]],
+  [[0.6, 0.2, 0.2], [0.1, 0.9, 0.0], [0.2, 0.0, 0.8]],
+  [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]],
+]
+PRIOR = np.array([0.5, 0.3, 0.2])
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_dawid_skene_recovers_what_was_simulated(missing):
+  labels, _ = simulate(6000, CONFUSIONS, PRIOR, missing=missing)
+  fit = dawid_skene(labels, 3)
+  assert fit.converged
+  # A cell's standard error is at most sqrt(0.25 / (6000 · 0.2 · 0.7)) = 0.017 with the truth known.
+  assert np.abs(fit.confusion - CONFUSIONS).max() < 0.1
+  assert np.abs(fit.prior - PRIOR).max() < 0.04
+  true = np.einsum("k,akk->a", PRIOR, CONFUSIONS)
+  assert np.abs(fit.reliability - true).max() < 0.03
+  assert np.argsort(fit.reliability).tolist() == np.argsort(true).tolist()
+  assert np.allclose(fit.posterior.sum(axis=1), 1)
+
+
+def test_dawid_skene_beats_the_vote():
+  """One good annotator among four bad ones: the vote follows the many."""
+  good, bad = [[0.95, 0.05], [0.05, 0.95]], [[0.6, 0.4], [0.4, 0.6]]
+  labels, truth = simulate(3000, [good, bad, bad, bad, bad], [0.5, 0.5])
+  fit = dawid_skene(labels, 2)
+  vote = labels.sum(axis=1) >= 3
+  assert (fit.posterior.argmax(axis=1) == truth).mean() > (vote == truth).mean() + 0.1
+  assert fit.reliability[0] > 0.9
+
+
+def test_dawid_skene_likelihood_never_falls_and_is_the_formula():
+  for seed in range(5):
+    labels, _ = simulate(200, CONFUSIONS, PRIOR, seed=seed, missing=0.4)
+    fit = dawid_skene(labels, 3, seed=seed, tolerance=1e-12, iterations=300)
+    rises = np.diff(fit.log_likelihood)
+    assert (rises >= -1e-9).all()
+    assert rises[0] > 1e-3
+  total = 0.0
+  for row in labels:
+    of_class = [
+      fit.prior[k] * math.prod(fit.confusion[a, k, x] for a, x in enumerate(row) if x >= 0)
+      for k in range(3)
+    ]
+    total += math.log(sum(of_class))
+  assert fit.log_likelihood[-1] == pytest.approx(total, abs=1e-6)
+
+
+def test_dawid_skene_says_when_it_did_not_converge_and_repeats_itself():
+  labels, _ = simulate(300, CONFUSIONS, PRIOR)
+  assert not dawid_skene(labels, 3, iterations=2).converged
+  one, other = dawid_skene(labels, 3, seed=4), dawid_skene(labels, 3, seed=4)
+  assert one.log_likelihood == other.log_likelihood
+  # More starts never end lower.
+  assert dawid_skene(labels, 3).log_likelihood[-1] >= (
+    dawid_skene(labels, 3, starts=1).log_likelihood[-1] - 1e-3
+  )
+
+
+def test_dawid_skene_of_perfect_annotators_and_an_unused_class():
+  labels = np.repeat(np.array([0, 1, 0, 1, 1])[:, None], 3, axis=1)
+  fit = dawid_skene(labels, 3)
+  assert fit.reliability == pytest.approx([1, 1, 1])
+  assert fit.prior == pytest.approx([0.4, 0.6, 0])
+  assert np.isfinite(fit.confusion).all()
+
+
+def test_dawid_skene_refuses():
+  with pytest.raises(ValueError, match=r"labels in 0 .. 3; expected -1 .. 2"):
+    dawid_skene([[0, 3], [1, 1]], 3)
+  with pytest.raises(ValueError, match=r"item \[1\] has no label"):
+    dawid_skene([[0, 1], [-1, -1]], 2)
+  with pytest.raises(ValueError, match=r"annotator \[1\] has no label"):
+    dawid_skene([[0, -1], [1, -1]], 2)
+  with pytest.raises(ValueError, match=r"1 annotator\(s\)"):
+    dawid_skene([[0], [1]], 2)
+  with pytest.raises(ValueError, match="float64"):
+    dawid_skene([[0.0, 1.0]], 2)
+  with pytest.raises(ValueError, match="has no label"):
+    dawid_skene(np.zeros((0, 2), int), 2)
+
+
+def test_share():
+  found = share([1, 0, 1, 1], "abcd")
+  assert found["share"] == 0.75
+  assert found["method"] == "cluster bootstrap"
+  assert found["interval"][0] < 0.75 < found["interval"][1] <= 1
+  assert share([1, 1, 1], "aab")["interval"][0] == pytest.approx(2 / (2 + Z95**2))  # Wilson, 2 of 2
+  assert share([1, 0], "aa") == {
+    "share": 0.5,
+    "interval": None,
+    "n": 2,
+    "clusters": 1,
+    "method": "none",
+  }
+  assert share([], [])["share"] is None
+
+
+def test_logistic_against_sklearn_and_a_sandwich_by_hand():
+  linear_model = pytest.importorskip("sklearn.linear_model")
+  rng = np.random.default_rng(0)
+  x = np.c_[np.ones(500), rng.standard_normal((500, 2))]
+  y = (rng.random(500) < 1 / (1 + np.exp(-x @ [0.3, -1.0, 2.0]))).astype(float)
+  found = logistic(x, y, range(500))
+  model = linear_model.LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000)
+  beta = model.fit(x, y).coef_[0]
+  assert [f["slope"] for f in found] == pytest.approx(beta, abs=1e-5)
+  p = 1 / (1 + np.exp(-x @ beta))
+  bread = np.linalg.inv((x.T * (p * (1 - p))) @ x)
+  meat = (x.T * (y - p) ** 2) @ x
+  error = np.sqrt(np.diag(bread @ meat @ bread) * 500 / 499)
+  assert [f["standard_error"] for f in found] == pytest.approx(error, rel=1e-4)
+  assert found[1]["interval"] == pytest.approx(
+    [beta[1] - Z95 * error[1], beta[1] + Z95 * error[1]], abs=1e-4
+  )
+  # The same rows twice, of the same clusters, teach nothing.
+  twice = logistic(np.repeat(x, 2, 0), np.repeat(y, 2), np.repeat(np.arange(500), 2).tolist())
+  assert [f["standard_error"] for f in twice] == pytest.approx(error, rel=1e-3)
+
+
+def test_logistic_refuses():
+  x = np.c_[np.ones(20), np.arange(20.0)]
+  with pytest.raises(ValueError, match="separate"):
+    logistic(x, (np.arange(20) > 9).astype(float), range(20))
+  with pytest.raises(ValueError, match="collinear"):
+    logistic(np.c_[x, x[:, 1]], np.arange(20) % 2, range(20))
+  with pytest.raises(ValueError, match="2 clusters for 2 slopes"):
+    logistic(x, np.arange(20) % 2, [0, 1] * 10)
+  with pytest.raises(ValueError, match="outcomes of 0 and 1"):
+    logistic(x, np.full(20, 0.5), range(20))
