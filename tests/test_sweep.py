@@ -1,0 +1,80 @@
+"""A sweep: settings by seeds, a table with intervals, and what a wrong setting is told."""
+
+import json
+import math
+
+import pytest
+
+from experiments import sweep
+from tests.test_commands import command, finish, train_flags
+from tests.train.runs import write_pairs
+
+STUDY = """
+from configs import base
+
+
+def get_config():
+  return base.get_config()
+
+
+def sweep():
+  return {"bt": {"loss.pair": "logistic"}, "hinge": {"loss.pair": "hinge(margin=0.5)"}}
+"""
+
+
+def test_table_is_students():
+  table = sweep.tabulate({"a": [1.0, 2.0, 3.0], "b": [2.0, 3.0, 7.0]})
+  half = 4.302653 * 1.0 / math.sqrt(3)  # Student's t at 97.5 % with 2 degrees of freedom
+  assert table["a"]["mean"] == 2
+  assert table["a"]["interval"] == pytest.approx([2 - half, 2 + half], rel=1e-6)
+  # Seed by seed: 1, 1, 4; mean 2, deviation √3.
+  assert table["b"]["to_first"]["difference"] == 2
+  half = 4.302653 * math.sqrt(3) / math.sqrt(3)
+  assert table["b"]["to_first"]["interval"] == pytest.approx([2 - half, 2 + half], rel=1e-6)
+
+
+def test_figures_are_found_by_name():
+  summary = {"heldout": {"accuracy": 0.5, "kendall": {"value": 0.25}}}
+  assert sweep.figure_of(summary, "kendall.value") == 0.25
+  with pytest.raises(ValueError, match="--measure=auroc: not in the report"):
+    sweep.figure_of(summary, "auroc")
+
+
+def test_settings_are_checked_before_the_first_run(tmp_path):
+  from configs import base
+
+  path = tmp_path / "none.py"
+  path.write_text("x = 1\n")
+  with pytest.raises(ValueError, match=r"has no sweep\(\)"):
+    sweep.settings_of(str(path))
+  with pytest.raises(ValueError, match=r"loss\.piar"):
+    sweep.apply(base.get_config(), {"loss.piar": "hinge"}, 0)
+  changed = sweep.apply(base.get_config(), {"loss.pair": "hinge"}, 3)
+  assert (changed.loss.pair, changed.seed) == ("hinge", 3)
+
+
+def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_path):
+  study = tmp_path / "study.py"
+  study.write_text(STUDY)
+  flags = train_flags(
+    llama_folder, write_pairs(tmp_path / "pairs.jsonl", 48), tmp_path / "out", **{"train.steps": 4}
+  )
+  flags = [f"--config={study}", *flags[1:], "--seeds=2"]
+  code, out, err = finish(command("sweep", *flags))
+  assert code == 0, err
+  assert "| hinge |" in out
+  table = json.loads((tmp_path / "out/table.json").read_text())
+  runs = [
+    json.loads((tmp_path / f"out/bt/{seed}/summary.json").read_text())["heldout"]["accuracy"]
+    for seed in (0, 1)
+  ]
+  assert table["bt"]["runs"] == runs
+  assert (tmp_path / "out/table.png").stat().st_size > 5_000
+  # A figure that a run has left is taken as it is: nothing is trained again.
+  done = tmp_path / "out/bt/0/summary.json"
+  summary = json.loads(done.read_text())
+  summary["heldout"]["accuracy"] = 0.125
+  done.write_text(json.dumps(summary))
+  code, _, err = finish(command("sweep", *flags))
+  assert code == 0, err
+  assert json.loads((tmp_path / "out/table.json").read_text())["bt"]["runs"][0] == 0.125
