@@ -32,6 +32,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.data = ml_collections.ConfigDict()
   c.data.train = ""  # file, folder, hub id, 'world:N' (pairs) or 'world:N:K' (rankings of K)
+  # Or several sources: name -> {'path', 'rate', 'weight'}. `rate` is the source's share of every
+  # step, by default its share of the groups (either all have one, or none); `weight` multiplies
+  # that of its rows.
+  c.data.sources = ml_collections.ConfigDict()
   c.data.heldout = "0.1"  # the same, or a fraction of data.train, split by conversation
   c.data.format = "auto"  # 'pair', 'ranking', 'step' ...; 'auto' = by the first row's columns
   c.data.strict = False  # stop at the first bad row, instead of counting it

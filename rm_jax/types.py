@@ -93,6 +93,7 @@ class Batch:
     weight: float32 [B, G], of each group; 0 where there is none.
     response: int32 [B, G, K], which of the group's responses a mark reads, from 0.
     kind: int32 [B, G], index into `KINDS`.
+    source: int32 [B, G], which of the data set's sources the group is from, in their order.
     length: int32 [B, G, K], tokens of the mark's response, its prompt not counted.
     token_type: int32 [B, T], the tokenizer's pair encoding (encoders only).
     pair_margin: float32 [B, G, K, K], by how much i should beat j.
@@ -114,6 +115,7 @@ class Batch:
   weight: jax.Array
   response: jax.Array | None = None
   kind: jax.Array | None = None
+  source: jax.Array | None = None
   length: jax.Array | None = None
   token_type: jax.Array | None = None
   pair_margin: jax.Array | None = None

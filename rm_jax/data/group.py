@@ -22,6 +22,7 @@ class Group:
     labels: float32 [M], gains.
     length: int32 [M], tokens of the mark's response.
     kind: see `types.KINDS`.
+    source: its example's.
     weight: of the group.
     margin: by how much the better of two should win; 0 where not given.
     pairs, ties: float32 [M, M] (see `types.Example`), or None where the labels' order says it all.
@@ -36,6 +37,7 @@ class Group:
   labels: np.ndarray
   length: np.ndarray
   kind: str = "pair"
+  source: str = ""
   weight: float = 1.0
   margin: float = 0.0
   pairs: np.ndarray | None = None
@@ -76,6 +78,7 @@ def make_group(sequences: Seq[Sequence], example: Example) -> Group:
     labels=np.asarray(example.labels, np.float32),
     length=np.repeat(np.asarray([len(s.ids) - s.prompt for s in sequences], np.int32), counts),
     kind=example.kind,
+    source=example.source,
     weight=example.weight,
     margin=example.margin or 0.0,
     pairs=matrix(example.pairs),

@@ -180,6 +180,7 @@ def assemble(
   *,
   share: bool,
   fields: frozenset[str],
+  sources: Seq[str] = (),
   features: Seq[np.ndarray] | None = None,
   members: np.ndarray | None = None,
 ) -> tuple[Batch, np.ndarray]:
@@ -190,6 +191,7 @@ def assemble(
     groups: the data set's groups.
     share: as the packing's.
     fields: `optional_fields` of the whole data set: batches of the same arrays compile once.
+    sources: names that `Batch.source` counts by; none where it is not asked for.
     features: for each group float [length, D], the activations of its columns (`Batch.hidden`).
     members: float32 [groups, M], by how much each counts for each member (`Batch.members`).
 
@@ -202,7 +204,8 @@ def assemble(
   where = np.zeros((B, G, K), bool)
   labels = np.zeros((B, G, K), np.float32)
   weight = np.zeros((B, G), np.float32)
-  kind = np.zeros((B, G), np.int32)
+  kind, source = np.zeros((B, G), np.int32), np.zeros((B, G), np.int32)
+  number = {name: s for s, name in enumerate(sources)}
   counts = None if members is None else np.zeros((B, G, members.shape[1]), np.float32)
   index = np.full((B, G), -1, np.int64)
   token_type = np.zeros((B, T), np.int32) if "token_type" in fields else None
@@ -242,6 +245,7 @@ def assemble(
       length[b, g, :m] = one.length
       if counts is not None:
         counts[b, g] = members[i]
+      source[b, g] = number[one.source] if number else 0
       kind[b, g] = KINDS.index(one.kind)
       labels[b, g, :m] = one.labels
       weight[b, g] = one.weight
@@ -263,6 +267,7 @@ def assemble(
     weight=weight,
     response=response,
     kind=kind,
+    source=source,
     length=length,
     token_type=token_type,
     pair_margin=pair_margin,

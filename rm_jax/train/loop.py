@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from rm_jax.data.iterate import ahead, step_groups
+from rm_jax.data.iterate import ahead, bootstrap_counts, step_groups
 from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
 from rm_jax.train import evaluate
 from rm_jax.train.checkpoints import Checkpoints
+from rm_jax.train.datasets import Dataset, load_data
 from rm_jax.train.mesh import (
   like_parameters,
   make_mesh,
@@ -28,14 +29,14 @@ from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.score import make_features, score_groups
-from rm_jax.train.setup import Dataset, Model, build_model, init_params, load_data
+from rm_jax.train.setup import Model, build_model, init_params
 from rm_jax.train.step import (
-  WINDOW,
   TrainState,
   make_accumulate,
   make_apply,
   make_moments,
   window_metrics,
+  zero_sums,
   zero_window,
 )
 from rm_jax.train.workdir import check, claim, resolve
@@ -139,7 +140,11 @@ class _Run:
       row_lengths=tuple(data.row_lengths),
     )
     self.lengths = [g.columns(self.packing.share) for g in train_set.groups]
-    self.members = self._bootstrap()
+    self.members = None
+    if config.model.members > 1 and config.model.bootstrap:
+      self.members = bootstrap_counts(len(train_set.groups), config.model.members, config.seed)
+    self.parts, self.rates = train_set.parts(data.batch_groups)
+    self.sources = sorted({g.source for g in train_set.groups})
     self.fields = optional_fields(train_set.groups)
     self.shapes = self._plan(train_set, data.batch_groups)
     self.heldout_shapes = self._plan(heldout_set, 2048)
@@ -153,14 +158,6 @@ class _Run:
     self.features = {"train": None, "heldout": None}
     if config.model.frozen_layers and config.model.keep_features:
       self._keep_features()
-
-  def _bootstrap(self) -> np.ndarray | None:
-    """By how much each group counts for each member of an ensemble, float32 [groups, M]."""
-    model = self.config.model
-    if model.members == 1 or not model.bootstrap:
-      return None
-    rng = np.random.default_rng([self.config.seed, model.members])
-    return rng.poisson(1.0, (len(self.train_set.groups), model.members)).astype(np.float32)
 
   def _plan(self, dataset: Dataset, step_groups: int):
     if not dataset.groups:
@@ -181,7 +178,7 @@ class _Run:
     shapes = jax.eval_shape(optimizer.init, trained)
     shardings = like_parameters(shapes, trained, self.mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
-    zero = jax.device_put(zero_window(), replicated(self.mesh))
+    zero = jax.device_put(zero_window(len(self.sources)), replicated(self.mesh))
     step = jax.device_put(jnp.zeros((), jnp.int32), replicated(self.mesh))
     return TrainState(step, trained, frozen, opt_state, zero)
 
@@ -213,16 +210,16 @@ class _Run:
     everywhere = replicated(self.mesh)
     params = {path: x.sharding for path, x in self.state.params.items()}
     state = jax.tree.map(lambda x: x.sharding, self.state)
-    sums = dict.fromkeys(WINDOW, everywhere)
+    sums = dict.fromkeys(zero_sums(1), everywhere)
     self.zeros = jax.jit(
       lambda: (
         {p: jnp.zeros(x.shape, x.dtype) for p, x in self.state.params.items()},
-        {name: jnp.zeros((), jnp.float32) for name in WINDOW},
+        zero_sums(len(self.sources)),
       ),
       out_shardings=(params, sums),
     )
     self.accumulate = jax.jit(
-      make_accumulate(network, self.objective, dropout=dropout),
+      make_accumulate(network, self.objective, sources=len(self.sources), dropout=dropout),
       donate_argnums=(1, 2),
       out_shardings=(params, sums),
     )
@@ -234,35 +231,34 @@ class _Run:
     def applied(state, gradients, sums, total):
       new = apply(state, gradients, sums, total)
       skipped = new.window["skipped"] - state.window["skipped"]
-      return new, {"loss": sums["loss"], "weight": sums["weight"], "skipped": skipped}
+      return new, {"skipped": skipped}
 
     self.apply = jax.jit(
       applied,
       donate_argnums=(0,),
-      out_shardings=(state, dict.fromkeys(("loss", "weight", "skipped"), everywhere)),
+      out_shardings=(state, {"skipped": everywhere}),
     )
 
   def _keep_features(self) -> None:
     """Runs what is frozen once over all data, when the result fits in `model.keep_gib`."""
-    width = self.model.network.backbone.width
-    share = self.packing.share
     sets = {
       "train": (self.train_set.groups, self._plan(self.train_set, 2048)),
       "heldout": (self.heldout_set.groups, self.heldout_shapes),
     }
-    size = sum(g.columns(share) for groups, _ in sets.values() for g in groups) * width * 4
-    limit = self.config.model.keep_gib * 2**30
-    if size > limit:
+    columns = sum(g.columns(self.packing.share) for groups, _ in sets.values() for g in groups)
+    gib = columns * self.model.network.backbone.width * 4 / 2**30
+    if gib > self.config.model.keep_gib:
       log.warning(
         "frozen activations would take %.1f GiB, over model.keep_gib=%s: made anew at every step",
-        size / 2**30,
+        gib,
         self.config.model.keep_gib,
       )
       return
+    params = self.state.all_params()
     for name, (groups, shapes) in sets.items():
       self.features[name] = make_features(
         self.model.network,
-        self.state.all_params(),
+        params,
         groups,
         mesh=self.mesh,
         packing=self.packing,
@@ -274,7 +270,7 @@ class _Run:
     """A step's micro-batches on the devices, each with its key; runs ahead, in a thread."""
     data = self.config.data
     chosen = step_groups(
-      step, count=len(self.train_set.groups), size=data.batch_groups, seed=self.config.seed
+      step, self.parts, self.rates, size=data.batch_groups, seed=self.config.seed
     )
     micros = pack(chosen, self.lengths, self.shapes)
     key = jax.random.fold_in(jax.random.fold_in(self.key, 1), step)
@@ -285,6 +281,7 @@ class _Run:
         self.train_set.groups,
         share=self.packing.share,
         fields=self.fields,
+        sources=self.sources,
         features=self.features["train"],
         members=self.members,
       )
@@ -354,10 +351,12 @@ class _Run:
       )
 
   def _log(self, writers: Writers, bar: tqdm, clock: Clock, done: int) -> None:
-    window = {name: float(value) for name, value in jax.device_get(self.state.window).items()}
-    zero = jax.device_put(zero_window(), replicated(self.mesh))
+    window = jax.device_get(self.state.window)
+    zero = jax.device_put(zero_window(len(self.sources)), replicated(self.mesh))
     self.state = dataclasses.replace(self.state, window=zero)
-    values = window_metrics(window) | {"learning_rate": float(self.schedule(done - 1))}
+    values = window_metrics(window, self.sources) | {
+      "learning_rate": float(self.schedule(done - 1))
+    }
     writers.write("metrics", done, values)
     speed = clock.window(values["tokens"]) | {"peak_memory_bytes": peak_memory_bytes()}
     writers.write("timing", done, speed)

@@ -1,7 +1,6 @@
-"""From a config to what a run is made of: tokenizer, network, parameters, data."""
+"""From a config to what a run is made of: tokenizer, network, parameters. Data: `datasets`."""
 
 import dataclasses
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.data import formats
-from rm_jax.data.group import Group, tokenise
-from rm_jax.data.report import DataError, Report
 from rm_jax.data.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.models import hf
 from rm_jax.models.config import DECODERS, backbone_config, head_config, is_classifier
 from rm_jax.models.network import Network
 from rm_jax.models.source import Source, load_tokenizer, open_source, read_json
 from rm_jax.train.mesh import parameter_shardings
-from rm_jax.train.objective import uses_ties
-from rm_jax.types import Example
-from rm_jax.world import World
 
 log = logging.getLogger(__name__)
 
@@ -262,95 +255,3 @@ def init_params(
 
 def _flat(tree: dict) -> dict[str, Any]:
   return flatten_dict(tree, sep="/")
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """Groups, and the examples that they came from, in the same order."""
-
-  groups: list[Group]
-  examples: list[Example]
-
-  def fingerprint(self) -> str:
-    """Changes with any token, label or weight, so that a run does not resume on other data."""
-    digest = hashlib.blake2b(digest_size=12)
-    for group in self.groups:
-      for ids in group.ids:
-        digest.update(ids.tobytes())
-      digest.update(group.labels.tobytes())
-      digest.update(repr((group.kind, group.weight, group.margin)).encode())
-      for matrix in (group.pairs, group.ties):
-        digest.update(b"" if matrix is None else matrix.tobytes())
-    return digest.hexdigest()
-
-
-def _read(name: str, config: Any, report: Report, split: str) -> list[Example]:
-  """Examples of a path, a hub id, or the generated world: 'world:N' pairs, 'world:N:K' rankings."""
-  kind, *numbers = name.split(":")
-  if kind == "world":
-    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
-      raise ValueError(
-        f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
-        "rankings of K responses"
-      )
-    world = World(**config.data.world)
-    count, *k = map(int, numbers)
-    examples = (
-      world.rankings(split, count, *k, config.seed) if k else world.pairs(split, count, config.seed)
-    )
-    report.rows += len(examples)
-    return examples
-  limit = config.data.limit if split == "train" else 0
-  return formats.load(name, report=report, format=config.data.format, limit=limit or None)
-
-
-def _decided(examples: list[Example], losses: Any, report: Report) -> list[Example]:
-  """Without those of which their loss learns nothing: all ties, where it has no word for a tie."""
-  kept = []
-  for example in examples:
-    if example.kind in ("pair", "ranking") and not uses_ties(losses[example.kind]):
-      pairs = example.pairs or ([0.0],) if example.ties or example.pairs else None
-      apart = any(map(any, pairs)) if pairs else len(set(example.labels)) > 1
-      if not apart:
-        detail = f"all are tied, and loss.{example.kind} is {losses[example.kind]!r}"
-        report.drop("all_tied", example.origin, detail, fault=False)
-        continue
-    kept.append(example)
-  return kept
-
-
-def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
-  """(train, held out, what became of every row) as the `data` part of a config says.
-
-  `data.heldout` is a path, 'world:N', or a fraction of `data.train`, split by conversation. Where
-  it is a path, training rows whose conversation is held out are dropped and counted.
-  """
-  report = Report(strict=config.data.strict)
-  if not config.data.train:
-    raise ValueError("set --config.data.train to a file, folder or hub id")
-  train = _read(config.data.train, config, report, "train")
-  heldout = str(config.data.heldout)
-  try:
-    fraction = float(heldout)
-  except ValueError:
-    held = _read(heldout, config, report, "heldout")
-    known = {e.conversation for e in held}
-    for example in train:
-      if example.conversation in known:
-        detail = "its conversation is in data.heldout too"
-        report.drop("conversation_is_held_out", example.origin, detail, fault=False)
-    train = [e for e in train if e.conversation not in known]
-  else:
-    train, held = formats.split(train, fraction, config.seed)
-  encoder = model.text_encoder()
-  train = _decided(train, config.loss, report)
-  datasets = [Dataset(*tokenise(examples, encoder, report)) for examples in (train, held)]
-  if not datasets[0].groups:
-    raise DataError(f"{config.data.train}: no group is left to train on. {report}")
-  largest = max(int(ids.max()) for d in datasets for g in d.groups for ids in g.ids)
-  if largest >= model.network.backbone.vocab:
-    raise ValueError(
-      f"the tokenizer gives id {largest} and the model has a vocabulary of "
-      f"{model.network.backbone.vocab}; set --config.model.tokenizer to the model's own"
-    )
-  return *datasets, report

@@ -1,6 +1,7 @@
 """The training step: sums of loss and gradients over micro-batches, divided once, applied once."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,6 +46,7 @@ class TrainState:
     return {path: x for path, x in self.params.items() if path.startswith("loss/")}
 
 
+# Sums over groups, each float32 [S]: by source.
 WINDOW = (
   "loss",
   "weight",
@@ -55,17 +57,25 @@ WINDOW = (
   "score",
   "score_square",
   "pairs",
-  "tokens",
 )
+# Sums over steps.
 STEP = ("gradient_norm", "skipped", "steps", "length_correlation_square")
 
 
-def zero_window() -> dict[str, jax.Array]:
+def zero_sums(sources: int) -> dict[str, jax.Array]:
+  """A step's sums before its first micro-batch."""
+  sums = {name: jnp.zeros(sources, jnp.float32) for name in WINDOW}
+  return sums | {"tokens": jnp.zeros((), jnp.float32)}
+
+
+def zero_window(sources: int) -> dict[str, jax.Array]:
   """The metrics' sums at a log point."""
-  return {name: jnp.zeros((), jnp.float32) for name in WINDOW + STEP}
+  return zero_sums(sources) | {name: jnp.zeros((), jnp.float32) for name in STEP}
 
 
-def batch_sums(scores_BGK: jax.Array, loss_BG: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+def batch_sums(
+  scores_BGK: jax.Array, loss_BG: jax.Array, batch: Batch, sources: int
+) -> dict[str, jax.Array]:
   """Sums for the metrics; a group counts by its weight, what it holds by equal shares.
 
   'accuracy' is over the comparisons of pairs and rankings, ties in score as half, and over the
@@ -85,18 +95,24 @@ def batch_sums(scores_BGK: jax.Array, loss_BG: jax.Array, batch: Batch) -> dict[
   right = (scores_BGK > 0) == (batch.labels > 0.5)
   accuracy = jnp.where(pointwise, mean_where(right, batch.where, (-1,)), accuracy)
   weight = batch.weight
-  return {
-    "loss": jnp.sum(weight * loss_BG),
-    "weight": jnp.sum(weight),
-    "accuracy": jnp.sum(weight * accuracy),
-    "judged": jnp.sum(weight * (compared | pointwise)),
-    "margin": jnp.sum(weight * mean_by(difference, pairs, (-2, -1))),
-    "compared": jnp.sum(weight * compared),
-    "score": jnp.sum(weight * mean_where(scores_BGK, batch.where, (-1,))),
-    "score_square": jnp.sum(weight * mean_where(scores_BGK**2, batch.where, (-1,))),
-    "pairs": jnp.sum(pairs > 0, dtype=jnp.float32),
-    "tokens": jnp.sum(batch.group > 0, dtype=jnp.float32),
+  values = {
+    "loss": weight * loss_BG,
+    "weight": weight,
+    "accuracy": weight * accuracy,
+    "judged": weight * (compared | pointwise),
+    "margin": weight * mean_by(difference, pairs, (-2, -1)),
+    "compared": weight * compared,
+    "score": weight * mean_where(scores_BGK, batch.where, (-1,)),
+    "score_square": weight * mean_where(scores_BGK**2, batch.where, (-1,)),
+    "pairs": jnp.sum(pairs > 0, axis=(-2, -1), dtype=jnp.float32),
   }
+  source_BGS = jax.nn.one_hot(batch.source, sources, dtype=bool)
+
+  def by_source(value_BG):
+    # A sum of selected values, not a product with zeros: one group's NaN is not every source's.
+    return jnp.sum(jnp.where(source_BGS, value_BG[..., None], 0.0), axis=(0, 1))
+
+  return jax.tree.map(by_source, values) | {"tokens": jnp.sum(batch.group > 0, dtype=jnp.float32)}
 
 
 def _is(batch: Batch, *kinds: str) -> jax.Array:
@@ -104,7 +120,7 @@ def _is(batch: Batch, *kinds: str) -> jax.Array:
   return jnp.isin(batch.kind, jnp.asarray([KINDS.index(kind) for kind in kinds]))
 
 
-def make_accumulate(network: Network, objective: Objective, *, dropout: bool):
+def make_accumulate(network: Network, objective: Objective, *, sources: int, dropout: bool):
   """(state, gradients, sums, batch, key, total) -> (gradients, sums), this micro-batch's added.
 
   Nothing is divided here: a micro-batch does not know the step's weight. `total` is the step's sum
@@ -123,10 +139,10 @@ def make_accumulate(network: Network, objective: Objective, *, dropout: bool):
       loss_BG, scores_BGK = jnp.mean(loss_MBG, axis=0), jnp.mean(scores_MBGK, axis=0)
     else:
       loss_BG = objective(scores_BGK, batch, loss_params)
-    sums = batch_sums(scores_BGK, loss_BG, batch)
+    sums = batch_sums(scores_BGK, loss_BG, batch, sources)
     # What is linearised has a gradient and no meaning of its own: the metrics are without it.
     more = 0.0 if total is None else objective.decorrelate(scores_BGK, batch, total)
-    return sums["loss"] + more, sums
+    return jnp.sum(sums["loss"]) + more, sums
 
   def accumulate(state: TrainState, gradients, sums, batch: Batch, key, total=None):
     more, new = jax.grad(loss_sum, has_aux=True)(state.params, state.frozen, batch, key, total)
@@ -155,7 +171,8 @@ def make_apply(optimizer: optax.GradientTransformation):
   """
 
   def apply(state: TrainState, gradients, sums, total=None) -> TrainState:
-    mean = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1e-30), gradients)
+    weight = jnp.maximum(jnp.sum(sums["weight"]), 1e-30)
+    mean = jax.tree.map(lambda g: g / weight, gradients)
     norm = optax.tree.norm(mean)
     fine = jnp.isfinite(norm)
     updates, new_optimizer = optimizer.update(mean, state.optimizer, state.params)
@@ -186,27 +203,42 @@ def make_apply(optimizer: optax.GradientTransformation):
   return apply
 
 
-def window_metrics(window: dict[str, float]) -> dict[str, float | None]:
-  """The sums of a window as means: one log point; None where there was nothing to count."""
+def window_metrics(window: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
+  """The sums of a window as means: one log point; None where there was nothing to count.
 
+  Args:
+    window: as `zero_window`, on the host.
+    sources: their names. Where there are several, each has an entry of its own under 'sources'.
+  """
+  total = {name: float(value.sum()) for name, value in window.items()}
+  done = max(1.0, total["steps"] - total["skipped"])
+  metrics = _means(total) | {
+    "gradient_norm": total["gradient_norm"] / done,
+    "skipped_steps": int(total["skipped"]),
+    "pairs": int(total["pairs"]),
+    "tokens": int(total["tokens"]),
+  }
+  if total["length_correlation_square"]:
+    metrics["length_correlation_square"] = total["length_correlation_square"] / done
+  if len(sources) > 1:
+    metrics["sources"] = {
+      name: _means({key: float(window[key][s]) for key in WINDOW})
+      for s, name in enumerate(sources)
+      if window["weight"][s]
+    }
+  return metrics
+
+
+def _means(sums: dict[str, float]) -> dict[str, float | None]:
   def mean(name: str, by: str) -> float | None:
-    return window[name] / window[by] if window[by] else None
+    return sums[name] / sums[by] if sums[by] else None
 
-  weight = max(window["weight"], 1e-30)
-  center = window["score"] / weight
-  spread = max(0.0, window["score_square"] / weight - center**2) ** 0.5
-  done = max(1.0, window["steps"] - window["skipped"])
-  metrics = {
-    "loss": window["loss"] / weight,
+  weight = max(sums["weight"], 1e-30)
+  center = sums["score"] / weight
+  return {
+    "loss": sums["loss"] / weight,
     "accuracy": mean("accuracy", "judged"),
     "margin": mean("margin", "compared"),
     "score_mean": center,
-    "score_std": spread,
-    "gradient_norm": window["gradient_norm"] / done,
-    "skipped_steps": int(window["skipped"]),
-    "pairs": int(window["pairs"]),
-    "tokens": int(window["tokens"]),
+    "score_std": max(0.0, sums["score_square"] / weight - center**2) ** 0.5,
   }
-  if window["length_correlation_square"]:
-    metrics["length_correlation_square"] = window["length_correlation_square"] / done
-  return metrics

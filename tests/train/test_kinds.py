@@ -127,3 +127,48 @@ def test_decorrelation_lowers_the_correlation_with_length(llama_folder, tmp_path
   assert found[0.0]["loss"] < 0.1  # length tells all
   assert found[3.0]["loss"] > 0.3
   assert found[3.0]["length_correlation_square"] < 0.5
+
+
+def test_sources_of_several_kinds_have_their_rates_and_their_own_metrics(llama_folder, tmp_path):
+  config = configured(llama_folder, tmp_path, ranking, steps=10)
+  outcomes = tmp_path / "outcomes.jsonl"
+  rng = np.random.default_rng(3)
+  outcomes.write_text("".join(json.dumps(outcome(rng, f"o{i}")) + "\n" for i in range(12)))
+  rankings, config.data.train = config.data.train, ""
+  with config.unlocked():
+    config.data.sources = {
+      "lists": {"path": rankings, "rate": 3.0},
+      "verdicts": {"path": str(outcomes), "rate": 1.0, "weight": 0.5},
+    }
+  config.data.heldout = "0.2"
+  summary = run(config, tmp_path / "run", devices=2)
+  lines = [x for x in read_lines(tmp_path / "run/metrics.jsonl") if x["split"] == "train"]
+  assert all(x["sources"].keys() == {"lists", "verdicts"} for x in lines)
+  # Six rankings of weight 1 and two outcomes of weight 1/2 make up every step's loss.
+  for x in lines:
+    each = {name: one["loss"] for name, one in x["sources"].items()}
+    assert x["loss"] == pytest.approx((6 * each["lists"] + each["verdicts"]) / 7, rel=1e-5)
+  assert set(summary["heldout"]["kinds"]) == {"comparison", "outcome"}
+  assert summary["data"]["kinds"].keys() == {"ranking", "outcome"}
+
+
+@pytest.mark.parametrize(
+  ("sources", "message"),
+  [
+    ({"a": {"rate": 1.0}}, r"data.sources.a has \['rate'\]; expected 'path'"),
+    ({"a": {"path": "x", "ratio": 1.0}}, r"data\.sources\.a has"),
+    ({"a": {"path": "world:8", "rate": -1.0}}, r"rate -1\.0"),
+    (
+      {"a": {"path": "world:8", "rate": 1.0}, "b": {"path": "world:8"}},
+      "a have a rate and the others have not",
+    ),
+  ],
+)
+def test_sources_that_make_no_sense_are_refused(llama_folder, tmp_path, sources, message):
+  config = small_config(llama_folder, steps=2)
+  config.data.train = ""
+  with config.unlocked():
+    config.data.sources = sources
+  with pytest.raises(ValueError, match=message):
+    run(config, tmp_path / "run", devices=1)
+  assert not (tmp_path / "run").exists()

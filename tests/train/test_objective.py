@@ -11,7 +11,7 @@ from configs.base import get_config
 from rm_jax.losses import LOSSES
 from rm_jax.losses.moments import penalty
 from rm_jax.train.objective import Objective, parse_loss, uses_ties
-from rm_jax.train.step import WINDOW, batch_sums, window_metrics, zero_window
+from rm_jax.train.step import batch_sums, window_metrics, zero_sums, zero_window
 from rm_jax.types import KINDS, Batch
 
 
@@ -40,6 +40,7 @@ def make_batch(groups, **more):
     weight=jnp.ones((1, G)),
     response=jnp.zeros((1, G, K), jnp.int32),
     kind=jnp.asarray([[KINDS.index(kind) for kind, _ in groups]]),
+    source=jnp.zeros((1, G), jnp.int32),
     length=jnp.ones((1, G, K), jnp.int32),
   )
   return Batch(**fields | more)
@@ -125,25 +126,39 @@ def test_which_losses_know_ties():
 
 def test_metrics_count_each_kind_by_what_it_has():
   batch = make_batch(MIXED)
-  sums = batch_sums(SCORES, jnp.ones((1, len(MIXED))), batch)
-  assert set(sums) == set(WINDOW)
-  window = {k: float(v) for k, v in (zero_window() | sums).items()}
-  metrics = window_metrics(window)
+  sums = batch_sums(SCORES, jnp.ones((1, len(MIXED))), batch, 1)
+  assert set(sums) == set(zero_sums(1))
+  metrics = window_metrics(jax.device_get(zero_window(1) | sums), ["a"])
+  assert "sources" not in metrics
   # Pair right; ranking: 2 of 3 comparisons; outcome right; steps: one of two. A rating has none.
   assert metrics["accuracy"] == pytest.approx((1 + 2 / 3 + 1 + 1 / 2) / 4)
   assert metrics["margin"] == pytest.approx((0.7 + (0.8 + 0.6 - 0.2) / 3) / 2, rel=1e-5)
   assert metrics["pairs"] == 4
   only = make_batch([("score", [1.0])])
-  alone = batch_sums(jnp.ones((1, 1, 1)), jnp.ones((1, 1)), only)
-  assert (
-    window_metrics({k: float(v) for k, v in (zero_window() | alone).items()})["accuracy"] is None
+  alone = batch_sums(jnp.ones((1, 1, 1)), jnp.ones((1, 1)), only, 1)
+  assert window_metrics(jax.device_get(zero_window(1) | alone), ["a"])["accuracy"] is None
+
+
+def test_sources_are_counted_each_by_itself_and_sum_to_the_whole():
+  batch = make_batch(MIXED, source=jnp.asarray([[0, 1, 1, 2, 0]]))
+  loss = jnp.asarray([[1.0, 2.0, 4.0, 8.0, 16.0]])
+  metrics = window_metrics(
+    jax.device_get(zero_window(4) | batch_sums(SCORES, loss, batch, 4)), ["a", "b", "c", "none"]
   )
+  assert metrics["loss"] == pytest.approx(31 / 5)
+  assert {name: one["loss"] for name, one in metrics["sources"].items()} == {
+    "a": 17 / 2,
+    "b": 3.0,
+    "c": 8.0,
+  }
+  assert metrics["sources"]["a"]["accuracy"] == pytest.approx((1 + 0.5) / 2)
+  assert metrics["sources"]["c"]["accuracy"] is None
 
 
 def test_observed_comparisons_and_not_the_labels_order_are_counted():
   pairs = jnp.asarray([[[[0, 0], [2.0, 0]]]])
   batch = make_batch([("ranking", [1.0, 0.0])], pairs=pairs, ties=jnp.zeros_like(pairs))
-  sums = batch_sums(jnp.asarray([[[1.0, 0.0]]]), jnp.ones((1, 1)), batch)
+  sums = batch_sums(jnp.asarray([[[1.0, 0.0]]]), jnp.ones((1, 1)), batch, 1)
   assert sums["accuracy"] == 0
   assert sums["pairs"] == 1
 

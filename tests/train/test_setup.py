@@ -11,8 +11,9 @@ from configs.base import get_config
 from rm_jax.data.tokenise import HH_TEMPLATE
 from rm_jax.models.hf import export_params
 from rm_jax.models.source import save_folder
+from rm_jax.train.datasets import load_data
 from rm_jax.train.mesh import make_mesh
-from rm_jax.train.setup import build_model, convention_for, init_params, load_data
+from rm_jax.train.setup import build_model, convention_for, init_params
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 from tests.train.runs import small_config, write_pairs
 

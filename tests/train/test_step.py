@@ -20,11 +20,11 @@ from rm_jax.train.mesh import make_mesh
 from rm_jax.train.objective import Objective
 from rm_jax.train.score import make_features, score_groups
 from rm_jax.train.step import (
-  WINDOW,
   TrainState,
   make_accumulate,
   make_apply,
   window_metrics,
+  zero_sums,
   zero_window,
 )
 from rm_jax.types import Example
@@ -67,21 +67,21 @@ def params_of(network):
 
 
 def state_of(params):
-  return TrainState(jnp.int32(0), params, {}, optax.EmptyState(), zero_window())
+  return TrainState(jnp.int32(0), params, {}, optax.EmptyState(), zero_window(1))
 
 
 @functools.cache
 def _accumulate(network):
   config = get_config().loss
   config.pair, config.l2 = "logistic(smoothing=0.05)", 0.01
-  return jax.jit(make_accumulate(network, Objective(config, {"pair"}), dropout=False))
+  return jax.jit(make_accumulate(network, Objective(config, {"pair"}), sources=1, dropout=False))
 
 
 def loss_and_gradients(network, params, groups, micro_batches, packing):
   """Sums over the given number of micro-batches, divided once."""
   accumulate = _accumulate(network)
   gradients = jax.tree.map(jnp.zeros_like, params)
-  sums = {name: jnp.float32(0) for name in WINDOW}
+  sums = zero_sums(1)
   lengths = [g.columns(packing.share) for g in groups]
   # The same shapes for all: fewer groups leave rows empty, and those must not count either.
   shapes = tuple(sizes[-1:] for sizes in plan(lengths, 2, len(groups), packing))
@@ -90,9 +90,11 @@ def loss_and_gradients(network, params, groups, micro_batches, packing):
       batch, _ = assemble(micro, groups, share=packing.share, fields=optional_fields(groups))
       batch = jax.tree.map(jnp.asarray, batch)
       gradients, sums = accumulate(state_of(params), gradients, sums, batch, jax.random.key(0))
-  weight = float(sums["weight"])
+  weight = float(sums["weight"].sum())
   assert weight == sum(g.weight for g in groups)
-  return float(sums["loss"]) / weight, jax.tree.map(lambda g: np.asarray(g) / weight, gradients)
+  return float(sums["loss"].sum()) / weight, jax.tree.map(
+    lambda g: np.asarray(g) / weight, gradients
+  )
 
 
 LAYOUTS = {
@@ -140,18 +142,17 @@ def test_frozen_activations_that_were_kept_give_the_same_scores(kind):
 def test_apply_divides_once_and_skips_what_is_not_finite():
   params = {"w/kernel": jnp.asarray([1.0, 2.0])}
   optimizer = optax.sgd(0.5)
-  state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), zero_window())
-  sums = {name: jnp.float32(0) for name in WINDOW} | {
-    "weight": jnp.float32(4),
-    "loss": jnp.float32(8),
-  }
+  state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), zero_window(1))
+  sums = zero_sums(1) | {"weight": jnp.asarray([4.0]), "loss": jnp.asarray([8.0])}
   apply = make_apply(optimizer)
   new = apply(state, {"w/kernel": jnp.asarray([4.0, 8.0])}, sums)
   np.testing.assert_allclose(new.params["w/kernel"], [1 - 0.5 * 1, 2 - 0.5 * 2])
   assert new.step == 1
-  after = apply(new, {"w/kernel": jnp.asarray([jnp.nan, 1.0])}, sums | {"loss": jnp.float32("nan")})
+  after = apply(
+    new, {"w/kernel": jnp.asarray([jnp.nan, 1.0])}, sums | {"loss": jnp.asarray([jnp.nan])}
+  )
   np.testing.assert_array_equal(after.params["w/kernel"], new.params["w/kernel"])
   assert after.step == 2
-  metrics = window_metrics({k: float(v) for k, v in after.window.items()})
+  metrics = window_metrics(jax.device_get(after.window), ["a"])
   assert metrics["skipped_steps"] == 1
   assert metrics["loss"] == 2.0

@@ -1,0 +1,175 @@
+"""From the `data` part of a config to groups: sources read, split, checked and tokenised."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from rm_jax.data import formats
+from rm_jax.data.group import Group, tokenise
+from rm_jax.data.report import DataError, Report
+from rm_jax.train.objective import uses_ties
+from rm_jax.train.setup import Model
+from rm_jax.types import Example
+from rm_jax.world import World
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Groups, and the examples that they came from, in the same order.
+
+  `rates`: source -> its share of every step; 0 or not named where it comes by its size.
+  """
+
+  groups: list[Group]
+  examples: list[Example]
+  rates: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def parts(self, size: int) -> tuple[list[np.ndarray], list[float]]:
+    """What `iterate.step_groups` takes: one part, or one a source where sources have rates.
+
+    Args:
+      size: groups of a step.
+
+    Raises:
+      ValueError: a step is too small for its sources, or a source has no group left.
+    """
+    if not any(self.rates.values()):
+      return [np.arange(len(self.groups))], [1.0]
+    of = np.asarray([g.source for g in self.groups])
+    parts = [np.flatnonzero(of == name) for name in self.rates]
+    empty = [name for name, part in zip(self.rates, parts, strict=True) if not len(part)]
+    if empty:
+      raise ValueError(f"data.sources: nothing is left of {', '.join(empty)} to train on")
+    total = sum(self.rates.values())
+    rates = [rate / total for rate in self.rates.values()]
+    if size * max(rates) < len(rates):
+      raise ValueError(
+        f"data.batch_groups is {size}, too few for {len(rates)} sources at their rates; expected "
+        f"at least {int(np.ceil(len(rates) / max(rates)))}"
+      )
+    return parts, rates
+
+  def fingerprint(self) -> str:
+    """Changes with any token, label or weight, so that a run does not resume on other data."""
+    digest = hashlib.blake2b(digest_size=12)
+    for group in self.groups:
+      for ids in group.ids:
+        digest.update(ids.tobytes())
+      digest.update(group.labels.tobytes())
+      digest.update(repr((group.kind, group.weight, group.margin)).encode())
+      for matrix in (group.pairs, group.ties):
+        digest.update(b"" if matrix is None else matrix.tobytes())
+    return digest.hexdigest()
+
+
+def _read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:
+  """Examples of a path, a hub id, or the generated world: 'world:N' pairs, 'world:N:K' rankings."""
+  kind, *numbers = name.split(":")
+  if kind == "world":
+    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
+      raise ValueError(
+        f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
+        "rankings of K responses"
+      )
+    world = World(**config.data.world)
+    count, *k = map(int, numbers)
+    examples = (
+      world.rankings(split, count, *k, config.seed) if k else world.pairs(split, count, config.seed)
+    )
+    report.rows += len(examples)
+    return examples
+  limit = config.data.limit if split == "train" else 0
+  options = {"format": config.data.format, "limit": limit or None} | options
+  return formats.load(name, report=report, **options)
+
+
+_SOURCE_KEYS = ("path", "format", "rate", "weight")
+
+
+def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str, float]]:
+  """(examples of all `data.sources`, rate of each); all rates are 0 where none is given."""
+  examples, rates = [], {}
+  for name, source in config.data.sources.items():
+    field = f"data.sources.{name}"
+    unknown = [key for key in source if key not in _SOURCE_KEYS]
+    if unknown or not source.get("path"):
+      raise ValueError(
+        f"{field} has {sorted(source)}; expected 'path', and of {', '.join(_SOURCE_KEYS[1:])} "
+        "those that are needed"
+      )
+    rate, weight = float(source.get("rate", 0.0)), float(source.get("weight", 1.0))
+    if rate < 0 or weight < 0:
+      raise ValueError(f"{field}: rate {rate}, weight {weight}; expected neither under 0")
+    rates[name] = rate
+    options = {"format": source["format"]} if source.get("format") else {}
+    examples += [
+      dataclasses.replace(example, source=name, weight=example.weight * weight)
+      for example in _read(source["path"], config, report, "train", **options)
+    ]
+  given = [name for name, rate in rates.items() if rate]
+  if given and len(given) < len(rates):
+    raise ValueError(
+      f"data.sources: {', '.join(given)} have a rate and the others have not; give all one, or none"
+    )
+  return examples, rates
+
+
+def _decided(examples: list[Example], losses: Any, report: Report) -> list[Example]:
+  """Without those of which their loss learns nothing: all ties, where it has no word for a tie."""
+  kept = []
+  for example in examples:
+    if example.kind in ("pair", "ranking") and not uses_ties(losses[example.kind]):
+      pairs = example.pairs or ([0.0],) if example.ties or example.pairs else None
+      apart = any(map(any, pairs)) if pairs else len(set(example.labels)) > 1
+      if not apart:
+        detail = f"all are tied, and loss.{example.kind} is {losses[example.kind]!r}"
+        report.drop("all_tied", example.origin, detail, fault=False)
+        continue
+    kept.append(example)
+  return kept
+
+
+def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
+  """(train, held out, what became of every row) as the `data` part of a config says.
+
+  `data.heldout` is a path, 'world:N', or a fraction of the training data, split by conversation.
+  Where it is a path, training rows whose conversation is held out are dropped and counted.
+  """
+  report = Report(strict=config.data.strict)
+  if bool(config.data.train) == bool(len(config.data.sources)):
+    raise ValueError(
+      "set --config.data.train to a file, folder or hub id, or data.sources to several; found "
+      f"{config.data.train!r} and {list(config.data.sources)}"
+    )
+  rates: dict[str, float] = {}
+  if config.data.train:
+    train = _read(config.data.train, config, report, "train")
+  else:
+    train, rates = _read_sources(config, report)
+  heldout = str(config.data.heldout)
+  try:
+    fraction = float(heldout)
+  except ValueError:
+    held = _read(heldout, config, report, "heldout")
+    known = {e.conversation for e in held}
+    for example in train:
+      if example.conversation in known:
+        detail = "its conversation is in data.heldout too"
+        report.drop("conversation_is_held_out", example.origin, detail, fault=False)
+    train = [e for e in train if e.conversation not in known]
+  else:
+    train, held = formats.split(train, fraction, config.seed)
+  encoder = model.text_encoder()
+  train = _decided(train, config.loss, report)
+  datasets = [Dataset(*tokenise(examples, encoder, report), rates) for examples in (train, held)]
+  if not datasets[0].groups:
+    raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
+  largest = max(int(ids.max()) for d in datasets for g in d.groups for ids in g.ids)
+  if largest >= model.network.backbone.vocab:
+    raise ValueError(
+      f"the tokenizer gives id {largest} and the model has a vocabulary of "
+      f"{model.network.backbone.vocab}; set --config.model.tokenizer to the model's own"
+    )
+  return *datasets, report
