@@ -33,8 +33,15 @@ setup(
     "matplotlib>=3.9",
   ],
   extras_require={
-    # torch, scipy and scikit-learn are oracles: tests that want them skip without them.
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "scipy>=1.14", "scikit-learn>=1.5"],
+    # torch, scipy, scikit-learn and rax are oracles: tests that want them skip without them.
+    "test": [
+      "pytest>=8",
+      "pytest-xdist>=3.6",
+      "ruff>=0.9",
+      "scipy>=1.14",
+      "scikit-learn>=1.5",
+      "rax>=0.4",
+    ],
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
   },

@@ -47,8 +47,10 @@ def token_log_likelihood(
   # A NaN in a state that does not count would reach the head's gradient.
   hidden = jnp.where(where[..., None], hidden, 0)
   targets = jnp.where(where, targets, 0)
+  # Here and not in each chunk: its gradient is summed over them, which bfloat16 would round away.
+  head_VD = head_VD.astype(jnp.float32)
 
-  chunk = min(chunk, n)
+  chunk = max(1, min(chunk, n))
   count = -(-n // chunk)
 
   def split(array):  # [..., N, *rest] -> [count, ..., chunk, *rest]
@@ -65,7 +67,7 @@ def token_log_likelihood(
     logits = jnp.einsum(
       "...nd,vd->...nv",
       h.astype(jnp.float32),
-      head_VD.astype(jnp.float32),
+      head_VD,
       precision=jax.lax.Precision.HIGHEST,
     )
     chosen = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
