@@ -169,7 +169,14 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   return report
 
 
-_UNITS = {"comparison": "pairs", "outcome": "responses", "step": "steps", "score": "responses"}
+_UNITS = {
+  "comparison": "pairs",
+  "outcome": "responses",
+  "score": "responses",
+  "step": "steps",
+  "best_of": "questions",
+  "first_error": "solutions",
+}
 
 
 def summary_line(report: dict[str, Any]) -> str:

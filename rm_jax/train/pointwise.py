@@ -71,7 +71,7 @@ def _best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
     best.append(float(good.any()))
   clusters = [e.conversation for _, e in lists]
   return {
-    "kind": "outcome",
+    "kind": "best_of",
     "accuracy": float(np.mean(picked)),
     "interval": list(agreement.cluster_bootstrap(picked, clusters)),
     "n": len(lists),
@@ -126,7 +126,7 @@ def first_error(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
     return float(right[where].mean()) if where.any() else None
 
   return {
-    "kind": "step",
+    "kind": "first_error",
     "accuracy": float(right.mean()),
     "interval": list(agreement.cluster_bootstrap(right, clusters)),
     "n": len(right),

@@ -60,7 +60,9 @@ def test_outcomes_and_best_of_n():
   best = report["best_of"]
   assert best["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
   assert best["baselines"] == {"random": pytest.approx(1 / 3), "oracle": pytest.approx(2 / 3)}
-  assert "best of: held-out accuracy 0.500" in summary_table(report)
+  table = summary_table(report)
+  assert "best of: held-out accuracy 0.500" in table
+  assert "on 3 questions" in table
 
 
 def test_steps_and_the_first_error():
@@ -82,7 +84,9 @@ def test_steps_and_the_first_error():
     "random_step": pytest.approx((1 / 3 + 1 / 4 + 1 / 4) / 3),
   }
   assert report["solution_auroc"]["value"] == 1
-  assert "first error: held-out accuracy 0.667" in summary_table(report)
+  table = summary_table(report)
+  assert "first error: held-out accuracy 0.667" in table
+  assert "on 3 solutions" in table
 
 
 def test_scores():
