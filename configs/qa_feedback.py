@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.frozen_layers = 14  # their output is kept
   c.data.heldout = "0.2"
   c.data.batch_groups = 16
-  c.data.max_length = 768  # tokens; the oldest passages are cut
+  c.data.max_length = 1536  # tokens: none is cut, since answers whose prompts are cut share nothing
   c.data.cells = 8192
   c.loss.ranking = "davidson"
   c.optimizer.learning_rate = 1e-4
