@@ -16,7 +16,7 @@ import pytest
 
 from rm_jax.losses import LOSSES
 
-RUNS, PAIRS = 1000, 300
+RUNS, PAIRS = 1000, 200
 BOUND = 3 * math.sqrt(0.95 * 0.05 / RUNS)  # three binomial standard deviations
 TEMPERATURE, TIE_RATE, NOISE = 1.7, 0.25, 0.15
 LOG_TIE = math.log(2 * TIE_RATE / (1 - TIE_RATE))
