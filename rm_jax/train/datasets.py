@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from rm_jax.data import formats
 from rm_jax.data.group import Group, tokenise
 from rm_jax.data.report import DataError, Report
-from rm_jax.train.objective import uses_ties
+from rm_jax.train.objective import parse_call, uses_ties
 from rm_jax.train.setup import Model
 from rm_jax.types import Example
 from rm_jax.world import World
@@ -64,20 +65,32 @@ class Dataset:
     return digest.hexdigest()
 
 
+_WORLD = re.compile(r"world:([1-9]\d*)(?::([1-9]\d*))?(\(.*\))?", re.DOTALL)
+
+
 def _read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:
-  """Examples of a path, a hub id, or the generated world: 'world:N' pairs, 'world:N:K' rankings."""
-  kind, *numbers = name.split(":")
-  if kind == "world":
-    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
-      raise ValueError(
-        f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
-        "rankings of K responses"
-      )
-    world = World(**config.data.world)
-    count, *k = map(int, numbers)
-    examples = (
-      world.rankings(split, count, *k, config.seed) if k else world.pairs(split, count, config.seed)
+  """Examples of a path, a hub id, or the generated world.
+
+  'world:N' is N pairs, 'world:N:K' N rankings of K; options of the world may follow, which go
+  before those of data.world: 'world:400(flips=0.0)'.
+  """
+  if name.partition(":")[0] == "world":
+    expected = (
+      f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
+      "rankings of K responses, and behind it options as in 'world:N(flips=0.1)'"
     )
+    if not (found := _WORLD.fullmatch(name)):
+      raise ValueError(expected)
+    _, given = parse_call("world" + (found[3] or "()"), expected)
+    try:
+      world = World(**{**config.data.world, **given})
+    except (TypeError, ValueError) as error:
+      raise ValueError(f"data.{split} is {name!r}: {error}") from None
+    count = int(found[1])
+    if found[2]:
+      examples = world.rankings(split, count, int(found[2]), config.seed)
+    else:
+      examples = world.pairs(split, count, config.seed)
     report.rows += len(examples)
     return examples
   limit = config.data.limit if split == "train" else 0
@@ -114,6 +127,20 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
       f"data.sources: {', '.join(given)} have a rate and the others have not; give all one, or none"
     )
   return examples, rates
+
+
+def _distinct(examples: list[Example], report: Report) -> list[Example]:
+  """Without those whose texts another had before them, whatever their labels."""
+  seen: dict[tuple, Example] = {}
+  for example in examples:
+    first = seen.setdefault(
+      (example.kind, example.prompt, example.responses, example.steps), example
+    )
+    if first is not example:
+      same = "the same" if first.labels == example.labels else "other"
+      detail = f"the texts of {first.origin}, with {same} labels"
+      report.drop("duplicate", example.origin, detail, fault=False)
+  return list(seen.values())
 
 
 def _decided(examples: list[Example], losses: Any, report: Report) -> list[Example]:
@@ -161,6 +188,8 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
     train = [e for e in train if e.conversation not in known]
   else:
     train, held = formats.split(train, fraction, config.seed)
+  if config.data.deduplicate:
+    train, held = _distinct(train, report), _distinct(held, report)
   encoder = model.text_encoder()
   train = _decided(train, config.loss, report)
   datasets = [Dataset(*tokenise(examples, encoder, report), rates) for examples in (train, held)]

@@ -27,7 +27,7 @@ from rm_jax.world.words import SPLITS
 
 # Prompts, candidates and judgements each draw from a stream of their own: a colder judge or another
 # number of responses leaves the prompts as they were, and n more examples leave the first ones.
-_STREAMS = ("prompts", "candidates", "judge")
+_STREAMS = ("prompts", "candidates", "judge", "flips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,9 @@ class World:
     confusion: probability that a wrong fact is another entry's of the note, and not one that the
       note does not have, in [0, 1].
     fact_weight, layout_weight, name_weight, tone_weight: true reward of each attribute.
+    flips: probability that a pair's label is turned over, whatever the responses; of rankings, that
+      the two of a place and the next change places, one pass from the best to the worst.
+    vocabulary: 'train' or 'heldout', in whose words to write; '' = those of the split.
 
   Raises:
     ValueError: a number is out of its range.
@@ -72,17 +75,24 @@ class World:
   layout_weight: float = 0.5
   name_weight: float = 1.5
   tone_weight: float = 0.5
+  flips: float = 0.0
+  vocabulary: str = ""
 
   def __post_init__(self):
+    if self.vocabulary and self.vocabulary not in SPLITS:
+      raise ValueError(f"vocabulary: {self.vocabulary!r}; expected one of {list(SPLITS)}, or ''")
     for field in dataclasses.fields(self):
+      if field.name == "vocabulary":
+        continue
       if not math.isfinite(getattr(self, field.name)):
         raise ValueError(f"{field.name}: {getattr(self, field.name)}; expected a finite number")
     if self.judge_temperature < 0:
       raise ValueError(f"judge_temperature: {self.judge_temperature}; expected >= 0")
     if not 0 < self.skill < 1:
       raise ValueError(f"skill: {self.skill}; expected a probability in (0, 1)")
-    if not 0 <= self.confusion <= 1:
-      raise ValueError(f"confusion: {self.confusion}; expected a probability in [0, 1]")
+    for name in ("confusion", "flips"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name}: {getattr(self, name)}; expected a probability in [0, 1]")
 
   def prompts(self, split: str, n: int, seed: int, messages: bool = True) -> list[Text]:
     """n distinct prompts; those of a smaller n come first.
@@ -99,7 +109,7 @@ class World:
     rng = _generator(split, seed, "prompts")
     found = {}
     while len(found) < n:  # Each split has over a thousand million.
-      found[write_prompt(SPLITS[split], rng)] = None
+      found[write_prompt(SPLITS[self.vocabulary or split], rng)] = None
     return [_as_text("user", prompt, messages) for prompt in found]
 
   def sample(self, prompt: Text, n: int, rng: np.random.Generator) -> list[Candidate]:
@@ -170,7 +180,9 @@ class World:
     """
     if k < 2:
       raise ValueError(f"k: {k}; expected at least 2 responses")
-    candidate_rng, judge_rng = (_generator(split, seed, stream) for stream in _STREAMS[1:])
+    candidate_rng, judge_rng, flip_rng = (
+      _generator(split, seed, stream) for stream in _STREAMS[1:]
+    )
     examples = []
     for i, prompt in enumerate(self.prompts(split, n, seed, messages)):
       found = {}
@@ -179,11 +191,14 @@ class World:
         found.setdefault(_content(candidate.response), candidate)
       truth = tuple(candidate.reward for candidate in found.values())
       utility = np.array(truth) + self.judge_temperature * judge_rng.gumbel(size=k)
+      order = np.argsort(utility, kind="stable")  # worst first
+      for place in np.flatnonzero(flip_rng.random(k - 1) < self.flips)[::-1]:
+        order[[place, place + 1]] = order[[place + 1, place]]
       examples.append(
         Example(
           prompt=prompt,
           responses=tuple(candidate.response for candidate in found.values()),
-          labels=tuple(float(rank) for rank in np.argsort(np.argsort(utility, kind="stable"))),
+          labels=tuple(float(rank) for rank in np.argsort(order)),
           kind="ranking",
           source="world",
           origin=f"world:{split}:{i}",
