@@ -200,6 +200,11 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
     file.writelines(json.dumps(row) + "\n" for row in singles)
   model = f"--model={tmp_path / 'whole'}"
   evaluate = command("evaluate", model, f"--data={held}", f"--out={tmp_path / 'e'}")
+  seen = tmp_path / "seen.jsonl"
+  seen.write_text("".join(line + "\n" for line in held.read_text().splitlines()[:4]))
+  without = command(
+    "evaluate", model, f"--data={held}", f"--out={tmp_path / 'w'}", f"--exclude={seen}"
+  )
   output = tmp_path / "out.jsonl"
   score = command("score", model, f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
   code, out, err = finish(evaluate)
@@ -207,6 +212,9 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   report = json.loads((tmp_path / "e" / "report.json").read_text())
   assert report["heldout"]["n"] == 20
   assert report["heldout"]["accuracy"] > 0.8
+  assert finish(without)[0] == 0
+  fewer = json.loads((tmp_path / "w" / "report.json").read_text())
+  assert (fewer["heldout"]["n"], fewer["data"]["dropped"]) == (16, {"excluded": 4})
   code, _, err = finish(score)
   assert code == 0, err
   scored = read_lines(output)
