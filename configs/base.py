@@ -65,6 +65,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.loss.centering = 0.0  # squared sum of a list's scores; 0.01 is usual
   c.loss.spread = 0.0  # squared excess of |score| over 10
   c.loss.decorrelation = 0.0  # squared correlation of score with length, over a whole step
+  # Of the text that a decoder with its language-model head would write: of each pair's or ranking's
+  # best response. Whoever sets model.layers cuts the head off the layers that it was trained on.
+  c.loss.text_sft = 0.0  # -log likelihood a token
+  c.loss.text_dpo = 0.0  # GRM's: -log sigmoid(text_beta * sum of log likelihoods); 0.01 is usual
+  c.loss.text_beta = 0.1
 
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.name = "adamw"  # or 'sgd'

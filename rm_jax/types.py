@@ -104,6 +104,8 @@ class Batch:
     pairs: float32 [B, G, K, K], by what weight i was seen preferred to j. Where a group's feedback
       has none, those of its labels' order.
     ties: float32 [B, G, K, K], symmetric, by what weight i and j were seen tied; likewise.
+    previous: int32 [B, T], the column whose hidden state predicts the token, of each response's own
+      tokens (of the first, the last of its prompt's); -1 elsewhere. Decoders only.
     members: float32 [B, G, M], by how much the group counts for each member of an ensemble.
     hidden: float [B, T, D], activations that enter the first trained layer, where the layers below
       are frozen and were run beforehand.
@@ -125,5 +127,6 @@ class Batch:
   pair_margin: jax.Array | None = None
   pairs: jax.Array | None = None
   ties: jax.Array | None = None
+  previous: jax.Array | None = None
   members: jax.Array | None = None
   hidden: jax.Array | None = None

@@ -190,7 +190,8 @@ def assemble(
     micro: from `pack`.
     groups: the data set's groups.
     share: as the packing's.
-    fields: `optional_fields` of the whole data set: batches of the same arrays compile once.
+    fields: `optional_fields` of the whole data set: batches of the same arrays compile once. With
+      'previous', which no data set asks for by itself, `Batch.previous` is filled too.
     sources: names that `Batch.source` counts by; none where it is not asked for.
     features: for each group float [length, D], the activations of its columns (`Batch.hidden`).
     members: float32 [groups, M], by how much each counts for each member (`Batch.members`).
@@ -213,6 +214,7 @@ def assemble(
     np.zeros((B, G, K, K), np.float32) if name in fields else None
     for name in ("pair_margin", "pairs", "ties")
   )
+  previous = np.full((B, T), -1, np.int32) if "previous" in fields else None
   hidden = None
   if features is not None:
     width = features[0].shape[-1]
@@ -235,6 +237,12 @@ def assemble(
         branch[b, column:end] = k + 1
         if token_type is not None:
           token_type[b, column:end] = one.token_type[k][first:]
+        if previous is not None:
+          # A sequence that is all response has a first token that nothing predicts.
+          begin = max(1, len(ids) - one.length[one.response == k][0])
+          before = np.arange(begin - 1, len(ids) - 1)
+          at = np.where(before < shared, start, offset[k]) + before
+          previous[b, offset[k] + begin : end] = at
         column = end
       branch[b, start : start + shared] = 0
       group[b, start:column] = g + 1
@@ -273,6 +281,7 @@ def assemble(
     pair_margin=pair_margin,
     pairs=pairs,
     ties=ties,
+    previous=previous,
     members=counts,
     hidden=hidden,
   )

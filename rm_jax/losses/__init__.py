@@ -4,7 +4,8 @@ from rm_jax.losses import regularisers
 from rm_jax.losses.pairwise import logistic
 from rm_jax.losses.registry import LOSSES, Loss
 
-# Penalties of (scores, where=) that the training step adds by their weights in a config.
+# Penalties of (scores, where=) that the training step adds by their weights in a config. Those of
+# text are of hidden states: `rm_jax.train.text`.
 REGULARISERS = {
   "l2": regularisers.l2,
   "centering": regularisers.centering,

@@ -2,6 +2,7 @@
 
 _AXES = {
   "embed/embedding": ("vocab", "embed"),
+  "text/embedding": ("vocab", "embed"),
   "embed_position/embedding": (None, "embed"),
   "embed_token_type/embedding": (None, "embed"),
   "q/kernel": ("embed", "heads", "head_dim"),

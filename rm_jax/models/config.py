@@ -184,6 +184,13 @@ def backbone_config(hf: dict) -> DecoderConfig | EncoderConfig:
   return _decoder(full) if kind in DECODERS else _encoder(full)
 
 
+def tied_head(hf: dict) -> bool:
+  """Whether the language-model head of a config.json's model is its embedding."""
+  from transformers import AutoConfig
+
+  return bool(AutoConfig.for_model(**hf).tie_word_embeddings)
+
+
 def head_config(hf: dict) -> HeadConfig:
   """The head of a checkpoint: its own where it is a classifier, else a new one of one output.
 

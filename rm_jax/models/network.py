@@ -65,8 +65,11 @@ class RewardNetwork(nnx.Module):
     self.backbone = kind(backbone, frozen=frozen, dtype=dtype, remat=remat, rngs=rngs)
     self.head = Head(head, backbone.width, std=backbone.init_std, rngs=rngs)
 
-  def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """Scores, float32 [B, G, K] (a head of several outputs: [A, B, G, K]); 0 where not `where`."""
+  def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Scores, and the backbone's last hidden states that they are read from, [B, T, D].
+
+    Scores are float32 [B, G, K] (a head of several outputs: [A, B, G, K]); 0 where not `where`.
+    """
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
     h_BTD = self.backbone(batch, key=body_key)
     B, G, K = batch.marks.shape
@@ -74,7 +77,7 @@ class RewardNetwork(nnx.Module):
     scores_BMA = self.head(h_BMD, key=head_key)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, B, G, K)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
-    return scores_ABGK[0] if scores_ABGK.shape[0] == 1 else scores_ABGK
+    return (scores_ABGK[0] if scores_ABGK.shape[0] == 1 else scores_ABGK), h_BTD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,12 @@ class Network:
 
   def apply(self, params: dict, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """Scores at the marks, float32 [B, G, K]; `key` turns dropout on."""
+    return self.apply_with_hidden(params, batch, key)[0]
+
+  def apply_with_hidden(
+    self, params: dict, batch: Batch, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Scores as of `apply`, and the last hidden states that they were read from, [B, T, D]."""
     return self._bind(params)(batch, key=key)
 
   def hidden(self, params: dict, batch: Batch) -> jax.Array:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rm_jax.data.iterate import ahead, bootstrap_counts, step_groups
 from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
-from rm_jax.train import evaluate
+from rm_jax.train import evaluate, text
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.datasets import Dataset, load_data
 from rm_jax.train.mesh import (
@@ -28,7 +28,7 @@ from rm_jax.train.mesh import (
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
 from rm_jax.train.progress import Clock, Signals
-from rm_jax.train.score import make_features, score_groups
+from rm_jax.train.score import keep_features, score_groups
 from rm_jax.train.setup import Model, build_model, init_params
 from rm_jax.train.step import (
   TrainState,
@@ -74,6 +74,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
   model = build_model(config)
+  text.check(config.loss, model)
   train_set, heldout_set, report = load_data(config, model)
   config = resolve(config, len(train_set.groups), workdir)
   main = jax.process_index() == 0
@@ -146,6 +147,8 @@ class _Run:
     self.parts, self.rates = train_set.parts(data.batch_groups)
     self.sources = sorted({g.source for g in train_set.groups})
     self.fields = optional_fields(train_set.groups)
+    if self.objective.text:
+      self.fields |= {"previous"}
     self.shapes = self._plan(train_set, data.batch_groups)
     self.heldout_shapes = self._plan(heldout_set, 2048)
     self.key = jax.random.key(config.seed)
@@ -157,7 +160,18 @@ class _Run:
     self._compile(optimizer)
     self.features = {"train": None, "heldout": None}
     if config.model.frozen_layers and config.model.keep_features:
-      self._keep_features()
+      sets = {
+        "train": (train_set.groups, self._plan(train_set, 2048)),
+        "heldout": (heldout_set.groups, self.heldout_shapes),
+      }
+      self.features |= keep_features(
+        model.network,
+        self.state.all_params(),
+        sets,
+        mesh=mesh,
+        packing=self.packing,
+        limit_gib=config.model.keep_gib,
+      )
 
   def _plan(self, dataset: Dataset, step_groups: int):
     if not dataset.groups:
@@ -171,9 +185,11 @@ class _Run:
     patterns = tuple(self.config.optimizer.freeze)
     if self.config.model.frozen_layers:
       patterns += (r"^backbone/embed", r"^backbone/lower/")
-    trained, frozen = split_frozen(params, patterns)
     own = self.objective.init_params(jax.random.fold_in(self.key, 2))
-    trained |= jax.device_put(own, replicated(self.mesh))
+    params |= jax.device_put(own, replicated(self.mesh))
+    if self.objective.text:
+      params |= text.load_head(self.model, self.mesh)
+    trained, frozen = split_frozen(params, patterns)
     # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
     shapes = jax.eval_shape(optimizer.init, trained)
     shardings = like_parameters(shapes, trained, self.mesh)
@@ -238,33 +254,6 @@ class _Run:
       donate_argnums=(0,),
       out_shardings=(state, {"skipped": everywhere}),
     )
-
-  def _keep_features(self) -> None:
-    """Runs what is frozen once over all data, when the result fits in `model.keep_gib`."""
-    sets = {
-      "train": (self.train_set.groups, self._plan(self.train_set, 2048)),
-      "heldout": (self.heldout_set.groups, self.heldout_shapes),
-    }
-    columns = sum(g.columns(self.packing.share) for groups, _ in sets.values() for g in groups)
-    gib = columns * self.model.network.backbone.width * 4 / 2**30
-    if gib > self.config.model.keep_gib:
-      log.warning(
-        "frozen activations would take %.1f GiB, over model.keep_gib=%s: made anew at every step",
-        gib,
-        self.config.model.keep_gib,
-      )
-      return
-    params = self.state.all_params()
-    for name, (groups, shapes) in sets.items():
-      self.features[name] = make_features(
-        self.model.network,
-        params,
-        groups,
-        mesh=self.mesh,
-        packing=self.packing,
-        shapes=shapes,
-        progress=f"frozen layers, {name}",
-      )
 
   def _prepare(self, step: int):
     """A step's micro-batches on the devices, each with its key; runs ahead, in a thread."""

@@ -87,7 +87,8 @@ def parameter_shardings(
   """
   out = {}
   for path, leaf in shapes.items():
-    if path.startswith("loss/"):  # a few numbers that a loss learns
+    # A few numbers that a loss learns; but for a language-model head, which is an embedding's size.
+    if path.startswith("loss/") and not path.startswith("loss/text/"):
       out[path] = replicated(mesh)
       continue
     spec = []

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from rm_jax.losses import LOSSES, REGULARISERS, Loss
 from rm_jax.losses.moments import linearised, moments
+from rm_jax.train.text import TextPenalty
 from rm_jax.types import KINDS, Batch
 
 
@@ -59,12 +60,16 @@ class Objective:
     kinds: of the data; a loss is looked at only where there is something for it.
 
   Raises:
-    ValueError: a loss that is not known, or that cannot use the kind it is named for.
+    ValueError: a loss that is not known, or that cannot use the kind it is named for; or as of
+      `TextPenalty`.
+
+  `text` is a penalty of another sort, on hidden states: true where the config asks for one.
   """
 
   def __init__(self, config: Any, kinds: Iterable[str]):
     self._losses = {}
-    for kind in sorted(set(kinds), key=KINDS.index):
+    kinds = set(kinds)
+    for kind in sorted(kinds, key=KINDS.index):
       loss, options = parse_loss(config[kind], f"loss.{kind}")
       if kind not in loss.kinds:
         fitting = [other.name for other in LOSSES.values() if kind in other.kinds]
@@ -77,6 +82,7 @@ class Objective:
       (config[name], REGULARISERS[name]) for name in REGULARISERS if config.get(name)
     ]
     self.decorrelation = float(config.decorrelation)
+    self.text = TextPenalty(config, kinds)
 
   def init_params(self, key: jax.Array) -> dict[str, jax.Array]:
     """Parameters of the losses that have some, 'loss/KIND/NAME' -> float32."""

@@ -1,7 +1,8 @@
 """Running a network over many groups: scores, and the activations below the first trained layer."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,6 +15,8 @@ from rm_jax.data.pack import Packing, Shape, assemble, optional_fields, pack, st
 from rm_jax.models.network import Network
 from rm_jax.train.mesh import place_batch, rows_multiple
 from rm_jax.types import Batch
+
+log = logging.getLogger(__name__)
 
 Shapes = tuple[tuple[Shape, ...], ...]
 
@@ -112,6 +115,39 @@ def make_features(network: Network, params: dict, groups: Sequence[Group], **opt
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       out[index_BG[b, g]] = h_BTD[b][np.asarray(batch.group[b]) == g + 1]
   return out
+
+
+def keep_features(
+  network: Network,
+  params: dict,
+  sets: Mapping[str, tuple[Sequence[Group], Shapes | None]],
+  *,
+  mesh: Mesh,
+  packing: Packing,
+  limit_gib: float,
+) -> dict[str, list]:
+  """Runs what is frozen once over all data: name -> `make_features` of each set.
+
+  Args:
+    sets: name -> (groups, their shapes).
+    limit_gib: GiB of host memory that the result may take; {} and a warning where it would be more.
+  """
+  columns = sum(g.columns(packing.share) for groups, _ in sets.values() for g in groups)
+  gib = columns * network.backbone.width * 4 / 2**30
+  if gib > limit_gib:
+    log.warning(
+      "frozen activations would take %.1f GiB, over model.keep_gib=%s: made anew at every step",
+      gib,
+      limit_gib,
+    )
+    return {}
+  options = dict(mesh=mesh, packing=packing)
+  return {
+    name: make_features(
+      network, params, groups, shapes=shapes, progress=f"frozen layers, {name}", **options
+    )
+    for name, (groups, shapes) in sets.items()
+  }
 
 
 def default_packing(mesh: Mesh, *, causal: bool) -> Packing:

@@ -13,6 +13,7 @@ from rm_jax.losses.compare import better_pairs, mean_by, mean_where
 from rm_jax.losses.moments import penalty
 from rm_jax.models.network import Network
 from rm_jax.train.objective import Objective
+from rm_jax.train.text import head_of
 from rm_jax.types import KINDS, Batch
 
 
@@ -42,8 +43,9 @@ class TrainState:
     return whole
 
   def loss_params(self) -> dict[str, jax.Array]:
-    """Those of `params` that are the losses' own."""
-    return {path: x for path, x in self.params.items() if path.startswith("loss/")}
+    """Those that are the losses' own, trained and frozen."""
+    both = {**self.params, **self.frozen}
+    return {path: x for path, x in both.items() if path.startswith("loss/")}
 
 
 # Sums over groups, each float32 [S]: by source.
@@ -57,6 +59,8 @@ WINDOW = (
   "score",
   "score_square",
   "pairs",
+  "text_log_likelihood",
+  "text_weight",
 )
 # Sums over steps.
 STEP = ("gradient_norm", "skipped", "steps", "length_correlation_square")
@@ -74,13 +78,19 @@ def zero_window(sources: int) -> dict[str, jax.Array]:
 
 
 def batch_sums(
-  scores_BGK: jax.Array, loss_BG: jax.Array, batch: Batch, sources: int
+  scores_BGK: jax.Array,
+  loss_BG: jax.Array,
+  batch: Batch,
+  sources: int,
+  text: tuple[jax.Array, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
   """Sums for the metrics; a group counts by its weight, what it holds by equal shares.
 
   'accuracy' is over the comparisons of pairs and rankings, ties in score as half, and over the
   marks of outcomes and steps, which are right where score and label are on the same side of 0 and
   1/2; 'judged' is the weight of the groups that have either, 'compared' of those with comparisons.
+  `text` is what a `TextPenalty` found beside its penalty: 'text_weight' is of the groups that have
+  a best response.
   """
   difference = scores_BGK[..., :, None] - scores_BGK[..., None, :]
   ordered = _is(batch, "pair", "ranking")
@@ -95,6 +105,7 @@ def batch_sums(
   right = (scores_BGK > 0) == (batch.labels > 0.5)
   accuracy = jnp.where(pointwise, mean_where(right, batch.where, (-1,)), accuracy)
   weight = batch.weight
+  text_BG, has_text_BG = (0.0, jnp.zeros_like(compared)) if text is None else text
   values = {
     "loss": weight * loss_BG,
     "weight": weight,
@@ -105,6 +116,8 @@ def batch_sums(
     "score": weight * mean_where(scores_BGK, batch.where, (-1,)),
     "score_square": weight * mean_where(scores_BGK**2, batch.where, (-1,)),
     "pairs": jnp.sum(pairs > 0, axis=(-2, -1), dtype=jnp.float32),
+    "text_log_likelihood": weight * text_BG,
+    "text_weight": weight * has_text_BG,
   }
   source_BGS = jax.nn.one_hot(batch.source, sources, dtype=bool)
 
@@ -130,7 +143,7 @@ def make_accumulate(network: Network, objective: Objective, *, sources: int, dro
   def loss_sum(params, frozen, batch, key, total):
     whole = unflatten_dict({**params, **frozen}, sep="/")
     loss_params = whole.pop("loss", None)
-    scores_BGK = network.apply(whole, batch, key if dropout else None)
+    scores_BGK, h_BTD = network.apply_with_hidden(whole, batch, key if dropout else None)
     if network.head.ensemble:
       scores_MBGK = scores_BGK
       loss_MBG = jax.vmap(lambda s: objective(s, batch, loss_params))(scores_MBGK)
@@ -139,7 +152,11 @@ def make_accumulate(network: Network, objective: Objective, *, sources: int, dro
       loss_BG, scores_BGK = jnp.mean(loss_MBG, axis=0), jnp.mean(scores_MBGK, axis=0)
     else:
       loss_BG = objective(scores_BGK, batch, loss_params)
-    sums = batch_sums(scores_BGK, loss_BG, batch, sources)
+    text = None
+    if objective.text:
+      penalty_BG, *text = objective.text(h_BTD, head_of(whole, loss_params), batch)
+      loss_BG += penalty_BG
+    sums = batch_sums(scores_BGK, loss_BG, batch, sources, text)
     # What is linearised has a gradient and no meaning of its own: the metrics are without it.
     more = 0.0 if total is None else objective.decorrelate(scores_BGK, batch, total)
     return jnp.sum(sums["loss"]) + more, sums
@@ -235,7 +252,8 @@ def _means(sums: dict[str, float]) -> dict[str, float | None]:
 
   weight = max(sums["weight"], 1e-30)
   center = sums["score"] / weight
-  return {
+  text = mean("text_log_likelihood", "text_weight")
+  return ({} if text is None else {"text_log_likelihood": text}) | {
     "loss": sums["loss"] / weight,
     "accuracy": mean("accuracy", "judged"),
     "margin": mean("margin", "compared"),

@@ -1,5 +1,7 @@
 """Packing loses nothing: every sequence can be read back from the rows, by what its mark sees."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,31 @@ def test_every_sequence_can_be_read_back(share, packed):
     if not packed:
       assert ((index >= 0).sum(axis=1) <= 1).all()
   assert sorted(found) == list(range(40))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_each_response_token_knows_the_column_that_predicts_it(share):
+  groups = random_groups(40)
+  # Two prompts that go on behind what the group shares: a response's own tokens begin later.
+  groups = [
+    dataclasses.replace(g, length=np.maximum(0, g.length - i % 3)) for i, g in enumerate(groups)
+  ]
+  lengths = [g.columns(share) for g in groups]
+  seen = 0
+  for micro in pack(range(40), lengths, plan(lengths, 3, 16, Packing(share=share, cells=512))):
+    asked = optional_fields(groups) | {"previous"}
+    batch, index = assemble(micro, groups, share=share, fields=asked)
+    expected = np.full_like(batch.previous, -1)
+    for b, g in zip(*np.nonzero(index >= 0), strict=True):
+      one = groups[index[b, g]]
+      for k, ids in enumerate(one.ids):
+        columns = seen_from(batch, b, batch.marks[b, g, k])
+        for i in range(max(1, len(ids) - one.length[k]), len(ids)):
+          expected[b, columns[i]] = columns[i - 1]
+          seen += 1
+    np.testing.assert_array_equal(batch.previous, expected)
+    assert assemble(micro, groups, share=share, fields=frozenset())[0].previous is None
+  assert seen > 1000
 
 
 def test_shared_prompts_are_stored_once():
