@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
   # that of its rows.
   c.data.sources = ml_collections.ConfigDict()
   c.data.heldout = "0.1"  # the same, or a fraction of data.train, split by conversation
+  c.data.shifted = ""  # the same: unlike the rest; is an ensemble's disagreement larger there?
   c.data.format = "auto"  # 'pair', 'ranking', 'step' ...; 'auto' = by the first row's columns
   c.data.strict = False  # stop at the first bad row, instead of counting it
   c.data.deduplicate = False  # drop an example whose texts another had before it

@@ -202,3 +202,27 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
       f"{model.network.backbone.vocab}; set --config.model.tokenizer to the model's own"
     )
   return *datasets, report
+
+
+def load_shifted(config: Any, model: Model) -> Dataset | None:
+  """`data.shifted`, on which an ensemble is to disagree more; None where there is none.
+
+  Raises:
+    ValueError: the model is no ensemble, or nothing is held out to compare with.
+    DataError: nothing of it is left.
+  """
+  if not (name := config.data.shifted):
+    return None
+  if not model.network.head.ensemble:
+    raise ValueError(
+      f"data.shifted is {name!r} and model.members {config.model.members}; expected an ensemble, "
+      "of model.members=2 or more"
+    )
+  if str(config.data.heldout) in ("", "0", "0.0"):
+    raise ValueError("data.shifted is compared with data.heldout, which holds nothing out")
+  report = Report(strict=config.data.strict)
+  examples = _read(name, config, report, "heldout")
+  found = Dataset(*tokenise(examples, model.text_encoder(), report))
+  if not found.groups:
+    raise DataError(f"data.shifted is {name!r}: no group is left. {report}")
+  return found

@@ -384,6 +384,31 @@ def test_flips_of_a_ranking_change_neighbours():
   assert abs(sum(sunk) / n - 0.2**2) < 4 * math.sqrt(0.04 * 0.96 / n)
 
 
+def test_ties_come_at_davidsons_rate_and_leave_the_others():
+  n, world = 3000, World(ties=1.5)
+  plain, pairs = WORLD.pairs("train", n, seed=0), world.pairs("train", n, seed=0)
+  expected, tied = 0.0, 0
+  for a, b in zip(plain, pairs, strict=True):
+    # Davidson 1970: strengths a and b, and a tie of weight nu sqrt(a b).
+    one, two = (math.exp(r / world.judge_temperature) for r in b.truth)
+    weight = 1.5 * math.sqrt(one * two)
+    expected += weight / (one + two + weight)
+    if b.ties is None:
+      assert a == b
+    else:
+      tied += 1
+      assert (b.labels, b.ties) == ((0.0, 0.0), ((0.0, 1.0), (1.0, 0.0)))
+      assert b.responses in (a.responses, a.responses[::-1])
+  assert abs(tied - expected) < 4 * math.sqrt(n / 4)
+  assert not any(
+    e.ties
+    for e in World(ties=1.5, judge_temperature=0).pairs("train", 40, 0)
+    if e.truth[0] != e.truth[1]
+  )
+  with pytest.raises(ValueError, match="ties: -1; expected >= 0"):
+    World(ties=-1)
+
+
 def test_a_split_in_the_words_of_the_other():
   swapped = World(vocabulary="train").pairs("heldout", 20, seed=0)
   assert all(read_prompt(content(e.prompt)).words is TRAIN for e in swapped)
