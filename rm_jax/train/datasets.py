@@ -1,5 +1,6 @@
 """From the `data` part of a config to groups: sources read, split, checked and tokenised."""
 
+import collections
 import dataclasses
 import hashlib
 import re
@@ -202,6 +203,19 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
       f"{model.network.backbone.vocab}; set --config.model.tokenizer to the model's own"
     )
   return *datasets, report
+
+
+def data_summary(report: Report, train: Dataset, heldout: Dataset) -> dict[str, Any]:
+  """What summary.json says of the data."""
+  return {
+    "kept": report.kept,
+    "kinds": dict(collections.Counter(e.kind for e in train.examples)),
+    "dropped": dict(sorted(report.dropped.items())),
+    "examples_of_dropped": report.examples,
+    "train": len(train.groups),
+    "heldout": len(heldout.groups),
+    "prompts_cut": sum(g.cut > 0 for g in [*train.groups, *heldout.groups]),
+  }
 
 
 def load_shifted(config: Any, model: Model) -> Dataset | None:

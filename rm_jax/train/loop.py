@@ -1,6 +1,5 @@
 """The training loop: it wires and delegates."""
 
-import collections
 import dataclasses
 import functools
 import logging
@@ -17,7 +16,7 @@ from rm_jax.data.iterate import ahead, bootstrap_counts, step_groups
 from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
 from rm_jax.train import evaluate, text
 from rm_jax.train.checkpoints import Checkpoints
-from rm_jax.train.datasets import Dataset, load_data, load_shifted
+from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
 from rm_jax.train.mesh import (
   like_parameters,
   make_mesh,
@@ -108,16 +107,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
       "frozen_parameters": sum(p.size for p in run.state.frozen.values()),
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     },
-    "data": {
-      "kept": report.kept,
-      "kinds": dict(collections.Counter(e.kind for e in train_set.examples)),
-      "dropped": dict(sorted(report.dropped.items())),
-      "examples_of_dropped": report.examples,
-      "train": len(train_set.groups),
-      "heldout": len(heldout_set.groups),
-      "prompts_cut": sum(g.cut > 0 for g in [*train_set.groups, *heldout_set.groups]),
-    },
+    "data": data_summary(report, train_set, heldout_set),
   }
+  own = run.state.loss_params()
+  if own:
+    summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
   if main:
     write_json(workdir / "summary.json", summary)
     lines = read_lines(workdir / "metrics.jsonl")
