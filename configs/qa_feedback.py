@@ -17,8 +17,8 @@ from configs import base
 def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
   c.model.pretrained = "HuggingFaceTB/SmolLM2-135M-Instruct"
-  c.model.layers = 20  # of 30
-  c.model.frozen_layers = 14  # their output is kept
+  c.model.layers = 16  # of 30
+  c.model.frozen_layers = 12  # their output is kept
   c.data.heldout = "0.2"
   c.data.batch_groups = 16
   c.data.max_length = 1536  # tokens: none is cut, since answers whose prompts are cut share nothing
