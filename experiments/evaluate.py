@@ -3,9 +3,10 @@
 python -m experiments.evaluate --model=DIR --data=FILE --out=DIR2 writes DIR2/report.json.
 
 --exclude=FILE leaves out what shares a conversation (of solutions: a question) with FILE, such as
-the data that the model was trained on.
+the data that the model was trained on. --sample=N takes N of what is left, drawn alike every time.
 """
 
+import random
 from pathlib import Path
 
 from absl import flags
@@ -23,6 +24,7 @@ DATA = flags.DEFINE_string("data", None, "File, folder or hub id of feedback of 
 OUT = flags.DEFINE_string("out", None, "Folder that gets report.json.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
 EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
+SAMPLE = flags.DEFINE_integer("sample", 0, "Examples to take, drawn at random; 0 = all.")
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
 flags.mark_flags_as_required(["model", "data", "out"])
@@ -39,6 +41,12 @@ def main() -> None:
           "excluded", example.origin, f"its conversation is in {EXCLUDE.value}", fault=False
         )
     examples = [e for e in examples if e.conversation not in seen]
+  if 0 < SAMPLE.value < len(examples):
+    drawn = set(random.Random(0).sample(range(len(examples)), SAMPLE.value))
+    for i, example in enumerate(examples):
+      if i not in drawn:
+        report.drop("not_sampled", example.origin, f"--sample={SAMPLE.value}", fault=False)
+    examples = [examples[i] for i in sorted(drawn)]
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
   groups, examples = tokenise(examples, model.model.text_encoder(), report)
   if len({e.conversation for e in examples}) < 2:

@@ -203,7 +203,12 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   seen = tmp_path / "seen.jsonl"
   seen.write_text("".join(line + "\n" for line in held.read_text().splitlines()[:4]))
   without = command(
-    "evaluate", model, f"--data={held}", f"--out={tmp_path / 'w'}", f"--exclude={seen}"
+    "evaluate",
+    model,
+    f"--data={held}",
+    f"--out={tmp_path / 'w'}",
+    f"--exclude={seen}",
+    "--sample=10",
   )
   output = tmp_path / "out.jsonl"
   score = command("score", model, f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
@@ -214,7 +219,8 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   assert report["heldout"]["accuracy"] > 0.8
   assert finish(without)[0] == 0
   fewer = json.loads((tmp_path / "w" / "report.json").read_text())
-  assert (fewer["heldout"]["n"], fewer["data"]["dropped"]) == (16, {"excluded": 4})
+  assert (fewer["heldout"]["n"], fewer["data"]["kept"]) == (10, 10)
+  assert fewer["data"]["dropped"] == {"excluded": 4, "not_sampled": 6}
   code, _, err = finish(score)
   assert code == 0, err
   scored = read_lines(output)
