@@ -117,14 +117,17 @@ def test_likelihoods_are_those_of_plain_teacher_forcing(layout):
   network, params, expected = forced_one_by_one()
 
   @jax.jit
-  def ours(batch):
+  def ours(batch, wanted):
     head = params["backbone/embed/embedding"]
     hidden = network.hidden(unflatten_dict(params, sep="/"), batch)
-    return text.response_log_likelihood(hidden, head, batch)
+    return text.response_log_likelihood(hidden, head, batch, wanted)
 
   seen = 0
   for batch, index in batches_of(groups, LAYOUTS[layout]):
-    got, counts = map(np.asarray, ours(batch))
+    got, counts = map(np.asarray, ours(batch, batch.where))
+    some = np.random.default_rng(1).random(got.shape) < 0.4
+    for few, every in zip(ours(batch, batch.where & some), (got, counts), strict=True):
+      np.testing.assert_allclose(few, np.where(some, every, 0), rtol=1e-5)
     for b, g in zip(*np.nonzero(index >= 0), strict=True):
       for k, (value, count) in enumerate(expected[index[b, g]]):
         assert counts[b, g, k] == count
@@ -443,7 +446,7 @@ def test_transformers_says_the_same_of_real_text():
   group = make_group(sequences, Example(prompt, responses, (1.0, 0.0)))
   ((batch, _),) = batches_of([group], Packing(), marks=2)
   hidden = model.network.hidden(whole, batch)
-  got = np.asarray(text.response_log_likelihood(hidden, head, batch)[0])[0, 0]
+  got = np.asarray(text.response_log_likelihood(hidden, head, batch, batch.where)[0])[0, 0]
 
   oracle = AutoModelForCausalLM.from_pretrained(TINYSTORIES).double().eval()
   for value, s in zip(got, sequences, strict=True):
