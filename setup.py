@@ -41,6 +41,8 @@ setup(
       "scipy>=1.14",
       "scikit-learn>=1.5",
       "rax>=0.4",
+      "nbclient>=0.10",  # the notebooks are tests too
+      "ipykernel>=6.29",
     ],
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],

@@ -17,7 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.model = ml_collections.ConfigDict()
   c.model.pretrained = ""  # folder, hub id, GGUF file or a folder saved by us
   c.model.config = ""  # or a Hugging Face config.json: random weights
-  c.model.tokenizer = ""  # folder, hub id or GGUF file; '' = the pretrained model's
+  # Folder, hub id, GGUF file, or 'world': the generated world's words; '' = the pretrained one's.
+  c.model.tokenizer = ""
   c.model.chat_template = ""  # 'hh', a Jinja text or a file of it; '' = the tokenizer's own
   c.model.eos = "auto"  # after a response: 'append', 'none', or 'auto' (append where there is one)
   c.model.layers = 0  # keep only the lowest so many; 0 = all
@@ -31,14 +32,18 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.dropout = False  # True: at the checkpoint's own rates
 
   c.data = ml_collections.ConfigDict()
-  c.data.train = ""  # file, folder, hub id, 'world:N' (pairs) or 'world:N:K' (rankings of K)
+  # File, folder, hub id, 'world:N' (pairs of the generated world) or 'world:N:K' (rankings of K),
+  # with options to go before data.world, as in 'world:N(flips=0.1)'.
+  c.data.train = ""
   # Or several sources: name -> {'path', 'rate', 'weight'}. `rate` is the source's share of every
   # step, by default its share of the groups (either all have one, or none); `weight` multiplies
   # that of its rows.
   c.data.sources = ml_collections.ConfigDict()
   c.data.heldout = "0.1"  # the same, or a fraction of data.train, split by conversation
+  c.data.shifted = ""  # the same: unlike the rest; is an ensemble's disagreement larger there?
   c.data.format = "auto"  # 'pair', 'ranking', 'step' ...; 'auto' = by the first row's columns
   c.data.strict = False  # stop at the first bad row, instead of counting it
+  c.data.deduplicate = False  # drop an example whose texts another had before it
   c.data.limit = 0  # training examples to read; 0 = all
   c.data.batch_groups = 32  # groups (a pair is one) a step
   c.data.max_length = 1024  # tokens of one prompt + response; a longer prompt is cut

@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.layers = 20  # of 30
   c.model.frozen_layers = 14  # their output is kept
   c.data.heldout = "0.2"
+  c.data.deduplicate = True  # the file has solutions twice and thrice
   c.data.batch_groups = 16
   c.data.max_length = 1024
   c.data.cells = 8192

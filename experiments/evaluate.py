@@ -1,6 +1,9 @@
 """Agreement of a model with held-out judgements.
 
 python -m experiments.evaluate --model=DIR --data=FILE --out=DIR2 writes DIR2/report.json.
+
+--exclude=FILE leaves out what shares a conversation (of solutions: a question) with FILE, such as
+the data that the model was trained on.
 """
 
 from pathlib import Path
@@ -19,6 +22,7 @@ MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face 
 DATA = flags.DEFINE_string("data", None, "File, folder or hub id of feedback of any kind.")
 OUT = flags.DEFINE_string("out", None, "Folder that gets report.json.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
+EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
 flags.mark_flags_as_required(["model", "data", "out"])
@@ -27,6 +31,14 @@ flags.mark_flags_as_required(["model", "data", "out"])
 def main() -> None:
   report = Report(strict=STRICT.value)
   examples = formats.load(DATA.value, report=report, format=FORMAT.value)
+  if EXCLUDE.value:
+    seen = {e.conversation for e in formats.load(EXCLUDE.value, report=Report())}
+    for example in examples:
+      if example.conversation in seen:
+        report.drop(
+          "excluded", example.origin, f"its conversation is in {EXCLUDE.value}", fault=False
+        )
+    examples = [e for e in examples if e.conversation not in seen]
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
   groups, examples = tokenise(examples, model.model.text_encoder(), report)
   if len({e.conversation for e in examples}) < 2:

@@ -1,16 +1,19 @@
-"""Runs a config's `sweep()` over seeds: a table with intervals, and a plot.
+"""Runs a config's `sweep()` over seeds: tables with intervals, and a plot.
 
-python -m experiments.sweep --config=configs/NAME.py --workdir=DIR [--seeds=10]
+python -m experiments.sweep --config=configs/NAME.py --workdir=DIR [--seeds=10] [--only=GROUP]
 
-`sweep()` beside `get_config()` yields settings: {name: {field: value}}, fields as 'loss.pair'. Runs
-that are done are not run again, so that the same command goes on where it stopped, and more seeds
-or settings can be added.
+`sweep()` beside `get_config()` yields settings: {name: {field: value}}, fields as 'loss.pair'. What
+stands before a '/' in the names is a group, a table of its own, whose settings are compared with
+its first. `MEASURES` beside it names the held-out figures of the tables, as 'kendall.value'; a
+group whose reports lack one goes without. Runs that are done are not run again, so that the same
+command goes on where it stopped, and more seeds or settings can be added.
 """
 
 import importlib.util
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
@@ -25,15 +28,16 @@ from rm_jax.train.writers import write_atomically, write_json
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plot.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each setting: 0, 1, ...", lower_bound=2)
-MEASURE = flags.DEFINE_string("measure", "accuracy", "Which held-out figure, as 'kendall.value'.")
+MEASURES = flags.DEFINE_list("measures", None, "Held-out figures; default the config's MEASURES.")
+ONLY = flags.DEFINE_list("only", None, "Groups to run; default all.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def settings_of(path: str) -> dict[str, dict]:
-  """What the config file's `sweep()` says.
+def study_of(path: str) -> tuple[dict[str, dict], tuple[str, ...]]:
+  """(settings, measures) of a config file, from its `sweep()` and `MEASURES`.
 
   Raises:
-    ValueError: the file has none, or it is empty.
+    ValueError: the file has no sweep, or it is empty.
   """
   spec = importlib.util.spec_from_file_location("study", path)
   study = importlib.util.module_from_spec(spec)
@@ -43,7 +47,12 @@ def settings_of(path: str) -> dict[str, dict]:
   settings = dict(study.sweep())
   if not settings:
     raise ValueError(f"{path}: its sweep() is empty")
-  return settings
+  return settings, tuple(getattr(study, "MEASURES", ("accuracy",)))
+
+
+def group_of(name: str) -> str:
+  """'noise' of 'noise/smoothed'; '' of a name without a group."""
+  return name.rpartition("/")[0]
 
 
 def apply(config: ml_collections.ConfigDict, changes: dict, seed: int) -> ml_collections.ConfigDict:
@@ -60,18 +69,12 @@ def apply(config: ml_collections.ConfigDict, changes: dict, seed: int) -> ml_col
   return config
 
 
-def figure_of(summary: dict, measure: str) -> float:
-  """A figure of a run's held-out report, as 'accuracy' or 'kendall.value'.
-
-  Raises:
-    ValueError: it has none of that name.
-  """
+def figure_of(summary: dict, measure: str) -> float | None:
+  """A figure of a run's held-out report, as 'accuracy' or 'kendall.value'; None if it has none."""
   value = summary["heldout"]
   for part in measure.split("."):
-    if not isinstance(value, dict) or part not in value:
-      raise ValueError(f"--measure={measure}: not in the report, which has {sorted(value or ())}")
-    value = value[part]
-  return float(value)
+    value = value.get(part) if isinstance(value, dict) else None
+  return None if value is None else float(value)
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
@@ -83,81 +86,136 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
   return mean, mean - half, mean + half
 
 
-def tabulate(figures: dict[str, list[float]]) -> dict[str, dict]:
-  """Each setting's mean with its interval, and its difference to the first, seed by seed."""
-  base = next(iter(figures.values()))
-  table = {}
-  for name, values in figures.items():
-    mean, low, high = mean_interval(values)
-    table[name] = {"mean": mean, "interval": [low, high], "runs": values}
-    if values is not base:
-      pairs = [v - b for v, b in zip(values, base, strict=True)]
-      difference, low, high = mean_interval(pairs)
-      table[name]["to_first"] = {"difference": difference, "interval": [low, high]}
+Table = dict[str, dict[str, dict[str, dict]]]
+
+
+def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
+  """Figures of all runs, {group: {measure: {setting: figures}}}.
+
+  Args:
+    runs: setting -> the summary of each seed.
+    measures: as `figure_of` takes them.
+
+  Returns:
+    of each setting {mean, interval, runs}, and for all but its group's first `to_first`
+    {difference, interval}, seed by seed.
+
+  Raises:
+    ValueError: some runs of a group have a figure that others lack, or no run has it.
+  """
+  table: Table = {}
+  for measure in measures:
+    found: dict[str, dict[str, list]] = {}
+    for name, summaries in runs.items():
+      values = [figure_of(summary, measure) for summary in summaries]
+      found.setdefault(group_of(name), {})[name] = values
+    some = False
+    for group, settings in found.items():
+      missing = [name for name, values in settings.items() if None in values]
+      if missing and any(v is not None for values in settings.values() for v in values):
+        raise ValueError(f"{measure!r} is not in all reports of {', '.join(missing)}")
+      if not missing:
+        some = True
+        table.setdefault(group, {})[measure] = _compare(settings)
+    if not some:
+      known = sorted(next(iter(runs.values()))[0]["heldout"])
+      raise ValueError(f"{measure!r} is in no report; they have {', '.join(known)}")
   return table
 
 
-def as_text(table: dict[str, dict], measure: str, seeds: int) -> str:
-  """The table in Markdown."""
+def _compare(settings: dict[str, list[float]]) -> dict[str, dict]:
+  base = next(iter(settings.values()))
+  out = {}
+  for name, values in settings.items():
+    mean, low, high = mean_interval(values)
+    out[name] = {"mean": mean, "interval": [low, high], "runs": values}
+    if values is not base:
+      difference, low, high = mean_interval([v - b for v, b in zip(values, base, strict=True)])
+      out[name]["to_first"] = {"difference": difference, "interval": [low, high]}
+  return out
+
+
+def as_text(table: Table, seeds: int) -> str:
+  """The tables in Markdown."""
   lines = [
-    f"Held-out {measure}, mean of {seeds} seeds with its 95 % interval; difference to the first "
-    "setting, seed by seed.",
-    "",
-    "| setting | mean | difference |",
-    "|---|---|---|",
+    f"Held-out figures, mean of {seeds} seeds with its 95 % interval (Student's); differences are "
+    "to the first of the table, seed by seed."
   ]
-  for name, row in table.items():
-    low, high = row["interval"]
-    difference = ""
-    if "to_first" in row:
-      a, b = row["to_first"]["interval"]
-      difference = f"{row['to_first']['difference']:+.4f} [{a:+.4f}, {b:+.4f}]"
-    lines.append(f"| {name} | {row['mean']:.4f} [{low:.4f}, {high:.4f}] | {difference} |")
+  for group, measures in table.items():
+    lines += ["", f"**{group}**" if group else "**settings**", ""]
+    lines.append("| setting |" + "".join(f" {m} | difference |" for m in measures))
+    lines.append("|---|" + "---|---|" * len(measures))
+    for name in next(iter(measures.values())):
+      cells = [name.rpartition("/")[2]]
+      for settings in measures.values():
+        low, high = settings[name]["interval"]
+        cells.append(f"{settings[name]['mean']:.4f} [{low:.4f}, {high:.4f}]")
+        to_first = settings[name].get("to_first")
+        cells.append("")
+        if to_first:
+          low, high = to_first["interval"]
+          cells[-1] = f"{to_first['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+      lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 
 
-def draw(path: Path, table: dict[str, dict], measure: str) -> None:
-  """Each setting's runs, mean and interval."""
+def draw(path: Path, table: Table) -> None:
+  """Each setting's runs, mean and interval: a row of plots a group, one a measure."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(8, 1.2 + 0.45 * len(table)), layout="constrained")
+  columns = max(len(measures) for measures in table.values())
+  heights = [0.8 + 0.35 * len(next(iter(measures.values()))) for measures in table.values()]
+  figure = Figure(figsize=(3.5 + 3.2 * columns, 0.4 + sum(heights)), layout="constrained")
   FigureCanvasAgg(figure)
-  axis = figure.subplots()
-  names = list(table)
-  for y, row in enumerate(table.values()):
-    axis.plot(row["runs"], [y] * len(row["runs"]), ".", color="#999999", markersize=4)
-    low, high = row["interval"]
-    axis.plot([low, high], [y, y], color="#2563a8", lw=2)
-    axis.plot([row["mean"]], [y], "o", color="#2563a8")
-  axis.set(yticks=range(len(names)), yticklabels=names, xlabel=f"held-out {measure}")
-  axis.invert_yaxis()
-  axis.spines[["top", "right"]].set_visible(False)
+  axes = figure.subplots(len(table), columns, squeeze=False, height_ratios=heights)
+  for row, (group, measures) in zip(axes, table.items(), strict=True):
+    for axis in row[len(measures) :]:
+      axis.set_axis_off()
+    for column, (axis, (measure, settings)) in enumerate(zip(row, measures.items(), strict=False)):
+      for y, one in enumerate(settings.values()):
+        axis.plot(one["runs"], [y] * len(one["runs"]), ".", color="#999999", markersize=4)
+        axis.plot(one["interval"], [y, y], color="#2563a8", lw=2)
+        axis.plot([one["mean"]], [y], "o", color="#2563a8")
+      names = [name.rpartition("/")[2] for name in settings] if column == 0 else []
+      axis.set(yticks=range(len(settings)) if names else [], xlabel=f"held-out {measure}")
+      axis.set_yticklabels(names)
+      axis.set_title(group if column == 0 else "", loc="left", fontsize=10)
+      axis.set_ylim(len(settings) - 0.5, -0.5)
+      axis.spines[["top", "right"]].set_visible(False)
   figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-  settings = settings_of(config_flags.get_config_filename(flags.FLAGS["config"]))
+  settings, measures = study_of(config_flags.get_config_filename(flags.FLAGS["config"]))
+  if ONLY.value is not None:
+    unknown = set(ONLY.value) - {group_of(name) for name in settings}
+    if unknown:
+      known = sorted({group_of(name) for name in settings})
+      raise ValueError(f"--only has {sorted(unknown)}; expected some of {', '.join(known)}")
+    settings = {name: changes for name, changes in settings.items() if group_of(name) in ONLY.value}
   workdir = Path(WORKDIR.value)
   # All configs are made before the first run: a wrong name should not be found after an hour.
-  runs = [
+  plan = [
     (name, seed, apply(CONFIG.value, changes, seed))
     for seed in range(SEEDS.value)
     for name, changes in settings.items()
   ]
-  figures: dict[str, list[float]] = {name: [] for name in settings}
-  for name, seed, config in tqdm(runs, desc="sweep", unit="run"):
-    folder = workdir / name.replace("/", "_") / str(seed)
+  runs: dict[str, list[dict]] = {name: [] for name in settings}
+  bar = tqdm(plan, desc="sweep", unit="run")
+  for name, seed, config in bar:
+    bar.set_postfix_str(f"{name}, seed {seed}")
+    folder = workdir / name / str(seed)
     done = folder / "summary.json"
     summary = (
       json.loads(done.read_text(encoding="utf-8")) if done.exists() else loop.train(config, folder)
     )
-    figures[name].append(figure_of(summary, MEASURE.value))
-  table = tabulate(figures)
+    runs[name].append(summary)
+  table = tabulate(runs, MEASURES.value or measures)
   write_json(workdir / "table.json", table)
-  text = as_text(table, MEASURE.value, SEEDS.value)
+  text = as_text(table, SEEDS.value)
   write_atomically(workdir / "table.md", text)
-  draw(workdir / "table.png", table, MEASURE.value)
+  draw(workdir / "table.png", table)
   print(text)
 
 

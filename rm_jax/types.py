@@ -56,6 +56,8 @@ class Example:
       None where the order of the labels says it all.
     ties: K x K, symmetric, by what weight i and j were seen tied; None where nobody was asked.
     steps: for each response the texts of its steps, which it consists of; None where it is whole.
+    authors: who wrote each response (a model, a system), for reports alone; None where not known.
+    answers: the final answer that each response comes to, for votes; None where there is none.
   """
 
   prompt: Text
@@ -71,6 +73,8 @@ class Example:
   pairs: Matrix | None = None
   ties: Matrix | None = None
   steps: tuple[tuple[str, ...], ...] | None = None
+  authors: tuple[str, ...] | None = None
+  answers: tuple[str, ...] | None = None
 
 
 @jax.tree_util.register_dataclass

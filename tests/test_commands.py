@@ -13,10 +13,33 @@ from pathlib import Path
 import jax
 import pytest
 
+from experiments import _libc, with_large_pages
 from rm_jax.train.writers import read_lines
 from tests.train.runs import write_pairs
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+  ("environment", "libc", "expected"),
+  [
+    ({}, "glibc 2.36", "glibc.malloc.hugetlb=1"),
+    (
+      {"GLIBC_TUNABLES": "glibc.malloc.check=3"},
+      "glibc 2.35",
+      "glibc.malloc.check=3:glibc.malloc.hugetlb=1",
+    ),
+    ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc 2.36", None),
+    ({}, "glibc 2.34", None),
+    ({}, "", None),
+    ({}, "musl 1.2", None),
+  ],
+)
+def test_large_pages_are_asked_for_once(environment, libc, expected):
+  new = with_large_pages(environment, libc)
+  assert (new or {}).get("GLIBC_TUNABLES") == expected
+  if new:
+    assert with_large_pages(new, libc) is None
 
 
 def command(name, *flags, **options):
@@ -148,6 +171,9 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   deadline = time.monotonic() + 200
   while time.monotonic() < deadline and process.poll() is None:
     if any(x["step"] >= 2 for x in read_lines(metrics)):
+      if with_large_pages({}, _libc()):
+        environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert b"glibc.malloc.hugetlb=1" in environment
       process.send_signal(signal.SIGTERM)
       break
     time.sleep(0.005)
@@ -174,6 +200,11 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
     file.writelines(json.dumps(row) + "\n" for row in singles)
   model = f"--model={tmp_path / 'whole'}"
   evaluate = command("evaluate", model, f"--data={held}", f"--out={tmp_path / 'e'}")
+  seen = tmp_path / "seen.jsonl"
+  seen.write_text("".join(line + "\n" for line in held.read_text().splitlines()[:4]))
+  without = command(
+    "evaluate", model, f"--data={held}", f"--out={tmp_path / 'w'}", f"--exclude={seen}"
+  )
   output = tmp_path / "out.jsonl"
   score = command("score", model, f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
   code, out, err = finish(evaluate)
@@ -181,6 +212,9 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   report = json.loads((tmp_path / "e" / "report.json").read_text())
   assert report["heldout"]["n"] == 20
   assert report["heldout"]["accuracy"] > 0.8
+  assert finish(without)[0] == 0
+  fewer = json.loads((tmp_path / "w" / "report.json").read_text())
+  assert (fewer["heldout"]["n"], fewer["data"]["dropped"]) == (16, {"excluded": 4})
   code, _, err = finish(score)
   assert code == 0, err
   scored = read_lines(output)

@@ -22,22 +22,52 @@ def sweep():
 """
 
 
+def summaries(**figures):
+  """{setting: a summary of each seed} of accuracies."""
+  return {
+    name.replace("__", "/"): [{"heldout": {"accuracy": value}} for value in values]
+    for name, values in figures.items()
+  }
+
+
 def test_table_is_students():
-  table = sweep.tabulate({"a": [1.0, 2.0, 3.0], "b": [2.0, 3.0, 7.0]})
+  table = sweep.tabulate(summaries(a=[1.0, 2.0, 3.0], b=[2.0, 3.0, 7.0]), ["accuracy"])
+  a, b = table[""]["accuracy"]["a"], table[""]["accuracy"]["b"]
   half = 4.302653 * 1.0 / math.sqrt(3)  # Student's t at 97.5 % with 2 degrees of freedom
-  assert table["a"]["mean"] == 2
-  assert table["a"]["interval"] == pytest.approx([2 - half, 2 + half], rel=1e-6)
+  assert a["mean"] == 2
+  assert a["interval"] == pytest.approx([2 - half, 2 + half], rel=1e-6)
   # Seed by seed: 1, 1, 4; mean 2, deviation √3.
-  assert table["b"]["to_first"]["difference"] == 2
+  assert b["to_first"]["difference"] == 2
   half = 4.302653 * math.sqrt(3) / math.sqrt(3)
-  assert table["b"]["to_first"]["interval"] == pytest.approx([2 - half, 2 + half], rel=1e-6)
+  assert b["to_first"]["interval"] == pytest.approx([2 - half, 2 + half], rel=1e-6)
+
+
+def test_each_group_has_its_own_first_and_its_own_measures():
+  runs = summaries(x__a=[1.0, 2.0], x__b=[2.0, 3.0], y__c=[5.0, 6.0], y__d=[6.0, 7.0])
+  for summary in [*runs["y/c"], *runs["y/d"]]:
+    summary["heldout"]["kendall"] = {"value": 0.25}
+  table = sweep.tabulate(runs, ["accuracy", "kendall.value"])
+  assert {group: list(measures) for group, measures in table.items()} == {
+    "x": ["accuracy"],
+    "y": ["accuracy", "kendall.value"],
+  }
+  assert "to_first" not in table["y"]["accuracy"]["y/c"]
+  assert table["y"]["accuracy"]["y/d"]["to_first"]["difference"] == 1
+  text = sweep.as_text(table, 2)
+  assert "**y**" in text
+  assert "| d | 6.5000" in text
+  del runs["y/d"][0]["heldout"]["kendall"]
+  with pytest.raises(ValueError, match=r"'kendall\.value' is not in all reports of y/d"):
+    sweep.tabulate(runs, ["accuracy", "kendall.value"])
+  with pytest.raises(ValueError, match="'auroc' is in no report; they have accuracy"):
+    sweep.tabulate(runs, ["auroc"])
 
 
 def test_figures_are_found_by_name():
   summary = {"heldout": {"accuracy": 0.5, "kendall": {"value": 0.25}}}
   assert sweep.figure_of(summary, "kendall.value") == 0.25
-  with pytest.raises(ValueError, match="--measure=auroc: not in the report"):
-    sweep.figure_of(summary, "auroc")
+  assert sweep.figure_of(summary, "auroc") is None
+  assert sweep.figure_of(summary, "accuracy.value") is None
 
 
 def test_settings_are_checked_before_the_first_run(tmp_path):
@@ -46,7 +76,7 @@ def test_settings_are_checked_before_the_first_run(tmp_path):
   path = tmp_path / "none.py"
   path.write_text("x = 1\n")
   with pytest.raises(ValueError, match=r"has no sweep\(\)"):
-    sweep.settings_of(str(path))
+    sweep.study_of(str(path))
   with pytest.raises(ValueError, match=r"loss\.piar"):
     sweep.apply(base.get_config(), {"loss.piar": "hinge"}, 0)
   changed = sweep.apply(base.get_config(), {"loss.pair": "hinge"}, 3)
@@ -68,7 +98,7 @@ def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_pa
     json.loads((tmp_path / f"out/bt/{seed}/summary.json").read_text())["heldout"]["accuracy"]
     for seed in (0, 1)
   ]
-  assert table["bt"]["runs"] == runs
+  assert table[""]["accuracy"]["bt"]["runs"] == runs
   assert (tmp_path / "out/table.png").stat().st_size > 5_000
   # A figure that a run has left is taken as it is: nothing is trained again.
   done = tmp_path / "out/bt/0/summary.json"
@@ -77,4 +107,6 @@ def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_pa
   done.write_text(json.dumps(summary))
   code, _, err = finish(command("sweep", *flags))
   assert code == 0, err
-  assert json.loads((tmp_path / "out/table.json").read_text())["bt"]["runs"][0] == 0.125
+  assert (
+    json.loads((tmp_path / "out/table.json").read_text())[""]["accuracy"]["bt"]["runs"][0] == 0.125
+  )

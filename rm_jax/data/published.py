@@ -77,7 +77,8 @@ def _prm800k(row: Row, origin: str) -> Example:
 def _gsm8k_solutions(row: Row, origin: str) -> Example:
   """GSM8K (Cobbe et al. 2021): the solutions of four models, right or wrong.
 
-  They stand in an order drawn from the question alone, so that none tells whose it is.
+  They stand in an order drawn from the question alone, so that none tells whose it is. The final
+  answer is what follows the last 'A:'.
   """
   question = prompt_of(row, "question")
   order = list(_SYSTEMS)
@@ -87,7 +88,23 @@ def _gsm8k_solutions(row: Row, origin: str) -> Example:
     raise RowError("wrong_type", "a solution is not {solution, is_correct}; expected all four so")
   responses = tuple(answer_of(s.get("solution"), True, "solution") for s in solutions)
   labels = [float(s["is_correct"]) for s in solutions]
-  return example_of(row, origin, f"{question}\n", responses, labels, "outcome")
+  answers = tuple(_final_answer(r) for r in responses)
+  return example_of(
+    row,
+    origin,
+    f"{question}\n",
+    responses,
+    labels,
+    "outcome",
+    authors=tuple(order),
+    answers=answers,
+  )
+
+
+def _final_answer(solution: str) -> str:
+  """What follows the last 'A:', thousands' commas left out; a text of its own where none does."""
+  _, mark, answer = solution.rpartition("A:")
+  return answer.strip().rstrip(".").replace(",", "") if mark else solution
 
 
 @register("bigbench_mistake", needs=("input", "steps", "mistake_index"))

@@ -1,7 +1,9 @@
 """From the `data` part of a config to groups: sources read, split, checked and tokenised."""
 
+import collections
 import dataclasses
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from rm_jax.data import formats
 from rm_jax.data.group import Group, tokenise
 from rm_jax.data.report import DataError, Report
-from rm_jax.train.objective import uses_ties
+from rm_jax.train.objective import parse_call, uses_ties
 from rm_jax.train.setup import Model
 from rm_jax.types import Example
 from rm_jax.world import World
@@ -64,20 +66,32 @@ class Dataset:
     return digest.hexdigest()
 
 
+_WORLD = re.compile(r"world:([1-9]\d*)(?::([1-9]\d*))?(\(.*\))?", re.DOTALL)
+
+
 def _read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:
-  """Examples of a path, a hub id, or the generated world: 'world:N' pairs, 'world:N:K' rankings."""
-  kind, *numbers = name.split(":")
-  if kind == "world":
-    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
-      raise ValueError(
-        f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
-        "rankings of K responses"
-      )
-    world = World(**config.data.world)
-    count, *k = map(int, numbers)
-    examples = (
-      world.rankings(split, count, *k, config.seed) if k else world.pairs(split, count, config.seed)
+  """Examples of a path, a hub id, or the generated world.
+
+  'world:N' is N pairs, 'world:N:K' N rankings of K; options of the world may follow, which go
+  before those of data.world: 'world:400(flips=0.0)'.
+  """
+  if name.partition(":")[0] == "world":
+    expected = (
+      f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
+      "rankings of K responses, and behind it options as in 'world:N(flips=0.1)'"
     )
+    if not (found := _WORLD.fullmatch(name)):
+      raise ValueError(expected)
+    _, given = parse_call("world" + (found[3] or "()"), expected)
+    try:
+      world = World(**{**config.data.world, **given})
+    except (TypeError, ValueError) as error:
+      raise ValueError(f"data.{split} is {name!r}: {error}") from None
+    count = int(found[1])
+    if found[2]:
+      examples = world.rankings(split, count, int(found[2]), config.seed)
+    else:
+      examples = world.pairs(split, count, config.seed)
     report.rows += len(examples)
     return examples
   limit = config.data.limit if split == "train" else 0
@@ -114,6 +128,20 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
       f"data.sources: {', '.join(given)} have a rate and the others have not; give all one, or none"
     )
   return examples, rates
+
+
+def _distinct(examples: list[Example], report: Report) -> list[Example]:
+  """Without those whose texts another had before them, whatever their labels."""
+  seen: dict[tuple, Example] = {}
+  for example in examples:
+    first = seen.setdefault(
+      (example.kind, example.prompt, example.responses, example.steps), example
+    )
+    if first is not example:
+      same = "the same" if first.labels == example.labels else "other"
+      detail = f"the texts of {first.origin}, with {same} labels"
+      report.drop("duplicate", example.origin, detail, fault=False)
+  return list(seen.values())
 
 
 def _decided(examples: list[Example], losses: Any, report: Report) -> list[Example]:
@@ -161,6 +189,8 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
     train = [e for e in train if e.conversation not in known]
   else:
     train, held = formats.split(train, fraction, config.seed)
+  if config.data.deduplicate:
+    train, held = _distinct(train, report), _distinct(held, report)
   encoder = model.text_encoder()
   train = _decided(train, config.loss, report)
   datasets = [Dataset(*tokenise(examples, encoder, report), rates) for examples in (train, held)]
@@ -173,3 +203,40 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
       f"{model.network.backbone.vocab}; set --config.model.tokenizer to the model's own"
     )
   return *datasets, report
+
+
+def data_summary(report: Report, train: Dataset, heldout: Dataset) -> dict[str, Any]:
+  """What summary.json says of the data."""
+  return {
+    "kept": report.kept,
+    "kinds": dict(collections.Counter(e.kind for e in train.examples)),
+    "dropped": dict(sorted(report.dropped.items())),
+    "examples_of_dropped": report.examples,
+    "train": len(train.groups),
+    "heldout": len(heldout.groups),
+    "prompts_cut": sum(g.cut > 0 for g in [*train.groups, *heldout.groups]),
+  }
+
+
+def load_shifted(config: Any, model: Model) -> Dataset | None:
+  """`data.shifted`, on which an ensemble is to disagree more; None where there is none.
+
+  Raises:
+    ValueError: the model is no ensemble, or nothing is held out to compare with.
+    DataError: nothing of it is left.
+  """
+  if not (name := config.data.shifted):
+    return None
+  if not model.network.head.ensemble:
+    raise ValueError(
+      f"data.shifted is {name!r} and model.members {config.model.members}; expected an ensemble, "
+      "of model.members=2 or more"
+    )
+  if str(config.data.heldout) in ("", "0", "0.0"):
+    raise ValueError("data.shifted is compared with data.heldout, which holds nothing out")
+  report = Report(strict=config.data.strict)
+  examples = _read(name, config, report, "heldout")
+  found = Dataset(*tokenise(examples, model.text_encoder(), report))
+  if not found.groups:
+    raise DataError(f"data.shifted is {name!r}: no group is left. {report}")
+  return found

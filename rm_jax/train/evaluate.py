@@ -223,6 +223,12 @@ def summary_table(report: dict[str, Any]) -> str:
   for name in ("best_of", "first_error"):
     if name in report:
       lines.append(f"  {name.replace('_', ' ')}: {summary_line(report[name])}")
+  if "shift" in report:
+    shift = report["shift"]
+    lines.append(
+      f"  members' disagreement, {shift['shifted']['n']} shifted against held out: AUROC "
+      f"{_valued(shift['auroc'])}, of centered scores {_valued(shift['auroc_centered'])}"
+    )
   if len(report.get("sources", ())) > 1:
     width = max(map(len, report["sources"]))
     for source, one in report["sources"].items():

@@ -1,6 +1,5 @@
 """The training loop: it wires and delegates."""
 
-import collections
 import dataclasses
 import functools
 import logging
@@ -17,7 +16,7 @@ from rm_jax.data.iterate import ahead, bootstrap_counts, step_groups
 from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
 from rm_jax.train import evaluate, text
 from rm_jax.train.checkpoints import Checkpoints
-from rm_jax.train.datasets import Dataset, load_data
+from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
 from rm_jax.train.mesh import (
   like_parameters,
   make_mesh,
@@ -30,6 +29,7 @@ from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.score import keep_features, score_groups
 from rm_jax.train.setup import Model, build_model, init_params
+from rm_jax.train.shift import shift_report
 from rm_jax.train.step import (
   TrainState,
   make_accumulate,
@@ -76,6 +76,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   model = build_model(config)
   text.check(config.loss, model)
   train_set, heldout_set, report = load_data(config, model)
+  shifted_set = load_shifted(config, model)
   config = resolve(config, len(train_set.groups), workdir)
   main = jax.process_index() == 0
   check(workdir, config)
@@ -86,6 +87,15 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     claim(workdir, config, model)
   with jax.set_mesh(mesh):
     timing = run.loop()
+  if shifted_set:
+    run.report["shift"] = shift_report(
+      model.network,
+      run.state.all_params(),
+      heldout_set,
+      shifted_set,
+      mesh=mesh,
+      packing=run.packing,
+    )
   summary = {
     "heldout": run.report,
     "train": {
@@ -97,16 +107,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
       "frozen_parameters": sum(p.size for p in run.state.frozen.values()),
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     },
-    "data": {
-      "kept": report.kept,
-      "kinds": dict(collections.Counter(e.kind for e in train_set.examples)),
-      "dropped": dict(sorted(report.dropped.items())),
-      "examples_of_dropped": report.examples,
-      "train": len(train_set.groups),
-      "heldout": len(heldout_set.groups),
-      "prompts_cut": sum(g.cut > 0 for g in [*train_set.groups, *heldout_set.groups]),
-    },
+    "data": data_summary(report, train_set, heldout_set),
   }
+  own = run.state.loss_params()
+  if own:
+    summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
   if main:
     write_json(workdir / "summary.json", summary)
     lines = read_lines(workdir / "metrics.jsonl")

@@ -14,27 +14,34 @@ from rm_jax.train.text import TextPenalty
 from rm_jax.types import KINDS, Batch
 
 
+def parse_call(text: str, expected: str) -> tuple[str, dict[str, Any]]:
+  """'hinge' or 'hinge(margin=0.5)' -> (name, options), which are literals.
+
+  Raises:
+    ValueError: with the message `expected`, it is not of that form.
+  """
+  try:
+    node = ast.parse(text, mode="eval").body
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name) or call.args:
+      raise ValueError(expected)
+    return call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+  except (SyntaxError, ValueError):
+    raise ValueError(expected) from None
+
+
 def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
   """'hinge' or 'hinge(margin=0.5)' -> (the loss, its options).
 
   Args:
-    text: a name in `LOSSES` and, in brackets, options as Python writes keywords; values are
-      literals.
+    text: a name in `LOSSES` and, in brackets, options as Python writes keywords.
     field: of the config, for errors.
 
   Raises:
     ValueError: it is not of that form, or the loss or an option is not known.
   """
   expected = f"{field} is {text!r}; expected a loss, or a loss(option=value)"
-  try:
-    node = ast.parse(text, mode="eval").body
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name) or call.args:
-      raise ValueError(expected)
-    options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-  except (SyntaxError, ValueError):
-    raise ValueError(expected) from None
-  name = call.func.id
+  name, options = parse_call(text, expected)
   if name not in LOSSES:
     raise ValueError(f"{field} is {text!r}; expected one of {', '.join(LOSSES)}")
   try:

@@ -62,22 +62,60 @@ def outcomes(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple
 
 
 def _best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
-  picked, mean, best = [], [], []
-  for score, example in lists:
-    good = np.asarray(example.labels) > 0.5
-    top = np.asarray(score) == np.max(score)
-    picked.append(good[top].mean())  # of equals, any is as likely taken
-    mean.append(good.mean())
-    best.append(float(good.any()))
+  """The response that the scores pick, beside what picks without them.
+
+  Of equals each is as likely taken. `majority` takes a response with the most frequent final
+  answer; `best_author` always that of the author who is right most often here, which only who
+  knows the labels could. `vote` adds up the probabilities of being right by final answer (Cobbe et
+  al. 2021's verifier, voting).
+  """
+  good_L = [np.asarray(e.labels) > 0.5 for _, e in lists]
+  picked = [good[s == np.max(s)].mean() for good, (s, _) in zip(good_L, lists, strict=True)]
+  rules = {
+    "random": [good.mean() for good in good_L],
+    "oracle": [float(good.any()) for good in good_L],
+  }
+  report = {}
+  if all(e.answers for _, e in lists):
+    votes = [np.exp(-np.logaddexp(0.0, -np.asarray(s, np.float64))) for s, _ in lists]
+    examples = [e for _, e in lists]
+    rules["majority"] = [
+      _voted(e.answers, np.ones(len(g)), g) for e, g in zip(examples, good_L, strict=True)
+    ]
+    voted = [_voted(e.answers, v, g) for e, v, g in zip(examples, votes, good_L, strict=True)]
+    report["vote"] = float(np.mean(voted))
+  if len({frozenset(e.authors or ()) for _, e in lists}) == 1 and lists[0][1].authors:
+    right = {
+      author: [
+        float(good[e.authors.index(author)]) for good, (_, e) in zip(good_L, lists, strict=True)
+      ]
+      for author in lists[0][1].authors
+    }
+    report["best_author"] = max(right, key=lambda a: np.mean(right[a]))
+    rules["best_author"] = right[report["best_author"]]
   clusters = [e.conversation for _, e in lists]
-  return {
+  return report | {
     "kind": "best_of",
     "accuracy": float(np.mean(picked)),
     "interval": list(agreement.cluster_bootstrap(picked, clusters)),
     "n": len(lists),
-    "baselines": {"random": float(np.mean(mean)), "oracle": float(np.mean(best))},
-    "paired": {"random": agreement.paired_difference(picked, mean, clusters)},
+    "baselines": {name: float(np.mean(rule)) for name, rule in rules.items()},
+    "paired": {
+      name: agreement.paired_difference(picked, rule, clusters)
+      for name, rule in rules.items()
+      if name != "oracle"
+    },
   }
+
+
+def _voted(answers: Sequence[str], votes: np.ndarray, good: np.ndarray) -> float:
+  """How likely a response with the answer of most votes is good; of equals, any may be taken."""
+  total: dict[str, float] = {}
+  for answer, vote in zip(answers, votes, strict=True):
+    total[answer] = total.get(answer, 0.0) + float(vote)
+  most = max(total.values())
+  winners = [np.asarray([a == w for a in answers]) for w, v in total.items() if v == most]
+  return float(np.mean([good[mine].mean() for mine in winners]))
 
 
 def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:

@@ -16,6 +16,7 @@ from rm_jax.models.config import DECODERS, backbone_config, head_config, is_clas
 from rm_jax.models.network import Network
 from rm_jax.models.source import Source, load_tokenizer, open_source, read_json
 from rm_jax.train.mesh import parameter_shardings
+from rm_jax.world import make_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def build_model(config: Any) -> Model:
   hf_config = _lowest(source.config if source else read_json(Path(c.config)), c.layers)
   if not c.tokenizer and source is None:
     raise ValueError("--config.model.config needs --config.model.tokenizer beside it")
-  tokenizer = load_tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
+  tokenizer = _tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
   if c.chat_template:
     tokenizer.chat_template = _chat_template(c.chat_template)
   backbone = backbone_config(hf_config)
@@ -167,6 +168,10 @@ def build_model(config: Any) -> Model:
     config=hf_config,
     source=source,
   )
+
+
+def _tokenizer(name: str) -> Any:
+  return make_tokenizer() if name == "world" else load_tokenizer(name)
 
 
 def _distinct_pad(tokenizer: Any) -> int | None:

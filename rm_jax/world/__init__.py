@@ -1,5 +1,6 @@
 """A generated preference world with a known true reward."""
 
+from rm_jax.world.tokenizer import make_tokenizer
 from rm_jax.world.world import Candidate, World, best_reachable
 
-__all__ = ["Candidate", "World", "best_reachable"]
+__all__ = ["Candidate", "World", "best_reachable", "make_tokenizer"]

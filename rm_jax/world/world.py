@@ -27,7 +27,7 @@ from rm_jax.world.words import SPLITS
 
 # Prompts, candidates and judgements each draw from a stream of their own: a colder judge or another
 # number of responses leaves the prompts as they were, and n more examples leave the first ones.
-_STREAMS = ("prompts", "candidates", "judge")
+_STREAMS = ("prompts", "candidates", "judge", "flips", "ties")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,11 @@ class World:
     confusion: probability that a wrong fact is another entry's of the note, and not one that the
       note does not have, in [0, 1].
     fact_weight, layout_weight, name_weight, tone_weight: true reward of each attribute.
+    flips: probability that a pair's label is turned over, whatever the responses; of rankings, that
+      the two of a place and the next change places, one pass from the best to the worst.
+    ties: Davidson's nu >= 0, by which a judge of a pair calls it a tie: with probability
+      nu sqrt(p q) / (1 + nu sqrt(p q)), where p = 1 - q is that of choosing the first. 0 = never.
+    vocabulary: 'train' or 'heldout', in whose words to write; '' = those of the split.
 
   Raises:
     ValueError: a number is out of its range.
@@ -72,17 +77,27 @@ class World:
   layout_weight: float = 0.5
   name_weight: float = 1.5
   tone_weight: float = 0.5
+  flips: float = 0.0
+  ties: float = 0.0
+  vocabulary: str = ""
 
   def __post_init__(self):
+    if self.vocabulary and self.vocabulary not in SPLITS:
+      raise ValueError(f"vocabulary: {self.vocabulary!r}; expected one of {list(SPLITS)}, or ''")
     for field in dataclasses.fields(self):
+      if field.name == "vocabulary":
+        continue
       if not math.isfinite(getattr(self, field.name)):
         raise ValueError(f"{field.name}: {getattr(self, field.name)}; expected a finite number")
     if self.judge_temperature < 0:
       raise ValueError(f"judge_temperature: {self.judge_temperature}; expected >= 0")
+    if self.ties < 0:
+      raise ValueError(f"ties: {self.ties}; expected >= 0")
     if not 0 < self.skill < 1:
       raise ValueError(f"skill: {self.skill}; expected a probability in (0, 1)")
-    if not 0 <= self.confusion <= 1:
-      raise ValueError(f"confusion: {self.confusion}; expected a probability in [0, 1]")
+    for name in ("confusion", "flips"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name}: {getattr(self, name)}; expected a probability in [0, 1]")
 
   def prompts(self, split: str, n: int, seed: int, messages: bool = True) -> list[Text]:
     """n distinct prompts; those of a smaller n come first.
@@ -99,7 +114,7 @@ class World:
     rng = _generator(split, seed, "prompts")
     found = {}
     while len(found) < n:  # Each split has over a thousand million.
-      found[write_prompt(SPLITS[split], rng)] = None
+      found[write_prompt(SPLITS[self.vocabulary or split], rng)] = None
     return [_as_text("user", prompt, messages) for prompt in found]
 
   def sample(self, prompt: Text, n: int, rng: np.random.Generator) -> list[Candidate]:
@@ -144,9 +159,16 @@ class World:
     return self._reward(read_response(read_prompt(_content(prompt)), _content(response)))
 
   def pairs(self, split: str, n: int, seed: int, messages: bool = True) -> list[Example]:
-    """n examples of two candidates, the one that the judge chose first. Arguments as `prompts`."""
-    pairs = []
+    """n examples of two candidates, the one that the judge chose first. Arguments as `prompts`.
+
+    A tie has equal labels, stands in the order drawn, and is in `Example.ties`.
+    """
+    pairs, tie_rng = [], _generator(split, seed, "ties")
     for example in self.rankings(split, n, 2, seed, messages):
+      if tie_rng.random() < self._tied(*example.truth):
+        tied = ((0.0, 1.0), (1.0, 0.0))
+        pairs.append(dataclasses.replace(example, kind="pair", labels=(0.0, 0.0), ties=tied))
+        continue
       best, worst = np.argsort(example.labels)[::-1]
       pairs.append(
         dataclasses.replace(
@@ -170,7 +192,9 @@ class World:
     """
     if k < 2:
       raise ValueError(f"k: {k}; expected at least 2 responses")
-    candidate_rng, judge_rng = (_generator(split, seed, stream) for stream in _STREAMS[1:])
+    candidate_rng, judge_rng, flip_rng = (
+      _generator(split, seed, stream) for stream in _STREAMS[1:4]
+    )
     examples = []
     for i, prompt in enumerate(self.prompts(split, n, seed, messages)):
       found = {}
@@ -179,11 +203,14 @@ class World:
         found.setdefault(_content(candidate.response), candidate)
       truth = tuple(candidate.reward for candidate in found.values())
       utility = np.array(truth) + self.judge_temperature * judge_rng.gumbel(size=k)
+      order = np.argsort(utility, kind="stable")  # worst first
+      for place in np.flatnonzero(flip_rng.random(k - 1) < self.flips)[::-1]:
+        order[[place, place + 1]] = order[[place + 1, place]]
       examples.append(
         Example(
           prompt=prompt,
           responses=tuple(candidate.response for candidate in found.values()),
-          labels=tuple(float(rank) for rank in np.argsort(np.argsort(utility, kind="stable"))),
+          labels=tuple(float(rank) for rank in np.argsort(order)),
           kind="ranking",
           source="world",
           origin=f"world:{split}:{i}",
@@ -192,6 +219,14 @@ class World:
         )
       )
     return examples
+
+  def _tied(self, first: float, second: float) -> float:
+    """Probability that a judge ties two of these true rewards."""
+    if not self.judge_temperature:
+      return self.ties / (self.ties + 2) if first == second else 0.0
+    p = _sigmoid((first - second) / self.judge_temperature)
+    weight = self.ties * math.sqrt(p * (1 - p))
+    return weight / (1 + weight)
 
   def _reward(self, attributes: Attributes) -> float:
     return (

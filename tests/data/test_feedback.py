@@ -142,6 +142,15 @@ def test_published_data_sets(folder, kind, kept, rows):
     labels = [e.labels for e in examples]
     assert sum(map(sum, labels)) / (4 * len(labels)) == pytest.approx(0.379, abs=5e-4)
     assert sum(map(max, labels)) / len(labels) == pytest.approx(0.672, abs=5e-4)
+    mine = [e.labels[e.authors.index("175b_verification")] for e in examples]
+    assert sum(mine) / len(mine) == pytest.approx(0.563, abs=5e-4)
+    # Who comes to the same answer is right or wrong together, but for a few slips of the data.
+    split = sum(
+      len({y for a, y in zip(e.answers, e.labels, strict=True) if a == answer}) > 1
+      for e in examples
+      for answer in set(e.answers)
+    )
+    assert split <= 0.02 * len(examples)
     # No place in the list tells whose solution stands there.
     places = [sum(column) / len(labels) for column in zip(*labels, strict=True)]
     assert max(places) - min(places) < 4 * (0.25 * 2 / len(labels)) ** 0.5

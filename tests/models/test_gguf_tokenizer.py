@@ -1,12 +1,15 @@
 """Tokenizers written into GGUF files as llama.cpp's converter writes them, and one real file."""
 
+import hashlib
 import itertools
 import json
+import os
 import pathlib
 import random
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 import tokenizers
 import transformers
@@ -314,3 +317,61 @@ def test_real_file(monkeypatch):
   assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (1, 2, 2)
   chat = ours.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
   assert chat.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+
+
+# Of the tokenizer.json in HuggingFaceTB/SmolLM2-135M-Instruct, revision 12fd25f7.
+PUBLISHED = "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c"
+
+
+def published_tokenizer():
+  """The file as published: of $RM_JAX_SMOLLM2_TOKENIZER, or of the hub's cache; else a skip."""
+  given = os.environ.get("RM_JAX_SMOLLM2_TOKENIZER")
+  path = given or huggingface_hub.try_to_load_from_cache(
+    "HuggingFaceTB/SmolLM2-135M-Instruct", "tokenizer.json"
+  )
+  if not isinstance(path, str):
+    pytest.skip("needs SmolLM2's tokenizer.json: set RM_JAX_SMOLLM2_TOKENIZER to its path")
+  assert hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() == PUBLISHED, path
+  return tokenizers.Tokenizer.from_file(path)
+
+
+def hard_texts():
+  """Digits, runs of white space, emoji, special tokens, every script, code, and mixtures."""
+  rng = random.Random(1)
+  special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"]
+  white = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u2003", "\u3000", "\x0b", "\x85"]
+  emoji = ["😀", "👩‍👩‍👧", "🇳🇴", "👍🏽", "❤️", "1️⃣", "🏴\U000e0067\U000e0062\U000e007f"]
+  words = "the Theory HELLO it's we'LL don't naïve straße Ångström x_1 foo() != -> 日本語 русский"
+  words = [*words.split(), *PIECES, "العربية", "हिन्दी", "한국어", "ไทย", "עברית", "ﬁ", "Ⅷ", "½"]
+
+  def number():
+    digits = "".join(rng.choices("0123456789", k=rng.randint(1, 12)))
+    return rng.choice([digits, f"-{digits}.{digits}", f"{digits},000", f"0x{digits}", f"{digits}%"])
+
+  def point():  # any character that can be encoded
+    while 0xD800 <= (code := rng.randrange(rng.choice([0x80, 0x800, 0x10000, 0x110000]))) < 0xE000:
+      pass
+    return chr(code)
+
+  draws = [
+    number,
+    point,
+    lambda: rng.choice(special),
+    lambda: rng.choice(white) * rng.randint(1, 9),
+    lambda: rng.choice(emoji),
+    lambda: rng.choice(words),
+  ]
+  for make in draws:  # each by itself, then all together
+    yield from ("".join(make() for _ in range(rng.randint(1, 12))) for _ in range(300))
+  for _ in range(3000):
+    yield "".join(rng.choice(draws)() for _ in range(rng.randint(1, 40)))
+
+
+def test_real_file_against_the_published_tokenizer(monkeypatch):
+  published = published_tokenizer()
+  ours = gguf.tokenizer(test_gguf.smollm2(monkeypatch))
+  texts = list(hard_texts())
+  differing = [t for t in texts if ours(t)["input_ids"] != published.encode(t).ids]
+  print(f"{len(texts)} texts, {len(differing)} differ")
+  assert len(set(texts)) >= 4000
+  assert not differing, differing[:3]

@@ -65,6 +65,32 @@ def test_outcomes_and_best_of_n():
   assert "on 3 questions" in table
 
 
+def test_best_of_n_beside_votes_and_authors():
+  examples = [
+    # Two of three say 7, and are right.
+    example(
+      0, ("a", "b", "c"), (1.0, 0.0, 1.0), "outcome", authors=tuple("xyz"), answers=("7", "8", "7")
+    ),
+    # Each says another thing, the last is right.
+    example(
+      1, ("a", "b", "c"), (0.0, 0.0, 1.0), "outcome", authors=tuple("zyx"), answers=("1", "2", "3")
+    ),
+  ]
+  scores = [np.asarray([-3.0, 2.0, -3.0]), np.asarray([0.0, 0.0, 0.1])]
+  best = evaluate(scores, examples).report["best_of"]
+  assert best["accuracy"] == 0.5
+  assert best["baselines"] == {
+    "random": pytest.approx((2 / 3 + 1 / 3) / 2),
+    "oracle": 1.0,
+    "majority": pytest.approx((1 + 1 / 3) / 2),
+    "best_author": 1.0,
+  }
+  assert best["best_author"] == "x"
+  # 2 σ(-3) < σ(2) for the first; the second's largest is the right one.
+  assert best["vote"] == 0.5
+  assert set(best["paired"]) == {"random", "majority", "best_author"}
+
+
 def test_steps_and_the_first_error():
   def solution(i, labels):
     steps = tuple(f"s{j}" for j in range(len(labels)))

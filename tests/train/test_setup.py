@@ -1,6 +1,7 @@
 """From a config to a model and data: what is decided, and what is refused."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -133,6 +134,44 @@ def test_conversations_held_out_are_not_trained_on(llama_folder, tmp_path):
   assert len(held.groups) == 4
   assert dict(report.dropped) == {"conversation_is_held_out": 4}
   assert report.kept == 10
+
+
+def test_texts_that_another_had_are_left_out_on_request(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+  path = write_pairs(tmp_path / "train.jsonl", 10)
+  lines = path.read_text().splitlines()
+  turned = json.loads(lines[4])
+  turned["chosen"], turned["rejected"] = turned["rejected"], turned["chosen"]
+  path.write_text("\n".join([*lines, lines[2], lines[2], json.dumps(turned)]) + "\n")
+  config.data.train, config.data.heldout = str(path), "0.2"
+  config.data.strict = True
+  _, _, report = load_data(config, build_model(config))
+  assert (report.kept, dict(report.dropped)) == (13, {})
+  config.data.deduplicate = True
+  train, held, report = load_data(config, build_model(config))
+  # Sides the other way round are other texts: what contradicts is for curation to see.
+  assert (report.kept, dict(report.dropped)) == (11, {"duplicate": 2})
+  assert len(train.groups) + len(held.groups) == 11
+
+
+def test_the_world_takes_options_beside_its_name(llama_folder):
+  config = small_config(llama_folder, steps=1)
+  config.model.chat_template = "hh"
+  config.data.train, config.data.heldout = "world:30(flips=1.0)", "world:5:3(vocabulary='train')"
+  train, held, _ = load_data(config, build_model(config))
+  config.data.train = "world:30"
+  plain, _, _ = load_data(config, build_model(config))
+  assert [e.responses for e in train.examples] == [e.responses[::-1] for e in plain.examples]
+  assert {len(e.responses) for e in held.examples} == {3}
+  for wrong, message in (
+    ("world:0", "expected 'world:N'"),
+    ("world:9(flips)", "expected 'world:N'"),
+    ("world:9(flops=1)", "flops"),
+    ("world:9(flips=2)", "flips: 2; expected a probability"),
+  ):
+    config.data.train = wrong
+    with pytest.raises(ValueError, match=re.escape(message)):
+      load_data(config, build_model(config))
 
 
 def test_a_tokenizer_of_another_model_is_an_error(llama_folder, tmp_path):

@@ -353,3 +353,68 @@ def test_best_reachable_of_default_pairs():
 def test_errors_name_the_parameter(call, message):
   with pytest.raises(ValueError, match=f"^{message}"):
     call()
+
+
+# --- Flips and vocabularies -----------------------------------------------------------------------
+
+
+def test_flips_turn_over_the_share_they_say_and_leave_the_texts():
+  n = 2000
+  clean, flipped = (World(flips=f).pairs("train", n, seed=0) for f in (0.0, 0.3))
+  turned = 0
+  for a, b in zip(clean, flipped, strict=True):
+    assert a.prompt == b.prompt
+    assert b.responses in (a.responses, a.responses[::-1])
+    turned += a.responses != b.responses
+    assert a.truth == (b.truth if a.responses == b.responses else b.truth[::-1])
+  assert abs(turned / n - 0.3) < 4 * math.sqrt(0.3 * 0.7 / n)
+  everything = World(flips=1.0).pairs("train", 50, seed=0)
+  assert all(a.responses == b.responses[::-1] for a, b in zip(clean, everything, strict=False))
+
+
+def test_flips_of_a_ranking_change_neighbours():
+  n = 2000
+  clean, flipped = (World(flips=f).rankings("train", n, 3, seed=0) for f in (0.0, 0.2))
+  assert all(a.responses == b.responses for a, b in zip(clean, flipped, strict=True))
+  same = sum(a.labels == b.labels for a, b in zip(clean, flipped, strict=True)) / n
+  # Neither of two places changes; two changes never undo one another.
+  assert abs(same - 0.8**2) < 4 * math.sqrt(0.64 * 0.36 / n)
+  # The best goes down past all only by a change at each place.
+  sunk = [a.labels.index(2.0) == b.labels.index(0.0) for a, b in zip(clean, flipped, strict=True)]
+  assert abs(sum(sunk) / n - 0.2**2) < 4 * math.sqrt(0.04 * 0.96 / n)
+
+
+def test_ties_come_at_davidsons_rate_and_leave_the_others():
+  n, world = 3000, World(ties=1.5)
+  plain, pairs = WORLD.pairs("train", n, seed=0), world.pairs("train", n, seed=0)
+  expected, tied = 0.0, 0
+  for a, b in zip(plain, pairs, strict=True):
+    # Davidson 1970: strengths a and b, and a tie of weight nu sqrt(a b).
+    one, two = (math.exp(r / world.judge_temperature) for r in b.truth)
+    weight = 1.5 * math.sqrt(one * two)
+    expected += weight / (one + two + weight)
+    if b.ties is None:
+      assert a == b
+    else:
+      tied += 1
+      assert (b.labels, b.ties) == ((0.0, 0.0), ((0.0, 1.0), (1.0, 0.0)))
+      assert b.responses in (a.responses, a.responses[::-1])
+  assert abs(tied - expected) < 4 * math.sqrt(n / 4)
+  assert not any(
+    e.ties
+    for e in World(ties=1.5, judge_temperature=0).pairs("train", 40, 0)
+    if e.truth[0] != e.truth[1]
+  )
+  with pytest.raises(ValueError, match="ties: -1; expected >= 0"):
+    World(ties=-1)
+
+
+def test_a_split_in_the_words_of_the_other():
+  swapped = World(vocabulary="train").pairs("heldout", 20, seed=0)
+  assert all(read_prompt(content(e.prompt)).words is TRAIN for e in swapped)
+  own = {content(e.prompt) for e in WORLD.pairs("train", 20, seed=0)}
+  assert not own & {content(e.prompt) for e in swapped}
+  with pytest.raises(ValueError, match="vocabulary: 'test'; expected one of"):
+    World(vocabulary="test")
+  with pytest.raises(ValueError, match=r"flips: 1\.5; expected a probability"):
+    World(flips=1.5)
