@@ -25,7 +25,7 @@ from rm_jax.types import KINDS, Batch
 # Kinds of feedback that name a best response; a good outcome need not be worth imitating.
 ORDERED = ("pair", "ranking")
 # A head of its own is a parameter of the loss: the reward model that is saved has no use for it.
-_HEAD = "loss/text/embedding"
+HEAD = "loss/text/embedding"
 
 
 def _weights(config: Any) -> dict[str, float]:
@@ -79,8 +79,8 @@ def load_head(model: Model, mesh: Mesh) -> dict[str, jax.Array]:
   if tied_head(model.config):
     return {}
   array = np.asarray(model.source.tensors().get(LM_HEAD), np.float32)
-  sharding = parameter_shardings({_HEAD: array}, mesh)[_HEAD]
-  return {_HEAD: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])}
+  sharding = parameter_shardings({HEAD: array}, mesh)[HEAD]
+  return {HEAD: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])}
 
 
 def head_of(params: Mapping[str, Any], loss_params: Mapping[str, Any] | None) -> jax.Array:

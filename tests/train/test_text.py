@@ -285,6 +285,7 @@ def test_a_run_grows_likelier_text_and_still_learns_rewards(whole, llama_folder,
   assert likelihood[-1] > likelihood[0] + 1.5
   assert summary["heldout"]["accuracy"] > 0.9
   assert summary["train"]["frozen_parameters"] == 0
+  assert "loss_params" not in summary["train"]  # it is no few numbers to look at
   config = config_of(llama_folder, untied, steps=2, text_sft=0.0)
   plain = run(config, tmp_path, devices=1)
   assert all("text_log_likelihood" not in x for x in train_lines(tmp_path))
