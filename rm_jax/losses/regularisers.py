@@ -71,7 +71,7 @@ def text_sft(
   if tokens is not None:
     check_shape("tokens", tokens, where.shape)
     log_likelihood /= jnp.maximum(jnp.where(where, tokens, 1), 1)
-  return mean_by(-log_likelihood, _best(labels, where, weights), (-1,))
+  return mean_by(-log_likelihood, best(labels, where, weights), (-1,))
 
 
 def text_dpo(
@@ -103,11 +103,11 @@ def text_dpo(
   ratio = real_scores(log_likelihood, labels, where)
   if reference is not None:
     ratio -= real_scores(reference, labels, where)
-  return mean_by(jax.nn.softplus(-beta * ratio), _best(labels, where, weights), (-1,))
+  return mean_by(jax.nn.softplus(-beta * ratio), best(labels, where, weights), (-1,))
 
 
-def _best(labels: jax.Array, where: jax.Array, weights: jax.Array | None) -> jax.Array:
-  """float32 [..., K]: weights of the best, 0 for the others."""
+def best(labels: jax.Array, where: jax.Array, weights: jax.Array | None) -> jax.Array:
+  """float32 [..., K]: weights of a list's best, 0 for the others. None weighs all alike."""
   labels = jnp.where(where, labels.astype(jnp.float32), -jnp.inf)
   best = where & (labels == jnp.max(labels, axis=-1, keepdims=True))
   return best * item_weights(weights, where)

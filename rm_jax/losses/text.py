@@ -20,7 +20,8 @@ def token_log_likelihood(
   """log softmax(head · h)[target] of each token.
 
   The logits of `chunk` tokens exist at a time, forward and backward (computed again in the latter):
-  memory is chunk · V a row and not N · V.
+  memory is chunk · V a row and not N · V. A chunk of which nothing counts is passed over, so that
+  it pays to put the tokens that count first.
 
   Args:
     hidden: float [..., N, D], the states that predict the targets.
@@ -41,7 +42,8 @@ def token_log_likelihood(
   check_shape("head_VD", head_VD, (head_VD.shape[0], width))
   if chunk < 1:
     raise ValueError(f"chunk is {chunk}; expected at least 1")
-  if where is None:
+  every = where is None
+  if every:
     where = jnp.ones((*lead, n), bool)
   check_shape("where", where, (*lead, n))
   # A NaN in a state that does not count would reach the head's gradient.
@@ -62,8 +64,7 @@ def token_log_likelihood(
     return jnp.moveaxis(array, axis, 0)
 
   @jax.checkpoint
-  def one(part):
-    h, y = part
+  def values_of(h, y):
     logits = jnp.einsum(
       "...nd,vd->...nv",
       h.astype(jnp.float32),
@@ -73,7 +74,16 @@ def token_log_likelihood(
     chosen = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-  values = jax.lax.map(one, (split(hidden), split(targets)))
+  # Of all leading indices at once, and before the loop: over devices that is one reduction.
+  busy = jnp.any(split(where), axis=tuple(range(1, len(lead) + 2)))
+
+  def one(part):
+    h, y, here = part
+    if every:
+      return values_of(h, y)
+    return jax.lax.cond(here, values_of, lambda h, y: jnp.zeros(y.shape, jnp.float32), h, y)
+
+  values = jax.lax.map(one, (split(hidden), split(targets), busy))
   values = jnp.moveaxis(values, 0, len(lead)).reshape(*lead, count * chunk)[..., :n]
   return jnp.where(where, values, 0.0)
 

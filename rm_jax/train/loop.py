@@ -109,7 +109,8 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     },
     "data": data_summary(report, train_set, heldout_set),
   }
-  own = run.state.loss_params()
+  # A few numbers each; but for a language-model head.
+  own = {path: x for path, x in run.state.loss_params().items() if path != text.HEAD}
   if own:
     summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
   if main:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rm_jax.losses.regularisers import text_dpo, text_sft
+from rm_jax.losses.regularisers import best, text_dpo, text_sft
 from rm_jax.losses.text import sum_by_response, token_log_likelihood
 from rm_jax.models.config import tied_head
 from rm_jax.models.hf import LM_HEAD
@@ -25,7 +25,7 @@ from rm_jax.types import KINDS, Batch
 # Kinds of feedback that name a best response; a good outcome need not be worth imitating.
 ORDERED = ("pair", "ranking")
 # A head of its own is a parameter of the loss: the reward model that is saved has no use for it.
-_HEAD = "loss/text/embedding"
+HEAD = "loss/text/embedding"
 
 
 def _weights(config: Any) -> dict[str, float]:
@@ -79,8 +79,8 @@ def load_head(model: Model, mesh: Mesh) -> dict[str, jax.Array]:
   if tied_head(model.config):
     return {}
   array = np.asarray(model.source.tensors().get(LM_HEAD), np.float32)
-  sharding = parameter_shardings({_HEAD: array}, mesh)[_HEAD]
-  return {_HEAD: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])}
+  sharding = parameter_shardings({HEAD: array}, mesh)[HEAD]
+  return {HEAD: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])}
 
 
 def head_of(params: Mapping[str, Any], loss_params: Mapping[str, Any] | None) -> jax.Array:
@@ -90,30 +90,44 @@ def head_of(params: Mapping[str, Any], loss_params: Mapping[str, Any] | None) ->
 
 
 def response_log_likelihood(
-  h_BTD: jax.Array, head_VD: jax.Array, batch: Batch
+  h_BTD: jax.Array, head_VD: jax.Array, batch: Batch, wanted_BGK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Σ log π over each response's own tokens, its EOS too, and how many they are.
+  """Σ log π over each wanted response's own tokens, its EOS too, and how many they are.
 
   Args:
     h_BTD: the backbone's last hidden states, [B, T, D].
     head_VD: float [V, D], from `head_of`.
     batch: with `previous`.
+    wanted_BGK: bool, by response.
 
   Returns:
-    float32 [B, G, K] twice, by response; 0 where there is none. A response that no prompt stands
+    float32 [B, G, K] twice, by response; 0 where none is wanted. A response that no prompt stands
     before lacks its first token.
   """
-  counts_BT = batch.previous >= 0
-  before_BT = jnp.where(counts_BT, batch.previous, 0)
-  states_BTD = jnp.take_along_axis(h_BTD, before_BT[..., None], axis=1)
-  # By sixteenths of a row, whatever its length: each device then holds the logits of a sixteenth
-  # of its data.cells tokens.
-  chunk = -(-states_BTD.shape[1] // 16)
-  token_BT = token_log_likelihood(states_BTD, head_VD, batch.tokens, where=counts_BT, chunk=chunk)
-  _, G, K = batch.where.shape
+  B, G, K = wanted_BGK.shape
+  own_BT = batch.previous >= 0
+  index_BT = jnp.where(own_BT, (batch.group - 1) * K + batch.branch - 1, 0)
+  counts_BT = own_BT & jnp.take_along_axis(wanted_BGK.reshape(B, G * K), index_BT, axis=1)
+  # Those that count first: where all rows are past theirs no logits are made.
+  order_BT = jnp.argsort(~counts_BT, axis=1, stable=True)
+
+  def ordered(values_BT):
+    return jnp.take_along_axis(values_BT, order_BT, axis=1)
+
+  counts_BT, group_BT, branch_BT = map(ordered, (counts_BT, batch.group, batch.branch))
+  before_BT = jnp.where(counts_BT, ordered(batch.previous), 0)
+  token_BT = token_log_likelihood(
+    jnp.take_along_axis(h_BTD, before_BT[..., None], axis=1),
+    head_VD,
+    ordered(batch.tokens),
+    where=counts_BT,
+    # By sixteenths of a row, whatever its length: each device then holds the logits of a sixteenth
+    # of its data.cells tokens.
+    chunk=-(-h_BTD.shape[1] // 16),
+  )
 
   def total(values_BT):
-    return sum_by_response(values_BT, batch.group, batch.branch, groups=G, branches=K)
+    return sum_by_response(values_BT, group_BT, branch_BT, groups=G, branches=K)
 
   return total(token_BT), total(counts_BT)
 
@@ -163,10 +177,11 @@ class TextPenalty:
       of several best; bool [B, G], which groups have one: pairs and rankings). The first two are 0
       elsewhere.
     """
-    log_likelihood_BGK, tokens_BGK = response_log_likelihood(h_BTD, head_VD, batch)
     ordered_BG = jnp.isin(batch.kind, jnp.asarray([KINDS.index(kind) for kind in ORDERED]))
     # Each of these has one mark a response, so that marks are counted as branches are.
     where_BGK = batch.where & ordered_BG[..., None]
+    best_BGK = best(batch.labels, where_BGK, None) > 0
+    log_likelihood_BGK, tokens_BGK = response_log_likelihood(h_BTD, head_VD, batch, best_BGK)
     options = dict(labels=batch.labels, where=where_BGK)
     mean_BG = text_sft(log_likelihood_BGK, tokens=tokens_BGK, **options)
     penalty_BG = self.weights.get("text_sft", 0.0) * mean_BG

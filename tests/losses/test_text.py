@@ -64,6 +64,23 @@ def test_what_is_masked_does_not_leak(chunk):
     assert (np.asarray(got[1])[~np.asarray(WHERE)] == 0).all()
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 5])
+def test_chunks_of_which_nothing_counts_are_passed_over(chunk):
+  where = WHERE.at[..., 6:].set(False)
+  expected = with_gradients(plain, targets=TARGETS, where=where)
+  got = with_gradients(token_log_likelihood, targets=TARGETS, where=where, chunk=chunk)
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+  # A head that is not a number would reach all that is multiplied with it.
+  @jax.jit
+  def slope(head):
+    options = dict(where=jnp.zeros_like(where), chunk=chunk)
+    return jax.grad(lambda w: token_log_likelihood(HIDDEN, w, TARGETS, **options).sum())(head)
+
+  np.testing.assert_array_equal(slope(jnp.full_like(HEAD, jnp.nan)), 0)
+
+
 def test_large_logits_do_not_overflow():
   values, by_hidden, by_head = with_gradients(
     token_log_likelihood, 1e4 * HIDDEN, targets=TARGETS, chunk=5

@@ -117,14 +117,17 @@ def test_likelihoods_are_those_of_plain_teacher_forcing(layout):
   network, params, expected = forced_one_by_one()
 
   @jax.jit
-  def ours(batch):
+  def ours(batch, wanted):
     head = params["backbone/embed/embedding"]
     hidden = network.hidden(unflatten_dict(params, sep="/"), batch)
-    return text.response_log_likelihood(hidden, head, batch)
+    return text.response_log_likelihood(hidden, head, batch, wanted)
 
   seen = 0
   for batch, index in batches_of(groups, LAYOUTS[layout]):
-    got, counts = map(np.asarray, ours(batch))
+    got, counts = map(np.asarray, ours(batch, batch.where))
+    some = np.random.default_rng(1).random(got.shape) < 0.4
+    for few, every in zip(ours(batch, batch.where & some), (got, counts), strict=True):
+      np.testing.assert_allclose(few, np.where(some, every, 0), rtol=1e-5)
     for b, g in zip(*np.nonzero(index >= 0), strict=True):
       for k, (value, count) in enumerate(expected[index[b, g]]):
         assert counts[b, g, k] == count
@@ -282,6 +285,7 @@ def test_a_run_grows_likelier_text_and_still_learns_rewards(whole, llama_folder,
   assert likelihood[-1] > likelihood[0] + 1.5
   assert summary["heldout"]["accuracy"] > 0.9
   assert summary["train"]["frozen_parameters"] == 0
+  assert "loss_params" not in summary["train"]  # it is no few numbers to look at
   config = config_of(llama_folder, untied, steps=2, text_sft=0.0)
   plain = run(config, tmp_path, devices=1)
   assert all("text_log_likelihood" not in x for x in train_lines(tmp_path))
@@ -443,7 +447,7 @@ def test_transformers_says_the_same_of_real_text():
   group = make_group(sequences, Example(prompt, responses, (1.0, 0.0)))
   ((batch, _),) = batches_of([group], Packing(), marks=2)
   hidden = model.network.hidden(whole, batch)
-  got = np.asarray(text.response_log_likelihood(hidden, head, batch)[0])[0, 0]
+  got = np.asarray(text.response_log_likelihood(hidden, head, batch, batch.where)[0])[0, 0]
 
   oracle = AutoModelForCausalLM.from_pretrained(TINYSTORIES).double().eval()
   for value, s in zip(got, sequences, strict=True):
