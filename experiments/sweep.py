@@ -5,10 +5,14 @@ python -m experiments.sweep --config=configs/NAME.py --workdir=DIR [--seeds=10] 
 `sweep()` beside `get_config()` yields settings: {name: {field: value}}, fields as 'loss.pair'. What
 stands before a '/' in the names is a group, a table of its own, whose settings are compared with
 its first. `MEASURES` beside it names the held-out figures of the tables, as 'kendall.value'; a
-group whose reports lack one goes without. Runs that are done are not run again, so that the same
-command goes on where it stopped, and more seeds or settings can be added.
+group whose reports lack one goes without. `pools()`, where there is one, names ensembles whose
+members are the runs of a setting, one a seed: {name: (setting, shifted data)}.
+
+Runs that are done are not run again, so that the same command goes on where it stopped, and more
+seeds or settings can be added.
 """
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -17,12 +21,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from experiments.launch import launch
+from rm_jax.api import RewardModel
 from rm_jax.train import loop
+from rm_jax.train.datasets import load_data, load_shifted
+from rm_jax.train.evaluate import evaluate, summary_table
+from rm_jax.train.setup import build_model
+from rm_jax.train.shift import separation
 from rm_jax.train.writers import write_atomically, write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study's config file.")
@@ -33,11 +43,26 @@ ONLY = flags.DEFINE_list("only", None, "Groups to run; default all.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def study_of(path: str) -> tuple[dict[str, dict], tuple[str, ...]]:
-  """(settings, measures) of a config file, from its `sweep()` and `MEASURES`.
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What a config file says beside its config.
+
+  Attributes:
+    settings: {name: {field: value}}.
+    measures: held-out figures, as 'kendall.value'.
+    pools: {name: (setting, shifted data as data.shifted takes it)}.
+  """
+
+  settings: dict[str, dict]
+  measures: tuple[str, ...]
+  pools: dict[str, tuple[str, str]]
+
+
+def study_of(path: str) -> Study:
+  """Reads `sweep()`, `MEASURES` and `pools()` of a config file.
 
   Raises:
-    ValueError: the file has no sweep, or it is empty.
+    ValueError: the file has no sweep, it is empty, or a pool is of a setting that is not in it.
   """
   spec = importlib.util.spec_from_file_location("study", path)
   study = importlib.util.module_from_spec(spec)
@@ -47,7 +72,29 @@ def study_of(path: str) -> tuple[dict[str, dict], tuple[str, ...]]:
   settings = dict(study.sweep())
   if not settings:
     raise ValueError(f"{path}: its sweep() is empty")
-  return settings, tuple(getattr(study, "MEASURES", ("accuracy",)))
+  pools = dict(study.pools()) if hasattr(study, "pools") else {}
+  for name, (setting, _) in pools.items():
+    if setting not in settings:
+      raise ValueError(f"{path}: pool {name!r} is of {setting!r}, which sweep() does not have")
+  return Study(settings, tuple(getattr(study, "MEASURES", ("accuracy",))), pools)
+
+
+def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: str) -> dict:
+  """Runs as the members of one ensemble, on the first's held-out data (see `train.shift`).
+
+  Returns:
+    {"accuracy", "interval" ... of the members' mean score, "shift": ...}.
+  """
+  config = apply(config, {"data.shifted": shifted}, config.seed)
+  model = build_model(config)
+  _, heldout, _ = load_data(config, model)
+  datasets = heldout, load_shifted(config, model, pooled=True)
+  members = [RewardModel.from_pretrained(folder) for folder in folders]
+  by_member = [[m.score_groups(data.groups) for m in members] for data in datasets]
+  scores = [[np.stack(group) for group in zip(*one, strict=True)] for one in by_member]
+  mean = [group.mean(axis=0) for group in scores[0]]
+  report = evaluate(mean, heldout.examples).report
+  return report | {"shift": separation(scores, datasets), "members": len(folders)}
 
 
 def group_of(name: str) -> str:
@@ -187,7 +234,8 @@ def draw(path: Path, table: Table) -> None:
 
 
 def main() -> None:
-  settings, measures = study_of(config_flags.get_config_filename(flags.FLAGS["config"]))
+  study = study_of(config_flags.get_config_filename(flags.FLAGS["config"]))
+  settings = study.settings
   if ONLY.value is not None:
     unknown = set(ONLY.value) - {group_of(name) for name in settings}
     if unknown:
@@ -211,9 +259,18 @@ def main() -> None:
       json.loads(done.read_text(encoding="utf-8")) if done.exists() else loop.train(config, folder)
     )
     runs[name].append(summary)
-  table = tabulate(runs, MEASURES.value or measures)
+  table = tabulate(runs, MEASURES.value or study.measures)
   write_json(workdir / "table.json", table)
   text = as_text(table, SEEDS.value)
+  pools = {}
+  for name, (setting, shifted) in study.pools.items():
+    if setting in settings:
+      folders = [workdir / setting / str(seed) for seed in range(SEEDS.value)]
+      config = apply(CONFIG.value, settings[setting], 0)
+      pools[name] = pool(config, folders, shifted)
+      text += f"\n**{name}**: {len(folders)} runs of {setting}\n\n{summary_table(pools[name])}\n"
+  if pools:
+    write_json(workdir / "pools.json", pools)
   write_atomically(workdir / "table.md", text)
   draw(workdir / "table.png", table)
   print(text)

@@ -218,8 +218,13 @@ def data_summary(report: Report, train: Dataset, heldout: Dataset) -> dict[str, 
   }
 
 
-def load_shifted(config: Any, model: Model) -> Dataset | None:
+def load_shifted(config: Any, model: Model, *, pooled: bool = False) -> Dataset | None:
   """`data.shifted`, on which an ensemble is to disagree more; None where there is none.
+
+  Args:
+    config: of a run.
+    model: of it.
+    pooled: whether several runs are the ensemble, so that the model need not be one.
 
   Raises:
     ValueError: the model is no ensemble, or nothing is held out to compare with.
@@ -227,7 +232,7 @@ def load_shifted(config: Any, model: Model) -> Dataset | None:
   """
   if not (name := config.data.shifted):
     return None
-  if not model.network.head.ensemble:
+  if not (pooled or model.network.head.ensemble):
     raise ValueError(
       f"data.shifted is {name!r} and model.members {config.model.members}; expected an ensemble, "
       "of model.members=2 or more"

@@ -41,19 +41,31 @@ def shift_report(
   mesh: Mesh,
   packing: Packing,
 ) -> dict[str, Any]:
+  """`separation` of an ensemble of heads."""
+  scores = [
+    score_groups(
+      network, params, data.groups, members=True, mesh=mesh, packing=packing, progress="shift"
+    )
+    for data in (heldout, shifted)
+  ]
+  return separation(scores, (heldout, shifted))
+
+
+def separation(
+  scores: Sequence[Sequence[np.ndarray]], datasets: Sequence[Dataset]
+) -> dict[str, Any]:
   """AUROC of the members' disagreement, shifted prompts against held-out ones.
+
+  Args:
+    scores: of the held-out and of the shifted groups, each [members, marks].
+    datasets: the two, whose conversations are resampled.
 
   Returns:
     {auroc, auroc_centered: {value, interval}, heldout, shifted: {n, variance, variance_centered}};
     1/2 is no separation. Intervals are 95 %, over conversations.
   """
-  found, clusters = [], []
-  for dataset in (heldout, shifted):
-    scores = score_groups(
-      network, params, dataset.groups, members=True, mesh=mesh, packing=packing, progress="shift"
-    )
-    found.append(disagreement(scores))
-    clusters += [e.conversation for e in dataset.examples]
+  found = [disagreement(one) for one in scores]
+  clusters = [e.conversation for data in datasets for e in data.examples]
   is_shifted = np.repeat([False, True], [len(raw) for raw, _ in found])
   report: dict[str, Any] = {}
   for at, name in enumerate(("auroc", "auroc_centered")):
