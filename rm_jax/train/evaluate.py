@@ -198,8 +198,6 @@ def summary_line(report: dict[str, Any]) -> str:
 
 
 def _valued(one: dict[str, Any]) -> str:
-  if one["value"] is None:
-    return "not defined"
   low, high = one["interval"]
   return f"{one['value']:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -214,12 +212,11 @@ def summary_table(report: dict[str, Any]) -> str:
   for name, paired in report.get("paired", {}).items():
     low, high = paired["interval"]
     lines.append(f"  {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}] to {name}, paired")
-  for name in ("auroc", "kendall", "spearman", "solution_auroc"):
-    if report.get(name, {}).get("value") is not None:
-      low, high = report[name]["interval"]
-      lines.append(
-        f"  {name.replace('_', ' ')} {report[name]['value']:.3f} [{low:.3f}, {high:.3f}]"
-      )
+  valued = {name: report.get(name) for name in ("auroc", "kendall", "spearman")}
+  valued |= {f"solution auroc, {how}": x for how, x in report.get("solution_auroc", {}).items()}
+  for name, one in valued.items():
+    if one and one["value"] is not None:
+      lines.append(f"  {name} {_valued(one)}")
   for name in ("best_of", "first_error"):
     if name in report:
       lines.append(f"  {name.replace('_', ' ')}: {summary_line(report[name])}")

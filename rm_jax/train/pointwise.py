@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rm_jax.losses.process import HOW
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import auroc, bootstrap, spearman
+from rm_jax.train.score import solution_scores
 from rm_jax.types import Example
 
 Drawn = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
@@ -86,14 +88,16 @@ def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[di
   Returns:
     as `outcomes` over all steps; and `first_error`: how often the first step scored under 0 is the
     first wrong one, or none where none is, beside the rules that look at no text; and
-    `solution_auroc` of the smallest score of a solution.
+    `solution_auroc`: for each way to make one score of a solution's steps (min, product, mean,
+    last) the AUROC of that score, with its interval, for whether all steps are right.
   """
   score_N, label_N, clusters = _flat(scores, examples)
   report = _binary(score_N, label_N, clusters)
   sound = np.asarray([min(e.labels) > 0.5 for e in examples])
-  least = np.asarray([np.min(s) for s in scores])
   mine = [e.conversation for e in examples]
-  report["solution_auroc"] = bootstrap(auroc, (least, sound), mine)
+  report["solution_auroc"] = {
+    how: bootstrap(auroc, (solution_scores(scores, how), sound), mine) for how in HOW
+  }
   report["first_error"] = first_error(scores, examples)
   good = label_N > 0.5
   return report, (("right so far", score_N[good]), ("wrong", score_N[~good]))

@@ -1,9 +1,13 @@
-"""Running a network over many groups: scores, and the activations below the first trained layer."""
+"""Running a network over many groups: scores, and the activations below the first trained layer.
+
+And of solutions in steps: one score each.
+"""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -11,6 +15,7 @@ from tqdm import tqdm
 from rm_jax.data.group import Group
 from rm_jax.data.iterate import ahead
 from rm_jax.data.pack import Packing, Shape, assemble, optional_fields, pack, standing
+from rm_jax.losses.process import HOW, aggregate
 from rm_jax.models.network import Network
 from rm_jax.train.mesh import place_batch, rows_multiple
 from rm_jax.types import Batch
@@ -58,7 +63,7 @@ def run_groups(
   if not groups:
     return
   if shapes is None:
-    shapes = standing(max(lengths), max(len(g.marks) for g in groups), packing)
+    shapes = standing(max(lengths), _power_of_two(max(len(g.marks) for g in groups)), packing)
 
   def micros():
     for start in range(0, len(groups), _CHUNK):
@@ -102,6 +107,43 @@ def score_groups(
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       i = index_BG[b, g]
       out[i] = scores[..., b, g, : len(groups[i].marks)]
+  return out
+
+
+def _power_of_two(n: int) -> int:
+  """The least that is not under n >= 1."""
+  return 1 << (n - 1).bit_length()
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def _aggregate(scores_NK: jax.Array, where_NK: jax.Array, how: str) -> jax.Array:
+  whose = jnp.zeros(where_NK.shape, jnp.int32)
+  return aggregate(scores_NK, where=where_NK, response=whose, num_responses=1, how=how)[0][:, 0]
+
+
+def solution_scores(steps: Sequence[np.ndarray], how: str = "min") -> np.ndarray:
+  """One score a solution, float32 [N], from those of its steps.
+
+  Args:
+    steps: N arrays float [number of steps], log-odds; none of them empty.
+    how: 'min', 'product', 'mean' or 'last', as `losses.process.aggregate`. 'product' gives
+      log-probabilities, the others log-odds.
+
+  Raises:
+    ValueError: another `how`.
+  """
+  if how not in HOW:
+    raise ValueError(f"aggregate is {how!r}; expected one of {', '.join(HOW)}")
+  out = np.zeros(len(steps), np.float32)
+  # In chunks of few shapes: a solution of many steps does not pad all the others.
+  order = np.argsort([len(s) for s in steps], kind="stable")
+  for start in range(0, len(steps), 256):
+    chunk = order[start : start + 256]
+    shape = _power_of_two(len(chunk)), _power_of_two(len(steps[chunk[-1]]))
+    scores_NK, where_NK = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    for n, i in enumerate(chunk):
+      scores_NK[n, : len(steps[i])], where_NK[n, : len(steps[i])] = steps[i], True
+    out[chunk] = np.asarray(_aggregate(scores_NK, where_NK, how))[: len(chunk)]
   return out
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rm_jax.train.evaluate import evaluate, judged, summary_table
+from rm_jax.train.score import solution_scores
 from rm_jax.types import Example
 
 
@@ -83,10 +84,47 @@ def test_steps_and_the_first_error():
     "no_error": pytest.approx(1 / 3),
     "random_step": pytest.approx((1 / 3 + 1 / 4 + 1 / 4) / 3),
   }
-  assert report["solution_auroc"]["value"] == 1
+  # Whether all is right: no, yes, no. Each rule puts the sound solution above both others.
+  assert {how: one["value"] for how, one in report["solution_auroc"].items()} == {
+    "min": 1,
+    "product": 1,
+    "mean": 1,
+    "last": 1,
+  }
   table = summary_table(report)
   assert "first error: held-out accuracy 0.667" in table
   assert "on 3 solutions" in table
+
+
+def test_a_solutions_score_by_each_rule():
+  # A sound solution of three middling steps; one that begins well and breaks; one all but sound.
+  steps = [[1.0, 1.0, 1.0], [5.0, -2.0], [0.0, 3.0]]
+  labels = [(1.0, 1.0, 1.0), (1.0, 0.0), (1.0, 0.0)]
+  examples = [example(i, ("-",), y, "step", steps=(("-",) * len(y),)) for i, y in enumerate(labels)]
+  scores = [np.asarray(s, np.float32) for s in steps]
+
+  def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+  expected = {
+    "min": [1, -2, 0],
+    "product": [sum(map(log_sigmoid, s)) for s in steps],
+    "mean": [1, 1.5, 1.5],
+    "last": [1, -2, 3],
+  }
+  for how, values in expected.items():
+    np.testing.assert_allclose(solution_scores(scores, how), values, rtol=1e-6)
+  found = evaluate(scores, examples).report["solution_auroc"]
+  # How many of the two faulty ones each rule puts below the sound one: its product is -0.940,
+  # theirs are -2.13 and -0.742.
+  assert {how: one["value"] for how, one in found.items()} == {
+    "min": 1,
+    "product": 0.5,
+    "mean": 0,
+    "last": 0.5,
+  }
+  table = summary_table(evaluate(scores, examples).report)
+  assert "solution auroc, product 0.500" in table
 
 
 def test_scores():
