@@ -47,6 +47,11 @@ class RewardModel:
     self.params = params
     self.mesh = mesh
 
+  @property
+  def attributes(self) -> tuple[str, ...]:
+    """Names of the attributes that the model rates, in order; empty where it gives one score."""
+    return self.model.network.head.attributes
+
   @classmethod
   def from_pretrained(
     cls,
@@ -76,7 +81,7 @@ class RewardModel:
     tokenizer = source.tokenizer()
     backbone = backbone_config(source.config)
     head = _head(source)
-    if head.outputs != 1 and not head.ensemble:
+    if head.outputs != 1 and not head.ensemble and not head.attributes:
       raise ValueError(f"{name}: its head has {head.outputs} outputs; a reward has one")
     model = Model(
       network=Network(backbone, head, dtype=dtype),
@@ -141,21 +146,40 @@ class RewardModel:
     Arguments and errors: as `score`.
     """
     asked = [read_row(row, i) for i, row in enumerate(rows)]
-    marks = self._score_marks(asked, progress)
-    out = np.empty((len(asked), self.model.network.head.outputs), np.float32)
+    head = self.model.network.head
+    marks = self._score_marks(asked, head.ensemble, progress)
+    out = np.empty((len(asked), head.outputs if head.ensemble else 1), np.float32)
     solutions = [i for i, one in enumerate(asked) if one.steps is not None]
     for m in range(out.shape[1]):
-      out[:, m] = [scores_MS[m, 0] for scores_MS in marks]
+      out[:, m] = [scores_OS[m, 0] for scores_OS in marks]
       out[solutions, m] = solution_scores([marks[i][m] for i in solutions], aggregate)
     return out
+
+  def score_attributes(
+    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+  ) -> np.ndarray:
+    """Ratings on each attribute, float32 [N, A]; their names are `attributes`.
+
+    Args:
+      rows: each with `prompt` and `response` (or `completion`), as `score` takes them.
+      progress: show a bar.
+
+    Raises:
+      DataError: a row that cannot be scored, named by its number.
+      ValueError: the model has no attributes.
+    """
+    if not self.attributes:
+      raise ValueError("the model has no attributes; expected one that was trained with some")
+    asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
+    marks = self._score_marks(asked, True, progress)
+    return np.asarray(marks, np.float32).reshape(len(asked), len(self.attributes))
 
   def score_steps(
     self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
   ) -> list[np.ndarray]:
     """Scores of the steps of solutions: for each row float32 [number of steps], in its order.
 
-    A step's score is the log-odds that the solution is right up to it and with it; of an ensemble,
-    the mean of its members.
+    A step's score is the log-odds that the solution is right up to it and with it.
 
     Args:
       rows: each with `prompt`, a string or messages, and `completions` (or `steps`): the steps'
@@ -166,11 +190,14 @@ class RewardModel:
       DataError: a row that cannot be scored, named by its number: not of this form, too long for
         the model, or the model is an encoder, which reads no steps.
     """
-    asked = [read_row(row, i, solution=True) for i, row in enumerate(rows)]
-    return [scores_MS.mean(axis=0) for scores_MS in self._score_marks(asked, progress)]
+    asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
+    return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
 
-  def _score_marks(self, asked: Sequence[Asked], progress: bool) -> list[np.ndarray]:
-    """For each row float32 [members, marks]: one mark a response, or one a step."""
+  def _score_marks(self, asked: Sequence[Asked], outputs: bool, progress: bool) -> list[np.ndarray]:
+    """For each row its marks' rewards, float32 [1, marks], or with `outputs` all the head's.
+
+    A mark is a response or a step.
+    """
     encoder = self.model.text_encoder()
     whole = iter(encoder.sequences([(a.prompt, a.response) for a in asked if a.steps is None]))
     tokens = []
@@ -186,27 +213,24 @@ class RewardModel:
         raise DataError(f"row {i}: {tokens[-1].reason}: {tokens[-1].detail}")
     chunks = _siblings([a.prompt for a in asked], tokens, self.model.network.causal)
     groups = [_group([tokens[i] for i in chunk]) for chunk in chunks]
-    scores = self.score_groups(groups, members=True, progress="score" if progress else "")
+    scores = self.score_groups(groups, outputs=outputs, progress="score" if progress else "")
     out: list[Any] = [None] * len(asked)
-    for chunk, scores_MS in zip(chunks, scores, strict=True):
+    for chunk, scores_OS in zip(chunks, scores, strict=True):
       ends = np.cumsum([len(tokens[i].marks) for i in chunk])
-      scores_MS = scores_MS.reshape(-1, ends[-1])
-      for i, mine in zip(chunk, np.split(scores_MS, ends[:-1], axis=1), strict=True):
+      scores_OS = scores_OS.reshape(-1, ends[-1])
+      for i, mine in zip(chunk, np.split(scores_OS, ends[:-1], axis=1), strict=True):
         out[i] = mine
     return out
 
   def score_groups(
-    self, groups: Sequence[Group], *, members: bool = False, progress: str = ""
+    self, groups: Sequence[Group], *, outputs: bool = False, progress: str = ""
   ) -> list[np.ndarray]:
-    """Scores of tokenised groups, for those who bring their own `Example`s.
-
-    float32 [marks] each; with `members`, of an ensemble, [members, marks].
-    """
+    """Scores of tokenised groups, for those who bring their own `Example`s; see `train.score`."""
     return score_groups(
       self.model.network,
       self.params,
       groups,
-      members=members,
+      outputs=outputs,
       mesh=self.mesh,
       packing=default_packing(self.mesh, causal=self.model.network.causal),
       progress=progress,
@@ -215,15 +239,20 @@ class RewardModel:
   def save_pretrained(self, path: str | Path) -> None:
     """Writes a Hugging Face sequence-classification folder (safetensors, float32), and our record.
 
-    transformers' AutoModelForSequenceClassification reads it; so does `from_pretrained`.
+    transformers' AutoModelForSequenceClassification reads it; so does `from_pretrained`. Of
+    attributes, the first gets the ratings; their mix is in our record.
     """
-    model = self.model
+    head = self.model.network.head
+    if head.attributes:
+      head = dataclasses.replace(head, mix=np.asarray(self.params["head"]["mix"]).tolist())
+    network = dataclasses.replace(self.model.network, head=head, frozen=0)
+    saved = dataclasses.replace(self.model, network=network)
     save_folder(
       Path(path),
-      config=model.exported_config(),
-      tokenizer=model.tokenizer,
-      record=model.record() | {"frozen_layers": 0},
-      tensors=hf.export_params(model.network, self.params),
+      config=saved.exported_config(),
+      tokenizer=saved.tokenizer,
+      record=saved.record(),
+      tensors=hf.export_params(self.model.network, self.params),
     )
 
 

@@ -1,4 +1,4 @@
-"""Formats of all other feedback: rankings, comparisons, outcomes, scores, and steps.
+"""Formats of all other feedback: rankings, comparisons, outcomes, scores, steps, attributes.
 
 Prompts and responses are strings or message lists throughout; `weight` is an optional column.
 """
@@ -64,6 +64,32 @@ def _score(row: Row, origin: str) -> Example:
   """One response and its rating, any real number."""
   score = number_of(row["score"], "score")
   return example_of(row, origin, prompt_of(row), _one_response(row), [score], "score")
+
+
+@register("attributes", needs=("prompt", "completion|response", "attributes"))
+def _attributes(row: Row, origin: str) -> Example:
+  """One response and its ratings: `attributes` is {name: number}, null where none was given."""
+  return attributes_example(row, origin, prompt_of(row), _one_response(row), row["attributes"])
+
+
+def attributes_example(
+  row: Row, origin: str, prompt: Text, responses: tuple[Text], ratings: object
+) -> Example:
+  """An example of one response's ratings on attributes, for formats of one's own.
+
+  Raises:
+    RowError: wrong_type (not {name: number}), not_finite, or no_attribute where all are null.
+  """
+  if not isinstance(ratings, dict):
+    raise RowError("wrong_type", f"'attributes' is {shown(ratings)}; expected {{name: number}}")
+  given = {
+    name: number_of(value, f"attributes.{name}")
+    for name, value in ratings.items()
+    if value is not None
+  }
+  if not given:
+    raise RowError("no_attribute", f"'attributes' is {shown(ratings)}; expected a number in it")
+  return example_of(row, origin, prompt, responses, [0.0], "attributes", attributes=(given,))
 
 
 @register("step", needs=("prompt", "completions", "labels"))

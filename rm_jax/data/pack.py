@@ -169,6 +169,7 @@ def optional_fields(groups: Seq[Group]) -> frozenset[str]:
     "pair_margin": any(g.margin for g in groups),
     # Where some groups say whom they compare, the others' order is written out as well.
     "pairs": any(g.pairs is not None or g.ties is not None for g in groups),
+    "attributes": any(g.kind == "attributes" for g in groups),
   }
   has["ties"] = has["pairs"]
   return frozenset(name for name, found in has.items() if found)
@@ -213,6 +214,9 @@ def assemble(
     np.zeros((B, G, K, K), np.float32) if name in fields else None
     for name in ("pair_margin", "pairs", "ties")
   )
+  attributes = None
+  if "attributes" in fields:
+    attributes = np.full((B, G, K, groups[0].attributes.shape[1]), np.nan, np.float32)
   hidden = None
   if features is not None:
     width = features[0].shape[-1]
@@ -254,6 +258,8 @@ def assemble(
         pair_margin[b, g] = one.margin
       if pairs is not None:
         pairs[b, g, :m, :m], ties[b, g, :m, :m] = one.comparisons()
+      if attributes is not None:
+        attributes[b, g, :m] = one.attributes
       if hidden is not None:
         hidden[b, start:column] = features[i]
   batch = Batch(
@@ -273,6 +279,7 @@ def assemble(
     pair_margin=pair_margin,
     pairs=pairs,
     ties=ties,
+    attributes=attributes,
     members=counts,
     hidden=hidden,
   )

@@ -17,30 +17,37 @@ class Asked(NamedTuple):
   steps: tuple[str, ...] | None
 
 
-def read_row(row: Mapping[str, Any], i: int, *, solution: bool = False) -> Asked:
+_COLUMNS = {
+  "response": ("response", "completion"),
+  "steps": ("completions", "steps"),
+}
+_EXPECTED = {
+  "response": "response (or completion)",
+  "steps": "completions (or steps), the texts of its steps",
+}
+
+
+def read_row(row: Mapping[str, Any], i: int, *forms: str) -> Asked:
   """Reads a row: its prompt and `response` (or `completion`), or `completions` (or `steps`).
 
   Args:
     row: {column: value}; strings, or message lists. Steps are a list of strings.
     i: its number, for errors.
-    solution: it has to be one in steps.
+    forms: 'response', 'steps': what it may be; by default either.
 
   Raises:
     DataError: a column is missing, or holds what cannot be read.
   """
   if not isinstance(row, Mapping):
     raise DataError(f"row {i}: is {shown(row)}; expected {{column: value}}")
-  of_steps = ("completions", "steps")
-  columns = of_steps if solution else ("response", "completion", *of_steps)
-  found = [name for name in columns if name in row]
+  forms = forms or tuple(_COLUMNS)
+  found = [name for form in forms for name in _COLUMNS[form] if name in row]
   if "prompt" not in row or not found:
-    expected = "prompt and completions (or steps), the texts of its steps"
-    if not solution:
-      expected = f"prompt and response (or completion); or {expected}"
-    raise DataError(f"row {i}: has columns {sorted(row)}; expected {expected}")
+    expected = " or ".join(_EXPECTED[form] for form in forms)
+    raise DataError(f"row {i}: has columns {sorted(row)}; expected prompt and {expected}")
   prompt, name = row["prompt"], found[0]
   try:
-    if name in of_steps:
+    if name in _COLUMNS["steps"]:
       prompt = (
         text_of(prompt, "prompt") if isinstance(prompt, str) else messages_of(prompt, "prompt")
       )

@@ -26,6 +26,7 @@ class Head(nnx.Module):
     maps = dict(dtype=jnp.float32, rngs=rngs)
     self.pooler = linear(width, width, bias=True, std=std, **maps) if config.pooler else None
     self.out = linear(width, config.outputs, bias=config.bias, std=1 / (width + 1), **maps)
+    self.mix = nnx.Param(jnp.asarray(config.mix, jnp.float32)) if config.attributes else None
 
   def __call__(self, h: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     h = h.astype(jnp.float32)
@@ -66,7 +67,10 @@ class RewardNetwork(nnx.Module):
     self.head = Head(head, backbone.width, std=backbone.init_std, rngs=rngs)
 
   def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """Scores, float32 [B, G, K] (a head of several outputs: [A, B, G, K]); 0 where not `where`."""
+    """Scores, float32 [B, G, K]; 0 where not `where`.
+
+    Of members or attributes each output's, [M, B, G, K] or [A, B, G, K].
+    """
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
     h_BTD = self.backbone(batch, key=body_key)
     B, G, K = batch.marks.shape
@@ -74,7 +78,8 @@ class RewardNetwork(nnx.Module):
     scores_BMA = self.head(h_BMD, key=head_key)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, B, G, K)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
-    return scores_ABGK[0] if scores_ABGK.shape[0] == 1 else scores_ABGK
+    one = scores_ABGK.shape[0] == 1 and not self.head.config.attributes
+    return scores_ABGK[0] if one else scores_ABGK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +131,24 @@ class Network:
     return nnx.merge(graph, state)
 
   def apply(self, params: dict, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    """Scores at the marks, float32 [B, G, K]; `key` turns dropout on."""
+    """Scores at the marks, as `RewardNetwork` gives them; `key` turns dropout on."""
     return self._bind(params)(batch, key=key)
+
+  def reward(self, params: dict, scores: jax.Array) -> jax.Array:
+    """The reward, float32 [B, G, K], of `apply`'s scores.
+
+    The mean of an ensemble's members; the sum of attributes by the weights params['head']['mix'].
+    """
+    if self.head.ensemble:
+      return jnp.mean(scores, axis=0)
+    if self.head.attributes:
+      return jnp.sum(params["head"]["mix"][:, None, None, None] * scores, axis=0)
+    return scores
+
+  def score(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(rewards, float32 [B, G, K]; the scores that they are made of, as `apply` gives them)."""
+    scores = self.apply(params, batch)
+    return self.reward(params, scores), scores
 
   def hidden(self, params: dict, batch: Batch) -> jax.Array:
     """The backbone's last hidden states, [B, T, D]."""

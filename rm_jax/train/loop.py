@@ -26,7 +26,7 @@ from rm_jax.train.mesh import (
   rows_multiple,
 )
 from rm_jax.train.objective import Objective
-from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
+from rm_jax.train.optimizer import frozen_patterns, make_optimizer, make_schedule, split_frozen
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.score import make_features, score_groups
 from rm_jax.train.setup import Model, build_model, init_params
@@ -99,6 +99,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     "data": {
       "kept": report.kept,
       "kinds": dict(collections.Counter(e.kind for e in train_set.examples)),
+      "ratings": train_set.ratings(model.network.head.attributes),
       "dropped": dict(sorted(report.dropped.items())),
       "examples_of_dropped": report.examples,
       "train": len(train_set.groups),
@@ -168,10 +169,7 @@ class _Run:
 
   def _start(self, optimizer) -> TrainState:
     params = init_params(self.model, self.mesh, jax.random.fold_in(self.key, 0), training=True)
-    patterns = tuple(self.config.optimizer.freeze)
-    if self.config.model.frozen_layers:
-      patterns += (r"^backbone/embed", r"^backbone/lower/")
-    trained, frozen = split_frozen(params, patterns)
+    trained, frozen = split_frozen(params, frozen_patterns(self.config))
     own = self.objective.init_params(jax.random.fold_in(self.key, 2))
     trained |= jax.device_put(own, replicated(self.mesh))
     # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
@@ -380,7 +378,7 @@ class _Run:
       features=self.features["heldout"],
       progress="held out",
     )
-    found = evaluate.evaluate(scores, examples)
+    found = evaluate.evaluate(scores, examples, self.model.network.head.attributes)
     self.report, self.scores = found.report, found.scores
     tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
     if writers is not None:
@@ -394,6 +392,7 @@ class _Run:
         "spearman",
         "auroc",
         "kendall",
+        "attributes",
       )
       values = {name: self.report[name] for name in names if name in self.report}
       writers.write("metrics", step, values, split="heldout")

@@ -5,6 +5,7 @@ And of solutions in steps: one score each.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ _CHUNK = 2048
 
 
 @functools.lru_cache(maxsize=8)
-def _jit(network: Network, what: str) -> Callable[[dict, Batch], jax.Array]:
+def _jit(network: Network, what: str) -> Callable[[dict, Batch], Any]:
   return jax.jit(getattr(network, what))
 
 
@@ -42,12 +43,12 @@ def run_groups(
   shapes: Shapes | None = None,
   features: Sequence[np.ndarray] | None = None,
   progress: str = "",
-) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+) -> Iterator[tuple[Any, np.ndarray, Batch]]:
   """Runs one of a network's functions over groups, packed; yields micro-batches as they come.
 
   Args:
     network: see `models.network.Network`.
-    what: 'apply' (scores) or 'features'.
+    what: 'score' or 'features'.
     params: nested dict, on the mesh.
     groups: of any length.
     mesh: the devices.
@@ -57,7 +58,7 @@ def run_groups(
     progress: label of a progress bar; '' shows none.
 
   Yields:
-    (output as numpy, index [B, G] of the groups, -1 = none; the host's batch).
+    (output, its arrays numpy's; index [B, G] of the groups, -1 = none; the host's batch).
   """
   lengths = [g.columns(packing.share) for g in groups]
   if not groups:
@@ -85,28 +86,30 @@ def run_groups(
     for placed, batch, index in ahead(prepare, micros()):
       this = function(params, placed), index, batch
       if waiting is not None:
-        yield np.asarray(waiting[0]), *waiting[1:]
+        yield jax.tree.map(np.asarray, waiting[0]), *waiting[1:]
       waiting = this
       bar.update(int((index >= 0).sum()))
-    yield np.asarray(waiting[0]), *waiting[1:]
+    yield jax.tree.map(np.asarray, waiting[0]), *waiting[1:]
 
 
 def score_groups(
-  network: Network, params: dict, groups: Sequence[Group], *, members: bool = False, **options
+  network: Network, params: dict, groups: Sequence[Group], *, outputs: bool = False, **options
 ) -> list:
-  """Scores of each group's marks: a list of float32 [marks].
+  """Scores of each group's marks: a list of rewards, float32 [marks].
+
+  Of a group whose feedback is on attributes each attribute's, [A, marks], as its labels have it.
 
   Args:
-    members: of an ensemble, each member's, [members, marks]; else their mean.
+    outputs: instead of rewards what they are made of, [M, marks] or [A, marks], where that is more
+      than one.
     options: as `run_groups`.
   """
   out: list[np.ndarray | None] = [None] * len(groups)
-  for scores, index_BG, _ in run_groups(network, "apply", params, groups, **options):
-    if network.head.ensemble and not members:
-      scores = scores.mean(axis=0)
+  for (rewards_BGK, scores), index_BG, _ in run_groups(network, "score", params, groups, **options):
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       i = index_BG[b, g]
-      out[i] = scores[..., b, g, : len(groups[i].marks)]
+      one = scores if outputs or groups[i].kind == "attributes" else rewards_BGK
+      out[i] = one[..., b, g, : len(groups[i].marks)]
   return out
 
 

@@ -136,6 +136,30 @@ def test_scores():
   assert "Spearman correlation 0.800" in summary_table(report)
 
 
+def test_attributes():
+  ratings = [{"a": 1.0, "b": 0.0}, {"a": 2.0}, {"a": 3.0, "b": 2.0}, {"a": 4.0, "c": 1.0}]
+  examples = [
+    example(i, ("-",), (0.0,), "attributes", attributes=(r,)) for i, r in enumerate(ratings)
+  ]
+  a, b = (1.0, 2.0, 4.0, 3.0), (1.0, 9.0, 1.0, 9.0)
+  scores = [np.asarray(s)[:, None] for s in zip(a, b, (0.0,) * 4, strict=True)]
+  found = evaluate(scores, examples, ("a", "b", "unrated"))
+  report = found.report
+  assert report["n"] == 4
+  assert set(report["attributes"]) == {"a", "b"}
+  one, two = report["attributes"].values()
+  assert one["spearman"]["value"] == pytest.approx(0.8)
+  assert (one["n"], one["loss"], one["baselines"]["mean"]) == (4, 0.5, 1.25)
+  assert (two["n"], two["loss"], two["baselines"]["mean"]) == (2, 1.0, 1.0)
+  assert two["spearman"]["value"] is None  # the scores are all ties
+  assert report["loss"] == pytest.approx((4 * 0.5 + 2 * 1.0) / 6)
+  assert report["baselines"]["mean"] == pytest.approx((4 * 1.25 + 2 * 1.0) / 6)
+  assert [name for name, _ in found.scores] == ["rated high", "rated low"]
+  table = summary_table(report)
+  assert "a: Spearman correlation 0.800 [" in table
+  assert "b: mean square error 1.000, of always the mean 1.000, on 2" in table
+
+
 def test_several_kinds_stand_beside_one_another():
   examples = [
     example(0, ("a", "b"), (1.0, 0.0), "pair"),
