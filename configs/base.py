@@ -20,6 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.tokenizer = ""  # folder, hub id or GGUF file; '' = the pretrained model's
   c.model.chat_template = ""  # 'hh', a Jinja text or a file of it; '' = the tokenizer's own
   c.model.eos = "auto"  # after a response: 'append', 'none', or 'auto' (append where there is one)
+  # Where the reward is read: 'last' token (decoders), 'first' (encoders), or the 'mean' over the
+  # response's; '' = the architecture's own, or that of the checkpoint's head.
+  c.model.pooling = ""
   c.model.layers = 0  # keep only the lowest so many; 0 = all
   c.model.frozen_layers = 0  # lowest layers (and the embedding) that are not trained
   c.model.keep_features = True  # run what is frozen once and keep its output, instead of every step

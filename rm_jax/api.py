@@ -1,6 +1,7 @@
 """`RewardModel`: a trained model in a notebook or a pipeline, three calls wide."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from rm_jax.train.score import default_packing, score_groups, solution_scores
 from rm_jax.train.setup import Model, convention_for, init_params
 from rm_jax.train.workdir import is_workdir
 from rm_jax.types import Example, Text
+
+log = logging.getLogger(__name__)
 
 # Marks (responses to one prompt, or steps of them) that are read in one group, and the columns that
 # such a group may take.
@@ -240,8 +243,15 @@ class RewardModel:
     """Writes a Hugging Face sequence-classification folder (safetensors, float32), and our record.
 
     transformers' AutoModelForSequenceClassification reads it; so does `from_pretrained`. Of
-    attributes, the first gets the ratings; their mix is in our record.
+    attributes, the first gets the ratings; their mix is in our record. A model that reads a mean
+    has other scores there, as transformers' classifiers read one token: that is warned of.
     """
+    if self.model.convention.pooling == "mean":
+      log.warning(
+        "%s: the model reads the mean over a response; transformers reads one token of it, so that "
+        "its scores are others. RewardModel.from_pretrained reads it as it was trained",
+        path,
+      )
     head = self.model.network.head
     if head.attributes:
       head = dataclasses.replace(head, mix=np.asarray(self.params["head"]["mix"]).tolist())

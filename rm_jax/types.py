@@ -94,6 +94,8 @@ class Batch:
     branch: int32 [B, T], 1 .. K; 0 = shared prompt (or padding).
     position: int32 [B, T], of the token in its own prompt + response.
     marks: int32 [B, G, K], the column of each reward to read.
+    starts: int32 [B, G, K], where a reward is read from a mean, the first column of it; the last is
+      its mark.
     where: bool [B, G, K], which marks are real.
     labels: float32 [B, G, K], gains.
     weight: float32 [B, G], of each group; 0 where there is none.
@@ -120,6 +122,7 @@ class Batch:
   where: jax.Array
   labels: jax.Array
   weight: jax.Array
+  starts: jax.Array | None = None
   response: jax.Array | None = None
   kind: jax.Array | None = None
   source: jax.Array | None = None

@@ -32,16 +32,21 @@ def rows_of(seed=0, prompts=5, each=4):
   return rows
 
 
-@pytest.fixture(scope="module", params=["llama", "bert", "llama, pad is eos"])
+@pytest.fixture(
+  scope="module",
+  params=["llama", "bert", "llama, pad is eos", "llama, mean", "bert, mean"],
+)
 def model(request, llama_folder, bert_folder, tmp_path_factory):
   """A model with random weights, saved and read back."""
-  folder = {"llama": llama_folder, "bert": bert_folder}.get(request.param)
-  if folder is None:  # most decoders' tokenizers: EOS is their pad token, too
+  kind, _, variant = request.param.partition(", ")
+  folder = {"llama": llama_folder, "bert": bert_folder}[kind]
+  if variant == "pad is eos":  # most decoders' tokenizers: EOS is their pad token, too
     folder = tmp_path_factory.mktemp("pad")
     decoder_tokenizer(pad="</s>").save_pretrained(folder)
     (folder / "config.json").write_text((llama_folder / "config.json").read_text())
   config = small_config(folder, steps=1)
   config.model.config, config.model.tokenizer = str(folder / "config.json"), str(folder)
+  config.model.pooling = "mean" if variant == "mean" else ""
   built = build_model(config)
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   params = init_params(built, mesh, jax.random.key(0), training=True)
@@ -73,22 +78,31 @@ def test_save_and_load_is_exact(model, tmp_path):
   assert again.model.convention == model.model.convention
 
 
-def test_transformers_reads_what_we_save(model, tmp_path):
+def test_transformers_reads_what_we_save(model, tmp_path, caplog):
   torch = pytest.importorskip("torch", reason="torch is the oracle")
   from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
   model.save_pretrained(tmp_path)
+  mean = model.model.convention.pooling == "mean"
+  assert ("transformers reads one token of it" in caplog.text) == mean
   theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
   tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+  encoder = model.model.convention.encoder
   for row in rows_of(seed=2, prompts=3, each=1):
-    if model.model.convention.encoder:
+    if encoder:
       inputs = tokenizer(row["prompt"], row["response"], return_tensors="pt")
     else:
       text = row["prompt"] + row["response"] + tokenizer.eos_token
       inputs = tokenizer(text, return_tensors="pt")
-    inputs.pop("token_type_ids", None) if not model.model.convention.encoder else None
+    inputs.pop("token_type_ids", None) if not encoder else None
     with torch.no_grad():
-      score = theirs(**inputs).logits.item()
+      if mean:
+        # A token a byte: the response's and its EOS, or last separator, end the row.
+        h = theirs.base_model(**inputs).last_hidden_state[0, -len(row["response"]) - 1 :].mean(0)
+        h = torch.tanh(theirs.bert.pooler.dense(h)) if encoder else h
+        score = (theirs.classifier if encoder else theirs.score)(h).item()
+      else:
+        score = theirs(**inputs).logits.item()
     assert model.score([row])[0] == pytest.approx(score, abs=2e-5)
 
 

@@ -18,6 +18,8 @@ class Group:
     ids: K arrays int32 [N_k], each a whole prompt + response.
     shared: leading ids that all K have and that are the prompt's own; one short of the shortest.
     marks: int32 [M], index of each mark in its own sequence, never inside the shared part.
+    starts: int32 [M], in its own sequence, the first token of the mean that a mark is the last of;
+      None where marks are read alone.
     response: int32 [M], which of the K sequences each mark reads.
     labels: float32 [M], gains.
     length: int32 [M], tokens of the mark's response.
@@ -46,6 +48,7 @@ class Group:
   ties: np.ndarray | None = None
   attributes: np.ndarray | None = None
   token_type: tuple[np.ndarray, ...] | None = None
+  starts: np.ndarray | None = None
   cut: int = 0
 
   def columns(self, share: bool) -> int:
@@ -69,6 +72,7 @@ def make_group(sequences: Seq[Sequence], example: Example, attributes: Seq[str] 
   shared = min(shared, *(min(s.prompt, s.marks[0], len(s.ids) - 1) for s in sequences))
   counts = [len(s.marks) for s in sequences]
   types = tuple(s.token_type for s in sequences)
+  starts = [s.starts for s in sequences]
 
   def matrix(value):
     return None if value is None else np.asarray(value, np.float32)
@@ -88,6 +92,7 @@ def make_group(sequences: Seq[Sequence], example: Example, attributes: Seq[str] 
     ties=matrix(example.ties),
     attributes=_ratings(example, attributes, sum(counts)) if attributes else None,
     token_type=None if types[0] is None else types,
+    starts=None if starts[0] is None else np.concatenate(starts),
     cut=sum(s.cut for s in sequences),
   )
 

@@ -166,6 +166,7 @@ def optional_fields(groups: Seq[Group]) -> frozenset[str]:
   """Those of `Batch`'s optional arrays that a data set has something for."""
   has = {
     "token_type": any(g.token_type is not None for g in groups),
+    "starts": any(g.starts is not None for g in groups),
     "pair_margin": any(g.margin for g in groups),
     # Where some groups say whom they compare, the others' order is written out as well.
     "pairs": any(g.pairs is not None or g.ties is not None for g in groups),
@@ -214,6 +215,7 @@ def assemble(
     np.zeros((B, G, K, K), np.float32) if name in fields else None
     for name in ("pair_margin", "pairs", "ties")
   )
+  starts = np.zeros((B, G, K), np.int32) if "starts" in fields else None
   attributes = None
   if "attributes" in fields:
     attributes = np.full((B, G, K, groups[0].attributes.shape[1]), np.nan, np.float32)
@@ -245,6 +247,8 @@ def assemble(
       m = len(one.marks)
       marks[b, g, :m] = offset[one.response] + one.marks
       where[b, g, :m] = True
+      if starts is not None:
+        starts[b, g, :m] = offset[one.response] + one.starts
       response[b, g, :m] = one.response
       length[b, g, :m] = one.length
       if counts is not None:
@@ -271,6 +275,7 @@ def assemble(
     where=where,
     labels=labels,
     weight=weight,
+    starts=starts,
     response=response,
     kind=kind,
     source=source,

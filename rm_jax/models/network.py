@@ -35,8 +35,24 @@ class Head(nnx.Module):
     return self.out(drop(h, self.config.dropout, key))
 
 
+def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax.Array:
+  """Means over the columns first .. last, float32 [B, M, D], computed in float32.
+
+  Not as a difference of running sums, which loses digits in a long row.
+  """
+  column_T = jnp.arange(h_BTD.shape[1])[None, None, :]
+  inside_BMT = (first_BM[..., None] <= column_T) & (column_T <= last_BM[..., None])
+  total_BMD = jnp.einsum(
+    "bmt,btd->bmd",
+    inside_BMT.astype(jnp.float32),
+    h_BTD.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return total_BMD / (last_BM - first_BM + 1)[..., None]
+
+
 class RewardNetwork(nnx.Module):
-  """`Batch` -> scores at its marks.
+  """`Batch` -> scores at its marks, or of the means that end at them (`Batch.starts`).
 
   Args:
     backbone: config of the decoder or encoder.
@@ -74,7 +90,11 @@ class RewardNetwork(nnx.Module):
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
     h_BTD = self.backbone(batch, key=body_key)
     B, G, K = batch.marks.shape
-    h_BMD = jnp.take_along_axis(h_BTD, batch.marks.reshape(B, G * K, 1), axis=1)
+    marks_BM = batch.marks.reshape(B, G * K)
+    if batch.starts is None:
+      h_BMD = jnp.take_along_axis(h_BTD, marks_BM[..., None], axis=1)
+    else:
+      h_BMD = span_means(h_BTD, batch.starts.reshape(B, G * K), marks_BM)
     scores_BMA = self.head(h_BMD, key=head_key)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, B, G, K)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)

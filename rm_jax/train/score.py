@@ -71,7 +71,7 @@ def run_groups(
       yield from pack(range(start, min(start + _CHUNK, len(groups))), lengths, shapes)
 
   # Scores do not depend on what was said of the responses.
-  fields = optional_fields(groups) & {"token_type"}
+  fields = optional_fields(groups) & {"token_type", "starts"}
 
   def prepare(micro):
     batch, index = assemble(micro, groups, share=packing.share, fields=fields, features=features)

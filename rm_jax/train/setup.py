@@ -89,7 +89,13 @@ class Model:
 
 
 def convention_for(
-  hf_config: dict[str, Any], record: dict[str, Any], tokenizer: Any, *, eos: str, max_length: int
+  hf_config: dict[str, Any],
+  record: dict[str, Any],
+  tokenizer: Any,
+  *,
+  eos: str,
+  max_length: int,
+  pooling: str = "",
 ) -> Convention:
   """The convention of a checkpoint: what was saved with it, else its architecture's.
 
@@ -100,19 +106,33 @@ def convention_for(
     eos: 'append', 'none' or 'auto' (append where the tokenizer has one and the head is ours).
     max_length: tokens; 0 = what was saved, or the architecture's most. A smaller limit of the
       architecture holds.
+    pooling: 'last' (decoders), 'first' (encoders) or 'mean'; '' = the architecture's own, or that
+      of a head which the checkpoint has.
+
+  Raises:
+    ValueError: another `pooling`, or a head that was trained with another.
   """
   positions = backbone_config(hf_config).max_positions
+  decoder = hf_config["model_type"] in DECODERS
+  imported = is_classifier(hf_config)
+  usual = ("hf" if imported else "last") if decoder else "first"
+  if record:
+    usual = record["convention"].get("pooling", usual)
+  known = (usual,) if record or imported else (usual, "mean")
+  if pooling not in ("", *known):
+    raise ValueError(
+      f"model.pooling is {pooling!r}; expected {' or '.join(map(repr, known))}, which "
+      + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
+    )
   if record:
     saved = Convention(**record["convention"])
     return dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
-  decoder = hf_config["model_type"] in DECODERS
-  imported = is_classifier(hf_config)
   if eos == "auto":
     eos = "append" if decoder and not imported and tokenizer.eos_token_id is not None else "none"
   return Convention(
     encoder=not decoder,
     eos=eos,
-    pooling=("hf" if imported else "last") if decoder else "first",
+    pooling=pooling or usual,
     max_length=min(max_length or positions, positions),
   )
 
@@ -155,7 +175,12 @@ def build_model(config: Any) -> Model:
   head = _head(c, hf_config, source)
   record = source.record if source else {}
   convention = convention_for(
-    hf_config, record, tokenizer, eos=c.eos, max_length=config.data.max_length
+    hf_config,
+    record,
+    tokenizer,
+    eos=c.eos,
+    max_length=config.data.max_length,
+    pooling=c.pooling,
   )
   if convention.pooling == "last":
     hf_config = hf_config | {"pad_token_id": _distinct_pad(tokenizer)}
