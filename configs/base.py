@@ -21,6 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.tokenizer = ""
   c.model.chat_template = ""  # 'hh', a Jinja text or a file of it; '' = the tokenizer's own
   c.model.eos = "auto"  # after a response: 'append', 'none', or 'auto' (append where there is one)
+  # Where the reward is read: 'last' token (decoders), 'first' (encoders), or the 'mean' over the
+  # response's; '' = the architecture's own, or that of the checkpoint's head.
+  c.model.pooling = ""
   c.model.layers = 0  # keep only the lowest so many; 0 = all
   c.model.frozen_layers = 0  # lowest layers (and the embedding) that are not trained
   c.model.keep_features = True  # run what is frozen once and keep its output, instead of every step
@@ -29,6 +32,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.remat = "none"  # what the backward pass makes again: 'none', 'minimal', 'full'
   c.model.members = 1  # heads of an ensemble, whose mean is the reward
   c.model.bootstrap = True  # each member counts every group by a Poisson(1) draw of its own
+  # Names of the attributes that the model rates, ('helpfulness', 'correctness'); () = none, one
+  # score. The reward is then the sum of the ratings by weights.
+  c.model.attributes = ()
+  c.model.mix = ()  # weights of the attributes at the start; () = equal, of sum 1
   c.model.dropout = False  # True: at the checkpoint's own rates
 
   c.data = ml_collections.ConfigDict()
@@ -61,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.loss.outcome = "bce"
   c.loss.score = "mse"
   c.loss.step = "process"
+  c.loss.attributes = "attribute_mse"
   # Weights of penalties; 0 = none.
   c.loss.l2 = 0.0  # mean square of scores
   c.loss.centering = 0.0  # squared sum of a list's scores; 0.01 is usual
@@ -85,6 +93,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.optimizer.clip = 1.0  # global norm of the gradient; 0 = none
   c.optimizer.weight_decay = 0.0  # of kernels and embeddings
   c.optimizer.towards_pretrained = 0.0  # decay towards the weights at the start
+  # Of the attributes' mix, in learning_rates; 0 = it stays as it is. A rate for millions of weights
+  # hardly moves a few: 100 is usual. It learns from pairs and all feedback but attributes.
+  c.optimizer.mix_rate = 0.0
   c.optimizer.freeze = ()  # regular expressions; parameters whose path has one are not trained
 
   c.train = ml_collections.ConfigDict()

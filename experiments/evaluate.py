@@ -14,7 +14,6 @@ from absl import flags
 from experiments.launch import launch
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
-from rm_jax.data.group import tokenise
 from rm_jax.data.report import DataError, Report
 from rm_jax.train.evaluate import evaluate, summary_table
 from rm_jax.train.writers import write_json
@@ -48,11 +47,11 @@ def main() -> None:
         report.drop("not_sampled", example.origin, f"--sample={SAMPLE.value}", fault=False)
     examples = [examples[i] for i in sorted(drawn)]
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
-  groups, examples = tokenise(examples, model.model.text_encoder(), report)
+  groups, examples = model.model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
   scores = model.score_groups(groups, progress="evaluate")
-  out = evaluate(scores, examples).report
+  out = evaluate(scores, examples, model.attributes).report
   data = {"kept": report.kept, "dropped": dict(sorted(report.dropped.items()))}
   Path(OUT.value).mkdir(parents=True, exist_ok=True)
   write_json(Path(OUT.value) / "report.json", {"heldout": out, "data": data})

@@ -1,4 +1,4 @@
-"""Adds "reward" to each row of {prompt, response}, in order.
+"""Adds "reward" to each row of {prompt, response}, or of {prompt, completions} in steps, in order.
 
 python -m experiments.score --model=DIR --input=FILE.jsonl --output=FILE.jsonl
 """
@@ -12,11 +12,13 @@ from experiments.launch import launch
 from rm_jax.api import RewardModel
 from rm_jax.data.read import read_rows
 from rm_jax.data.report import Report
+from rm_jax.losses.process import HOW
 from rm_jax.train.writers import write_atomically
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
-INPUT = flags.DEFINE_string("input", None, "Rows of {prompt, response}; JSON lines or parquet.")
+INPUT = flags.DEFINE_string("input", None, "Rows to score; JSON lines or parquet.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON lines file that gets the rows with rewards.")
+AGGREGATE = flags.DEFINE_enum("aggregate", "min", HOW, "How a solution's steps become its reward.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
 MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a row; 0 = the model's own.")
 flags.mark_flags_as_required(["model", "input", "output"])
@@ -26,7 +28,7 @@ def main() -> None:
   # Strict: a row without a reward would shift all that come after it for who reads by line.
   rows = [row for _, row in read_rows(INPUT.value, Report(strict=True))]
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value, max_length=MAX_LENGTH.value)
-  rewards = model.score(rows, progress=True)
+  rewards = model.score(rows, aggregate=AGGREGATE.value, progress=True)
   lines = (
     json.dumps({**row, "reward": float(reward)}, ensure_ascii=False) + "\n"
     for row, reward in zip(rows, rewards, strict=True)

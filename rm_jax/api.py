@@ -1,6 +1,7 @@
 """`RewardModel`: a trained model in a notebook or a pipeline, three calls wide."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.data.dialogue import messages_of, text_of
 from rm_jax.data.group import Group, make_group
 from rm_jax.data.report import DataError, RowError
+from rm_jax.data.requests import Asked, read_row
 from rm_jax.data.tokenise import Sequence as Tokens
 from rm_jax.models import hf
 from rm_jax.models.config import HeadConfig, backbone_config, head_config
@@ -20,13 +21,16 @@ from rm_jax.models.network import Network
 from rm_jax.models.source import Source, open_source, save_folder
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.mesh import make_mesh, parameter_shardings
-from rm_jax.train.score import default_packing, score_groups
+from rm_jax.train.score import default_packing, score_groups, solution_scores
 from rm_jax.train.setup import Model, convention_for, init_params
 from rm_jax.train.workdir import is_workdir
 from rm_jax.types import Example, Text
 
-# Responses to one prompt that are read in one group, and the columns such a group may take.
-_SIBLINGS = 8
+log = logging.getLogger(__name__)
+
+# Marks (responses to one prompt, or steps of them) that are read in one group, and the columns that
+# such a group may take.
+_GROUP_MARKS = 8
 _GROUP_COLUMNS = 1024
 
 
@@ -45,6 +49,11 @@ class RewardModel:
     self.model = model
     self.params = params
     self.mesh = mesh
+
+  @property
+  def attributes(self) -> tuple[str, ...]:
+    """Names of the attributes that the model rates, in order; empty where it gives one score."""
+    return self.model.network.head.attributes
 
   @classmethod
   def from_pretrained(
@@ -75,7 +84,7 @@ class RewardModel:
     tokenizer = source.tokenizer()
     backbone = backbone_config(source.config)
     head = _head(source)
-    if head.outputs != 1 and not head.ensemble:
+    if head.outputs != 1 and not head.ensemble and not head.attributes:
       raise ValueError(f"{name}: its head has {head.outputs} outputs; a reward has one")
     model = Model(
       network=Network(backbone, head, dtype=dtype),
@@ -101,59 +110,130 @@ class RewardModel:
     return cls(model, params, devices)
 
   def score(
-    self, rows: Iterable[Mapping[str, Any]], *, lower: float = 0.0, progress: bool = False
+    self,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    lower: float = 0.0,
+    aggregate: str = "min",
+    progress: bool = False,
   ) -> np.ndarray:
-    """Rewards of (prompt, response) rows, in their order; float32 [N].
+    """Rewards of rows, in their order; float32 [N].
 
     Args:
       rows: each with `prompt` and `response` (or `completion`): strings, or message lists, which go
-        through the chat template.
+        through the chat template. Or a solution in steps, as `score_steps` takes it.
       lower: of an ensemble, how many standard deviations of its members are taken off their mean:
         a conservative reward for who optimises against it (Coste et al. 2023).
+      aggregate: how a solution's steps become its score: 'min', 'product', 'mean' or 'last' (see
+        `losses.process.aggregate`; 'product' is a log-probability, the others are log-odds).
       progress: show a bar.
 
     Raises:
       DataError: a row that cannot be scored, named by its number.
-      ValueError: `lower` of a model that is no ensemble.
+      ValueError: `lower` of a model that is no ensemble, or another `aggregate`.
     """
-    scores_NM = self.score_members(rows, progress=progress)
+    scores_NM = self.score_members(rows, aggregate=aggregate, progress=progress)
     if lower and scores_NM.shape[1] == 1:
       raise ValueError(f"lower is {lower} and the model has one member; expected an ensemble")
     return scores_NM.mean(axis=1) - np.float32(lower) * scores_NM.std(axis=1)
 
   def score_members(
-    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+    self,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    aggregate: str = "min",
+    progress: bool = False,
   ) -> np.ndarray:
     """Rewards by each member of an ensemble, float32 [N, M]; M = 1 where it is none.
 
     Arguments and errors: as `score`.
     """
-    pairs = [_row(row, i) for i, row in enumerate(rows)]
-    if not pairs:
-      return np.zeros((0, self.model.network.head.outputs), np.float32)
-    tokens = self.model.text_encoder().sequences(pairs)
-    for i, one in enumerate(tokens):
-      if isinstance(one, RowError):
-        raise DataError(f"row {i}: {one.reason}: {one.detail}")
-    groups, order = _siblings(pairs, tokens, self.model.network.causal)
-    scores = self.score_groups(groups, members=True, progress="score" if progress else "")
-    out = np.empty((len(pairs), self.model.network.head.outputs), np.float32)
-    for rows_of, values in zip(order, scores, strict=True):
-      out[rows_of] = values.reshape(-1, len(rows_of)).T
+    asked = [read_row(row, i) for i, row in enumerate(rows)]
+    head = self.model.network.head
+    marks = self._score_marks(asked, head.ensemble, progress)
+    out = np.empty((len(asked), head.outputs if head.ensemble else 1), np.float32)
+    solutions = [i for i, one in enumerate(asked) if one.steps is not None]
+    for m in range(out.shape[1]):
+      out[:, m] = [scores_OS[m, 0] for scores_OS in marks]
+      out[solutions, m] = solution_scores([marks[i][m] for i in solutions], aggregate)
+    return out
+
+  def score_attributes(
+    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+  ) -> np.ndarray:
+    """Ratings on each attribute, float32 [N, A]; their names are `attributes`.
+
+    Args:
+      rows: each with `prompt` and `response` (or `completion`), as `score` takes them.
+      progress: show a bar.
+
+    Raises:
+      DataError: a row that cannot be scored, named by its number.
+      ValueError: the model has no attributes.
+    """
+    if not self.attributes:
+      raise ValueError("the model has no attributes; expected one that was trained with some")
+    asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
+    marks = self._score_marks(asked, True, progress)
+    return np.asarray(marks, np.float32).reshape(len(asked), len(self.attributes))
+
+  def score_steps(
+    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+  ) -> list[np.ndarray]:
+    """Scores of the steps of solutions: for each row float32 [number of steps], in its order.
+
+    A step's score is the log-odds that the solution is right up to it and with it.
+
+    Args:
+      rows: each with `prompt`, a string or messages, and `completions` (or `steps`): the steps'
+        texts, a list of strings.
+      progress: show a bar.
+
+    Raises:
+      DataError: a row that cannot be scored, named by its number: not of this form, too long for
+        the model, or the model is an encoder, which reads no steps.
+    """
+    asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
+    return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
+
+  def _score_marks(self, asked: Sequence[Asked], outputs: bool, progress: bool) -> list[np.ndarray]:
+    """For each row its marks' rewards, float32 [1, marks], or with `outputs` all the head's.
+
+    A mark is a response or a step.
+    """
+    encoder = self.model.text_encoder()
+    whole = iter(encoder.sequences([(a.prompt, a.response) for a in asked if a.steps is None]))
+    tokens = []
+    for i, one in enumerate(asked):
+      try:
+        if one.steps is None:
+          tokens.append(next(whole))
+        else:
+          tokens.append(encoder.step_sequence(one.prompt, one.steps))
+      except ValueError as error:
+        raise DataError(f"row {i}: {error}") from None
+      if isinstance(tokens[-1], RowError):
+        raise DataError(f"row {i}: {tokens[-1].reason}: {tokens[-1].detail}")
+    chunks = _siblings([a.prompt for a in asked], tokens, self.model.network.causal)
+    groups = [_group([tokens[i] for i in chunk]) for chunk in chunks]
+    scores = self.score_groups(groups, outputs=outputs, progress="score" if progress else "")
+    out: list[Any] = [None] * len(asked)
+    for chunk, scores_OS in zip(chunks, scores, strict=True):
+      ends = np.cumsum([len(tokens[i].marks) for i in chunk])
+      scores_OS = scores_OS.reshape(-1, ends[-1])
+      for i, mine in zip(chunk, np.split(scores_OS, ends[:-1], axis=1), strict=True):
+        out[i] = mine
     return out
 
   def score_groups(
-    self, groups: Sequence[Group], *, members: bool = False, progress: str = ""
+    self, groups: Sequence[Group], *, outputs: bool = False, progress: str = ""
   ) -> list[np.ndarray]:
-    """Scores of tokenised groups, for those who bring their own `Example`s.
-
-    float32 [marks] each; with `members`, of an ensemble, [members, marks].
-    """
+    """Scores of tokenised groups, for those who bring their own `Example`s; see `train.score`."""
     return score_groups(
       self.model.network,
       self.params,
       groups,
-      members=members,
+      outputs=outputs,
       mesh=self.mesh,
       packing=default_packing(self.mesh, causal=self.model.network.causal),
       progress=progress,
@@ -162,15 +242,27 @@ class RewardModel:
   def save_pretrained(self, path: str | Path) -> None:
     """Writes a Hugging Face sequence-classification folder (safetensors, float32), and our record.
 
-    transformers' AutoModelForSequenceClassification reads it; so does `from_pretrained`.
+    transformers' AutoModelForSequenceClassification reads it; so does `from_pretrained`. Of
+    attributes, the first gets the ratings; their mix is in our record. A model that reads a mean
+    has other scores there, as transformers' classifiers read one token: that is warned of.
     """
-    model = self.model
+    if self.model.convention.pooling == "mean":
+      log.warning(
+        "%s: the model reads the mean over a response; transformers reads one token of it, so that "
+        "its scores are others. RewardModel.from_pretrained reads it as it was trained",
+        path,
+      )
+    head = self.model.network.head
+    if head.attributes:
+      head = dataclasses.replace(head, mix=np.asarray(self.params["head"]["mix"]).tolist())
+    network = dataclasses.replace(self.model.network, head=head, frozen=0)
+    saved = dataclasses.replace(self.model, network=network)
     save_folder(
       Path(path),
-      config=model.exported_config(),
-      tokenizer=model.tokenizer,
-      record=model.record() | {"frozen_layers": 0},
-      tensors=hf.export_params(model.network, self.params),
+      config=saved.exported_config(),
+      tokenizer=saved.tokenizer,
+      record=saved.record(),
+      tensors=hf.export_params(self.model.network, self.params),
     )
 
 
@@ -180,50 +272,27 @@ def _head(source: Source) -> HeadConfig:
   return dataclasses.replace(head, dropout=0.0)
 
 
-def _row(row: Mapping[str, Any], i: int) -> tuple[Text, Text]:
-  """(prompt, response) of a row, both strings or both messages."""
-  name = "response" if "response" in row else "completion"
-  for column in ("prompt", name):
-    if column not in row:
-      raise DataError(
-        f"row {i}: has columns {sorted(row)}; expected prompt and response (or completion)"
-      )
-  prompt, response = row["prompt"], row[name]
-  try:
-    if isinstance(prompt, str) and isinstance(response, str):
-      return text_of(prompt, "prompt"), text_of(response, name)
-    # A conversation's answer may be given as its bare text.
-    if isinstance(response, str):
-      response = [{"role": "assistant", "content": response}]
-    return messages_of(prompt, "prompt"), messages_of(response, name)
-  except RowError as error:
-    raise DataError(f"row {i}: {error.reason}: {error.detail}") from None
-
-
-def _siblings(
-  pairs: Sequence[tuple[Text, Text]], tokens: Sequence[Tokens], share: bool
-) -> tuple[list[Group], list[list[int]]]:
-  """Groups of rows that have their prompt in common, and which rows each is of."""
+def _siblings(prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool) -> list[list[int]]:
+  """Rows by groups: those that have their prompt in common, as many as a group takes."""
   chunks: list[list[int]] = []
-  open_chunk: dict[Any, tuple[int, int]] = {}  # prompt -> its latest chunk, columns of that
-  for i, ((prompt, _), one) in enumerate(zip(pairs, tokens, strict=True)):
+  # prompt -> its latest chunk, and what that takes: (chunk, columns, marks).
+  open_chunk: dict[Any, tuple[int, int, int]] = {}
+  for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
     key = prompt if isinstance(prompt, str) else tuple((m["role"], m["content"]) for m in prompt)
-    at, columns = open_chunk.get(key, (-1, 0))
-    more = len(one.ids) - one.prompt
-    fits = at >= 0 and len(chunks[at]) < _SIBLINGS and columns + more <= _GROUP_COLUMNS
+    at, columns, marks = open_chunk.get(key, (-1, 0, 0))
+    columns, marks = columns + len(one.ids) - one.prompt, marks + len(one.marks)
     # A prompt that was cut differs from response to response: there is nothing to share.
-    if share and fits and not one.cut:
+    if share and at >= 0 and not one.cut and marks <= _GROUP_MARKS and columns <= _GROUP_COLUMNS:
       chunks[at].append(i)
-      open_chunk[key] = at, columns + more
+      open_chunk[key] = at, columns, marks
     else:
       chunks.append([i])
       if not one.cut:
-        open_chunk[key] = len(chunks) - 1, len(one.ids)
-  groups = [
-    make_group(
-      [tokens[i] for i in members],
-      Example("-", tuple("-" for _ in members), (0.0,) * len(members)),
-    )
-    for members in chunks
-  ]
-  return groups, chunks
+        open_chunk[key] = len(chunks) - 1, len(one.ids), len(one.marks)
+  return chunks
+
+
+def _group(tokens: Sequence[Tokens]) -> Group:
+  """A group to be scored; nothing was said of its responses."""
+  marks = sum(len(one.marks) for one in tokens)
+  return make_group(tokens, Example("-", ("-",) * len(tokens), (0.0,) * marks))

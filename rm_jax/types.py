@@ -4,7 +4,8 @@ A prompt with K responses is the unit, and the model reads a reward at each *mar
 a ranking K > 2. Losses see `scores [..., K]`, labels and a `where` mask, so pairwise is a special
 case of the data and not of the code.
 
-Shape letters: B rows, T columns (tokens) of a row, G groups a row, K marks a group, D model width.
+Shape letters: B rows, T columns (tokens) of a row, G groups a row, K marks a group, D model width,
+A attributes.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ KINDS = (
   "outcome",  # a response is good or not: labels in [0, 1]
   "score",  # a response's rating: any real number
   "step",  # a solution's steps are right so far or not: labels in [0, 1] at the end of each
+  "attributes",  # a response's ratings on several attributes, some of which may be missing
 )
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -43,7 +45,8 @@ class Example:
     responses: K responses: strings where the prompt is one, else each one or more messages (the
       first an assistant's; more where two conversations part before their last turn).
     labels: a gain for each mark, finite; higher is better, always. A mark is a response, so there
-      are K, or a step, so there are as many as `steps` has. A pair is (1.0, 0.0).
+      are K, or a step, so there are as many as `steps` has. A pair is (1.0, 0.0). Zeros where
+      `attributes` says it all.
     kind: the kind of feedback, one of `KINDS`.
     margin: by how much the better one should win, in units of score; None where not given.
     weight: of the example in the loss, >= 0.
@@ -58,6 +61,8 @@ class Example:
     steps: for each response the texts of its steps, which it consists of; None where it is whole.
     authors: who wrote each response (a model, a system), for reports alone; None where not known.
     answers: the final answer that each response comes to, for votes; None where there is none.
+    attributes: for each response its ratings, name -> a finite number, without those that nobody
+      gave; None where the feedback is of another kind.
   """
 
   prompt: Text
@@ -75,6 +80,7 @@ class Example:
   steps: tuple[tuple[str, ...], ...] | None = None
   authors: tuple[str, ...] | None = None
   answers: tuple[str, ...] | None = None
+  attributes: tuple[dict[str, float], ...] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -92,6 +98,8 @@ class Batch:
     branch: int32 [B, T], 1 .. K; 0 = shared prompt (or padding).
     position: int32 [B, T], of the token in its own prompt + response.
     marks: int32 [B, G, K], the column of each reward to read.
+    starts: int32 [B, G, K], where a reward is read from a mean, the first column of it; the last is
+      its mark.
     where: bool [B, G, K], which marks are real.
     labels: float32 [B, G, K], gains.
     weight: float32 [B, G], of each group; 0 where there is none.
@@ -106,6 +114,7 @@ class Batch:
     ties: float32 [B, G, K, K], symmetric, by what weight i and j were seen tied; likewise.
     previous: int32 [B, T], the column whose hidden state predicts the token, of each response's own
       tokens (of the first, the last of its prompt's); -1 elsewhere. Decoders only.
+    attributes: float32 [B, G, K, A], ratings on a model's attributes; NaN where there is none.
     members: float32 [B, G, M], by how much the group counts for each member of an ensemble.
     hidden: float [B, T, D], activations that enter the first trained layer, where the layers below
       are frozen and were run beforehand.
@@ -119,6 +128,7 @@ class Batch:
   where: jax.Array
   labels: jax.Array
   weight: jax.Array
+  starts: jax.Array | None = None
   response: jax.Array | None = None
   kind: jax.Array | None = None
   source: jax.Array | None = None
@@ -128,5 +138,6 @@ class Batch:
   pairs: jax.Array | None = None
   ties: jax.Array | None = None
   previous: jax.Array | None = None
+  attributes: jax.Array | None = None
   members: jax.Array | None = None
   hidden: jax.Array | None = None

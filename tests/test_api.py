@@ -8,11 +8,13 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
-from rm_jax.data.report import DataError
+from rm_jax.data.group import tokenise
+from rm_jax.data.report import DataError, Report
 from rm_jax.models.hf import WeightsError, export_params
 from rm_jax.models.source import save_folder
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.setup import build_model, init_params
+from rm_jax.types import Example
 from tests.conftest import decoder_tokenizer
 from tests.train.runs import run, small_config
 
@@ -30,16 +32,21 @@ def rows_of(seed=0, prompts=5, each=4):
   return rows
 
 
-@pytest.fixture(scope="module", params=["llama", "bert", "llama, pad is eos"])
+@pytest.fixture(
+  scope="module",
+  params=["llama", "bert", "llama, pad is eos", "llama, mean", "bert, mean"],
+)
 def model(request, llama_folder, bert_folder, tmp_path_factory):
   """A model with random weights, saved and read back."""
-  folder = {"llama": llama_folder, "bert": bert_folder}.get(request.param)
-  if folder is None:  # most decoders' tokenizers: EOS is their pad token, too
+  kind, _, variant = request.param.partition(", ")
+  folder = {"llama": llama_folder, "bert": bert_folder}[kind]
+  if variant == "pad is eos":  # most decoders' tokenizers: EOS is their pad token, too
     folder = tmp_path_factory.mktemp("pad")
     decoder_tokenizer(pad="</s>").save_pretrained(folder)
     (folder / "config.json").write_text((llama_folder / "config.json").read_text())
   config = small_config(folder, steps=1)
   config.model.config, config.model.tokenizer = str(folder / "config.json"), str(folder)
+  config.model.pooling = "mean" if variant == "mean" else ""
   built = build_model(config)
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   params = init_params(built, mesh, jax.random.key(0), training=True)
@@ -71,22 +78,31 @@ def test_save_and_load_is_exact(model, tmp_path):
   assert again.model.convention == model.model.convention
 
 
-def test_transformers_reads_what_we_save(model, tmp_path):
+def test_transformers_reads_what_we_save(model, tmp_path, caplog):
   torch = pytest.importorskip("torch", reason="torch is the oracle")
   from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
   model.save_pretrained(tmp_path)
+  mean = model.model.convention.pooling == "mean"
+  assert ("transformers reads one token of it" in caplog.text) == mean
   theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
   tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+  encoder = model.model.convention.encoder
   for row in rows_of(seed=2, prompts=3, each=1):
-    if model.model.convention.encoder:
+    if encoder:
       inputs = tokenizer(row["prompt"], row["response"], return_tensors="pt")
     else:
       text = row["prompt"] + row["response"] + tokenizer.eos_token
       inputs = tokenizer(text, return_tensors="pt")
-    inputs.pop("token_type_ids", None) if not model.model.convention.encoder else None
+    inputs.pop("token_type_ids", None) if not encoder else None
     with torch.no_grad():
-      score = theirs(**inputs).logits.item()
+      if mean:
+        # A token a byte: the response's and its EOS, or last separator, end the row.
+        h = theirs.base_model(**inputs).last_hidden_state[0, -len(row["response"]) - 1 :].mean(0)
+        h = torch.tanh(theirs.bert.pooler.dense(h)) if encoder else h
+        score = (theirs.classifier if encoder else theirs.score)(h).item()
+      else:
+        score = theirs(**inputs).logits.item()
     assert model.score([row])[0] == pytest.approx(score, abs=2e-5)
 
 
@@ -99,9 +115,94 @@ def test_rows_in_every_form(model):
     ({"prompt": "ab", "response": 3}, "row 0: wrong_type"),
     ({"prompt": None, "response": "a"}, "row 0: wrong_type"),
     ({"prompt": "a\ud800", "response": "a"}, "row 0: lone_surrogate"),
+    ("ab", "row 0: is 'ab'; expected {column: value}"),
   ):
     with pytest.raises(DataError, match=message):
       model.score([row])
+
+
+def solutions(seed=0, prompts=4, each=3):
+  """Solutions of one to twelve steps, several to a prompt."""
+  rng = np.random.default_rng(seed)
+
+  def words(longest):
+    return "".join(rng.choice(list("abcdefgh"), rng.integers(1, longest)))
+
+  return [
+    {"prompt": f"{i} ", "completions": [words(9) for _ in range(rng.integers(1, 13))]}
+    for i in range(prompts)
+    for _ in range(each)
+  ]
+
+
+def decoder(model):
+  if model.model.convention.encoder:
+    pytest.skip("an encoder reads no steps")
+  return model
+
+
+def test_steps_are_scored_as_they_are_trained(model):
+  rows = solutions()
+  steps = decoder(model).score_steps(rows)
+  assert [s.shape for s in steps] == [(len(row["completions"]),) for row in rows]
+  assert {s.dtype for s in steps} == {np.dtype(np.float32)}
+  examples = [
+    Example(r["prompt"], ("-",), (0.0,) * len(t), "step", steps=(tuple(t),))
+    for r in rows
+    for t in [r["completions"]]
+  ]
+  groups, _ = tokenise(examples, model.model.text_encoder(), Report(strict=True))
+  assert np.concatenate(steps).std() > 0.05
+  for got, expected in zip(steps, model.score_groups(groups), strict=True):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+  # Nor on its batch, nor on what comes after a step.
+  alone = model.score_steps([{"prompt": rows[4]["prompt"], "steps": rows[4]["completions"]}])[0]
+  np.testing.assert_allclose(steps[4], alone, rtol=0, atol=1e-5)
+  start = [{**row, "completions": row["completions"][:1]} for row in rows]
+  first = np.concatenate(model.score_steps(start))
+  np.testing.assert_allclose(first, [s[0] for s in steps], rtol=0, atol=1e-5)
+  assert model.score_steps([]) == []
+
+
+def test_a_solution_has_one_score(model):
+  rows = solutions(seed=1)
+  steps = decoder(model).score_steps(rows)
+  expected = {
+    "min": [s.min() for s in steps],
+    "product": [-np.log1p(np.exp(-s.astype(np.float64))).sum() for s in steps],
+    "mean": [s.mean() for s in steps],
+    "last": [s[-1] for s in steps],
+  }
+  for how, values in expected.items():
+    np.testing.assert_allclose(model.score(rows, aggregate=how), values, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(model.score(rows), expected["min"], rtol=0, atol=1e-5)
+  # Responses among them are as they are by themselves, whatever is done with steps.
+  plain = rows_of(prompts=2, each=1)
+  mixed = model.score([plain[0], rows[0], plain[1], rows[1]], aggregate="product")
+  np.testing.assert_allclose(mixed[::2], model.score(plain), rtol=0, atol=1e-5)
+  np.testing.assert_allclose(mixed[1::2], expected["product"][:2], rtol=1e-5, atol=1e-5)
+  with pytest.raises(ValueError, match="aggregate is 'max'; expected one of min, product"):
+    model.score(rows, aggregate="max")
+
+
+def test_steps_that_cannot_be_scored(model):
+  good = {"prompt": "a", "completions": ["b"]}
+  if model.model.convention.encoder:
+    for call in (model.score_steps, model.score):
+      with pytest.raises(DataError, match=r"row 0: .*an encoder reads one mark"):
+        call([good])
+    return
+  for row, message in (
+    ({"prompt": "a", "response": "b"}, r"row 1: has columns .*; expected prompt and completions"),
+    ({"completions": ["b"]}, "row 1: has columns"),
+    (good | {"completions": []}, r"row 1: wrong_type: 'completions' is \[\]"),
+    (good | {"completions": "b"}, "row 1: wrong_type"),
+    (good | {"completions": ["b", " "]}, "row 1: empty_response: step 1"),
+    (good | {"completions": ["b" * 600]}, "row 1: steps_too_long"),
+    (good | {"prompt": 3}, "row 1: wrong_type: 'prompt' is 3"),
+  ):
+    with pytest.raises(DataError, match=message):
+      model.score_steps([good, row])
 
 
 def test_messages_go_through_the_chat_template(model):

@@ -196,6 +196,7 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   rows = [json.loads(line) for line in held.read_text().splitlines()]
   singles = [{"id": i, "prompt": r["prompt"], "response": r["chosen"]} for i, r in enumerate(rows)]
   singles[3]["completion"] = singles[3].pop("response")
+  singles[4]["completions"] = [singles[4].pop("response"), "b"]
   with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
     file.writelines(json.dumps(row) + "\n" for row in singles)
   model = f"--model={tmp_path / 'whole'}"
@@ -211,7 +212,8 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
     "--sample=10",
   )
   output = tmp_path / "out.jsonl"
-  score = command("score", model, f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
+  files = (f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
+  score = command("score", model, *files, "--aggregate=product")
   code, out, err = finish(evaluate)
   assert code == 0, err
   report = json.loads((tmp_path / "e" / "report.json").read_text())
@@ -226,3 +228,4 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   scored = read_lines(output)
   assert [{k: v for k, v in row.items() if k != "reward"} for row in scored] == singles
   assert all(isinstance(row["reward"], float) for row in scored)
+  assert scored[4]["reward"] < 0  # a log-probability

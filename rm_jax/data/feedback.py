@@ -1,4 +1,4 @@
-"""Formats of all other feedback: rankings, comparisons, outcomes, scores, and steps.
+"""Formats of all other feedback: rankings, comparisons, outcomes, scores, steps, attributes.
 
 Prompts and responses are strings or message lists throughout; `weight` is an optional column.
 """
@@ -66,13 +66,36 @@ def _score(row: Row, origin: str) -> Example:
   return example_of(row, origin, prompt_of(row), _one_response(row), [score], "score")
 
 
+@register("attributes", needs=("prompt", "completion|response", "attributes"))
+def _attributes(row: Row, origin: str) -> Example:
+  """One response and its ratings: `attributes` is {name: number}, null where none was given."""
+  return attributes_example(row, origin, prompt_of(row), _one_response(row), row["attributes"])
+
+
+def attributes_example(
+  row: Row, origin: str, prompt: Text, responses: tuple[Text], ratings: object
+) -> Example:
+  """An example of one response's ratings on attributes, for formats of one's own.
+
+  Raises:
+    RowError: wrong_type (not {name: number}), not_finite, or no_attribute where all are null.
+  """
+  if not isinstance(ratings, dict):
+    raise RowError("wrong_type", f"'attributes' is {shown(ratings)}; expected {{name: number}}")
+  given = {
+    name: number_of(value, f"attributes.{name}")
+    for name, value in ratings.items()
+    if value is not None
+  }
+  if not given:
+    raise RowError("no_attribute", f"'attributes' is {shown(ratings)}; expected a number in it")
+  return example_of(row, origin, prompt, responses, [0.0], "attributes", attributes=(given,))
+
+
 @register("step", needs=("prompt", "completions", "labels"))
 def _step(row: Row, origin: str) -> Example:
   """A solution's steps, and for each whether all is right so far: bools, or probabilities."""
-  steps = row["completions"]
-  if not isinstance(steps, list) or not steps:
-    found = f"'completions' is {shown(steps)}"
-    raise RowError("wrong_type", f"{found}; expected a list of the steps' texts")
+  steps = steps_of(row["completions"], "completions")
   labels = _numbers(row["labels"], "labels", len(steps), probability_of)
   return step_example(row, origin, prompt_of(row), steps, labels)
 
@@ -83,13 +106,26 @@ def step_example(
   """An example of one solution in steps, for formats of one's own.
 
   Raises:
-    RowError: a step is not text, or empty.
+    RowError: as `steps_of`.
   """
-  texts = [text_of(step, f"step {i}") for i, step in enumerate(steps)]
+  texts = steps_of(steps, "steps")
+  return example_of(row, origin, prompt, ("\n".join(texts),), labels, "step", steps=(texts,))
+
+
+def steps_of(value: object, column: str) -> tuple[str, ...]:
+  """The texts of a solution's steps.
+
+  Raises:
+    RowError: wrong_type (not a list, or of none), empty_response or lone_surrogate.
+  """
+  if not isinstance(value, list | tuple) or not value:
+    found = f"{column!r} is {shown(value)}"
+    raise RowError("wrong_type", f"{found}; expected a list of the steps' texts")
+  texts = tuple(text_of(step, f"step {i}") for i, step in enumerate(value))
   for i, text in enumerate(texts):
     if not text.strip():
       raise RowError("empty_response", f"step {i} is {shown(text)}; expected text")
-  return example_of(row, origin, prompt, ("\n".join(texts),), labels, "step", steps=(tuple(texts),))
+  return texts
 
 
 def prompt_of(row: Row, column: str = "prompt") -> Text:

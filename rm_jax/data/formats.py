@@ -6,7 +6,7 @@ by `register`. `load` reads a path, finds the format of each file, and counts wh
 Reasons that a row is dropped for, beside those of `rm_jax.data.read`: missing_column, wrong_type,
 bad_role, unsupported_message, lone_surrogate, malformed_dialogue, empty_prompt, empty_response,
 identical_sides, prompts_differ, not_finite, out_of_range, too_few_responses, lengths_differ,
-no_comparison.
+no_comparison, no_attribute.
 
 The formats themselves are in `pairs` (two responses) and `feedback` (all other kinds).
 """

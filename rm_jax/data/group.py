@@ -5,7 +5,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from rm_jax.data.report import Report, RowError
+from rm_jax.data.report import DataError, Report, RowError
 from rm_jax.data.tokenise import Sequence, TextEncoder, common_prefix
 from rm_jax.types import Example
 
@@ -18,6 +18,8 @@ class Group:
     ids: K arrays int32 [N_k], each a whole prompt + response.
     shared: leading ids that all K have and that are the prompt's own; one short of the shortest.
     marks: int32 [M], index of each mark in its own sequence, never inside the shared part.
+    starts: int32 [M], in its own sequence, the first token of the mean that a mark is the last of;
+      None where marks are read alone.
     response: int32 [M], which of the K sequences each mark reads.
     labels: float32 [M], gains.
     length: int32 [M], tokens of the mark's response.
@@ -26,6 +28,8 @@ class Group:
     weight: of the group.
     margin: by how much the better of two should win; 0 where not given.
     pairs, ties: float32 [M, M] (see `types.Example`), or None where the labels' order says it all.
+    attributes: float32 [M, A], ratings on a model's attributes, NaN where there is none; None where
+      the model has no attributes.
     token_type: K arrays int32 [N_k], or None.
     cut: ids left out of its sequences because they were too long.
   """
@@ -42,7 +46,9 @@ class Group:
   margin: float = 0.0
   pairs: np.ndarray | None = None
   ties: np.ndarray | None = None
+  attributes: np.ndarray | None = None
   token_type: tuple[np.ndarray, ...] | None = None
+  starts: np.ndarray | None = None
   cut: int = 0
 
   def columns(self, share: bool) -> int:
@@ -60,12 +66,13 @@ class Group:
     return (label > self.labels).astype(np.float32), equal.astype(np.float32)
 
 
-def make_group(sequences: Seq[Sequence], example: Example) -> Group:
-  """Puts an example's sequences together."""
+def make_group(sequences: Seq[Sequence], example: Example, attributes: Seq[str] = ()) -> Group:
+  """Puts an example's sequences together; `attributes` are a model's, in order."""
   shared = common_prefix([s.ids for s in sequences])
   shared = min(shared, *(min(s.prompt, s.marks[0], len(s.ids) - 1) for s in sequences))
   counts = [len(s.marks) for s in sequences]
   types = tuple(s.token_type for s in sequences)
+  starts = [s.starts for s in sequences]
 
   def matrix(value):
     return None if value is None else np.asarray(value, np.float32)
@@ -83,18 +90,37 @@ def make_group(sequences: Seq[Sequence], example: Example) -> Group:
     margin=example.margin or 0.0,
     pairs=matrix(example.pairs),
     ties=matrix(example.ties),
+    attributes=_ratings(example, attributes, sum(counts)) if attributes else None,
     token_type=None if types[0] is None else types,
+    starts=None if starts[0] is None else np.concatenate(starts),
     cut=sum(s.cut for s in sequences),
   )
 
 
+def _ratings(example: Example, attributes: Seq[str], marks: int) -> np.ndarray:
+  if example.attributes is None:
+    return np.full((marks, len(attributes)), np.nan, np.float32)
+  rated = [[one.get(name, np.nan) for name in attributes] for one in example.attributes]
+  return np.asarray(rated, np.float32)
+
+
 def tokenise(
-  examples: Seq[Example], encoder: TextEncoder, report: Report
+  examples: Seq[Example], encoder: TextEncoder, report: Report, attributes: Seq[str] = ()
 ) -> tuple[list[Group], list[Example]]:
   """Examples -> groups, and the examples that they came from, in order.
 
-  Dropped and counted in `report`: text that cannot be tokenised, and groups whose sequences are
-  all equal once tokenised (a difference that was cut away would train on a loss of log 2 forever).
+  Dropped and counted in `report`: text that cannot be tokenised, groups whose sequences are all
+  equal once tokenised (a difference that was cut away would train on a loss of log 2 forever), and
+  feedback on none of the model's attributes.
+
+  Args:
+    examples: of any kind.
+    encoder: the model's.
+    report: counts what is dropped.
+    attributes: the model's, in order.
+
+  Raises:
+    DataError: feedback on attributes, and the model has none.
   """
   groups, kept = [], []
   for start in range(0, len(examples), 512):
@@ -102,6 +128,12 @@ def tokenise(
     whole = [(e.prompt, r) for e in chunk if e.steps is None for r in e.responses]
     sequences = iter(encoder.sequences(whole))
     for example in chunk:
+      rated = {name for one in example.attributes or () for name in one}
+      if rated and not attributes:
+        raise DataError(
+          f"{example.origin}: feedback on attributes ({', '.join(sorted(rated))}), and the model "
+          "has none; set --config.model.attributes to the names of those that it is to learn"
+        )
       if example.steps is None:
         mine = [next(sequences) for _ in example.responses]
       else:
@@ -109,6 +141,10 @@ def tokenise(
       error = next((s for s in mine if isinstance(s, RowError)), None)
       if error is not None:
         report.drop(error.reason, example.origin, error.detail)
+        continue
+      if rated.isdisjoint(attributes) and rated:
+        found = f"rates {', '.join(sorted(rated))}"
+        report.drop("no_attribute", example.origin, f"{found}; expected {', '.join(attributes)}")
         continue
       if len(mine) > 1 and all(np.array_equal(s.ids, mine[0].ids) for s in mine[1:]):
         report.drop(
@@ -118,6 +154,6 @@ def tokenise(
           + (f" after {mine[0].cut} were cut; expected a larger max_length" if mine[0].cut else ""),
         )
         continue
-      groups.append(make_group(mine, example))
+      groups.append(make_group(mine, example, attributes))
       kept.append(example)
   return groups, kept

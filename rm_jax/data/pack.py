@@ -166,9 +166,11 @@ def optional_fields(groups: Seq[Group]) -> frozenset[str]:
   """Those of `Batch`'s optional arrays that a data set has something for."""
   has = {
     "token_type": any(g.token_type is not None for g in groups),
+    "starts": any(g.starts is not None for g in groups),
     "pair_margin": any(g.margin for g in groups),
     # Where some groups say whom they compare, the others' order is written out as well.
     "pairs": any(g.pairs is not None or g.ties is not None for g in groups),
+    "attributes": any(g.kind == "attributes" for g in groups),
   }
   has["ties"] = has["pairs"]
   return frozenset(name for name, found in has.items() if found)
@@ -215,6 +217,10 @@ def assemble(
     for name in ("pair_margin", "pairs", "ties")
   )
   previous = np.full((B, T), -1, np.int32) if "previous" in fields else None
+  starts = np.zeros((B, G, K), np.int32) if "starts" in fields else None
+  attributes = None
+  if "attributes" in fields:
+    attributes = np.full((B, G, K, groups[0].attributes.shape[1]), np.nan, np.float32)
   hidden = None
   if features is not None:
     width = features[0].shape[-1]
@@ -249,6 +255,8 @@ def assemble(
       m = len(one.marks)
       marks[b, g, :m] = offset[one.response] + one.marks
       where[b, g, :m] = True
+      if starts is not None:
+        starts[b, g, :m] = offset[one.response] + one.starts
       response[b, g, :m] = one.response
       length[b, g, :m] = one.length
       if counts is not None:
@@ -262,6 +270,8 @@ def assemble(
         pair_margin[b, g] = one.margin
       if pairs is not None:
         pairs[b, g, :m, :m], ties[b, g, :m, :m] = one.comparisons()
+      if attributes is not None:
+        attributes[b, g, :m] = one.attributes
       if hidden is not None:
         hidden[b, start:column] = features[i]
   batch = Batch(
@@ -273,6 +283,7 @@ def assemble(
     where=where,
     labels=labels,
     weight=weight,
+    starts=starts,
     response=response,
     kind=kind,
     source=source,
@@ -282,6 +293,7 @@ def assemble(
     pairs=pairs,
     ties=ties,
     previous=previous,
+    attributes=attributes,
     members=counts,
     hidden=hidden,
   )

@@ -6,10 +6,12 @@ Each is what `rm_jax.data.register` is for: ten lines that say what the columns 
 import hashlib
 import itertools
 import random
+import re
 
-from rm_jax.data.dialogue import text_of
+from rm_jax.data.dialogue import check_prompt, text_of
 from rm_jax.data.feedback import (
   answer_of,
+  attributes_example,
   comparisons_of,
   example_of,
   prompt_of,
@@ -19,9 +21,11 @@ from rm_jax.data.feedback import (
 from rm_jax.data.formats import register
 from rm_jax.data.read import Row
 from rm_jax.data.report import RowError, shown
-from rm_jax.types import Example
+from rm_jax.types import Example, Message
 
 _STEP_LABELS = {"positive": 1.0, "neutral": 1.0, "negative": 0.0}
+_HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+_HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _SYSTEMS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
 
@@ -53,6 +57,26 @@ def _qa_feedback(row: Row, origin: str) -> Example:
   return example_of(
     row, origin, prompt, responses, win_rates(pairs, ties), "ranking", pairs=pairs, ties=ties
   )
+
+
+@register("helpsteer", needs=("prompt", "response", *_HELPSTEER))
+def _helpsteer(row: Row, origin: str) -> Example:
+  """HelpSteer (Wang et al. 2023) and HelpSteer2 (Wang et al. 2024): five ratings, 0 to 4.
+
+  The prompt becomes messages. One of several turns has each but the first behind a line
+  '<extra_id_1>Assistant' or '<extra_id_1>User'.
+  """
+  first, *rest = _HELPSTEER_TURN.split(text_of(row["prompt"], "prompt"))
+  roles = ["user", *(role.lower() for role in rest[::2])]
+  if roles[-1] != "user":
+    raise RowError("malformed_dialogue", "'prompt' ends with the assistant; expected the user")
+  prompt = tuple(
+    Message(role=role, content=text) for role, text in zip(roles, [first, *rest[1::2]], strict=True)
+  )
+  check_prompt(prompt)
+  ratings = {name: row[name] for name in _HELPSTEER}
+  responses = (answer_of(row["response"], False, "response"),)
+  return attributes_example(row, origin, prompt, responses, ratings)
 
 
 @register("prm800k", needs=("question", "steps", "labels"))

@@ -36,7 +36,8 @@ class Convention:
     eos: 'append' puts the tokenizer's EOS after a response whose text does not already end in it;
       'none' adds nothing.
     pooling: 'last' reads the last token; 'first' the first; 'hf' the rightmost token that is not
-      the pad token, as Hugging Face's sequence classifiers do.
+      the pad token, as Hugging Face's sequence classifiers do; 'mean' the mean over the response's
+      own tokens, its EOS (an encoder's last separator) too, or over those of each step.
     max_length: tokens of one prompt + response; a longer prompt is cut.
     separator: stands behind every step of a solution, the last one too; its last token is the mark
       of the step.
@@ -54,7 +55,7 @@ class Convention:
   def __post_init__(self):
     for name, value, known in (
       ("eos", self.eos, ("append", "none")),
-      ("pooling", self.pooling, ("last", "first", "hf")),
+      ("pooling", self.pooling, ("last", "first", "hf", "mean")),
     ):
       if value not in known:
         raise ValueError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
@@ -70,6 +71,8 @@ class Sequence:
     marks: int32 [M], indices of the tokens where rewards are read: one, or one a step.
     token_type: int32 [N] where the tokenizer's pair encoding has one (encoders), else None.
     cut: ids left out because the whole was too long.
+    starts: int32 [M], where a reward is read from a mean, the first token of it; the last is its
+      mark. Else None.
   """
 
   ids: np.ndarray
@@ -77,6 +80,7 @@ class Sequence:
   marks: np.ndarray
   token_type: np.ndarray | None
   cut: int
+  starts: np.ndarray | None = None
 
 
 def common_prefix(sequences: Seq[np.ndarray]) -> int:
@@ -203,7 +207,7 @@ class TextEncoder:
       full = len(ids)
       ids, prompt = self._cut(pair, ids, prompt)
       cut = full - len(ids)
-    return Sequence(ids, prompt, self._mark(ids), None, cut)
+    return self._sequence(ids, prompt, self._mark(ids), None, cut)
 
   def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
     """Leaves out the prompt's oldest turns, then its oldest tokens; the response's end stays."""
@@ -301,7 +305,7 @@ class TextEncoder:
       length -= excess
     marks = np.cumsum([len(part) for part in parts]) - 1
     ids = np.concatenate([*parts, *end])
-    return Sequence(ids, length, marks.astype(np.int32), None, full - len(ids))
+    return self._sequence(ids, length, marks.astype(np.int32), None, full - len(ids))
 
   def _head(self, prompt: Text) -> tuple[list[Message], str]:
     """A prompt's turns (none of a string), and its text up to where the answer begins."""
@@ -334,11 +338,18 @@ class TextEncoder:
       prompt = int(np.flatnonzero(side == 1)[0]) if (side == 1).any() else len(ids)
       kept = ids[keep]
       out.append(
-        Sequence(
+        self._sequence(
           kept, int(keep[:prompt].sum()), self._mark(kept), types[keep], len(ids) - len(kept)
         )
       )
     return out
+
+  def _sequence(self, ids, prompt: int, marks: np.ndarray, token_type, cut: int) -> Sequence:
+    starts = None
+    if self.convention.pooling == "mean":
+      own = np.append(np.int32(prompt), marks[:-1] + 1)
+      starts = np.minimum(own, marks).astype(np.int32)  # a response of no token has its mark alone
+    return Sequence(ids, prompt, marks, token_type, cut, starts)
 
   def _mark(self, ids: np.ndarray) -> np.ndarray:
     mark = len(ids) - 1

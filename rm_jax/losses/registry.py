@@ -10,7 +10,6 @@ import jax
 
 from rm_jax.losses import listwise, noise, pairwise, pointwise, process, ties
 
-KINDS = ("pair", "ranking", "outcome", "score", "step", "attributes")
 # Optional fields of a batch that a loss may take by their names.
 FIELDS = ("pairs", "ties", "pair_margin", "response")
 _NOT_OPTIONS = {"scores", "labels", "where", "weights", "params", "key", *FIELDS}
@@ -23,8 +22,7 @@ class Loss:
   Attributes:
     name: what configs call it.
     function: (scores, labels, *, where, weights, fields, options) -> float32 [...].
-    kinds: kinds of feedback it can use: 'pair', 'ranking', 'outcome' (labels in [0, 1]), 'score'
-      (any real label), 'step', 'attributes'.
+    kinds: of `types.KINDS`, the kinds of feedback it can use.
     uses: which of 'pairs', 'ties', 'pair_margin', 'response' it takes.
     init_params: (key, **options) -> params of a loss that learns some (`function` then takes the
       keyword `params`), else None.

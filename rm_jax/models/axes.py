@@ -23,6 +23,7 @@ _AXES = {
   "pooler/bias": (None,),
   "out/kernel": (None, None),
   "out/bias": (None,),
+  "head/mix": (None,),
 }
 
 

@@ -75,15 +75,31 @@ class HeadConfig:
 
   `pooler`: a dense layer of the model's width with `activation` before the output layer (BERT's).
   `outputs`: how many numbers; a reward has one. `ensemble`: the outputs are members, each of which
-  is a reward by itself, and the reward is their mean. `dropout`: before the output layer.
+  is a reward by itself, and the reward is their mean. `attributes`: names of the outputs, each of
+  which is a rating, and the reward is their sum by weights; `mix` are the weights as they begin
+  (training may change them). `dropout`: before the output layer.
+
+  Raises ValueError where names, weights and outputs are not as many.
   """
 
   outputs: int = 1
   ensemble: bool = False
+  attributes: tuple[str, ...] = ()
+  mix: tuple[float, ...] = ()
   bias: bool = False
   pooler: bool = False
   activation: str = "tanh"
   dropout: float = 0.0
+
+  def __post_init__(self):
+    for name in ("attributes", "mix"):  # JSON has no tuples
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    count = len(self.attributes)
+    if len(self.mix) != count or (count and (self.outputs != count or self.ensemble)):
+      raise ValueError(
+        f"head: attributes {self.attributes}, mix {self.mix}, {self.outputs} outputs, ensemble "
+        f"{self.ensemble}; expected a name and a weight for each output, or neither"
+      )
 
 
 def _rope(hf: Any) -> Rope:

@@ -70,9 +70,14 @@ def _lookup(table: dict[str, str], path: str) -> str:
 
 
 def hf_names(network: Network, path: str) -> list[str]:
-  """The Hugging Face tensors that one of our parameters is made of, one a layer, with prefix."""
+  """The Hugging Face tensors that one of our parameters is made of, one a layer, with prefix.
+
+  None for the weights of attributes, which stand in our own record.
+  """
   decoder = isinstance(network.backbone, DecoderConfig)
   room, _, rest = path.partition("/")
+  if path == "head/mix":
+    return []
   if room == "head":
     if rest.startswith("pooler/"):
       return [_lookup({"pooler": "bert.pooler.dense"}, rest)]
@@ -138,7 +143,8 @@ def load_params(
     spare: how many layers the checkpoint has above the network's, left out on purpose.
 
   Returns:
-    (parameters as a nested dict, without those of a missing head; paths of the missing head).
+    (parameters as a nested dict, without those of a missing head and those that `hf_names` knows no
+    tensor of; paths of the missing head).
 
   Raises:
     WeightsError: tensors that are missing, not expected, or of another shape, all of them listed.
@@ -152,6 +158,7 @@ def load_params(
 
   flat = flatten_dict(network.abstract(), sep="/")
   wanted = {path: [actual(n) for n in hf_names(network, path)] for path in flat}
+  flat = {path: leaf for path, leaf in flat.items() if wanted[path]}
   head = [path for path in flat if path.startswith("head/")]
   # A head without its output layer is missing; the pooler is a pre-trained BERT's all the same.
   # Otherwise it is whole, or an error.

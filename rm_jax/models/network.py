@@ -26,6 +26,7 @@ class Head(nnx.Module):
     maps = dict(dtype=jnp.float32, rngs=rngs)
     self.pooler = linear(width, width, bias=True, std=std, **maps) if config.pooler else None
     self.out = linear(width, config.outputs, bias=config.bias, std=1 / (width + 1), **maps)
+    self.mix = nnx.Param(jnp.asarray(config.mix, jnp.float32)) if config.attributes else None
 
   def __call__(self, h: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     h = h.astype(jnp.float32)
@@ -34,8 +35,24 @@ class Head(nnx.Module):
     return self.out(drop(h, self.config.dropout, key))
 
 
+def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax.Array:
+  """Means over the columns first .. last, float32 [B, M, D], computed in float32.
+
+  Not as a difference of running sums, which loses digits in a long row.
+  """
+  column_T = jnp.arange(h_BTD.shape[1])[None, None, :]
+  inside_BMT = (first_BM[..., None] <= column_T) & (column_T <= last_BM[..., None])
+  total_BMD = jnp.einsum(
+    "bmt,btd->bmd",
+    inside_BMT.astype(jnp.float32),
+    h_BTD.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return total_BMD / (last_BM - first_BM + 1)[..., None]
+
+
 class RewardNetwork(nnx.Module):
-  """`Batch` -> scores at its marks.
+  """`Batch` -> scores at its marks, or of the means that end at them (`Batch.starts`).
 
   Args:
     backbone: config of the decoder or encoder.
@@ -68,16 +85,22 @@ class RewardNetwork(nnx.Module):
   def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Scores, and the backbone's last hidden states that they are read from, [B, T, D].
 
-    Scores are float32 [B, G, K] (a head of several outputs: [A, B, G, K]); 0 where not `where`.
+    Scores are float32 [B, G, K], 0 where not `where`; of members or attributes each output's,
+    [M, B, G, K] or [A, B, G, K].
     """
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
     h_BTD = self.backbone(batch, key=body_key)
     B, G, K = batch.marks.shape
-    h_BMD = jnp.take_along_axis(h_BTD, batch.marks.reshape(B, G * K, 1), axis=1)
+    marks_BM = batch.marks.reshape(B, G * K)
+    if batch.starts is None:
+      h_BMD = jnp.take_along_axis(h_BTD, marks_BM[..., None], axis=1)
+    else:
+      h_BMD = span_means(h_BTD, batch.starts.reshape(B, G * K), marks_BM)
     scores_BMA = self.head(h_BMD, key=head_key)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, B, G, K)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
-    return (scores_ABGK[0] if scores_ABGK.shape[0] == 1 else scores_ABGK), h_BTD
+    one = scores_ABGK.shape[0] == 1 and not self.head.config.attributes
+    return (scores_ABGK[0] if one else scores_ABGK), h_BTD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +152,7 @@ class Network:
     return nnx.merge(graph, state)
 
   def apply(self, params: dict, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    """Scores at the marks, float32 [B, G, K]; `key` turns dropout on."""
+    """Scores at the marks, as `RewardNetwork` gives them; `key` turns dropout on."""
     return self.apply_with_hidden(params, batch, key)[0]
 
   def apply_with_hidden(
@@ -137,6 +160,22 @@ class Network:
   ) -> tuple[jax.Array, jax.Array]:
     """Scores as of `apply`, and the last hidden states that they were read from, [B, T, D]."""
     return self._bind(params)(batch, key=key)
+
+  def reward(self, params: dict, scores: jax.Array) -> jax.Array:
+    """The reward, float32 [B, G, K], of `apply`'s scores.
+
+    The mean of an ensemble's members; the sum of attributes by the weights params['head']['mix'].
+    """
+    if self.head.ensemble:
+      return jnp.mean(scores, axis=0)
+    if self.head.attributes:
+      return jnp.sum(params["head"]["mix"][:, None, None, None] * scores, axis=0)
+    return scores
+
+  def score(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(rewards, float32 [B, G, K]; the scores that they are made of, as `apply` gives them)."""
+    scores = self.apply(params, batch)
+    return self.reward(params, scores), scores
 
   def hidden(self, params: dict, batch: Batch) -> jax.Array:
     """The backbone's last hidden states, [B, T, D]."""

@@ -4,13 +4,15 @@ import collections
 import dataclasses
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rm_jax.data import formats
-from rm_jax.data.group import Group, tokenise
+from rm_jax.data.group import Group
 from rm_jax.data.report import DataError, Report
+from rm_jax.models.config import is_classifier
 from rm_jax.train.objective import parse_call, uses_ties
 from rm_jax.train.setup import Model
 from rm_jax.types import Example
@@ -53,6 +55,13 @@ class Dataset:
       )
     return parts, rates
 
+  def ratings(self, attributes: Sequence[str]) -> dict[str, int]:
+    """How many responses have a rating on each attribute of a model."""
+    if not attributes or not self.groups:
+      return dict.fromkeys(attributes, 0)
+    rated_A = sum(np.isfinite(g.attributes).sum(axis=0) for g in self.groups)
+    return dict(zip(attributes, rated_A.tolist(), strict=True))
+
   def fingerprint(self) -> str:
     """Changes with any token, label or weight, so that a run does not resume on other data."""
     digest = hashlib.blake2b(digest_size=12)
@@ -61,7 +70,7 @@ class Dataset:
         digest.update(ids.tobytes())
       digest.update(group.labels.tobytes())
       digest.update(repr((group.kind, group.weight, group.margin)).encode())
-      for matrix in (group.pairs, group.ties):
+      for matrix in (group.pairs, group.ties, group.attributes):
         digest.update(b"" if matrix is None else matrix.tobytes())
     return digest.hexdigest()
 
@@ -159,6 +168,25 @@ def _decided(examples: list[Example], losses: Any, report: Report) -> list[Examp
   return kept
 
 
+def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
+  """ValueError where the data do not teach a model's attributes, or their mix."""
+  # A head that comes with the checkpoint knows them: pairs alone may fit its mix.
+  known = model.source is not None and is_classifier(model.source.config)
+  ratings = {} if known else train.ratings(model.network.head.attributes)
+  none = [name for name, count in ratings.items() if not count]
+  if none:
+    rated = sorted({n for e in train.examples for one in e.attributes or () for n in one})
+    raise ValueError(
+      f"model.attributes has {', '.join(none)}, which no row of the training data rates; "
+      + (f"rated are {', '.join(rated)}" if rated else "they have no feedback on attributes")
+    )
+  if config.optimizer.mix_rate and all(e.kind == "attributes" for e in train.examples):
+    raise ValueError(
+      f"optimizer.mix_rate is {config.optimizer.mix_rate} and the data are feedback on attributes "
+      "alone, which says nothing of what they are worth; add pairs in data.sources, or set it to 0"
+    )
+
+
 def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   """(train, held out, what became of every row) as the `data` part of a config says.
 
@@ -191,11 +219,11 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
     train, held = formats.split(train, fraction, config.seed)
   if config.data.deduplicate:
     train, held = _distinct(train, report), _distinct(held, report)
-  encoder = model.text_encoder()
   train = _decided(train, config.loss, report)
-  datasets = [Dataset(*tokenise(examples, encoder, report), rates) for examples in (train, held)]
+  datasets = [Dataset(*model.tokenise(examples, report), rates) for examples in (train, held)]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
+  _check_attributes(config, model, datasets[0])
   largest = max(int(ids.max()) for d in datasets for g in d.groups for ids in g.ids)
   if largest >= model.network.backbone.vocab:
     raise ValueError(
@@ -205,11 +233,14 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   return *datasets, report
 
 
-def data_summary(report: Report, train: Dataset, heldout: Dataset) -> dict[str, Any]:
+def data_summary(
+  report: Report, train: Dataset, heldout: Dataset, attributes: Sequence[str]
+) -> dict[str, Any]:
   """What summary.json says of the data."""
   return {
     "kept": report.kept,
     "kinds": dict(collections.Counter(e.kind for e in train.examples)),
+    "ratings": train.ratings(attributes),
     "dropped": dict(sorted(report.dropped.items())),
     "examples_of_dropped": report.examples,
     "train": len(train.groups),
@@ -241,7 +272,7 @@ def load_shifted(config: Any, model: Model, *, pooled: bool = False) -> Dataset 
     raise ValueError("data.shifted is compared with data.heldout, which holds nothing out")
   report = Report(strict=config.data.strict)
   examples = _read(name, config, report, "heldout")
-  found = Dataset(*tokenise(examples, model.text_encoder(), report))
+  found = Dataset(*model.tokenise(examples, report))
   if not found.groups:
     raise DataError(f"data.shifted is {name!r}: no group is left. {report}")
   return found

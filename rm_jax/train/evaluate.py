@@ -1,6 +1,7 @@
 """Agreement with held-out judgements, with the baselines that need no model beside it."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,12 +30,15 @@ class Evaluation:
   scores: tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
 
 
-def evaluate(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> Evaluation:
+def evaluate(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str] = ()
+) -> Evaluation:
   """Held-out agreement, for whatever kinds of feedback there are.
 
   Args:
-    scores: for each example float [M], of its marks.
+    scores: for each example float [M], of its marks; of feedback on attributes [A, M].
     examples: in the same order.
+    attributes: the model's, in order.
 
   Returns:
     the report of the comparisons (pairs and rankings together) where there are any, else of the
@@ -44,7 +48,8 @@ def evaluate(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> Evalu
   for i, example in enumerate(examples):
     name = "comparison" if example.kind in ("pair", "ranking") else example.kind
     chunks.setdefault(name, []).append(i)
-  makers = {"comparison": comparisons} | pointwise.MAKERS
+  on_attributes = functools.partial(pointwise.attributes, names=attributes)
+  makers = {"comparison": comparisons} | pointwise.MAKERS | {"attributes": on_attributes}
   done = {}
   for kind, make in makers.items():
     if kind in chunks:
@@ -173,6 +178,7 @@ _UNITS = {
   "comparison": "pairs",
   "outcome": "responses",
   "score": "responses",
+  "attributes": "responses",
   "step": "steps",
   "best_of": "questions",
   "first_error": "solutions",
@@ -182,6 +188,8 @@ _UNITS = {
 def summary_line(report: dict[str, Any]) -> str:
   """One line for people."""
   unit = _UNITS[report.get("kind", "comparison")]
+  if "attributes" in report:
+    return f"held-out {_errors(report)} on {report['n']} {unit}"
   if "accuracy" not in report:
     rho, (low, high) = report["spearman"]["value"], report["spearman"]["interval"]
     return (
@@ -197,9 +205,13 @@ def summary_line(report: dict[str, Any]) -> str:
   )
 
 
+def _errors(report: dict[str, Any]) -> str:
+  return (
+    f"mean square error {report['loss']:.3f}, of always the mean {report['baselines']['mean']:.3f}"
+  )
+
+
 def _valued(one: dict[str, Any]) -> str:
-  if one["value"] is None:
-    return "not defined"
   low, high = one["interval"]
   return f"{one['value']:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -214,12 +226,15 @@ def summary_table(report: dict[str, Any]) -> str:
   for name, paired in report.get("paired", {}).items():
     low, high = paired["interval"]
     lines.append(f"  {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}] to {name}, paired")
-  for name in ("auroc", "kendall", "spearman", "solution_auroc"):
-    if report.get(name, {}).get("value") is not None:
-      low, high = report[name]["interval"]
-      lines.append(
-        f"  {name.replace('_', ' ')} {report[name]['value']:.3f} [{low:.3f}, {high:.3f}]"
-      )
+  valued = {name: report.get(name) for name in ("auroc", "kendall", "spearman")}
+  valued |= {f"solution auroc, {how}": x for how, x in report.get("solution_auroc", {}).items()}
+  for name, one in valued.items():
+    if one and one["value"] is not None:
+      lines.append(f"  {name} {_valued(one)}")
+  for name, one in report.get("attributes", {}).items():
+    rho = one.get("spearman")
+    rho = f"Spearman correlation {_valued(rho)}; " if rho and rho["value"] is not None else ""
+    lines.append(f"  {name}: {rho}{_errors(one)}, on {one['n']}")
   for name in ("best_of", "first_error"):
     if name in report:
       lines.append(f"  {name.replace('_', ' ')}: {summary_line(report[name])}")

@@ -25,7 +25,7 @@ from rm_jax.train.mesh import (
   rows_multiple,
 )
 from rm_jax.train.objective import Objective
-from rm_jax.train.optimizer import make_optimizer, make_schedule, split_frozen
+from rm_jax.train.optimizer import frozen_patterns, make_optimizer, make_schedule, split_frozen
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.score import keep_features, score_groups
 from rm_jax.train.setup import Model, build_model, init_params
@@ -107,7 +107,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
       "frozen_parameters": sum(p.size for p in run.state.frozen.values()),
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     },
-    "data": data_summary(report, train_set, heldout_set),
+    "data": data_summary(report, train_set, heldout_set, model.network.head.attributes),
   }
   # A few numbers each; but for a language-model head.
   own = {path: x for path, x in run.state.loss_params().items() if path != text.HEAD}
@@ -188,14 +188,11 @@ class _Run:
 
   def _start(self, optimizer) -> TrainState:
     params = init_params(self.model, self.mesh, jax.random.fold_in(self.key, 0), training=True)
-    patterns = tuple(self.config.optimizer.freeze)
-    if self.config.model.frozen_layers:
-      patterns += (r"^backbone/embed", r"^backbone/lower/")
     own = self.objective.init_params(jax.random.fold_in(self.key, 2))
     params |= jax.device_put(own, replicated(self.mesh))
     if self.objective.text:
       params |= text.load_head(self.model, self.mesh)
-    trained, frozen = split_frozen(params, patterns)
+    trained, frozen = split_frozen(params, frozen_patterns(self.config))
     # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
     shapes = jax.eval_shape(optimizer.init, trained)
     shardings = like_parameters(shapes, trained, self.mesh)
@@ -375,7 +372,7 @@ class _Run:
       features=self.features["heldout"],
       progress="held out",
     )
-    found = evaluate.evaluate(scores, examples)
+    found = evaluate.evaluate(scores, examples, self.model.network.head.attributes)
     self.report, self.scores = found.report, found.scores
     tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
     if writers is not None:
@@ -389,6 +386,7 @@ class _Run:
         "spearman",
         "auroc",
         "kendall",
+        "attributes",
       )
       values = {name: self.report[name] for name in names if name in self.report}
       writers.write("metrics", step, values, split="heldout")

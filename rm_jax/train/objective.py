@@ -93,9 +93,20 @@ class Objective:
     }
 
   def __call__(
-    self, scores_BGK: jax.Array, batch: Batch, params: dict[str, dict] | None = None
+    self,
+    scores_BGK: jax.Array,
+    batch: Batch,
+    params: dict[str, dict] | None = None,
+    attributes_ABGK: jax.Array | None = None,
   ) -> jax.Array:
-    """The loss of each group, float32 [B, G]; `params`: {kind: those of its loss}."""
+    """The loss of each group, float32 [B, G].
+
+    Args:
+      scores_BGK: rewards, which all kinds of feedback but attributes speak of.
+      batch: labels of each kind.
+      params: {kind: those of its loss}.
+      attributes_ABGK: scores of each attribute, where the data have feedback on them.
+    """
     value_BG = jnp.zeros(scores_BGK.shape[:-1], jnp.float32)
     for kind, (loss, options) in self._losses.items():
       mine_BG = batch.kind == KINDS.index(kind)
@@ -103,7 +114,10 @@ class Objective:
       given = {name: getattr(batch, name) for name in loss.uses}
       if loss.init_params is not None:
         given["params"] = params[kind]
-      here = function(scores_BGK, batch.labels, where=batch.where & mine_BG[..., None], **given)
+      values, labels = scores_BGK, batch.labels
+      if kind == "attributes":
+        values, labels = attributes_ABGK, jnp.moveaxis(batch.attributes, -1, 0)
+      here = function(values, labels, where=batch.where & mine_BG[..., None], **given)
       value_BG += jnp.where(mine_BG, here, 0.0)
     for weight, penalty in self._penalties:
       value_BG += weight * penalty(scores_BGK, where=batch.where)

@@ -51,8 +51,18 @@ def decayed(path: str) -> bool:
   return path.endswith(("/kernel", "/embedding"))
 
 
+def scale_mix(rate: float) -> optax.GradientTransformation:
+  """Multiplies the update of the attributes' mix, a few numbers among millions."""
+
+  def scale(updates, params):
+    del params
+    return {path: rate * u if path == "head/mix" else u for path, u in updates.items()}
+
+  return optax.stateless(scale)
+
+
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-  """optax chain over a flat dict of parameters: clip, AdamW, decay towards the start, rate.
+  """optax chain over a flat dict of parameters: clip, AdamW, decay towards the start, rates.
 
   Args:
     config: the `optimizer` part of an experiment's config.
@@ -76,8 +86,20 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     )
   if config.towards_pretrained:
     parts.append(decay_towards_start(config.towards_pretrained))
+  if config.mix_rate:
+    parts.append(scale_mix(config.mix_rate))
   parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts)
+
+
+def frozen_patterns(config: Any) -> tuple[str, ...]:
+  """Regular expressions over the paths of the parameters that an experiment does not train."""
+  patterns = tuple(config.optimizer.freeze)
+  if config.model.frozen_layers:
+    patterns += (r"^backbone/embed", r"^backbone/lower/")
+  if config.model.attributes and not config.optimizer.mix_rate:
+    patterns += (r"^head/mix$",)
+  return patterns
 
 
 def split_frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> tuple[dict, dict]:

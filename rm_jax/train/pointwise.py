@@ -1,4 +1,4 @@
-"""Held-out reports of feedback on single responses and steps: outcomes, scores, steps.
+"""Held-out reports of feedback on single responses and steps: outcomes, ratings, steps, attributes.
 
 Scores of outcomes and steps are log-odds: 0 is where a response is as likely right as wrong.
 """
@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rm_jax.losses.process import HOW
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import auroc, bootstrap, spearman
+from rm_jax.train.score import solution_scores
 from rm_jax.types import Example
 
 Drawn = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
@@ -124,14 +126,16 @@ def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[di
   Returns:
     as `outcomes` over all steps; and `first_error`: how often the first step scored under 0 is the
     first wrong one, or none where none is, beside the rules that look at no text; and
-    `solution_auroc` of the smallest score of a solution.
+    `solution_auroc`: for each way to make one score of a solution's steps (min, product, mean,
+    last) the AUROC of that score, with its interval, for whether all steps are right.
   """
   score_N, label_N, clusters = _flat(scores, examples)
   report = _binary(score_N, label_N, clusters)
   sound = np.asarray([min(e.labels) > 0.5 for e in examples])
-  least = np.asarray([np.min(s) for s in scores])
   mine = [e.conversation for e in examples]
-  report["solution_auroc"] = bootstrap(auroc, (least, sound), mine)
+  report["solution_auroc"] = {
+    how: bootstrap(auroc, (solution_scores(scores, how), sound), mine) for how in HOW
+  }
   report["first_error"] = first_error(scores, examples)
   good = label_N > 0.5
   return report, (("right so far", score_N[good]), ("wrong", score_N[~good]))
@@ -183,14 +187,65 @@ def ratings(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[
   Drawn are the scores of the better and the worse half.
   """
   score_N, label_N, clusters = _flat(scores, examples)
+  return _regression(score_N, label_N, clusters), _halves(score_N, label_N)
+
+
+def _regression(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
   report = {
     "n": len(score_N),
     "loss": float(np.square(score_N - label_N).mean()),
-    "spearman": bootstrap(spearman, (score_N, label_N), clusters),
     "baselines": {"mean": float(label_N.var())},
   }
+  # One conversation alone says nothing of how conversations differ.
+  if len(set(clusters)) > 1:
+    report["spearman"] = bootstrap(spearman, (score_N, label_N), clusters)
+  return report
+
+
+def _halves(score_N: np.ndarray, label_N: np.ndarray) -> Drawn:
   high = label_N > np.median(label_N)
-  return report, (("rated high", score_N[high]), ("rated low", score_N[~high]))
+  return ("rated high", score_N[high]), ("rated low", score_N[~high])
+
+
+def attributes(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], names: Sequence[str]
+) -> tuple[dict, Drawn]:
+  """Report of ratings on attributes.
+
+  Args:
+    scores: for each example float [A, M], each attribute's.
+    examples: in the same order.
+    names: of the A attributes.
+
+  Returns:
+    `n` responses; `attributes`: for each that is rated as `ratings` reports it; `loss` and
+    `baselines`, mean square errors over all ratings. Drawn are the scores of the first attribute.
+  """
+  found, drawn = {}, None
+  for a, name in enumerate(names):
+    rated = [
+      (score_M[m], rating[name], example.conversation)
+      for score_AM, example in zip(scores, examples, strict=True)
+      for score_M in [score_AM[a]]
+      for m, rating in enumerate(example.attributes)
+      if name in rating
+    ]
+    if rated:
+      score_N, label_N = (np.asarray([r[i] for r in rated], np.float64) for i in (0, 1))
+      found[name] = _regression(score_N, label_N, [r[2] for r in rated])
+      drawn = drawn or _halves(score_N, label_N)
+  counts = [one["n"] for one in found.values()]
+
+  def mean(values) -> float:
+    return float(np.average(list(values), weights=counts))
+
+  report = {
+    "n": sum(len(e.responses) for e in examples),
+    "loss": mean(one["loss"] for one in found.values()),
+    "baselines": {"mean": mean(one["baselines"]["mean"] for one in found.values())},
+    "attributes": found,
+  }
+  return report, drawn
 
 
 MAKERS = {"outcome": outcomes, "score": ratings, "step": steps}

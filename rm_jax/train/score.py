@@ -1,10 +1,15 @@
-"""Running a network over many groups: scores, and the activations below the first trained layer."""
+"""Running a network over many groups: scores, and the activations below the first trained layer.
+
+And of solutions in steps: one score each.
+"""
 
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -12,6 +17,7 @@ from tqdm import tqdm
 from rm_jax.data.group import Group
 from rm_jax.data.iterate import ahead
 from rm_jax.data.pack import Packing, Shape, assemble, optional_fields, pack, standing
+from rm_jax.losses.process import HOW, aggregate
 from rm_jax.models.network import Network
 from rm_jax.train.mesh import place_batch, rows_multiple
 from rm_jax.types import Batch
@@ -25,7 +31,7 @@ _CHUNK = 2048
 
 
 @functools.lru_cache(maxsize=8)
-def _jit(network: Network, what: str) -> Callable[[dict, Batch], jax.Array]:
+def _jit(network: Network, what: str) -> Callable[[dict, Batch], Any]:
   return jax.jit(getattr(network, what))
 
 
@@ -40,12 +46,12 @@ def run_groups(
   shapes: Shapes | None = None,
   features: Sequence[np.ndarray] | None = None,
   progress: str = "",
-) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+) -> Iterator[tuple[Any, np.ndarray, Batch]]:
   """Runs one of a network's functions over groups, packed; yields micro-batches as they come.
 
   Args:
     network: see `models.network.Network`.
-    what: 'apply' (scores) or 'features'.
+    what: 'score' or 'features'.
     params: nested dict, on the mesh.
     groups: of any length.
     mesh: the devices.
@@ -55,20 +61,20 @@ def run_groups(
     progress: label of a progress bar; '' shows none.
 
   Yields:
-    (output as numpy, index [B, G] of the groups, -1 = none; the host's batch).
+    (output, its arrays numpy's; index [B, G] of the groups, -1 = none; the host's batch).
   """
   lengths = [g.columns(packing.share) for g in groups]
   if not groups:
     return
   if shapes is None:
-    shapes = standing(max(lengths), max(len(g.marks) for g in groups), packing)
+    shapes = standing(max(lengths), _power_of_two(max(len(g.marks) for g in groups)), packing)
 
   def micros():
     for start in range(0, len(groups), _CHUNK):
       yield from pack(range(start, min(start + _CHUNK, len(groups))), lengths, shapes)
 
   # Scores do not depend on what was said of the responses.
-  fields = optional_fields(groups) & {"token_type"}
+  fields = optional_fields(groups) & {"token_type", "starts"}
 
   def prepare(micro):
     batch, index = assemble(micro, groups, share=packing.share, fields=fields, features=features)
@@ -83,28 +89,67 @@ def run_groups(
     for placed, batch, index in ahead(prepare, micros()):
       this = function(params, placed), index, batch
       if waiting is not None:
-        yield np.asarray(waiting[0]), *waiting[1:]
+        yield jax.tree.map(np.asarray, waiting[0]), *waiting[1:]
       waiting = this
       bar.update(int((index >= 0).sum()))
-    yield np.asarray(waiting[0]), *waiting[1:]
+    yield jax.tree.map(np.asarray, waiting[0]), *waiting[1:]
 
 
 def score_groups(
-  network: Network, params: dict, groups: Sequence[Group], *, members: bool = False, **options
+  network: Network, params: dict, groups: Sequence[Group], *, outputs: bool = False, **options
 ) -> list:
-  """Scores of each group's marks: a list of float32 [marks].
+  """Scores of each group's marks: a list of rewards, float32 [marks].
+
+  Of a group whose feedback is on attributes each attribute's, [A, marks], as its labels have it.
 
   Args:
-    members: of an ensemble, each member's, [members, marks]; else their mean.
+    outputs: instead of rewards what they are made of, [M, marks] or [A, marks], where that is more
+      than one.
     options: as `run_groups`.
   """
   out: list[np.ndarray | None] = [None] * len(groups)
-  for scores, index_BG, _ in run_groups(network, "apply", params, groups, **options):
-    if network.head.ensemble and not members:
-      scores = scores.mean(axis=0)
+  for (rewards_BGK, scores), index_BG, _ in run_groups(network, "score", params, groups, **options):
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       i = index_BG[b, g]
-      out[i] = scores[..., b, g, : len(groups[i].marks)]
+      one = scores if outputs or groups[i].kind == "attributes" else rewards_BGK
+      out[i] = one[..., b, g, : len(groups[i].marks)]
+  return out
+
+
+def _power_of_two(n: int) -> int:
+  """The least that is not under n >= 1."""
+  return 1 << (n - 1).bit_length()
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def _aggregate(scores_NK: jax.Array, where_NK: jax.Array, how: str) -> jax.Array:
+  whose = jnp.zeros(where_NK.shape, jnp.int32)
+  return aggregate(scores_NK, where=where_NK, response=whose, num_responses=1, how=how)[0][:, 0]
+
+
+def solution_scores(steps: Sequence[np.ndarray], how: str = "min") -> np.ndarray:
+  """One score a solution, float32 [N], from those of its steps.
+
+  Args:
+    steps: N arrays float [number of steps], log-odds; none of them empty.
+    how: 'min', 'product', 'mean' or 'last', as `losses.process.aggregate`. 'product' gives
+      log-probabilities, the others log-odds.
+
+  Raises:
+    ValueError: another `how`.
+  """
+  if how not in HOW:
+    raise ValueError(f"aggregate is {how!r}; expected one of {', '.join(HOW)}")
+  out = np.zeros(len(steps), np.float32)
+  # In chunks of few shapes: a solution of many steps does not pad all the others.
+  order = np.argsort([len(s) for s in steps], kind="stable")
+  for start in range(0, len(steps), 256):
+    chunk = order[start : start + 256]
+    shape = _power_of_two(len(chunk)), _power_of_two(len(steps[chunk[-1]]))
+    scores_NK, where_NK = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    for n, i in enumerate(chunk):
+      scores_NK[n, : len(steps[i])], where_NK[n, : len(steps[i])] = steps[i], True
+    out[chunk] = np.asarray(_aggregate(scores_NK, where_NK, how))[: len(chunk)]
   return out
 
 

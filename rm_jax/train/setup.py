@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,21 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from rm_jax.data.group import Group, tokenise
+from rm_jax.data.report import Report
 from rm_jax.data.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.models import hf
-from rm_jax.models.config import DECODERS, backbone_config, head_config, is_classifier
+from rm_jax.models.config import (
+  DECODERS,
+  HeadConfig,
+  backbone_config,
+  head_config,
+  is_classifier,
+)
 from rm_jax.models.network import Network
 from rm_jax.models.source import Source, load_tokenizer, open_source, read_json
 from rm_jax.train.mesh import parameter_shardings
+from rm_jax.types import Example
 from rm_jax.world import make_tokenizer
 
 log = logging.getLogger(__name__)
@@ -43,6 +53,12 @@ class Model:
     """Text -> tokens by the model's convention."""
     return TextEncoder(self.tokenizer, self.convention)
 
+  def tokenise(
+    self, examples: Sequence[Example], report: Report
+  ) -> tuple[list[Group], list[Example]]:
+    """Feedback -> groups, as `data.group.tokenise`."""
+    return tokenise(examples, self.text_encoder(), report, self.network.head.attributes)
+
   def exported_config(self) -> dict[str, Any]:
     """config.json of the model when saved: a Hugging Face sequence classifier's."""
     names = {
@@ -52,13 +68,14 @@ class Model:
       "qwen3": "Qwen3",
       "bert": "Bert",
     }
-    outputs = self.network.head.outputs
+    head = self.network.head
+    labels = head.attributes or tuple(f"LABEL_{i}" for i in range(head.outputs))
     config = dict(self.config)
     config.pop("num_labels", None)
     config |= {
       "architectures": [f"{names[config['model_type']]}ForSequenceClassification"],
-      "id2label": {str(i): f"LABEL_{i}" for i in range(outputs)},
-      "label2id": {f"LABEL_{i}": i for i in range(outputs)},
+      "id2label": {str(i): label for i, label in enumerate(labels)},
+      "label2id": {label: i for i, label in enumerate(labels)},
       "torch_dtype": "float32",
     }
     return config
@@ -73,7 +90,13 @@ class Model:
 
 
 def convention_for(
-  hf_config: dict[str, Any], record: dict[str, Any], tokenizer: Any, *, eos: str, max_length: int
+  hf_config: dict[str, Any],
+  record: dict[str, Any],
+  tokenizer: Any,
+  *,
+  eos: str,
+  max_length: int,
+  pooling: str = "",
 ) -> Convention:
   """The convention of a checkpoint: what was saved with it, else its architecture's.
 
@@ -84,19 +107,33 @@ def convention_for(
     eos: 'append', 'none' or 'auto' (append where the tokenizer has one and the head is ours).
     max_length: tokens; 0 = what was saved, or the architecture's most. A smaller limit of the
       architecture holds.
+    pooling: 'last' (decoders), 'first' (encoders) or 'mean'; '' = the architecture's own, or that
+      of a head which the checkpoint has.
+
+  Raises:
+    ValueError: another `pooling`, or a head that was trained with another.
   """
   positions = backbone_config(hf_config).max_positions
+  decoder = hf_config["model_type"] in DECODERS
+  imported = is_classifier(hf_config)
+  usual = ("hf" if imported else "last") if decoder else "first"
+  if record:
+    usual = record["convention"].get("pooling", usual)
+  known = (usual,) if record or imported else (usual, "mean")
+  if pooling not in ("", *known):
+    raise ValueError(
+      f"model.pooling is {pooling!r}; expected {' or '.join(map(repr, known))}, which "
+      + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
+    )
   if record:
     saved = Convention(**record["convention"])
     return dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
-  decoder = hf_config["model_type"] in DECODERS
-  imported = is_classifier(hf_config)
   if eos == "auto":
     eos = "append" if decoder and not imported and tokenizer.eos_token_id is not None else "none"
   return Convention(
     encoder=not decoder,
     eos=eos,
-    pooling=("hf" if imported else "last") if decoder else "first",
+    pooling=pooling or usual,
     max_length=min(max_length or positions, positions),
   )
 
@@ -132,26 +169,19 @@ def build_model(config: Any) -> Model:
   backbone = backbone_config(hf_config)
   if not c.dropout:
     backbone = _without_dropout(backbone)
-  head = (
-    head_config(hf_config) if source else dataclasses.replace(head_config(hf_config), outputs=1)
-  )
-  if head.outputs != 1:
+  if config.optimizer.mix_rate and not c.attributes:
     raise ValueError(
-      f"{c.pretrained}: its head has {head.outputs} outputs; a reward has one. Start from a "
-      "checkpoint of the language model, or of a classifier with num_labels 1"
+      f"optimizer.mix_rate is {config.optimizer.mix_rate} and model.attributes is (); name some"
     )
-  if c.members < 1:
-    raise ValueError(f"model.members is {c.members}; expected at least 1")
-  if c.members > 1:
-    if source and is_classifier(hf_config):
-      raise ValueError(
-        f"model.members is {c.members} and {c.pretrained} has a head of its own; start from a "
-        "checkpoint of the language model, or set model.members=1"
-      )
-    head = dataclasses.replace(head, outputs=c.members, ensemble=True)
+  head = _head(c, hf_config, source)
   record = source.record if source else {}
   convention = convention_for(
-    hf_config, record, tokenizer, eos=c.eos, max_length=config.data.max_length
+    hf_config,
+    record,
+    tokenizer,
+    eos=c.eos,
+    max_length=config.data.max_length,
+    pooling=c.pooling,
   )
   if convention.pooling == "last":
     hf_config = hf_config | {"pad_token_id": _distinct_pad(tokenizer)}
@@ -172,6 +202,54 @@ def build_model(config: Any) -> Model:
 
 def _tokenizer(name: str) -> Any:
   return make_tokenizer() if name == "world" else load_tokenizer(name)
+
+
+def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfig:
+  """The head that the `model` part of a config asks for.
+
+  Raises:
+    ValueError: it makes no sense, or the checkpoint has a head that is another one.
+  """
+  head = head_config(hf_config)
+  own = source is not None and is_classifier(hf_config)
+  names = tuple(c.attributes)
+  if c.members < 1:
+    raise ValueError(f"model.members is {c.members}; expected at least 1")
+  if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
+    raise ValueError(f"model.attributes is {names}; expected names, each once")
+  if len(c.mix) not in (0, len(names)):
+    raise ValueError(
+      f"model.mix is {tuple(c.mix)}; expected none, or as many as model.attributes {names}"
+    )
+  if c.members > 1 and (own or names):
+    found = "model.attributes is set" if names else f"{c.pretrained} has a head of its own"
+    raise ValueError(
+      f"model.members is {c.members} and {found}; expected model.members=1, or a checkpoint of the "
+      "language model and no attributes"
+    )
+  mix = tuple(map(float, c.mix)) or (1 / len(names),) * len(names) if names else ()
+  if not own:
+    outputs = len(names) or c.members
+    return dataclasses.replace(
+      head, outputs=outputs, ensemble=c.members > 1, attributes=names, mix=mix
+    )
+  if not names:
+    if head.outputs != 1:
+      raise ValueError(
+        f"{c.pretrained}: its head has {head.outputs} outputs; a reward has one. Start from a "
+        "checkpoint of the language model, or of a classifier with num_labels 1; or name the "
+        "outputs in model.attributes"
+      )
+    return head
+  labels = hf_config.get("id2label") or {}
+  labels = tuple(labels[i] for i in sorted(labels, key=int))
+  if labels != names:
+    raise ValueError(
+      f"model.attributes is {names} and {c.pretrained} has a head of {labels}; expected these "
+      "names in this order, or a checkpoint of the language model"
+    )
+  saved = source.record.get("head", {}).get("mix")
+  return dataclasses.replace(head, attributes=names, mix=mix if c.mix or not saved else saved)
 
 
 def _distinct_pad(tokenizer: Any) -> int | None:
@@ -254,7 +332,8 @@ def init_params(
         "give; train one first"
       )
     log.warning("%s: no reward head (%s): a new one is made", model.source.path, ", ".join(names))
-    flat |= random(missing)
+  if rest := [path for path in abstract if path not in flat]:
+    flat |= random(rest)
   return {path: flat[path] for path in abstract}
 
 

@@ -44,7 +44,7 @@ def shift_report(
   """`separation` of an ensemble of heads."""
   scores = [
     score_groups(
-      network, params, data.groups, members=True, mesh=mesh, packing=packing, progress="shift"
+      network, params, data.groups, outputs=True, mesh=mesh, packing=packing, progress="shift"
     )
     for data in (heldout, shifted)
   ]

@@ -143,15 +143,15 @@ def make_accumulate(network: Network, objective: Objective, *, sources: int, dro
   def loss_sum(params, frozen, batch, key, total):
     whole = unflatten_dict({**params, **frozen}, sep="/")
     loss_params = whole.pop("loss", None)
-    scores_BGK, h_BTD = network.apply_with_hidden(whole, batch, key if dropout else None)
+    scores, h_BTD = network.apply_with_hidden(whole, batch, key if dropout else None)
+    scores_BGK = network.reward(whole, scores)
     if network.head.ensemble:
-      scores_MBGK = scores_BGK
-      loss_MBG = jax.vmap(lambda s: objective(s, batch, loss_params))(scores_MBGK)
+      loss_MBG = jax.vmap(lambda s: objective(s, batch, loss_params))(scores)
       if batch.members is not None:
         loss_MBG *= jnp.moveaxis(batch.members, -1, 0)
-      loss_BG, scores_BGK = jnp.mean(loss_MBG, axis=0), jnp.mean(scores_MBGK, axis=0)
+      loss_BG = jnp.mean(loss_MBG, axis=0)
     else:
-      loss_BG = objective(scores_BGK, batch, loss_params)
+      loss_BG = objective(scores_BGK, batch, loss_params, scores)
     text = None
     if objective.text:
       penalty_BG, *text = objective.text(h_BTD, head_of(whole, loss_params), batch)
@@ -172,10 +172,9 @@ def make_moments(network: Network, objective: Objective, *, dropout: bool):
   """(state, batch, key) -> float32 [6], of `Objective.moments`: a forward pass of its own."""
 
   def part(state: TrainState, batch: Batch, key) -> jax.Array:
-    scores_BGK = network.apply(state.all_params(), batch, key if dropout else None)
-    if network.head.ensemble:
-      scores_BGK = jnp.mean(scores_BGK, axis=0)
-    return objective.moments(scores_BGK, batch)
+    params = state.all_params()
+    scores = network.apply(params, batch, key if dropout else None)
+    return objective.moments(network.reward(params, scores), batch)
 
   return part
 

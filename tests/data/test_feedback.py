@@ -1,4 +1,4 @@
-"""Rankings, comparisons, outcomes, scores, steps: what a row means, and what is wrong with one."""
+"""Feedback of all kinds but pairs: what a row means, and what is wrong with one."""
 
 import json
 import pathlib
@@ -66,6 +66,44 @@ def test_steps():
   assert example.responses == ("one\ntwo",)
 
 
+def test_attributes_and_those_that_nobody_rated():
+  row = {"prompt": "p", "completion": "c", "attributes": {"good": 3, "long": None, "kind": 1.5}}
+  example = convert(row)
+  assert (example.kind, example.labels) == ("attributes", (0.0,))
+  assert example.attributes == ({"good": 3.0, "kind": 1.5},)
+  assert convert(row | {"response": "d", "weight": 2}).weight == 2
+
+
+HELPSTEER = {
+  "prompt": "p",
+  "response": "r",
+  "helpfulness": 4,
+  "correctness": 3,
+  "coherence": 2,
+  "complexity": 1,
+  "verbosity": 0,
+}
+
+
+def test_helpsteer_as_it_is_published():
+  example = convert(HELPSTEER)
+  assert example.kind == "attributes"
+  assert example.prompt == ({"role": "user", "content": "p"},)
+  assert example.responses == (({"role": "assistant", "content": "r"},),)
+  assert example.attributes == (
+    {"helpfulness": 4, "correctness": 3, "coherence": 2, "complexity": 1, "verbosity": 0},
+  )
+  turns = "one\n<extra_id_1>Assistant\ntwo\n\n<extra_id_1>User\nthree"
+  several = convert(HELPSTEER | {"prompt": turns})
+  assert [(m["role"], m["content"]) for m in several.prompt] == [
+    ("user", "one"),
+    ("assistant", "two\n"),
+    ("user", "three"),
+  ]
+  assert several.conversation == "one"
+
+
+RATED = {"prompt": "p", "completion": "c", "attributes": {"good": 3}}
 RANKING = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
 COMPARED = {"prompt": "p", "responses": ["a", "b"], "comparisons": [[0, 1, 1]]}
 STEPS = {"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]}
@@ -90,6 +128,18 @@ BAD = [
   (STEPS | {"completions": ["a", " "]}, "empty_response", "step 1 is ' '"),
   (STEPS | {"completions": ["a", "\ud800"]}, "lone_surrogate", "half a surrogate"),
   ({"prompt": "p", "completion": "c", "label": "yes"}, "wrong_type", "'label' is 'yes'"),
+  (RATED | {"attributes": [3]}, "wrong_type", r"'attributes' is \[3\]; expected {name: number}"),
+  (RATED | {"attributes": {"good": "3"}}, "wrong_type", "'attributes.good' is '3'"),
+  (RATED | {"attributes": {"good": None}}, "no_attribute", "expected a number in it"),
+  (RATED | {"attributes": {}}, "no_attribute", "expected a number in it"),
+  (HELPSTEER | {"verbosity": "2"}, "wrong_type", "'attributes.verbosity' is '2'"),
+  (HELPSTEER | {"prompt": " "}, "empty_prompt", "expected text"),
+  (HELPSTEER | {"response": ""}, "empty_response", "'response' ends with ''"),
+  (
+    HELPSTEER | {"prompt": "a\n<extra_id_1>Assistant\nb"},
+    "malformed_dialogue",
+    "expected the user",
+  ),
   ({"prompt": "p", "chosen": "a", "rejected": "b", "preference": 1.2}, "out_of_range", "1.2"),
   ({"prompt": "p", "chosen": "a", "rejected": "b", "tie": 1}, "wrong_type", "'tie' is 1"),
   (

@@ -161,8 +161,8 @@ def test_eos_without_an_eos_token_names_the_mend():
 
 @pytest.mark.parametrize("name", ["eos", "pooling"])
 def test_unknown_convention_is_an_error(name):
-  with pytest.raises(ValueError, match=f"convention.{name} is 'mean'"):
-    Convention(**{name: "mean"})
+  with pytest.raises(ValueError, match=f"convention.{name} is 'middle'"):
+    Convention(**{name: "middle"})
 
 
 def test_bad_rows_are_counted_with_their_reason_and_the_rest_kept():
@@ -245,6 +245,32 @@ def test_steps_that_do_not_fit_cost_the_prompt_and_never_a_label():
   t = steps_of(tokenizer, turns, ["s"], max_length=len("UuserR:newXNSassistant:sNE") - 1)
   assert "old" not in text(tokenizer, t.ids)
   assert text(tokenizer, t.ids).endswith("<s>assistant:s\n</s>")
+
+
+def averaged(tokenizer, s):
+  """The text of each mean, from its first token to its mark."""
+  spans = zip(s.starts, s.marks, strict=True)
+  return [text(tokenizer, s.ids[start : mark + 1]) for start, mark in spans]
+
+
+def test_a_mean_is_over_the_responses_own_tokens():
+  tokenizer = decoder_tokenizer(merges=[("b", "c")])
+  assert averaged(tokenizer, one(tokenizer, "ab", "xy", pooling="mean")) == ["xy</s>"]
+  assert averaged(tokenizer, one(tokenizer, "ab", "xy", pooling="mean", eos="none")) == ["xy"]
+  # What merges over the border is the response's; what of the prompt is cut is not.
+  assert averaged(tokenizer, one(tokenizer, "ab", "cd", pooling="mean")) == ["bcd</s>"]
+  cut = one(tokenizer, "abababab", "xy", pooling="mean", max_length=6)
+  assert averaged(tokenizer, cut) == ["xy</s>"]
+  long = one(tokenizer, "ab", "vwxyz", pooling="mean", max_length=4)
+  assert averaged(tokenizer, long) == ["yz</s>"]
+  assert averaged(tokenizer, one(tokenizer, "ab", "", pooling="mean", eos="none")) == ["b"]
+  assert one(tokenizer, "ab", "xy").starts is None
+  bert = encoder_tokenizer()
+  options = dict(encoder=True, eos="none", pooling="mean")
+  assert averaged(bert, one(bert, "ab", "cd", **options)) == ["cd[SEP]"]
+  assert averaged(bert, one(bert, "ab", "wxyz", max_length=5, **options)) == ["yz[SEP]"]
+  steps = steps_of(decoder_tokenizer(), "q: ", ["ab.", "b", "c."], pooling="mean")
+  assert averaged(decoder_tokenizer(), steps) == ["ab.\n", "b\n", "c.\n"]
 
 
 def test_an_encoder_reads_no_steps():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from rm_jax.losses import LOSSES
-from rm_jax.losses.registry import FIELDS, KINDS
+from rm_jax.losses.registry import FIELDS
+from rm_jax.types import KINDS
 
 KEY = jax.random.key(0)
 every = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

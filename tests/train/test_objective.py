@@ -75,6 +75,20 @@ def test_every_group_gets_the_loss_of_its_kind():
   np.testing.assert_allclose(value, [expected], rtol=1e-5)
 
 
+def test_attributes_beside_pairs_in_one_batch():
+  nan = math.nan
+  # A pair, and two rated responses: the second's second attribute was not rated.
+  labels = jnp.asarray([[[[nan, nan]] * 2, [[2.0, 1.0], [nan, nan]], [[-1.0, nan], [nan, nan]]]])
+  batch = make_batch(
+    [("pair", [1.0, 0.0]), ("attributes", [0.0]), ("attributes", [0.0])], attributes=labels
+  )
+  rewards = jnp.asarray([[[0.5, -0.2], [9, 9], [9, 9]]])
+  each = jnp.asarray([[[[9, 9], [1.5, 9], [0.5, 9]]], [[[9, 9], [0.0, 9], [9, 9]]]])
+  value = objective({"pair", "attributes"})(rewards, batch, None, each)
+  expected = [nll(0.7), (0.5**2 + 1) / 2, 1.5**2]
+  np.testing.assert_allclose(value, [expected], rtol=1e-5)
+
+
 def test_a_kind_that_the_data_have_not_costs_nothing():
   # Its loss is not even looked at.
   objective({"pair"}, step="no such loss")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rm_jax.train.evaluate import evaluate, judged, summary_table
+from rm_jax.train.score import solution_scores
 from rm_jax.types import Example
 
 
@@ -109,10 +110,47 @@ def test_steps_and_the_first_error():
     "no_error": pytest.approx(1 / 3),
     "random_step": pytest.approx((1 / 3 + 1 / 4 + 1 / 4) / 3),
   }
-  assert report["solution_auroc"]["value"] == 1
+  # Whether all is right: no, yes, no. Each rule puts the sound solution above both others.
+  assert {how: one["value"] for how, one in report["solution_auroc"].items()} == {
+    "min": 1,
+    "product": 1,
+    "mean": 1,
+    "last": 1,
+  }
   table = summary_table(report)
   assert "first error: held-out accuracy 0.667" in table
   assert "on 3 solutions" in table
+
+
+def test_a_solutions_score_by_each_rule():
+  # A sound solution of three middling steps; one that begins well and breaks; one all but sound.
+  steps = [[1.0, 1.0, 1.0], [5.0, -2.0], [0.0, 3.0]]
+  labels = [(1.0, 1.0, 1.0), (1.0, 0.0), (1.0, 0.0)]
+  examples = [example(i, ("-",), y, "step", steps=(("-",) * len(y),)) for i, y in enumerate(labels)]
+  scores = [np.asarray(s, np.float32) for s in steps]
+
+  def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+  expected = {
+    "min": [1, -2, 0],
+    "product": [sum(map(log_sigmoid, s)) for s in steps],
+    "mean": [1, 1.5, 1.5],
+    "last": [1, -2, 3],
+  }
+  for how, values in expected.items():
+    np.testing.assert_allclose(solution_scores(scores, how), values, rtol=1e-6)
+  found = evaluate(scores, examples).report["solution_auroc"]
+  # How many of the two faulty ones each rule puts below the sound one: its product is -0.940,
+  # theirs are -2.13 and -0.742.
+  assert {how: one["value"] for how, one in found.items()} == {
+    "min": 1,
+    "product": 0.5,
+    "mean": 0,
+    "last": 0.5,
+  }
+  table = summary_table(evaluate(scores, examples).report)
+  assert "solution auroc, product 0.500" in table
 
 
 def test_scores():
@@ -122,6 +160,30 @@ def test_scores():
   assert report["loss"] == 0.5
   assert report["baselines"]["mean"] == 1.25
   assert "Spearman correlation 0.800" in summary_table(report)
+
+
+def test_attributes():
+  ratings = [{"a": 1.0, "b": 0.0}, {"a": 2.0}, {"a": 3.0, "b": 2.0}, {"a": 4.0, "c": 1.0}]
+  examples = [
+    example(i, ("-",), (0.0,), "attributes", attributes=(r,)) for i, r in enumerate(ratings)
+  ]
+  a, b = (1.0, 2.0, 4.0, 3.0), (1.0, 9.0, 1.0, 9.0)
+  scores = [np.asarray(s)[:, None] for s in zip(a, b, (0.0,) * 4, strict=True)]
+  found = evaluate(scores, examples, ("a", "b", "unrated"))
+  report = found.report
+  assert report["n"] == 4
+  assert set(report["attributes"]) == {"a", "b"}
+  one, two = report["attributes"].values()
+  assert one["spearman"]["value"] == pytest.approx(0.8)
+  assert (one["n"], one["loss"], one["baselines"]["mean"]) == (4, 0.5, 1.25)
+  assert (two["n"], two["loss"], two["baselines"]["mean"]) == (2, 1.0, 1.0)
+  assert two["spearman"]["value"] is None  # the scores are all ties
+  assert report["loss"] == pytest.approx((4 * 0.5 + 2 * 1.0) / 6)
+  assert report["baselines"]["mean"] == pytest.approx((4 * 1.25 + 2 * 1.0) / 6)
+  assert [name for name, _ in found.scores] == ["rated high", "rated low"]
+  table = summary_table(report)
+  assert "a: Spearman correlation 0.800 [" in table
+  assert "b: mean square error 1.000, of always the mean 1.000, on 2" in table
 
 
 def test_several_kinds_stand_beside_one_another():

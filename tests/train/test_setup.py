@@ -37,6 +37,28 @@ def test_convention_of_each_kind_of_checkpoint():
   assert (again.eos, again.date, again.max_length) == ("none", "x", 512)
 
 
+def test_pooling_is_the_architectures_own_the_mean_or_the_trained_heads():
+  options = dict(eos="auto", max_length=1024)
+  for config, tokenizer, own in (
+    (LLAMA, decoder_tokenizer(), "last"),
+    (BERT, encoder_tokenizer(), "first"),
+  ):
+    for asked, expected in (("", own), (own, own), ("mean", "mean")):
+      got = convention_for(config, {}, tokenizer, pooling=asked, **options)
+      assert got.pooling == expected
+  with pytest.raises(ValueError, match=r"model\.pooling is 'first'; expected 'last' or 'mean'"):
+    convention_for(LLAMA, {}, decoder_tokenizer(), pooling="first", **options)
+  saved = {"convention": {"pooling": "mean"}}
+  for asked in ("", "mean"):
+    got = convention_for(LLAMA, saved, decoder_tokenizer(), pooling=asked, **options)
+    assert got.pooling == "mean"
+  with pytest.raises(ValueError, match="is 'last'; expected 'mean', which the checkpoint's head"):
+    convention_for(LLAMA, saved, decoder_tokenizer(), pooling="last", **options)
+  classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
+  with pytest.raises(ValueError, match="is 'mean'; expected 'hf', which the checkpoint's head"):
+    convention_for(classifier, {}, decoder_tokenizer(), pooling="mean", **options)
+
+
 def test_chat_template_by_name_text_and_file(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=1)
   config.model.chat_template = "hh"

@@ -31,14 +31,18 @@ from rm_jax.types import Example
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 
 KINDS = {"llama": LLAMA, "bert": BERT}
+# (architecture, where its reward is read)
+READ = [("llama", "last"), ("bert", "first"), ("llama", "mean"), ("bert", "mean")]
 
 
-def make_groups(kind, count, seed=0):
+def make_groups(kind, count, seed=0, pooling=""):
   rng = np.random.default_rng(seed)
   if kind == "llama":
-    encoder = TextEncoder(decoder_tokenizer(), Convention(max_length=200))
+    encoder = TextEncoder(
+      decoder_tokenizer(), Convention(max_length=200, pooling=pooling or "last")
+    )
   else:
-    convention = Convention(encoder=True, eos="none", pooling="first", max_length=200)
+    convention = Convention(encoder=True, eos="none", pooling=pooling or "first", max_length=200)
     encoder = TextEncoder(encoder_tokenizer(), convention)
 
   def words(longest):
@@ -105,10 +109,10 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_sixteen_groups_in_any_layout_and_any_number_of_micro_batches(kind):
+@pytest.mark.parametrize(("kind", "pooling"), READ)
+def test_sixteen_groups_in_any_layout_and_any_number_of_micro_batches(kind, pooling):
   network = network_of(kind)
-  params, groups = params_of(network), make_groups(kind, 16)
+  params, groups = params_of(network), make_groups(kind, 16, pooling=pooling)
   layouts = {n: p for n, p in LAYOUTS.items() if kind == "llama" or not p.share}
   loss, gradients = loss_and_gradients(network, params, groups, 1, layouts["padded"])
   scale = max(np.abs(g).max() for g in gradients.values())
@@ -121,11 +125,11 @@ def test_sixteen_groups_in_any_layout_and_any_number_of_micro_batches(kind):
         assert error <= 1e-5, (name, count, path, error)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_frozen_activations_that_were_kept_give_the_same_scores(kind):
+@pytest.mark.parametrize(("kind", "pooling"), READ)
+def test_frozen_activations_that_were_kept_give_the_same_scores(kind, pooling):
   network = network_of(kind, frozen=1)
   params = network.init(jax.random.key(0))
-  groups = make_groups(kind, 12)
+  groups = make_groups(kind, 12, pooling=pooling)
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   packing = Packing(share=kind == "llama", row_lengths=(160,))
   options = dict(mesh=mesh, packing=packing)
