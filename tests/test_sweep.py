@@ -83,9 +83,19 @@ def test_settings_are_checked_before_the_first_run(tmp_path):
   assert (changed.loss.pair, changed.seed) == ("hinge", 3)
 
 
+def test_pools_are_of_settings_that_there_are(tmp_path):
+  path = tmp_path / "study.py"
+  path.write_text(
+    STUDY + '\n\ndef pools():\n  return {"all": ("bt", "x"), "none": ("lasso", "x")}\n'
+  )
+  with pytest.raises(ValueError, match="pool 'none' is of 'lasso'"):
+    sweep.study_of(str(path))
+
+
 def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_path):
   study = tmp_path / "study.py"
-  study.write_text(STUDY)
+  shifted = write_pairs(tmp_path / "shifted.jsonl", 12, seed=7)
+  study.write_text(STUDY + f"\n\ndef pools():\n  return {{'runs': ('bt', {str(shifted)!r})}}\n")
   flags = train_flags(
     llama_folder, write_pairs(tmp_path / "pairs.jsonl", 48), tmp_path / "out", **{"train.steps": 4}
   )
@@ -99,6 +109,11 @@ def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_pa
     for seed in (0, 1)
   ]
   assert table[""]["accuracy"]["bt"]["runs"] == runs
+  # The two runs of the first setting, as one ensemble's members.
+  pooled = json.loads((tmp_path / "out/pools.json").read_text())["runs"]
+  assert (pooled["members"], pooled["shift"]["shifted"]["n"]) == (2, 12)
+  assert pooled["shift"]["heldout"]["variance"] > 0
+  assert "members' disagreement, 12 shifted against held out: AUROC" in out
   assert (tmp_path / "out/table.png").stat().st_size > 5_000
   # A figure that a run has left is taken as it is: nothing is trained again.
   done = tmp_path / "out/bt/0/summary.json"
