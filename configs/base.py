@@ -96,6 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Of the attributes' mix, in learning_rates; 0 = it stays as it is. A rate for millions of weights
   # hardly moves a few: 100 is usual. It learns from pairs and all feedback but attributes.
   c.optimizer.mix_rate = 0.0
+  c.optimizer.loss_rate = 100.0  # of the losses' own parameters (a tie rate ...), likewise
   c.optimizer.freeze = ()  # regular expressions; parameters whose path has one are not trained
 
   c.train = ml_collections.ConfigDict()

@@ -51,12 +51,23 @@ def decayed(path: str) -> bool:
   return path.endswith(("/kernel", "/embedding"))
 
 
-def scale_mix(rate: float) -> optax.GradientTransformation:
-  """Multiplies the update of the attributes' mix, a few numbers among millions."""
+def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation:
+  """Multiplies updates of the few numbers that stand alone among millions.
+
+  Args:
+    mix_rate: of the attributes' mix.
+    loss_rate: of the losses' own parameters (a tie rate, cut-points; no language-model head): Adam
+      moves each by no more than the learning rate a step, and these have whole units to go.
+  """
+
+  def rate(path: str) -> float:
+    if path == "head/mix":
+      return mix_rate
+    return loss_rate if path.startswith("loss/") and not decayed(path) else 1.0
 
   def scale(updates, params):
     del params
-    return {path: rate * u if path == "head/mix" else u for path, u in updates.items()}
+    return {path: rate(path) * u for path, u in updates.items()}
 
   return optax.stateless(scale)
 
@@ -86,8 +97,7 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     )
   if config.towards_pretrained:
     parts.append(decay_towards_start(config.towards_pretrained))
-  if config.mix_rate:
-    parts.append(scale_mix(config.mix_rate))
+  parts.append(scale_few(config.mix_rate, config.loss_rate))
   parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts)
 
