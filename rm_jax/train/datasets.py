@@ -249,12 +249,15 @@ def data_summary(
   }
 
 
-def load_shifted(config: Any, model: Model, *, pooled: bool = False) -> Dataset | None:
+def load_shifted(
+  config: Any, model: Model, heldout: Dataset, *, pooled: bool = False
+) -> Dataset | None:
   """`data.shifted`, on which an ensemble is to disagree more; None where there is none.
 
   Args:
     config: of a run.
     model: of it.
+    heldout: what it is compared with.
     pooled: whether several runs are the ensemble, so that the model need not be one.
 
   Raises:
@@ -268,7 +271,7 @@ def load_shifted(config: Any, model: Model, *, pooled: bool = False) -> Dataset 
       f"data.shifted is {name!r} and model.members {config.model.members}; expected an ensemble, "
       "of model.members=2 or more"
     )
-  if str(config.data.heldout) in ("", "0", "0.0"):
+  if not heldout.groups:
     raise ValueError("data.shifted is compared with data.heldout, which holds nothing out")
   report = Report(strict=config.data.strict)
   examples = _read(name, config, report, "heldout")

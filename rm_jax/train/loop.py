@@ -76,7 +76,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   model = build_model(config)
   text.check(config.loss, model)
   train_set, heldout_set, report = load_data(config, model)
-  shifted_set = load_shifted(config, model)
+  shifted_set = load_shifted(config, model, heldout_set)
   config = resolve(config, len(train_set.groups), workdir)
   main = jax.process_index() == 0
   check(workdir, config)

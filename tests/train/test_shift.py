@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from rm_jax.train import loop
-from rm_jax.train.datasets import Dataset, load_shifted
-from rm_jax.train.setup import build_model
+from rm_jax.train.datasets import Dataset
 from rm_jax.train.shift import disagreement, separation
 from rm_jax.types import Example
 from tests.train.runs import small_config, write_pairs
@@ -53,6 +52,6 @@ def test_a_run_reports_it_and_refuses_what_has_no_members(llama_folder, tmp_path
   assert shift["heldout"]["variance"] > 0
   low, high = shift["auroc"]["interval"]
   assert 0 <= low <= shift["auroc"]["value"] <= high <= 1
-  config.data.heldout = "0"
+  config.data.heldout = "0.00"
   with pytest.raises(ValueError, match=r"compared with data\.heldout"):
-    load_shifted(config, build_model(config))
+    loop.train(config, tmp_path / "nothing")
