@@ -10,7 +10,9 @@ import pytest
 
 from rm_jax import RewardModel
 from rm_jax.train import loop
+from rm_jax.train import run as run_parts
 from rm_jax.train.checkpoints import CheckpointError
+from rm_jax.train.run import Run
 from rm_jax.train.writers import read_lines
 from tests.train.runs import run, small_config, write_pairs
 
@@ -82,7 +84,7 @@ def test_killed_without_warning_resumes_to_the_same_file(whole, llama_folder, tm
     pass
 
   config = small_config(llama_folder, steps=20)
-  step = loop._Run._step
+  step = Run.step
 
   def dies(self, micros):
     if int(self.state.step) == 14:
@@ -90,7 +92,7 @@ def test_killed_without_warning_resumes_to_the_same_file(whole, llama_folder, tm
     return step(self, micros)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop._Run, "_step", dies)
+    patch.setattr(Run, "step", dies)
     with pytest.raises(Killed):
       run(config, tmp_path, devices=1)
   assert read_lines(tmp_path / "metrics.jsonl")[-1]["step"] == 14  # past its checkpoint, at 10
@@ -166,16 +168,16 @@ def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
   config.model.frozen_layers = 2
   start, end = {}, {}
 
-  class Spy(loop._Run):
+  class Spy(loop._Loop):
     def loop(self):
-      assert self.features["train"] is not None
-      start.update(jax.tree.map(np.asarray, {**self.state.params, **self.state.frozen}))
+      assert self.run.features is not None
+      start.update(jax.tree.map(np.asarray, {**self.run.state.params, **self.run.state.frozen}))
       out = super().loop()
-      end.update(jax.tree.map(np.asarray, {**self.state.params, **self.state.frozen}))
+      end.update(jax.tree.map(np.asarray, {**self.run.state.params, **self.run.state.frozen}))
       return out
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "_Run", Spy)
+    patch.setattr(loop, "_Loop", Spy)
     summary = run(config, tmp_path / "kept", devices=1)
   for path, x in start.items():
     moved = not np.array_equal(x, end[path])
@@ -203,10 +205,10 @@ def test_gradients_that_stay_infinite_stop_the_run(llama_folder, tmp_path):
     params = original(*args, **kwargs)
     return params | {"head/out/kernel": jnp.full_like(params["head/out/kernel"], jnp.nan)}
 
-  original = loop.init_params
+  original = run_parts.init_params
   config.data.heldout = "0"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "init_params", explode)
+    patch.setattr(run_parts, "init_params", explode)
     with pytest.raises(loop.NotFiniteError, match="3 steps up to"):
       run(config, tmp_path, devices=1)
 
@@ -218,17 +220,17 @@ def test_decay_towards_the_start_holds_the_weights_back(llama_folder, tmp_path):
     config.optimizer.towards_pretrained = rate
     moved = {}
 
-    class Spy(loop._Run):
+    class Spy(loop._Loop):
       def loop(self, moved=moved):
-        start = jax.tree.map(np.asarray, self.state.params)
+        start = jax.tree.map(np.asarray, self.run.state.params)
         out = super().loop()
         moved["by"] = sum(
-          float(np.square(np.asarray(x) - start[p]).sum()) for p, x in self.state.params.items()
+          float(np.square(np.asarray(x) - start[p]).sum()) for p, x in self.run.state.params.items()
         )
         return out
 
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(loop, "_Run", Spy)
+      patch.setattr(loop, "_Loop", Spy)
       run(config, tmp_path / str(rate), devices=1)
     distance[rate] = moved["by"]
   assert distance[50.0] < 0.7 * distance[0.0]

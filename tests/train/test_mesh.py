@@ -40,19 +40,19 @@ def test_state_is_born_divided(llama_folder, tmp_path):
   config.mesh = {"data": 1, "fsdp": 4, "tensor": 2}
   divided, total, here = [], 0, 0
 
-  class Spy(loop._Run):
+  class Spy(loop._Loop):
     def loop(self):
       nonlocal divided, total, here
-      moments = jax.tree.leaves(self.state.optimizer)
+      moments = jax.tree.leaves(self.run.state.optimizer)
       divided = [x for x in moments if x.ndim == 4]
-      divided = [*divided, self.state.params["backbone/layers/q/kernel"]]
+      divided = [*divided, self.run.state.params["backbone/layers/q/kernel"]]
       divided = [(x.addressable_shards[0].data.size, x.size) for x in divided]
       total = sum(x.size for x in moments)
       here = sum(x.addressable_shards[0].data.size for x in moments)
       return super().loop()
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "_Run", Spy)
+    patch.setattr(loop, "_Loop", Spy)
     loop.train(config, tmp_path)
   assert len(divided) == 9  # two moments of q, k, v and o, and q
   assert all(mine * 8 == whole for mine, whole in divided)

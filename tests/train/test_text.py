@@ -325,14 +325,14 @@ def test_eight_devices_give_one_devices_run(mesh, whole, llama_folder, untied, t
   config.mesh = {"data": 1, "fsdp": 1, "tensor": 1} | mesh
   seen = {}
 
-  class Spy(loop._Run):
+  class Spy(loop._Loop):
     def loop(self):
-      seen["head"] = self.state.params["loss/text/embedding"]
+      seen["head"] = self.run.state.params["loss/text/embedding"]
       seen["head"] = seen["head"].addressable_shards[0].data.shape
       return super().loop()
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "_Run", Spy)
+    patch.setattr(loop, "_Loop", Spy)
     run(config, tmp_path)
   for name in ("loss", "text_log_likelihood"):
     got, want = (values(lines, name) for lines in (train_lines(tmp_path), whole[2]))

@@ -1,0 +1,214 @@
+"""What a run is made of: its packing, its state, its compiled step. `loop` drives it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from rm_jax.data.group import Group
+from rm_jax.data.iterate import bootstrap_counts, step_groups
+from rm_jax.data.pack import Micro, Packing, Shape, assemble, optional_fields, pack, plan
+from rm_jax.models.network import Network
+from rm_jax.train import text
+from rm_jax.train.datasets import Dataset
+from rm_jax.train.mesh import like_parameters, place_batch, replicated, rows_multiple
+from rm_jax.train.objective import Objective
+from rm_jax.train.optimizer import frozen_patterns, make_optimizer, make_schedule, split_frozen
+from rm_jax.train.setup import Model, init_params
+from rm_jax.train.step import (
+  TrainState,
+  make_accumulate,
+  make_apply,
+  make_moments,
+  zero_sums,
+  zero_window,
+)
+from rm_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A step's parts under `jax.jit`, which compile when they are first called.
+
+  Attributes:
+    zeros: () -> (gradients, sums), before the first micro-batch.
+    accumulate: of `step.make_accumulate`; takes the gradients' and the sums' buffers.
+    moments: of `step.make_moments`.
+    apply: of `step.make_apply`, and beside the new state {'skipped'}; takes the state's buffers.
+  """
+
+  zeros: Callable
+  accumulate: Callable
+  moments: Callable
+  apply: Callable
+
+
+def compile_step(
+  network: Network,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  state: TrainState,
+  mesh: Mesh,
+  *,
+  sources: int,
+  dropout: bool,
+) -> Compiled:
+  """The step of a state; of its leaves only shape, dtype and sharding are looked at.
+
+  Args:
+    sources: of how many sources the metrics are counted apart.
+    dropout: whether it is on.
+  """
+  everywhere = replicated(mesh)
+  params = {path: x.sharding for path, x in state.params.items()}
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  shapes = {path: (x.shape, x.dtype) for path, x in state.params.items()}
+  sums = dict.fromkeys(zero_sums(1), everywhere)
+  update = make_apply(optimizer)
+
+  def zeros():
+    return {path: jnp.zeros(*shape) for path, shape in shapes.items()}, zero_sums(sources)
+
+  def apply(state, gradients, sums, total):
+    new = update(state, gradients, sums, total)
+    return new, {"skipped": new.window["skipped"] - state.window["skipped"]}
+
+  return Compiled(
+    zeros=jax.jit(zeros, out_shardings=(params, sums)),
+    accumulate=jax.jit(
+      make_accumulate(network, objective, sources=sources, dropout=dropout),
+      donate_argnums=(1, 2),
+      out_shardings=(params, sums),
+    ),
+    moments=jax.jit(make_moments(network, objective, dropout=dropout), out_shardings=everywhere),
+    apply=jax.jit(apply, donate_argnums=(0,), out_shardings=(shardings, {"skipped": everywhere})),
+  )
+
+
+def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
+  """How the `data` part of a config wants groups laid into rows."""
+  data = config.data
+  return Packing(
+    share=data.share and network.causal,
+    pack=data.pack,
+    cells=data.cells,
+    multiple=rows_multiple(mesh),
+    row_lengths=tuple(data.row_lengths),
+  )
+
+
+def plan_shapes(
+  groups: Sequence[Group], step_groups: int, packing: Packing
+) -> tuple[tuple[Shape, ...], ...] | None:
+  """`data.pack.plan` of a data set's groups; None where there are none."""
+  if not groups:
+    return None
+  lengths = [g.columns(packing.share) for g in groups]
+  return plan(lengths, max(len(g.marks) for g in groups), step_groups, packing)
+
+
+class Run:
+  """A run's state, and its step: `prepare` and `step`.
+
+  Args:
+    config: see configs/base.py.
+    mesh: the devices.
+    model: from `setup.build_model`.
+    train_set: what it learns from.
+
+  Attributes:
+    state: between two steps.
+    compiled: the step's parts.
+    features: of each group of `train_set` what enters the first trained layer, where that is kept.
+  """
+
+  def __init__(self, config: Any, mesh: Mesh, model: Model, train_set: Dataset):
+    self.config, self.mesh, self.model, self.train_set = config, mesh, model, train_set
+    self.objective = Objective(config.loss, {e.kind for e in train_set.examples})
+    self.packing = make_packing(config, model.network, mesh)
+    self.lengths = [g.columns(self.packing.share) for g in train_set.groups]
+    self.members = None
+    if config.model.members > 1 and config.model.bootstrap:
+      self.members = bootstrap_counts(len(train_set.groups), config.model.members, config.seed)
+    self.parts, self.rates = train_set.parts(config.data.batch_groups)
+    self.sources = sorted({g.source for g in train_set.groups})
+    self.fields = optional_fields(train_set.groups)
+    if self.objective.text:
+      self.fields |= {"previous"}
+    self.shapes = plan_shapes(train_set.groups, config.data.batch_groups, self.packing)
+    self.features = None
+    self.key = jax.random.key(config.seed)
+    self.schedule = make_schedule(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, self.schedule)
+    self.state = self._start(optimizer)
+    self.compiled = compile_step(
+      model.network,
+      self.objective,
+      optimizer,
+      self.state,
+      mesh,
+      sources=len(self.sources),
+      dropout=config.model.dropout,
+    )
+
+  def _start(self, optimizer) -> TrainState:
+    params = init_params(self.model, self.mesh, jax.random.fold_in(self.key, 0), training=True)
+    own = self.objective.init_params(jax.random.fold_in(self.key, 2))
+    params |= jax.device_put(own, replicated(self.mesh))
+    if self.objective.text:
+      params |= text.load_head(self.model, self.mesh)
+    trained, frozen = split_frozen(params, frozen_patterns(self.config))
+    # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
+    shapes = jax.eval_shape(optimizer.init, trained)
+    shardings = like_parameters(shapes, trained, self.mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
+    step = jax.device_put(jnp.zeros((), jnp.int32), replicated(self.mesh))
+    return TrainState(step, trained, frozen, opt_state, self.zero_window())
+
+  def zero_window(self) -> dict[str, jax.Array]:
+    """`step.zero_window` on the mesh."""
+    return jax.device_put(zero_window(len(self.sources)), replicated(self.mesh))
+
+  def micros(self, step: int) -> list[Micro]:
+    """How a step's groups are laid into micro-batches."""
+    data = self.config.data
+    chosen = step_groups(
+      step, self.parts, self.rates, size=data.batch_groups, seed=self.config.seed
+    )
+    return pack(chosen, self.lengths, self.shapes)
+
+  def prepare(self, step: int) -> list[tuple[Batch, jax.Array]]:
+    """A step's micro-batches on the devices, each with its key; may run ahead, in a thread."""
+    micros = self.micros(step)
+    key = jax.random.fold_in(jax.random.fold_in(self.key, 1), step)
+    placed = []
+    for micro, micro_key in zip(micros, jax.random.split(key, len(micros)), strict=True):
+      batch, _ = assemble(
+        micro,
+        self.train_set.groups,
+        share=self.packing.share,
+        fields=self.fields,
+        sources=self.sources,
+        features=self.features,
+        members=self.members,
+      )
+      placed.append((place_batch(batch, self.mesh), micro_key))
+    return placed
+
+  def step(self, micros: Sequence[tuple[Batch, jax.Array]]) -> dict[str, jax.Array]:
+    """Dispatches a step of `prepare`'s micro-batches; what it returns is on its way."""
+    compiled = self.compiled
+    gradients, sums = compiled.zeros()
+    total = None
+    if self.objective.decorrelation:
+      parts = [compiled.moments(self.state, batch, key) for batch, key in micros]
+      total = functools.reduce(jnp.add, parts)  # not `sum`, whose 0 comes from the host
+    for batch, key in micros:
+      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, key, total)
+    self.state, pulse = compiled.apply(self.state, gradients, sums, total)
+    return pulse
