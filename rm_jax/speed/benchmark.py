@@ -1,0 +1,308 @@
+"""Measured speed of training and scoring: the loop's own step, in several layouts, in turns."""
+
+import contextlib
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from rm_jax.data.group import Group
+from rm_jax.data.iterate import ahead
+from rm_jax.data.report import DataError
+from rm_jax.models.layers import precision
+from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
+from rm_jax.train.datasets import Dataset, load_data
+from rm_jax.train.mesh import make_mesh
+from rm_jax.train.run import Run
+from rm_jax.train.score import run_groups
+from rm_jax.train.setup import Model, build_model
+from rm_jax.train.workdir import resolve
+from rm_jax.train.writers import peak_memory_bytes
+
+log = logging.getLogger(__name__)
+
+# How groups are laid into rows: `data.share` and `data.pack`.
+MODES = {
+  "padded": {"share": False, "pack": False},
+  "packed": {"share": False, "pack": True},
+  "packed_shared": {"share": True, "pack": True},
+}
+
+
+def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
+  """The most operations a second that a product of two square matrices reaches, on one device.
+
+  Args:
+    dtype: of the matrices; float32 at full precision, as the backbone's.
+    seconds: about how long to look for each size.
+  """
+  sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
+  best = 0.0
+  for n in sizes:
+    x = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda x: jnp.matmul(x, x, precision=precision(x.dtype)))
+    product(x).block_until_ready()
+    until = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < until:
+      product(x).block_until_ready()
+      best = max(best, 2.0 * n**3 / (time.perf_counter() - began))
+  return best
+
+
+def comparisons(group: Group) -> int:
+  """How many of a group's pairs of responses people compared, ties among them."""
+  if group.kind not in ("pair", "ranking"):
+    return 0
+  pairs, ties = group.comparisons()
+  return int(np.triu((pairs + pairs.T + ties) > 0, 1).sum())
+
+
+def _bytes(tree: Any) -> int:
+  """Of a tree of arrays what the fullest device holds."""
+  held: dict[Any, int] = {}
+  for x in jax.tree.leaves(tree):
+    for shard in x.addressable_shards:
+      held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+  return max(held.values(), default=0)
+
+
+def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+  began = time.perf_counter()
+  out = function()
+  return time.perf_counter() - began, out
+
+
+class _Mode:
+  """One layout of the same groups: compiled, and timed in turns with the others."""
+
+  def __init__(self, config: Any, mesh: Mesh, model: Model, data: Dataset, steps: int):
+    self.run = Run(config, mesh, model, data)
+    self.steps = list(range(steps))
+    self.turns: list[dict[str, float]] = []
+    self.compiled = self._compile()
+
+  def _compile(self) -> dict[str, float]:
+    """Compiles each program that the steps need, twice: cold, and from the cache on disk."""
+    run = self.run
+    first: dict[Any, Any] = {}
+    for step in self.steps:
+      for micro, placed in zip(run.micros(step), run.prepare(step), strict=True):
+        first.setdefault(micro.shape, placed)
+    gradients, sums = run.compiled.zeros()
+    total = jnp.zeros(6, jnp.float32) if run.objective.decorrelation else None
+
+    def programs() -> list[Any]:
+      lowered = [run.compiled.apply.lower(run.state, gradients, sums, total)]
+      for batch, key in first.values():
+        lowered.append(run.compiled.accumulate.lower(run.state, gradients, sums, batch, key, total))
+      return [program.compile() for program in lowered]
+
+    cold, compiled = _timed(programs)
+    jax.clear_caches()
+    cached, _ = _timed(programs)
+    batch = max(_bytes(batch) for batch, _ in first.values())
+    scratch = max(program.memory_analysis().temp_size_in_bytes for program in compiled)
+    return {
+      "programs": len(compiled),
+      "compile_seconds": cold,
+      "compile_cached_seconds": cached,
+      # Weights and optimiser, gradients, the batch at work and two that wait, and scratch.
+      "peak_memory_bytes": _bytes(run.state) + _bytes(gradients) + 3 * batch + scratch,
+    }
+
+  def turn(self) -> None:
+    """Runs all the steps once, batches made ahead as in training, and notes their speed."""
+    run = self.run
+    batches = ahead(run.prepare, self.steps)
+    micros = next(batches)  # ready when the clock starts, as in the middle of a run
+    jax.block_until_ready(run.state)
+    began = time.perf_counter()
+    while micros is not None:
+      run.step(micros)
+      micros = next(batches, None)
+    jax.block_until_ready(run.state)
+    seconds = time.perf_counter() - began
+    planned = [micro for step in self.steps for micro in run.micros(step)]
+    cells = sum(micro.shape.rows * micro.shape.columns for micro in planned)
+    groups = [run.train_set.groups[i] for micro in planned for row in micro.rows for i in row]
+    what = work(groups, share=run.packing.share, causal=run.model.network.causal)
+    alone, _ = _timed(lambda: [jax.block_until_ready(run.prepare(step)) for step in self.steps])
+    self.turns.append(
+      {
+        "pairs_per_second": sum(map(comparisons, groups)) / seconds,
+        "groups_per_second": len(groups) / seconds,
+        "tokens_per_second": what.tokens / seconds,
+        "flops_per_second": step_flops(run.model.network, what) / seconds,
+        "step_seconds": seconds / len(self.steps),
+        "pad_share": 1 - what.tokens / cells,
+        "host_groups_per_second": len(groups) / alone,
+      }
+    )
+
+  def report(self, peak: float) -> dict[str, Any]:
+    """Medians over the turns, and of pairs/s its range.
+
+    Args:
+      peak: operations a second that the devices could do.
+    """
+    out = {name: statistics.median(t[name] for t in self.turns) for name in self.turns[0]}
+    speeds = [t["pairs_per_second"] for t in self.turns]
+    return (
+      out
+      | {"pairs_per_second_range": [min(speeds), max(speeds)]}
+      | {"mfu": out["flops_per_second"] / peak}
+      | self.compiled
+    )
+
+
+def _scoring(run: Run, peak: float) -> dict[str, float]:
+  """Speed of scoring all groups, the second time."""
+  groups = run.train_set.groups
+  params = run.state.all_params()
+
+  def score():
+    for _ in run_groups(
+      run.model.network, "score", params, groups, mesh=run.mesh, packing=run.packing
+    ):
+      pass
+
+  score()
+  seconds, _ = _timed(score)
+  backbone = run.model.network.backbone
+  what = work(groups, share=run.packing.share, causal=run.model.network.causal)
+  return {
+    "responses_per_second": sum(len(g.ids) for g in groups) / seconds,
+    "tokens_per_second": what.tokens / seconds,
+    "mfu": forward_flops(backbone, backbone.layers, what) / seconds / peak,
+  }
+
+
+def benchmark(config: Any) -> dict[str, Any]:
+  """Times training and scoring as a config says.
+
+  Args:
+    config: configs/benchmark.py's: an experiment's, with a part `benchmark` of its own.
+
+  Returns:
+    {'modes': {mode: figures}, 'scoring': figures, 'peak_flops', 'devices', 'model', 'data'}, as
+    the README's section on speed explains.
+
+  Raises:
+    ValueError: config, files or data are not as they should be.
+  """
+  options = config.benchmark
+  if unknown := [mode for mode in options.modes if mode not in MODES]:
+    raise ValueError(f"benchmark.modes has {unknown}; expected of {', '.join(MODES)}")
+  if options.steps < 1 or options.turns < 1:
+    raise ValueError(
+      f"benchmark.steps is {options.steps} and benchmark.turns {options.turns}; expected 1 or more"
+    )
+  mesh, model = make_mesh(config.mesh), build_model(config)
+  data, _, report = load_data(config, model)
+  causal = model.network.causal
+  names = [mode for mode in options.modes if causal or not MODES[mode]["share"]]
+  if not names:
+    raise ValueError(
+      f"benchmark.modes is {tuple(options.modes)}, and an encoder shares no prompts; add 'packed'"
+    )
+  if len(data.groups) < config.data.batch_groups:
+    raise DataError(
+      f"{config.data.train}: {len(data.groups)} groups are left, and a step takes "
+      f"data.batch_groups={config.data.batch_groups}. {report}"
+    )
+  log.info("data: %s", report)
+  peak = matmul_flops(config.model.dtype) * mesh.size
+  modes: dict[str, _Mode] = {}
+  bar = tqdm(total=len(names) * (1 + options.turns) + 1, desc="benchmark", unit="part")
+  with bar, _fresh_cache(), jax.set_mesh(mesh):
+    for name in names:
+      bar.set_postfix_str(f"{name}: compiling")
+      one = ml_collections.ConfigDict(config.to_dict())
+      one.data.update(MODES[name])
+      one = resolve(one, len(data.groups), Path())
+      modes[name] = _Mode(one, mesh, model, data, options.steps)
+      modes[name].turn()  # what runs for the first time is slow
+      modes[name].turns.clear()
+      bar.update()
+    # In turns, so that what slows the machine for a while slows all of them.
+    for _ in range(options.turns):
+      for name, mode in modes.items():
+        bar.set_postfix_str(name)
+        mode.turn()
+        bar.update()
+    bar.set_postfix_str("scoring")
+    scoring = _scoring(modes[names[-1]].run, peak)
+    bar.update()
+  backbone = model.network.backbone
+  return {
+    "modes": {name: mode.report(peak) for name, mode in modes.items()},
+    "scoring": scoring,
+    "peak_flops": peak,
+    "peak_process_bytes": peak_memory_bytes(),
+    "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "model": {
+      "layer_weights": layer_weights(backbone) * backbone.layers,
+      "embedding_weights": backbone.vocab * backbone.width,
+      "dtype": config.model.dtype,
+    },
+    "data": {
+      "kept": report.kept,
+      "dropped": dict(sorted(report.dropped.items())),
+      "steps": options.steps,
+      "turns": options.turns,
+      "groups_a_step": config.data.batch_groups,
+    },
+  }
+
+
+@contextlib.contextmanager
+def _fresh_cache() -> Iterator[None]:
+  """An empty compilation cache, that keeps everything, while this is open."""
+  names = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+  )
+  before = {name: getattr(jax.config, name) for name in names}
+  with tempfile.TemporaryDirectory() as folder:
+    for name, value in zip(names, (folder, 0.0, -1), strict=True):
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+      yield
+    finally:
+      for name, value in before.items():
+        jax.config.update(name, value)
+      compilation_cache.reset_cache()
+
+
+def table(report: dict[str, Any]) -> str:
+  """A benchmark's figures, a line a mode."""
+  head = f"{'':14} {'pairs/s':>16} {'tokens/s':>9} {'MFU':>6} {'padding':>8} {'memory':>9}  compile"
+  lines = [head]
+  for name, mode in report["modes"].items():
+    low, high = mode["pairs_per_second_range"]
+    lines.append(
+      f"{name:14} {mode['pairs_per_second']:6.2f} [{low:.2f}, {high:.2f}]"
+      f" {mode['tokens_per_second']:9.0f} {mode['mfu']:6.1%} {mode['pad_share']:8.1%}"
+      f" {mode['peak_memory_bytes'] / 2**30:5.2f} GiB"
+      f"  {mode['compile_seconds']:.1f} s, again {mode['compile_cached_seconds']:.1f} s"
+    )
+  scoring = report["scoring"]
+  lines.append(
+    f"scoring: {scoring['responses_per_second']:.1f} responses/s, "
+    f"{scoring['tokens_per_second']:.0f} tokens/s, MFU {scoring['mfu']:.1%}"
+  )
+  lines.append(f"a matrix product alone: {report['peak_flops'] / 1e9:.0f} GFLOP/s")
+  return "\n".join(lines)

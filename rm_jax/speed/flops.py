@@ -1,0 +1,74 @@
+"""A model's work, counted from shapes: what MFU divides by (Chowdhery et al. 2022, appendix B).
+
+A product of [m, k] and [k, n] is 2 m k n operations. Counted are the backbone's linear maps over
+tokens that are not padding, and attention over the (query, key) pairs that see one another, so that
+of a causal square only its half; not counted are norms, softmax, the embedding's lookup, the head,
+and what rematerialisation makes again.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+from rm_jax.data.group import Group
+from rm_jax.models.config import DecoderConfig, EncoderConfig
+from rm_jax.models.network import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What groups put before a model: `tokens`, and `visible` (query, key) pairs of columns."""
+
+  tokens: int = 0
+  visible: int = 0
+
+  def __add__(self, other: "Work") -> "Work":
+    return Work(self.tokens + other.tokens, self.visible + other.visible)
+
+
+def work(groups: Iterable[Group], *, share: bool, causal: bool) -> Work:
+  """The work of groups.
+
+  Args:
+    groups: as tokenised.
+    share: a prompt is stored once; else with every response.
+    causal: a column sees none after it.
+  """
+  tokens = visible = 0
+  for group in groups:
+    shared = group.shared if share else 0
+    tokens += group.columns(share)
+    visible += _square(shared, causal)
+    for ids in group.ids:
+      rest = len(ids) - shared
+      visible += rest * shared + _square(rest, causal)
+  return Work(tokens, visible)
+
+
+def _square(n: int, causal: bool) -> int:
+  return n * (n + 1) // 2 if causal else n * n
+
+
+def layer_weights(backbone: DecoderConfig | EncoderConfig) -> int:
+  """Numbers in the linear maps of one layer, biases not counted."""
+  c = backbone
+  if isinstance(c, DecoderConfig):
+    return c.width * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.width * c.ffn
+  return 4 * c.width * c.width + 2 * c.width * c.ffn
+
+
+def forward_flops(backbone: DecoderConfig | EncoderConfig, layers: int, what: Work) -> float:
+  """Operations of so many layers' forward pass."""
+  c = backbone
+  attended = c.heads * c.head_dim if isinstance(c, DecoderConfig) else c.width
+  # A pair that see one another: their logit, and what the value adds.
+  return float(layers) * (2 * layer_weights(c) * what.tokens + 4 * attended * what.visible)
+
+
+def step_flops(network: Network, what: Work) -> float:
+  """Operations of a training step over some work: the backward pass is twice the forward.
+
+  Frozen layers have no backward pass; that their output may be kept is not counted.
+  """
+  backbone, frozen = network.backbone, network.frozen
+  trained = 3 * forward_flops(backbone, backbone.layers - frozen, what)
+  return trained + forward_flops(backbone, frozen, what)

@@ -1,0 +1,80 @@
+"""The benchmark measures what it says, of every layout."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import benchmark as config_file
+from rm_jax.data.group import Group
+from rm_jax.speed.benchmark import MODES, benchmark, comparisons, matmul_flops, table
+from tests.train.runs import write_pairs
+
+
+def config_for(folder, data, **fields):
+  c = config_file.get_config()
+  c.model.config = str(folder / "config.json")
+  c.model.tokenizer = str(folder)
+  c.data.train = str(data)
+  c.data.batch_groups = 32
+  c.data.cells = 1024
+  c.data.row_lengths = (128,)
+  c.benchmark.steps, c.benchmark.turns = 2, 2
+  c.update_from_flattened_dict(fields)
+  return c
+
+
+def test_figures_of_every_layout(llama_folder, tmp_path):
+  write_pairs(tmp_path / "pairs.jsonl", 40)
+  caching = jax.config.jax_compilation_cache_dir
+  report = benchmark(config_for(llama_folder, tmp_path / "pairs.jsonl"))
+  assert jax.config.jax_compilation_cache_dir == caching
+  assert list(report["modes"]) == list(MODES)
+  for mode in report["modes"].values():
+    assert mode["pairs_per_second"] == pytest.approx(mode["groups_per_second"])
+    low, high = mode["pairs_per_second_range"]
+    assert 0 < low <= mode["pairs_per_second"] <= high
+    assert 0 < mode["mfu"] < 1
+    assert 0 < mode["pad_share"] < 1
+    assert mode["flops_per_second"] == pytest.approx(mode["mfu"] * report["peak_flops"])
+    assert mode["compile_seconds"] > mode["compile_cached_seconds"] > 0
+  padded, packed, shared = report["modes"].values()
+  assert packed["pad_share"] < padded["pad_share"]
+  # The same pairs are fewer tokens where a prompt stands once.
+  per_pair = [m["tokens_per_second"] / m["pairs_per_second"] for m in (packed, shared)]
+  assert per_pair[1] < per_pair[0]
+  # Four bytes a number: weights, gradients and two moments, at least.
+  numbers = sum(report["model"][name] for name in ("layer_weights", "embedding_weights"))
+  assert shared["peak_memory_bytes"] > 16 * numbers
+  assert "packed_shared" in table(report)
+
+
+def test_a_pair_is_a_comparison_and_a_ranking_as_many_as_people_made():
+  ids = tuple(np.arange(1, 4, dtype=np.int32) for _ in range(4))
+  four = np.arange(4, dtype=np.int32)
+  labels = np.asarray([2, 1, 1, 0], np.float32)
+  group = dict(ids=ids, shared=1, marks=four, response=four, labels=labels, length=four)
+  assert comparisons(Group(**group, kind="ranking")) == 6
+  pairs = np.zeros((4, 4), np.float32)
+  pairs[0, 1] = pairs[3, 2] = 1
+  ties = np.zeros((4, 4), np.float32)
+  ties[0, 3] = ties[3, 0] = 1
+  assert comparisons(Group(**group, kind="ranking", pairs=pairs, ties=ties)) == 3
+  assert comparisons(Group(**group, kind="outcome")) == 0
+
+
+def test_a_matrix_product_is_timed():
+  assert 1e8 < matmul_flops("float32", seconds=0.05) < 1e16
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"benchmark.modes": ("padded", "sparse")}, r"benchmark.modes has \['sparse'\]"),
+    ({"benchmark.turns": 0}, "benchmark.turns 0; expected 1 or more"),
+    ({"data.batch_groups": 64}, "40 groups are left, and a step takes data.batch_groups=64"),
+  ],
+)
+def test_what_cannot_be_measured_is_refused(fields, message, llama_folder, tmp_path):
+  write_pairs(tmp_path / "pairs.jsonl", 40)
+  with pytest.raises(ValueError, match=message):
+    benchmark(config_for(llama_folder, tmp_path / "pairs.jsonl", **fields))

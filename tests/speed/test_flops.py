@@ -1,0 +1,81 @@
+"""Counted work against the parameters of the network and against every column of a mask."""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from rm_jax.data.group import Group
+from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
+from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.layers import visible
+from rm_jax.models.network import Network
+from rm_jax.speed.flops import Work, forward_flops, layer_weights, step_flops, work
+
+LLAMA = {
+  "model_type": "llama",
+  "vocab_size": 50,
+  "hidden_size": 24,
+  "intermediate_size": 40,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "head_dim": 8,
+}
+BERT = {
+  "model_type": "bert",
+  "vocab_size": 50,
+  "hidden_size": 24,
+  "intermediate_size": 40,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 4,
+}
+
+
+def groups(seed=0):
+  """Groups of two to four responses, of several lengths."""
+  rng = np.random.default_rng(seed)
+  out = []
+  for _ in range(9):
+    prompt = rng.integers(1, 50, rng.integers(1, 12))
+    rest = [rng.integers(1, 50, rng.integers(1, 9)) for _ in range(rng.integers(2, 5))]
+    ids = tuple(np.concatenate([prompt, r]).astype(np.int32) for r in rest)
+    ends = np.asarray([len(i) - 1 for i in ids], np.int32)
+    k = len(ids)
+    response = np.arange(k, dtype=np.int32)
+    out.append(Group(ids, len(prompt), ends, response, -response.astype(np.float32), ends))
+  return out
+
+
+@pytest.mark.parametrize(("share", "causal"), [(True, True), (False, True), (False, False)])
+def test_visible_pairs_are_those_of_the_mask(share, causal):
+  some = groups()
+  packing = Packing(share=share, row_lengths=(160,))
+  lengths = [g.columns(share) for g in some]
+  shapes = plan(lengths, 4, len(some), packing)
+  seen = columns = 0
+  for micro in pack(range(len(some)), lengths, shapes):
+    batch, _ = assemble(micro, some, share=share, fields=optional_fields(some))
+    mask = np.asarray(visible(jax.tree.map(np.asarray, batch), causal=causal))
+    seen += int((mask & (batch.group > 0)[:, :, None]).sum())
+    columns += int((batch.group > 0).sum())
+  assert work(some, share=share, causal=causal) == Work(columns, seen)
+
+
+@pytest.mark.parametrize("config", [LLAMA, BERT], ids=["llama", "bert"])
+def test_weights_are_the_networks_own(config):
+  backbone = backbone_config(config)
+  params = flatten_dict(Network(backbone, HeadConfig()).abstract(), sep="/")
+  kernels = [x.size for p, x in params.items() if "/layers/" in p and p.endswith("/kernel")]
+  assert layer_weights(backbone) * 3 == sum(kernels)
+
+
+def test_a_step_by_hand():
+  backbone = backbone_config(LLAMA)
+  # q and o 24 x 32, k and v 24 x 16, gate, up and down 24 x 40.
+  weights = 2 * 24 * 32 + 2 * 24 * 16 + 3 * 24 * 40
+  one = 2 * weights * 10 + 4 * 32 * 55  # a causal sequence of 10
+  what = Work(10, 55)
+  assert forward_flops(backbone, 1, what) == one
+  assert step_flops(Network(backbone, HeadConfig()), what) == 9 * one
+  assert step_flops(Network(backbone, HeadConfig(), frozen=2), what) == 3 * one + 2 * one
