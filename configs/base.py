@@ -36,6 +36,12 @@ def get_config() -> ml_collections.ConfigDict:
   # score. The reward is then the sum of the ratings by weights.
   c.model.attributes = ()
   c.model.mix = ()  # weights of the attributes at the start; () = equal, of sum 1
+  # Low-rank adapters beside a backbone that stays as it is; checkpoints hold them and the head.
+  c.model.lora = ml_collections.ConfigDict()
+  c.model.lora.rank = 0  # 0 = none: the backbone is trained
+  c.model.lora.alpha = 16.0  # an adapter counts alpha / rank times
+  c.model.lora.targets = ()  # of 'q', 'k', 'v', 'o', 'gate', 'up', 'down'; () = all there are
+  c.model.lora.base_dtype = "float32"  # in which the backbone is kept; 'bfloat16' is half of it
   c.model.dropout = False  # True: at the checkpoint's own rates
 
   c.data = ml_collections.ConfigDict()

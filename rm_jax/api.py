@@ -17,12 +17,13 @@ from rm_jax.data.requests import Asked, read_row
 from rm_jax.data.tokenise import Sequence as Tokens
 from rm_jax.models import hf
 from rm_jax.models.config import HeadConfig, backbone_config, head_config
+from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
 from rm_jax.models.source import Source, open_source, save_folder
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.mesh import make_mesh, parameter_shardings
 from rm_jax.train.score import default_packing, score_groups, solution_scores
-from rm_jax.train.setup import Model, convention_for, init_params
+from rm_jax.train.setup import Model, convention_for, init_params, kept_dtype, read_params
 from rm_jax.train.workdir import is_workdir
 from rm_jax.types import Example, Text
 
@@ -98,16 +99,7 @@ class RewardModel:
     if not trained:
       flat = init_params(model, devices, jax.random.key(0), training=False)
       return cls(model, unflatten_dict(flat, sep="/"), devices)
-    # A run may have its frozen layers in a stack of their own: it is read as it was written.
-    frozen = source.record.get("frozen_layers", 0)
-    model = dataclasses.replace(model, network=dataclasses.replace(model.network, frozen=frozen))
-    shapes = flatten_dict(model.network.abstract(), sep="/")
-    shardings = parameter_shardings(shapes, devices)
-    abstract = {
-      p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[p]) for p, x in shapes.items()
-    }
-    params = Checkpoints(path / "checkpoints").restore_params(abstract)
-    return cls(model, params, devices)
+    return cls(*_read_run(path, model, devices), devices)
 
   def score(
     self,
@@ -264,6 +256,38 @@ class RewardModel:
       record=saved.record(),
       tensors=hf.export_params(self.model.network, self.params),
     )
+
+
+def _read_run(path: Path, model: Model, mesh: Mesh) -> tuple[Model, dict]:
+  """(model, parameters) of a workdir's latest checkpoint, adapters merged."""
+  record = model.source.record
+  lora = Lora(**record["lora"]) if record.get("lora") else None
+  # A run may have its frozen layers in a stack of their own: it is read as it was written.
+  network = dataclasses.replace(model.network, frozen=record.get("frozen_layers", 0), lora=lora)
+  shapes = flatten_dict(network.abstract(), sep="/")
+  base: dict[str, jax.Array] = {}
+  if name := record.get("base"):
+    try:
+      source = open_source(name)
+    except (ValueError, OSError) as error:
+      raise ValueError(
+        f"{path} holds adapters of {name}, which is not there any more: {error}"
+      ) from None
+    read, _ = read_params(dataclasses.replace(model, network=network, source=source), mesh)
+    base = {p: x for p, x in read.items() if is_base(p)}
+  shardings = parameter_shardings(shapes, mesh)
+  saved = {
+    p: jax.ShapeDtypeStruct(x.shape, kept_dtype(network, p), sharding=shardings[p])
+    for p, x in shapes.items()
+    if p not in base
+  }
+  flat = Checkpoints(path / "checkpoints").restore_params(saved, base)
+  network = dataclasses.replace(network, lora=None)
+  if lora:
+    shapes = flatten_dict(network.abstract(), sep="/")
+    shardings = parameter_shardings(shapes, mesh)
+    flat = jax.jit(merged, static_argnums=1, out_shardings=shardings)(flat, lora)
+  return dataclasses.replace(model, network=network), unflatten_dict(flat, sep="/")
 
 
 def _head(source: Source) -> HeadConfig:

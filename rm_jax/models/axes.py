@@ -34,7 +34,13 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
   would be replicated on every device, silently.
   """
   module = "/".join(path.split("/")[-2:])
-  axes = (None,) if "norm/" in module else _AXES.get(module)
+  if module.endswith(("/lora_a", "/lora_b")):
+    name, leaf = module.split("/")
+    kernel, inputs = _AXES[f"{name}/kernel"], 2 if name == "o" else 1
+    # The rank is divided over nothing: it is small.
+    axes = (*kernel[:inputs], None) if leaf == "lora_a" else (None, *kernel[inputs:])
+  else:
+    axes = (None,) if "norm/" in module else _AXES.get(module)
   if axes is not None and ("/layers/" in path or "/lower/" in path):
     axes = ("layers", *axes)
   if axes is None or len(axes) != ndim:

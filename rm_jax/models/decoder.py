@@ -1,5 +1,6 @@
 """One decoder for the Llama family: Llama, SmolLM2, Mistral, Qwen2, Qwen3. Shapes: layers.py."""
 
+import functools
 import math
 
 import jax
@@ -17,6 +18,7 @@ from rm_jax.models.layers import (
   visible,
   within,
 )
+from rm_jax.models.lora import Lora
 from rm_jax.types import Batch
 
 
@@ -60,21 +62,21 @@ def rotate(x_BTNH: jax.Array, angle_BTh: jax.Array) -> jax.Array:
 class DecoderLayer(nnx.Module):
   """Pre-norm attention and gated feed-forward."""
 
-  def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+  def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs, lora: Lora | None = None):
     c = config
-    maps = dict(std=c.init_std, dtype=dtype, rngs=rngs)
+    maps = dict(std=c.init_std, dtype=dtype, rngs=rngs, lora=lora)
     norm = dict(epsilon=c.eps, dtype=dtype, rngs=rngs)
     self.attention_norm = nnx.RMSNorm(c.width, **norm)
-    self.q = linear(c.width, (c.heads, c.head_dim), bias=c.qkv_bias, **maps)
-    self.k = linear(c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
-    self.v = linear(c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
-    self.o = linear((c.heads, c.head_dim), c.width, axis=(-2, -1), bias=c.out_bias, **maps)
+    self.q = linear("q", c.width, (c.heads, c.head_dim), bias=c.qkv_bias, **maps)
+    self.k = linear("k", c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
+    self.v = linear("v", c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
+    self.o = linear("o", (c.heads, c.head_dim), c.width, axis=(-2, -1), bias=c.out_bias, **maps)
     self.q_norm = nnx.RMSNorm(c.head_dim, **norm) if c.qk_norm else None
     self.k_norm = nnx.RMSNorm(c.head_dim, **norm) if c.qk_norm else None
     self.mlp_norm = nnx.RMSNorm(c.width, **norm)
-    self.gate = linear(c.width, c.ffn, bias=c.mlp_bias, **maps)
-    self.up = linear(c.width, c.ffn, bias=c.mlp_bias, **maps)
-    self.down = linear(c.ffn, c.width, bias=c.mlp_bias, **maps)
+    self.gate = linear("gate", c.width, c.ffn, bias=c.mlp_bias, **maps)
+    self.up = linear("up", c.width, c.ffn, bias=c.mlp_bias, **maps)
+    self.down = linear("down", c.ffn, c.width, bias=c.mlp_bias, **maps)
     self.activation = c.activation
 
   def __call__(self, h_BTD, angle_BTh, mask_BTS, *, dropout: float, key):
@@ -96,11 +98,21 @@ class Decoder(nnx.Module):
       not trained: their gradient is never made, and their output can be computed once and kept.
     dtype: of the compute; parameters are float32.
     remat: see `layers.run_stack`.
+    lora: what is adapted in the layers that are not frozen.
   """
 
   causal = True
 
-  def __init__(self, config: DecoderConfig, *, frozen: int, dtype, remat: str, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: DecoderConfig,
+    *,
+    frozen: int,
+    dtype,
+    remat: str,
+    rngs: nnx.Rngs,
+    lora: Lora | None = None,
+  ):
     self.config = config
     self.frozen = frozen
     self.remat = remat
@@ -108,11 +120,9 @@ class Decoder(nnx.Module):
     init = nnx.initializers.normal(config.init_std)
     self.embed = nnx.Embed(config.vocab, config.width, embedding_init=init, dtype=dtype, rngs=rngs)
 
-    def make(r):
-      return DecoderLayer(config, dtype=dtype, rngs=r)
-
-    self.lower = stack(make, frozen, rngs)
-    self.layers = stack(make, config.layers - frozen, rngs)
+    make = functools.partial(DecoderLayer, config, dtype=dtype)
+    self.lower = stack(lambda r: make(rngs=r), frozen, rngs)
+    self.layers = stack(lambda r: make(rngs=r, lora=lora), config.layers - frozen, rngs)
     self.norm = nnx.RMSNorm(config.width, epsilon=config.eps, dtype=dtype, rngs=rngs)
 
   def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key):

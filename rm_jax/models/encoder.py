@@ -1,11 +1,14 @@
 """BERT: a post-norm encoder; each response has its own copy of the prompt. Shapes: layers.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rm_jax.models.config import EncoderConfig
 from rm_jax.models.layers import activation, attend, drop, linear, run_stack, stack, visible
+from rm_jax.models.lora import Lora
 from rm_jax.types import Batch
 
 
@@ -19,17 +22,17 @@ def _norm(config: EncoderConfig, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class EncoderLayer(nnx.Module):
   """Attention and feed-forward, each followed by its norm."""
 
-  def __init__(self, config: EncoderConfig, *, dtype, rngs: nnx.Rngs):
+  def __init__(self, config: EncoderConfig, *, dtype, rngs: nnx.Rngs, lora: Lora | None = None):
     c = config
-    maps = dict(bias=True, std=c.init_std, dtype=dtype, rngs=rngs)
+    maps = dict(bias=True, std=c.init_std, dtype=dtype, rngs=rngs, lora=lora)
     heads = (c.heads, c.width // c.heads)
-    self.q = linear(c.width, heads, **maps)
-    self.k = linear(c.width, heads, **maps)
-    self.v = linear(c.width, heads, **maps)
-    self.o = linear(heads, c.width, axis=(-2, -1), **maps)
+    self.q = linear("q", c.width, heads, **maps)
+    self.k = linear("k", c.width, heads, **maps)
+    self.v = linear("v", c.width, heads, **maps)
+    self.o = linear("o", heads, c.width, axis=(-2, -1), **maps)
     self.attention_norm = _norm(c, dtype, rngs)
-    self.up = linear(c.width, c.ffn, **maps)
-    self.down = linear(c.ffn, c.width, **maps)
+    self.up = linear("up", c.width, c.ffn, **maps)
+    self.down = linear("down", c.ffn, c.width, **maps)
     self.mlp_norm = _norm(c, dtype, rngs)
     self.config = config
 
@@ -55,7 +58,16 @@ class Encoder(nnx.Module):
 
   causal = False
 
-  def __init__(self, config: EncoderConfig, *, frozen: int, dtype, remat: str, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: EncoderConfig,
+    *,
+    frozen: int,
+    dtype,
+    remat: str,
+    rngs: nnx.Rngs,
+    lora: Lora | None = None,
+  ):
     c = config
     self.config = config
     self.remat = remat
@@ -68,11 +80,9 @@ class Encoder(nnx.Module):
     self.embed_token_type = nnx.Embed(c.token_types, **embed)
     self.embed_norm = _norm(c, dtype, rngs)
 
-    def make(r):
-      return EncoderLayer(config, dtype=dtype, rngs=r)
-
-    self.lower = stack(make, frozen, rngs)
-    self.layers = stack(make, c.layers - frozen, rngs)
+    make = functools.partial(EncoderLayer, config, dtype=dtype)
+    self.lower = stack(lambda r: make(rngs=r), frozen, rngs)
+    self.layers = stack(lambda r: make(rngs=r, lora=lora), c.layers - frozen, rngs)
 
   def _run(self, layers, h_BTD, batch: Batch, key):
     mask_BTS = visible(batch, causal=False)

@@ -72,11 +72,11 @@ def _lookup(table: dict[str, str], path: str) -> str:
 def hf_names(network: Network, path: str) -> list[str]:
   """The Hugging Face tensors that one of our parameters is made of, one a layer, with prefix.
 
-  None for the weights of attributes, which stand in our own record.
+  None for the weights of attributes, which stand in our own record, and for adapters.
   """
   decoder = isinstance(network.backbone, DecoderConfig)
   room, _, rest = path.partition("/")
-  if path == "head/mix":
+  if path == "head/mix" or path.endswith(("/lora_a", "/lora_b")):
     return []
   if room == "head":
     if rest.startswith("pooler/"):

@@ -4,6 +4,7 @@ Shape letters: B rows, T query columns, S key columns, D width, N heads, K key/v
 R = N / K query heads that share a key, P = R T, H head width, F feed-forward width, L layers.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rm_jax.models.lora import Adapted, Lora
 from rm_jax.types import Batch
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -60,9 +62,25 @@ def _flat_dot(x, kernel, dimensions, **options) -> jax.Array:
   return y_NF.reshape(*x.shape[: x.ndim - len(axes)], *kernel.shape[len(axes) :])
 
 
-def linear(inputs, outputs, *, axis=-1, bias: bool, std: float, dtype, rngs) -> nnx.LinearGeneral:
-  """A linear map of the last axes, normal(0, std) kernel in float32, computed in `dtype`."""
-  return nnx.LinearGeneral(
+def linear(
+  name: str,
+  inputs,
+  outputs,
+  *,
+  axis=-1,
+  bias: bool,
+  std: float,
+  dtype,
+  rngs: nnx.Rngs,
+  lora: Lora | None = None,
+) -> nnx.LinearGeneral:
+  """A linear map of the last axes, normal(0, std) kernel in float32, computed in `dtype`.
+
+  `name` is what `lora` may adapt it by.
+  """
+  adapted = lora is not None and lora.adapts(name)
+  make = functools.partial(Adapted, lora=lora) if adapted else nnx.LinearGeneral
+  return make(
     inputs,
     outputs,
     axis=axis,

@@ -11,6 +11,7 @@ from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.decoder import Decoder
 from rm_jax.models.encoder import Encoder
 from rm_jax.models.layers import REMAT, activation, drop, linear
+from rm_jax.models.lora import Lora
 from rm_jax.types import Batch
 
 
@@ -24,8 +25,10 @@ class Head(nnx.Module):
   def __init__(self, config: HeadConfig, width: int, *, std: float, rngs: nnx.Rngs):
     self.config = config
     maps = dict(dtype=jnp.float32, rngs=rngs)
-    self.pooler = linear(width, width, bias=True, std=std, **maps) if config.pooler else None
-    self.out = linear(width, config.outputs, bias=config.bias, std=1 / (width + 1), **maps)
+    self.pooler = (
+      linear("pooler", width, width, bias=True, std=std, **maps) if config.pooler else None
+    )
+    self.out = linear("out", width, config.outputs, bias=config.bias, std=1 / (width + 1), **maps)
     self.mix = nnx.Param(jnp.asarray(config.mix, jnp.float32)) if config.attributes else None
 
   def __call__(self, h: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -60,6 +63,7 @@ class RewardNetwork(nnx.Module):
     frozen: lowest layers that are not trained (see `Decoder`).
     dtype: compute dtype of the backbone; parameters and head are float32.
     remat: 'none', 'minimal' or 'full' (see `layers.run_stack`).
+    lora: what is adapted (see `lora.Lora`).
   """
 
   def __init__(
@@ -70,6 +74,7 @@ class RewardNetwork(nnx.Module):
     frozen: int = 0,
     dtype=jnp.float32,
     remat: str = "none",
+    lora: Lora | None = None,
     rngs: nnx.Rngs,
   ):
     if not 0 <= frozen <= backbone.layers:
@@ -79,7 +84,7 @@ class RewardNetwork(nnx.Module):
     if remat not in REMAT:
       raise ValueError(f"model.remat is {remat!r}; expected one of {', '.join(REMAT)}")
     kind = Decoder if isinstance(backbone, DecoderConfig) else Encoder
-    self.backbone = kind(backbone, frozen=frozen, dtype=dtype, remat=remat, rngs=rngs)
+    self.backbone = kind(backbone, frozen=frozen, dtype=dtype, remat=remat, rngs=rngs, lora=lora)
     self.head = Head(head, backbone.width, std=backbone.init_std, rngs=rngs)
 
   def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -107,7 +112,7 @@ class RewardNetwork(nnx.Module):
 class Network:
   """`RewardNetwork` as pure functions over a plain nested dict of parameters.
 
-  `frozen`, `dtype` and `remat` are `RewardNetwork`'s. Paths of parameters look like
+  `frozen`, `dtype`, `remat` and `lora` are `RewardNetwork`'s. Paths of parameters look like
   'backbone/layers/q/kernel'.
   """
 
@@ -116,6 +121,7 @@ class Network:
   frozen: int = 0
   dtype: str = "float32"
   remat: str = "none"
+  lora: Lora | None = None
 
   def _make(self, key: jax.Array) -> RewardNetwork:
     return RewardNetwork(
@@ -124,6 +130,7 @@ class Network:
       frozen=self.frozen,
       dtype=jnp.dtype(self.dtype),
       remat=self.remat,
+      lora=self.lora,
       rngs=nnx.Rngs(key),
     )
 

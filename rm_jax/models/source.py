@@ -23,11 +23,13 @@ class Source:
   """A checkpoint that has been found but not read.
 
   Attributes:
+    name: what it was asked for by.
     path: folder or GGUF file.
     config: dictionary of its config.json (made from the metadata of a GGUF file).
     record: dictionary of its rm_jax.json; empty where it is not one that we saved.
   """
 
+  name: str
   path: Path
   config: dict[str, Any]
   record: dict[str, Any]
@@ -70,11 +72,12 @@ def open_source(name: str) -> Source:
   """
   path = _find(name)
   if path.suffix == ".gguf":
-    return Source(path, gguf.read(path).config, {})
+    return Source(name, path, gguf.read(path).config, {})
   if not (path / "config.json").is_file():
     raise ValueError(f"{path}: has no config.json; expected a Hugging Face model folder")
   record = path / RECORD
-  return Source(path, read_json(path / "config.json"), read_json(record) if record.exists() else {})
+  saved = read_json(record) if record.exists() else {}
+  return Source(name, path, read_json(path / "config.json"), saved)
 
 
 def load_tokenizer(name: str | Path) -> Any:

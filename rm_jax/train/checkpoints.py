@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rm_jax.models.lora import is_base
 from rm_jax.train.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,13 @@ class Checkpoints:
   Args:
     directory: made where it does not exist.
     keep: how many of the latest stay.
+    adapters: the backbone that adapters stand beside is not saved, as it can be read again; only
+      whether it is the same.
   """
 
-  def __init__(self, directory: Path, keep: int = 2):
+  def __init__(self, directory: Path, keep: int = 2, *, adapters: bool = False):
     self.directory = directory
+    self._adapters = adapters
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
@@ -65,11 +69,12 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    saved, base = self._divide(flatten_dict(state.all_params(), sep="/"))
     items = {
-      "params": state.all_params(),
+      "params": unflatten_dict(saved, sep="/"),
       "train": _train_items(state),
     }
-    marks = {name: fingerprint(tree) for name, tree in items.items()}
+    marks = {name: fingerprint(tree) for name, tree in items.items()} | {"base": fingerprint(base)}
     try:
       self._manager.save(
         step,
@@ -85,6 +90,11 @@ class Checkpoints:
       raise CheckpointError(
         f"{self.directory}: step {step} could not be saved ({error}); is the disk full?"
       ) from error
+
+  def _divide(self, params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what is saved, what is read again) of parameters by path."""
+    base = {p: x for p, x in params.items() if self._adapters and is_base(p)}
+    return {p: x for p, x in params.items() if p not in base}, base
 
   def steps(self) -> list[int]:
     """Steps with a checkpoint, oldest first."""
@@ -127,14 +137,16 @@ class Checkpoints:
     Returns None where there is no checkpoint at all. Raises CheckpointError where there are some
     and none can be read.
     """
+    saved, base = self._divide(flatten_dict(state.all_params(), sep="/"))
     targets = {
-      "params": _abstract(state.all_params()),
+      "params": _abstract(unflatten_dict(saved, sep="/")),
       "train": _abstract(_train_items(state)),
     }
     found = self._latest(targets)
     if found is None:
       return None
-    flat = flatten_dict(found["params"], sep="/") | found["train"].get("loss", {})
+    self._check_base(base, found["position"])
+    flat = flatten_dict(found["params"], sep="/") | base | found["train"].get("loss", {})
     restored = TrainState(
       step=found["train"]["step"],
       params={path: flat[path] for path in state.params},
@@ -144,19 +156,30 @@ class Checkpoints:
     )
     return restored, found["position"]
 
-  def restore_params(self, abstract: dict[str, Any]) -> dict:
-    """Parameters alone, nested, of the latest whole checkpoint.
+  def _check_base(self, base: dict[str, Any], position: dict[str, Any]) -> None:
+    if fingerprint(base) != position["fingerprint"].get("base", []):
+      raise CheckpointError(
+        f"{self.directory}: its adapters are of another backbone than the one that was read; "
+        "expected the checkpoint that the run began with, unchanged"
+      )
+
+  def restore_params(
+    self, abstract: dict[str, Any], base: dict[str, jax.Array] | None = None
+  ) -> dict[str, jax.Array]:
+    """Parameters alone, by path, of the latest whole checkpoint.
 
     Args:
-      abstract: path -> ShapeDtypeStruct with a sharding.
+      abstract: path -> ShapeDtypeStruct with a sharding, of what was saved.
+      base: path -> array, of what was not.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is none, or it is of another base.
     """
     found = self._latest({"params": unflatten_dict(abstract, sep="/")})
     if found is None:
       raise CheckpointError(f"{self.directory}: no checkpoint; has the run saved one yet?")
-    return found["params"]
+    self._check_base(base or {}, found["position"])
+    return flatten_dict(found["params"], sep="/") | (base or {})
 
   def close(self) -> None:
     """Waits for what is being written."""

@@ -113,7 +113,9 @@ class _Loop:
     self.scores = ()
     self.skipped = 0  # steps in a row whose gradient was not finite
     self.heldout_shapes = plan_shapes(heldout_set.groups, 2048, run.packing)
-    self.checkpoints = Checkpoints(workdir / "checkpoints", self.config.train.keep)
+    self.checkpoints = Checkpoints(
+      workdir / "checkpoints", self.config.train.keep, adapters=bool(run.model.base)
+    )
     self._resume()
     self.heldout_features = None
     model = self.config.model

@@ -47,8 +47,8 @@ def decay_towards_start(rate: float) -> optax.GradientTransformation:
 
 
 def decayed(path: str) -> bool:
-  """Whether weight decay applies: to kernels and embeddings, not to norms and biases."""
-  return path.endswith(("/kernel", "/embedding"))
+  """Whether weight decay applies: to matrices, not to norms and biases."""
+  return path.endswith(("/kernel", "/embedding", "/lora_a", "/lora_b"))
 
 
 def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation:
@@ -105,8 +105,10 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
 def frozen_patterns(config: Any) -> tuple[str, ...]:
   """Regular expressions over the paths of the parameters that an experiment does not train."""
   patterns = tuple(config.optimizer.freeze)
-  if config.model.frozen_layers:
+  if config.model.frozen_layers and not config.model.lora.rank:
     patterns += (r"^backbone/embed", r"^backbone/lower/")
+  if config.model.lora.rank:
+    patterns += (r"^backbone/.*(?<!/lora_a)(?<!/lora_b)$",)
   if config.model.attributes and not config.optimizer.mix_rate:
     patterns += (r"^head/mix$",)
   return patterns

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
@@ -22,6 +23,7 @@ from rm_jax.models.config import (
   head_config,
   is_classifier,
 )
+from rm_jax.models.lora import Lora, is_base
 from rm_jax.models.network import Network
 from rm_jax.models.source import Source, load_tokenizer, open_source, read_json
 from rm_jax.train.mesh import parameter_shardings
@@ -82,11 +84,22 @@ class Model:
 
   def record(self) -> dict[str, Any]:
     """rm_jax.json: what config.json has no word for."""
-    return {
+    record = {
       "convention": dataclasses.asdict(self.convention),
       "head": dataclasses.asdict(self.network.head),
       "frozen_layers": self.network.frozen,
     }
+    if self.network.lora:
+      record |= {"lora": dataclasses.asdict(self.network.lora), "base": self.base}
+    return record
+
+  @property
+  def base(self) -> str:
+    """Whose backbone the adapters are for, where only they are saved; else ''."""
+    if self.source is None or self.network.lora is None:
+      return ""
+    path = Path(self.source.name).expanduser()
+    return str(path.resolve()) if path.exists() else self.source.name
 
 
 def convention_for(
@@ -174,6 +187,15 @@ def build_model(config: Any) -> Model:
       f"optimizer.mix_rate is {config.optimizer.mix_rate} and model.attributes is (); name some"
     )
   head = _head(c, hf_config, source)
+  network = Network(
+    backbone,
+    head if c.dropout else dataclasses.replace(head, dropout=0.0),
+    frozen=c.frozen_layers,
+    dtype=c.dtype,
+    remat=c.remat,
+    lora=Lora(**c.lora) if c.lora.rank else None,
+  )
+  _check_lora(network)
   record = source.record if source else {}
   convention = convention_for(
     hf_config,
@@ -186,18 +208,26 @@ def build_model(config: Any) -> Model:
   if convention.pooling == "last":
     hf_config = hf_config | {"pad_token_id": _distinct_pad(tokenizer)}
   return Model(
-    network=Network(
-      backbone,
-      head if c.dropout else dataclasses.replace(head, dropout=0.0),
-      frozen=c.frozen_layers,
-      dtype=c.dtype,
-      remat=c.remat,
-    ),
+    network=network,
     tokenizer=tokenizer,
     convention=convention,
     config=hf_config,
     source=source,
   )
+
+
+def _check_lora(network: Network) -> None:
+  """ValueError where a target of the adapters is not in the network."""
+  if network.lora is None:
+    return
+  paths = flatten_dict(network.abstract(), sep="/")
+  adapted = {path.split("/")[-2] for path in paths if path.endswith("/lora_a")}
+  if missing := [name for name in network.lora.targets if name not in adapted] or not adapted:
+    found = f"model.lora.targets has {missing}" if adapted else "model.lora.rank is set"
+    raise ValueError(
+      f"{found}, and of the layers that are not frozen (model.frozen_layers={network.frozen}) "
+      f"there is nothing of that name to adapt; expected of {', '.join(sorted(adapted)) or 'none'}"
+    )
 
 
 def _tokenizer(name: str) -> Any:
@@ -289,43 +319,64 @@ def _without_dropout(backbone):
   return dataclasses.replace(backbone, **dict.fromkeys(rates, 0.0))
 
 
+def kept_dtype(network: Network, path: str) -> np.dtype:
+  """In which a parameter is kept: float32, but for the base of adapters that says otherwise."""
+  base = network.lora is not None and is_base(path)
+  return jnp.dtype(network.lora.base_dtype if base else jnp.float32)
+
+
+def read_params(model: Model, mesh: Mesh) -> tuple[dict[str, jax.Array], list[str]]:
+  """(path -> parameter on the mesh, born sharded; paths of a missing head), from the source.
+
+  Raises:
+    WeightsError: tensors that do not fit.
+  """
+  network = model.network
+  shardings = parameter_shardings(flatten_dict(network.abstract(), sep="/"), mesh)
+
+  def place(path: str, array: np.ndarray) -> jax.Array:
+    dtype = kept_dtype(network, path)
+    return jax.make_array_from_callback(
+      array.shape, shardings[path], lambda index: array[index].astype(dtype, copy=False)
+    )
+
+  spare = backbone_config(model.source.config).layers - network.backbone.layers
+  loaded, missing = hf.load_params(
+    network, model.source.tensors(), place, source=str(model.source.path), spare=spare
+  )
+  return _flat(loaded), missing
+
+
 def init_params(
   model: Model, mesh: Mesh, key: jax.Array, *, training: bool
 ) -> dict[str, jax.Array]:
-  """Parameters on the mesh, path -> float32: read from the source, or random; born sharded.
+  """Parameters on the mesh, path -> array: read from the source, or random; born sharded.
 
   Args:
     model: from `build_model`.
     mesh: the devices.
-    key: for what is not read: all, or a missing head.
+    key: for what is not read: all, or a missing head and adapters.
     training: a missing head is made and warned of; else it is an error.
 
   Raises:
     WeightsError: tensors that do not fit, or a missing head when not training.
   """
-  abstract = flatten_dict(model.network.abstract(), sep="/")
+  network = model.network
+  abstract = flatten_dict(network.abstract(), sep="/")
   shardings = parameter_shardings(abstract, mesh)
 
   def random(paths):
-    made = jax.jit(
-      lambda key: {p: v for p, v in _flat(model.network.init(key)).items() if p in paths},
-      out_shardings={p: shardings[p] for p in paths},
-    )
-    return made(key)
+    def make(key):
+      flat = _flat(network.init(key))
+      return {path: flat[path].astype(kept_dtype(network, path)) for path in paths}
+
+    return jax.jit(make, out_shardings={path: shardings[path] for path in paths})(key)
 
   if model.source is None:
     return random(list(abstract))
-
-  def place(path: str, array: np.ndarray) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, shardings[path], lambda index: array[index])
-
-  spare = backbone_config(model.source.config).layers - model.network.backbone.layers
-  loaded, missing = hf.load_params(
-    model.network, model.source.tensors(), place, source=str(model.source.path), spare=spare
-  )
-  flat = _flat(loaded)
+  flat, missing = read_params(model, mesh)
   if missing:
-    names = [name for path in missing for name in hf.hf_names(model.network, path)]
+    names = [name for path in missing for name in hf.hf_names(network, path)]
     if not training:
       raise hf.WeightsError(
         f"{model.source.path}: has no reward head ({', '.join(names)}), so it has no scores to "

@@ -1,0 +1,102 @@
+"""Low-rank adaptation (Hu et al. 2021): W + (alpha / rank) A B, of which A and B are trained."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# The linear maps of a layer that can be adapted.
+MAPS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  """What is adapted, and how.
+
+  Attributes:
+    rank: of A B.
+    alpha: A B counts alpha / rank times.
+    targets: of `MAPS`; empty = all that the architecture has.
+    base_dtype: in which the backbone's own parameters are kept, 'float32' or 'bfloat16'.
+
+  Raises ValueError for a rank under 1, or a target or type that is not known.
+  """
+
+  rank: int
+  alpha: float = 16.0
+  targets: tuple[str, ...] = ()
+  base_dtype: str = "float32"
+
+  def __post_init__(self):
+    object.__setattr__(self, "targets", tuple(self.targets))  # JSON has no tuples
+    if self.rank < 1:
+      raise ValueError(f"model.lora.rank is {self.rank}; expected at least 1, or 0 for none")
+    if unknown := [name for name in self.targets if name not in MAPS]:
+      raise ValueError(f"model.lora.targets has {unknown}; expected of {', '.join(MAPS)}")
+    if self.base_dtype not in ("float32", "bfloat16"):
+      raise ValueError(
+        f"model.lora.base_dtype is {self.base_dtype!r}; expected 'float32' or 'bfloat16'"
+      )
+
+  @property
+  def scale(self) -> float:
+    """How often A B counts."""
+    return self.alpha / self.rank
+
+  def adapts(self, name: str) -> bool:
+    """Whether a linear map is adapted."""
+    return not self.targets or name in self.targets
+
+
+class Adapted(nnx.LinearGeneral):
+  """A linear map with a low-rank part beside it: A normal(0, 1 / inputs), B zero, both float32."""
+
+  def __init__(self, inputs, outputs, *, lora: Lora, rngs: nnx.Rngs, **options):
+    super().__init__(inputs, outputs, rngs=rngs, **options)
+    fan_in = 1
+    for size in self.in_features:
+      fan_in *= size
+    std = fan_in**-0.5
+    key = rngs.params()
+    self.lora_a = nnx.Param(std * jax.random.normal(key, (*self.in_features, lora.rank)))
+    self.lora_b = nnx.Param(jnp.zeros((lora.rank, *self.out_features)))
+    self.scale = lora.scale
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = super().__call__(x)
+    axes = tuple(range(x.ndim - len(self.in_features), x.ndim))
+    inputs = tuple(range(len(axes)))
+    options = dict(precision=self.precision)
+    a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
+    low = self.dot_general(x.astype(y.dtype), a, ((axes, inputs), ((), ())), **options)
+    return y + self.scale * self.dot_general(low, b, (((low.ndim - 1,), (0,)), ((), ())), **options)
+
+
+def is_base(path: str) -> bool:
+  """Whether a parameter ('backbone/layers/q/kernel') is of the backbone as it was before."""
+  return path.startswith("backbone/") and not path.endswith(("/lora_a", "/lora_b"))
+
+
+def merged(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
+  """Parameters of the same function without adapters: each kernel with its A B added.
+
+  Args:
+    params: path -> array; stacks of layers have a leading axis.
+    lora: which they were trained with.
+
+  Returns:
+    path -> array, those of the base in float32.
+  """
+  out = {p: jnp.asarray(x, jnp.float32) if is_base(p) else x for p, x in params.items()}
+  for path in [p for p in out if p.endswith("/lora_a")]:
+    module = path.removesuffix("/lora_a")
+    a, b, kernel = out.pop(path), out.pop(f"{module}/lora_b"), out[f"{module}/kernel"]
+    layers, rank = kernel.shape[0], a.shape[-1]
+    low = jnp.matmul(
+      a.reshape(layers, -1, rank), b.reshape(layers, rank, -1), precision=jax.lax.Precision.HIGHEST
+    )
+    out[f"{module}/kernel"] = kernel + lora.scale * low.reshape(kernel.shape)
+  return out
