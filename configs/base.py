@@ -87,7 +87,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.loss.text_beta = 0.1
 
   c.optimizer = ml_collections.ConfigDict()
-  c.optimizer.name = "adamw"  # or 'sgd'
+  # 'adamw'; 'adafactor' (its state is a small part of the weights); 'muon' (of kernels; a moment
+  # less); 'sgd'.
+  c.optimizer.name = "adamw"
   c.optimizer.learning_rate = 1e-5  # peak
   c.optimizer.schedule = "cosine"  # or 'linear', 'constant'
   c.optimizer.warmup_steps = -1  # steps; -1 = 3 % of decay_steps

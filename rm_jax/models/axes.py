@@ -27,6 +27,16 @@ _AXES = {
 }
 
 
+def matrix_axes(path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+  """(input axes, output axes) of a layer's kernel, which stands in a stack; None for all else."""
+  module = "/".join(path.split("/")[-2:])
+  if not path.startswith(("backbone/layers/", "backbone/lower/")) or not path.endswith("/kernel"):
+    return None
+  # Before them is the axis of layers.
+  inputs = 2 if module == "o/kernel" else 1
+  return tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, 1 + len(_AXES[module])))
+
+
 def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
   """Logical axis of each dimension of the parameter at `path` ('backbone/layers/q/kernel').
 

@@ -1,11 +1,16 @@
 """The optimiser, from its config."""
 
+import math
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers as Dimensions
+from optax.contrib import scale_by_muon as orthogonalise
+
+from rm_jax.models.axes import matrix_axes
 
 
 def make_schedule(config: Any) -> optax.Schedule:
@@ -72,8 +77,51 @@ def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation
   return optax.stateless(scale)
 
 
+def scale_by_adafactor() -> optax.GradientTransformation:
+  """Shazeer & Stern 2018: second moments kept as rows and columns, no first moment.
+
+  Updates have the size of Adam's: learning rates are absolute, not relative to the weights.
+  """
+  return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+def scale_by_muon(config: Any) -> optax.GradientTransformation:
+  """Jordan et al. 2024: the kernels' momentum is made orthogonal; all else is Adam's.
+
+  Each layer's kernel is a matrix [inputs, outputs] by itself, heads and their widths as one axis.
+  Updates are scaled to the usual size of Adam's (Liu et al. 2025, "Muon is Scalable"), so that both
+  take the same learning rate.
+  """
+
+  def dimensions(updates):
+    # Where another transformation is at work there is a MaskedNode, which stays.
+    return {
+      path: x if isinstance(x, optax.MaskedNode) else Dimensions(*matrix_axes(path))
+      for path, x in updates.items()
+    }
+
+  def usual_size(updates, params):
+    del params
+
+    def scale(path, x):
+      inputs, outputs = (math.prod(x.shape[a] for a in axes) for axes in matrix_axes(path))
+      return 0.2 * max(inputs, outputs) ** 0.5 * x
+
+    masked = optax.MaskedNode
+    return {p: x if isinstance(x, masked) else scale(p, x) for p, x in updates.items()}
+
+  muon = orthogonalise(weight_dimension_numbers=dimensions)
+  return optax.partition(
+    {
+      "muon": optax.chain(muon, optax.stateless(usual_size)),
+      "adam": optax.scale_by_adam(config.b1, config.b2, config.eps),
+    },
+    lambda params: {path: "muon" if matrix_axes(path) else "adam" for path in params},
+  )
+
+
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-  """optax chain over a flat dict of parameters: clip, AdamW, decay towards the start, rates.
+  """optax chain over a flat dict of parameters: clip, scaling, decays, rates.
 
   Args:
     config: the `optimizer` part of an experiment's config.
@@ -81,6 +129,8 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
   """
   scalers = {
     "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
+    "adafactor": scale_by_adafactor,
+    "muon": lambda: scale_by_muon(config),
     "sgd": lambda: optax.trace(config.b1),
   }
   if config.name not in scalers:

@@ -2,12 +2,15 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.base import get_config
 from rm_jax.train.optimizer import decayed, make_optimizer, make_schedule, split_frozen
+from rm_jax.train.writers import read_lines
+from tests.train.runs import run, small_config
 
 
 def options(**fields):
@@ -98,3 +101,71 @@ def test_freezing_by_path():
     split_frozen(params, ("nothing",))
   with pytest.raises(ValueError, match="leaves no parameter to train"):
     split_frozen(params, ("",))
+
+
+def kernels(seed=0):
+  """Parameters with the paths and shapes of a small decoder's."""
+  rng = np.random.default_rng(seed)
+  shapes = {
+    "backbone/layers/q/kernel": (2, 12, 2, 4),
+    "backbone/layers/o/kernel": (2, 2, 4, 12),
+    "backbone/layers/up/kernel": (2, 12, 20),
+    "backbone/layers/mlp_norm/scale": (2, 12),
+    "backbone/embed/embedding": (30, 12),
+    "head/out/kernel": (12, 1),
+  }
+  return {path: jnp.asarray(rng.normal(size=s), jnp.float32) for path, s in shapes.items()}
+
+
+def test_muon_makes_each_layers_kernel_orthogonal_and_leaves_the_rest_to_adam():
+  config = options(name="muon", schedule="constant", warmup_steps=0, clip=0.0, learning_rate=1.0)
+  params, gradients = kernels(), kernels(1)
+  new = step(config, params, gradients)
+  adam = step(options(schedule="constant", warmup_steps=0, clip=0.0), params, gradients)
+  for path, x in params.items():
+    moved = np.asarray(new[path] - x)
+    if not path.startswith("backbone/layers/") or not path.endswith("/kernel"):
+      np.testing.assert_allclose(new[path], adam[path], rtol=1e-6)
+      continue
+    inputs = 8 if "/o/" in path else 12
+    for layer, gradient in zip(moved.reshape(2, inputs, -1), gradients[path], strict=True):
+      # Each layer's update is downhill, its singular values nearly one size: that of 0.2 an entry.
+      assert (layer * gradient.reshape(layer.shape)).sum() < 0
+      size = np.linalg.svd(layer / (0.2 * max(layer.shape) ** 0.5), compute_uv=False)
+      assert size.min() > 0.6, path
+      assert size.max() < 1.3, path
+
+
+def test_adafactor_keeps_a_small_part_of_what_adam_keeps():
+  config = options(name="adafactor", schedule="constant", warmup_steps=0, clip=0.0)
+  params = {"backbone/layers/up/kernel": jnp.zeros((2, 256, 512))}
+  optimizer = make_optimizer(config, make_schedule(config))
+  state = optimizer.init(params)
+  kept = sum(x.size for x in jax.tree.leaves(state))
+  assert kept < 0.02 * params["backbone/layers/up/kernel"].size
+  # An update of rank one is scaled to one everywhere: what rows and columns say is all there is.
+  gradient = jnp.outer(jnp.arange(1.0, 257.0), jnp.arange(1.0, 513.0))
+  gradient = jnp.stack([gradient, 3 * gradient])
+  updates, _ = optimizer.update({"backbone/layers/up/kernel": gradient}, state, params)
+  np.testing.assert_allclose(updates["backbone/layers/up/kernel"], -1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_a_run_resumes_and_is_the_same_on_eight_devices(name, llama_folder, tmp_path):
+  lines = {}
+  for where, parts, mesh in (
+    ("whole", (6,), {}),
+    ("parts", (3, 6), {}),
+    ("eight", (6,), {"data": 2, "fsdp": 2, "tensor": 2}),
+  ):
+    for steps in parts:
+      config = small_config(llama_folder, steps=steps)
+      config.optimizer.name, config.optimizer.decay_steps = name, 6
+      config.train.eval_every = 3
+      config.mesh = {"data": 1, "fsdp": 1, "tensor": 1} | mesh
+      run(config, tmp_path / where, devices=None if mesh else 1)
+    found = read_lines(tmp_path / where / "metrics.jsonl")
+    lines[where] = [x["loss"] for x in found if x["split"] == "train"]
+  assert lines["whole"] == lines["parts"]
+  np.testing.assert_allclose(lines["eight"], lines["whole"], rtol=0, atol=2e-5)
+  assert lines["whole"][-1] < lines["whole"][0]
