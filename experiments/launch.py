@@ -16,6 +16,13 @@ from absl import logging as absl_logging
 
 from rm_jax.train.loop import NotFiniteError, Stopped
 
+MULTIHOST = flags.DEFINE_bool(
+  "multihost", False, "One of several processes, of a TPU pod or a cluster that tells JAX which."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where none tells.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, where none tells.")
+PROCESS = flags.DEFINE_integer("process", None, "Which this one is, from 0, where none tells.")
+
 # What wrong input, files or flags raise. Anything else is our bug, and keeps its traceback.
 _MISTAKES = (ValueError, KeyError, AttributeError, TypeError, OSError, flags.Error, NotFiniteError)
 
@@ -58,12 +65,25 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "xla"))
 
 
+def _join() -> None:
+  """Makes this process one of several, where a flag says so."""
+  if not (MULTIHOST.value or COORDINATOR.value):
+    return
+  if bool(COORDINATOR.value) != (PROCESSES.value is not None and PROCESS.value is not None):
+    raise ValueError(
+      f"--coordinator={COORDINATOR.value} --processes={PROCESSES.value} --process={PROCESS.value}: "
+      "expected all three, or --multihost alone where the cluster says them"
+    )
+  jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+
+
 def launch(main: Callable[[], None]) -> None:
   """Runs a command's `main` after its flags are parsed."""
 
   def run(_argv):
     _log_ours()
     try:
+      _join()
       main()
     except Stopped as stopped:
       _fail(stopped, 128 + stopped.signum)

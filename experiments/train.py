@@ -10,6 +10,7 @@ from ml_collections import config_flags
 from experiments.launch import launch
 from rm_jax.train import loop
 from rm_jax.train.evaluate import summary_table
+from rm_jax.train.hosts import is_main
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's files.")
@@ -18,6 +19,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
   summary = loop.train(CONFIG.value, WORKDIR.value)
+  if not is_main():
+    return
   if summary["heldout"]:
     print(summary_table(summary["heldout"]))
   seconds, memory = summary["train"]["wall_seconds"], summary["train"]["peak_memory_bytes"]

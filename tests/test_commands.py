@@ -42,10 +42,11 @@ def test_large_pages_are_asked_for_once(environment, libc, expected):
     assert with_large_pages(new, libc) is None
 
 
-def command(name, *flags, **options):
-  """A command's process, with its output as text."""
+def command(name, *flags, devices=1, **options):
+  """A command's process on so many CPU devices, with its output as text."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(devices),
     "HF_HUB_OFFLINE": "1",
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -62,7 +63,7 @@ def command(name, *flags, **options):
 
 
 def finish(process):
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=200)
   return process.returncode, out, err
 
 

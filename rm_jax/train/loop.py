@@ -14,6 +14,7 @@ from rm_jax.data.iterate import ahead
 from rm_jax.train import evaluate, text
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
+from rm_jax.train.hosts import asked_to_stop, check_shared, is_main
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.run import Run, plan_shapes
@@ -60,13 +61,12 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   train_set, heldout_set, report = load_data(config, model)
   shifted_set = load_shifted(config, model, heldout_set)
   config = resolve(config, len(train_set.groups), workdir)
-  main = jax.process_index() == 0
   check(workdir, config)
   log.info("data: %s", report)
   run = Run(config, mesh, model, train_set)
   loop = _Loop(run, workdir, heldout_set)
   # Only now: a run that could not begin leaves nothing behind.
-  if main:
+  if is_main():
     claim(workdir, config, model)
   with jax.set_mesh(mesh):
     timing = loop.loop()
@@ -96,7 +96,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   own = {path: x for path, x in run.state.loss_params().items() if path != text.HEAD}
   if own:
     summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
-  if main:
+  if is_main():
     write_json(workdir / "summary.json", summary)
     lines = read_lines(workdir / "metrics.jsonl")
     draw_report(workdir / "report.png", lines, loop.report, loop.scores)
@@ -113,8 +113,11 @@ class _Loop:
     self.scores = ()
     self.skipped = 0  # steps in a row whose gradient was not finite
     self.heldout_shapes = plan_shapes(heldout_set.groups, 2048, run.packing)
+    check_shared(workdir)
     self.checkpoints = Checkpoints(
-      workdir / "checkpoints", self.config.train.keep, adapters=bool(run.model.base)
+      workdir / "checkpoints",
+      self.config.train.keep,
+      adapters=bool(run.model.base),
     )
     self._resume()
     self.heldout_features = None
@@ -160,11 +163,12 @@ class _Loop:
     """Runs the steps that are left, and leaves `report` and `scores`; returns their speed."""
     config = self.config.train
     first, last = int(self.run.state.step), config.steps
-    writers = Writers(self.workdir, first, active=jax.process_index() == 0)
+    writers = Writers(self.workdir, first, active=is_main())
     if first == 0:
       self._evaluate(writers, 0)
     clock = Clock(self.config.data.batch_groups)
-    bar = tqdm(total=last, initial=min(first, last), desc="train", unit="step")
+    start = min(first, last)
+    bar = tqdm(total=last, initial=start, desc="train", unit="step", disable=not is_main())
     pulse = None
     with Signals() as signals, bar:
       steps = range(first, last)
@@ -182,14 +186,15 @@ class _Loop:
         if end or done % config.eval_every == 0:
           with clock.pause():
             self._evaluate(writers, done)
-        if end or signals.asked or done % config.checkpoint_every == 0:
+        asked = asked_to_stop(signals.asked, done)
+        if end or asked or done % config.checkpoint_every == 0:
           with clock.pause():
             self.checkpoints.save(self.run.state, self._position())
-        if signals.asked and not end:
+        if asked and not end:
           raise Stopped(
-            f"stopped by signal {signals.asked} after step {done}, which is saved in "
+            f"stopped by signal {asked} after step {done}, which is saved in "
             f"{self.workdir}; the same command goes on from there",
-            signals.asked,
+            asked,
           )
     if self.report is None:
       self._evaluate(None, last)
@@ -238,7 +243,8 @@ class _Loop:
     )
     found = evaluate.evaluate(scores, examples, self.run.model.network.head.attributes)
     self.report, self.scores = found.report, found.scores
-    tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
+    if is_main():
+      tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
     if writers is not None:
       names = (
         "accuracy",

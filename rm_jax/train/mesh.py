@@ -123,6 +123,19 @@ def like_parameters(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(of, tree)
 
 
+def place_whole(tree: Any, mesh: Mesh) -> Any:
+  """Host arrays, the same in every process -> arrays that are whole on every device.
+
+  Unlike `jax.device_put`, which has the processes compare what they bring, this does not talk: it
+  may be called in a thread.
+  """
+  everywhere = replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda index, x=x: x[index]),
+    jax.tree.map(np.asarray, tree),
+  )
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
   """Host arrays -> arrays whose rows are divided over the mesh.
 

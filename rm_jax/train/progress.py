@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 
+import jax
+
 
 class Signals:
   """While open, SIGTERM and SIGINT are noted and not obeyed at once: the step is finished first."""
@@ -15,7 +17,9 @@ class Signals:
 
   def __enter__(self):
     # Python lets only the main thread do this; elsewhere (a notebook's worker) signals stay as are.
-    if threading.current_thread() is threading.main_thread():
+    # And of several processes one may be asked: JAX listens for all (`hosts.asked_to_stop`).
+    alone = jax.process_count() == 1
+    if alone and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         self._old[number] = signal.signal(number, self._note)
     return self

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -16,7 +17,7 @@ from rm_jax.data.pack import Micro, Packing, Shape, assemble, optional_fields, p
 from rm_jax.models.network import Network
 from rm_jax.train import text
 from rm_jax.train.datasets import Dataset
-from rm_jax.train.mesh import like_parameters, place_batch, replicated, rows_multiple
+from rm_jax.train.mesh import like_parameters, place_batch, place_whole, replicated, rows_multiple
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import frozen_patterns, make_optimizer, make_schedule, split_frozen
 from rm_jax.train.setup import Model, init_params
@@ -37,8 +38,9 @@ class Compiled:
 
   Attributes:
     zeros: () -> (gradients, sums), before the first micro-batch.
-    accumulate: of `step.make_accumulate`; takes the gradients' and the sums' buffers.
-    moments: of `step.make_moments`.
+    accumulate: of `step.make_accumulate`, with a key's bits for the key; takes the gradients' and
+      the sums' buffers.
+    moments: of `step.make_moments`, likewise.
     apply: of `step.make_apply`, and beside the new state {'skipped'}; takes the state's buffers.
   """
 
@@ -78,14 +80,20 @@ def compile_step(
     new = update(state, gradients, sums, total)
     return new, {"skipped": new.window["skipped"] - state.window["skipped"]}
 
+  add = make_accumulate(network, objective, sources=sources, dropout=dropout)
+  look = make_moments(network, objective, dropout=dropout)
+
+  # Keys come as their bits: several processes can only hand over plain arrays.
+  def accumulate(state, gradients, sums, batch, bits, total):
+    return add(state, gradients, sums, batch, jax.random.wrap_key_data(bits), total)
+
+  def moments(state, batch, bits):
+    return look(state, batch, jax.random.wrap_key_data(bits))
+
   return Compiled(
     zeros=jax.jit(zeros, out_shardings=(params, sums)),
-    accumulate=jax.jit(
-      make_accumulate(network, objective, sources=sources, dropout=dropout),
-      donate_argnums=(1, 2),
-      out_shardings=(params, sums),
-    ),
-    moments=jax.jit(make_moments(network, objective, dropout=dropout), out_shardings=everywhere),
+    accumulate=jax.jit(accumulate, donate_argnums=(1, 2), out_shardings=(params, sums)),
+    moments=jax.jit(moments, out_shardings=everywhere),
     apply=jax.jit(apply, donate_argnums=(0,), out_shardings=(shardings, {"skipped": everywhere})),
   )
 
@@ -159,7 +167,7 @@ class Run:
   def _start(self, optimizer) -> TrainState:
     params = init_params(self.model, self.mesh, jax.random.fold_in(self.key, 0), training=True)
     own = self.objective.init_params(jax.random.fold_in(self.key, 2))
-    params |= jax.device_put(own, replicated(self.mesh))
+    params |= place_whole(own, self.mesh)
     if self.objective.text:
       params |= text.load_head(self.model, self.mesh)
     trained, frozen = split_frozen(params, frozen_patterns(self.config))
@@ -167,12 +175,12 @@ class Run:
     shapes = jax.eval_shape(optimizer.init, trained)
     shardings = like_parameters(shapes, trained, self.mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
-    step = jax.device_put(jnp.zeros((), jnp.int32), replicated(self.mesh))
+    step = place_whole(np.zeros((), np.int32), self.mesh)
     return TrainState(step, trained, frozen, opt_state, self.zero_window())
 
   def zero_window(self) -> dict[str, jax.Array]:
     """`step.zero_window` on the mesh."""
-    return jax.device_put(zero_window(len(self.sources)), replicated(self.mesh))
+    return place_whole(zero_window(len(self.sources)), self.mesh)
 
   def micros(self, step: int) -> list[Micro]:
     """How a step's groups are laid into micro-batches."""
@@ -183,11 +191,12 @@ class Run:
     return pack(chosen, self.lengths, self.shapes)
 
   def prepare(self, step: int) -> list[tuple[Batch, jax.Array]]:
-    """A step's micro-batches on the devices, each with its key; may run ahead, in a thread."""
+    """A step's micro-batches on the devices, each with a key's bits; may run ahead, in a thread."""
     micros = self.micros(step)
     key = jax.random.fold_in(jax.random.fold_in(self.key, 1), step)
+    bits = np.asarray(jax.random.key_data(jax.random.split(key, len(micros))))
     placed = []
-    for micro, micro_key in zip(micros, jax.random.split(key, len(micros)), strict=True):
+    for micro, micro_bits in zip(micros, bits, strict=True):
       batch, _ = assemble(
         micro,
         self.train_set.groups,
@@ -197,7 +206,7 @@ class Run:
         features=self.features,
         members=self.members,
       )
-      placed.append((place_batch(batch, self.mesh), micro_key))
+      placed.append((place_batch(batch, self.mesh), place_whole(micro_bits, self.mesh)))
     return placed
 
   def step(self, micros: Sequence[tuple[Batch, jax.Array]]) -> dict[str, jax.Array]:
@@ -206,9 +215,9 @@ class Run:
     gradients, sums = compiled.zeros()
     total = None
     if self.objective.decorrelation:
-      parts = [compiled.moments(self.state, batch, key) for batch, key in micros]
+      parts = [compiled.moments(self.state, batch, bits) for batch, bits in micros]
       total = functools.reduce(jnp.add, parts)  # not `sum`, whose 0 comes from the host
-    for batch, key in micros:
-      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, key, total)
+    for batch, bits in micros:
+      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, total)
     self.state, pulse = compiled.apply(self.state, gradients, sums, total)
     return pulse

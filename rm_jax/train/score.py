@@ -19,6 +19,7 @@ from rm_jax.data.iterate import ahead
 from rm_jax.data.pack import Packing, Shape, assemble, optional_fields, pack, standing
 from rm_jax.losses.process import HOW, aggregate
 from rm_jax.models.network import Network
+from rm_jax.train.hosts import gather, is_main
 from rm_jax.train.mesh import place_batch, rows_multiple
 from rm_jax.types import Batch
 
@@ -81,18 +82,19 @@ def run_groups(
     return place_batch(batch, mesh), batch, index
 
   function = _jit(network, what)
+  quiet = not (progress and is_main())
   with (
-    tqdm(total=len(groups), desc=progress, disable=not progress, unit="group") as bar,
+    tqdm(total=len(groups), desc=progress, disable=quiet, unit="group") as bar,
     jax.set_mesh(mesh),
   ):
     waiting = None  # one micro-batch in flight: the host reads while the device works
     for placed, batch, index in ahead(prepare, micros()):
       this = function(params, placed), index, batch
       if waiting is not None:
-        yield jax.tree.map(np.asarray, waiting[0]), *waiting[1:]
+        yield gather(waiting[0]), *waiting[1:]
       waiting = this
       bar.update(int((index >= 0).sum()))
-    yield jax.tree.map(np.asarray, waiting[0]), *waiting[1:]
+    yield gather(waiting[0]), *waiting[1:]
 
 
 def score_groups(

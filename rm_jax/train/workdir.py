@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from rm_jax.models.source import read_json, save_folder
+from rm_jax.train.hosts import agree
 from rm_jax.train.setup import Model
 from rm_jax.train.writers import write_json
 
@@ -29,6 +30,12 @@ def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
+def _saved(workdir: Path) -> dict[str, Any] | None:
+  """config.json of the run that the folder (of the first process) holds; None where it is new."""
+  path = workdir / CONFIG
+  return agree(read_json(path) if path.exists() else None)
+
+
 def resolve(config: Any, groups: int, workdir: Path) -> ml_collections.ConfigDict:
   """A copy of the config with its automatic values filled in, an earlier run's where it has them.
 
@@ -41,7 +48,7 @@ def resolve(config: Any, groups: int, workdir: Path) -> ml_collections.ConfigDic
       train.steps grows.
   """
   config = ml_collections.ConfigDict(config.to_dict())
-  saved = _flat(read_json(workdir / CONFIG)) if (workdir / CONFIG).exists() else {}
+  saved = _flat(_saved(workdir) or {})
   train, optimizer = config.train, config.optimizer
   if train.steps == 0:
     train.steps = max(1, round(train.epochs * groups / config.data.batch_groups))
@@ -62,9 +69,9 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   Raises:
     ValueError: it holds a run of another config; nothing is overwritten.
   """
-  path = workdir / CONFIG
-  if path.exists():
-    saved, wanted = _flat(read_json(path)), _flat(_plain(config))
+  there = _saved(workdir)
+  if there is not None:
+    saved, wanted = _flat(there), _flat(_plain(config))
     different = [
       f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
       for key in sorted(saved.keys() | wanted.keys())
@@ -76,7 +83,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
         + "\n  ".join(different)
         + "\ngive another --workdir, or the same config (train.steps and mesh may change)"
       )
-  elif any((workdir / "checkpoints").glob("*")):
+  elif agree(any((workdir / "checkpoints").glob("*"))):
     raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
 
 

@@ -1,0 +1,75 @@
+"""Several processes as one run, one on each host of a pod: what they agree on, and who writes.
+
+Each runs the same program on the same data; arrays are divided over the devices of all. The first
+process's workdir is the run's. Alone, a process agrees with itself at once.
+"""
+
+import json
+import secrets
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def is_main() -> bool:
+  """Whether this is the process that writes and speaks."""
+  return jax.process_index() == 0
+
+
+def agree(value: Any) -> Any:
+  """What JSON can hold, the first process's on all."""
+  if jax.process_count() == 1:
+    return value
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  size = multihost_utils.broadcast_one_to_all(np.asarray(len(text), np.int32))
+  padded = np.zeros(int(size), np.uint8)
+  padded[: len(text)] = text[: int(size)]
+  return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
+
+
+def gather(tree: Any) -> Any:
+  """Arrays as numpy's, whole, on every process."""
+  if jax.process_count() == 1:
+    return jax.tree.map(np.asarray, tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def check_shared(folder: Path) -> None:
+  """Whether all processes see one folder, which is made.
+
+  Raises:
+    ValueError: they do not; Orbax would have each wait for the others' part for ever.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  if jax.process_count() == 1:
+    return
+  token = agree(str(folder.absolute() / f".shared-{secrets.token_hex(8)}"))
+  if is_main():
+    Path(token).touch()
+  multihost_utils.sync_global_devices("the token is there")
+  here = (folder.absolute() / Path(token).name).exists() and str(folder.absolute()) in token
+  seen = multihost_utils.process_allgather(np.asarray(here))
+  if is_main():
+    Path(token).unlink()
+  if not seen.all():
+    others = np.flatnonzero(~seen).tolist()
+    raise ValueError(
+      f"--workdir={folder} is not one folder for all processes (of {others} it is another); "
+      "expected one that they share, by the same name"
+    )
+
+
+def asked_to_stop(asked: int | None, step: int) -> int | None:
+  """The signal that asks the run to stop after a step: the same answer to all processes.
+
+  Args:
+    asked: the signal that this process was sent, or None.
+    step: the same for all; every step must ask.
+  """
+  if jax.process_count() == 1:
+    return asked
+  return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None

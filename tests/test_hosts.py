@@ -1,0 +1,108 @@
+"""Two real processes of two devices each are one run: the same numbers, one stop, one workdir."""
+
+import concurrent.futures
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from rm_jax import RewardModel
+from rm_jax.train.writers import read_lines
+from tests.test_commands import command, finish, train_flags
+from tests.train.runs import write_pairs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 48)
+
+
+def both(llama_folder, data, workdirs, **fields):
+  """Starts two processes of one run, each with its workdir."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  fields = {"mesh.data": 2, "mesh.fsdp": 2} | fields
+  return [
+    command(
+      "train",
+      *train_flags(llama_folder, data, workdir, **fields),
+      f"--coordinator=localhost:{port}",
+      "--processes=2",
+      f"--process={index}",
+      devices=2,
+    )
+    for index, workdir in enumerate(workdirs)
+  ]
+
+
+def finish_both(processes):
+  """As `finish`, side by side: neither waits for who reads its output."""
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    return list(pool.map(finish, processes))
+
+
+def losses(workdir):
+  return [x["loss"] for x in read_lines(workdir / "metrics.jsonl") if x["split"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def alone(llama_folder, data, tmp_path_factory):
+  """The workdir of the same run by one process on one device."""
+  workdir = tmp_path_factory.mktemp("alone") / "run"
+  flags = train_flags(llama_folder, data, workdir)
+  code, _, err = finish(command("train", *flags, devices=1))
+  assert code == 0, err
+  return workdir
+
+
+def test_two_processes_are_one_run_that_resumes(alone, llama_folder, data, tmp_path):
+  workdir = tmp_path / "run"
+  for steps in (6, 12):
+    fields = {"train.steps": steps}
+    results = finish_both(both(llama_folder, data, [workdir] * 2, **fields))
+    for code, _, err in results:
+      assert code == 0, err
+  (_, spoken, _), (_, silent, _) = results
+  assert "held-out accuracy" in spoken
+  assert "accuracy" not in silent
+  assert len(losses(alone)) == 12
+  np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0, atol=1e-5)
+  rows = [{"prompt": f"{i} ", "response": "ab" * (i + 1)} for i in range(5)]
+  one, other = (RewardModel.from_pretrained(w).score(rows) for w in (alone, workdir))
+  np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+def test_a_workdir_for_each_process_is_refused(llama_folder, data, tmp_path):
+  workdirs = [tmp_path / "zero", tmp_path / "one"]
+  for code, _, err in finish_both(both(llama_folder, data, workdirs)):
+    assert code == 1
+    assert "is not one folder for all processes (of [1] it is another)" in err
+
+
+def test_a_signal_to_one_stops_both_after_the_same_step(alone, llama_folder, data, tmp_path):
+  workdir = tmp_path / "run"
+  processes = both(llama_folder, data, [workdir] * 2)
+  until = time.monotonic() + 240
+  while len(losses(workdir)) < 2:
+    assert time.monotonic() < until
+    time.sleep(0.05)
+  processes[1].send_signal(signal.SIGTERM)
+  results = finish_both(processes)
+  said = [err.splitlines()[-1] for _, _, err in results]
+  assert [code for code, _, _ in results] == [128 + signal.SIGTERM] * 2, said
+  assert said[0] == said[1]
+  assert "is saved in" in said[0]
+  assert 2 <= len(losses(workdir)) < 12
+  for code, _, err in finish_both(both(llama_folder, data, [workdir] * 2)):
+    assert code == 0, err
+  np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0, atol=1e-5)
+
+
+def test_half_of_what_a_process_must_know_is_refused(llama_folder, data, tmp_path):
+  flags = train_flags(llama_folder, data, tmp_path / "run")
+  code, _, err = finish(command("train", *flags, "--coordinator=localhost:1", devices=1))
+  assert code == 1
+  assert "expected all three, or --multihost alone" in err
