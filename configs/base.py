@@ -36,7 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
   # score. The reward is then the sum of the ratings by weights.
   c.model.attributes = ()
   c.model.mix = ()  # weights of the attributes at the start; () = equal, of sum 1
-  # Low-rank adapters beside a backbone that stays as it is; checkpoints hold them and the head.
+  # Low-rank adapters beside a backbone that stays as it is; checkpoints hold them and the head
+  # (where model.pretrained says what they are beside).
   c.model.lora = ml_collections.ConfigDict()
   c.model.lora.rank = 0  # 0 = none: the backbone is trained
   c.model.lora.alpha = 16.0  # an adapter counts alpha / rank times
@@ -87,8 +88,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.loss.text_beta = 0.1
 
   c.optimizer = ml_collections.ConfigDict()
-  # 'adamw'; 'adafactor' (its state is a small part of the weights); 'muon' (of kernels; a moment
-  # less); 'sgd'.
+  # 'adamw'; 'adafactor' (its state is a small part of the weights); 'muon' (of kernels, at
+  # momentum 0.95: a moment less); 'sgd'.
   c.optimizer.name = "adamw"
   c.optimizer.learning_rate = 1e-5  # peak
   c.optimizer.schedule = "cosine"  # or 'linear', 'constant'
@@ -99,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.optimizer.b2 = 0.95
   c.optimizer.eps = 1e-8
   c.optimizer.clip = 1.0  # global norm of the gradient; 0 = none
-  c.optimizer.weight_decay = 0.0  # of kernels and embeddings
+  c.optimizer.weight_decay = 0.0  # of kernels, embeddings and adapters
   c.optimizer.towards_pretrained = 0.0  # decay towards the weights at the start
   # Of the attributes' mix, in learning_rates; 0 = it stays as it is. A rate for millions of weights
   # hardly moves a few: 100 is usual. It learns from pairs and all feedback but attributes.

@@ -1,7 +1,7 @@
 """How fast training and scoring are here: python -m experiments.benchmark (see there).
 
 Any model and data will do; weights are random where only model.config is given. Steps of 16 pairs
-of at most 512 tokens, as the comparison with TRL has them.
+of at most 512 tokens.
 """
 
 import ml_collections

@@ -14,6 +14,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from rm_jax.train.checkpoints import CheckpointError
 from rm_jax.train.loop import NotFiniteError, Stopped
 
 MULTIHOST = flags.DEFINE_bool(
@@ -65,11 +66,14 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "xla"))
 
 
-def _join() -> None:
+def _join(hosts: bool) -> None:
   """Makes this process one of several, where a flag says so."""
-  if not (MULTIHOST.value or COORDINATOR.value):
+  given = [x is not None for x in (COORDINATOR.value, PROCESSES.value, PROCESS.value)]
+  if not (MULTIHOST.value or any(given)):
     return
-  if bool(COORDINATOR.value) != (PROCESSES.value is not None and PROCESS.value is not None):
+  if not hosts:
+    raise ValueError("this command is one process; only experiments.train is several")
+  if any(given) and not all(given):
     raise ValueError(
       f"--coordinator={COORDINATOR.value} --processes={PROCESSES.value} --process={PROCESS.value}: "
       "expected all three, or --multihost alone where the cluster says them"
@@ -77,17 +81,22 @@ def _join() -> None:
   jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
-def launch(main: Callable[[], None]) -> None:
-  """Runs a command's `main` after its flags are parsed."""
+def launch(main: Callable[[], None], *, hosts: bool = False) -> None:
+  """Runs a command's `main` after its flags are parsed.
+
+  Args:
+    main: of the command.
+    hosts: it can be one of several processes.
+  """
 
   def run(_argv):
     _log_ours()
     try:
-      _join()
+      _join(hosts)
       main()
     except Stopped as stopped:
       _fail(stopped, 128 + stopped.signum)
-    except (ValueError, OSError, NotFiniteError) as error:
+    except (ValueError, OSError, NotFiniteError, CheckpointError) as error:
       _fail(error, 1)
 
   jax.config.config_with_absl()

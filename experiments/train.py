@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  launch(main)
+  launch(main, hosts=True)

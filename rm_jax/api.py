@@ -244,17 +244,19 @@ class RewardModel:
         "its scores are others. RewardModel.from_pretrained reads it as it was trained",
         path,
       )
-    head = self.model.network.head
+    head, params = self.model.network.head, self.params
     if head.attributes:
-      head = dataclasses.replace(head, mix=np.asarray(self.params["head"]["mix"]).tolist())
-    network = dataclasses.replace(self.model.network, head=head, frozen=0)
+      head = dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
+    if lora := self.model.network.lora:
+      params = unflatten_dict(merged(flatten_dict(params, sep="/"), lora), sep="/")
+    network = dataclasses.replace(self.model.network, head=head, frozen=0, lora=None)
     saved = dataclasses.replace(self.model, network=network)
     save_folder(
       Path(path),
       config=saved.exported_config(),
       tokenizer=saved.tokenizer,
       record=saved.record(),
-      tensors=hf.export_params(self.model.network, self.params),
+      tensors=hf.export_params(self.model.network, params),
     )
 
 

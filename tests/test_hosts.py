@@ -84,7 +84,8 @@ def test_a_workdir_for_each_process_is_refused(llama_folder, data, tmp_path):
 
 def test_a_signal_to_one_stops_both_after_the_same_step(alone, llama_folder, data, tmp_path):
   workdir = tmp_path / "run"
-  processes = both(llama_folder, data, [workdir] * 2)
+  fields = {"train.steps": 400}  # enough that the signal comes in the middle
+  processes = both(llama_folder, data, [workdir] * 2, **fields)
   until = time.monotonic() + 240
   while len(losses(workdir)) < 2:
     assert time.monotonic() < until
@@ -95,14 +96,47 @@ def test_a_signal_to_one_stops_both_after_the_same_step(alone, llama_folder, dat
   assert [code for code, _, _ in results] == [128 + signal.SIGTERM] * 2, said
   assert said[0] == said[1]
   assert "is saved in" in said[0]
-  assert 2 <= len(losses(workdir)) < 12
-  for code, _, err in finish_both(both(llama_folder, data, [workdir] * 2)):
+  done = len(losses(workdir))
+  assert 2 <= done < 400
+  fields = {"train.steps": max(12, done + 2)}
+  for code, _, err in finish_both(both(llama_folder, data, [workdir] * 2, **fields)):
     assert code == 0, err
-  np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0, atol=1e-5)
+  np.testing.assert_allclose(losses(workdir)[:12], losses(alone), rtol=0, atol=1e-5)
+  assert len(losses(workdir)) == fields["train.steps"]
+
+
+def test_other_data_or_another_config_is_refused_by_all(llama_folder, data, tmp_path):
+  other = write_pairs(tmp_path / "pairs.jsonl", 48, seed=5)
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  processes = [
+    command(
+      "train",
+      *train_flags(llama_folder, file, tmp_path / "run", **{"data.heldout": "0", "seed": index}),
+      f"--coordinator=localhost:{port}",
+      "--processes=2",
+      f"--process={index}",
+      devices=2,
+    )
+    for index, file in enumerate((data, other))
+  ]
+  for code, _, err in finish_both(processes):
+    assert code == 1
+    assert "processes [1] have another config and training data than process 0" in err
+  assert not (tmp_path / "run").exists()
 
 
 def test_half_of_what_a_process_must_know_is_refused(llama_folder, data, tmp_path):
   flags = train_flags(llama_folder, data, tmp_path / "run")
-  code, _, err = finish(command("train", *flags, "--coordinator=localhost:1", devices=1))
+  for some in (["--coordinator=localhost:1"], ["--processes=2", "--process=1"]):
+    code, _, err = finish(command("train", *flags, *some))
+    assert code == 1
+    assert "expected all three, or --multihost alone" in err
+
+
+def test_a_command_of_one_process_is_not_several(tmp_path):
+  flags = [f"--{name}={tmp_path / name}" for name in ("model", "input", "output")]
+  code, _, err = finish(command("score", *flags, "--multihost"))
   assert code == 1
-  assert "expected all three, or --multihost alone" in err
+  assert "only experiments.train is several" in err

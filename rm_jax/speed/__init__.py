@@ -1,1 +1,1 @@
-"""How fast: the work of a step, measured speed, and plans for devices that are elsewhere."""
+"""How fast: the work of a step in operations, and measured speed."""

@@ -21,9 +21,6 @@ class Work:
   tokens: int = 0
   visible: int = 0
 
-  def __add__(self, other: "Work") -> "Work":
-    return Work(self.tokens + other.tokens, self.visible + other.visible)
-
 
 def work(groups: Iterable[Group], *, share: bool, causal: bool) -> Work:
   """The work of groups.
@@ -56,19 +53,29 @@ def layer_weights(backbone: DecoderConfig | EncoderConfig) -> int:
   return 4 * c.width * c.width + 2 * c.width * c.ffn
 
 
+def _linear_flops(backbone: DecoderConfig | EncoderConfig, what: Work) -> float:
+  return 2.0 * layer_weights(backbone) * what.tokens
+
+
+def _attention_flops(backbone: DecoderConfig | EncoderConfig, what: Work) -> float:
+  # A pair that see one another: their logit, and what the value adds.
+  c = backbone
+  return 4.0 * (c.heads * c.head_dim if isinstance(c, DecoderConfig) else c.width) * what.visible
+
+
 def forward_flops(backbone: DecoderConfig | EncoderConfig, layers: int, what: Work) -> float:
   """Operations of so many layers' forward pass."""
-  c = backbone
-  attended = c.heads * c.head_dim if isinstance(c, DecoderConfig) else c.width
-  # A pair that see one another: their logit, and what the value adds.
-  return float(layers) * (2 * layer_weights(c) * what.tokens + 4 * attended * what.visible)
+  return layers * (_linear_flops(backbone, what) + _attention_flops(backbone, what))
 
 
 def step_flops(network: Network, what: Work) -> float:
   """Operations of a training step over some work: the backward pass is twice the forward.
 
-  Frozen layers have no backward pass; that their output may be kept is not counted.
+  Frozen layers have no backward pass; that their output may be kept is not counted. Beside adapters
+  linear maps have no gradient of their own, so that their backward pass is one forward; the
+  adapters' work, as small as their rank, is not counted.
   """
   backbone, frozen = network.backbone, network.frozen
-  trained = 3 * forward_flops(backbone, backbone.layers - frozen, what)
-  return trained + forward_flops(backbone, frozen, what)
+  linear = (2 if network.lora else 3) * _linear_flops(backbone, what)
+  trained = linear + 3 * _attention_flops(backbone, what)
+  return (backbone.layers - frozen) * trained + forward_flops(backbone, frozen, what)

@@ -63,11 +63,36 @@ def check_shared(folder: Path) -> None:
     )
 
 
+def check_same(**values: Any) -> None:
+  """Whether all processes were given the same.
+
+  Args:
+    values: what each has, by name: what JSON can hold.
+
+  Raises:
+    ValueError: on all, where one has another value; rows cut out of different batches would be no
+      batch at all, or the processes would wait for one another for ever.
+  """
+  if jax.process_count() == 1:
+    return
+  first = agree(values)
+  mine = json.loads(json.dumps(values))
+  same = multihost_utils.process_allgather(np.asarray([mine[n] == first[n] for n in values]))
+  if not same.all():
+    wrong = [name for n, name in enumerate(values) if not same[:, n].all()]
+    others = np.flatnonzero(~same.all(axis=1)).tolist()
+    raise ValueError(
+      f"processes {others} have another {' and '.join(wrong)} than process 0; expected the same "
+      "command and the same files on every host"
+    )
+
+
 def asked_to_stop(asked: int | None, step: int) -> int | None:
   """The signal that asks the run to stop after a step: the same answer to all processes.
 
   Args:
-    asked: the signal that this process was sent, or None.
+    asked: the signal that this process was sent, or None. Of several processes JAX listens for
+      SIGTERM alone.
     step: the same for all; every step must ask.
   """
   if jax.process_count() == 1:

@@ -14,7 +14,7 @@ from rm_jax.data.iterate import ahead
 from rm_jax.train import evaluate, text
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
-from rm_jax.train.hosts import asked_to_stop, check_shared, is_main
+from rm_jax.train.hosts import asked_to_stop, check_same, check_shared, is_main
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.run import Run, plan_shapes
@@ -22,7 +22,7 @@ from rm_jax.train.score import keep_features, score_groups
 from rm_jax.train.setup import build_model
 from rm_jax.train.shift import shift_report
 from rm_jax.train.step import window_metrics
-from rm_jax.train.workdir import check, claim, resolve
+from rm_jax.train.workdir import check, claim, plain, resolve
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes, read_lines, write_json
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
 
   Raises:
     ValueError: config, files or data are not as they should be; nothing was overwritten.
-    Stopped: on SIGTERM or SIGINT, after a checkpoint.
+    Stopped: on SIGTERM or SIGINT (of several processes SIGTERM), after a checkpoint.
     NotFiniteError: `train.max_skipped` steps in a row had no finite gradient.
   """
   began = time.perf_counter()
@@ -61,6 +61,8 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   train_set, heldout_set, report = load_data(config, model)
   shifted_set = load_shifted(config, model, heldout_set)
   config = resolve(config, len(train_set.groups), workdir)
+  sets = {"training data": train_set, "held-out data": heldout_set}
+  check_same(config=plain(config), **{name: one.fingerprint() for name, one in sets.items()})
   check(workdir, config)
   log.info("data: %s", report)
   run = Run(config, mesh, model, train_set)

@@ -80,9 +80,28 @@ def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation
 def scale_by_adafactor() -> optax.GradientTransformation:
   """Shazeer & Stern 2018: second moments kept as rows and columns, no first moment.
 
-  Updates have the size of Adam's: learning rates are absolute, not relative to the weights.
+  Each layer's kernel is a matrix [inputs, outputs], heads and their widths as one axis: narrow
+  heads alone would not be factored. Updates have the size of Adam's: learning rates are absolute,
+  not relative to the weights; what is clipped is a whole stack of layers.
   """
-  return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+  inner = optax.scale_by_factored_rms()
+
+  def matrices(tree):
+    def one(path, x):
+      axes = matrix_axes(path)
+      if axes is None:
+        return x
+      inputs, outputs = (math.prod(x.shape[a] for a in part) for part in axes)
+      return x.reshape(x.shape[0], inputs, outputs)
+
+    return {path: one(path, x) for path, x in tree.items()}
+
+  def update(updates, state, params):
+    out, state = inner.update(matrices(updates), state, matrices(params))
+    return {path: x.reshape(updates[path].shape) for path, x in out.items()}, state
+
+  factored = optax.GradientTransformation(lambda params: inner.init(matrices(params)), update)
+  return optax.chain(factored, optax.clip_by_block_rms(1.0))
 
 
 def scale_by_muon(config: Any) -> optax.GradientTransformation:
@@ -110,13 +129,22 @@ def scale_by_muon(config: Any) -> optax.GradientTransformation:
     masked = optax.MaskedNode
     return {p: x if isinstance(x, masked) else scale(p, x) for p, x in updates.items()}
 
+  def label(params):
+    labels = {path: "muon" if matrix_axes(path) else "adam" for path in params}
+    if "muon" not in labels.values():
+      raise ValueError(
+        "optimizer.name is 'muon' and no layer's kernel is trained (with model.lora.rank they are "
+        "not); expected 'adamw', or kernels to train"
+      )
+    return labels
+
   muon = orthogonalise(weight_dimension_numbers=dimensions)
   return optax.partition(
     {
       "muon": optax.chain(muon, optax.stateless(usual_size)),
       "adam": optax.scale_by_adam(config.b1, config.b2, config.eps),
     },
-    lambda params: {path: "muon" if matrix_axes(path) else "adam" for path in params},
+    label,
   )
 
 

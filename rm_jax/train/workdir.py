@@ -26,7 +26,8 @@ def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
   return out
 
 
-def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The config as JSON has it."""
   return json.loads(json.dumps(config.to_dict()))
 
 
@@ -36,7 +37,7 @@ def _saved(workdir: Path) -> dict[str, Any] | None:
   return agree(read_json(path) if path.exists() else None)
 
 
-def resolve(config: Any, groups: int, workdir: Path) -> ml_collections.ConfigDict:
+def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collections.ConfigDict:
   """A copy of the config with its automatic values filled in, an earlier run's where it has them.
 
   Args:
@@ -45,10 +46,10 @@ def resolve(config: Any, groups: int, workdir: Path) -> ml_collections.ConfigDic
       train.checkpoint_every 0 = eval_every.
     groups: of the training data.
     workdir: where an earlier run may have resolved them already: a schedule does not move when
-      train.steps grows.
+      train.steps grows. None = nowhere.
   """
   config = ml_collections.ConfigDict(config.to_dict())
-  saved = _flat(_saved(workdir) or {})
+  saved = _flat((workdir and _saved(workdir)) or {})
   train, optimizer = config.train, config.optimizer
   if train.steps == 0:
     train.steps = max(1, round(train.epochs * groups / config.data.batch_groups))
@@ -71,7 +72,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """
   there = _saved(workdir)
   if there is not None:
-    saved, wanted = _flat(there), _flat(_plain(config))
+    saved, wanted = _flat(there), _flat(plain(config))
     different = [
       f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
       for key in sorted(saved.keys() | wanted.keys())
@@ -93,7 +94,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, model: Model) -> Non
   Those are in the checkpoints.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  write_json(workdir / CONFIG, _plain(config))
+  write_json(workdir / CONFIG, plain(config))
   save_folder(
     workdir / "model",
     config=model.exported_config(),

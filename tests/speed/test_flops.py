@@ -9,6 +9,7 @@ from rm_jax.data.group import Group
 from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
 from rm_jax.models.config import HeadConfig, backbone_config
 from rm_jax.models.layers import visible
+from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
 from rm_jax.speed.flops import Work, forward_flops, layer_weights, step_flops, work
 
@@ -79,3 +80,5 @@ def test_a_step_by_hand():
   assert forward_flops(backbone, 1, what) == one
   assert step_flops(Network(backbone, HeadConfig()), what) == 9 * one
   assert step_flops(Network(backbone, HeadConfig(), frozen=2), what) == 3 * one + 2 * one
+  adapted = Network(backbone, HeadConfig(), lora=Lora(rank=2))
+  assert step_flops(adapted, what) == 3 * (2 * 2 * weights * 10 + 3 * 4 * 32 * 55)

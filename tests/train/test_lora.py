@@ -138,7 +138,7 @@ def test_the_backbone_stays_and_is_not_saved(base, whole):
   assert saved
   metadata = next((workdir / "checkpoints").rglob("params/_METADATA")).read_text()
   assert "lora_a" in metadata
-  assert "'kernel', 'q'" not in metadata
+  assert "'q', 'kernel'" not in metadata
   assert "embedding" not in metadata
 
 
@@ -161,6 +161,10 @@ def test_a_workdir_and_what_is_saved_of_it_score_alike(base, whole, tmp_path):
   )
   assert trained.lora is not None
   np.testing.assert_allclose(scores, adapted.score(ROWS), rtol=0, atol=1e-5)
+  adapted.save_pretrained(tmp_path / "adapted")
+  np.testing.assert_allclose(
+    RewardModel.from_pretrained(tmp_path / "adapted").score(ROWS), scores, rtol=0, atol=1e-5
+  )
   model.save_pretrained(tmp_path)
   np.testing.assert_allclose(
     RewardModel.from_pretrained(tmp_path).score(ROWS), scores, rtol=0, atol=1e-6

@@ -138,16 +138,25 @@ def test_muon_makes_each_layers_kernel_orthogonal_and_leaves_the_rest_to_adam():
 
 def test_adafactor_keeps_a_small_part_of_what_adam_keeps():
   config = options(name="adafactor", schedule="constant", warmup_steps=0, clip=0.0)
-  params = {"backbone/layers/up/kernel": jnp.zeros((2, 256, 512))}
+  up, q = "backbone/layers/up/kernel", "backbone/layers/q/kernel"
+  params = {up: jnp.zeros((2, 256, 512)), q: jnp.zeros((2, 256, 8, 64))}
   optimizer = make_optimizer(config, make_schedule(config))
   state = optimizer.init(params)
   kept = sum(x.size for x in jax.tree.leaves(state))
-  assert kept < 0.02 * params["backbone/layers/up/kernel"].size
+  assert kept < 0.01 * (params[up].size + params[q].size)
   # An update of rank one is scaled to one everywhere: what rows and columns say is all there is.
   gradient = jnp.outer(jnp.arange(1.0, 257.0), jnp.arange(1.0, 513.0))
   gradient = jnp.stack([gradient, 3 * gradient])
-  updates, _ = optimizer.update({"backbone/layers/up/kernel": gradient}, state, params)
-  np.testing.assert_allclose(updates["backbone/layers/up/kernel"], -1.0, rtol=1e-3)
+  gradients = {up: gradient, q: gradient.reshape(2, 256, 8, 64)}
+  updates, _ = optimizer.update(gradients, state, params)
+  for x in updates.values():
+    np.testing.assert_allclose(x, -1.0, rtol=1e-3)
+
+
+def test_muon_without_kernels_is_refused():
+  optimizer = make_optimizer(options(name="muon"), make_schedule(options()))
+  with pytest.raises(ValueError, match="no layer's kernel is trained"):
+    optimizer.init({"backbone/layers/q/lora_a": jnp.zeros((2, 12, 4))})
 
 
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
