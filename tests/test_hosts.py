@@ -19,8 +19,8 @@ def data(tmp_path_factory):
   return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 48)
 
 
-def both(llama_folder, data, workdirs, **fields):
-  """Starts two processes of one run, each with its workdir."""
+def both(llama_folder, data, workdirs, own=({}, {}), **fields):
+  """Starts two processes of one run, each with its workdir and, in `own`, fields of its own."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
@@ -28,13 +28,13 @@ def both(llama_folder, data, workdirs, **fields):
   return [
     command(
       "train",
-      *train_flags(llama_folder, data, workdir, **fields),
+      *train_flags(llama_folder, data, workdir, **fields | mine),
       f"--coordinator=localhost:{port}",
       "--processes=2",
       f"--process={index}",
       devices=2,
     )
-    for index, workdir in enumerate(workdirs)
+    for index, (workdir, mine) in enumerate(zip(workdirs, own, strict=True))
   ]
 
 
@@ -107,20 +107,8 @@ def test_a_signal_to_one_stops_both_after_the_same_step(alone, llama_folder, dat
 
 def test_other_data_or_another_config_is_refused_by_all(llama_folder, data, tmp_path):
   other = write_pairs(tmp_path / "pairs.jsonl", 48, seed=5)
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  processes = [
-    command(
-      "train",
-      *train_flags(llama_folder, file, tmp_path / "run", **{"data.heldout": "0", "seed": index}),
-      f"--coordinator=localhost:{port}",
-      "--processes=2",
-      f"--process={index}",
-      devices=2,
-    )
-    for index, file in enumerate((data, other))
-  ]
+  own = {}, {"data.train": other, "seed": 1}
+  processes = both(llama_folder, data, [tmp_path / "run"] * 2, own, **{"data.heldout": "0"})
   for code, _, err in finish_both(processes):
     assert code == 1
     assert "processes [1] have another config and training data than process 0" in err
