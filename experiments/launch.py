@@ -3,6 +3,7 @@
 RM_JAX_TRACEBACK=1 shows the traceback as well.
 """
 
+import ctypes
 import logging
 import os
 import sys
@@ -66,6 +67,25 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "xla"))
 
 
+def _keep_memory() -> None:
+  """Has the C library keep freed memory for the next step.
+
+  Left alone, glibc hands every large block back, and the kernel clears its pages anew: on a CPU a
+  fifth to a quarter of a training step. What is kept is no more than the run's peak.
+  """
+  try:
+    libc = ctypes.CDLL("libc.so.6")
+  except OSError:  # another C library has other habits
+    return
+  most = 2**31 - 1
+  for parameter, value in (
+    (-4, 0),  # M_MMAP_MAX: no block is mapped by itself, to be unmapped when freed
+    (-8, 1),  # M_ARENA_MAX: other arenas could only map theirs
+    (-1, most),  # M_TRIM_THRESHOLD: the heap does not shrink
+  ):
+    libc.mallopt(parameter, value)
+
+
 def _join(hosts: bool) -> None:
   """Makes this process one of several, where a flag says so."""
   given = [x is not None for x in (COORDINATOR.value, PROCESSES.value, PROCESS.value)]
@@ -101,4 +121,5 @@ def launch(main: Callable[[], None], *, hosts: bool = False) -> None:
 
   jax.config.config_with_absl()
   _keep_compiled()
+  _keep_memory()
   app.run(run, flags_parser=_parse)

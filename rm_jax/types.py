@@ -118,6 +118,12 @@ class Batch:
     members: float32 [B, G, M], by how much the group counts for each member of an ensemble.
     hidden: float [B, T, D], activations that enter the first trained layer, where the layers below
       are frozen and were run beforehand.
+    windows: int32 [B, R, L] for each of a few lengths L: columns of the row, -1 where there is
+      none. Attention lies within them. None where a row is one window.
+    segments: int32 [B, R, L], likewise: the columns of a window that may see one another have the
+      same number; 0 where there is none.
+    places: int32 [B, T, C], where each column stands in the row's windows, those of `windows` laid
+      end to end: a shared prompt's columns may stand in several; -1 elsewhere.
   """
 
   tokens: jax.Array
@@ -141,3 +147,6 @@ class Batch:
   attributes: jax.Array | None = None
   members: jax.Array | None = None
   hidden: jax.Array | None = None
+  windows: tuple[jax.Array, ...] | None = None
+  segments: tuple[jax.Array, ...] | None = None
+  places: jax.Array | None = None

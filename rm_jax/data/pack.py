@@ -1,165 +1,12 @@
-"""Groups -> rows of a few static shapes -> `Batch`.
+"""Groups -> `Batch`: fills the arrays of a micro-batch that `layout` has planned."""
 
-A step is a number of groups, whatever the packing; it becomes one or more micro-batches, each of
-one of the planned shapes. Losses and gradients are sums over micro-batches, so how groups are laid
-into rows never changes a number.
-"""
-
-import bisect
-import dataclasses
 from collections.abc import Sequence as Seq
 
 import numpy as np
 
 from rm_jax.data.group import Group
+from rm_jax.data.layout import Micro, Packing, place_windows, windows_of
 from rm_jax.types import KINDS, Batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """Static shape of a micro-batch: B rows of T columns, G groups a row, K marks a group."""
-
-  rows: int
-  columns: int
-  groups: int
-  marks: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Packing:
-  """How groups are laid into rows.
-
-  Attributes:
-    share: a group's prompt is stored once, its responses as branches (decoders only).
-    pack: several groups a row; else one.
-    cells: about how many tokens a micro-batch holds for each of `multiple`.
-    multiple: of the row count: over how many devices rows are divided.
-    row_lengths: columns of the planned rows; empty = from the data.
-  """
-
-  share: bool = True
-  pack: bool = True
-  cells: int = 16_384
-  multiple: int = 1
-  row_lengths: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Micro:
-  """A planned micro-batch: `rows[b]` lists the groups of row b, as indices into the data set."""
-
-  shape: Shape
-  rows: tuple[tuple[int, ...], ...]
-
-
-def _up(x: float, multiple: int) -> int:
-  return int(-(-x // multiple)) * multiple
-
-
-def _row_lengths(lengths: np.ndarray, packing: Packing) -> list[int]:
-  """Columns of the rows: the longest group's length and its halves, in steps of 32 or more."""
-  longest = _up(int(lengths.max()), 32)
-  if packing.row_lengths:
-    if max(packing.row_lengths) < lengths.max():
-      raise ValueError(
-        f"data.row_lengths {packing.row_lengths} has no row for a group of {lengths.max()} tokens; "
-        "give a longer row or a smaller data.max_length"
-      )
-    return sorted(packing.row_lengths)
-  if packing.pack:  # short groups go several to a row: one alone with air behind it wastes the row
-    longest = max(longest, 256)
-  found = [longest]
-  while len(found) < 3 and found[0] > 256 and np.median(lengths) < 0.75 * found[0]:
-    found.insert(0, _up(found[0] / 2, 32))
-  return found
-
-
-def _lay(lengths: Seq[int], columns: Seq[int], groups: Seq[int]) -> list[list[list[int]]]:
-  """Best fit, longest first. Returns for each row length its rows, each a list of group indices."""
-  rows: list[list[list[int]]] = [[] for _ in columns]
-  free: list[tuple[int, int, int]] = []  # (columns left, which length, which row), sorted
-  for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-    at = bisect.bisect_left(free, (lengths[i], -1, -1))
-    if at < len(free):
-      left, t, row = free.pop(at)
-    else:
-      t = bisect.bisect_left(columns, lengths[i])
-      left, row = columns[t], len(rows[t])
-      rows[t].append([])
-    rows[t][row].append(i)
-    if len(rows[t][row]) < groups[t]:
-      bisect.insort(free, (left - lengths[i], t, row))
-  return rows
-
-
-def plan(
-  lengths: Seq[int], marks: int, step_groups: int, packing: Packing
-) -> tuple[tuple[Shape, ...], ...]:
-  """The few shapes that steps of a data set will need: for each row length, its row counts.
-
-  Args:
-    lengths: int [n], columns that each group of the data set takes (`Group.columns`).
-    marks: the most marks a group has.
-    step_groups: groups of a step.
-    packing: see `Packing`.
-  """
-  lengths = np.asarray(lengths)
-  columns = _row_lengths(lengths, packing)
-  short = max(1, int(np.quantile(lengths, 0.1)))
-  groups = [min(64, max(1, t // short)) if packing.pack else 1 for t in columns]
-  # How many rows of each length a step takes, seen on steps drawn at random.
-  rng = np.random.default_rng(0)
-  size = min(step_groups, len(lengths))
-  drawn = [rng.choice(lengths, size, replace=False).tolist() for _ in range(24)]
-  needed = np.asarray([[len(r) for r in _lay(d, columns, groups)] for d in drawn]).max(axis=0)
-  m = packing.multiple
-  shapes = []
-  for t, need, g in zip(columns, needed, groups, strict=True):
-    budget = max(m, packing.cells * m // t // m * m)
-    most = min(budget, _up(max(1, need), m))
-    shapes.append(tuple(Shape(rows, t, g, marks) for rows in sorted({most, _up(most / 2, m)})))
-  return tuple(shapes)
-
-
-def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
-  """Shapes that do not depend on the data, for scoring: calls with other texts compile nothing new.
-
-  Row lengths are 128, 256 ... up to `longest`; row counts grow fourfold to the budget of cells.
-  """
-  m = packing.multiple
-  shapes, t = [], 64
-  while t < longest or not shapes:
-    t *= 2
-    budget = max(m, packing.cells * m // t // m * m)
-    counts = [m]
-    while counts[-1] < budget:
-      counts.append(min(budget, counts[-1] * 4))
-    groups = min(64, t // 8) if packing.pack else 1
-    shapes.append(tuple(Shape(rows, t, groups, marks) for rows in counts))
-  return tuple(shapes)
-
-
-def pack(groups: Seq[int], lengths: Seq[int], shapes: tuple[tuple[Shape, ...], ...]) -> list[Micro]:
-  """Lays groups into micro-batches, best fit first.
-
-  Args:
-    groups: the step's groups, as indices into the data set.
-    lengths: columns that each group of the data set takes.
-    shapes: from `plan` or `standing`.
-
-  Returns:
-    micro-batches whose rows hold the same indices; every group is in exactly one row.
-  """
-  columns = [s[0].columns for s in shapes]
-  laid = _lay([int(lengths[g]) for g in groups], columns, [s[0].groups for s in shapes])
-  micros = []
-  for rows, sizes in zip(laid, shapes, strict=True):
-    rows = [tuple(int(groups[i]) for i in row) for row in rows]
-    while rows:
-      shape = next((s for s in sizes if s.rows >= len(rows)), sizes[-1])
-      taken, rows = rows[: shape.rows], rows[shape.rows :]
-      micros.append(Micro(shape, (*taken, *[()] * (shape.rows - len(taken)))))
-  return micros
 
 
 def optional_fields(groups: Seq[Group]) -> frozenset[str]:
@@ -180,7 +27,7 @@ def assemble(
   micro: Micro,
   groups: Seq[Group],
   *,
-  share: bool,
+  packing: Packing,
   fields: frozenset[str],
   sources: Seq[str] = (),
   features: Seq[np.ndarray] | None = None,
@@ -191,7 +38,7 @@ def assemble(
   Args:
     micro: from `pack`.
     groups: the data set's groups.
-    share: as the packing's.
+    packing: as `layout.plan`'s.
     fields: `optional_fields` of the whole data set: batches of the same arrays compile once. With
       'previous', which no data set asks for by itself, `Batch.previous` is filled too.
     sources: names that `Batch.source` counts by; none where it is not asked for.
@@ -201,7 +48,8 @@ def assemble(
   Returns:
     (batch of numpy arrays, int [B, G]: which group of the data set stands where, -1 = none).
   """
-  B, T, G, K = dataclasses.astuple(micro.shape)
+  shape, share = micro.shape, packing.share
+  B, T, G, K = shape.rows, shape.columns, shape.groups, shape.marks
   tokens, group, branch, position = (np.zeros((B, T), np.int32) for _ in range(4))
   marks, response, length = (np.zeros((B, G, K), np.int32) for _ in range(3))
   where = np.zeros((B, G, K), bool)
@@ -226,6 +74,9 @@ def assemble(
     width = features[0].shape[-1]
     hidden = np.zeros((B, T, width), features[0].dtype)
 
+  windows = segments = places = None
+  if shape.windows:
+    windows, segments, places = _gather_windows(micro, groups, packing)
   for b, row in enumerate(micro.rows):
     column = 0
     for g, i in enumerate(row):
@@ -296,5 +147,39 @@ def assemble(
     attributes=attributes,
     members=counts,
     hidden=hidden,
+    windows=windows,
+    segments=segments,
+    places=places,
   )
   return batch, index
+
+
+def _gather_windows(
+  micro: Micro, groups: Seq[Group], packing: Packing
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], np.ndarray]:
+  """`Batch.windows`, `Batch.segments` and `Batch.places` of a micro-batch."""
+  shape = micro.shape
+  windows, segments = (
+    tuple(
+      np.full((shape.rows, count, length), nothing, np.int32) for length, count in shape.windows
+    )
+    for nothing in (-1, 0)
+  )
+  places = np.full((shape.rows, shape.columns, shape.copies), -1, np.int32)
+  # Where each size begins, the windows of a row laid end to end.
+  begins = np.cumsum([0, *(length * count for length, count in shape.windows)])
+  for b, row in enumerate(micro.rows):
+    pieces, start = [], 0
+    for i in row:
+      pieces += [start + columns for columns in windows_of(groups[i], packing)]
+      start += groups[i].columns(packing.share)
+    copies = np.zeros(shape.columns, np.int64)
+    placed = place_windows(list(map(len, pieces)), shape.windows)
+    for n, (columns, (size, which, first)) in enumerate(zip(pieces, placed, strict=True)):
+      end = first + len(columns)
+      windows[size][b, which, first:end] = columns
+      segments[size][b, which, first:end] = n + 1
+      at = begins[size] + which * shape.windows[size][0] + first
+      places[b, columns, copies[columns]] = at + np.arange(len(columns))
+      copies[columns] += 1
+  return windows, segments, places

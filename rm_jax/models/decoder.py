@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rm_jax.models.attention import Sight, attend, look
 from rm_jax.models.config import DecoderConfig, Rope
-from rm_jax.models.layers import (
-  activation,
-  attend,
-  linear,
-  run_stack,
-  stack,
-  visible,
-  within,
-)
+from rm_jax.models.layers import activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
 from rm_jax.types import Batch
 
@@ -50,11 +43,13 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
   return frequency
 
 
-def rotate(x_BTNH: jax.Array, angle_BTh: jax.Array) -> jax.Array:
-  """Rotary embedding on halves (dimension i turns with i + H / 2), in float32. h = H / 2."""
+def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotary embedding on halves (dimension i turns with i + H / 2), in float32.
+
+  `turn`: cosine and sine of the angles, float32 [B, T, H / 2], made once for all layers and heads.
+  """
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  cos = jnp.cos(angle_BTh)[:, :, None, :]
-  sin = jnp.sin(angle_BTh)[:, :, None, :]
+  cos, sin = (x_BTh[:, :, None, :] for x_BTh in turn)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return turned.astype(x_BTNH.dtype)
 
@@ -79,13 +74,19 @@ class DecoderLayer(nnx.Module):
     self.down = linear("down", c.ffn, c.width, bias=c.mlp_bias, **maps)
     self.activation = c.activation
 
-  def __call__(self, h_BTD, angle_BTh, mask_BTS, *, dropout: float, key):
+  def __call__(self, h_BTD, turn, sight: Sight, *, window, dropout: float, key):
     x_BTD = self.attention_norm(h_BTD)
-    q_BTNH, k_BTKH, v_BTKH = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+    if sight.early:
+      x_BTD = sight.into(x_BTD)
+    q_BMNH, k_BMKH, v_BMKH = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+    if not sight.early:
+      q_BMNH, k_BMKH, v_BMKH = map(sight.into, (q_BMNH, k_BMKH, v_BMKH))
     if self.q_norm is not None:
-      q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-    q_BTNH, k_BTKH = rotate(q_BTNH, angle_BTh), rotate(k_BTKH, angle_BTh)
-    h_BTD += self.o(attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS, causal=True, dropout=dropout, key=key))
+      q_BMNH, k_BMKH = self.q_norm(q_BMNH), self.k_norm(k_BMKH)
+    q_BMNH, k_BMKH = rotate(q_BMNH, turn), rotate(k_BMKH, turn)
+    options = dict(causal=True, window=window, dropout=dropout, key=key)
+    x_BMNH = attend(q_BMNH, k_BMKH, v_BMKH, sight, **options)
+    h_BTD += sight.out(self.o(x_BMNH)) if sight.early else self.o(sight.out(x_BMNH))
     x_BTD = self.mlp_norm(h_BTD)
     return h_BTD + self.down(activation(self.activation)(self.gate(x_BTD)) * self.up(x_BTD))
 
@@ -127,14 +128,14 @@ class Decoder(nnx.Module):
 
   def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key):
     c = self.config
-    mask_BTS = visible(batch, causal=True)
+    sight = look(batch, causal=True)
     frequency_h = rope_frequencies(c.rope, c.head_dim)
-    angle_BTh = batch.position[:, :, None] * frequency_h[None, None, :]
+    angle_BMh = sight.positions[:, :, None] * frequency_h[None, None, :]
+    turn = jnp.cos(angle_BMh), jnp.sin(angle_BMh)
 
     def body(layer, h, window, layer_key):
-      mask = mask_BTS if window is None else mask_BTS & within(batch.position, window)
       rate = c.attention_dropout if dropout else 0.0
-      return layer(h, angle_BTh, mask, dropout=rate, key=layer_key)
+      return layer(h, turn, sight, window=window, dropout=rate, key=layer_key)
 
     per_layer = None if windows is None else jnp.asarray(windows, jnp.int32)
     return run_stack(layers, body, h_BTD, per_layer=per_layer, key=key, remat=self.remat)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rm_jax.models.attention import Sight, attend, look
 from rm_jax.models.config import EncoderConfig
-from rm_jax.models.layers import activation, attend, drop, linear, run_stack, stack, visible
+from rm_jax.models.layers import activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
+from rm_jax.models.numerics import drop
 from rm_jax.types import Batch
 
 
@@ -36,19 +38,22 @@ class EncoderLayer(nnx.Module):
     self.mlp_norm = _norm(c, dtype, rngs)
     self.config = config
 
-  def __call__(self, h_BTD, mask_BTS, *, key):
+  def __call__(self, h_BTD, sight: Sight, *, key):
     c = self.config
     keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-    x_BTNH = attend(
-      self.q(h_BTD),
-      self.k(h_BTD),
-      self.v(h_BTD),
-      mask_BTS,
+    # Sequences do not share columns here: there is no copy that a map would be computed for twice.
+    x_BMD = sight.into(h_BTD)
+    x_BMNH = attend(
+      self.q(x_BMD),
+      self.k(x_BMD),
+      self.v(x_BMD),
+      sight,
       causal=False,
       dropout=c.attention_dropout,
       key=keys[0],
     )
-    h_BTD = self.attention_norm(h_BTD + drop(self.o(x_BTNH), c.hidden_dropout, keys[1]))
+    x_BTD = sight.out(self.o(x_BMNH))
+    h_BTD = self.attention_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[1]))
     x_BTD = self.down(activation(c.activation)(self.up(h_BTD)))
     return self.mlp_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[2]))
 
@@ -85,10 +90,10 @@ class Encoder(nnx.Module):
     self.layers = stack(lambda r: make(rngs=r, lora=lora), c.layers - frozen, rngs)
 
   def _run(self, layers, h_BTD, batch: Batch, key):
-    mask_BTS = visible(batch, causal=False)
+    sight = look(batch, causal=False)
 
     def body(layer, h, _, layer_key):
-      return layer(h, mask_BTS, key=layer_key)
+      return layer(h, sight, key=layer_key)
 
     return run_stack(layers, body, h_BTD, key=key, remat=self.remat)
 

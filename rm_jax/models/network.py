@@ -10,8 +10,9 @@ from flax import nnx
 from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.decoder import Decoder
 from rm_jax.models.encoder import Encoder
-from rm_jax.models.layers import REMAT, activation, drop, linear
+from rm_jax.models.layers import REMAT, activation, linear
 from rm_jax.models.lora import Lora
+from rm_jax.models.numerics import drop
 from rm_jax.types import Batch
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from rm_jax.data.group import Group
 from rm_jax.data.iterate import ahead
 from rm_jax.data.report import DataError
-from rm_jax.models.layers import precision
+from rm_jax.models.numerics import precision
 from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
 from rm_jax.train.datasets import Dataset, load_data
 from rm_jax.train.mesh import make_mesh

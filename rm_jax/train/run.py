@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from rm_jax.data.group import Group
 from rm_jax.data.iterate import bootstrap_counts, step_groups
-from rm_jax.data.pack import Micro, Packing, Shape, assemble, optional_fields, pack, plan
+from rm_jax.data.layout import Micro, Packing, Shape, need, pack, plan
+from rm_jax.data.pack import assemble, optional_fields
 from rm_jax.models.network import Network
 from rm_jax.train import text
 from rm_jax.train.datasets import Dataset
@@ -113,11 +114,8 @@ def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
 def plan_shapes(
   groups: Sequence[Group], step_groups: int, packing: Packing
 ) -> tuple[tuple[Shape, ...], ...] | None:
-  """`data.pack.plan` of a data set's groups; None where there are none."""
-  if not groups:
-    return None
-  lengths = [g.columns(packing.share) for g in groups]
-  return plan(lengths, max(len(g.marks) for g in groups), step_groups, packing)
+  """`data.layout.plan` of a data set's groups; None where there are none."""
+  return plan(groups, step_groups, packing) if groups else None
 
 
 class Run:
@@ -139,7 +137,7 @@ class Run:
     self.config, self.mesh, self.model, self.train_set = config, mesh, model, train_set
     self.objective = Objective(config.loss, {e.kind for e in train_set.examples})
     self.packing = make_packing(config, model.network, mesh)
-    self.lengths = [g.columns(self.packing.share) for g in train_set.groups]
+    self.needs = [need(g, self.packing) for g in train_set.groups]
     self.members = None
     if config.model.members > 1 and config.model.bootstrap:
       self.members = bootstrap_counts(len(train_set.groups), config.model.members, config.seed)
@@ -188,7 +186,7 @@ class Run:
     chosen = step_groups(
       step, self.parts, self.rates, size=data.batch_groups, seed=self.config.seed
     )
-    return pack(chosen, self.lengths, self.shapes)
+    return pack(chosen, self.needs, self.shapes)
 
   def prepare(self, step: int) -> list[tuple[Batch, jax.Array]]:
     """A step's micro-batches on the devices, each with a key's bits; may run ahead, in a thread."""
@@ -200,7 +198,7 @@ class Run:
       batch, _ = assemble(
         micro,
         self.train_set.groups,
-        share=self.packing.share,
+        packing=self.packing,
         fields=self.fields,
         sources=self.sources,
         features=self.features,

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from rm_jax.data.group import Group
 from rm_jax.data.iterate import ahead
-from rm_jax.data.pack import Packing, Shape, assemble, optional_fields, pack, standing
+from rm_jax.data.layout import Packing, Shape, need, pack, standing
+from rm_jax.data.pack import assemble, optional_fields
 from rm_jax.losses.process import HOW, aggregate
 from rm_jax.models.network import Network
 from rm_jax.train.hosts import gather, is_main
@@ -56,29 +57,31 @@ def run_groups(
     params: nested dict, on the mesh.
     groups: of any length.
     mesh: the devices.
-    packing: see `data.pack.Packing`.
-    shapes: from `data.pack.plan`; default, shapes that do not depend on the data.
+    packing: see `data.layout.Packing`.
+    shapes: from `data.layout.plan`; default, shapes that do not depend on the data.
     features: as `data.pack.assemble`'s.
     progress: label of a progress bar; '' shows none.
 
   Yields:
     (output, its arrays numpy's; index [B, G] of the groups, -1 = none; the host's batch).
   """
-  lengths = [g.columns(packing.share) for g in groups]
+  needs = [need(g, packing) for g in groups]
   if not groups:
     return
   if shapes is None:
-    shapes = standing(max(lengths), _power_of_two(max(len(g.marks) for g in groups)), packing)
+    shapes = standing(
+      max(n.columns for n in needs), _power_of_two(max(len(g.marks) for g in groups)), packing
+    )
 
   def micros():
     for start in range(0, len(groups), _CHUNK):
-      yield from pack(range(start, min(start + _CHUNK, len(groups))), lengths, shapes)
+      yield from pack(range(start, min(start + _CHUNK, len(groups))), needs, shapes)
 
   # Scores do not depend on what was said of the responses.
   fields = optional_fields(groups) & {"token_type", "starts"}
 
   def prepare(micro):
-    batch, index = assemble(micro, groups, share=packing.share, fields=fields, features=features)
+    batch, index = assemble(micro, groups, packing=packing, fields=fields, features=features)
     return place_batch(batch, mesh), batch, index
 
   function = _jit(network, what)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from rm_jax.data.pack import Packing
+from rm_jax.data.layout import Packing
 from rm_jax.metrics.correlation import auroc, bootstrap
 from rm_jax.models.network import Network
 from rm_jax.train.datasets import Dataset

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rm_jax.data.group import Group
-from rm_jax.data.pack import Packing, Shape, assemble, optional_fields, pack, plan, standing
+from rm_jax.data.layout import Packing, Shape, need, pack, place_windows, plan, standing
+from rm_jax.data.pack import assemble, optional_fields
 
 
 def random_groups(count, seed=0, longest=60, responses=(1, 2, 3)):
@@ -46,13 +47,13 @@ def seen_from(batch, b, column):
 @pytest.mark.parametrize("packed", [True, False])
 def test_every_sequence_can_be_read_back(share, packed):
   groups = random_groups(40)
-  lengths = [g.columns(share) for g in groups]
   packing = Packing(share=share, pack=packed, cells=512, multiple=2)
-  shapes = plan(lengths, 3, 16, packing)
+  needs = [need(g, packing) for g in groups]
+  shapes = plan(groups, 16, packing)
   found = []
-  for micro in pack(range(40), lengths, shapes):
+  for micro in pack(range(40), needs, shapes):
     assert micro.shape.rows % 2 == 0
-    batch, index = assemble(micro, groups, share=share, fields=optional_fields(groups))
+    batch, index = assemble(micro, groups, packing=packing, fields=optional_fields(groups))
     for b, g in zip(*np.nonzero(index >= 0), strict=True):
       i = int(index[b, g])
       found.append(i)
@@ -79,11 +80,12 @@ def test_each_response_token_knows_the_column_that_predicts_it(share):
   groups = [
     dataclasses.replace(g, length=np.maximum(0, g.length - i % 3)) for i, g in enumerate(groups)
   ]
-  lengths = [g.columns(share) for g in groups]
+  packing = Packing(share=share, cells=512)
+  needs = [need(g, packing) for g in groups]
   seen = 0
-  for micro in pack(range(40), lengths, plan(lengths, 3, 16, Packing(share=share, cells=512))):
+  for micro in pack(range(40), needs, plan(groups, 16, packing)):
     asked = optional_fields(groups) | {"previous"}
-    batch, index = assemble(micro, groups, share=share, fields=asked)
+    batch, index = assemble(micro, groups, packing=packing, fields=asked)
     expected = np.full_like(batch.previous, -1)
     for b, g in zip(*np.nonzero(index >= 0), strict=True):
       one = groups[index[b, g]]
@@ -93,7 +95,7 @@ def test_each_response_token_knows_the_column_that_predicts_it(share):
           expected[b, columns[i]] = columns[i - 1]
           seen += 1
     np.testing.assert_array_equal(batch.previous, expected)
-    assert assemble(micro, groups, share=share, fields=frozenset())[0].previous is None
+    assert assemble(micro, groups, packing=packing, fields=frozenset())[0].previous is None
   assert seen > 1000
 
 
@@ -103,22 +105,89 @@ def test_shared_prompts_are_stored_once():
   assert group.columns(share=False) - group.columns(share=True) == saved
 
 
-def test_few_shapes_hold_any_step():
+@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("windows", ["cheapest", "sequences"])
+def test_few_shapes_hold_any_step(windows, multiple):
   groups = random_groups(300, longest=900)
-  lengths = [g.columns(True) for g in groups]
-  shapes = plan(lengths, 3, 32, Packing(cells=4096))
-  known = {s for sizes in shapes for s in sizes}
-  assert len(known) <= 6
+  packing = Packing(cells=4096, multiple=multiple, windows=windows)
+  needs = [need(g, packing) for g in groups]
+  (shapes,) = plan(groups, 32, packing)
+  assert len(shapes) <= 4
   rng = np.random.default_rng(1)
-  for _ in range(20):
-    step = rng.choice(300, 32, replace=False)
-    micros = pack(step, lengths, shapes)
-    assert {m.shape for m in micros} <= known
+  cells = tokens = 0
+  for size in [32] * 20 + [1, 3, 300]:
+    step = rng.choice(300, size, replace=False)
+    micros = pack(step, needs, (shapes,))
+    assert {m.shape for m in micros} <= set(shapes)
     laid = sorted(i for m in micros for row in m.rows for i in row)
     assert laid == sorted(step.tolist())
     for micro in micros:
-      assert all(sum(lengths[i] for i in row) <= micro.shape.columns for row in micro.rows)
-      assert all(len(row) <= micro.shape.groups for row in micro.rows)
+      assert len(micro.rows) == micro.shape.rows == multiple
+      for row in micro.rows:
+        assert sum(needs[i].columns for i in row) <= micro.shape.columns
+        assert len(row) <= micro.shape.groups
+        assert place_windows([w for i in row for w in needs[i].windows], micro.shape.windows) or (
+          not row
+        )
+    if size == 32:
+      cells += sum(m.shape.rows * m.shape.columns for m in micros)
+      tokens += sum(needs[i].columns for i in step)
+  assert tokens / cells > 0.8
+
+
+def test_windows_hold_pieces_without_overlap_or_say_that_they_do_not_fit():
+  windows = ((4, 1), (10, 2))
+  assert place_windows([11], windows) is None
+  assert place_windows([10, 10, 5], windows) is None
+  assert place_windows([4, 10, 10], windows) == [(0, 0, 0), (1, 0, 0), (1, 1, 0)]
+  assert place_windows([5, 6, 3, 4, 2], windows) is not None
+  rng = np.random.default_rng(0)
+  fitted = 0
+  for _ in range(200):
+    lengths = rng.integers(1, 9, rng.integers(1, 7)).tolist()
+    placed = place_windows(lengths, windows)
+    if placed is None:
+      assert sum(lengths) > 10  # any that are so few fit into the first two windows
+      continue
+    fitted += 1
+    taken = set()
+    for length, (size, which, first) in zip(lengths, placed, strict=True):
+      assert which < windows[size][1]
+      assert first + length <= windows[size][0]
+      cells = {(size, which, first + i) for i in range(length)}
+      assert not cells & taken
+      taken |= cells
+  assert fitted > 50
+
+
+@pytest.mark.parametrize("how", ["cheapest", "sequences"])
+@pytest.mark.parametrize("share", [True, False])
+def test_windows_show_each_column_what_the_rule_shows_it(share, how):
+  groups = random_groups(40)
+  packing = Packing(share=share, cells=512, windows=how, align=8)
+  needs = [need(g, packing) for g in groups]
+  for micro in pack(range(40), needs, plan(groups, 16, packing)):
+    batch, _ = assemble(micro, groups, packing=packing, fields=frozenset())
+    if how == "sequences":
+      assert (batch.places[..., 1:] >= 0).any() == share
+    for b in range(micro.shape.rows):
+      space = np.concatenate([w[b].ravel() for w in batch.windows])
+      of_window = np.concatenate(
+        [np.arange(w[b].size) // w.shape[-1] + 1000 * n for n, w in enumerate(batch.windows)]
+      )
+      segment = np.concatenate([s[b].ravel() for s in batch.segments])
+      assert ((space >= 0) == (segment > 0)).all()
+      branch = batch.branch[b]
+      for column in np.flatnonzero(batch.group[b]):
+        places = batch.places[b, column]
+        assert places[0] >= 0
+        for place in places[places >= 0]:
+          assert space[place] == column
+          behind = np.arange(len(space)) <= place
+          same = (of_window == of_window[place]) & (segment == segment[place]) & behind
+          seen = space[same & np.isin(branch[space], (0, branch[column]))]
+          assert seen.tolist() == seen_from(batch, b, column)
+    assert (batch.places[batch.group == 0] == -1).all()
 
 
 def test_standing_shapes_do_not_depend_on_the_data():
@@ -128,9 +197,15 @@ def test_standing_shapes_do_not_depend_on_the_data():
   assert standing(100, 1, packing)[0][0] == Shape(1, 128, 16, 1)
 
 
+def group_of(tokens):
+  one = np.arange(3, 3 + tokens, dtype=np.int32)
+  last = np.asarray([tokens - 1], np.int32)
+  return Group((one,), 0, last, np.zeros(1, np.int32), np.zeros(1, np.float32), last)
+
+
 def test_row_lengths_too_short_for_the_data_name_the_mend():
   with pytest.raises(ValueError, match=r"data\.row_lengths .* a group of 70 tokens"):
-    plan([70], 1, 1, Packing(row_lengths=(64,)))
+    plan([group_of(70)], 1, Packing(row_lengths=(64,)))
 
 
 def test_features_land_on_their_own_columns():
@@ -139,9 +214,10 @@ def test_features_land_on_their_own_columns():
     np.repeat(np.arange(g.columns(True), dtype=np.float32)[:, None] + 100 * i, 2, axis=1)
     for i, g in enumerate(groups)
   ]
-  lengths = [g.columns(True) for g in groups]
-  for micro in pack(range(10), lengths, plan(lengths, 3, 10, Packing())):
-    batch, index = assemble(micro, groups, share=True, fields=frozenset(), features=features)
+  packing = Packing()
+  needs = [need(g, packing) for g in groups]
+  for micro in pack(range(10), needs, plan(groups, 10, packing)):
+    batch, index = assemble(micro, groups, packing=packing, fields=frozenset(), features=features)
     for b, g in zip(*np.nonzero(index >= 0), strict=True):
       mine = batch.hidden[b][batch.group[b] == g + 1]
       np.testing.assert_array_equal(mine, features[index[b, g]])

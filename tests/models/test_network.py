@@ -11,7 +11,9 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from rm_jax.models.layers import drop, run_stack, stack, visible, within
+from rm_jax.models.attention import visible, within
+from rm_jax.models.layers import run_stack, stack
+from rm_jax.models.numerics import drop
 from rm_jax.types import Batch
 from tests.models import oracle
 from tests.models.layouts import VOCAB, WINDOW, T, layout

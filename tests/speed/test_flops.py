@@ -6,9 +6,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from rm_jax.data.group import Group
-from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
+from rm_jax.data.layout import Packing, need, pack, plan
+from rm_jax.data.pack import assemble, optional_fields
+from rm_jax.models.attention import visible
 from rm_jax.models.config import HeadConfig, backbone_config
-from rm_jax.models.layers import visible
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
 from rm_jax.speed.flops import Work, forward_flops, layer_weights, step_flops, work
@@ -52,11 +53,11 @@ def groups(seed=0):
 def test_visible_pairs_are_those_of_the_mask(share, causal):
   some = groups()
   packing = Packing(share=share, row_lengths=(160,))
-  lengths = [g.columns(share) for g in some]
-  shapes = plan(lengths, 4, len(some), packing)
+  needs = [need(g, packing) for g in some]
+  shapes = plan(some, len(some), packing)
   seen = columns = 0
-  for micro in pack(range(len(some)), lengths, shapes):
-    batch, _ = assemble(micro, some, share=share, fields=optional_fields(some))
+  for micro in pack(range(len(some)), needs, shapes):
+    batch, _ = assemble(micro, some, packing=packing, fields=optional_fields(some))
     mask = np.asarray(visible(jax.tree.map(np.asarray, batch), causal=causal))
     seen += int((mask & (batch.group > 0)[:, :, None]).sum())
     columns += int((batch.group > 0).sum())

@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from configs.base import get_config
 from rm_jax.data.group import make_group
-from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
+from rm_jax.data.layout import Packing, need, pack, plan
+from rm_jax.data.pack import assemble, optional_fields
 from rm_jax.data.tokenise import Convention, TextEncoder
 from rm_jax.models.config import HeadConfig, backbone_config
 from rm_jax.models.network import Network
@@ -86,12 +87,12 @@ def loss_and_gradients(network, params, groups, micro_batches, packing):
   accumulate = _accumulate(network)
   gradients = jax.tree.map(jnp.zeros_like, params)
   sums = zero_sums(1)
-  lengths = [g.columns(packing.share) for g in groups]
+  needs = [need(g, packing) for g in groups]
   # The same shapes for all: fewer groups leave rows empty, and those must not count either.
-  shapes = tuple(sizes[-1:] for sizes in plan(lengths, 2, len(groups), packing))
+  shapes = tuple(sizes[-1:] for sizes in plan(groups, len(groups), packing))
   for part in np.array_split(np.arange(len(groups)), micro_batches):
-    for micro in pack(part, lengths, shapes):
-      batch, _ = assemble(micro, groups, share=packing.share, fields=optional_fields(groups))
+    for micro in pack(part, needs, shapes):
+      batch, _ = assemble(micro, groups, packing=packing, fields=optional_fields(groups))
       batch = jax.tree.map(jnp.asarray, batch)
       gradients, sums = accumulate(state_of(params), gradients, sums, batch, jax.random.key(0))
   weight = float(sums["weight"].sum())
@@ -106,6 +107,7 @@ LAYOUTS = {
   "packed": Packing(share=False, pack=True, cells=10**6),
   "shared": Packing(share=True, pack=True, cells=10**6),
   "shared rows of another length": Packing(share=True, pack=True, row_lengths=(160, 256)),
+  "shared, attention by sequences": Packing(windows="sequences", align=8),
 }
 
 

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from configs.base import get_config
 from rm_jax import RewardModel
 from rm_jax.data.group import make_group
-from rm_jax.data.pack import Packing, assemble, optional_fields, pack, plan
+from rm_jax.data.layout import Packing, need, pack, plan
+from rm_jax.data.pack import assemble, optional_fields
 from rm_jax.data.tokenise import Convention, TextEncoder
 from rm_jax.models.hf import export_params
 from rm_jax.models.source import save_folder
@@ -89,12 +90,12 @@ def forced(h_BTD, head_VD, sequences):
 
 def batches_of(groups, packing, parts=1, marks=3):
   """(batch, index) of all micro-batches, the groups in so many parts."""
-  lengths = [g.columns(packing.share) for g in groups]
-  shapes = tuple(sizes[-1:] for sizes in plan(lengths, marks, len(groups), packing))
+  needs = [need(g, packing) for g in groups]
+  shapes = tuple(sizes[-1:] for sizes in plan(groups, len(groups), packing))
   fields = optional_fields(groups) | {"previous"}
   for part in np.array_split(np.arange(len(groups)), parts):
-    for micro in pack(part, lengths, shapes):
-      batch, index = assemble(micro, groups, share=packing.share, fields=fields)
+    for micro in pack(part, needs, shapes):
+      batch, index = assemble(micro, groups, packing=packing, fields=fields)
       yield jax.tree.map(jnp.asarray, batch), index
 
 

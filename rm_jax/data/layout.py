@@ -1,0 +1,372 @@
+"""How a step's groups are laid into rows of a few static shapes, and what attends to what in them.
+
+A step is a number of groups, whatever the packing; it becomes one or more micro-batches, each of
+one of the planned shapes. Losses and gradients are sums over micro-batches, so how groups are laid
+into rows never changes a number.
+
+Linear maps see a row's tokens one by one and do not care how long it is, so training rows are long:
+one for each device, with hardly any padding. Attention sees *windows* of it, a group or a sequence
+each, gathered into squares of a few sizes; the rest of the row's square is never computed.
+"""
+
+import bisect
+import dataclasses
+import heapq
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from rm_jax.data.group import Group
+
+# Steps drawn at random, to see what steps need.
+_DRAWS = 64
+# Sizes of a planned row: each is compiled.
+_SIZES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Static shape of a micro-batch: B rows of T columns, G groups a row, K marks a group.
+
+  Attributes:
+    windows: (length, how many a row) of attention's windows, shortest first; () = each row is one.
+    copies: in how many windows of a row a column stands at most.
+  """
+
+  rows: int
+  columns: int
+  groups: int
+  marks: int
+  windows: tuple[tuple[int, int], ...] = ()
+  copies: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+  """How groups are laid into rows.
+
+  Attributes:
+    share: a group's prompt is stored once, its responses as branches (decoders only).
+    pack: several groups a row; else one.
+    cells: about how many tokens a micro-batch holds for each of `multiple`.
+    multiple: of the row count: over how many devices rows are divided.
+    row_lengths: columns of the planned rows; empty = from the data.
+    windows: what attention's windows hold: 'sequences', because a kernel knows no branches, or the
+      'cheapest': groups, but for those whose sequences are far less by themselves.
+    align: columns of rows and windows are multiples of it.
+  """
+
+  share: bool = True
+  pack: bool = True
+  cells: int = 16_384
+  multiple: int = 1
+  row_lengths: tuple[int, ...] = ()
+  windows: str = "cheapest"
+  align: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Micro:
+  """A planned micro-batch: `rows[b]` lists the groups of row b, as indices into the data set."""
+
+  shape: Shape
+  rows: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Need:
+  """What a group takes of a row: columns, and windows of these lengths."""
+
+  columns: int
+  windows: tuple[int, ...] = ()
+
+
+def windows_of(group: Group, packing: Packing) -> list[np.ndarray]:
+  """The windows of a group: of each its columns, int [length], counted from the group's first."""
+  shared = group.shared if packing.share else 0
+  if not packing.pack:
+    return []
+  total = group.columns(packing.share)
+  sequences, at = [], shared
+  for ids in group.ids:
+    end = at + len(ids) - shared
+    sequences.append(np.concatenate([np.arange(shared), np.arange(at, end)]))
+    at = end
+  # Twice, because the copies of a prompt cost more than their squares.
+  whole = total**2 <= 2 * sum(len(s) ** 2 for s in sequences)
+  return [np.arange(total)] if whole and packing.windows == "cheapest" else sequences
+
+
+def need(group: Group, packing: Packing) -> Need:
+  """What a group takes of a row."""
+  windows = windows_of(group, packing)
+  return Need(group.columns(packing.share), tuple(sorted(map(len, windows), reverse=True)))
+
+
+def up(x: float, multiple: int) -> int:
+  """The least multiple that is not under x."""
+  return int(-(-x // multiple)) * multiple
+
+
+def _marks_and_copies(groups: Seq[Group], packing: Packing) -> tuple[int, int]:
+  shared = [len(g.ids) for g in groups if packing.share and len(windows_of(g, packing)) > 1]
+  return max(len(g.marks) for g in groups), max(shared, default=1)
+
+
+def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
+  """The few shapes that steps of a data set will need: the sizes of each row length.
+
+  Args:
+    groups: the data set's; not empty.
+    step_groups: groups of a step.
+    packing: see `Packing`.
+
+  Raises:
+    ValueError: `packing.row_lengths` are too short for the data.
+  """
+  needs = [need(g, packing) for g in groups]
+  marks, copies = _marks_and_copies(groups, packing)
+  longest = max(n.columns for n in needs)
+  if packing.row_lengths and max(packing.row_lengths) < longest:
+    raise ValueError(
+      f"data.row_lengths {packing.row_lengths} has no row for a group of {longest} tokens; "
+      "give a longer row or a smaller data.max_length"
+    )
+  m = packing.multiple
+  size = min(step_groups, len(needs))
+  if not packing.pack:
+    t = max(packing.row_lengths, default=up(longest, packing.align))
+    most = min(max(m, packing.cells * m // t // m * m), up(size, m))
+    return (tuple(Shape(rows, t, 1, marks) for rows in sorted({most, up(most / 2, m)})),)
+
+  rng = np.random.default_rng(0)
+  cap = max(packing.row_lengths, default=max(up(longest, packing.align), packing.cells))
+  seen = []  # the rows of each micro-batch of the drawn steps
+  for _ in range(max(4, min(_DRAWS, 20_000 // size))):
+    drawn = rng.choice(len(needs), size, replace=False).tolist()
+    columns = [needs[i].columns for i in drawn]
+    parts = -(-sum(columns) // (cap * m))
+    while (rows := _balance(columns, parts * m, cap)) is None:
+      parts += 1
+    laid = [[drawn[i] for i in row] for row in rows]
+    seen += [laid[start : start + m] for start in range(0, len(laid), m)]
+  filled = np.asarray([max(sum(needs[i].columns for i in row) for row in micro) for micro in seen])
+  sizes = sorted(packing.row_lengths or _sizes(filled, longest, packing.align))
+  alone = [[[i]] for i in range(len(needs))]  # any group must fit by itself
+  shapes = []
+  for t in sizes:
+    fitting = [micro for micro, fill in zip(seen, filled, strict=True) if fill <= t]
+    fitting += alone if t == sizes[-1] else []
+    rows = [row for micro in fitting for row in micro] or [[0]]
+    pieces = [[w for i in row for w in needs[i].windows] for row in rows]
+    # Rows that do not fit take the next larger shape, whose room is not all filled either.
+    windows = _windows(pieces, packing.align, 0.0 if t == sizes[-1] else 0.06)
+    most = up(1.25 * max(map(len, rows)), 4)
+    shapes.append(Shape(m, t, most, marks, windows, copies if windows else 0))
+  return (tuple(shapes),)
+
+
+def _sizes(filled: np.ndarray, longest: int, align: int) -> list[int]:
+  """A few row lengths, each chosen to save the most padding of rows filled like these."""
+  filled = np.asarray([up(f, align) for f in filled])
+  sizes = [max(int(filled.max()), up(longest, align))]
+
+  def padding(sizes: list[int]) -> int:
+    ends = np.sort(sizes)
+    return int((ends[np.searchsorted(ends, filled)] - filled).sum())
+
+  while len(sizes) < _SIZES:
+    best = min(np.unique(filled).tolist(), key=lambda size: padding([*sizes, size]))
+    if padding([*sizes, best]) > padding(sizes) - 0.005 * filled.sum():
+      break
+    sizes.append(best)
+  if len(sizes) < _SIZES and sizes[0] > 8 * align:  # for what is left at the end of the data
+    sizes.append(up(sizes[0] / 2, align))
+  return sizes
+
+
+def _windows(rows: list[list[int]], align: int, spare: float) -> tuple[tuple[int, int], ...]:
+  """(length, how many a row) of windows that hold what any of some rows has to put into them.
+
+  Of a few sets of lengths the one that makes the least of attention's squares.
+
+  Args:
+    rows: for each the lengths of its pieces.
+    align: see `Packing`.
+    spare: what share of the rows need not fit.
+  """
+  longest = up(max(w for row in rows for w in row), align)
+  best, least = (), float("inf")
+  for parts in ((1,), (1, 2), (1, 3), (1, 2, 4), (1, 3, 6)):
+    lengths = sorted({max(up(longest / part, align), min(longest, 4 * align)) for part in parts})
+    every = [1 << 30] * len(lengths)
+    laid = [[len(windows) for windows in _lay(row, lengths, every)] for row in rows]
+    counts = np.max(laid, axis=0).tolist()
+    counts = _fewest(rows, lengths, counts, spare)
+    cost = sum(count * _cost(n) for count, n in zip(counts, lengths, strict=True))
+    if cost < least:
+      least, best = cost, tuple((n, c) for n, c in zip(lengths, counts, strict=True) if c)
+  return best
+
+
+def _cost(length: int) -> float:
+  # A column's linear maps cost about as much as its attention to some hundred others.
+  return length * (length + 300)
+
+
+def _fewest(
+  rows: list[list[int]], lengths: list[int], counts: list[int], spare: float
+) -> list[int]:
+  """Takes windows away, dearest first, while all rows but a share of `spare` still fit."""
+  most = int(spare * len(rows))
+  failed: set[int] = set()
+  for size in reversed(range(len(lengths))):
+    while counts[size]:
+      fewer = [*counts[:size], counts[size] - 1, *counts[size + 1 :]]
+      windows = list(zip(lengths, fewer, strict=True))
+      new = {r for r, row in enumerate(rows) if r not in failed and not place_windows(row, windows)}
+      if len(failed) + len(new) > most:
+        break
+      failed |= new
+      counts = fewer
+  return counts
+
+
+def place_windows(
+  lengths: Seq[int], windows: Seq[tuple[int, int]]
+) -> list[tuple[int, int, int]] | None:
+  """Lays pieces into windows, best fit, longest first.
+
+  Args:
+    lengths: of the pieces.
+    windows: as `Shape.windows`.
+
+  Returns:
+    for each piece (size, an index into `windows`; which window of it; where it begins there), or
+    None where they do not fit.
+  """
+  # (room left, size, which, begin): what has been begun, and one of each size that has not.
+  begun: list[tuple[int, int, int, int]] = []
+  used = [0] * len(windows)
+  out = [(0, 0, 0)] * len(lengths)
+  for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    at = bisect.bisect_left(begun, (lengths[i],))
+    if at < len(begun):
+      room, size, which, start = begun.pop(at)
+    else:
+      size = next(
+        (s for s, (n, count) in enumerate(windows) if n >= lengths[i] and used[s] < count),
+        None,
+      )
+      if size is None:
+        return None
+      room, which, start = windows[size][0], used[size], 0
+      used[size] += 1
+    out[i] = size, which, start
+    bisect.insort(begun, (room - lengths[i], size, which, start + lengths[i]))
+  return out
+
+
+def _balance(columns: Seq[int], rows: int, cap: int) -> list[list[int]] | None:
+  """Lays groups into rows evenly, longest first; None where a row would be over `cap`."""
+  out: list[list[int]] = [[] for _ in range(rows)]
+  heap = [(0, row) for row in range(rows)]
+  for i in sorted(range(len(columns)), key=lambda i: (-columns[i], i)):
+    filled, row = heap[0]
+    if filled + columns[i] > cap:
+      return None
+    heapq.heapreplace(heap, (filled + columns[i], row))
+    out[row].append(i)
+  return out
+
+
+def _lay(columns: Seq[int], lengths: Seq[int], groups: Seq[int]) -> list[list[list[int]]]:
+  """Best fit, longest first. Returns for each row length its rows, each a list of group indices."""
+  rows: list[list[list[int]]] = [[] for _ in lengths]
+  free: list[tuple[int, int, int]] = []  # (columns left, which length, which row), sorted
+  for i in sorted(range(len(columns)), key=lambda i: (-columns[i], i)):
+    at = bisect.bisect_left(free, (columns[i], -1, -1))
+    if at < len(free):
+      left, t, row = free.pop(at)
+    else:
+      t = bisect.bisect_left(lengths, columns[i])
+      left, row = lengths[t], len(rows[t])
+      rows[t].append([])
+    rows[t][row].append(i)
+    if len(rows[t][row]) < groups[t]:
+      bisect.insort(free, (left - columns[i], t, row))
+  return rows
+
+
+def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
+  """Shapes that do not depend on the data, for scoring: calls with other texts compile nothing new.
+
+  Row lengths are 128, 256 ... up to `longest`; row counts grow fourfold to the budget of cells.
+  """
+  m = packing.multiple
+  shapes, t = [], 64
+  while t < longest or not shapes:
+    t *= 2
+    budget = max(m, packing.cells * m // t // m * m)
+    counts = [m]
+    while counts[-1] < budget:
+      counts.append(min(budget, counts[-1] * 4))
+    groups = min(64, t // 8) if packing.pack else 1
+    shapes.append(tuple(Shape(rows, t, groups, marks) for rows in counts))
+  return tuple(shapes)
+
+
+def pack(groups: Seq[int], needs: Seq[Need], shapes: tuple[tuple[Shape, ...], ...]) -> list[Micro]:
+  """Lays groups into micro-batches.
+
+  Args:
+    groups: the step's groups, as indices into the data set.
+    needs: what each group of the data set takes.
+    shapes: from `plan` or `standing`.
+
+  Returns:
+    micro-batches whose rows hold the same indices; every group is in exactly one row.
+  """
+  if shapes[0][0].windows:
+    return _pack_long(groups, needs, shapes[0])
+  columns = [int(needs[g].columns) for g in groups]
+  laid = _lay(columns, [s[0].columns for s in shapes], [s[0].groups for s in shapes])
+  micros = []
+  for rows, sizes in zip(laid, shapes, strict=True):
+    rows = [tuple(int(groups[i]) for i in row) for row in rows]
+    while rows:
+      shape = next((s for s in sizes if s.rows >= len(rows)), sizes[-1])
+      taken, rows = rows[: shape.rows], rows[shape.rows :]
+      micros.append(Micro(shape, (*taken, *[()] * (shape.rows - len(taken)))))
+  return micros
+
+
+def _fits(row: Seq[int], needs: Seq[Need], shape: Shape) -> bool:
+  return (
+    len(row) <= shape.groups
+    and sum(needs[i].columns for i in row) <= shape.columns
+    and place_windows([w for i in row for w in needs[i].windows], shape.windows) is not None
+  )
+
+
+def _pack_long(groups: Seq[int], needs: Seq[Need], sizes: tuple[Shape, ...]) -> list[Micro]:
+  """Rows that are all about as full, in as few micro-batches as hold them."""
+  groups = [int(g) for g in groups]
+  columns = [needs[g].columns for g in groups]
+  m, cap = sizes[-1].rows, sizes[-1].columns
+  parts = max(1, -(-sum(columns) // (cap * m)))
+  while True:
+    rows = _balance(columns, parts * m, cap)
+    micros = []
+    for start in range(0, parts * m, m) if rows is not None else ():
+      taken = tuple(tuple(groups[i] for i in row) for row in rows[start : start + m])
+      if not any(taken):
+        continue
+      shape = next((s for s in sizes if all(_fits(row, needs, s) for row in taken)), None)
+      if shape is None:
+        break
+      micros.append(Micro(shape, taken))
+    else:
+      if rows is not None:
+        return micros
+    parts += 1
