@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rm_jax.models.axes import looked_up
 from rm_jax.models.config import DecoderConfig, Rope
 from rm_jax.models.layers import (
   activation,
@@ -141,7 +142,7 @@ class Decoder(nnx.Module):
 
   def features(self, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
-    h_BTD = self.embed(batch.tokens)
+    h_BTD = looked_up(self.embed(batch.tokens))
     windows = self.config.windows and self.config.windows[: self.frozen]
     return self._run(self.lower, h_BTD, batch, windows, dropout=False, key=None)
 

@@ -1,0 +1,316 @@
+"""Compiled text of XLA -> how often its parts run, what they move, what devices tell one another.
+
+A loop's body stands in the text once; XLA's own `cost_analysis` counts it once, too. Here it counts
+by the loop's trip count, which XLA writes beside it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+_ITEM = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}  # others end in their bits
+_ARRAY = re.compile(r"\b(pred|c64|c128|(?:bf|[suf])\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = ")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
+_CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.-]+)")
+_TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Nothing is read or written: names for what is there, and what runs other computations.
+_FREE = {
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "call",
+  "conditional",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "iota",
+  "broadcast",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """An array of a shape: dtype, sizes, bytes without padding, and whether it is in main memory."""
+
+  dtype: str
+  sizes: tuple[int, ...]
+  bytes: float
+  main: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """A line of the text; `arrays` are those of its output, `rest` all behind its operands."""
+
+  name: str
+  opcode: str
+  arrays: tuple[Array, ...]
+  operands: tuple[str, ...]
+  rest: str
+  root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """Something that devices do together.
+
+  Attributes:
+    kind: of `COLLECTIVES`.
+    arrays: of its output, on one device.
+    bytes: of its output.
+    wire_bytes: that each device sends in a ring.
+    network_bytes: that each device sends to other slices.
+    times: how often it runs in a call of the program.
+  """
+
+  kind: str
+  arrays: tuple[Array, ...]
+  bytes: float
+  wire_bytes: float
+  network_bytes: float
+  times: int
+
+
+def arrays_of(shape: str) -> tuple[Array, ...]:
+  """'(bf16[2,3]{1,0:S(1)}, u32[])' -> its arrays."""
+  out = []
+  for dtype, sizes, layout in _ARRAY.findall(shape):
+    dims = tuple(int(n) for n in sizes.split(",") if n)
+    item = _ITEM.get(dtype) or int(re.match(r"[a-z]+(\d+)", dtype)[1]) / 8
+    elements = float(np.prod(dims)) if dims else 1.0
+    out.append(Array(dtype, dims, item * elements, not re.search(r"S\([1-9]\)", layout or "")))
+  return tuple(out)
+
+
+def _closing(text: str, start: int) -> int:
+  """Where the bracket that opens at `start` closes."""
+  depth = 0
+  for i in range(start, len(text)):
+    depth += {"(": 1, ")": -1}.get(text[i], 0)
+    if depth == 0:
+      return i
+  return len(text) - 1
+
+
+def _instruction(line: str) -> Instruction | None:
+  head = _INSTRUCTION.match(line)
+  if not head:
+    return None
+  rest = line[head.end() :]
+  end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
+  shape, rest = rest[:end], rest[end:].lstrip()
+  opening = rest.find("(")
+  if opening < 0:
+    return None
+  closing = _closing(rest, opening)
+  inside = rest[opening + 1 : closing]
+  operands = tuple(re.findall(r"%([\w.-]+)", inside)) or tuple(
+    x.split()[-1] for x in inside.split(",") if x.strip()
+  )
+  opcode = rest[:opening].strip()
+  if opcode == "parameter":
+    operands = (inside,)
+  return Instruction(
+    head[2], opcode, arrays_of(shape), operands, rest[closing + 1 :], bool(head[1])
+  )
+
+
+class Program:
+  """A compiled program's text, read.
+
+  Args:
+    text: of `Compiled.as_text()`.
+    devices: how many it is for.
+    slices: in how many equal parts they are, one behind the other in the mesh.
+
+  Attributes:
+    times: computation -> how often it runs in a call, for those that are not inside a fusion.
+  """
+
+  def __init__(self, text: str, *, devices: int = 1, slices: int = 1):
+    self.devices, self.slices = devices, slices
+    self.computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = None, None
+    for line in text.splitlines():
+      if (head := _COMPUTATION.match(line)) and " = " not in line.split("(")[0]:
+        current = self.computations.setdefault(head[2], {})
+        entry = head[2] if head[1] else entry
+      elif current is not None and (one := _instruction(line)):
+        current[one.name] = one
+    self.times: dict[str, int] = {}
+    self.inside: dict[str, int] = {}  # of fusions and the like
+    if entry:
+      self._walk(entry, 1, self.times)
+
+  def _walk(self, name: str, times: int, where: dict[str, int]) -> None:
+    where[name] = where.get(name, 0) + times
+    for one in self.computations.get(name, {}).values():
+      count = times * (self._trips(one) if one.opcode == "while" else 1)
+      plain = one.opcode in ("while", "call", "conditional") and where is self.times
+      for _, called in _CALLED.findall(one.rest):
+        for other in re.findall(r"[\w.-]+", called):
+          if other in self.computations:
+            self._walk(other, count, self.times if plain else self.inside)
+
+  def _trips(self, loop: Instruction) -> int:
+    """How often a loop runs: as XLA notes it, else the number that its condition compares with."""
+    if noted := _TRIPS.search(loop.rest):
+      return int(noted[1])
+    condition = re.search(r"condition=%?([\w.-]+)", loop.rest)
+    inside = self.computations.get(condition[1], {}).values() if condition else ()
+    bounds = [
+      int(x.operands[0])
+      for x in inside
+      if x.opcode == "constant" and not x.arrays[0].sizes and x.operands[0].isdigit()
+    ]
+    return max([1, *bounds])
+
+  def collectives(self) -> list[Collective]:
+    """What devices do together, each once though its parts stand in several fusions."""
+    found: dict[str, Collective] = {}
+    for name, times in (self.times | self.inside).items():
+      for one in self.computations.get(name, {}).values():
+        kind = one.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+          continue
+        channel = re.search(r"channel_id=(\d+)", one.rest)
+        key = f"{kind} {channel[1]}" if channel else f"{name} {one.name}"
+        arrays = tuple(a for a in one.arrays if a.sizes) or one.arrays
+        if one.opcode != kind and kind != "all-reduce":
+          arrays = arrays[len(arrays) // 2 :]  # a start's output has its input before it
+        groups = replica_groups(one.rest, self.devices)
+        bytes_ = sum(a.bytes for a in arrays)
+        made = Collective(
+          kind,
+          arrays,
+          bytes_,
+          bytes_ * _wire(kind, groups.shape[1]),
+          bytes_ * self._between(kind, groups, one.rest),
+          times,
+        )
+        if key not in found:
+          found[key] = made
+    return list(found.values())
+
+  def _between(self, kind: str, groups: np.ndarray, rest: str) -> float:
+    """Bytes that a device sends to other slices for each byte of its output.
+
+    Inside a slice its devices share the work: each carries its part over the network.
+    """
+    if self.slices == 1:
+      return 0.0
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}?", rest):
+      groups = np.asarray(re.findall(r"\d+", pairs[1]), int).reshape(-1, 2)
+    where = groups // max(1, self.devices // self.slices)
+    slices = max(len(set(row)) for row in where.tolist())
+    if slices == 1:
+      return 0.0
+    return _wire(kind, slices) / (groups.shape[1] // slices)
+
+  def kernels(self) -> dict[str, int]:
+    """Targets of custom calls -> how many stand in the text."""
+    found: dict[str, int] = {}
+    for computation in self.computations.values():
+      for one in computation.values():
+        if target := re.search(r'custom_call_target="([^"]*)"', one.rest):
+          found[target[1]] = found.get(target[1], 0) + 1
+    return found
+
+  def main_memory_bytes(self) -> float:
+    """Bytes that a call reads from and writes to main memory; what stays on the chip is not in it.
+
+    Of a stack of layers from which a fusion takes a slice, or into which it writes one, only the
+    slice counts.
+    """
+    total = 0.0
+    for name, times in self.times.items():
+      body = self.computations.get(name, {})
+      total += times * sum(self._moved(one, body) for one in body.values())
+    return total
+
+  def _moved(self, one: Instruction, body: dict[str, Instruction]) -> float:
+    if one.opcode in _FREE or one.opcode.endswith("-done"):
+      return 0.0
+    out = sum(a.bytes for a in one.arrays if a.main)
+    if one.opcode.endswith("-start"):
+      return out
+    operands = [body[name] for name in one.operands if name in body]
+    sizes = [sum(a.bytes for a in x.arrays if a.main) for x in operands]
+    if one.opcode == "dynamic-slice":
+      return 2 * out
+    if one.opcode == "dynamic-update-slice":
+      return 2 * sum(sizes[1:2])
+    called = re.search(r"calls=%?([\w.-]+)", one.rest)
+    inner = self.computations.get(called[1], {}) if called else {}
+    for number in range(len(sizes)):
+      read = list(_sliced(inner, number))
+      if read and sizes[number]:
+        sizes[number] = min(sizes[number], sum(read))
+    for x in inner.values():
+      if x.opcode == "dynamic-update-slice" and x.operands[1] in inner:
+        whole = sum(a.bytes for a in x.arrays)
+        if whole <= out:
+          out += sum(a.bytes for a in inner[x.operands[1]].arrays) - whole
+    return out + sum(sizes)
+
+
+def _sliced(inner: dict[str, Instruction], number: int) -> Iterator[float]:
+  """Bytes that a fusion takes of a parameter, where it only slices it or writes a slice into it."""
+  parameters = (x for x in inner.values() if x.opcode == "parameter")
+  names = {x.name for x in parameters if x.operands == (str(number),)}
+  found = []
+  for one in inner.values():  # in order: a use stands behind what it uses
+    if not names & set(one.operands) or one.opcode == "parameter":
+      continue
+    if one.opcode == "bitcast":
+      names.add(one.name)
+    elif one.opcode == "dynamic-slice":
+      found.append(sum(a.bytes for a in one.arrays))
+    elif one.opcode == "dynamic-update-slice" and one.operands[0] in names:
+      found.append(0.0)
+    else:
+      return
+  yield from found
+
+
+def _wire(kind: str, n: int) -> float:
+  """Bytes that a device sends for each byte of its output, in a ring of n devices."""
+  return {
+    "all-gather": (n - 1) / n,
+    "all-reduce": 2 * (n - 1) / n,
+    "reduce-scatter": n - 1.0,
+    "all-to-all": (n - 1) / n,
+    "collective-permute": 1.0,
+  }[kind]
+
+
+def replica_groups(text: str, devices: int) -> np.ndarray:
+  """Which devices act together, int [groups, devices of a group], from an instruction's attributes.
+
+  XLA writes them as lists, {{0,1},{2,3}}; as a reshaped range, [2,2]<=[4] or with T(1,0) behind;
+  or as axes of a mesh, mesh['a'=2,'b'=2] {'b'}. Where it writes none, all act together.
+  """
+  everyone = np.arange(devices)[None]
+  if lists := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):
+    rows = [re.findall(r"\d+", row) for row in re.findall(r"\{([\d, ]+)\}", lists[1])]
+    return np.asarray(rows, int) if rows else everyone
+  if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+    shape, source = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
+    ids = np.arange(int(np.prod(source))).reshape(source)
+    if iota[3]:
+      ids = ids.transpose([int(n) for n in iota[3].split(",")])
+    return ids.reshape(shape)
+  if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+    names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", mesh[1]), strict=True)
+    over = [names.index(name) for name in re.findall(r"'(\w+)'", mesh[2])]
+    ids = np.arange(int(np.prod([int(n) for n in sizes]))).reshape([int(n) for n in sizes])
+    count = int(np.prod([int(sizes[i]) for i in over]))
+    return np.moveaxis(ids, over, range(-len(over), 0)).reshape(-1, count)
+  return everyone
