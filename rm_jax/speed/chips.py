@@ -11,7 +11,7 @@ class Chip:
 
   Attributes:
     name: of the table.
-    hbm_bytes: its memory.
+    hbm_bytes: its memory; of a TPU what libtpu leaves to programs.
     bf16_flops: operations a second of dense bfloat16 matrix products.
     hbm_bandwidth: bytes a second to and from its memory.
     link_bandwidth: bytes a second that it can send to its neighbours inside a slice or machine, all
@@ -34,13 +34,13 @@ GIB = 2.0**30
 # half of it counts here. Between slices: Google's 100 to 200 Gbit/s a host of 4 or 8 chips.
 CHIPS = {
   # cloud.google.com/tpu/docs/v4: 32 GiB, 275 TFLOP/s, 1200 GB/s, 6 links, 2400 Gbit/s.
-  "v4": Chip("v4", 32 * GIB, 275e12, 1.2e12, 150e9, 6.25e9),
+  "v4": Chip("v4", 30.75 * GIB, 275e12, 1.2e12, 150e9, 6.25e9),
   # cloud.google.com/tpu/docs/v5e: 16 GB, 197 TFLOP/s, 800 GB/s (819 before), 4 links, 1600 Gbit/s.
-  "v5e": Chip("v5e", 16 * GIB, 197e12, 0.819e12, 100e9, 3.125e9),
+  "v5e": Chip("v5e", 15.75 * GIB, 197e12, 0.819e12, 100e9, 3.125e9),
   # cloud.google.com/tpu/docs/v5p: 95 GB, 459 TFLOP/s, 2765 GB/s, 6 links, 4800 Gbit/s.
-  "v5p": Chip("v5p", 95 * GIB, 459e12, 2.765e12, 300e9, 6.25e9),
+  "v5p": Chip("v5p", 95.74 * GIB, 459e12, 2.765e12, 300e9, 6.25e9),
   # cloud.google.com/tpu/docs/v6e: 32 GB, 918 TFLOP/s, 1600 GB/s, 4 links, 3200 Gbit/s.
-  "v6e": Chip("v6e", 32 * GIB, 918e12, 1.6e12, 200e9, 6.25e9),
+  "v6e": Chip("v6e", 31.25 * GIB, 918e12, 1.6e12, 200e9, 6.25e9),
   # nvidia.com/en-us/data-center/h100 (SXM, without sparsity): 80 GB, 989 TFLOP/s, 3.35 TB/s, NVLink
   # 900 GB/s both directions; a 400 Gbit/s network card for each GPU.
   "h100": Chip("h100", 80e9, 989e12, 3.35e12, 450e9, 50e9),

@@ -185,6 +185,9 @@ class Program:
         arrays = tuple(a for a in one.arrays if a.sizes) or one.arrays
         if one.opcode != kind and kind != "all-reduce":
           arrays = arrays[len(arrays) // 2 :]  # a start's output has its input before it
+        part = _slice_of(one, self.computations[name]) if name in self.inside else None
+        if kind == "all-reduce" and part:
+          kind, arrays = "reduce-scatter", part.arrays
         groups = replica_groups(one.rest, self.devices)
         bytes_ = sum(a.bytes for a in arrays)
         made = Collective(
@@ -278,6 +281,18 @@ def _sliced(inner: dict[str, Instruction], number: int) -> Iterator[float]:
     else:
       return
   yield from found
+
+
+def _slice_of(one: Instruction, body: dict[str, Instruction]) -> Instruction | None:
+  """The slice that alone is left of a sum: so XLA for TPU writes a reduce-scatter, as a fusion."""
+  names = {one.name}
+  for other in body.values():
+    if names & set(other.operands):
+      if other.opcode in ("dynamic-slice", "slice"):
+        return other
+      if other.opcode in ("bitcast", "reshape", "copy", "convert", "get-tuple-element"):
+        names.add(other.name)
+  return None
 
 
 def _wire(kind: str, n: int) -> float:

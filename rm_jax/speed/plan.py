@@ -32,6 +32,7 @@ from rm_jax.speed.flops import Work, forward_flops, step_flops
 from rm_jax.speed.hlo import COLLECTIVES, Program
 from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.mesh import count_slices, make_mesh
+from rm_jax.train.workdir import resolve
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +220,9 @@ def plan(
     causal=network.causal,
   )
   chip, slices = chip_of(devices[0]), count_slices(devices)
-  lowered, state, batch = lower_step(config, network, over, layout, kind=kind)
+  # A schedule's length is a constant of the program: any will do where there are no data to tell.
+  settled = resolve(config, config.data.batch_groups)
+  lowered, state, batch = lower_step(settled, network, over, layout, kind=kind)
   programs, seconds, refused = _compile(lowered)
   gradients = shard_bytes(state.params)  # float32, as the parameters that are trained
   memory = _memory(state, gradients, batch, programs, refused, chip)

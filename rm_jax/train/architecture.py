@@ -26,12 +26,19 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
     )
   source = open_source(c.pretrained) if c.pretrained else None
   said = read_json(Path(c.config)) if c.config else source.config
-  if source and backbone_config(said) != backbone_config(source.config):
+  if source and (found := _sizes(said)) != (expected := _sizes(source.config)):
     raise ValueError(
-      f"model.config is {c.config}, which is not the architecture of model.pretrained "
-      f"{c.pretrained}; set one of them to ''"
+      f"model.config {c.config} is {found} and model.pretrained {c.pretrained} is {expected}; "
+      "expected the same, or only one of them"
     )
   return source, _lowest(source.config if source else said, c.layers)
+
+
+def _sizes(hf_config: dict[str, Any]) -> dict[str, Any]:
+  """What a model's parameters and work depend on."""
+  names = ("model_type", "vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ffn")
+  backbone = backbone_config(hf_config)
+  return {name: getattr(backbone, name) for name in names if hasattr(backbone, name)}
 
 
 def planned_architecture(config: Any) -> dict[str, Any]:
