@@ -1,6 +1,6 @@
-"""Llama-3.1-70B on HH-RLHF. Pod plan: the smallest slice of v5p that holds it.
+"""Llama-3.1-70B on HH-RLHF. Pod plan: 32 chips of v5p, the smallest slice that holds it.
 
-  python -m experiments.plan --config=configs/llama31_70b.py --topology=v5p:4x4x4 --mesh=fsdp=64 \\
+  python -m experiments.plan --config=configs/llama31_70b.py --topology=v5p:2x4x4 --mesh=fsdp=32 \\
     --output=plan.json
 
 FIGURES

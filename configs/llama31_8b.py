@@ -1,6 +1,6 @@
-"""Llama-3.1-8B on HH-RLHF. Pod plan: 64 chips of v5e.
+"""Llama-3.1-8B on HH-RLHF. Pod plan: eight chips of v5p.
 
-  python -m experiments.plan --config=configs/llama31_8b.py --topology=v5e:8x8 --mesh=fsdp=64 \\
+  python -m experiments.plan --config=configs/llama31_8b.py --topology=v5p:2x2x2 --mesh=fsdp=8 \\
     --output=plan.json
 
 FIGURES

@@ -1,6 +1,6 @@
-"""Qwen3-0.6B on HH-RLHF. Pod plan: eight chips of v5e.
+"""Qwen3-0.6B on HH-RLHF. Pod plan: four chips of v5p.
 
-  python -m experiments.plan --config=configs/qwen3_06b.py --topology=v5e:2x4 --mesh=fsdp=8 \\
+  python -m experiments.plan --config=configs/qwen3_06b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
     --output=plan.json
 
 FIGURES

@@ -1,6 +1,6 @@
-"""Qwen3-1.7B on HH-RLHF. Pod plan: sixteen chips of v5e.
+"""Qwen3-1.7B on HH-RLHF. Pod plan: four chips of v5p.
 
-  python -m experiments.plan --config=configs/qwen3_17b.py --topology=v5e:4x4 --mesh=fsdp=16 \\
+  python -m experiments.plan --config=configs/qwen3_17b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
     --output=plan.json
 
 FIGURES

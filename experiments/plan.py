@@ -7,6 +7,7 @@ compiles the real training step for the topology (`pip install -e '.[tpu]'`) and
 operations, bytes and collectives of a chip, and a roofline estimate of the run.
 """
 
+import os
 from pathlib import Path
 
 import jax
@@ -26,17 +27,27 @@ MESH = flags.DEFINE_string("mesh", "", "'fsdp=256', 'data=2,fsdp=128'; default: 
 TOKENS = flags.DEFINE_integer("tokens", 0, "Tokens that a group takes; default: data.max_length.")
 KIND = flags.DEFINE_string("kind", "pair", "Kind of the feedback.")
 RESPONSES = flags.DEFINE_integer("responses", 2, "Responses of a group.")
+TEXTS = flags.DEFINE_string("texts", None, "Folder that gets the programs' compiled text.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file that gets the figures.")
 flags.mark_flags_as_required(["config", "output"])
 
 
 def main() -> None:
-  path = Path(OUTPUT.value)
+  path, folder = Path(OUTPUT.value), Path(TEXTS.value) if TEXTS.value else None
   if not path.parent.is_dir():
     raise ValueError(f"--output={path}: there is no folder {path.parent}")
+  if folder and not folder.is_dir():
+    raise ValueError(f"--texts={folder}: there is no such folder")
   if TOPOLOGY.value != "local":
     # This process needs no device of its own, and libtpu would look for one.
     jax.config.update("jax_platforms", "cpu")
+    # It would look for its machine's name as well, and complain at length where there is none.
+    for name, value in {
+      "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+      "TPU_WORKER_HOSTNAMES": "localhost",
+      "TPU_WORKER_ID": "0",
+    }.items():
+      os.environ.setdefault(name, value)
   report = plan(
     CONFIG.value,
     topology=TOPOLOGY.value,
@@ -45,6 +56,7 @@ def main() -> None:
     tokens=TOKENS.value,
     kind=KIND.value,
     responses=RESPONSES.value,
+    folder=folder,
   )
   write_json(path, report)
   print(table(report))

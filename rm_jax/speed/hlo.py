@@ -17,6 +17,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.-]+)")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = (*COLLECTIVES, "send")
 # Nothing is read or written: names for what is there, and what runs other computations.
 _FREE = {
   "parameter",
@@ -62,7 +63,7 @@ class Collective:
   """Something that devices do together.
 
   Attributes:
-    kind: of `COLLECTIVES`.
+    kind: of `KINDS`; 'send' is between slices, which XLA for TPU leaves to the hosts.
     arrays: of its output, on one device.
     bytes: of its output.
     wire_bytes: that each device sends in a ring.
@@ -145,62 +146,95 @@ class Program:
       elif current is not None and (one := _instruction(line)):
         current[one.name] = one
     self.times: dict[str, int] = {}
-    self.inside: dict[str, int] = {}  # of fusions and the like
     if entry:
-      self._walk(entry, 1, self.times)
+      self._walk(entry, 1)
 
-  def _walk(self, name: str, times: int, where: dict[str, int]) -> None:
-    where[name] = where.get(name, 0) + times
-    for one in self.computations.get(name, {}).values():
-      count = times * (self._trips(one) if one.opcode == "while" else 1)
-      plain = one.opcode in ("while", "call", "conditional") and where is self.times
-      for _, called in _CALLED.findall(one.rest):
-        for other in re.findall(r"[\w.-]+", called):
-          if other in self.computations:
-            self._walk(other, count, self.times if plain else self.inside)
+  def _walk(self, name: str, times: int) -> None:
+    self.times[name] = self.times.get(name, 0) + times
+    body = self.computations.get(name, {})
+    for one in body.values():
+      if one.opcode in ("while", "call", "conditional"):
+        count = times * (self._trips(one, body) if one.opcode == "while" else 1)
+        for other in self._called(one):
+          self._walk(other, count)
 
-  def _trips(self, loop: Instruction) -> int:
-    """How often a loop runs: as XLA notes it, else the number that its condition compares with."""
+  def _called(self, one: Instruction) -> list[str]:
+    names = [x for _, text in _CALLED.findall(one.rest) for x in re.findall(r"[\w.-]+", text)]
+    return [name for name in names if name in self.computations]
+
+  def _inside(self, name: str) -> set[str]:
+    """Computations of the fusions of one, and of theirs."""
+    found, waiting = set(), [name]
+    while waiting:
+      for one in self.computations[waiting.pop()].values():
+        if one.opcode not in ("while", "call", "conditional"):
+          new = set(self._called(one)) - found
+          found |= new
+          waiting += new
+    return found
+
+  def _trips(self, loop: Instruction, around: dict[str, Instruction]) -> int:
+    """How often a loop runs: as XLA notes it, else by what its condition compares.
+
+    The condition is 'number < constant'; the body's last tuple has 'number + constant' in the same
+    place, of which 1 is taken where it is hidden in a fusion; and the tuple that goes in has the
+    number's start there, of which 0 is taken.
+    """
     if noted := _TRIPS.search(loop.rest):
       return int(noted[1])
-    condition = re.search(r"condition=%?([\w.-]+)", loop.rest)
-    inside = self.computations.get(condition[1], {}).values() if condition else ()
-    bounds = [
-      int(x.operands[0])
-      for x in inside
-      if x.opcode == "constant" and not x.arrays[0].sizes and x.operands[0].isdigit()
-    ]
-    return max([1, *bounds])
+    names = [re.search(rf"{part}=%?([\w.-]+)", loop.rest) for part in ("condition", "body")]
+    condition, body = (self.computations.get(name[1], {}) if name else {} for name in names)
+    bounds = [x for one in condition.values() if (x := _number(one)) is not None]
+    end = next((one for one in condition.values() if one.root), None)
+    counter = condition.get(end.operands[0]) if end and end.operands else None
+    place = re.search(r"index=(\d+)", counter.rest) if counter else None
+    out = next((one for one in body.values() if one.root and one.opcode == "tuple"), None)
+    step = start = None
+    into = around.get(loop.operands[0])
+    if place and into and into.opcode == "tuple":
+      begin = around.get(into.operands[int(place[1])])
+      while begin and begin.opcode in ("copy", "bitcast"):
+        begin = around.get(begin.operands[0])
+      start = _number(begin) if begin else None
+    if place and out and (added := body.get(out.operands[int(place[1])])):
+      found = [_number(body[name]) for name in added.operands if name in body]
+      step = next((n for n in found if n), None) if added.opcode == "add" else None
+    return max(1, -(-(max([1, *bounds]) - (start or 0)) // (step or 1)))
 
   def collectives(self) -> list[Collective]:
     """What devices do together, each once though its parts stand in several fusions."""
-    found: dict[str, Collective] = {}
-    for name, times in (self.times | self.inside).items():
-      for one in self.computations.get(name, {}).values():
-        kind = one.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
-          continue
-        channel = re.search(r"channel_id=(\d+)", one.rest)
-        key = f"{kind} {channel[1]}" if channel else f"{name} {one.name}"
-        arrays = tuple(a for a in one.arrays if a.sizes) or one.arrays
-        if one.opcode != kind and kind != "all-reduce":
-          arrays = arrays[len(arrays) // 2 :]  # a start's output has its input before it
-        part = _slice_of(one, self.computations[name]) if name in self.inside else None
-        if kind == "all-reduce" and part:
-          kind, arrays = "reduce-scatter", part.arrays
-        groups = replica_groups(one.rest, self.devices)
-        bytes_ = sum(a.bytes for a in arrays)
-        made = Collective(
-          kind,
-          arrays,
-          bytes_,
-          bytes_ * _wire(kind, groups.shape[1]),
-          bytes_ * self._between(kind, groups, one.rest),
-          times,
-        )
-        if key not in found:
-          found[key] = made
-    return list(found.values())
+    out = []
+    for name, times in self.times.items():
+      found: dict[str, Collective] = {}
+      for part in [name, *sorted(self._inside(name))]:
+        for one in self.computations[part].values():
+          channel = re.search(r"channel_id=(\d+)", one.rest)
+          key = f"channel {channel[1]}" if channel else f"{part} {one.name}"
+          if key not in found and (made := self._collective(one, part, times)):
+            found[key] = made
+      out += found.values()
+    return out
+
+  def _collective(self, one: Instruction, part: str, times: int) -> Collective | None:
+    if one.opcode == "send" and "megascale" in one.rest:  # between slices, by the hosts
+      return Collective(
+        "send", one.arrays[:1], one.arrays[0].bytes, 0.0, one.arrays[0].bytes, times
+      )
+    kind = one.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+      return None
+    arrays = tuple(a for a in one.arrays if a.sizes) or one.arrays
+    if one.opcode != kind and kind != "all-reduce":
+      arrays = arrays[len(arrays) // 2 :]  # a start's output has its input before it
+    cut = _slice_of(one, self.computations[part]) if part not in self.times else None
+    if kind == "all-reduce" and cut:
+      kind, arrays = "reduce-scatter", cut.arrays
+    groups = replica_groups(one.rest, self.devices)
+    total = sum(a.bytes for a in arrays)
+    sent = total * _wire(kind, groups.shape[1])
+    return Collective(
+      kind, arrays, total, sent, total * self._between(kind, groups, one.rest), times
+    )
 
   def _between(self, kind: str, groups: np.ndarray, rest: str) -> float:
     """Bytes that a device sends to other slices for each byte of its output.
@@ -281,6 +315,12 @@ def _sliced(inner: dict[str, Instruction], number: int) -> Iterator[float]:
     else:
       return
   yield from found
+
+
+def _number(one: Instruction) -> int | None:
+  """The value of an integer constant without axes; None for all else."""
+  plain = one.opcode == "constant" and not one.arrays[0].sizes and one.operands
+  return int(one.operands[0]) if plain and one.operands[0].isdigit() else None
 
 
 def _slice_of(one: Instruction, body: dict[str, Instruction]) -> Instruction | None:

@@ -18,6 +18,7 @@ import math
 import re
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from rm_jax.speed.abstract import Layout, lower_step, parse_mesh, planned_layout
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import Chip, chip_of
 from rm_jax.speed.flops import Work, forward_flops, step_flops
-from rm_jax.speed.hlo import COLLECTIVES, Program
+from rm_jax.speed.hlo import KINDS, Program
 from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.mesh import count_slices, make_mesh
 from rm_jax.train.workdir import resolve
@@ -135,8 +136,7 @@ def _without_ones(sizes: Iterable[int]) -> tuple[int, ...]:
 def _traffic(text: Program) -> dict[str, Any]:
   """A program's bytes: of main memory, and of each kind of collective."""
   kinds = {
-    kind: {"count": 0, "bytes": 0.0, "wire_bytes": 0.0, "network_bytes": 0.0}
-    for kind in COLLECTIVES
+    kind: {"count": 0, "bytes": 0.0, "wire_bytes": 0.0, "network_bytes": 0.0} for kind in KINDS
   }
   for one in text.collectives():
     kinds[one.kind]["count"] += one.times
@@ -189,6 +189,7 @@ def plan(
   tokens: int = 0,
   kind: str = "pair",
   responses: int = 2,
+  folder: Path | None = None,
 ) -> dict[str, Any]:
   """Compiles a config's step for a topology and says what it takes of each device.
 
@@ -201,6 +202,7 @@ def plan(
     tokens: columns that a group takes; 0 = data.max_length.
     kind: of the feedback.
     responses: of a group.
+    folder: gets each program's compiled text, NAME.txt, for who wants to read it.
 
   Returns:
     a dictionary for JSON: 'memory', 'step', 'roofline' (None for a chip that is not in the table),
@@ -226,6 +228,8 @@ def plan(
   programs, seconds, refused = _compile(lowered)
   gradients = shard_bytes(state.params)  # float32, as the parameters that are trained
   memory = _memory(state, gradients, batch, programs, refused, chip)
+  for name, program in programs.items() if folder else ():
+    (folder / f"{name}.txt").write_text(program.as_text())
   texts = {
     name: Program(program.as_text(), devices=over.size, slices=slices)
     for name, program in programs.items()

@@ -63,13 +63,15 @@ dimensions={0}
   %x = bf16[1,8]{1,0} fusion(%w, %n), kind=kLoop, calls=%read
   %start = bf16[4,8]{1,0:S(1)} fusion(%x), kind=kCustom, calls=%gather.1
   %done = bf16[4,8]{1,0:S(1)} fusion(%x), kind=kCustom, calls=%gather.2
-  ROOT %out = (s32[], bf16[5,1,8]{2,1,0}) tuple(%n, %w)
+  %two = s32[] constant(2)
+  %next = s32[] add(%n, %two)
+  ROOT %out = (s32[], bf16[5,1,8]{2,1,0}) tuple(%next, %w)
 }
 
 %condition (state: (s32[], bf16[5,1,8])) -> pred[] {
   %state = (s32[], bf16[5,1,8]{2,1,0}) parameter(0)
   %n = s32[] get-tuple-element(%state), index=0
-  %limit = s32[]{:T(128)} constant(5)
+  %limit = s32[]{:T(128)} constant(9)
   ROOT %less = pred[] compare(%n, %limit), direction=LT
 }
 
@@ -103,9 +105,9 @@ def test_collectives_of_a_text():
 
 def test_bytes_of_a_text():
   # A turn reads a slice of the stack, writes it, and reads it twice; what is gathered stays on the
-  # chip; its condition compares two numbers. Outside, a call reads and writes f32[6], and a sum
+  # chip; numbers are compared and added. Outside, a call reads and writes f32[6], and a sum
   # that begins there counts what it gives.
-  turn = 16 + 4 + 16 + 2 * 16 + (4 + 4 + 1)
+  turn = 16 + 4 + 16 + 2 * 16 + (4 + 4 + 1) + (4 + 4 + 4)
   assert Program(TEXT).main_memory_bytes() == 8 * turn + 2 * 24 + 24
 
 
