@@ -6,7 +6,6 @@ by the loop's trip count, which XLA writes beside it.
 
 import dataclasses
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,22 +17,6 @@ _CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations)=(\{[^
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 KINDS = (*COLLECTIVES, "send")
-# Nothing is read or written: names for what is there, and what runs other computations.
-_FREE = {
-  "parameter",
-  "constant",
-  "tuple",
-  "get-tuple-element",
-  "bitcast",
-  "while",
-  "call",
-  "conditional",
-  "after-all",
-  "partition-id",
-  "replica-id",
-  "iota",
-  "broadcast",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,61 +243,10 @@ class Program:
           found[target[1]] = found.get(target[1], 0) + 1
     return found
 
-  def main_memory_bytes(self) -> float:
-    """Bytes that a call reads from and writes to main memory; what stays on the chip is not in it.
 
-    Of a stack of layers from which a fusion takes a slice, or into which it writes one, only the
-    slice counts.
-    """
-    total = 0.0
-    for name, times in self.times.items():
-      body = self.computations.get(name, {})
-      total += times * sum(self._moved(one, body) for one in body.values())
-    return total
-
-  def _moved(self, one: Instruction, body: dict[str, Instruction]) -> float:
-    if one.opcode in _FREE or one.opcode.endswith("-done"):
-      return 0.0
-    out = sum(a.bytes for a in one.arrays if a.main)
-    if one.opcode.endswith("-start"):
-      return out
-    operands = [body[name] for name in one.operands if name in body]
-    sizes = [sum(a.bytes for a in x.arrays if a.main) for x in operands]
-    if one.opcode == "dynamic-slice":
-      return 2 * out
-    if one.opcode == "dynamic-update-slice":
-      return 2 * sum(sizes[1:2])
-    called = re.search(r"calls=%?([\w.-]+)", one.rest)
-    inner = self.computations.get(called[1], {}) if called else {}
-    for number in range(len(sizes)):
-      read = list(_sliced(inner, number))
-      if read and sizes[number]:
-        sizes[number] = min(sizes[number], sum(read))
-    for x in inner.values():
-      if x.opcode == "dynamic-update-slice" and x.operands[1] in inner:
-        whole = sum(a.bytes for a in x.arrays)
-        if whole <= out:
-          out += sum(a.bytes for a in inner[x.operands[1]].arrays) - whole
-    return out + sum(sizes)
-
-
-def _sliced(inner: dict[str, Instruction], number: int) -> Iterator[float]:
-  """Bytes that a fusion takes of a parameter, where it only slices it or writes a slice into it."""
-  parameters = (x for x in inner.values() if x.opcode == "parameter")
-  names = {x.name for x in parameters if x.operands == (str(number),)}
-  found = []
-  for one in inner.values():  # in order: a use stands behind what it uses
-    if not names & set(one.operands) or one.opcode == "parameter":
-      continue
-    if one.opcode == "bitcast":
-      names.add(one.name)
-    elif one.opcode == "dynamic-slice":
-      found.append(sum(a.bytes for a in one.arrays))
-    elif one.opcode == "dynamic-update-slice" and one.operands[0] in names:
-      found.append(0.0)
-    else:
-      return
-  yield from found
+def underway(one: Instruction) -> bool:
+  """Whether it is a part of something that devices do together beside other work."""
+  return one.opcode.removesuffix("-start") in COLLECTIVES or "AsyncCollective" in one.rest
 
 
 def _number(one: Instruction) -> int | None:

@@ -4,7 +4,7 @@ Where the figures are from:
 
 - memory: XLA's `memory_analysis` of each program, and what lies beside a program meanwhile;
 - collectives, bytes of main memory, custom kernels: the compiled text, loops times their trip
-  counts (`hlo`): XLA's own `cost_analysis` counts a loop's body once;
+  counts (`hlo`, `memory`): XLA's own `cost_analysis` counts a loop's body once;
 - operations: from shapes. The model's (`flops.step_flops`), of which MFU speaks, are of tokens
   alone; the executed ones are of padding too, and of what rematerialisation makes again;
 - seconds: for each program the largest of operations, bytes, collectives and the network between
@@ -31,6 +31,7 @@ from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import Chip, chip_of
 from rm_jax.speed.flops import Work, forward_flops, step_flops
 from rm_jax.speed.hlo import KINDS, Program
+from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.mesh import count_slices, make_mesh
 from rm_jax.train.workdir import resolve
@@ -143,7 +144,7 @@ def _traffic(text: Program) -> dict[str, Any]:
     for name in ("bytes", "wire_bytes", "network_bytes"):
       kinds[one.kind][name] += one.times * getattr(one, name)
   return {
-    "bytes": text.main_memory_bytes(),
+    "bytes": main_memory_bytes(text),
     "collectives": {kind: x for kind, x in kinds.items() if x["count"]},
   }
 

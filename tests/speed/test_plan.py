@@ -17,6 +17,7 @@ from rm_jax.speed.abstract import parse_mesh, planned_layout, topology_devices
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import CHIPS, chip_of
 from rm_jax.speed.hlo import Program, arrays_of, replica_groups
+from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.speed.plan import plan, table
 from rm_jax.train.architecture import build_network
 from rm_jax.train.datasets import load_data
@@ -38,7 +39,7 @@ HloModule jit_step, entry_computation_layout={()->f32[]}
 
 %gather.1 (p: bf16[1,8]) -> bf16[4,8] {
   %p = bf16[1,8]{1,0} parameter(0)
-  ROOT %all-gather.1 = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, \
+  ROOT %all-gather.1 = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=1, \
 replica_groups={{0,1,2,3}}, dimensions={0}
 }
 
@@ -104,11 +105,10 @@ def test_collectives_of_a_text():
 
 
 def test_bytes_of_a_text():
-  # A turn reads a slice of the stack, writes it, and reads it twice; what is gathered stays on the
-  # chip; numbers are compared and added. Outside, a call reads and writes f32[6], and a sum
-  # that begins there counts what it gives.
-  turn = 16 + 4 + 16 + 2 * 16 + (4 + 4 + 1) + (4 + 4 + 4)
-  assert Program(TEXT).main_memory_bytes() == 8 * turn + 2 * 24 + 24
+  # A turn reads a slice of the stack and writes it, compares and adds; what is gathered comes to
+  # stay on the chip. Outside, a call reads and writes f32[6], and the sum is written.
+  turn = (16 + 4 + 16) + (4 + 4 + 1) + (4 + 4 + 4)
+  assert main_memory_bytes(Program(TEXT)) == 8 * turn + 2 * 24 + 24
 
 
 def test_shapes_and_groups_as_xla_writes_them():
@@ -283,6 +283,7 @@ def test_architectures_have_their_parameters(name, count):
 TOY = """
 import json, sys
 from configs.base import get_config
+from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.speed.plan import plan, table
 c = get_config()
 c.model.config, c.model.layers = "configs/architectures/qwen3_0.6b.json", 3
