@@ -16,7 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.model = ml_collections.ConfigDict()
   c.model.pretrained = ""  # folder, hub id, GGUF file or a folder saved by us
-  c.model.config = ""  # or a Hugging Face config.json: random weights
+  # Or a Hugging Face config.json: random weights. Beside model.pretrained it is what
+  # experiments.plan takes the model's size from; training holds that they agree.
+  c.model.config = ""
   # Folder, hub id, GGUF file, or 'world': the generated world's words; '' = the pretrained one's.
   c.model.tokenizer = ""
   c.model.chat_template = ""  # 'hh', a Jinja text or a file of it; '' = the tokenizer's own

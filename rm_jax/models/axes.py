@@ -1,4 +1,38 @@
-"""Logical axes of every parameter: what the sharding rules of a mesh are written in."""
+"""Logical axes of every parameter, over which axes of a mesh they go, and how activations lie.
+
+The compiler is told three things, and finds the rest: rows of activations are divided over `ROWS`,
+a layer's parameters are gathered when the layer is about to run, and the embedding is looked up
+where its columns are. Left to itself it divides the width of activations as the parameters are, and
+then sends whole batches about, many times for each layer.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+# Mesh axes over which rows of a batch go: fsdp is data parallelism whose parameters are divided.
+ROWS = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """Logical axis of a parameter -> mesh axis; None = not divided."""
+
+  vocab: str | None = "tensor"
+  embed: str | None = "fsdp"
+  heads: str | None = "tensor"
+  kv_heads: str | None = "tensor"
+  mlp: str | None = "tensor"
+  head_dim: str | None = None
+  layers: str | None = None
+
+  def spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
+    """Mesh axes of an array's logical axes."""
+    return PartitionSpec(*(getattr(self, axis) if axis else None for axis in axes))
+
 
 _AXES = {
   "embed/embedding": ("vocab", "embed"),
@@ -56,3 +90,64 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
   if axes is None or len(axes) != ndim:
     raise KeyError(f"no logical axes for parameter {path!r} of {ndim} dimensions; add it to _AXES")
   return axes
+
+
+def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+  """Says to the compiler how an array lies on the mesh in use; nothing where that is one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size == 1 or not set(ROWS) <= set(mesh.axis_names):
+    return x
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def by_rows(h_BTD: jax.Array) -> jax.Array:
+  """Activations of rows on the devices that have the rows."""
+  return _constrain(h_BTD, PartitionSpec(ROWS))
+
+
+def looked_up(h_BTD: jax.Array) -> jax.Array:
+  """An embedding's output: made where the embedding's columns are, then sent to where its rows are.
+
+  Else every device would take the whole embedding, or the whole batch's activations.
+  """
+  return by_rows(_constrain(h_BTD, PartitionSpec("data", None, "fsdp")))
+
+
+def gathered(layer: Any, dtype: Any) -> Any:
+  """One layer's parameters, gathered over fsdp to where they are used; `tensor` stays divided.
+
+  The backward pass sums their gradients and divides them again in one (a reduce-scatter).
+
+  Args:
+    layer: pytree of one layer's parameters, without an axis of layers.
+    dtype: of the compute: kernels are sent in it, as the linear maps would cast them anyway.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size == 1 or not set(ROWS) <= set(mesh.axis_names):
+    return layer
+
+  def one(path, x):
+    names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+    axes = logical_axes("/".join(names), x.ndim)
+    cast = names[-1] in ("kernel", "bias", "lora_a", "lora_b") and "norm" not in names[-2]
+    return _gather(x.astype(dtype) if cast else x, Rules().spec(axes), Rules(embed=None).spec(axes))
+
+  return jax.tree_util.tree_map_with_path(one, layer)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, divided: PartitionSpec, whole: PartitionSpec) -> jax.Array:
+  del divided
+  return _constrain(x, whole)
+
+
+def _gather_forward(x, divided, whole):
+  return _gather(x, divided, whole), None
+
+
+def _gather_backward(divided, whole, _, gradient):
+  del whole
+  return (_constrain(gradient, divided),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from rm_jax.models.attention import Sight, attend, look
+from rm_jax.models.axes import looked_up
 from rm_jax.models.config import DecoderConfig, Rope
 from rm_jax.models.layers import activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
@@ -142,7 +143,7 @@ class Decoder(nnx.Module):
 
   def features(self, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
-    h_BTD = self.embed(batch.tokens)
+    h_BTD = looked_up(self.embed(batch.tokens))
     windows = self.config.windows and self.config.windows[: self.frozen]
     return self._run(self.lower, h_BTD, batch, windows, dropout=False, key=None)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rm_jax.models.attention import Sight, attend, look
+from rm_jax.models.axes import looked_up
 from rm_jax.models.config import EncoderConfig
 from rm_jax.models.layers import activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
@@ -100,7 +101,7 @@ class Encoder(nnx.Module):
   def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
     token_type = jnp.zeros_like(batch.tokens) if batch.token_type is None else batch.token_type
-    h_BTD = (
+    h_BTD = looked_up(
       self.embed(batch.tokens)
       + self.embed_token_type(token_type)
       + self.embed_position(batch.position)

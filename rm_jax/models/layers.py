@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rm_jax.models.axes import by_rows, gathered
 from rm_jax.models.lora import Adapted, Lora
 from rm_jax.models.numerics import precision
 
@@ -121,7 +122,8 @@ def run_stack(
 
   def step(h, xs):
     layer_state, extra, layer_key = xs
-    return body(nnx.merge(graph, layer_state), h, extra, layer_key), None
+    layer = nnx.merge(graph, gathered(layer_state, h.dtype))
+    return by_rows(body(layer, h, extra, layer_key)), None
 
   if remat != "none":
     step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)

@@ -1,4 +1,4 @@
-"""Devices as a mesh, and the one place that says which axis of a parameter goes over which of it.
+"""Devices as a mesh, and how parameters, optimiser and batches are divided over it.
 
 Parameters, optimiser state and batches are sharded arrays under `jax.jit`; XLA puts in the
 communication. That is what pmap did for one case only (every device a copy, a `psum` by hand):
@@ -6,45 +6,37 @@ with mesh {'data': -1} the compiled step is the same all-reduce, and with 'fsdp'
 same line of code is a sharded model.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rm_jax.models.axes import logical_axes
+from rm_jax.models.axes import ROWS, Rules, logical_axes
 
 AXES = ("data", "fsdp", "tensor")
 
 
-@dataclasses.dataclass(frozen=True)
-class Rules:
-  """Logical axis of a parameter -> mesh axis; None = not divided."""
-
-  vocab: str | None = "tensor"
-  embed: str | None = "fsdp"
-  heads: str | None = "tensor"
-  kv_heads: str | None = "tensor"
-  mlp: str | None = "tensor"
-  head_dim: str | None = None
-  layers: str | None = None
-
-
 # Rows of a batch go over both: fsdp is data parallelism whose parameters are divided too.
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(ROWS)
+RULES = Rules()
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
   """A mesh of all devices.
+
+  Devices of several slices (pods joined by a network slower than their own) lie so that only the
+  `data` axis goes from slice to slice.
 
   Args:
     sizes: {'data', 'fsdp', 'tensor'} -> devices along it; one of them may be -1, the rest.
     devices: default, all of this run's.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the
+      number of slices.
   """
   devices = jax.devices() if devices is None else devices
   wanted = [int(sizes[axis]) for axis in AXES]
@@ -57,8 +49,25 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
     raise ValueError(
       f"mesh {dict(sizes)} does not fit {len(devices)} devices; expected sizes that multiply to it"
     )
-  auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(wanted), AXES, axis_types=auto, devices=devices)
+  slices = count_slices(devices)
+  # On TPU alone a ring inside a slice and a way between slices are different things to XLA.
+  if wanted[0] % slices and devices[0].platform == "tpu":
+    raise ValueError(
+      f"mesh.data is {wanted[0]} and the devices are {slices} slices; expected a multiple of "
+      f"{slices}, so that parameters are gathered inside a slice"
+    )
+  split = dict(allow_split_physical_axes=True)
+  if slices > 1 and wanted[0] % slices == 0:
+    inside = (wanted[0] // slices, *wanted[1:])
+    laid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, **split)
+  else:
+    laid = mesh_utils.create_device_mesh(wanted, devices, **split)
+  return Mesh(laid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: list[Any]) -> int:
+  """In how many slices devices are; 1 where they do not say."""
+  return len({getattr(device, "slice_index", None) for device in devices})
 
 
 def rows_multiple(mesh: Mesh) -> int:
@@ -72,7 +81,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def parameter_shardings(
-  shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = Rules()
+  shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = RULES
 ) -> dict[str, NamedSharding]:
   """Sharding of each parameter by its logical axes.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.data.group import Group
@@ -18,10 +19,17 @@ from rm_jax.data.pack import assemble, optional_fields
 from rm_jax.models.network import Network
 from rm_jax.train import text
 from rm_jax.train.datasets import Dataset
-from rm_jax.train.mesh import like_parameters, place_batch, place_whole, replicated, rows_multiple
+from rm_jax.train.mesh import (
+  like_parameters,
+  parameter_shardings,
+  place_batch,
+  place_whole,
+  replicated,
+  rows_multiple,
+)
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import frozen_patterns, make_optimizer, make_schedule, split_frozen
-from rm_jax.train.setup import Model, init_params
+from rm_jax.train.setup import Model, init_params, kept_dtype
 from rm_jax.train.step import (
   TrainState,
   make_accumulate,
@@ -99,6 +107,49 @@ def compile_step(
   )
 
 
+def abstract_state(
+  config: Any,
+  network: Network,
+  own: dict[str, jax.ShapeDtypeStruct],
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  sources: int = 1,
+) -> TrainState:
+  """The state that a `Run` begins with as shapes, dtypes and shardings: nothing is made.
+
+  Args:
+    config: see configs/base.py.
+    network: the model's.
+    own: shapes of the parameters that are the losses' own, 'loss/...' -> shape.
+    optimizer: from `make_optimizer`.
+    mesh: of real devices, or of a topology's that are not there.
+    sources: of how many sources the metrics are counted apart.
+  """
+
+  def placed(shapes, shardings):
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+  params = {
+    path: jax.ShapeDtypeStruct(x.shape, kept_dtype(network, path))
+    for path, x in flatten_dict(network.abstract(), sep="/").items()
+  } | own
+  params = placed(params, parameter_shardings(params, mesh))
+  trained, frozen = split_frozen(params, frozen_patterns(config))
+  moments = jax.eval_shape(optimizer.init, trained)
+  # eval_shape hands on an input's sharding; the optimiser's arrays have those of `like_parameters`.
+  moments = placed(moments, like_parameters(moments, trained, mesh))
+  everywhere = replicated(mesh)
+  window = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+    for name, x in jax.eval_shape(lambda: zero_window(sources)).items()
+  }
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+  return TrainState(step, trained, frozen, moments, window)
+
+
 def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
   """How the `data` part of a config wants groups laid into rows."""
   data = config.data
@@ -170,8 +221,7 @@ class Run:
       params |= text.load_head(self.model, self.mesh)
     trained, frozen = split_frozen(params, frozen_patterns(self.config))
     # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
-    shapes = jax.eval_shape(optimizer.init, trained)
-    shardings = like_parameters(shapes, trained, self.mesh)
+    shardings = like_parameters(jax.eval_shape(optimizer.init, trained), trained, self.mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
     step = place_whole(np.zeros((), np.int32), self.mesh)
     return TrainState(step, trained, frozen, opt_state, self.zero_window())

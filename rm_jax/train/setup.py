@@ -18,14 +18,13 @@ from rm_jax.data.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.models import hf
 from rm_jax.models.config import (
   DECODERS,
-  HeadConfig,
   backbone_config,
-  head_config,
   is_classifier,
 )
-from rm_jax.models.lora import Lora, is_base
+from rm_jax.models.lora import is_base
 from rm_jax.models.network import Network
-from rm_jax.models.source import Source, load_tokenizer, open_source, read_json
+from rm_jax.models.source import Source, load_tokenizer
+from rm_jax.train.architecture import architecture, build_network
 from rm_jax.train.mesh import parameter_shardings
 from rm_jax.types import Example
 from rm_jax.world import make_tokenizer
@@ -166,36 +165,13 @@ def _chat_template(name: str) -> str:
 def build_model(config: Any) -> Model:
   """The model that the `model` part of an experiment's config describes; no weights are read."""
   c = config.model
-  if bool(c.pretrained) == bool(c.config):
-    raise ValueError(
-      "set one of --config.model.pretrained (folder, hub id or GGUF file) and "
-      "--config.model.config (a config.json: random weights); "
-      f"found {c.pretrained!r} and {c.config!r}"
-    )
-  source = open_source(c.pretrained) if c.pretrained else None
-  hf_config = _lowest(source.config if source else read_json(Path(c.config)), c.layers)
+  source, hf_config = architecture(config)
   if not c.tokenizer and source is None:
     raise ValueError("--config.model.config needs --config.model.tokenizer beside it")
   tokenizer = _tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
   if c.chat_template:
     tokenizer.chat_template = _chat_template(c.chat_template)
-  backbone = backbone_config(hf_config)
-  if not c.dropout:
-    backbone = _without_dropout(backbone)
-  if config.optimizer.mix_rate and not c.attributes:
-    raise ValueError(
-      f"optimizer.mix_rate is {config.optimizer.mix_rate} and model.attributes is (); name some"
-    )
-  head = _head(c, hf_config, source)
-  network = Network(
-    backbone,
-    head if c.dropout else dataclasses.replace(head, dropout=0.0),
-    frozen=c.frozen_layers,
-    dtype=c.dtype,
-    remat=c.remat,
-    lora=Lora(**c.lora) if c.lora.rank else None,
-  )
-  _check_lora(network)
+  network = build_network(config, hf_config, source)
   record = source.record if source else {}
   convention = convention_for(
     hf_config,
@@ -216,70 +192,8 @@ def build_model(config: Any) -> Model:
   )
 
 
-def _check_lora(network: Network) -> None:
-  """ValueError where a target of the adapters is not in the network."""
-  if network.lora is None:
-    return
-  paths = flatten_dict(network.abstract(), sep="/")
-  adapted = {path.split("/")[-2] for path in paths if path.endswith("/lora_a")}
-  if missing := [name for name in network.lora.targets if name not in adapted] or not adapted:
-    found = f"model.lora.targets has {missing}" if adapted else "model.lora.rank is set"
-    raise ValueError(
-      f"{found}, and of the layers that are not frozen (model.frozen_layers={network.frozen}) "
-      f"there is nothing of that name to adapt; expected of {', '.join(sorted(adapted)) or 'none'}"
-    )
-
-
 def _tokenizer(name: str) -> Any:
   return make_tokenizer() if name == "world" else load_tokenizer(name)
-
-
-def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfig:
-  """The head that the `model` part of a config asks for.
-
-  Raises:
-    ValueError: it makes no sense, or the checkpoint has a head that is another one.
-  """
-  head = head_config(hf_config)
-  own = source is not None and is_classifier(hf_config)
-  names = tuple(c.attributes)
-  if c.members < 1:
-    raise ValueError(f"model.members is {c.members}; expected at least 1")
-  if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
-    raise ValueError(f"model.attributes is {names}; expected names, each once")
-  if len(c.mix) not in (0, len(names)):
-    raise ValueError(
-      f"model.mix is {tuple(c.mix)}; expected none, or as many as model.attributes {names}"
-    )
-  if c.members > 1 and (own or names):
-    found = "model.attributes is set" if names else f"{c.pretrained} has a head of its own"
-    raise ValueError(
-      f"model.members is {c.members} and {found}; expected model.members=1, or a checkpoint of the "
-      "language model and no attributes"
-    )
-  mix = tuple(map(float, c.mix)) or (1 / len(names),) * len(names) if names else ()
-  if not own:
-    outputs = len(names) or c.members
-    return dataclasses.replace(
-      head, outputs=outputs, ensemble=c.members > 1, attributes=names, mix=mix
-    )
-  if not names:
-    if head.outputs != 1:
-      raise ValueError(
-        f"{c.pretrained}: its head has {head.outputs} outputs; a reward has one. Start from a "
-        "checkpoint of the language model, or of a classifier with num_labels 1; or name the "
-        "outputs in model.attributes"
-      )
-    return head
-  labels = hf_config.get("id2label") or {}
-  labels = tuple(labels[i] for i in sorted(labels, key=int))
-  if labels != names:
-    raise ValueError(
-      f"model.attributes is {names} and {c.pretrained} has a head of {labels}; expected these "
-      "names in this order, or a checkpoint of the language model"
-    )
-  saved = source.record.get("head", {}).get("mix")
-  return dataclasses.replace(head, attributes=names, mix=mix if c.mix or not saved else saved)
 
 
 def _distinct_pad(tokenizer: Any) -> int | None:
@@ -299,24 +213,6 @@ def _distinct_pad(tokenizer: Any) -> int | None:
       return tokenizer.pad_token_id
     tokenizer.pad_token = fitting[0]
   return tokenizer.pad_token_id
-
-
-def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:
-  """The config of the lowest `layers` layers; 0 = all of them."""
-  if not layers:
-    return hf_config
-  all_layers = backbone_config(hf_config).layers
-  if not 0 < layers <= all_layers:
-    raise ValueError(f"model.layers is {layers}; expected 1 to {all_layers}, or 0 for all")
-  out = hf_config | {"num_hidden_layers": layers}
-  if out.get("layer_types"):
-    out["layer_types"] = out["layer_types"][:layers]
-  return out
-
-
-def _without_dropout(backbone):
-  rates = [f.name for f in dataclasses.fields(backbone) if f.name.endswith("_dropout")]
-  return dataclasses.replace(backbone, **dict.fromkeys(rates, 0.0))
 
 
 def kept_dtype(network: Network, path: str) -> np.dtype:

@@ -12,6 +12,7 @@ from configs.base import get_config
 from rm_jax.data.tokenise import HH_TEMPLATE
 from rm_jax.models.hf import export_params
 from rm_jax.models.source import save_folder
+from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.datasets import load_data
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.setup import build_model, convention_for, init_params
@@ -75,7 +76,7 @@ def test_chat_template_by_name_text_and_file(llama_folder, tmp_path):
 
 def test_what_is_refused(llama_folder):
   config = get_config()
-  with pytest.raises(ValueError, match="set one of "):
+  with pytest.raises(ValueError, match="found neither"):
     build_model(config)
   config.model.config = str(llama_folder / "config.json")
   with pytest.raises(ValueError, match="needs "):
@@ -131,6 +132,22 @@ def test_missing_head_is_made_and_warned_of(llama_folder, tmp_path, caplog):
   head = "head/out/kernel"
   np.testing.assert_array_equal(params[head], again[head])
   assert not np.array_equal(params[head], other[head])
+
+
+def test_an_architecture_beside_a_checkpoint_has_to_be_its_own(llama_folder, tmp_path):
+  saved(llama_folder, tmp_path)
+  config = pretrained_config(llama_folder, tmp_path)
+  alone = build_model(config)
+  config.model.config = str(llama_folder / "config.json")
+  assert build_model(config).network == alone.network
+  # A plan looks at no checkpoint where an architecture is said.
+  config.model.pretrained = "nobody/nothing"
+  assert build_network(config, planned_architecture(config)) == alone.network
+  other = tmp_path / "other.json"
+  other.write_text(json.dumps(LLAMA | {"hidden_size": 48}))
+  config.model.config, config.model.pretrained = str(other), str(tmp_path)
+  with pytest.raises(ValueError, match=r"'width': 48.*'width': 32.*expected the same"):
+    build_model(config)
 
 
 def test_the_lowest_layers_alone(llama_folder, tmp_path):

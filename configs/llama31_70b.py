@@ -1,0 +1,19 @@
+"""Llama-3.1-70B on HH-RLHF. Pod plan: 32 chips of v5p, the smallest slice that holds it.
+
+  python -m experiments.plan --config=configs/llama31_70b.py --topology=v5p:2x4x4 --mesh=fsdp=32 \\
+    --output=plan.json
+
+FIGURES
+"""
+
+import ml_collections
+
+from configs import pod
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = pod.get_config()
+  c.model.pretrained = "meta-llama/Llama-3.1-70B-Instruct"
+  c.model.config = "configs/architectures/llama3.1_70b.json"
+  c.optimizer.learning_rate = 2e-6
+  return c

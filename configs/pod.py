@@ -1,0 +1,29 @@
+"""What the configs of real models share: HH-RLHF's pairs, bfloat16 compute, one epoch on a pod.
+
+Not a run of its own: it names no model. Weights, moments and gradients are float32; activations are
+made again layer by layer. Each config says its pod and the command that plans it.
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = base.get_config()
+  c.model.dtype = "bfloat16"
+  c.model.remat = "full"
+  c.model.chat_template = "hh"  # the text as published, for any tokenizer
+  c.data.train = "Anthropic/hh-rlhf"
+  c.data.heldout = "0.02"
+  c.data.batch_groups = 256
+  c.data.max_length = 2048  # tokens of one prompt + response
+  c.data.cells = 2048  # tokens of a micro-batch on each device
+  c.optimizer.learning_rate = 5e-6
+  c.optimizer.weight_decay = 0.1
+  c.train.steps = 628  # one epoch of 160,800 pairs
+  c.optimizer.decay_steps = 628
+  c.optimizer.warmup_steps = 20
+  c.mesh.data = 1
+  c.mesh.fsdp = -1  # all devices
+  return c

@@ -1,0 +1,18 @@
+"""Qwen3-0.6B on HH-RLHF. Pod plan: four chips of v5p.
+
+  python -m experiments.plan --config=configs/qwen3_06b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
+    --output=plan.json
+
+FIGURES
+"""
+
+import ml_collections
+
+from configs import pod
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = pod.get_config()
+  c.model.pretrained = "Qwen/Qwen3-0.6B"
+  c.model.config = "configs/architectures/qwen3_0.6b.json"
+  return c

@@ -1,0 +1,18 @@
+"""Qwen3-1.7B on HH-RLHF. Pod plan: four chips of v5p.
+
+  python -m experiments.plan --config=configs/qwen3_17b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
+    --output=plan.json
+
+FIGURES
+"""
+
+import ml_collections
+
+from configs import pod
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = pod.get_config()
+  c.model.pretrained = "Qwen/Qwen3-1.7B"
+  c.model.config = "configs/architectures/qwen3_1.7b.json"
+  return c

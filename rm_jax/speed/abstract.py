@@ -1,0 +1,210 @@
+"""The real step without its arrays: devices that need not be there, a batch's shape, its programs.
+
+Arrays are shapes with shardings: no weights are made and no data are read.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from rm_jax.data.layout import Shape, up
+from rm_jax.models.network import Network
+from rm_jax.speed.flops import Work
+from rm_jax.train.mesh import AXES, BATCH, replicated, rows_multiple
+from rm_jax.train.objective import Objective
+from rm_jax.train.optimizer import make_optimizer, make_schedule
+from rm_jax.train.run import abstract_state, compile_step
+from rm_jax.types import Batch
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+  """'data=2,fsdp=128' -> {'data': 2, 'fsdp': 128, 'tensor': 1}; what is not named is 1.
+
+  Raises:
+    ValueError: it is not of that form, or an axis is unknown or named twice.
+  """
+  sizes: dict[str, int] = {}
+  for part in text.split(","):
+    axis, equals, size = (x.strip() for x in part.partition("="))
+    if axis not in AXES or axis in sizes or not equals or not size.lstrip("-").isdigit():
+      raise ValueError(
+        f"--mesh={text}: {part!r} is not as expected; write axis=devices, each of "
+        f"{', '.join(AXES)} at most once, as in 'data=2,fsdp=128'"
+      )
+    sizes[axis] = int(size)
+  return dict.fromkeys(AXES, 1) | sizes
+
+
+def topology_devices(topology: str, slices: int = 1) -> list[Any]:
+  """Devices to compile for.
+
+  Args:
+    topology: 'local' for what is plugged in, or a TPU's, 'v5e:16x16', which need not be there.
+    slices: so many of it, joined by the data centre's network.
+
+  Raises:
+    ValueError: libtpu is missing, or knows no such topology.
+  """
+  if topology == "local":
+    if slices != 1:
+      raise ValueError(f"--slices={slices} and --topology=local: expected 1, or a TPU's topology")
+    return jax.devices()
+  from jax.experimental import topologies
+
+  # libtpu would ask a cloud's metadata server what machine this is, and wants to be alone.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  # A v4 chip is two devices unless told otherwise.
+  options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+  if slices > 1:
+    options["num_slices"] = slices
+  try:
+    return topologies.get_topology_desc(topology, "tpu", **options).devices
+  except Exception as error:
+    raise ValueError(
+      f"--topology={topology} --slices={slices}: {str(error).splitlines()[0]}. Expected 'local', "
+      "or a TPU topology that libtpu knows, as v5e:16x16 or v5p:4x4x4 (pip install 'rm_jax[tpu]')"
+    ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a step's groups would lie: `micros` micro-batches of `shape`.
+
+  `tokens` and `visible` are of the whole step, padding not counted (see `flops.Work`).
+  """
+
+  shape: Shape
+  micros: int
+  work: Work
+
+
+def planned_layout(config: Any, mesh: Mesh, *, tokens: int, marks: int, causal: bool) -> Layout:
+  """The layout of a step whose groups all take as many columns.
+
+  A group's prompt is half of its columns, and its responses are equally long.
+
+  Args:
+    config: see configs/base.py.
+    mesh: the devices.
+    tokens: columns that a group takes.
+    marks: responses of a group.
+    causal: the responses of a group share its prompt, where the config lets them.
+  """
+  data, m = config.data, rows_multiple(mesh)
+  shared = tokens // 2 if data.share and causal else 0
+  responses = (tokens - shared) // marks
+  columns = max(data.row_lengths) if data.row_lengths else max(tokens, data.max_length)
+  columns = up(columns, 128)
+  groups = max(1, columns // tokens) if data.pack else 1
+  rows_needed = -(-data.batch_groups // groups)
+  a_device = max(1, min(data.cells // columns, -(-rows_needed // m)))
+  micros = -(-rows_needed // (a_device * m))
+  # A row needs no more places for groups than there are groups.
+  groups = min(groups, -(-data.batch_groups // (micros * a_device * m)))
+
+  def square(n):
+    return n * (n + 1) // 2 if causal else n * n
+
+  visible = square(shared) + marks * (responses * shared + square(responses))
+  work = Work(data.batch_groups * tokens, data.batch_groups * visible)
+  if not data.pack:
+    return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
+  # As `layout.plan` has it: a long row a device, with windows as long as the longest sequence.
+  windows = ((columns, a_device),)
+  shape = Shape(m, a_device * columns, a_device * groups, marks, windows, copies=1)
+  return Layout(shape, micros, work)
+
+
+def abstract_batch(
+  config: Any, network: Network, mesh: Mesh, shape: Shape, *, text: bool = False
+) -> Batch:
+  """A micro-batch's arrays as shapes divided over the mesh, as `pack.assemble` would fill them.
+
+  Args:
+    config: see configs/base.py.
+    network: the model's.
+    mesh: the devices.
+    shape: of the micro-batch.
+    text: the objective has a penalty on text.
+  """
+  B, T, G, K = shape.rows, shape.columns, shape.groups, shape.marks
+  sharding = NamedSharding(mesh, BATCH)
+
+  def array(*sizes, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct((B, *sizes), dtype, sharding=sharding)
+
+  c, head = config.model, network.head
+  mean = c.pooling == "mean"
+  windows = tuple(array(count, length) for length, count in shape.windows) or None
+  return Batch(
+    tokens=array(T),
+    group=array(T),
+    branch=array(T),
+    position=array(T),
+    marks=array(G, K),
+    where=array(G, K, dtype=jnp.bool_),
+    labels=array(G, K, dtype=jnp.float32),
+    weight=array(G, dtype=jnp.float32),
+    starts=array(G, K) if mean else None,
+    response=array(G, K),
+    kind=array(G),
+    source=array(G),
+    length=array(G, K),
+    token_type=None if network.causal else array(T),
+    previous=array(T) if text else None,
+    attributes=array(G, K, len(head.attributes), dtype=jnp.float32) if head.attributes else None,
+    members=array(G, c.members, dtype=jnp.float32) if c.members > 1 and c.bootstrap else None,
+    hidden=array(T, network.backbone.width, dtype=c.dtype)
+    if c.frozen_layers and c.keep_features
+    else None,
+    windows=windows,
+    segments=windows,
+    places=array(T, shape.copies) if windows else None,
+  )
+
+
+def lower_step(
+  config: Any, network: Network, mesh: Mesh, layout: Layout, *, kind: str = "pair"
+) -> tuple[dict[str, Any], Any, Batch]:
+  """(name -> lowered program of the real step, its abstract state, its abstract batch).
+
+  Args:
+    config: see configs/base.py.
+    network: the model's.
+    mesh: the devices.
+    layout: of the step.
+    kind: of the feedback.
+  """
+  objective = Objective(config.loss, {kind})
+  optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer))
+  own = jax.eval_shape(lambda: objective.init_params(jax.random.key(0)))
+  state = abstract_state(config, network, own, optimizer, mesh)
+  step = compile_step(
+    network, objective, optimizer, state, mesh, sources=1, dropout=config.model.dropout
+  )
+  everywhere = replicated(mesh)
+  batch = abstract_batch(config, network, mesh, layout.shape, text=bool(objective.text))
+  gradients, sums = jax.eval_shape(step.zeros)
+  gradients = {
+    path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state.params[path].sharding)
+    for path, x in gradients.items()
+  }
+  sums = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for name, x in sums.items()
+  }
+  bits = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
+  total = None
+  if objective.decorrelation:
+    total = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=everywhere)
+  lowered = {}
+  with jax.set_mesh(mesh):
+    lowered["accumulate"] = step.accumulate.lower(state, gradients, sums, batch, bits, total)
+    lowered["apply"] = step.apply.lower(state, gradients, sums, total)
+    if total is not None:
+      lowered["moments"] = step.moments.lower(state, batch, bits)
+  return lowered, state, batch

@@ -1,0 +1,338 @@
+"""A plan of a run: its real step compiled for devices that need not be there, and what it takes.
+
+Where the figures are from:
+
+- memory: XLA's `memory_analysis` of each program, and what lies beside a program meanwhile;
+- collectives, bytes of main memory, custom kernels: the compiled text, loops times their trip
+  counts (`hlo`, `memory`): XLA's own `cost_analysis` counts a loop's body once;
+- operations: from shapes. The model's (`flops.step_flops`), of which MFU speaks, are of tokens
+  alone; the executed ones are of padding too, and of what rematerialisation makes again;
+- seconds: for each program the largest of operations, bytes, collectives and the network between
+  slices over the chip's ceilings (`chips`). No step is faster; a real one is slower.
+
+All are of one device, unless they say otherwise.
+"""
+
+import logging
+import math
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from rm_jax.models.network import Network
+from rm_jax.speed.abstract import Layout, lower_step, parse_mesh, planned_layout, topology_devices
+from rm_jax.speed.advice import advice
+from rm_jax.speed.chips import Chip, chip_of
+from rm_jax.speed.flops import Work, forward_flops, step_flops
+from rm_jax.speed.hlo import KINDS, Program
+from rm_jax.speed.memory import main_memory_bytes
+from rm_jax.train.architecture import build_network, planned_architecture
+from rm_jax.train.mesh import count_slices, make_mesh
+from rm_jax.train.workdir import resolve
+
+log = logging.getLogger(__name__)
+
+# Micro-batches on a device: the one at work and those that are made ahead (`data.iterate.ahead`).
+_BATCHES = 3
+
+
+def shard_bytes(tree: Any) -> float:
+  """Of abstract arrays with shardings what one device holds."""
+  return float(
+    sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+  )
+
+
+def executed_flops(network: Network, layout: Layout) -> float:
+  """Operations of a micro-batch's rows, padding and rematerialisation counted, on all devices.
+
+  Attention is counted as a causal window's half square; its backward pass makes the logits again.
+  """
+  B, T = layout.shape.rows, layout.shape.columns
+  windows = layout.shape.windows or ((T, 1),)
+  square = sum(count * (L * (L + 1) // 2 if network.causal else L * L) for L, count in windows)
+  linear, attention = Work(tokens=B * T), Work(visible=B * square)
+  backbone, trained = network.backbone, network.backbone.layers - network.frozen
+  again = forward_flops(backbone, trained, attention) / 2
+  if network.remat == "full":
+    again += forward_flops(backbone, trained, Work(B * T, B * square))
+  return step_flops(network, linear) + step_flops(network, attention) + again
+
+
+def _compile(lowered: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
+  """(programs, seconds that compiling took, bytes of temporaries of those that do not fit)."""
+  programs, seconds, refused = {}, {}, {}
+  with tqdm(total=len(lowered), desc="plan", unit="program") as bar:
+    for name, program in lowered.items():
+      bar.set_postfix_str(f"compiling {name}")
+      began = time.perf_counter()
+      try:
+        programs[name] = program.compile()
+      except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"\((\d+\.?\d*)([KMGT])\) exceeds", str(error)) or re.search(
+          r"Used (\d+\.?\d*)([KMGT]) of", str(error)
+        )
+        if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+          raise
+        refused[name] = float(found[1]) * 1024.0 ** ("KMGT".index(found[2]) + 1)
+      seconds[name] = round(time.perf_counter() - began, 1)
+      bar.update()
+  return programs, seconds, refused
+
+
+def _memory(state, gradients, batch, programs, refused, chip: Chip | None) -> dict[str, Any]:
+  parts = {
+    "parameters": shard_bytes([state.params, state.frozen]),
+    "optimizer": shard_bytes(state.optimizer),
+    "gradients": gradients,
+    "batches": _BATCHES * shard_bytes(batch),
+  }
+  analyses = {name: program.memory_analysis() for name, program in programs.items()}
+  arguments = sum(parts.values())
+  if "apply" in analyses:  # as XLA lays them out: small last axes are padded
+    arguments = max(arguments, analyses["apply"].argument_size_in_bytes + parts["batches"])
+  temporaries = max([*refused.values(), *(x.temp_size_in_bytes for x in analyses.values())])
+  # What a program gives back and does not write over an argument.
+  outputs = max([0, *(x.output_size_in_bytes - x.alias_size_in_bytes for x in analyses.values())])
+  total = arguments + temporaries + outputs
+  hbm = chip.hbm_bytes if chip else None
+  return {
+    "arguments_bytes": int(arguments),
+    "temporaries_bytes": int(temporaries),
+    "outputs_bytes": int(outputs),
+    "total_bytes": int(total),
+    "hbm_bytes": hbm and int(hbm),
+    "fits": None if hbm is None else bool(total <= hbm and not refused),
+    "parts": {name: int(value) for name, value in parts.items()},
+  }
+
+
+def _stacked(network: Network, state: Any, mesh: Mesh) -> set[tuple[int, ...]]:
+  """Shapes, without axes of one and sorted, that a whole stack of a parameter would have."""
+  found = set()
+  for path, x in (state.params | state.frozen).items():
+    spec = x.sharding.spec
+    if ("/layers/" in path or "/lower/" in path) and "fsdp" in spec and x.shape[0] > 1:
+      sizes = [
+        n // (mesh.shape["tensor"] if over == "tensor" else 1)
+        for n, over in zip(x.shape, spec, strict=True)
+      ]
+      found.add(_without_ones(sizes))
+  return found
+
+
+def _without_ones(sizes: Iterable[int]) -> tuple[int, ...]:
+  return tuple(sorted(n for n in sizes if n != 1))
+
+
+def _traffic(text: Program) -> dict[str, Any]:
+  """A program's bytes: of main memory, and of each kind of collective."""
+  kinds = {
+    kind: {"count": 0, "bytes": 0.0, "wire_bytes": 0.0, "network_bytes": 0.0} for kind in KINDS
+  }
+  for one in text.collectives():
+    kinds[one.kind]["count"] += one.times
+    for name in ("bytes", "wire_bytes", "network_bytes"):
+      kinds[one.kind][name] += one.times * getattr(one, name)
+  return {
+    "bytes": main_memory_bytes(text),
+    "collectives": {kind: x for kind, x in kinds.items() if x["count"]},
+  }
+
+
+def _total(programs: dict[str, Any], name: str) -> float:
+  return sum(x[name] for x in programs["collectives"].values())
+
+
+def _roofline(traffic, flops, layout: Layout, network, chip: Chip, steps: int, devices: int):
+  """Seconds of a step by the ceilings, and what follows from them."""
+  # Float32 at full precision is six passes in bfloat16 on a TPU.
+  peak = chip.bf16_flops / (6 if network.dtype == "float32" else 1)
+  parts = dict.fromkeys(("compute", "memory", "links", "network"), 0.0)
+  total = 0.0
+  for name, moved in traffic.items():
+    runs = 1 if name == "apply" else layout.micros
+    mine = {
+      "compute": (flops if name == "accumulate" else 0.0) / peak,
+      "memory": moved["bytes"] / chip.hbm_bandwidth,
+      "links": _total(moved, "wire_bytes") / chip.link_bandwidth,
+      "network": _total(moved, "network_bytes") / chip.network_bandwidth,
+    }
+    total += runs * max(mine.values())
+    parts = {key: parts[key] + runs * mine[key] for key in parts}
+  model_flops = step_flops(network, layout.work) / devices
+  return {
+    "step_seconds": total,
+    "bound": max(parts, key=parts.get),
+    "parts_seconds": parts,
+    "mfu": model_flops / total / chip.bf16_flops,
+    "tokens_per_second": layout.work.tokens / total,
+    "steps": steps or None,
+    "hours": steps * total / 3600 if steps else None,
+  }
+
+
+def plan(
+  config: Any,
+  *,
+  topology: str,
+  mesh: str = "",
+  slices: int = 1,
+  tokens: int = 0,
+  kind: str = "pair",
+  responses: int = 2,
+  folder: Path | None = None,
+) -> dict[str, Any]:
+  """Compiles a config's step for a topology and says what it takes of each device.
+
+  Args:
+    config: see configs/base.py. Where `model.config` is set, the model's size is from there, and
+      `model.pretrained` is not looked at; data are not.
+    topology: see `abstract.topology_devices`.
+    mesh: see `abstract.parse_mesh`; '' = the config's.
+    slices: how many of the topology, joined by a network.
+    tokens: columns that a group takes; 0 = data.max_length.
+    kind: of the feedback.
+    responses: of a group.
+    folder: gets each program's compiled text, NAME.txt, for who wants to read it.
+
+  Returns:
+    a dictionary for JSON: 'memory', 'step', 'roofline' (None for a chip that is not in the table),
+    'advice' ...
+
+  Raises:
+    ValueError: config, topology or mesh are not as they should be.
+  """
+  devices = topology_devices(topology, slices)
+  over = make_mesh(parse_mesh(mesh) if mesh else config.mesh, devices)
+  network = build_network(config, planned_architecture(config))
+  layout = planned_layout(
+    config,
+    over,
+    tokens=tokens or config.data.max_length,
+    marks=responses,
+    causal=network.causal,
+  )
+  chip, slices = chip_of(devices[0]), count_slices(devices)
+  # A schedule's length is a constant of the program: any will do where there are no data to tell.
+  settled = resolve(config, config.data.batch_groups)
+  lowered, state, batch = lower_step(settled, network, over, layout, kind=kind)
+  programs, seconds, refused = _compile(lowered)
+  gradients = shard_bytes(state.params)  # float32, as the parameters that are trained
+  memory = _memory(state, gradients, batch, programs, refused, chip)
+  for name, program in programs.items() if folder else ():
+    (folder / f"{name}.txt").write_text(program.as_text())
+  texts = {
+    name: Program(program.as_text(), devices=over.size, slices=slices)
+    for name, program in programs.items()
+  }
+  traffic = {name: _traffic(text) for name, text in texts.items()}
+  flops = executed_flops(network, layout) / over.size
+  gathers = [c for t in texts.values() for c in t.collectives() if c.kind == "all-gather"]
+  arrays = [a for c in gathers for a in c.arrays]
+  stacks = _stacked(network, state, over)
+  largest = max(arrays, key=lambda a: a.bytes, default=None)
+  kernels: dict[str, int] = {}
+  for text in texts.values():
+    for name, count in text.kernels().items():
+      kernels[name] = kernels.get(name, 0) + count
+
+  def of_step(value) -> float:
+    return sum(
+      value(moved) * (1 if name == "apply" else layout.micros) for name, moved in traffic.items()
+    )
+
+  complete = not refused
+  report = {
+    "topology": topology,
+    "slices": slices,
+    "devices": f"{over.size} x {devices[0].device_kind}",
+    "mesh": dict(over.shape),
+    "parameters": sum(math.prod(x.shape) for x in (state.params | state.frozen).values()),
+    "trained_parameters": sum(math.prod(x.shape) for x in state.params.values()),
+    "layout": {
+      "rows": layout.shape.rows,
+      "columns": layout.shape.columns,
+      "groups_a_row": layout.shape.groups,
+      "micro_batches": layout.micros,
+      "tokens_a_step": layout.work.tokens,
+    },
+    "memory": memory,
+    "step": {
+      "model_flops": step_flops(network, layout.work) / over.size,
+      "executed_flops": flops * layout.micros,
+      "bytes": of_step(lambda moved: moved["bytes"]) if complete else None,
+      "collective_bytes": of_step(lambda moved: _total(moved, "bytes")) if complete else None,
+      "wire_bytes": of_step(lambda moved: _total(moved, "wire_bytes")) if complete else None,
+      "network_bytes": of_step(lambda moved: _total(moved, "network_bytes")) if complete else None,
+    },
+    "programs": traffic,
+    "roofline": _roofline(traffic, flops, layout, network, chip, config.train.steps, over.size)
+    if chip and complete
+    else None,
+    "largest_all_gather": largest
+    and {"dtype": largest.dtype, "sizes": list(largest.sizes), "bytes": int(largest.bytes)},
+    "whole_stacks_gathered": sorted(
+      {f"{a.dtype}{list(a.sizes)}" for a in arrays if _without_ones(a.sizes) in stacks}
+    ),
+    "kernels": kernels,
+    "compile_seconds": seconds,
+  }
+  return report | {"advice": advice(config, report)}
+
+
+def _gib(value: float) -> str:
+  return f"{value / 2**30:.2f} GiB"
+
+
+def table(report: dict[str, Any]) -> str:
+  """A plan's figures as lines to read."""
+  memory, step, line = report["memory"], report["step"], report["layout"]
+  mesh = ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
+  of = "" if memory["hbm_bytes"] is None else f" of {_gib(memory['hbm_bytes'])}"
+  fits = {True: "fits", False: "does not fit", None: "this device is not in the table"}
+  parts = ", ".join(f"{name} {_gib(value)}" for name, value in memory["parts"].items())
+  out = [
+    f"{report['devices']} ({report['slices']} slice{'s' * (report['slices'] > 1)}), mesh {mesh}; "
+    f"{report['parameters'] / 1e9:.3g} billion parameters, "
+    f"{report['trained_parameters'] / 1e9:.3g} trained",
+    f"a step: {line['tokens_a_step']:,} tokens in {line['micro_batches']} micro-batches of "
+    f"{line['rows']} rows of {line['columns']}",
+    f"memory a chip: {_gib(memory['total_bytes'])}{of}, {fits[memory['fits']]}: arguments "
+    f"{_gib(memory['arguments_bytes'])} ({parts}), temporaries {_gib(memory['temporaries_bytes'])}",
+    f"a step on each chip: {step['executed_flops'] / 1e12:.1f} TFLOP, of them the model's "
+    f"{step['model_flops'] / 1e12:.1f}",
+  ]
+  if step["bytes"] is not None:
+    out[-1] += (
+      f"; {step['bytes'] / 1e9:.1f} GB of main memory; collectives "
+      f"{step['collective_bytes'] / 1e9:.2f} GB, sent {step['wire_bytes'] / 1e9:.2f} GB, between "
+      f"slices {step['network_bytes'] / 1e9:.3f} GB"
+    )
+  if report["roofline"]:
+    roof = report["roofline"]
+    seconds = ", ".join(f"{name} {value:.3f}" for name, value in roof["parts_seconds"].items())
+    speed = f"MFU {roof['mfu']:.1%}, {roof['tokens_per_second']:,.0f} tokens/s"
+    hours = "" if roof["hours"] is None else f", {roof['hours']:.2f} h for {roof['steps']} steps"
+    out.append(
+      f"roofline: at least {roof['step_seconds']:.3f} s a step, bound by {roof['bound']} "
+      f"({seconds}); at most {speed}{hours}"
+    )
+  if largest := report["largest_all_gather"]:
+    stacks = report["whole_stacks_gathered"]
+    out.append(
+      f"largest all-gather: {largest['dtype']}{largest['sizes']}, {largest['bytes'] / 1e6:.0f} MB; "
+      + (f"whole stacks are gathered: {', '.join(stacks)}" if stacks else "no whole stack")
+    )
+  names = ", ".join(f"{name} x {n}" for name, n in sorted(report["kernels"].items()))
+  out.append(f"custom calls: {names or 'none'}")
+  out.append("compiled in " + ", ".join(f"{n} {s} s" for n, s in report["compile_seconds"].items()))
+  return "\n".join(out + report["advice"])

@@ -1,0 +1,344 @@
+"""Plans: compiled text read, a mesh's words, what is refused, and the real step's figures."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.network import Network
+from rm_jax.speed.abstract import parse_mesh, planned_layout, topology_devices
+from rm_jax.speed.advice import advice
+from rm_jax.speed.chips import CHIPS, chip_of
+from rm_jax.speed.hlo import Program, arrays_of, replica_groups
+from rm_jax.speed.memory import main_memory_bytes
+from rm_jax.speed.plan import plan, table
+from rm_jax.train.architecture import build_network
+from rm_jax.train.datasets import load_data
+from rm_jax.train.mesh import count_slices, make_mesh
+from rm_jax.train.run import Run, abstract_state
+from rm_jax.train.setup import build_model
+from rm_jax.train.workdir import resolve
+from tests.test_commands import ROOT, command, finish
+from tests.train.runs import small_config
+
+TEXT = """\
+HloModule jit_step, entry_computation_layout={()->f32[]}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%gather.1 (p: bf16[1,8]) -> bf16[4,8] {
+  %p = bf16[1,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=1, \
+replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%gather.2 (p: bf16[1,8]) -> bf16[4,8] {
+  %p = bf16[1,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[4,8]{1,0} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3}}, \
+dimensions={0}
+}
+
+%read (stack: bf16[5,1,8], i: s32[]) -> bf16[1,8] {
+  %stack = bf16[5,1,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = bf16[1,1,8]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero), dynamic_slice_sizes={1,1,8}
+  ROOT %flat = bf16[1,8]{1,0} bitcast(%one)
+}
+
+%body (state: (s32[], bf16[5,1,8])) -> (s32[], bf16[5,1,8]) {
+  %state = (s32[], bf16[5,1,8]{2,1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%state), index=0
+  %w = bf16[5,1,8]{2,1,0} get-tuple-element(%state), index=1
+  %x = bf16[1,8]{1,0} fusion(%w, %n), kind=kLoop, calls=%read
+  %start = bf16[4,8]{1,0:S(1)} fusion(%x), kind=kCustom, calls=%gather.1
+  %done = bf16[4,8]{1,0:S(1)} fusion(%x), kind=kCustom, calls=%gather.2
+  %two = s32[] constant(2)
+  %next = s32[] add(%n, %two)
+  ROOT %out = (s32[], bf16[5,1,8]{2,1,0}) tuple(%next, %w)
+}
+
+%condition (state: (s32[], bf16[5,1,8])) -> pred[] {
+  %state = (s32[], bf16[5,1,8]{2,1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%state), index=0
+  %limit = s32[]{:T(128)} constant(9)
+  ROOT %less = pred[] compare(%n, %limit), direction=LT
+}
+
+ENTRY %main (w: bf16[5,1,8], g: f32[6]) -> f32[6] {
+  %w = bf16[5,1,8]{2,1,0} parameter(0)
+  %g = f32[6]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], bf16[5,1,8]{2,1,0}) tuple(%zero, %w)
+  %loop = (s32[], bf16[5,1,8]{2,1,0}) while(%start), condition=%condition, body=%body
+  %noted = (s32[], bf16[5,1,8]{2,1,0}) while(%loop), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %reduce = f32[6]{0} all-reduce-start(%g), channel_id=7, replica_groups=[2,2]<=[2,2]T(1,0), \
+to_apply=%add
+  %call = f32[6]{0} custom-call(%g), custom_call_target="tpu_custom_call"
+  ROOT %end = f32[6]{0} all-reduce-done(%reduce)
+}
+"""
+
+
+def test_collectives_of_a_text():
+  program = Program(TEXT, devices=4, slices=2)
+  gather, reduce = sorted(program.collectives(), key=lambda c: c.kind)
+  assert (gather.kind, gather.times, gather.bytes) == ("all-gather", 5 + 3, 2 * 4 * 8)
+  assert gather.wire_bytes == 64 * 3 / 4
+  assert gather.network_bytes == 64 * (1 / 2) / 2  # between two slices, of which two share the work
+  assert (reduce.kind, reduce.times, reduce.bytes) == ("all-reduce", 1, 4 * 6)
+  assert reduce.wire_bytes == 24 * 2 * 1 / 2
+  assert reduce.network_bytes == 24 * 2 * 1 / 2  # devices 0 and 2, 1 and 3
+  assert program.kernels() == {"tpu_custom_call": 1}
+
+
+def test_bytes_of_a_text():
+  # A turn reads a slice of the stack and writes it, compares and adds; what is gathered comes to
+  # stay on the chip. Outside, a call reads and writes f32[6], and the sum is written.
+  turn = (16 + 4 + 16) + (4 + 4 + 1) + (4 + 4 + 4)
+  assert main_memory_bytes(Program(TEXT)) == 8 * turn + 2 * 24 + 24
+
+
+def test_shapes_and_groups_as_xla_writes_them():
+  one, two, bit = arrays_of("(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}, pred[4]{0})")
+  assert (one.bytes, one.main, two.bytes, two.main, bit.bytes, bit.main) == (
+    12,
+    False,
+    4,
+    False,
+    4,
+    True,
+  )
+  rows = [[0, 2], [1, 3]]
+  for text in (
+    "replica_groups={{0,2},{1,3}}",
+    "replica_groups=[2,2]<=[2,2]T(1,0)",
+    "replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}",
+  ):
+    np.testing.assert_array_equal(replica_groups(text, 4), rows)
+  np.testing.assert_array_equal(replica_groups("replica_groups={}", 3), [[0, 1, 2]])
+
+
+def test_words_of_a_mesh():
+  assert parse_mesh("fsdp=256") == {"data": 1, "fsdp": 256, "tensor": 1}
+  assert parse_mesh("data=-1, tensor=2") == {"data": -1, "fsdp": 1, "tensor": 2}
+  for text in ("fsdp", "fsdp=two", "expert=2", "fsdp=2,fsdp=2"):
+    with pytest.raises(ValueError, match="write axis=devices"):
+      parse_mesh(text)
+
+
+class Device:
+  """As much of a device as a mesh of slices looks at."""
+
+  def __init__(self, number, slices, platform="tpu"):
+    self.id, self.slice_index, self.platform = number, number // (8 // slices), platform
+    self.device_kind, self.process_index = "else", 0
+
+
+def test_only_data_goes_between_slices():
+  devices = [Device(i, 2, "gpu") for i in (5, 1, 0, 4, 7, 2, 3, 6)]
+  assert count_slices(devices) == 2
+  mesh = make_mesh({"data": -1, "fsdp": 2, "tensor": 1}, devices)
+  where = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  assert where.shape == (4, 2, 1)
+  np.testing.assert_array_equal(where[:, :, 0], [[0, 0], [0, 0], [1, 1], [1, 1]])
+  with pytest.raises(ValueError, match=r"mesh\.data is 1 and the devices are 2 slices"):
+    make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, [Device(i, 2) for i in range(8)])
+  # Where a slice is no more than a machine, parameters may be divided over all.
+  assert make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, devices).shape["fsdp"] == 8
+
+
+def test_the_abstract_state_is_that_of_a_run(llama_folder):
+  config = small_config(llama_folder, steps=2)
+  config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+  config.loss.pair = "davidson"
+  mesh, model = make_mesh(config.mesh), build_model(config)
+  data, _, _ = load_data(config, model)
+  run = Run(resolve(config, len(data.groups)), mesh, model, data)
+  own = jax.eval_shape(lambda: run.objective.init_params(jax.random.key(0)))
+  network = build_network(config, model.config)
+  from rm_jax.train.optimizer import make_optimizer
+
+  optimizer = make_optimizer(config.optimizer, run.schedule)
+  planned = abstract_state(config, network, own, optimizer, mesh, sources=len(run.sources))
+
+  def described(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+
+  assert jax.tree.structure(planned) == jax.tree.structure(run.state)
+  assert described(planned) == described(run.state)
+
+
+def test_a_step_is_laid_out_whole(llama_folder):
+  config = small_config(llama_folder, steps=1)
+  config.data.batch_groups, config.data.row_lengths, config.data.cells = 100, (512,), 1024
+  mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+  layout = planned_layout(config, mesh, tokens=128, marks=2, causal=True)
+  assert (layout.shape.rows, layout.shape.columns, layout.shape.groups) == (8, 1024, 8)
+  assert layout.shape.windows == ((512, 2),)
+  assert layout.micros == 2
+  assert layout.shape.rows * layout.shape.groups * layout.micros >= 100
+  # Half a prompt, and two responses of 32 that see it and themselves.
+  square = 64 * 65 // 2 + 2 * (32 * 64 + 32 * 33 // 2)
+  assert (layout.work.tokens, layout.work.visible) == (100 * 128, 100 * square)
+
+
+def test_the_local_plan_of_the_command(llama_folder, tmp_path):
+  output = tmp_path / "plan.json"
+  code, out, err = finish(
+    command(
+      "plan",
+      "--config=configs/base.py",
+      f"--output={output}",
+      "--topology=local",
+      "--mesh=data=2,fsdp=4",
+      f"--config.model.config={llama_folder / 'config.json'}",
+      "--config.data.max_length=128",
+      "--config.train.steps=10",
+      devices=8,
+    )
+  )
+  assert code == 0, err
+  report = json.loads(output.read_text())
+  assert report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+  assert report["memory"]["fits"] is None  # of this device nothing is known
+  assert report["memory"]["temporaries_bytes"] > 0
+  parts = report["memory"]["parts"]
+  assert parts["gradients"] == parts["parameters"]
+  assert report["memory"]["arguments_bytes"] >= sum(parts.values())
+  assert report["step"]["executed_flops"] >= report["step"]["model_flops"] > 0
+  assert report["step"]["collective_bytes"] > 0
+  assert report["whole_stacks_gathered"] == []
+  assert "memory a chip" in out
+
+
+@pytest.mark.parametrize(
+  ("topology", "slices", "message"),
+  [("local", 2, "--slices=2"), ("nonsense:2", 1, "--topology=nonsense:2")],
+)
+def test_topologies_that_are_not_there(topology, slices, message):
+  with pytest.raises(ValueError, match=message):
+    topology_devices(topology, slices)
+
+
+def test_advice_names_what_is_largest(llama_folder):
+  config = small_config(llama_folder, steps=1)
+  gib = 2**30
+  parts = {"parameters": 8 * gib, "optimizer": 16 * gib, "gradients": 8 * gib, "batches": 0}
+  memory = {
+    "arguments_bytes": 32 * gib,
+    "temporaries_bytes": gib,
+    "total_bytes": 33 * gib,
+    "hbm_bytes": 16 * gib,
+    "fits": False,
+    "parts": parts,
+  }
+  report = {
+    "memory": memory,
+    "mesh": {"data": 2, "fsdp": 4, "tensor": 1},
+    "layout": {"rows": 16, "columns": 512},
+    "slices": 1,
+  }
+  lines = advice(config, report)
+  assert "17.00 GiB a chip too much" in lines[0]
+  assert "data=1,fsdp=8" in lines[1]
+  assert "saves about 16.00 GiB" in lines[1]
+  assert any("adafactor" in line for line in lines)
+  memory |= {"arguments_bytes": gib, "temporaries_bytes": 32 * gib}
+  lines = advice(config, report)
+  assert "model.remat=full" in lines[1]
+  assert "data.cells=512" in lines[2]
+  assert advice(config, report | {"memory": memory | {"fits": True}}) == []
+
+
+@pytest.mark.parametrize(
+  ("name", "count"),
+  [
+    ("qwen3_0.6b", 0.596e9),
+    ("qwen3_1.7b", 1.721e9),
+    ("qwen3_8b", 7.568e9),
+    ("llama3.1_8b", 7.505e9),
+    ("llama3.1_70b", 69.503e9),
+  ],
+)
+def test_architectures_have_their_parameters(name, count):
+  """As published, less an output embedding that is not the input's."""
+  hf = json.loads((ROOT / "configs" / "architectures" / f"{name}.json").read_text())
+  shapes = flatten_dict(Network(backbone_config(hf), HeadConfig()).abstract(), sep="/")
+  found = sum(math.prod(x.shape) for x in shapes.values())
+  assert found == pytest.approx(count, rel=1e-3)
+
+
+TOY = """
+import json, sys
+from configs.base import get_config
+from rm_jax.speed.memory import main_memory_bytes
+from rm_jax.speed.plan import plan, table
+c = get_config()
+c.model.config, c.model.layers = "configs/architectures/qwen3_0.6b.json", 3
+c.model.dtype, c.model.remat = "bfloat16", "full"
+c.data.batch_groups, c.data.max_length, c.data.cells = 16, 256, 256
+c.train.steps, c.optimizer.warmup_steps = 10, 1
+print(json.dumps(plan(c, topology="v5e:2x4", mesh="data=2,fsdp=2", slices=SLICES)))
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_a_plan_for_a_tpu_that_is_not_there():
+  # libtpu is loaded once a process, and not beside these tests' own devices.
+  environment = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+  import os
+
+  code = TOY.replace("data=2,fsdp=2", "data=2,fsdp=8").replace("SLICES", "2")
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout.splitlines()[-1])
+  assert (report["slices"], report["mesh"]["data"], report["mesh"]["fsdp"]) == (2, 2, 8)
+  assert report["memory"]["fits"]
+  assert report["whole_stacks_gathered"] == []
+  assert report["step"]["network_bytes"] > 0
+  assert 0 < report["roofline"]["mfu"] < 1
+  assert "fits" in table(report)
+
+
+def test_chips_are_known_by_their_names():
+  for kind, name in (
+    ("TPU v5 lite", "v5e"),
+    ("TPU v5", "v5p"),
+    ("TPU v5p", "v5p"),
+    ("TPU v6 lite", "v6e"),
+    ("TPU v4", "v4"),
+    ("NVIDIA H200", "h200"),
+    ("NVIDIA H100 80GB HBM3", "h100"),
+  ):
+    device = Device(0, 1)
+    device.device_kind = kind
+    assert chip_of(device) is CHIPS[name]
+  assert chip_of(jax.devices()[0]) is None
+
+
+def test_an_unknown_field_of_the_plan_is_refused(llama_folder):
+  config = small_config(llama_folder, steps=1)
+  with pytest.raises(ValueError, match="does not fit 8 devices"):
+    plan(config, topology="local", mesh="fsdp=3")
+  config.model.config = ""
+  with pytest.raises(ValueError, match="found neither"):
+    plan(config, topology="local")
