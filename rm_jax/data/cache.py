@@ -163,24 +163,32 @@ def key(examples: Seq[Example], encoder: TextEncoder) -> str | None:
 def _open_or_make(
   path: Path, examples: Seq[Example], encoder: TextEncoder, report: Report
 ) -> tuple[dict[str, np.ndarray], dict[int, RowError]]:
-  if path.exists():
-    try:
-      opened = _open(path)
-      log.info("tokens: %d examples from %s", len(examples), path)
-      return opened
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      log.warning("%s: damaged (%s); tokenised anew", path, error)
+  if opened := _whole(path):
+    log.info("tokens: %d examples from %s", len(examples), path)
+    return opened
   scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=".tmp-"))
   try:
     _write(scratch / "new", _strict(examples, outcomes(examples, encoder), report))
+    # Where there are no locks another may have been faster; its tokens are the same.
+    if opened := _whole(path):
+      return opened
     if path.exists():
       os.rename(path, scratch / "damaged")
-    # Whole or not at all; where another host was faster, its tokens are the same.
-    with contextlib.suppress(FileExistsError):
-      os.rename(scratch / "new", path)
+    os.rename(scratch / "new", path)
     return _open(path)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _whole(path: Path) -> tuple[dict[str, np.ndarray], dict[int, RowError]] | None:
+  """The entry; None, with a warning, where it is damaged, and where there is none."""
+  if not path.exists():
+    return None
+  try:
+    return _open(path)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    log.warning("%s: damaged (%s); tokenised anew", path, error)
+    return None
 
 
 def _strict(examples, found, report: Report) -> Iterator[Group | RowError]:

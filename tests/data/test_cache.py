@@ -194,26 +194,38 @@ def test_of_several_at_once_one_makes_it(tmp_path, monkeypatch):
 def test_without_a_lock_the_second_to_finish_takes_the_firsts(tmp_path, monkeypatch):
   monkeypatch.setattr(cache.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
 
+  first = []
+
   def slow(*args):
     with monkeypatch.context() as patch:
       patch.setattr(cache, "outcomes", group.outcomes)
       tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)
+    first.extend(p.stat().st_ino for p in tmp_path.iterdir() if len(list(p.glob("*"))) > 1)
     yield from group.outcomes(*args)
 
   monkeypatch.setattr(cache, "outcomes", slow)
   groups, _ = tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)
   assert len(groups) == 3
-  assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
+  (entry,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+  assert first == [entry.stat().st_ino]
 
 
-def test_strict_stops_at_the_first_fault_with_and_without_an_entry(tmp_path):
-  messages = []
+def test_strict_stops_at_the_first_fault_with_and_without_an_entry(tmp_path, monkeypatch):
+  messages, seen = [], []
+
+  def counts(*args):
+    for one in group.outcomes(*args):
+      seen.append(one)
+      yield one
+
+  monkeypatch.setattr(cache, "outcomes", counts)
   for made in (False, True):
     if made:
       tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)
     with pytest.raises(DataError, match=r"f:2: identical_after_tokenising") as error:
       tokenise_cached(EXAMPLES, encoder(), Report(strict=True), folder=tmp_path)
     messages.append(str(error.value))
+    assert len(seen) == (2 + len(EXAMPLES) if made else 2)
   assert messages[0] == messages[1]
 
 
