@@ -1,4 +1,4 @@
-"""What process 0 writes alone is what all write together, and either reads the other's, bit for bit.
+"""Process 0 alone writes what all write together, and either reads the other's, bit for bit.
 
 Several real processes are in tests/test_hosts.py.
 """
