@@ -61,6 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.strict = False  # stop at the first bad row, instead of counting it
   c.data.deduplicate = False  # drop an example whose texts another had before it
   c.data.limit = 0  # training examples to read; 0 = all
+  # Folder where tokens are kept for the next run on the same texts; '' = with the other caches,
+  # 'none' = nowhere.
+  c.data.cache = ""
   c.data.batch_groups = 32  # groups (a pair is one) a step
   c.data.max_length = 1024  # tokens of one prompt + response; a longer prompt is cut
   c.data.share = True  # store a group's prompt once (decoders)

@@ -15,6 +15,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Runs of the same shapes compile once for all tests: most of a small run is compilation.
 _CACHE = os.environ.setdefault("RM_JAX_TEST_CACHE", tempfile.mkdtemp(prefix="rm_jax_tests_"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
+os.environ["RM_JAX_TOKENS"] = os.path.join(_CACHE, "tokens")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

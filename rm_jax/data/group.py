@@ -1,13 +1,19 @@
 """Groups: an example as tokens, its responses beginning with what they share."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from typing import TypeVar
 
 import numpy as np
 
+from rm_jax.data.iterate import ahead
 from rm_jax.data.report import DataError, Report, RowError
 from rm_jax.data.tokenise import Sequence, TextEncoder, common_prefix
 from rm_jax.types import Example
+
+Item = TypeVar("Item")
+_CHUNK = 512  # examples that the tokenizer is given at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,27 +79,43 @@ def make_group(sequences: Seq[Sequence], example: Example, attributes: Seq[str] 
   counts = [len(s.marks) for s in sequences]
   types = tuple(s.token_type for s in sequences)
   starts = [s.starts for s in sequences]
+  tokens = Group(
+    ids=tuple(s.ids for s in sequences),
+    shared=int(shared),
+    marks=np.concatenate([s.marks for s in sequences]),
+    response=np.repeat(np.arange(len(sequences), dtype=np.int32), counts),
+    labels=None,
+    length=np.repeat(np.asarray([len(s.ids) - s.prompt for s in sequences], np.int32), counts),
+    token_type=None if types[0] is None else types,
+    starts=None if starts[0] is None else np.concatenate(starts),
+    cut=sum(s.cut for s in sequences),
+  )
+  return label(tokens, example, attributes)
+
+
+def label(tokens: Group, example: Example, attributes: Seq[str] = ()) -> Group:
+  """A group of which only the tokens are set, with all that an example says of them."""
 
   def matrix(value):
     return None if value is None else np.asarray(value, np.float32)
 
   return Group(
-    ids=tuple(s.ids for s in sequences),
-    shared=int(shared),
-    marks=np.concatenate([s.marks for s in sequences]),
-    response=np.repeat(np.arange(len(sequences), dtype=np.int32), counts),
+    ids=tokens.ids,
+    shared=tokens.shared,
+    marks=tokens.marks,
+    response=tokens.response,
     labels=np.asarray(example.labels, np.float32),
-    length=np.repeat(np.asarray([len(s.ids) - s.prompt for s in sequences], np.int32), counts),
+    length=tokens.length,
     kind=example.kind,
     source=example.source,
     weight=example.weight,
     margin=example.margin or 0.0,
     pairs=matrix(example.pairs),
     ties=matrix(example.ties),
-    attributes=_ratings(example, attributes, sum(counts)) if attributes else None,
-    token_type=None if types[0] is None else types,
-    starts=None if starts[0] is None else np.concatenate(starts),
-    cut=sum(s.cut for s in sequences),
+    attributes=_ratings(example, attributes, len(tokens.marks)) if attributes else None,
+    token_type=tokens.token_type,
+    starts=tokens.starts,
+    cut=tokens.cut,
   )
 
 
@@ -122,38 +144,63 @@ def tokenise(
   Raises:
     DataError: feedback on attributes, and the model has none.
   """
-  groups, kept = [], []
-  for start in range(0, len(examples), 512):
-    chunk = examples[start : start + 512]
+  groups, kept = keep(examples, outcomes(examples, encoder), report, attributes)
+  return [label(g, e, attributes) for g, e in zip(groups, kept, strict=True)], kept
+
+
+def keep(
+  examples: Seq[Example],
+  found: Iterable[Item | RowError],
+  report: Report,
+  attributes: Seq[str] = (),
+) -> tuple[list[Item], list[Example]]:
+  """(what was found of the examples that are kept, those examples); see `tokenise`."""
+  items, kept = [], []
+  for example, one in zip(examples, found, strict=True):
+    rated = {name for ratings in example.attributes or () for name in ratings}
+    if rated and not attributes:
+      raise DataError(
+        f"{example.origin}: feedback on attributes ({', '.join(sorted(rated))}), and the model "
+        "has none; set --config.model.attributes to the names of those that it is to learn"
+      )
+    if isinstance(one, RowError):
+      report.drop(one.reason, example.origin, one.detail)
+    elif rated and rated.isdisjoint(attributes):
+      detail = f"rates {', '.join(sorted(rated))}; expected {', '.join(attributes)}"
+      report.drop("no_attribute", example.origin, detail)
+    else:
+      items.append(one)
+      kept.append(example)
+  return items, kept
+
+
+def outcomes(examples: Seq[Example], encoder: TextEncoder) -> Iterator[Group | RowError]:
+  """For each example its tokens, as a group without labels, or why there are none.
+
+  They depend on its texts alone. The texts are rendered a chunk ahead, in a thread: templates are
+  Python's work, and while the tokenizer works Python is free.
+  """
+
+  def prepare(start):
+    chunk = examples[start : start + _CHUNK]
     whole = [(e.prompt, r) for e in chunk if e.steps is None for r in e.responses]
-    sequences = iter(encoder.sequences(whole))
+    return chunk, whole, encoder.rendered(whole)
+
+  for chunk, whole, rendered in ahead(prepare, range(0, len(examples), _CHUNK)):
+    sequences = iter(encoder.encoded(whole, rendered))
     for example in chunk:
-      rated = {name for one in example.attributes or () for name in one}
-      if rated and not attributes:
-        raise DataError(
-          f"{example.origin}: feedback on attributes ({', '.join(sorted(rated))}), and the model "
-          "has none; set --config.model.attributes to the names of those that it is to learn"
-        )
       if example.steps is None:
         mine = [next(sequences) for _ in example.responses]
       else:
         mine = [encoder.step_sequence(example.prompt, steps) for steps in example.steps]
       error = next((s for s in mine if isinstance(s, RowError)), None)
       if error is not None:
-        report.drop(error.reason, example.origin, error.detail)
-        continue
-      if rated.isdisjoint(attributes) and rated:
-        found = f"rates {', '.join(sorted(rated))}"
-        report.drop("no_attribute", example.origin, f"{found}; expected {', '.join(attributes)}")
-        continue
-      if len(mine) > 1 and all(np.array_equal(s.ids, mine[0].ids) for s in mine[1:]):
-        report.drop(
+        yield error
+      elif len(mine) > 1 and all(np.array_equal(s.ids, mine[0].ids) for s in mine[1:]):
+        yield RowError(
           "identical_after_tokenising",
-          example.origin,
           f"the {len(mine)} responses are the same {len(mine[0].ids)} tokens"
           + (f" after {mine[0].cut} were cut; expected a larger max_length" if mine[0].cut else ""),
         )
-        continue
-      groups.append(make_group(mine, example, attributes))
-      kept.append(example)
-  return groups, kept
+      else:
+        yield make_group(mine, example)

@@ -5,6 +5,8 @@ saved with the model, so that a score in production is the score that was traine
 """
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -121,7 +123,28 @@ class TextEncoder:
 
   def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
     """Tokenises (prompt, response) pairs in one go; what fails is returned in its place."""
-    rendered = [self._attempt(prompt, response) for prompt, response in pairs]
+    return self.encoded(pairs, self.rendered(pairs))
+
+  def rendered(self, pairs: Seq[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
+    """The texts of (prompt, response) pairs, for `encoded`: (the prompt's, the whole), or why not.
+
+    May be called in another thread than the rest.
+    """
+    out, last, own = [], None, ""
+    for prompt, response in pairs:
+      if last is None or prompt is not last:  # a group's responses have one prompt: rendered once
+        last, own = prompt, self._attempt(self._prompt, prompt)
+      if isinstance(own, RowError):
+        out.append(own)
+        continue
+      whole = self._attempt(self._whole, prompt, response)
+      out.append(whole if isinstance(whole, RowError) else (own, whole))
+    return out
+
+  def encoded(
+    self, pairs: Seq[tuple[Text, Text]], rendered: Seq[tuple[str, str] | RowError]
+  ) -> list[Sequence | RowError]:
+    """The tokens of pairs whose texts are there."""
     good = [i for i, r in enumerate(rendered) if not isinstance(r, RowError)]
     out: list[Sequence | RowError] = list(rendered)
     encode = self._encode_pairs if self.convention.encoder else self._encode_texts
@@ -137,20 +160,24 @@ class TextEncoder:
 
   # Rendering.
 
-  def _attempt(self, prompt: Text, response: Text) -> tuple[str, str] | RowError:
-    """(the prompt's text, the whole text)."""
+  def _attempt(self, function: Callable[..., str], *args) -> str | RowError:
+    """A text that can be tokenised, or why it cannot."""
     try:
-      if isinstance(prompt, str):
-        text = prompt, prompt + response
-      else:
-        text = self.render(prompt, generation=True), self.render((*prompt, *response))
-      for part in text:
-        part.encode("utf-8")
+      text = function(*args)
+      text.encode("utf-8")
       return text
     except UnicodeEncodeError as error:
       return RowError("lone_surrogate", f"the text holds a lone surrogate: {error}")
     except RowError as error:
       return error
+
+  def _prompt(self, prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else self.render(prompt, generation=True)
+
+  def _whole(self, prompt: Text, response: Text) -> str:
+    if isinstance(prompt, str):
+      return prompt + response
+    return self.render((*prompt, *response))
 
   def render(self, messages: Seq[Message], *, generation: bool = False) -> str:
     """The chat template's text of a conversation; `generation` adds the assistant's opening."""
@@ -320,7 +347,8 @@ class TextEncoder:
     firsts, seconds = [], []
     for prompt, full in rendered:
       if not full.startswith(prompt):  # a template whose generation prompt is not in the whole
-        prompt = full[: _common_characters(prompt, full)]
+        same = (a == b for a, b in zip(prompt, full, strict=False))
+        prompt = full[: sum(itertools.takewhile(bool, same))]
       firsts.append(prompt)
       seconds.append(full[len(prompt) :])
     encoded = self.tokenizer(firsts, seconds, return_token_type_ids=True)
@@ -370,12 +398,3 @@ def _without_oldest_turn(turns: list[Message]) -> list[Message]:
   while rest and opener and rest[0]["role"] != opener[0]["role"]:
     rest = rest[1:]
   return system + rest if rest else []
-
-
-def _common_characters(a: str, b: str) -> int:
-  n = 0
-  for x, y in zip(a, b, strict=False):
-    if x != y:
-      break
-    n += 1
-  return n

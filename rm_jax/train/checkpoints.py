@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rm_jax.models.lora import is_base
 from rm_jax.train.step import TrainState
+from rm_jax.train.stores import FromFirst, Together
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,15 @@ class Checkpoints:
     keep: how many of the latest stay.
     adapters: the backbone that adapters stand beside is not saved, as it can be read again; only
       whether it is the same.
+    shared: all processes see the directory; else process 0's is the run's.
   """
 
-  def __init__(self, directory: Path, keep: int = 2, *, adapters: bool = False):
+  def __init__(
+    self, directory: Path, keep: int = 2, *, adapters: bool = False, shared: bool = True
+  ):
     self.directory = directory
     self._adapters = adapters
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+    self._store = Together(directory, keep) if shared else FromFirst(directory, keep)
 
   def save(self, state: TrainState, position: dict[str, Any]) -> None:
     """Writes a checkpoint, and returns once it is on disk.
@@ -67,7 +69,7 @@ class Checkpoints:
       CheckpointError: it could not be written; the ones before it are untouched.
     """
     step = int(state.step)
-    if step in self._manager.all_steps():
+    if step in self.steps():
       return
     saved, base = self._divide(flatten_dict(state.all_params(), sep="/"))
     items = {
@@ -76,16 +78,7 @@ class Checkpoints:
     }
     marks = {name: fingerprint(tree) for name, tree in items.items()} | {"base": fingerprint(base)}
     try:
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          params=ocp.args.StandardSave(items["params"]),
-          train=ocp.args.StandardSave(items["train"]),
-          position=ocp.args.JsonSave({**position, "fingerprint": marks}),
-        ),
-      )
-      # Orbax writes in the background and tells of a failure only when it is waited for.
-      self._manager.wait_until_finished()
+      self._store.save(step, items, {**position, "fingerprint": marks})
     except (OSError, ValueError, RuntimeError) as error:
       raise CheckpointError(
         f"{self.directory}: step {step} could not be saved ({error}); is the disk full?"
@@ -98,13 +91,10 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Steps with a checkpoint, oldest first."""
-    return sorted(self._manager.all_steps())
+    return self._store.steps()
 
   def _read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-    args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
-    out = self._manager.restore(
-      step, args=ocp.args.Composite(position=ocp.args.JsonRestore(), **args)
-    )
+    out = self._store.read(step, targets)
     for name in targets:
       found, saved = fingerprint(out[name]), out["position"]["fingerprint"][name]
       if found != saved:
@@ -112,7 +102,7 @@ class Checkpoints:
         where = [i for i, (a, b) in enumerate(zip(found, saved, strict=True)) if a != b]
         what = [paths[i] for i in where] if paths else f"{len(where)} arrays of {name!r}"
         raise CheckpointError(f"its arrays are not what was saved: {what}")
-    return {name: out[name] for name in [*targets, "position"]}
+    return out
 
   def _latest(self, targets: dict[str, Any]) -> dict[str, Any] | None:
     steps = self.steps()
@@ -183,7 +173,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for what is being written."""
-    self._manager.close()
+    self._store.close()
 
 
 def _train_items(state: TrainState) -> dict[str, Any]:

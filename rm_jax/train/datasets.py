@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rm_jax.data import formats
+from rm_jax.data.cache import cache_folder
 from rm_jax.data.group import Group
 from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
@@ -26,7 +27,7 @@ class Dataset:
   `rates`: source -> its share of every step; 0 or not named where it comes by its size.
   """
 
-  groups: list[Group]
+  groups: Sequence[Group]
   examples: list[Example]
   rates: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -220,7 +221,8 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   if config.data.deduplicate:
     train, held = _distinct(train, report), _distinct(held, report)
   train = _decided(train, config.loss, report)
-  datasets = [Dataset(*model.tokenise(examples, report), rates) for examples in (train, held)]
+  kept = cache_folder(config.data.cache)
+  datasets = [Dataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
   _check_attributes(config, model, datasets[0])
@@ -275,7 +277,7 @@ def load_shifted(
     raise ValueError("data.shifted is compared with data.heldout, which holds nothing out")
   report = Report(strict=config.data.strict)
   examples = _read(name, config, report, "heldout")
-  found = Dataset(*model.tokenise(examples, report))
+  found = Dataset(*model.tokenise(examples, report, cache_folder(config.data.cache)))
   if not found.groups:
     raise DataError(f"data.shifted is {name!r}: no group is left. {report}")
   return found

@@ -38,15 +38,22 @@ def gather(tree: Any) -> Any:
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def check_shared(folder: Path) -> None:
-  """Whether all processes see one folder, which is made.
+def broadcast(array: np.ndarray) -> np.ndarray:
+  """The first process's array on all; of the others shape and dtype count."""
+  if jax.process_count() == 1 or not array.size:
+    return array
+  # As bytes: JAX adds the others' zeros to it, and -0.0 + 0.0 is another number.
+  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  data = np.asarray(multihost_utils.broadcast_one_to_all(data), np.uint8)
+  return data.view(array.dtype).reshape(array.shape)
 
-  Raises:
-    ValueError: they do not; Orbax would have each wait for the others' part for ever.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
+
+def is_shared(folder: Path) -> bool:
+  """Whether all processes see process 0's folder, by the same name; it is made where missing."""
+  if is_main():
+    folder.mkdir(parents=True, exist_ok=True)
   if jax.process_count() == 1:
-    return
+    return True
   token = agree(str(folder.absolute() / f".shared-{secrets.token_hex(8)}"))
   if is_main():
     Path(token).touch()
@@ -55,12 +62,7 @@ def check_shared(folder: Path) -> None:
   seen = multihost_utils.process_allgather(np.asarray(here))
   if is_main():
     Path(token).unlink()
-  if not seen.all():
-    others = np.flatnonzero(~seen).tolist()
-    raise ValueError(
-      f"--workdir={folder} is not one folder for all processes (of {others} it is another); "
-      "expected one that they share, by the same name"
-    )
+  return bool(seen.all())
 
 
 def check_same(**values: Any) -> None:

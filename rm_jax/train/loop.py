@@ -14,7 +14,7 @@ from rm_jax.data.iterate import ahead
 from rm_jax.train import evaluate, text
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
-from rm_jax.train.hosts import asked_to_stop, check_same, check_shared, is_main
+from rm_jax.train.hosts import asked_to_stop, check_same, is_main, is_shared
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.run import Run, plan_shapes
@@ -115,11 +115,11 @@ class _Loop:
     self.scores = ()
     self.skipped = 0  # steps in a row whose gradient was not finite
     self.heldout_shapes = plan_shapes(heldout_set.groups, 2048, run.packing)
-    check_shared(workdir)
     self.checkpoints = Checkpoints(
       workdir / "checkpoints",
       self.config.train.keep,
       adapters=bool(run.model.base),
+      shared=is_shared(workdir),
     )
     self._resume()
     self.heldout_features = None

@@ -12,7 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.data.group import Group, tokenise
+from rm_jax.data.cache import tokenise_cached
+from rm_jax.data.group import Group
 from rm_jax.data.report import Report
 from rm_jax.data.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.models import hf
@@ -55,10 +56,11 @@ class Model:
     return TextEncoder(self.tokenizer, self.convention)
 
   def tokenise(
-    self, examples: Sequence[Example], report: Report
-  ) -> tuple[list[Group], list[Example]]:
-    """Feedback -> groups, as `data.group.tokenise`."""
-    return tokenise(examples, self.text_encoder(), report, self.network.head.attributes)
+    self, examples: Sequence[Example], report: Report, folder: Path | None = None
+  ) -> tuple[Sequence[Group], list[Example]]:
+    """Feedback -> groups, as `data.cache.tokenise_cached`; without a folder nothing is kept."""
+    attributes = self.network.head.attributes
+    return tokenise_cached(examples, self.text_encoder(), report, attributes, folder=folder)
 
   def exported_config(self) -> dict[str, Any]:
     """config.json of the model when saved: a Hugging Face sequence classifier's."""

@@ -13,7 +13,9 @@ from rm_jax.train.writers import write_json
 
 CONFIG = "config.json"
 # What may differ when a run goes on: how long it is, on what devices, and what is kept of it.
-_MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.")
+_MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache")
+# What runs did before a field was there, so that they can still go on.
+_BEFORE: dict[str, Any] = {"data.cache": ""}
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -72,7 +74,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """
   there = _saved(workdir)
   if there is not None:
-    saved, wanted = _flat(there), _flat(plain(config))
+    saved, wanted = _BEFORE | _flat(there), _flat(plain(config))
     different = [
       f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
       for key in sorted(saved.keys() | wanted.keys())

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.base import get_config
 from rm_jax import RewardModel
+from rm_jax.data import cache
 from rm_jax.train import loop
 from rm_jax.train import run as run_parts
+from rm_jax.train import workdir as workdirs
 from rm_jax.train.checkpoints import CheckpointError
 from rm_jax.train.run import Run
 from rm_jax.train.writers import read_lines
@@ -98,6 +101,34 @@ def test_killed_without_warning_resumes_to_the_same_file(whole, llama_folder, tm
   assert read_lines(tmp_path / "metrics.jsonl")[-1]["step"] == 14  # past its checkpoint, at 10
   run(config, tmp_path, devices=1)
   assert files(tmp_path) == files(whole[0])
+
+
+def test_tokens_from_the_disk_or_made_are_the_same_run(whole, llama_folder, tmp_path, monkeypatch):
+  reports = []
+  for name in ("none", "made", "read"):
+    config = small_config(llama_folder, steps=20)
+    config.data.cache = "none" if name == "none" else str(tmp_path / "tokens")
+    summary = run(config, tmp_path / name, devices=1)
+    assert files(tmp_path / name) == files(whole[0])
+    reports.append(summary["data"])
+    if name == "made":
+      monkeypatch.setattr(cache, "outcomes", None)  # what is there is not made again
+  assert reports[0] == reports[1] == reports[2] == whole[1]["data"]
+
+
+def test_a_run_of_before_a_field_was_there_goes_on(whole, llama_folder, tmp_path, monkeypatch):
+  shutil.copytree(whole[0], tmp_path / "copy")
+  path = tmp_path / "copy" / "config.json"
+  saved = json.loads(path.read_text())
+  del saved["data"]["cache"], saved["data"]["deduplicate"]
+  path.write_text(json.dumps(saved))
+  config = small_config(llama_folder, steps=20)
+  with pytest.raises(ValueError, match=r"another config:\n  data\.deduplicate: None there"):
+    workdirs.check(tmp_path / "copy", workdirs.resolve(config, 48, tmp_path / "copy"))
+  monkeypatch.setitem(workdirs._BEFORE, "data.deduplicate", False)
+  workdirs.check(tmp_path / "copy", workdirs.resolve(config, 48, tmp_path / "copy"))
+  base = workdirs._flat(workdirs.plain(get_config()))
+  assert workdirs._BEFORE.keys() <= base.keys()
 
 
 def test_finished_run_again_changes_nothing(whole, llama_folder):
