@@ -3,7 +3,8 @@
   python -m experiments.plan --config=configs/llama31_70b.py --topology=v5p:2x4x4 --mesh=fsdp=32 \\
     --output=plan.json
 
-FIGURES
+Its figures (libtpu 0.0.42): 54.7 GiB of a chip's 95.7; at best 19.97 s a
+step of 524,288 tokens, MFU 75%, 3.5 hours; bound by compute.
 """
 
 import ml_collections

@@ -3,7 +3,8 @@
   python -m experiments.plan --config=configs/qwen3_8b.py --topology=v5e:16x16 --mesh=fsdp=256 \\
     --output=plan.json
 
-FIGURES
+Its figures (libtpu 0.0.42): 2.9 GiB of a chip's 15.8; at best 0.60 s a
+step of 524,288 tokens, MFU 74%, 0.1 hours; bound by compute.
 """
 
 import ml_collections

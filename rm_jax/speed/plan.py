@@ -13,7 +13,6 @@ Where the figures are from:
 All are of one device, unless they say otherwise.
 """
 
-import logging
 import math
 import re
 import time
@@ -35,8 +34,6 @@ from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.mesh import count_slices, make_mesh
 from rm_jax.train.workdir import resolve
-
-log = logging.getLogger(__name__)
 
 # Micro-batches on a device: the one at work and those that are made ahead (`data.iterate.ahead`).
 _BATCHES = 3
