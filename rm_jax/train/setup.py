@@ -28,6 +28,7 @@ from rm_jax.models.lora import Lora, is_base
 from rm_jax.models.network import Network
 from rm_jax.models.source import Source, load_tokenizer, open_source, read_json
 from rm_jax.train.mesh import parameter_shardings
+from rm_jax.train.remote import local
 from rm_jax.types import Example
 from rm_jax.world import make_tokenizer
 
@@ -158,8 +159,8 @@ def _chat_template(name: str) -> str:
     return TEMPLATES[name]
   if "{" in name:
     return name
-  if Path(name).is_file():
-    return Path(name).read_text(encoding="utf-8")
+  if Path(local(name)).is_file():
+    return Path(local(name)).read_text(encoding="utf-8")
   raise ValueError(
     f"model.chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
   )
@@ -174,8 +175,10 @@ def build_model(config: Any) -> Model:
       "--config.model.config (a config.json: random weights); "
       f"found {c.pretrained!r} and {c.config!r}"
     )
-  source = open_source(c.pretrained) if c.pretrained else None
-  hf_config = _lowest(source.config if source else read_json(Path(c.config)), c.layers)
+  source = None
+  if c.pretrained:
+    source = dataclasses.replace(open_source(local(c.pretrained)), name=c.pretrained)
+  hf_config = _lowest(source.config if source else read_json(Path(local(c.config))), c.layers)
   if not c.tokenizer and source is None:
     raise ValueError("--config.model.config needs --config.model.tokenizer beside it")
   tokenizer = _tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
@@ -233,7 +236,7 @@ def _check_lora(network: Network) -> None:
 
 
 def _tokenizer(name: str) -> Any:
-  return make_tokenizer() if name == "world" else load_tokenizer(name)
+  return make_tokenizer() if name == "world" else load_tokenizer(local(name))
 
 
 def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfig:
