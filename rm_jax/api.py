@@ -22,6 +22,7 @@ from rm_jax.models.network import Network
 from rm_jax.models.source import Source, open_source, save_folder
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.mesh import make_mesh, parameter_shardings
+from rm_jax.train.remote import local
 from rm_jax.train.score import default_packing, score_groups, solution_scores
 from rm_jax.train.setup import Model, convention_for, init_params, kept_dtype, read_params
 from rm_jax.train.workdir import is_workdir
@@ -79,6 +80,7 @@ class RewardModel:
       ValueError: nothing is there, it has no reward head, or tensors do not fit.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
+    name = local(name) if isinstance(name, str) else name
     path = Path(name)
     trained = is_workdir(path)
     source = open_source(str(path / "model" if trained else name))
@@ -270,7 +272,7 @@ def _read_run(path: Path, model: Model, mesh: Mesh) -> tuple[Model, dict]:
   base: dict[str, jax.Array] = {}
   if name := record.get("base"):
     try:
-      source = open_source(name)
+      source = open_source(local(name))
     except (ValueError, OSError) as error:
       raise ValueError(
         f"{path} holds adapters of {name}, which is not there any more: {error}"

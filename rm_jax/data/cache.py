@@ -46,12 +46,16 @@ _ARRAYS = {
 }
 
 
+def home() -> Path:
+  """Where all that is kept for the next run is: $RM_JAX_CACHE, by default ~/.cache/rm_jax."""
+  return Path(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax").expanduser()
+
+
 def cache_folder(name: str) -> Path | None:
   """The folder of `data.cache`: '' = $RM_JAX_TOKENS, or tokens/ beside the other caches; 'none'."""
   if name == "none":
     return None
-  home = os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax"
-  return Path(name or os.environ.get("RM_JAX_TOKENS") or f"{home}/tokens").expanduser()
+  return Path(name or os.environ.get("RM_JAX_TOKENS") or home() / "tokens").expanduser()
 
 
 class DamagedError(ValueError):

@@ -10,6 +10,7 @@ from rm_jax.models.config import HeadConfig, backbone_config, head_config, is_cl
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
 from rm_jax.models.source import Source, open_source, read_json
+from rm_jax.train.remote import local
 
 
 def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
@@ -24,8 +25,10 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
       "set --config.model.pretrained (folder, hub id or GGUF file) or --config.model.config (a "
       "config.json: random weights); found neither"
     )
-  source = open_source(c.pretrained) if c.pretrained else None
-  said = read_json(Path(c.config)) if c.config else source.config
+  source = None
+  if c.pretrained:
+    source = dataclasses.replace(open_source(local(c.pretrained)), name=c.pretrained)
+  said = read_json(Path(local(c.config))) if c.config else source.config
   if source and (found := _sizes(said)) != (expected := _sizes(source.config)):
     raise ValueError(
       f"model.config {c.config} is {found} and model.pretrained {c.pretrained} is {expected}; "
@@ -49,7 +52,7 @@ def planned_architecture(config: Any) -> dict[str, Any]:
   """
   if not config.model.config:
     return architecture(config)[1]
-  return _lowest(read_json(Path(config.model.config)), config.model.layers)
+  return _lowest(read_json(Path(local(config.model.config))), config.model.layers)
 
 
 def build_network(config: Any, hf_config: dict[str, Any], source: Source | None = None) -> Network:

@@ -15,6 +15,7 @@ from rm_jax.data.group import Group
 from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
 from rm_jax.train.objective import parse_call, uses_ties
+from rm_jax.train.remote import local
 from rm_jax.train.setup import Model
 from rm_jax.types import Example
 from rm_jax.world import World
@@ -106,7 +107,7 @@ def _read(name: str, config: Any, report: Report, split: str, **options) -> list
     return examples
   limit = config.data.limit if split == "train" else 0
   options = {"format": config.data.format, "limit": limit or None} | options
-  return formats.load(name, report=report, **options)
+  return formats.load(local(name), report=report, **options)
 
 
 _SOURCE_KEYS = ("path", "format", "rate", "weight")

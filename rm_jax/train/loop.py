@@ -17,6 +17,7 @@ from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
 from rm_jax.train.hosts import asked_to_stop, check_same, is_main, is_shared
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.progress import Clock, Signals
+from rm_jax.train.remote import refuse
 from rm_jax.train.run import Run, plan_shapes
 from rm_jax.train.score import keep_features, score_groups
 from rm_jax.train.setup import build_model
@@ -54,6 +55,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     NotFiniteError: `train.max_skipped` steps in a row had no finite gradient.
   """
   began = time.perf_counter()
+  refuse(workdir, "--workdir")
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
   model = build_model(config)

@@ -27,6 +27,7 @@ from rm_jax.models.network import Network
 from rm_jax.models.source import Source, load_tokenizer
 from rm_jax.train.architecture import architecture, build_network
 from rm_jax.train.mesh import parameter_shardings
+from rm_jax.train.remote import local
 from rm_jax.types import Example
 from rm_jax.world import make_tokenizer
 
@@ -157,8 +158,8 @@ def _chat_template(name: str) -> str:
     return TEMPLATES[name]
   if "{" in name:
     return name
-  if Path(name).is_file():
-    return Path(name).read_text(encoding="utf-8")
+  if Path(local(name)).is_file():
+    return Path(local(name)).read_text(encoding="utf-8")
   raise ValueError(
     f"model.chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
   )
@@ -195,7 +196,7 @@ def build_model(config: Any) -> Model:
 
 
 def _tokenizer(name: str) -> Any:
-  return make_tokenizer() if name == "world" else load_tokenizer(name)
+  return make_tokenizer() if name == "world" else load_tokenizer(local(name))
 
 
 def _distinct_pad(tokenizer: Any) -> int | None:
