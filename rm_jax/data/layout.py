@@ -5,8 +5,9 @@ one of the planned shapes. Losses and gradients are sums over micro-batches, so 
 into rows never changes a number.
 
 Linear maps see a row's tokens one by one and do not care how long it is, so training rows are long:
-one for each device, with hardly any padding. Attention sees *windows* of it, a group or a sequence
-each, gathered into squares of a few sizes; the rest of the row's square is never computed.
+one for each device, with hardly any padding. Attention sees *windows* of it: pieces, groups or
+sequences, one or more a window, gathered into squares of a few sizes; the rest of the row's square
+is never computed.
 """
 
 import bisect
@@ -210,7 +211,8 @@ def _windows(rows: list[list[int]], align: int, spare: float) -> tuple[tuple[int
 
 
 def _cost(length: int) -> float:
-  # A column's linear maps cost about as much as its attention to some hundred others.
+  # A column of a window costs attention's linear maps as well; by how much is a guess that no
+  # number but speed depends on.
   return length * (length + 300)
 
 
@@ -245,7 +247,7 @@ def place_windows(
     for each piece (size, an index into `windows`; which window of it; where it begins there), or
     None where they do not fit.
   """
-  # (room left, size, which, begin): what has been begun, and one of each size that has not.
+  # (room left, size, which, begin) of the windows that have something in them.
   begun: list[tuple[int, int, int, int]] = []
   used = [0] * len(windows)
   out = [(0, 0, 0)] * len(lengths)

@@ -111,8 +111,8 @@ def run_stack(
     layers: from `stack`, or None for no layer at all.
     per_layer: pytree of arrays with leading axis L, a slice of which each layer gets as `extra`.
     key: for dropout; each layer gets its own.
-    remat: 'none' keeps every activation, 'minimal' those of the linear maps, 'full' each layer's
-      input only.
+    remat: 'none' keeps every activation, 'minimal' those of linear maps and attention, 'full'
+      each layer's input only.
   """
   if layers is None:
     return h_BTD

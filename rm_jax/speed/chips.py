@@ -30,6 +30,7 @@ class Chip:
 
 GIB = 2.0**30
 
+# Peaks are as remembered of the pages named and were not looked up: check before they matter.
 # Makers give a link's speed for both directions together; a ring sends and receives at once, so
 # half of it counts here. Between slices: Google's 100 to 200 Gbit/s a host of 4 or 8 chips.
 CHIPS = {
