@@ -11,7 +11,7 @@ from flax import nnx
 from rm_jax.models.attention import Sight, attend, look
 from rm_jax.models.axes import looked_up
 from rm_jax.models.config import DecoderConfig, Rope
-from rm_jax.models.layers import activation, linear, run_stack, stack
+from rm_jax.models.layers import RMSNorm, activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
 from rm_jax.types import Batch
 
@@ -62,14 +62,14 @@ class DecoderLayer(nnx.Module):
     c = config
     maps = dict(std=c.init_std, dtype=dtype, rngs=rngs, lora=lora)
     norm = dict(epsilon=c.eps, dtype=dtype, rngs=rngs)
-    self.attention_norm = nnx.RMSNorm(c.width, **norm)
+    self.attention_norm = RMSNorm(c.width, **norm)
     self.q = linear("q", c.width, (c.heads, c.head_dim), bias=c.qkv_bias, **maps)
     self.k = linear("k", c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
     self.v = linear("v", c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
     self.o = linear("o", (c.heads, c.head_dim), c.width, axis=(-2, -1), bias=c.out_bias, **maps)
-    self.q_norm = nnx.RMSNorm(c.head_dim, **norm) if c.qk_norm else None
-    self.k_norm = nnx.RMSNorm(c.head_dim, **norm) if c.qk_norm else None
-    self.mlp_norm = nnx.RMSNorm(c.width, **norm)
+    self.q_norm = RMSNorm(c.head_dim, **norm) if c.qk_norm else None
+    self.k_norm = RMSNorm(c.head_dim, **norm) if c.qk_norm else None
+    self.mlp_norm = RMSNorm(c.width, **norm)
     self.gate = linear("gate", c.width, c.ffn, bias=c.mlp_bias, **maps)
     self.up = linear("up", c.width, c.ffn, bias=c.mlp_bias, **maps)
     self.down = linear("down", c.ffn, c.width, bias=c.mlp_bias, **maps)
@@ -125,7 +125,7 @@ class Decoder(nnx.Module):
     make = functools.partial(DecoderLayer, config, dtype=dtype)
     self.lower = stack(lambda r: make(rngs=r), frozen, rngs)
     self.layers = stack(lambda r: make(rngs=r, lora=lora), config.layers - frozen, rngs)
-    self.norm = nnx.RMSNorm(config.width, epsilon=config.eps, dtype=dtype, rngs=rngs)
+    self.norm = RMSNorm(config.width, epsilon=config.eps, dtype=dtype, rngs=rngs)
 
   def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key):
     c = self.config

@@ -53,8 +53,92 @@ def _flat_dot(x, kernel, dimensions, **options) -> jax.Array:
   inputs = kernel.shape[: len(axes)]
   x_ND = x.reshape(-1, math.prod(inputs))
   kernel_DF = kernel.reshape(x_ND.shape[1], -1)
-  y_NF = jax.lax.dot_general(x_ND, kernel_DF, (((1,), (0,)), ((), ())), **options)
+  y_NF = _product(x_ND, kernel_DF, tuple(sorted(options.items())))
   return y_NF.reshape(*x.shape[: x.ndim - len(axes)], *kernel.shape[len(axes) :])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x_ND: jax.Array, kernel_DF: jax.Array, options: tuple) -> jax.Array:
+  """The product of two matrices, whose weights' gradient XLA for CPU makes at full speed."""
+  return _dot(x_ND, kernel_DF, 1, 0, options)
+
+
+def _dot(x, y, x_axis: int, y_axis: int, options: tuple) -> jax.Array:
+  return jax.lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), **dict(options))
+
+
+def _product_fwd(x_ND, kernel_DF, options):
+  return _dot(x_ND, kernel_DF, 1, 0, options), (x_ND, kernel_DF)
+
+
+def _product_bwd(options, saved, g_NF):
+  x_ND, kernel_DF = saved
+  g_ND = _dot(g_NF, kernel_DF, 1, 1, options)
+  turned = functools.partial(_turned_product, options=options)
+  plain = functools.partial(_dot, x_axis=0, y_axis=0, options=options)
+  g_DF = jax.lax.platform_dependent(x_ND, g_NF, cpu=turned, default=plain)
+  return g_ND.astype(x_ND.dtype), g_DF.astype(kernel_DF.dtype)
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def _turned_product(x_ND: jax.Array, g_NF: jax.Array, *, options: tuple) -> jax.Array:
+  """x^T g, [D, F], for CPU.
+
+  XLA has fast kernels there for a product of [m, k] and [k, n] alone: the narrower matrix is turned
+  beforehand, behind a barrier or XLA would take that into the product again. Twice as fast.
+  """
+  if x_ND.shape[1] <= g_NF.shape[1]:
+    return _dot(jax.lax.optimization_barrier(x_ND.T), g_NF, 1, 0, options)
+  turned_FD = _dot(jax.lax.optimization_barrier(g_NF.T), x_ND, 1, 0, options)
+  return jax.lax.optimization_barrier(turned_FD).T
+
+
+class RMSNorm(nnx.Module):
+  """x / sqrt(mean(x^2) + epsilon) * scale over the last axis (Zhang & Sennrich 2019), in float32.
+
+  As flax's, but for its sums, which are products with ones: XLA for CPU takes six to fifteen times
+  as long over reductions of these shapes.
+  """
+
+  def __init__(self, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
+    del rngs
+    self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+    self.epsilon = epsilon
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x_ND = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return _rms_norm(x_ND, self.scale[...], self.epsilon).astype(self.dtype).reshape(x.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rms_norm(x_ND: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
+  return _rms_norm_fwd(x_ND, scale_D, epsilon)[0]
+
+
+def _mean(x_ND: jax.Array) -> jax.Array:
+  D = x_ND.shape[1]
+  ones_D1 = jnp.full((D, 1), 1 / D, jnp.float32)
+  return jnp.matmul(x_ND, ones_D1, precision=jax.lax.Precision.HIGHEST)
+
+
+def _rms_norm_fwd(x_ND, scale_D, epsilon):
+  inverse_N1 = jax.lax.rsqrt(_mean(x_ND**2) + epsilon)
+  return x_ND * inverse_N1 * scale_D, (x_ND, scale_D, inverse_N1)
+
+
+def _rms_norm_bwd(epsilon, saved, g_ND):
+  del epsilon
+  x_ND, scale_D, inverse_N1 = saved
+  unit_ND = x_ND * inverse_N1
+  scaled_ND = g_ND * scale_D
+  g_x_ND = inverse_N1 * (scaled_ND - unit_ND * _mean(scaled_ND * unit_ND))
+  return g_x_ND, jnp.sum(g_ND * unit_ND, axis=0)
+
+
+_rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
 
 
 def linear(
