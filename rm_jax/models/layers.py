@@ -126,14 +126,14 @@ def _mean(x_ND: jax.Array) -> jax.Array:
 
 def _rms_norm_fwd(x_ND, scale_D, epsilon):
   inverse_N1 = jax.lax.rsqrt(_mean(x_ND**2) + epsilon)
-  return x_ND * inverse_N1 * scale_D, (x_ND, scale_D, inverse_N1)
+  return x_ND * inverse_N1 * scale_D[None], (x_ND, scale_D, inverse_N1)
 
 
 def _rms_norm_bwd(epsilon, saved, g_ND):
   del epsilon
   x_ND, scale_D, inverse_N1 = saved
   unit_ND = x_ND * inverse_N1
-  scaled_ND = g_ND * scale_D
+  scaled_ND = g_ND * scale_D[None]
   g_x_ND = inverse_N1 * (scaled_ND - unit_ND * _mean(scaled_ND * unit_ND))
   return g_x_ND, jnp.sum(g_ND * unit_ND, axis=0)
 

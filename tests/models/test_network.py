@@ -1,6 +1,7 @@
 """The network as a function: who sees whom, frozen stacks, remat, dropout, precision."""
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -11,6 +12,7 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from rm_jax.models import layers
 from rm_jax.models.attention import visible, within
 from rm_jax.models.layers import run_stack, stack
 from rm_jax.models.numerics import drop
@@ -237,17 +239,18 @@ def test_the_precision_of_every_dot(arch):
     text = oracle.scores_of(network).lower(network.abstract(), _batch(arch)).as_text()
     return [line for line in text.splitlines() if "dot_general" in line]
 
-  # Six maps, or a decoder's seven, and attention's two; the output layer, and BERT's pooler.
-  body, head = (9, 1) if arch == "qwen3" else (8, 2)
+  # Six maps, or a decoder's seven, and attention's two; the output layer, and BERT's pooler; the
+  # means of a decoder's norms, two of them of heads.
+  body, head, norms = (9, 1, 5) if arch == "qwen3" else (8, 2, 0)
   full, mixed = dots("float32"), dots("bfloat16")
-  assert len(full) == len(mixed) == body + head
+  assert len(full) == len(mixed) == body + head + norms
   assert all("precision = [HIGHEST, HIGHEST]" in line for line in full)
-  # Where the backbone computes in bfloat16, the head does not, and attention sums in float32.
+  # Where the backbone computes in bfloat16, head and norms do not, and attention sums in float32.
   kinds = [tuple(re.findall(r"tensor<[0-9x]+x(\w+)>", line)) for line in mixed]
   assert kinds.count(("bf16", "bf16", "f32")) == 2
   assert kinds.count(("bf16", "bf16", "bf16")) == body - 2
   heads = [m for m, kind in zip(mixed, kinds, strict=True) if kind == ("f32", "f32", "f32")]
-  assert len(heads) == head
+  assert len(heads) == head + norms
   assert all("precision = [HIGHEST, HIGHEST]" in line for line in heads)
 
 
@@ -408,3 +411,46 @@ def test_kept_features_meet_the_same_dropout(arch):
   np.testing.assert_allclose(kept, whole, rtol=0, atol=2e-6)
   other, _ = jax.device_get(run(params, batch, jax.random.key(4)))
   assert np.abs(other - whole)[batch.where].mean() > 1e-3
+
+
+@pytest.mark.parametrize(("D", "F"), [(24, 40), (40, 24)])
+def test_a_linear_maps_gradients_are_those_of_the_plain_product(D, F):
+  """Whichever matrix is turned for it on a CPU; and the lowered text for a TPU turns none."""
+  x_key, w_key, g_key = jax.random.split(jax.random.key(0), 3)
+  x_BTD = jax.random.normal(x_key, (2, 7, D))
+  kernel_DF = jax.random.normal(w_key, (D, F))
+  g_BTF = jax.random.normal(g_key, (2, 7, F))
+  dimensions = (((2,), (0,)), ((), ()))
+  options = dict(precision=jax.lax.Precision.HIGHEST, preferred_element_type=None)
+
+  def gradients(dot):
+    return jax.vjp(lambda x, w: dot(x, w, dimensions, **options), x_BTD, kernel_DF)[1](g_BTF)
+
+  ours = jax.jit(functools.partial(gradients, layers._flat_dot))
+  for mine, plain in zip(ours(), gradients(jax.lax.dot_general), strict=True):
+    np.testing.assert_allclose(mine, plain, rtol=1e-5, atol=1e-5)
+  for platform, barriers in (("cpu", True), ("tpu", False), ("cuda", False)):
+    text = ours.trace().lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in text) is barriers
+
+
+def test_the_decoders_norm_is_flaxs():
+  """Values and gradients, of numbers far from one and of zeros."""
+  x_key, s_key, g_key = jax.random.split(jax.random.key(0), 3)
+  x_BTD = 30 * jax.random.normal(x_key, (3, 5, 48)).at[0, 0].set(0.0)
+  g_BTD = jax.random.normal(g_key, x_BTD.shape)
+  scale_D = jax.random.normal(s_key, (48,))
+
+  def gradients(kind):
+    norm = kind(48, epsilon=1e-6, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(norm)
+
+    def of(x, scale):
+      state["scale"] = state["scale"].replace(scale)
+      return nnx.merge(graph, state)(x)
+
+    y, back = jax.vjp(of, x_BTD, scale_D)
+    return y, *back(g_BTD)
+
+  for mine, flaxs in zip(gradients(layers.RMSNorm), gradients(nnx.RMSNorm), strict=True):
+    np.testing.assert_allclose(mine, flaxs, rtol=1e-5, atol=1e-5 * float(jnp.abs(flaxs).max()))
