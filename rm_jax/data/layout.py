@@ -154,16 +154,22 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
   filled = np.asarray([max(sum(needs[i].columns for i in row) for row in micro) for micro in seen])
   sizes = sorted(packing.row_lengths or _sizes(filled, longest, packing.align))
   alone = [[[i]] for i in range(len(needs))]  # any group must fit by itself
-  shapes = []
+  shapes, waiting = [], list(zip(seen, filled.tolist(), strict=True))
   for t in sizes:
-    fitting = [micro for micro, fill in zip(seen, filled, strict=True) if fill <= t]
-    fitting += alone if t == sizes[-1] else []
+    last = t == sizes[-1]
+    fitting = [micro for micro, fill in waiting if fill <= t] + (alone if last else [])
     rows = [row for micro in fitting for row in micro] or [[0]]
     pieces = [[w for i in row for w in needs[i].windows] for row in rows]
-    # Rows that do not fit take the next larger shape, whose room is not all filled either.
-    windows = _windows(pieces, packing.align, 0.0 if t == sizes[-1] else 0.06)
+    windows = _windows(pieces, packing.align, 0.0 if last else 0.06)
     most = up(1.25 * max(map(len, rows)), 4)
-    shapes.append(Shape(m, t, most, marks, windows, copies if windows else 0))
+    shape = Shape(m, t, most, marks, windows, copies if windows else 0)
+    # What does not fit takes the next larger shape, whose windows are made for it, too.
+    waiting = [
+      (micro, fill)
+      for micro, fill in waiting
+      if fill > t or not all(_fits(row, needs, shape) for row in micro)
+    ]
+    shapes.append(shape)
   return (tuple(shapes),)
 
 
