@@ -40,6 +40,9 @@ def main_memory_bytes(program: Program) -> float:
 def _moved(program: Program, one: Instruction, body: dict[str, Instruction]) -> float:
   if one.opcode in _FREE or one.opcode.endswith("-done") or underway(one):
     return 0.0
+  if one.opcode == "slice-start":  # its output is what it slices, the slice and a flag
+    source, taken = one.arrays[:2]
+    return taken.bytes * (source.main + taken.main)
   out = sum(a.bytes for a in one.arrays if a.main)
   if one.opcode.endswith("-start"):
     return out
@@ -101,6 +104,8 @@ def _given(program: Program, inner: dict[str, Instruction], arrays: tuple[Array,
     arrays: of its output.
   """
   root = next(x for x in inner.values() if x.root)
+  if underway(root):  # what comes from other devices is counted as theirs
+    return 0.0
   parts = [inner.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
   if len(parts) != len(arrays):
     return sum(a.bytes for a in arrays if a.main)

@@ -162,8 +162,15 @@ def make_accumulate(network: Network, objective: Objective, *, sources: int, dro
     return jnp.sum(sums["loss"]) + more, sums
 
   def accumulate(state: TrainState, gradients, sums, batch: Batch, key, total=None):
-    more, new = jax.grad(loss_sum, has_aux=True)(state.params, state.frozen, batch, key, total)
-    return jax.tree.map(jnp.add, gradients, more), jax.tree.map(jnp.add, sums, new)
+    # Written into as they are found: a sum of two trees would hold a second one, whole.
+    buffers = jax.tree.map(jax.new_ref, gradients)
+
+    def of(params):
+      return loss_sum(params, state.frozen, batch, key, total)
+
+    value, backward, new = jax.vjp(of, state.params, has_aux=True)
+    backward.with_refs(buffers)(jnp.ones_like(value))
+    return jax.tree.map(jax.freeze, buffers), jax.tree.map(jnp.add, sums, new)
 
   return accumulate
 

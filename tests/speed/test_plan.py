@@ -111,6 +111,28 @@ def test_bytes_of_a_text():
   assert main_memory_bytes(Program(TEXT)) == 8 * turn + 2 * 24 + 24
 
 
+def test_bytes_of_what_is_on_its_way():
+  text = """\
+%start (p: bf16[1,8]) -> (bf16[1,8], bf16[4,8], s32[2]) {
+  %p = bf16[1,8]{1,0} parameter(0)
+  %gather = bf16[4,8]{1,0} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %call = (bf16[1,8]{1,0}, bf16[4,8]{1,0}, s32[2]{0:S(4)}) custom-call(%gather), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+ENTRY %main (p: bf16[1,8], x: f32[32,8]) -> f32[8,8] {
+  %p = bf16[1,8]{1,0} parameter(0)
+  %x = f32[32,8]{1,0} parameter(1)
+  %begun = (bf16[1,8]{1,0}, bf16[4,8]{1,0}, s32[2]{0:S(4)}) fusion(%p), kind=kCustom, calls=%start
+  %slice = ((f32[32,8]{1,0}), f32[8,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), \
+slice={[8:16], [0:8]}
+  ROOT %out = f32[8,8]{1,0:S(1)} slice-done(%slice)
+}
+"""
+  # What is gathered is written once, and of what is sliced the slice alone is read.
+  assert main_memory_bytes(Program(text, devices=4)) == 64 + 4 * 8 * 8
+
+
 def test_shapes_and_groups_as_xla_writes_them():
   one, two, bit = arrays_of("(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}, pred[4]{0})")
   assert (one.bytes, one.main, two.bytes, two.main, bit.bytes, bit.main) == (

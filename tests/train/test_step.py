@@ -145,6 +145,27 @@ def test_frozen_activations_that_were_kept_give_the_same_scores(kind, pooling):
   assert np.abs(np.stack(off) - np.stack(direct)).max() > 1e-5
 
 
+def test_a_micro_batch_holds_no_second_gradient():
+  hf = LLAMA | {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8}
+  network = Network(backbone_config(hf), HeadConfig(), remat="full")
+  params = {
+    path: jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    for path, x in flatten_dict(network.abstract(), sep="/").items()
+  }
+  groups, packing = make_groups("llama", 2), LAYOUTS["padded"]
+  needs, shapes = [need(g, packing) for g in groups], plan(groups, 2, packing)
+  (micro,) = pack(np.arange(2), needs, shapes)
+  batch, _ = assemble(micro, groups, packing=packing, fields=optional_fields(groups))
+  config = get_config().loss
+  config.pair = "logistic"
+  accumulate = make_accumulate(network, Objective(config, {"pair"}), sources=1, dropout=False)
+  arguments = (state_of(params), params, zero_sums(1), batch, jax.random.key(0))
+  lowered = jax.jit(accumulate, donate_argnums=(1, 2)).lower(*arguments)
+  temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
+  # Few tokens and layers made again: all else together is less than the gradient.
+  assert temporaries < sum(4 * x.size for x in params.values())
+
+
 def test_apply_divides_once_and_skips_what_is_not_finite():
   params = {"w/kernel": jnp.asarray([1.0, 2.0])}
   optimizer = optax.sgd(0.5)
