@@ -322,9 +322,9 @@ def test_a_plan_for_a_tpu_that_is_not_there():
   assert (report["slices"], report["mesh"]["data"], report["mesh"]["fsdp"]) == (2, 2, 8)
   assert report["memory"]["fits"]
   assert report["whole_stacks_gathered"] == []
-  # A kernel forward; under 'full' again, and one for the gradient.
-  assert report["attention"] == {"backend": "splash", "custom_calls": 3}
-  assert report["kernels"]["tpu_custom_call"] == 3
+  # A kernel forward, under 'full' again, and one for the gradient; more where a loop is peeled.
+  assert report["attention"]["backend"] == "splash"
+  assert report["attention"]["custom_calls"] == report["kernels"]["tpu_custom_call"] >= 3
   assert report["step"]["network_bytes"] > 0
   assert 0 < report["roofline"]["mfu"] < 1
   assert "fits" in table(report)
