@@ -31,6 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.keep_features = True  # run what is frozen once and keep its output, instead of every step
   c.model.keep_gib = 8.0  # GiB of host memory that this may take
   c.model.dtype = "float32"  # of the backbone's compute; 'bfloat16' on TPU and NVIDIA
+  # What a decoder's attention runs on: 'splash' (TPU, bfloat16; on a CPU interpreted, for tests),
+  # 'cudnn' (NVIDIA, bfloat16), 'xla' (anywhere); 'auto' = the first of these that can be had.
+  c.model.attention = "auto"
   c.model.remat = "minimal"  # what the backward pass makes again: 'none', 'minimal', 'full'
   c.model.members = 1  # heads of an ensemble, whose mean is the reward
   c.model.bootstrap = True  # each member counts every group by a Poisson(1) draw of its own

@@ -32,6 +32,7 @@ class Shape:
   Attributes:
     windows: (length, how many a row) of attention's windows, shortest first; () = each row is one.
     copies: in how many windows of a row a column stands at most.
+    alone: a window holds one piece at most.
   """
 
   rows: int
@@ -40,6 +41,7 @@ class Shape:
   marks: int
   windows: tuple[tuple[int, int], ...] = ()
   copies: int = 0
+  alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +54,9 @@ class Packing:
     cells: about how many tokens a micro-batch holds for each of `multiple`.
     multiple: of the row count: over how many devices rows are divided.
     row_lengths: columns of the planned rows; empty = from the data.
-    windows: what attention's windows hold: 'sequences', because a kernel knows no branches, or the
-      'cheapest': groups, but for those whose sequences are far less by themselves.
+    windows: what attention's windows hold: whole 'sequences', for a kernel that knows no branches;
+      one sequence each, 'alone', for one that knows none but lengths; or the 'cheapest': groups,
+      but for those whose sequences are far less by themselves.
     align: columns of rows and windows are multiples of it.
   """
 
@@ -160,9 +163,10 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
     fitting = [micro for micro, fill in waiting if fill <= t] + (alone if last else [])
     rows = [row for micro in fitting for row in micro] or [[0]]
     pieces = [[w for i in row for w in needs[i].windows] for row in rows]
-    windows = _windows(pieces, packing.align, 0.0 if last else 0.06)
+    single = packing.windows == "alone"
+    windows = _windows(pieces, packing.align, 0.0 if last else 0.06, single)
     most = up(1.25 * max(map(len, rows)), 4)
-    shape = Shape(m, t, most, marks, windows, copies if windows else 0)
+    shape = Shape(m, t, most, marks, windows, copies if windows else 0, single)
     # What does not fit takes the next larger shape, whose windows are made for it, too.
     waiting = [
       (micro, fill)
@@ -192,7 +196,9 @@ def _sizes(filled: np.ndarray, longest: int, align: int) -> list[int]:
   return sizes
 
 
-def _windows(rows: list[list[int]], align: int, spare: float) -> tuple[tuple[int, int], ...]:
+def _windows(
+  rows: list[list[int]], align: int, spare: float, alone: bool
+) -> tuple[tuple[int, int], ...]:
   """(length, how many a row) of windows that hold what any of some rows has to put into them.
 
   Of a few sets of lengths the one that makes the least of attention's squares.
@@ -201,15 +207,18 @@ def _windows(rows: list[list[int]], align: int, spare: float) -> tuple[tuple[int
     rows: for each the lengths of its pieces.
     align: see `Packing`.
     spare: what share of the rows need not fit.
+    alone: see `Shape`.
   """
   longest = up(max(w for row in rows for w in row), align)
   best, least = (), float("inf")
-  for parts in ((1,), (1, 2), (1, 3), (1, 2, 4), (1, 3, 6)):
+  sets = ((1,), (1, 2), (1, 3), (1, 2, 4), (1, 3, 6))
+  # What has a window to itself fills it better where there are more lengths.
+  for parts in (*sets, (1, 1.5, 2, 3), (1, 1.5, 2, 3, 4, 6)) if alone else sets:
     lengths = sorted({max(up(longest / part, align), min(longest, 4 * align)) for part in parts})
-    every = [1 << 30] * len(lengths)
+    every = [1 if alone else 1 << 30] * len(lengths)
     laid = [[len(windows) for windows in _lay(row, lengths, every)] for row in rows]
     counts = np.max(laid, axis=0).tolist()
-    counts = _fewest(rows, lengths, counts, spare)
+    counts = _fewest(rows, lengths, counts, spare, alone)
     cost = sum(count * _cost(n) for count, n in zip(counts, lengths, strict=True))
     if cost < least:
       least, best = cost, tuple((n, c) for n, c in zip(lengths, counts, strict=True) if c)
@@ -223,7 +232,7 @@ def _cost(length: int) -> float:
 
 
 def _fewest(
-  rows: list[list[int]], lengths: list[int], counts: list[int], spare: float
+  rows: list[list[int]], lengths: list[int], counts: list[int], spare: float, alone: bool
 ) -> list[int]:
   """Takes windows away, dearest first, while all rows but a share of `spare` still fit."""
   most = int(spare * len(rows))
@@ -232,7 +241,11 @@ def _fewest(
     while counts[size]:
       fewer = [*counts[:size], counts[size] - 1, *counts[size + 1 :]]
       windows = list(zip(lengths, fewer, strict=True))
-      new = {r for r, row in enumerate(rows) if r not in failed and not place_windows(row, windows)}
+      new = {
+        r
+        for r, row in enumerate(rows)
+        if r not in failed and not place_windows(row, windows, alone)
+      }
       if len(failed) + len(new) > most:
         break
       failed |= new
@@ -241,13 +254,13 @@ def _fewest(
 
 
 def place_windows(
-  lengths: Seq[int], windows: Seq[tuple[int, int]]
+  lengths: Seq[int], windows: Seq[tuple[int, int]], alone: bool = False
 ) -> list[tuple[int, int, int]] | None:
   """Lays pieces into windows, best fit, longest first.
 
   Args:
     lengths: of the pieces.
-    windows: as `Shape.windows`.
+    windows, alone: as `Shape`'s.
 
   Returns:
     for each piece (size, an index into `windows`; which window of it; where it begins there), or
@@ -271,7 +284,8 @@ def place_windows(
       room, which, start = windows[size][0], used[size], 0
       used[size] += 1
     out[i] = size, which, start
-    bisect.insort(begun, (room - lengths[i], size, which, start + lengths[i]))
+    if not alone:
+      bisect.insort(begun, (room - lengths[i], size, which, start + lengths[i]))
   return out
 
 
@@ -353,7 +367,8 @@ def _fits(row: Seq[int], needs: Seq[Need], shape: Shape) -> bool:
   return (
     len(row) <= shape.groups
     and sum(needs[i].columns for i in row) <= shape.columns
-    and place_windows([w for i in row for w in needs[i].windows], shape.windows) is not None
+    and place_windows([w for i in row for w in needs[i].windows], shape.windows, shape.alone)
+    is not None
   )
 
 

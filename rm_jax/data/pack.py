@@ -174,7 +174,7 @@ def _gather_windows(
       pieces += [start + columns for columns in windows_of(groups[i], packing)]
       start += groups[i].columns(packing.share)
     copies = np.zeros(shape.columns, np.int64)
-    placed = place_windows(list(map(len, pieces)), shape.windows)
+    placed = place_windows(list(map(len, pieces)), shape.windows, shape.alone)
     for n, (columns, (size, which, first)) in enumerate(zip(pieces, placed, strict=True)):
       end = first + len(columns)
       windows[size][b, which, first:end] = columns

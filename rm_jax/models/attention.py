@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from rm_jax.models.kernels import attend_in_windows
 from rm_jax.models.numerics import drop, precision
 from rm_jax.types import Batch
 
@@ -41,8 +42,8 @@ def within(position: jax.Array, window: jax.Array) -> jax.Array:
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=("masks", "positions", "index", "places"),
-  meta_fields=("sizes",),
+  data_fields=("masks", "segments", "positions", "index", "places"),
+  meta_fields=("sizes", "kernel"),
 )
 @dataclasses.dataclass(frozen=True)
 class Sight:
@@ -52,18 +53,22 @@ class Sight:
   batch has no windows that is the row itself.
 
   Attributes:
-    masks: bool [B R, L, L] for each size of window.
+    masks: bool [B R, L, L] for each size of window; none where a kernel does without.
+    segments: `Batch.segments`, where a kernel takes them; else none.
     positions: int32 [B, M].
     index: int32 [B, M], the column that stands there, -1 = none; None where there are no windows.
     places: int32 [B, T, C], where each column stands (`Batch.places`).
     sizes: (R, L) of each size of window.
+    kernel: what attention runs on, a name of `kernels.PACKING`.
   """
 
   masks: tuple[jax.Array, ...]
+  segments: tuple[jax.Array, ...]
   positions: jax.Array
   index: jax.Array | None
   places: jax.Array | None
   sizes: tuple[tuple[int, int], ...]
+  kernel: str = "xla"
 
   @property
   def early(self) -> bool:
@@ -92,24 +97,34 @@ class Sight:
     return out_BTF.reshape(x_BMX.shape[0], -1, *x_BMX.shape[2:])
 
 
-def look(batch: Batch, *, causal: bool) -> Sight:
-  """Who sees whom in a batch."""
+def look(batch: Batch, *, causal: bool, kernel: str = "xla") -> Sight:
+  """Who sees whom in a batch.
+
+  Args:
+    batch: laid as `kernels.PACKING` has it for the kernel.
+    causal: no column sees a later one.
+    kernel: what attention is to run on. Rows without windows are XLA's, whatever it is: no kernel
+      knows branches.
+  """
   B, T = batch.tokens.shape
   if batch.windows is None:
     mask = visible(batch, causal=causal)
-    return Sight((mask,), batch.position, None, None, ((1, T),))
+    return Sight((mask,), (), batch.position, None, None, ((1, T),))
+  sizes = tuple(window.shape[1:] for window in batch.windows)
   index_BM = jnp.concatenate([w.reshape(B, -1) for w in batch.windows], axis=1)
-  branch_BM, position_BM = (
-    jnp.take_along_axis(x, jnp.maximum(index_BM, 0), axis=1) for x in (batch.branch, batch.position)
-  )
-  masks, sizes, start = [], [], 0
-  for segment_BRL in batch.segments:
-    _, R, L = segment_BRL.shape
+
+  def there(x_BT):
+    return jnp.take_along_axis(x_BT, jnp.maximum(index_BM, 0), axis=1)
+
+  position_BM = there(batch.position)
+  if kernel != "xla":
+    return Sight((), batch.segments, position_BM, index_BM, batch.places, sizes, kernel)
+  branch_BM, masks, start = there(batch.branch), [], 0
+  for segment_BRL, (R, L) in zip(batch.segments, sizes, strict=True):
     branch = branch_BM[:, start : start + R * L].reshape(B * R, L)
     masks.append(_visible(segment_BRL.reshape(B * R, L), branch, causal=causal))
-    sizes.append((R, L))
     start += R * L
-  return Sight(tuple(masks), position_BM, index_BM, batch.places, tuple(sizes))
+  return Sight(tuple(masks), (), position_BM, index_BM, batch.places, sizes)
 
 
 def _take(x_BTF: jax.Array, index_BM: jax.Array) -> jax.Array:
@@ -178,9 +193,16 @@ def attend(
     q_BMNH, k_BMKH, v_BMKH: queries, keys and values, in window space.
     sight: from `look`, with the same `causal`.
     causal: no query sees a key of a later column, so those are not even multiplied.
+      Always so on a kernel, which knows neither `window` nor dropout.
     window: int [], how many positions back a query sees; 0 or None = all.
     dropout, key: of the attention's weights.
   """
+  q_BMNH *= jnp.asarray(q_BMNH.shape[-1] ** -0.5, q_BMNH.dtype)
+  if sight.kernel != "xla":
+    assert causal, sight.kernel
+    assert window is None, sight.kernel
+    assert key is None or dropout == 0.0, sight.kernel
+    return attend_in_windows(sight.kernel, q_BMNH, k_BMKH, v_BMKH, sight.segments)
   B = q_BMNH.shape[0]
   keys = [None] * len(sight.sizes) if key is None else jax.random.split(key, len(sight.sizes))
   out, start = [], 0
@@ -199,12 +221,12 @@ def attend(
 
 
 def _square(q_WLNH, k_WLKH, v_WLKH, mask_WLL, *, causal: bool, dropout: float, key) -> jax.Array:
-  """Attention within windows, [W, L, N, H]."""
+  """Attention within windows, [W, L, N, H]; queries come scaled."""
   K = k_WLKH.shape[2]
   W, L, N, H = q_WLNH.shape
   # Heads that share a key stand under one another, so that each product is one plain matrix product
   # for each key head: XLA for CPU takes four times as long over the same einsum.
-  q_WLKRH = q_WLNH.reshape(W, L, K, N // K, H) * jnp.asarray(H**-0.5, q_WLNH.dtype)
+  q_WLKRH = q_WLNH.reshape(W, L, K, N // K, H)
   parts = q_WLKRH.transpose(0, 2, 3, 1, 4), k_WLKH.swapaxes(1, 2), v_WLKH.swapaxes(1, 2)
   if key is None or dropout == 0.0:
     out_WKRLH = _softmax_attention(*parts, mask_WLL, causal)

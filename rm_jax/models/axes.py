@@ -8,6 +8,7 @@ then sends whole batches about, many times for each layer.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,17 +93,37 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
   return axes
 
 
+def _divided() -> bool:
+  """Whether the mesh in use has these axes, and more than one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.size > 1 and set(ROWS) <= set(mesh.axis_names)
+
+
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
   """Says to the compiler how an array lies on the mesh in use; nothing where that is one device."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size == 1 or not set(ROWS) <= set(mesh.axis_names):
-    return x
-  return jax.lax.with_sharding_constraint(x, spec)
+  return jax.lax.with_sharding_constraint(x, spec) if _divided() else x
 
 
 def by_rows(h_BTD: jax.Array) -> jax.Array:
   """Activations of rows on the devices that have the rows."""
   return _constrain(h_BTD, PartitionSpec(ROWS))
+
+
+def by_rows_and_heads(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """`function(q, k, v, of_rows)` as each device runs it on its own rows and heads.
+
+  For what the compiler cannot divide by itself. Of q, k, v and the output, [B, M, heads, H], a
+  device has whole rows and some heads; of the arrays of `of_rows`, [B, ...], whole rows.
+  """
+  if not _divided():
+    return function
+  heads = PartitionSpec(ROWS, None, Rules().heads)
+  return jax.shard_map(
+    function,
+    in_specs=(heads, heads, heads, PartitionSpec(ROWS)),
+    out_specs=heads,
+    check_vma=False,  # a kernel does not say over which axes its output differs
+  )
 
 
 def looked_up(h_BTD: jax.Array) -> jax.Array:
@@ -122,8 +143,7 @@ def gathered(layer: Any, dtype: Any) -> Any:
     layer: pytree of one layer's parameters, without an axis of layers.
     dtype: of the compute: kernels are sent in it, as the linear maps would cast them anyway.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size == 1 or not set(ROWS) <= set(mesh.axis_names):
+  if not _divided():
     return layer
 
   def one(path, x):

@@ -101,6 +101,7 @@ class Decoder(nnx.Module):
     dtype: of the compute; parameters are float32.
     remat: see `layers.run_stack`.
     lora: what is adapted in the layers that are not frozen.
+    attention: what it runs on (see `kernels.PACKING`).
   """
 
   causal = True
@@ -114,9 +115,11 @@ class Decoder(nnx.Module):
     remat: str,
     rngs: nnx.Rngs,
     lora: Lora | None = None,
+    attention: str = "xla",
   ):
     self.config = config
     self.frozen = frozen
+    self.attention = attention
     self.remat = remat
     self.dtype = dtype
     init = nnx.initializers.normal(config.init_std)
@@ -129,7 +132,7 @@ class Decoder(nnx.Module):
 
   def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key):
     c = self.config
-    sight = look(batch, causal=True)
+    sight = look(batch, causal=True, kernel=self.attention)
     frequency_h = rope_frequencies(c.rope, c.head_dim)
     angle_BMh = sight.positions[:, :, None] * frequency_h[None, None, :]
     turn = jnp.cos(angle_BMh), jnp.sin(angle_BMh)

@@ -26,11 +26,21 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "tanh": jnp.tanh,
 }
 
+
+def _of_cudnn(primitive, *_, **__) -> bool:
+  """Whether it is cuDNN's attention, of whose normaliser `jax.nn` leaves nothing to be named."""
+  return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
+_either = jax.checkpoint_policies.save_from_both_policies
 REMAT = {
   "none": None,
-  "minimal": jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names("attention"),
+  "minimal": _either(
+    _either(
+      jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
+    _of_cudnn,
   ),
   "full": jax.checkpoint_policies.nothing_saveable,
 }

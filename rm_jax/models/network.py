@@ -10,6 +10,7 @@ from flax import nnx
 from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.decoder import Decoder
 from rm_jax.models.encoder import Encoder
+from rm_jax.models.kernels import PACKING
 from rm_jax.models.layers import REMAT, activation, linear
 from rm_jax.models.lora import Lora
 from rm_jax.models.numerics import drop
@@ -65,6 +66,7 @@ class RewardNetwork(nnx.Module):
     dtype: compute dtype of the backbone; parameters and head are float32.
     remat: 'none', 'minimal' or 'full' (see `layers.run_stack`).
     lora: what is adapted (see `lora.Lora`).
+    attention: what a decoder's runs on, a name of `kernels.PACKING`; batches are laid as that says.
   """
 
   def __init__(
@@ -76,6 +78,7 @@ class RewardNetwork(nnx.Module):
     dtype=jnp.float32,
     remat: str = "none",
     lora: Lora | None = None,
+    attention: str = "xla",
     rngs: nnx.Rngs,
   ):
     if not 0 <= frozen <= backbone.layers:
@@ -84,8 +87,13 @@ class RewardNetwork(nnx.Module):
       )
     if remat not in REMAT:
       raise ValueError(f"model.remat is {remat!r}; expected one of {', '.join(REMAT)}")
-    kind = Decoder if isinstance(backbone, DecoderConfig) else Encoder
-    self.backbone = kind(backbone, frozen=frozen, dtype=dtype, remat=remat, rngs=rngs, lora=lora)
+    if attention not in PACKING:
+      raise ValueError(f"attention is {attention!r}; expected one of {', '.join(PACKING)}")
+    options = dict(frozen=frozen, dtype=dtype, remat=remat, rngs=rngs, lora=lora)
+    if isinstance(backbone, DecoderConfig):
+      self.backbone = Decoder(backbone, attention=attention, **options)
+    else:
+      self.backbone = Encoder(backbone, **options)
     self.head = Head(head, backbone.width, std=backbone.init_std, rngs=rngs)
 
   def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -113,8 +121,8 @@ class RewardNetwork(nnx.Module):
 class Network:
   """`RewardNetwork` as pure functions over a plain nested dict of parameters.
 
-  `frozen`, `dtype`, `remat` and `lora` are `RewardNetwork`'s. Paths of parameters look like
-  'backbone/layers/q/kernel'.
+  `frozen`, `dtype`, `remat`, `lora` and `attention` are `RewardNetwork`'s. Paths of parameters look
+  like 'backbone/layers/q/kernel'.
   """
 
   backbone: DecoderConfig | EncoderConfig
@@ -123,6 +131,7 @@ class Network:
   dtype: str = "float32"
   remat: str = "none"
   lora: Lora | None = None
+  attention: str = "xla"
 
   def _make(self, key: jax.Array) -> RewardNetwork:
     return RewardNetwork(
@@ -132,6 +141,7 @@ class Network:
       dtype=jnp.dtype(self.dtype),
       remat=self.remat,
       lora=self.lora,
+      attention=self.attention,
       rngs=nnx.Rngs(key),
     )
 

@@ -17,7 +17,7 @@ from rm_jax.speed.flops import Work
 from rm_jax.train.mesh import AXES, BATCH, replicated, rows_multiple
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
-from rm_jax.train.run import abstract_state, compile_step
+from rm_jax.train.run import abstract_state, compile_step, make_packing
 from rm_jax.types import Batch
 
 
@@ -83,20 +83,21 @@ class Layout:
   work: Work
 
 
-def planned_layout(config: Any, mesh: Mesh, *, tokens: int, marks: int, causal: bool) -> Layout:
+def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, marks: int) -> Layout:
   """The layout of a step whose groups all take as many columns.
 
   A group's prompt is half of its columns, and its responses are equally long.
 
   Args:
     config: see configs/base.py.
+    network: the model's.
     mesh: the devices.
     tokens: columns that a group takes.
     marks: responses of a group.
-    causal: the responses of a group share its prompt, where the config lets them.
   """
   data, m = config.data, rows_multiple(mesh)
-  shared = tokens // 2 if data.share and causal else 0
+  packing = make_packing(config, network, mesh)
+  shared = tokens // 2 if packing.share else 0
   responses = (tokens - shared) // marks
   columns = max(data.row_lengths) if data.row_lengths else max(tokens, data.max_length)
   columns = up(columns, 128)
@@ -108,15 +109,18 @@ def planned_layout(config: Any, mesh: Mesh, *, tokens: int, marks: int, causal: 
   groups = min(groups, -(-data.batch_groups // (micros * a_device * m)))
 
   def square(n):
-    return n * (n + 1) // 2 if causal else n * n
+    return n * (n + 1) // 2 if network.causal else n * n
 
   visible = square(shared) + marks * (responses * shared + square(responses))
   work = Work(data.batch_groups * tokens, data.batch_groups * visible)
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
-  # As `layout.plan` has it: a long row a device, with windows as long as the longest sequence.
-  windows = ((columns, a_device),)
-  shape = Shape(m, a_device * columns, a_device * groups, marks, windows, copies=1)
+  # As `layout.plan` has it: a long row a device, with windows as long as the longest piece.
+  windows, copies = ((columns, a_device),), 1
+  if packing.windows != "cheapest":
+    length = up(shared + responses, packing.align)
+    windows, copies = ((length, a_device * groups * marks),), marks if shared else 1
+  shape = Shape(m, a_device * columns, a_device * groups, marks, windows, copies)
   return Layout(shape, micros, work)
 
 

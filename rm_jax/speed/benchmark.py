@@ -207,7 +207,8 @@ def benchmark(config: Any) -> dict[str, Any]:
     raise ValueError(
       f"benchmark.steps is {options.steps} and benchmark.turns {options.turns}; expected 1 or more"
     )
-  mesh, model = make_mesh(config.mesh), build_model(config)
+  mesh = make_mesh(config.mesh)
+  model = build_model(config, mesh)
   data, _, report = load_data(config, model)
   causal = model.network.causal
   names = [mode for mode in options.modes if causal or not MODES[mode]["share"]]

@@ -5,8 +5,9 @@ Where the figures are from:
 - memory: XLA's `memory_analysis` of each program, and what lies beside a program meanwhile;
 - collectives, bytes of main memory, custom kernels: the compiled text, loops times their trip
   counts (`hlo`, `memory`): XLA's own `cost_analysis` counts a loop's body once;
-- operations: from shapes. The model's (`flops.step_flops`), of which MFU speaks, are of tokens
-  alone; the executed ones are of padding too, and of what rematerialisation makes again;
+- operations: from shapes, those of attention's kernels too. The model's (`flops.step_flops`), of
+  which MFU speaks, are of tokens alone; the executed ones are of padding as well, and of what
+  rematerialisation makes again;
 - seconds: for each program the largest of operations, bytes, collectives and the network between
   slices over the chip's ceilings (`chips`). No step is faster; a real one is slower.
 
@@ -37,6 +38,8 @@ from rm_jax.train.workdir import resolve
 
 # Micro-batches on a device: the one at work and those that are made ahead (`data.iterate.ahead`).
 _BATCHES = 3
+# How the targets of attention's custom calls begin: Pallas' (nothing else here is its) and cuDNN's.
+_ATTENTION = ("tpu_custom_call", "__cudnn$fmha")
 
 
 def shard_bytes(tree: Any) -> float:
@@ -210,13 +213,9 @@ def plan(
   """
   devices = topology_devices(topology, slices)
   over = make_mesh(parse_mesh(mesh) if mesh else config.mesh, devices)
-  network = build_network(config, planned_architecture(config))
+  network = build_network(config, planned_architecture(config), mesh=over)
   layout = planned_layout(
-    config,
-    over,
-    tokens=tokens or config.data.max_length,
-    marks=responses,
-    causal=network.causal,
+    config, network, over, tokens=tokens or config.data.max_length, marks=responses
   )
   chip, slices = chip_of(devices[0]), count_slices(devices)
   # A schedule's length is a constant of the program: any will do where there are no data to tell.
@@ -241,6 +240,7 @@ def plan(
   for text in texts.values():
     for name, count in text.kernels().items():
       kernels[name] = kernels.get(name, 0) + count
+  own = [count for name, count in kernels.items() if name.startswith(_ATTENTION)]
 
   def of_step(value) -> float:
     return sum(
@@ -280,6 +280,7 @@ def plan(
     "whole_stacks_gathered": sorted(
       {f"{a.dtype}{list(a.sizes)}" for a in arrays if _without_ones(a.sizes) in stacks}
     ),
+    "attention": {"backend": network.attention, "custom_calls": sum(own)},
     "kernels": kernels,
     "compile_seconds": seconds,
   }
@@ -330,6 +331,10 @@ def table(report: dict[str, Any]) -> str:
       + (f"whole stacks are gathered: {', '.join(stacks)}" if stacks else "no whole stack")
     )
   names = ", ".join(f"{name} x {n}" for name, n in sorted(report["kernels"].items()))
-  out.append(f"custom calls: {names or 'none'}")
+  attention = report["attention"]
+  out.append(
+    f"attention: {attention['backend']}, in {attention['custom_calls']} custom calls; "
+    f"of all custom calls: {names or 'none'}"
+  )
   out.append("compiled in " + ", ".join(f"{n} {s} s" for n, s in report["compile_seconds"].items()))
   return "\n".join(out + report["advice"])

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 
+from rm_jax.models import kernels
 from rm_jax.models.config import HeadConfig, backbone_config, head_config, is_classifier
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
@@ -55,13 +57,21 @@ def planned_architecture(config: Any) -> dict[str, Any]:
   return _lowest(read_json(Path(local(config.model.config))), config.model.layers)
 
 
-def build_network(config: Any, hf_config: dict[str, Any], source: Source | None = None) -> Network:
+def build_network(
+  config: Any,
+  hf_config: dict[str, Any],
+  source: Source | None = None,
+  *,
+  mesh: Mesh | None = None,
+) -> Network:
   """The network that the `model` part of an experiment's config makes of an architecture.
 
   Args:
     config: see configs/base.py.
     hf_config: config.json's dictionary.
     source: where the weights are; None: the head is a new one.
+    mesh: the devices that its step is compiled for, from which follows what attention runs on.
+      None: no step is, and it is XLA.
   """
   c = config.model
   backbone = backbone_config(hf_config)
@@ -72,6 +82,11 @@ def build_network(config: Any, hf_config: dict[str, Any], source: Source | None 
       f"optimizer.mix_rate is {config.optimizer.mix_rate} and model.attributes is (); name some"
     )
   head = _head(c, hf_config, source)
+  attention = "xla"
+  if mesh is not None:
+    device = mesh.devices.flat[0]
+    options = dict(dtype=c.dtype, packed=config.data.pack, device=device)
+    attention = kernels.choose(c.attention, backbone, **options)
   network = Network(
     backbone,
     head if c.dropout else dataclasses.replace(head, dropout=0.0),
@@ -79,6 +94,7 @@ def build_network(config: Any, hf_config: dict[str, Any], source: Source | None 
     dtype=c.dtype,
     remat=c.remat,
     lora=Lora(**c.lora) if c.lora.rank else None,
+    attention=attention,
   )
   _check_lora(network)
   return network

@@ -58,7 +58,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   refuse(workdir, "--workdir")
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
-  model = build_model(config)
+  model = build_model(config, mesh)
   text.check(config.loss, model)
   train_set, heldout_set, report = load_data(config, model)
   shifted_set = load_shifted(config, model, heldout_set)

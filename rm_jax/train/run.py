@@ -16,6 +16,7 @@ from rm_jax.data.group import Group
 from rm_jax.data.iterate import bootstrap_counts, step_groups
 from rm_jax.data.layout import Micro, Packing, Shape, need, pack, plan
 from rm_jax.data.pack import assemble, optional_fields
+from rm_jax.models.kernels import PACKING
 from rm_jax.models.network import Network
 from rm_jax.train import text
 from rm_jax.train.datasets import Dataset
@@ -151,7 +152,7 @@ def abstract_state(
 
 
 def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
-  """How the `data` part of a config wants groups laid into rows."""
+  """How the `data` part of a config wants groups laid into rows, for the network's attention."""
   data = config.data
   return Packing(
     share=data.share and network.causal,
@@ -159,6 +160,7 @@ def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
     cells=data.cells,
     multiple=rows_multiple(mesh),
     row_lengths=tuple(data.row_lengths),
+    **PACKING[network.attention],
   )
 
 

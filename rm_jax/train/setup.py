@@ -165,8 +165,13 @@ def _chat_template(name: str) -> str:
   )
 
 
-def build_model(config: Any) -> Model:
-  """The model that the `model` part of an experiment's config describes; no weights are read."""
+def build_model(config: Any, mesh: Mesh | None = None) -> Model:
+  """The model that the `model` part of an experiment's config describes; no weights are read.
+
+  Args:
+    config: see configs/base.py.
+    mesh: as `architecture.build_network` has it.
+  """
   c = config.model
   source, hf_config = architecture(config)
   if not c.tokenizer and source is None:
@@ -174,7 +179,7 @@ def build_model(config: Any) -> Model:
   tokenizer = _tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
   if c.chat_template:
     tokenizer.chat_template = _chat_template(c.chat_template)
-  network = build_network(config, hf_config, source)
+  network = build_network(config, hf_config, source, mesh=mesh)
   record = source.record if source else {}
   convention = convention_for(
     hf_config,

@@ -106,7 +106,7 @@ def test_shared_prompts_are_stored_once():
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
-@pytest.mark.parametrize("windows", ["cheapest", "sequences"])
+@pytest.mark.parametrize("windows", ["cheapest", "sequences", "alone"])
 def test_few_shapes_hold_any_step(windows, multiple):
   groups = random_groups(300, longest=900)
   packing = Packing(cells=4096, multiple=multiple, windows=windows)
@@ -126,9 +126,8 @@ def test_few_shapes_hold_any_step(windows, multiple):
       for row in micro.rows:
         assert sum(needs[i].columns for i in row) <= micro.shape.columns
         assert len(row) <= micro.shape.groups
-        assert place_windows([w for i in row for w in needs[i].windows], micro.shape.windows) or (
-          not row
-        )
+        pieces = [w for i in row for w in needs[i].windows]
+        assert not row or place_windows(pieces, micro.shape.windows, windows == "alone")
     if size == 32:
       cells += sum(m.shape.rows * m.shape.columns for m in micros)
       tokens += sum(needs[i].columns for i in step)
@@ -141,6 +140,8 @@ def test_windows_hold_pieces_without_overlap_or_say_that_they_do_not_fit():
   assert place_windows([10, 10, 5], windows) is None
   assert place_windows([4, 10, 10], windows) == [(0, 0, 0), (1, 0, 0), (1, 1, 0)]
   assert place_windows([5, 6, 3, 4, 2], windows) is not None
+  assert place_windows([5, 6, 3, 4, 2], windows, alone=True) is None
+  assert place_windows([5, 3, 4], windows, alone=True) == [(1, 0, 0), (1, 1, 0), (0, 0, 0)]
   rng = np.random.default_rng(0)
   fitted = 0
   for _ in range(200):
@@ -160,7 +161,7 @@ def test_windows_hold_pieces_without_overlap_or_say_that_they_do_not_fit():
   assert fitted > 50
 
 
-@pytest.mark.parametrize("how", ["cheapest", "sequences"])
+@pytest.mark.parametrize("how", ["cheapest", "sequences", "alone"])
 @pytest.mark.parametrize("share", [True, False])
 def test_windows_show_each_column_what_the_rule_shows_it(share, how):
   groups = random_groups(40)
@@ -168,8 +169,13 @@ def test_windows_show_each_column_what_the_rule_shows_it(share, how):
   needs = [need(g, packing) for g in groups]
   for micro in pack(range(40), needs, plan(groups, 16, packing)):
     batch, _ = assemble(micro, groups, packing=packing, fields=frozenset())
-    if how == "sequences":
+    if how != "cheapest":
       assert (batch.places[..., 1:] >= 0).any() == share
+    if how == "alone":
+      for segments in batch.segments:
+        length = (segments > 0).sum(axis=-1, keepdims=True)
+        own = segments.max(axis=-1, keepdims=True)
+        np.testing.assert_array_equal(segments, own * (np.arange(segments.shape[-1]) < length))
     for b in range(micro.shape.rows):
       space = np.concatenate([w[b].ravel() for w in batch.windows])
       of_window = np.concatenate(

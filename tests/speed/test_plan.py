@@ -1,5 +1,6 @@
 """Plans: compiled text read, a mesh's words, what is refused, and the real step's figures."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -19,7 +20,7 @@ from rm_jax.speed.chips import CHIPS, chip_of
 from rm_jax.speed.hlo import Program, arrays_of, replica_groups
 from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.speed.plan import plan, table
-from rm_jax.train.architecture import build_network
+from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.datasets import load_data
 from rm_jax.train.mesh import count_slices, make_mesh
 from rm_jax.train.run import Run, abstract_state
@@ -207,7 +208,8 @@ def test_a_step_is_laid_out_whole(llama_folder):
   config = small_config(llama_folder, steps=1)
   config.data.batch_groups, config.data.row_lengths, config.data.cells = 100, (512,), 1024
   mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
-  layout = planned_layout(config, mesh, tokens=128, marks=2, causal=True)
+  network = build_network(config, planned_architecture(config))
+  layout = planned_layout(config, network, mesh, tokens=128, marks=2)
   assert (layout.shape.rows, layout.shape.columns, layout.shape.groups) == (8, 1024, 8)
   assert layout.shape.windows == ((512, 2),)
   assert layout.micros == 2
@@ -215,6 +217,11 @@ def test_a_step_is_laid_out_whole(llama_folder):
   # Half a prompt, and two responses of 32 that see it and themselves.
   square = 64 * 65 // 2 + 2 * (32 * 64 + 32 * 33 // 2)
   assert (layout.work.tokens, layout.work.visible) == (100 * 128, 100 * square)
+  # Of a kernel each response has a window with a prompt of its own.
+  network = dataclasses.replace(network, attention="splash")
+  other = planned_layout(config, network, mesh, tokens=128, marks=2)
+  assert (other.shape.windows, other.shape.copies) == (((128, 16),), 2)
+  assert (other.micros, other.work) == (layout.micros, layout.work)
 
 
 def test_the_local_plan_of_the_command(llama_folder, tmp_path):
@@ -244,6 +251,7 @@ def test_the_local_plan_of_the_command(llama_folder, tmp_path):
   assert report["step"]["collective_bytes"] > 0
   assert report["whole_stacks_gathered"] == []
   assert "memory a chip" in out
+  assert "attention: xla" in out
 
 
 @pytest.mark.parametrize(
@@ -336,6 +344,9 @@ def test_a_plan_for_a_tpu_that_is_not_there():
   assert (report["slices"], report["mesh"]["data"], report["mesh"]["fsdp"]) == (2, 2, 8)
   assert report["memory"]["fits"]
   assert report["whole_stacks_gathered"] == []
+  # A kernel forward, under 'full' again, and one for the gradient; more where a loop is peeled.
+  assert report["attention"]["backend"] == "splash"
+  assert report["attention"]["custom_calls"] == report["kernels"]["tpu_custom_call"] >= 3
   assert report["step"]["network_bytes"] > 0
   assert 0 < report["roofline"]["mfu"] < 1
   assert "fits" in table(report)

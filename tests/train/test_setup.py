@@ -15,6 +15,7 @@ from rm_jax.models.source import save_folder
 from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.datasets import load_data
 from rm_jax.train.mesh import make_mesh
+from rm_jax.train.run import make_packing
 from rm_jax.train.setup import build_model, convention_for, init_params
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 from tests.train.runs import small_config, write_pairs
@@ -148,6 +149,25 @@ def test_an_architecture_beside_a_checkpoint_has_to_be_its_own(llama_folder, tmp
   config.model.config, config.model.pretrained = str(other), str(tmp_path)
   with pytest.raises(ValueError, match=r"'width': 48.*'width': 32.*expected the same"):
     build_model(config)
+
+
+def test_rows_are_laid_as_the_attention_of_the_devices_has_it(llama_folder):
+  config = small_config(llama_folder, steps=1)
+  for wanted, found, windows, align in (
+    ("auto", "xla", "cheapest", 32),
+    ("splash", "interpreted", "sequences", 128),  # these devices are a CPU's
+  ):
+    config.model.attention = wanted
+    network = build_model(config, mesh()).network
+    packing = make_packing(config, network, mesh())
+    assert (network.attention, packing.windows, packing.align) == (found, windows, align)
+  # Who does not say for which devices gets what runs anywhere.
+  assert build_model(config).network.attention == "xla"
+  config.model.attention = "cudnn"
+  with pytest.raises(
+    ValueError, match=r"model\.attention is 'cudnn' and the devices are of .*'cpu'"
+  ):
+    build_model(config, mesh())
 
 
 def test_the_lowest_layers_alone(llama_folder, tmp_path):

@@ -16,6 +16,7 @@ from rm_jax.data.layout import Packing, need, pack, plan
 from rm_jax.data.pack import assemble, optional_fields
 from rm_jax.data.tokenise import Convention, TextEncoder
 from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.kernels import PACKING
 from rm_jax.models.network import Network
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.objective import Objective
@@ -109,6 +110,12 @@ LAYOUTS = {
   "shared rows of another length": Packing(share=True, pack=True, row_lengths=(160, 256)),
   "shared, attention by sequences": Packing(windows="sequences", align=8),
 }
+# What attention runs on instead of XLA's own products.
+KERNELS = {
+  "splash": ("interpreted", Packing(**PACKING["splash"])),
+  "splash, nothing shared": ("interpreted", Packing(share=False, **PACKING["splash"])),
+  "a window each": ("lengths", Packing(**PACKING["cudnn"])),
+}
 
 
 @pytest.mark.parametrize(("kind", "pooling"), READ)
@@ -125,6 +132,20 @@ def test_sixteen_groups_in_any_layout_and_any_number_of_micro_batches(kind, pool
       for path, gradient in gradients.items():
         error = np.abs(others[path] - gradient).max() / scale
         assert error <= 1e-5, (name, count, path, error)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_sixteen_groups_on_any_kernel(name):
+  attention, packing = KERNELS[name]
+  network = network_of("llama")
+  params, groups = params_of(network), make_groups("llama", 16)
+  loss, gradients = loss_and_gradients(network, params, groups, 1, LAYOUTS["shared"])
+  scale = max(np.abs(g).max() for g in gradients.values())
+  network = dataclasses.replace(network, attention=attention, remat="minimal")
+  other, others = loss_and_gradients(network, params, groups, 1, packing)
+  assert other == pytest.approx(loss, rel=1e-5)
+  for path, gradient in gradients.items():
+    assert np.abs(others[path] - gradient).max() / scale <= 1e-5, path
 
 
 @pytest.mark.parametrize(("kind", "pooling"), READ)
