@@ -61,10 +61,14 @@ def _log_ours() -> None:
 
 
 def _keep_compiled() -> None:
-  """Keeps compiled programs for the next process, by default beside the other caches."""
+  """Keeps compiled programs for the next process, by default beside the other caches.
+
+  Small ones, too: JAX leaves out what takes less than a second, and a run has many of those.
+  """
   if not jax.config.jax_compilation_cache_dir:
     home = os.environ.get("RM_JAX_CACHE") or Path.home() / ".cache" / "rm_jax"
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def _keep_memory() -> None:
