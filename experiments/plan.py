@@ -41,6 +41,8 @@ def main() -> None:
   if TOPOLOGY.value != "local":
     # This process needs no device of its own, and libtpu would look for one.
     jax.config.update("jax_platforms", "cpu")
+    # What is compiled for devices that are not there cannot be read back from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
     # It would look for its machine's name as well, and complain at length where there is none.
     for name, value in {
       "TPU_ACCELERATOR_TYPE": "v5litepod-1",
