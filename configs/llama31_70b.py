@@ -4,8 +4,8 @@
     --output=plan.json
 
 Its figures (libtpu 0.0.42): 54.7 GiB of a chip's 95.7; at best 19.97 s a
-step of 524,288 tokens, MFU 75%, 3.5 hours; bound by compute. Of 16 chips (v5p:2x2x4, fsdp=16), whose gradients are added in
-place: 80.1 GiB, 40.03 s.
+step of 524,288 tokens, MFU 75%, 3.5 hours; bound by compute. Of 16 chips
+(v5p:2x2x4, fsdp=16): 80.1 GiB, 40.03 s.
 """
 
 import ml_collections
