@@ -73,6 +73,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.pack = True  # several groups a row
   c.data.cells = 16_384  # tokens of a micro-batch on each device; a step may take several
   c.data.row_lengths = ()  # tokens; () = from the data
+  # Row lengths that are chosen from the data, at most: each is compiled; more are less padding.
+  c.data.shapes = 4
   c.data.world = ml_collections.ConfigDict(dataclasses.asdict(World()))  # of 'world:N'
 
   # For each kind of feedback in the data a loss of rm_jax.losses, with options where they are to be

@@ -15,6 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.batch_groups = 16
   c.data.max_length = 512  # tokens
   c.data.cells = 8192
+  c.data.shapes = 8
   c.optimizer.learning_rate = 1e-4
   with c.unlocked():
     c.benchmark = ml_collections.ConfigDict()

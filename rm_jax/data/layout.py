@@ -19,10 +19,8 @@ import numpy as np
 
 from rm_jax.data.group import Group
 
-# Steps drawn at random, to see what steps need.
-_DRAWS = 64
-# Sizes of a planned row: each is compiled.
-_SIZES = 4
+# Steps drawn at random, to see what steps need: for each row length that is chosen by them.
+_DRAWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +52,7 @@ class Packing:
     cells: about how many tokens a micro-batch holds for each of `multiple`.
     multiple: of the row count: over how many devices rows are divided.
     row_lengths: columns of the planned rows; empty = from the data.
+    shapes: how many row lengths are chosen from the data, at most.
     windows: what attention's windows hold: whole 'sequences', for a kernel that knows no branches;
       one sequence each, 'alone', for one that knows none but lengths; or the 'cheapest': groups,
       but for those whose sequences are far less by themselves.
@@ -65,6 +64,7 @@ class Packing:
   cells: int = 16_384
   multiple: int = 1
   row_lengths: tuple[int, ...] = ()
+  shapes: int = 4
   windows: str = "cheapest"
   align: int = 32
 
@@ -126,8 +126,10 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
     packing: see `Packing`.
 
   Raises:
-    ValueError: `packing.row_lengths` are too short for the data.
+    ValueError: `packing.row_lengths` are too short for the data, or `packing.shapes` is below 1.
   """
+  if packing.shapes < 1:
+    raise ValueError(f"data.shapes: {packing.shapes}; expected at least 1 row length")
   needs = [need(g, packing) for g in groups]
   marks, copies = _marks_and_copies(groups, packing)
   longest = max(n.columns for n in needs)
@@ -146,7 +148,7 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
   rng = np.random.default_rng(0)
   cap = max(packing.row_lengths, default=max(up(longest, packing.align), packing.cells))
   seen = []  # the rows of each micro-batch of the drawn steps
-  for _ in range(max(4, min(_DRAWS, 20_000 // size))):
+  for _ in range(max(4, min(_DRAWS * packing.shapes, 20_000 // size))):
     drawn = rng.choice(len(needs), size, replace=False).tolist()
     columns = [needs[i].columns for i in drawn]
     parts = -(-sum(columns) // (cap * m))
@@ -155,7 +157,7 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
     laid = [[drawn[i] for i in row] for row in rows]
     seen += [laid[start : start + m] for start in range(0, len(laid), m)]
   filled = np.asarray([max(sum(needs[i].columns for i in row) for row in micro) for micro in seen])
-  sizes = sorted(packing.row_lengths or _sizes(filled, longest, packing.align))
+  sizes = sorted(packing.row_lengths or _sizes(filled, longest, packing))
   alone = [[[i]] for i in range(len(needs))]  # any group must fit by itself
   shapes, waiting = [], list(zip(seen, filled.tolist(), strict=True))
   for t in sizes:
@@ -177,8 +179,9 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
   return (tuple(shapes),)
 
 
-def _sizes(filled: np.ndarray, longest: int, align: int) -> list[int]:
+def _sizes(filled: np.ndarray, longest: int, packing: Packing) -> list[int]:
   """A few row lengths, each chosen to save the most padding of rows filled like these."""
+  align = packing.align
   filled = np.asarray([up(f, align) for f in filled])
   sizes = [max(int(filled.max()), up(longest, align))]
 
@@ -186,12 +189,13 @@ def _sizes(filled: np.ndarray, longest: int, align: int) -> list[int]:
     ends = np.sort(sizes)
     return int((ends[np.searchsorted(ends, filled)] - filled).sum())
 
-  while len(sizes) < _SIZES:
+  while len(sizes) < packing.shapes:
     best = min(np.unique(filled).tolist(), key=lambda size: padding([*sizes, size]))
     if padding([*sizes, best]) > padding(sizes) - 0.005 * filled.sum():
       break
     sizes.append(best)
-  if len(sizes) < _SIZES and sizes[0] > 8 * align:  # for what is left at the end of the data
+  # For what is left at the end of the data.
+  if len(sizes) < packing.shapes and sizes[0] > 8 * align:
     sizes.append(up(sizes[0] / 2, align))
   return sizes
 

@@ -160,6 +160,7 @@ def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
     cells=data.cells,
     multiple=rows_multiple(mesh),
     row_lengths=tuple(data.row_lengths),
+    shapes=data.shapes,
     **PACKING[network.attention],
   )
 

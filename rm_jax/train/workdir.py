@@ -15,7 +15,7 @@ CONFIG = "config.json"
 # What may differ when a run goes on: how long it is, on what devices, and what is kept of it.
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache")
 # What runs did before a field was there, so that they can still go on.
-_BEFORE: dict[str, Any] = {"data.cache": "", "model.attention": "auto"}
+_BEFORE: dict[str, Any] = {"data.cache": "", "data.shapes": 4, "model.attention": "auto"}
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, Any]:

@@ -214,6 +214,26 @@ def test_row_lengths_too_short_for_the_data_name_the_mend():
     plan([group_of(70)], 1, Packing(row_lengths=(64,)))
 
 
+def test_more_shapes_are_less_padding():
+  rng = np.random.default_rng(0)
+  groups = [group_of(int(n)) for n in np.exp(rng.normal(4.5, 0.7, 300)).clip(10, 400)]
+  needs = [need(g, Packing()) for g in groups]
+  steps = [rng.choice(len(groups), 16, replace=False) for _ in range(100)]
+  share = {}
+  for count in (1, 4, 8):
+    (sizes,) = shapes = plan(groups, 16, Packing(shapes=count))
+    assert len(sizes) <= count
+    laid = [micro for step in steps for micro in pack(step, needs, shapes)]
+    cells = sum(m.shape.rows * m.shape.columns for m in laid)
+    share[count] = 1 - sum(needs[i].columns for step in steps for i in step) / cells
+  assert share[8] < 0.08 < share[4] < 0.15 < share[1], share
+
+
+def test_no_shape_is_refused():
+  with pytest.raises(ValueError, match=r"data\.shapes: 0; expected at least 1"):
+    plan([group_of(70)], 1, Packing(shapes=0))
+
+
 def test_features_land_on_their_own_columns():
   groups = random_groups(10)
   features = [
