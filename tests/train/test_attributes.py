@@ -60,7 +60,7 @@ def with_pairs(config, tmp_path):
 @pytest.fixture(scope="module")
 def trained(llama_folder, tmp_path_factory):
   path = tmp_path_factory.mktemp("attributes")
-  config = configured(llama_folder, path, mix=(2.0, -0.5))
+  config = configured(llama_folder, path, steps=60, mix=(2.0, -0.5))
   return path / "run", run(config, path / "run", devices=1)
 
 
