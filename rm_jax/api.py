@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rm_jax.models.source import Source, open_source, save_folder
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.mesh import make_mesh, parameter_shardings
 from rm_jax.train.remote import local
-from rm_jax.train.score import default_packing, score_groups, solution_scores
+from rm_jax.train.score import default_packing, pool_groups, score_groups, solution_scores
 from rm_jax.train.setup import Model, convention_for, init_params, kept_dtype, read_params
 from rm_jax.train.workdir import is_workdir
 from rm_jax.types import Example, Text
@@ -190,11 +190,41 @@ class RewardModel:
     asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
     return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
 
+  def pooled(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False) -> np.ndarray:
+    """What the head reads at the end of each response, float32 [N, D].
+
+    Args:
+      rows: each with `prompt` and `response` (or `completion`), as `score` takes them.
+      progress: show a bar.
+
+    Raises:
+      DataError: a row that cannot be read, named by its number.
+    """
+    asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
+    chunks, groups = self._groups(asked)
+    out = np.empty((len(asked), self.model.network.backbone.width), np.float32)
+    for chunk, pooled_MD in zip(
+      chunks, self._run(pool_groups, groups, "read" if progress else ""), strict=True
+    ):
+      out[chunk] = pooled_MD
+    return out
+
   def _score_marks(self, asked: Sequence[Asked], outputs: bool, progress: bool) -> list[np.ndarray]:
     """For each row its marks' rewards, float32 [1, marks], or with `outputs` all the head's.
 
     A mark is a response or a step.
     """
+    chunks, groups = self._groups(asked)
+    scores = self.score_groups(groups, outputs=outputs, progress="score" if progress else "")
+    out: list[Any] = [None] * len(asked)
+    for chunk, group, scores_OS in zip(chunks, groups, scores, strict=True):
+      scores_OS = scores_OS.reshape(-1, len(group.marks))
+      for n, i in enumerate(chunk):
+        out[i] = scores_OS[:, group.response == n]
+    return out
+
+  def _groups(self, asked: Sequence[Asked]) -> tuple[list[list[int]], list[Group]]:
+    """Rows as groups of what has its prompt in common: (which rows each holds, the groups)."""
     encoder = self.model.text_encoder()
     whole = iter(encoder.sequences([(a.prompt, a.response) for a in asked if a.steps is None]))
     tokens = []
@@ -209,28 +239,23 @@ class RewardModel:
       if isinstance(tokens[-1], RowError):
         raise DataError(f"row {i}: {tokens[-1].reason}: {tokens[-1].detail}")
     chunks = _siblings([a.prompt for a in asked], tokens, self.model.network.causal)
-    groups = [_group([tokens[i] for i in chunk]) for chunk in chunks]
-    scores = self.score_groups(groups, outputs=outputs, progress="score" if progress else "")
-    out: list[Any] = [None] * len(asked)
-    for chunk, scores_OS in zip(chunks, scores, strict=True):
-      ends = np.cumsum([len(tokens[i].marks) for i in chunk])
-      scores_OS = scores_OS.reshape(-1, ends[-1])
-      for i, mine in zip(chunk, np.split(scores_OS, ends[:-1], axis=1), strict=True):
-        out[i] = mine
-    return out
+    return chunks, [_group([tokens[i] for i in chunk]) for chunk in chunks]
 
   def score_groups(
     self, groups: Sequence[Group], *, outputs: bool = False, progress: str = ""
   ) -> list[np.ndarray]:
     """Scores of tokenised groups, for those who bring their own `Example`s; see `train.score`."""
-    return score_groups(
+    return self._run(score_groups, groups, progress, outputs=outputs)
+
+  def _run(self, what: Callable, groups: Sequence[Group], progress: str, **options) -> list:
+    return what(
       self.model.network,
       self.params,
       groups,
-      outputs=outputs,
       mesh=self.mesh,
       packing=default_packing(self.mesh, causal=self.model.network.causal),
       progress=progress,
+      **options,
     )
 
   def save_pretrained(self, path: str | Path) -> None:

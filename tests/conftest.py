@@ -5,6 +5,9 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# LLVM's passes are a third of the tests' time, and programs this small gain nothing by them. The
+# README's commands, which .ci/run runs too, have them.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -70,6 +70,19 @@ def test_score_does_not_depend_on_its_batch(model):
   )
 
 
+def test_pooled_is_what_the_head_reads(model):
+  rows = rows_of()
+  pooled_ND = model.pooled(rows)
+  assert pooled_ND.dtype == np.float32
+  head = model.params["head"]
+  h_ND = pooled_ND
+  if "pooler" in head:  # a BERT's own
+    pooler = head["pooler"]
+    h_ND = np.tanh(h_ND @ np.asarray(pooler["kernel"]) + np.asarray(pooler["bias"]))
+  scores_N1 = h_ND @ np.asarray(head["out"]["kernel"]) + np.asarray(head["out"].get("bias", 0.0))
+  np.testing.assert_allclose(scores_N1[:, 0], model.score(rows), atol=1e-4)
+
+
 def test_save_and_load_is_exact(model, tmp_path):
   rows = rows_of(seed=1)
   model.save_pretrained(tmp_path)

@@ -56,6 +56,14 @@ def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax
   return total_BMD / (last_BM - first_BM + 1)[..., None]
 
 
+def _pooled(h_BTD: jax.Array, batch: Batch) -> jax.Array:
+  """What the head reads at each mark, [B, G K, D]: a column, or the mean of a span of them."""
+  marks_BM = batch.marks.reshape(len(batch.marks), -1)
+  if batch.starts is None:
+    return jnp.take_along_axis(h_BTD, marks_BM[..., None], axis=1)
+  return span_means(h_BTD, batch.starts.reshape(marks_BM.shape), marks_BM)
+
+
 class RewardNetwork(nnx.Module):
   """`Batch` -> scores at its marks, or of the means that end at them (`Batch.starts`).
 
@@ -104,14 +112,8 @@ class RewardNetwork(nnx.Module):
     """
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
     h_BTD = self.backbone(batch, key=body_key)
-    B, G, K = batch.marks.shape
-    marks_BM = batch.marks.reshape(B, G * K)
-    if batch.starts is None:
-      h_BMD = jnp.take_along_axis(h_BTD, marks_BM[..., None], axis=1)
-    else:
-      h_BMD = span_means(h_BTD, batch.starts.reshape(B, G * K), marks_BM)
-    scores_BMA = self.head(h_BMD, key=head_key)
-    scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, B, G, K)
+    scores_BMA = self.head(_pooled(h_BTD, batch), key=head_key)
+    scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
     one = scores_ABGK.shape[0] == 1 and not self.head.config.attributes
     return (scores_ABGK[0] if one else scores_ABGK), h_BTD
@@ -198,6 +200,11 @@ class Network:
   def hidden(self, params: dict, batch: Batch) -> jax.Array:
     """The backbone's last hidden states, [B, T, D]."""
     return self._bind(params).backbone(batch)
+
+  def pooled(self, params: dict, batch: Batch) -> jax.Array:
+    """What the head reads at each mark, float32 [B, G, K, D]."""
+    h_BMD = _pooled(self.hidden(params, batch), batch).astype(jnp.float32)
+    return h_BMD.reshape(*batch.marks.shape, -1)
 
   def features(self, params: dict, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D] (see `Batch.hidden`)."""

@@ -53,7 +53,7 @@ def run_groups(
 
   Args:
     network: see `models.network.Network`.
-    what: 'score' or 'features'.
+    what: 'score', 'pooled' or 'features'.
     params: nested dict, on the mesh.
     groups: of any length.
     mesh: the devices.
@@ -118,6 +118,16 @@ def score_groups(
       i = index_BG[b, g]
       one = scores if outputs or groups[i].kind == "attributes" else rewards_BGK
       out[i] = one[..., b, g, : len(groups[i].marks)]
+  return out
+
+
+def pool_groups(network: Network, params: dict, groups: Sequence[Group], **options) -> list:
+  """What the head reads at each group's marks, a list of float32 [marks, D]; see `run_groups`."""
+  out: list[np.ndarray | None] = [None] * len(groups)
+  for pooled_BGKD, index_BG, _ in run_groups(network, "pooled", params, groups, **options):
+    for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
+      i = index_BG[b, g]
+      out[i] = pooled_BGKD[b, g, : len(groups[i].marks)]
   return out
 
 
