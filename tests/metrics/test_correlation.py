@@ -62,3 +62,42 @@ def test_bootstrap_says_where_it_has_nothing_to_say():
   assert found == {"value": None, "interval": None, "undefined": 20}
   with pytest.raises(ValueError, match=r"1 cluster\(s\)"):
     bootstrap(np.mean, (np.arange(4.0),), [0] * 4)
+
+
+@pytest.mark.parametrize("n", [201, 1000, 5000])
+def test_long_lists_against_scipy(n):
+  stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle")
+  rng = np.random.default_rng(n)
+  for values in (3, 50, 10**9):  # many ties, some, none
+    a = rng.integers(0, values, n) - 0.5 * values
+    b = np.where(rng.random(n) < 0.5, a, rng.integers(0, values, n))
+    expected = stats.kendalltau(a, b).statistic
+    assert kendall(a, b) == pytest.approx(expected, abs=1e-12)
+    assert kendall(a, -b) == pytest.approx(-expected, abs=1e-12)
+  assert np.isnan(kendall(np.ones(n), a))
+
+
+def test_long_and_short_lists_are_counted_alike(monkeypatch):
+  a, b = tied(0, 150), tied(1, 150)
+  short = kendall(a, b)
+  monkeypatch.setattr("rm_jax.metrics.correlation._LONG", 1)
+  assert kendall(a, b) == short
+  assert kendall([1, 1, 2], [1, 3, 2]) == 0
+  assert kendall([1, 2, 3], [10, 20, 15]) == 1 / 3
+
+
+def test_bootstrap_draws_the_members_of_each_cluster():
+  """Of clusters of 1, 2 and 3 members every resample holds whole ones, in any order of labels."""
+  clusters = ["b", "a", "c", "a", "c", "c"]
+  seen = []
+
+  def record(labels):
+    seen.append(labels.tolist())
+    return 0.0
+
+  bootstrap(record, (np.array([10, 20, 30, 21, 31, 32]),), clusters, resamples=100)
+  for drawn in seen[:-1]:
+    for member, other in ((20, 21), (30, 31), (31, 32)):
+      assert drawn.count(member) == drawn.count(other)
+    assert drawn.count(10) + drawn.count(20) + drawn.count(30) == 3
+  assert {tuple(s) for s in seen} > {(10, 10, 10)}

@@ -1,0 +1,324 @@
+"""Over-optimisation by best-of-n: what becomes of the true reward as the proxy is maximised.
+
+Of N candidates a prompt, each with the proxy's score and the true reward, the proxy's best of n is
+followed for n = 1, 2, ..: its proxy and true reward relative to n = 1, against how far the policy
+has moved, √KL.
+
+Gao, Schulman and Hilton (2022), Scaling laws for reward model overoptimization (the curves and
+their forms). Nakano et al. (2021), WebGPT (the unbiased estimator). Beirami et al. (2024),
+Theoretical guarantees on the best-of-n alignment policy (log n − (n − 1)/n is an upper bound).
+Montiel Olea and Plagborg-Møller (2019), Simultaneous confidence bands.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rm_jax.metrics.agreement import numbered
+
+
+def kl(n: int) -> float:
+  """KL of the best of n from the policy it draws from, log n − (n − 1)/n, in nats.
+
+  Exact where the proxy never ties, and an upper bound where it can.
+
+  Raises:
+    ValueError: n below 1.
+  """
+  if n < 1:
+    raise ValueError(f"n is {n}; expected at least 1")
+  return math.log(n) - (n - 1) / n
+
+
+def weights(ns: Sequence[int], candidates: int) -> np.ndarray:
+  """Chance that the i-th lowest of N is the best of n drawn without replacement, float64 [M, N].
+
+    C(i − 1, n − 1) / C(N, n),   i = 1 .. N; 0 for i < n
+
+  Raises:
+    ValueError: an n that is not in 1 .. N, or none.
+  """
+  ns = [int(n) for n in ns]
+  if not ns or min(ns) < 1 or max(ns) > candidates:
+    raise ValueError(f"ns is {ns}; expected numbers from 1 to the {candidates} candidates")
+  log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, candidates + 1)))])
+
+  def log_choose(a, b):
+    return log_factorial[a] - log_factorial[b] - log_factorial[a - b]
+
+  found_MN = np.zeros((len(ns), candidates))
+  for row_N, n in zip(found_MN, ns, strict=True):
+    below = np.arange(n - 1, candidates)  # i − 1
+    row_N[n - 1 :] = np.exp(log_choose(below, n - 1) - log_choose(candidates, n))
+    row_N /= row_N.sum()  # takes out the rounding of the logs
+  return found_MN
+
+
+def best_of_n(
+  proxy_PN: npt.ArrayLike, true_PN: npt.ArrayLike, ns: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, int]:
+  """Expected proxy and true reward of each prompt's proxy-best of n, over all ways to draw n of N.
+
+  Unbiased for the best of n fresh candidates. Candidates whose proxies are equal share the mean of
+  their true rewards: the expectation where ties are broken at random.
+
+  Args:
+    proxy_PN: [P, N], N candidates for each of P prompts.
+    true_PN: [P, N].
+    ns: M numbers from 1 to N. Near N the estimate rests on few candidates a prompt, and at N on
+      one: let N be larger than the largest n where it can be.
+
+  Returns:
+    (proxy [P, M], true [P, M], prompts with tied proxies).
+
+  Raises:
+    ValueError: shapes that differ, nothing, not finite, or an n out of range.
+  """
+  proxy_PN, true_PN = np.asarray(proxy_PN, np.float64), np.asarray(true_PN, np.float64)
+  if proxy_PN.ndim != 2 or proxy_PN.shape != true_PN.shape or not proxy_PN.size:
+    raise ValueError(
+      f"proxy_PN is {proxy_PN.shape}, true_PN {true_PN.shape}; expected one [P, N], not empty"
+    )
+  for array, name in ((proxy_PN, "proxy_PN"), (true_PN, "true_PN")):
+    if not np.isfinite(array).all():
+      raise ValueError(f"{name} has {(~np.isfinite(array)).sum()} not finite; expected none")
+  weight_MN = weights(ns, proxy_PN.shape[1])
+  order_PN = np.argsort(proxy_PN, axis=1, kind="stable")
+  proxy_PN = np.take_along_axis(proxy_PN, order_PN, axis=1)
+  true_PN = np.take_along_axis(true_PN, order_PN, axis=1)
+  first_PN = np.ones(proxy_PN.shape, bool)  # of its block of equal proxies
+  first_PN[:, 1:] = proxy_PN[:, 1:] > proxy_PN[:, :-1]
+  if not first_PN.all():
+    block = np.cumsum(first_PN.ravel()) - 1
+    mean = np.bincount(block, true_PN.ravel()) / np.bincount(block)
+    true_PN = mean[block].reshape(true_PN.shape)
+  tied = int((~first_PN).any(axis=1).sum())
+  return proxy_PN @ weight_MN.T, true_PN @ weight_MN.T, tied
+
+
+def over_optimisation(
+  proxy_PN: npt.ArrayLike,
+  true_PN: npt.ArrayLike,
+  ns: Sequence[int],
+  *,
+  clusters: Sequence[Hashable] | None = None,
+  level: float = 0.95,
+  resamples: int = 2000,
+  seed: int = 0,
+) -> dict:
+  """The curve, Gao's forms fitted to it, and whether the true reward peaks.
+
+  Args:
+    proxy_PN, true_PN, ns: of `best_of_n`; ns increasing, at least 3 above 1. 1 is added.
+    clusters: P labels; prompts with the same are drawn together. Each on its own if not given.
+    level, resamples, seed: of the bootstrap over prompts, one for all the intervals.
+
+  Returns:
+    {n: the n's, kl, kl_is: 'exact' or 'an upper bound' (proxies tie), tied_prompts, prompts,
+    candidates, proxy and true: for each n {value, interval, n: prompts}, relative to n = 1, in
+    units of the rewards; fits: {proxy, true} of `fit_gao`, each {bon, rl}; peak: of `peak`}.
+
+  Raises:
+    ValueError: as `best_of_n`; ns not increasing or too few; fewer than 2 clusters.
+  """
+  ns = [int(n) for n in ns]
+  ns = ns if 1 in ns else [1, *ns]
+  if sorted(set(ns)) != ns or len(ns) < 4:
+    raise ValueError(f"ns is {ns}; expected increasing, and at least 3 above 1")
+  proxy_PM, true_PM, tied = best_of_n(proxy_PN, true_PN, ns)
+  prompts, candidates = np.shape(proxy_PN)
+  proxy_PM, true_PM = _relative(proxy_PM), _relative(true_PM)
+  both_PM = np.concatenate([proxy_PM, true_PM], axis=1)
+  drawn_RM = _resample(both_PM, range(prompts) if clusters is None else clusters, resamples, seed)
+  kls = [kl(n) for n in ns]
+  report = {
+    "n": ns,
+    "kl": kls,
+    "kl_is": "an upper bound" if tied else "exact",
+    "tied_prompts": tied,
+    "prompts": prompts,
+    "candidates": candidates,
+    "fits": {},
+  }
+  d_M = np.sqrt(kls)
+  for name, x_PM, draws_RM in (
+    ("proxy", proxy_PM, drawn_RM[:, : len(ns)]),
+    ("true", true_PM, drawn_RM[:, len(ns) :]),
+  ):
+    mean_M = x_PM.mean(axis=0)
+    low_M, high_M = np.quantile(draws_RM, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    report[name] = [
+      {"value": float(v), "interval": [float(a), float(b)], "n": prompts}
+      for v, a, b in zip(mean_M, low_M, high_M, strict=True)
+    ]
+    report["fits"][name] = {
+      form: fit_gao(d_M, mean_M, form=form, draws_RM=draws_RM, level=level)
+      for form in ("bon", "rl")
+    }
+  true_draws_RM = drawn_RM[:, len(ns) :]
+  return report | {"peak": peak(ns, true_PM.mean(axis=0), true_draws_RM, level=level)}
+
+
+def fit_gao(
+  d_M: npt.ArrayLike,
+  reward_M: npt.ArrayLike,
+  *,
+  form: str = "bon",
+  draws_RM: npt.ArrayLike | None = None,
+  level: float = 0.95,
+) -> dict:
+  """Least squares of Gao et al.'s form: 'bon' R = d (α − β d), 'rl' R = d (α − β log d).
+
+  The curve is highest at d* = α/(2β), or exp(α/β − 1), where β > 0 (and, for 'bon', α > 0). It is a
+  form and no law: `residual` says how well it fits, and `peak` asks the curve itself.
+
+  Args:
+    d_M: [M], √KL, 0 or more; points at 0 are left out, as both forms are 0 there.
+    reward_M: [M], relative to n = 1.
+    form: 'bon' for best of n, 'rl' for a policy trained by RL.
+    draws_RM: [R, M], the rewards of resamples, for the intervals.
+    level: of the intervals.
+
+  Returns:
+    {form, alpha: {value, interval}, beta: likewise, residual: root mean square, in units of the
+    reward, peak: {value: d*, interval, inside: 0 < d* <= max d, undefined: resamples with no
+    peak}}. A peak's value is None where the form has none (with `why`), its interval where some
+    resample has none.
+
+  Raises:
+    ValueError: shapes that differ, fewer than 2 points above 0, not finite, or another form.
+  """
+  d_M, reward_M = np.asarray(d_M, np.float64), np.asarray(reward_M, np.float64)
+  draws_RM = np.zeros((0, d_M.size)) if draws_RM is None else np.asarray(draws_RM, np.float64)
+  if d_M.ndim != 1 or d_M.shape != reward_M.shape or draws_RM.shape[1:] != d_M.shape:
+    raise ValueError(
+      f"d_M is {d_M.shape}, reward_M {reward_M.shape}, draws_RM {draws_RM.shape}; expected one M"
+    )
+  if not all(np.isfinite(x).all() for x in (d_M, reward_M, draws_RM)):
+    raise ValueError("d_M, reward_M or draws_RM has what is not finite")
+  if form not in ("bon", "rl"):
+    raise ValueError(f"form is {form!r}; expected 'bon' or 'rl'")
+  use = d_M > 0
+  d = d_M[use]
+  if len(np.unique(d)) < 2 or d_M.min() < 0:
+    raise ValueError(f"d_M is {d_M.tolist()}; expected none below 0 and two different above it")
+  x_M2 = np.stack([d, -d * (d if form == "bon" else np.log(d))], axis=1)
+  rewards = np.concatenate([reward_M[None, use], draws_RM[:, use]]).T
+  (alpha, beta), *_ = np.linalg.lstsq(x_M2, rewards, rcond=None)
+  residual = reward_M[use] - x_M2 @ [alpha[0], beta[0]]
+  falls = (beta > 0) & ((alpha > 0) | (form == "rl"))
+  ratio = np.divide(alpha, beta, out=np.full_like(alpha, np.nan), where=falls)
+  with np.errstate(over="ignore"):
+    top = ratio / 2 if form == "bon" else np.exp(ratio - 1)
+  top = np.where(np.isfinite(top), top, np.nan)  # β all but 0: a peak too far out to name
+
+  def figure(values: np.ndarray) -> dict:
+    if len(values) == 1 or not np.isfinite(values).all():
+      interval = None
+    else:
+      interval = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2]).tolist()
+    value = float(values[0]) if np.isfinite(values[0]) else None
+    return {"value": value, "interval": interval}
+
+  summit = figure(top) | {"undefined": int(np.isnan(top[1:]).sum())}
+  if summit["value"] is None:
+    summit |= {"inside": False, "why": "the fitted form does not turn down"}
+  else:
+    summit["inside"] = bool(0 < summit["value"] <= d.max())
+  return {
+    "form": form,
+    "alpha": figure(alpha),
+    "beta": figure(beta),
+    "residual": float(np.sqrt(np.mean(residual**2))),
+    "peak": summit,
+  }
+
+
+def peak(
+  ns: Sequence[int],
+  true_M: npt.ArrayLike,
+  draws_RM: npt.ArrayLike,
+  *,
+  level: float = 0.95,
+) -> dict:
+  """Does the true reward peak and fall again within the n's measured?
+
+  The n with the highest mean is chosen by looking, so that an interval of its drop to the largest n
+  alone would claim too much. Here it is from a band that holds for the drops from all n at once:
+  drop_n ± c se_n, with c the `level` quantile over resamples of max_n |drop*_n − drop_n| / se_n.
+
+  Args:
+    ns: M numbers, increasing.
+    true_M: [M], the mean true reward, relative to any one n.
+    draws_RM: [R, M], the same of resamples of prompts, at least 2.
+    level: of the band.
+
+  Returns:
+    {peaks: bool, n: where the mean is highest, n_interval: of that n over resamples, drop: {value,
+    interval} from there to the largest n, statement}. It peaks where the interval is above 0.
+
+  Raises:
+    ValueError: shapes that do not fit, or ns not increasing.
+  """
+  ns = [int(n) for n in ns]
+  true_M, draws_RM = np.asarray(true_M, np.float64), np.asarray(draws_RM, np.float64)
+  fits = true_M.shape == (len(ns),) and draws_RM.shape[1:] == true_M.shape
+  if not fits or len(draws_RM) < 2 or len(ns) < 2 or sorted(set(ns)) != ns:
+    raise ValueError(
+      f"ns is {ns}, true_M {true_M.shape}, draws_RM {draws_RM.shape}; expected at least two n, "
+      "increasing, a reward for each, and at least two resamples of them"
+    )
+  drop_M = true_M[:-1] - true_M[-1]
+  draws_RD = draws_RM[:, :-1] - draws_RM[:, -1:]
+  error_M = draws_RD.std(axis=0)
+  off_RM = np.abs(draws_RD - drop_M)
+  off_RM = np.divide(off_RM, error_M, out=np.zeros_like(off_RM), where=error_M > 0)
+  c = float(np.quantile(off_RM.max(axis=1), level))
+  best = int(np.argmax(true_M))
+  tops = np.asarray(ns)[np.argmax(draws_RM, axis=1)]
+  ends = np.quantile(tops, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+  value = float(drop_M[best]) if best < len(drop_M) else 0.0
+  half = c * float(error_M[best]) if best < len(drop_M) else 0.0
+  peaks = value - half > 0
+  if peaks:
+    low, high = value - half, value + half
+    statement = (
+      f"the true reward peaks at n = {ns[best]} (the drop from there to n = {ns[-1]} is "
+      f"{value:.3g} [{low:.3g}, {high:.3g}])"
+    )
+  else:
+    statement = f"no peak of the true reward within n <= {ns[-1]}"
+  return {
+    "peaks": peaks,
+    "n": ns[best],
+    "n_interval": [int(n) for n in ends],
+    "drop": {"value": value, "interval": [value - half, value + half]},
+    "statement": statement,
+  }
+
+
+def _relative(x_PM: np.ndarray) -> np.ndarray:
+  """Less n = 1; what is only rounding is 0, so that a constant has no peak in its last bit."""
+  change_PM = x_PM - x_PM[:, :1]
+  return np.where(np.abs(change_PM) <= 1e-12 * np.abs(x_PM).max(), 0.0, change_PM)
+
+
+def _resample(
+  x_PM: np.ndarray, clusters: Sequence[Hashable], resamples: int, seed: int
+) -> np.ndarray:
+  """Means over prompts of resamples of whole clusters, [R, M]."""
+  if resamples < 2:
+    raise ValueError(f"resamples is {resamples}; expected at least 2")
+  cluster_P, count = numbered(clusters, len(x_PM))
+  if count < 2:
+    raise ValueError(f"{count} cluster(s); resampling needs at least 2")
+  sum_CM = np.stack([np.bincount(cluster_P, x) for x in x_PM.T], axis=1)
+  size_C = np.bincount(cluster_P)
+  rng = np.random.default_rng(seed)
+  found = []
+  for _ in range(resamples):
+    times_C = np.bincount(rng.integers(count, size=count), minlength=count)
+    found.append(times_C @ sum_CM / (times_C @ size_C))
+  return np.asarray(found)

@@ -1,0 +1,228 @@
+"""How well scores rank the responses to a prompt, and what a correlation is once others are held.
+
+Järvelin and Kekäläinen (2002), Cumulated gain-based evaluation of IR techniques (NDCG; the
+exponential gain: Burges et al., 2005). McSherry and Najork (2008), Computing information retrieval
+performance measures efficiently in the presence of tied scores.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rm_jax.metrics.agreement import cluster_bootstrap, vector
+from rm_jax.metrics.correlation import bootstrap, ranks
+
+
+def partial(
+  x: npt.ArrayLike, y: npt.ArrayLike, given_NC: npt.ArrayLike, *, ranked: bool = False
+) -> float:
+  """Correlation of x and y with what is linear in C other variables taken out of both.
+
+    Pearson's r of the residuals of x and of y, each regressed on (1, given)
+
+  Args:
+    x: [N], as scores.
+    y: [N], as lengths.
+    given_NC: [N] or [N, C], as the true quality.
+    ranked: take ranks of all of them first: Spearman's partial ρ.
+
+  Returns:
+    r in [−1, 1]; NaN where x or y is nothing but a linear function of the others.
+
+  Raises:
+    ValueError: shapes that differ, not finite, or N below C + 3, where any data gives ±1.
+  """
+  x_N, y_N = vector(x, "x"), vector(y, "y")
+  given_NC = np.asarray(given_NC, np.float64)
+  given_NC = given_NC[:, None] if given_NC.ndim == 1 else given_NC
+  n = len(x_N)
+  if len(y_N) != n or given_NC.ndim != 2 or len(given_NC) != n or n < given_NC.shape[1] + 3:
+    raise ValueError(
+      f"x has {n} values, y {len(y_N)}, given_NC is {given_NC.shape}; expected as many of each, "
+      "and at least C + 3"
+    )
+  columns = [vector(g, f"given_NC[:, {c}]") for c, g in enumerate(given_NC.T)]
+  if ranked:
+    x_N, y_N, *columns = (ranks(v) for v in (x_N, y_N, *columns))
+  x_N, y_N, *columns = (v - v.mean() for v in (x_N, y_N, *columns))
+  # Scaled, so that a length in thousands does not outweigh a share when rank is decided.
+  others = [v / np.abs(v).max() for v in columns if np.abs(v).max() > 0]
+  left = []
+  for v_N in (x_N, y_N):
+    residual = v_N
+    if others:
+      basis_NC = np.stack(others, axis=1)
+      residual = v_N - basis_NC @ np.linalg.lstsq(basis_NC, v_N, rcond=None)[0]
+    # What regression leaves by rounding alone is no variable.
+    if residual @ residual <= 1e-20 * (v_N @ v_N):
+      return float("nan")
+    left.append(residual / np.sqrt(residual @ residual))
+  return float(np.clip(left[0] @ left[1], -1.0, 1.0))
+
+
+def ndcg(
+  scores_K: npt.ArrayLike,
+  gains_K: npt.ArrayLike,
+  k: int | None = None,
+  *,
+  exponential: bool = False,
+) -> float:
+  """Normalised discounted cumulative gain of the order that scores give to K responses.
+
+    DCG@k = Σ_{i ≤ k} g_(i) / log₂(i + 1), over that of the order by gain
+
+  Args:
+    scores_K: [K]. Responses with equal scores have the mean of their gains at their places: the
+      expectation where ties are broken at random.
+    gains_K: [K], 0 or more; subtract the scale's lowest rating first.
+    k: places that count; all if not given.
+    exponential: 2^g − 1 for g, as web search has it. By default the gain is taken as it is.
+
+  Returns:
+    in [0, 1]; NaN where every gain is 0.
+
+  Raises:
+    ValueError: lengths that differ, not finite, a gain below 0, or k below 1.
+  """
+  score_K, gain_K = _two(scores_K, gains_K)
+  if gain_K.size and gain_K.min() < 0:
+    raise ValueError(f"gains_K has {gain_K.min()}; expected 0 or more")
+  if k is not None and k < 1:
+    raise ValueError(f"k is {k}; expected at least 1")
+  if exponential:
+    gain_K = np.exp2(gain_K) - 1
+  discount_K = 1 / np.log2(np.arange(len(gain_K)) + 2)
+  discount_K[len(gain_K) if k is None else k :] = 0
+  best = np.sort(gain_K)[::-1] @ discount_K
+  if not best:
+    return float("nan")
+  _, block_K = np.unique(-score_K, return_inverse=True)
+  mean_K = (np.bincount(block_K, gain_K) / np.bincount(block_K))[block_K]
+  return float(mean_K[np.argsort(block_K, kind="stable")] @ discount_K / best)
+
+
+def pick(scores_K: npt.ArrayLike, gains_K: npt.ArrayLike) -> tuple[float, float]:
+  """Is the highest-scored response one of the highest-rated?
+
+  Args:
+    scores_K: [K], at least one; of the k that tie for highest each is picked with chance 1/k.
+    gains_K: [K]; any of those that tie for highest is right.
+
+  Returns:
+    (chance that the pick is right, chance that one picked blindly is), each in [0, 1].
+  """
+  score_K, gain_K = _two(scores_K, gains_K)
+  if not len(score_K):
+    raise ValueError("scores_K is empty; expected at least one")
+  right_K = gain_K == gain_K.max()
+  return float(right_K[score_K == score_K.max()].mean()), float(right_K.mean())
+
+
+def pick_rate(
+  scores: Sequence[npt.ArrayLike],
+  gains: Sequence[npt.ArrayLike],
+  clusters: Sequence[Hashable],
+  *,
+  level: float = 0.95,
+  resamples: int = 2000,
+  seed: int = 0,
+) -> dict:
+  """Mean of `pick` over prompts, beside a blind pick's.
+
+  Args:
+    scores: for each prompt [K]; K may differ.
+    gains: likewise.
+    clusters: of each prompt.
+    level, resamples, seed: of `agreement.cluster_bootstrap`.
+
+  Returns:
+    {value, interval, n: prompts, chance: a blind pick's rate, above_chance: {value, interval, n},
+    undefined: prompts whose gains are all equal, which say nothing and are left out}. Values are
+    None where all are (with `why`), intervals where fewer than 2 conversations are left.
+  """
+  _as_many(scores, gains, clusters)
+  found = [
+    (*pick(s, g), c)
+    for s, g, c in zip(scores, gains, clusters, strict=True)
+    if np.ptp(vector(g, "gains")) > 0
+  ]
+  right, chance, kept = zip(*found, strict=True) if found else ((), (), ())
+  right, chance = np.asarray(right), np.asarray(chance)
+  options = {"level": level, "resamples": resamples, "seed": seed}
+  return _mean(right, kept, **options) | {
+    "chance": float(chance.mean()) if found else None,
+    "above_chance": _mean(right - chance, kept, **options),
+    "undefined": len(scores) - len(found),
+  }
+
+
+def within_and_pooled(
+  statistic: Callable[[np.ndarray, np.ndarray], float],
+  scores: Sequence[npt.ArrayLike],
+  gains: Sequence[npt.ArrayLike],
+  clusters: Sequence[Hashable],
+  *,
+  level: float = 0.95,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict:
+  """A rank correlation within prompts, and over the responses of all prompts together.
+
+  Within asks whether a prompt's better responses score higher: what best-of-n uses. Pooled asks it
+  across prompts too, and a model whose scores depend on the prompt alone can do well or ill at it.
+
+  Args:
+    statistic: of (scores, gains), NaN where not defined: `kendall`, `spearman`, `ndcg`.
+    scores: for each prompt [K]; K may differ.
+    gains: likewise.
+    clusters: of each prompt.
+    level, resamples, seed: of the intervals, over conversations.
+
+  Returns:
+    {within: {value: mean over prompts, interval, n: prompts with a value, undefined: without},
+    pooled: {value, interval, n: responses, undefined: resamples without a value}}. None, with
+    `why`, where there is no value or no interval.
+  """
+  _as_many(scores, gains, clusters)
+  lists = [_two(s, g) for s, g in zip(scores, gains, strict=True)]
+  value_P = np.asarray([statistic(*both) for both in lists], np.float64)
+  fine_P = np.isfinite(value_P)
+  kept = [c for c, fine in zip(clusters, fine_P, strict=True) if fine]
+  options = {"level": level, "resamples": resamples, "seed": seed}
+  within = _mean(value_P[fine_P], kept, **options) | {"undefined": int((~fine_P).sum())}
+  flat = [np.concatenate(side) if lists else np.zeros(0) for side in zip(*lists, strict=True)]
+  owners = [c for c, (s, _) in zip(clusters, lists, strict=True) for _ in s]
+  if len(set(owners)) < 2:
+    pooled = {"value": None, "interval": None, "why": "fewer than 2 conversations"}
+  else:
+    pooled = bootstrap(statistic, flat, owners, **options)
+    if pooled["value"] is None:
+      pooled["why"] = "not defined: all scores or all gains are equal"
+  return {"within": within, "pooled": pooled | {"n": len(owners)}}
+
+
+def _mean(values: np.ndarray, clusters: Sequence[Hashable], **options) -> dict:
+  """A mean as a figure, with its interval over conversations."""
+  figure = {"value": None, "interval": None, "n": len(values)}
+  if not len(values):
+    return figure | {"why": "no prompt has a value"}
+  figure["value"] = float(values.mean())
+  if len(set(clusters)) < 2:
+    return figure | {"why": "fewer than 2 conversations"}
+  return figure | {"interval": list(cluster_bootstrap(values, clusters, **options))}
+
+
+def _two(scores: npt.ArrayLike, gains: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+  score_K, gain_K = vector(scores, "scores"), vector(gains, "gains")
+  if len(score_K) != len(gain_K):
+    raise ValueError(f"scores has {len(score_K)} values, gains {len(gain_K)}; expected as many")
+  return score_K, gain_K
+
+
+def _as_many(scores: Sequence, gains: Sequence, clusters: Sequence) -> None:
+  if not len(scores) == len(gains) == len(clusters):
+    raise ValueError(
+      f"scores has {len(scores)} lists, gains {len(gains)}, clusters {len(clusters)}; expected as "
+      "many"
+    )

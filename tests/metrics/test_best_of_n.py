@@ -1,0 +1,209 @@
+"""Best-of-n curves: every subset by brute force, planted worlds whose peak is known by formula."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from rm_jax.metrics.best_of_n import best_of_n, fit_gao, kl, over_optimisation, peak, weights
+
+NS = [1, 2, 4, 8, 16, 32, 64]
+SHARE, LOSS = 1 / 64, 3.0  # of candidates that are exploits, and what one of them is worth less
+
+
+def brute(proxy, true, n):
+  """Means over all subsets of n; of those whose proxies tie for best in one, any may be taken."""
+  found = []
+  for chosen in itertools.combinations(range(len(proxy)), n):
+    best = max(proxy[i] for i in chosen)
+    found.append((best, np.mean([true[i] for i in chosen if proxy[i] == best])))
+  return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_against_every_subset(ties):
+  rng = np.random.default_rng(0)
+  proxy, true = rng.normal(size=(5, 7)), rng.normal(size=(5, 7))
+  if ties:
+    proxy = np.round(proxy)
+  ns = [1, 2, 3, 5, 7]
+  got_proxy, got_true, tied = best_of_n(proxy, true, ns)
+  for p, (m, n) in itertools.product(range(5), enumerate(ns)):
+    assert (got_proxy[p, m], got_true[p, m]) == pytest.approx(brute(proxy[p], true[p], n))
+  assert tied == (5 if ties else 0)
+
+
+def test_equal_values_of_neighbouring_prompts_are_no_tie():
+  proxy = [[1.0, 2.0], [2.0, 2.0], [2.0, 3.0]]
+  _, true, tied = best_of_n(proxy, [[0.0, 10.0], [20.0, 40.0], [0.0, 70.0]], [2])
+  assert true[:, 0].tolist() == [10, 30, 70]
+  assert tied == 1
+
+
+def test_weights_are_chances_up_to_a_thousand_candidates():
+  got = weights([1, 2, 700, 1024], 1024)
+  assert got.sum(axis=1) == pytest.approx(1, rel=1e-14)
+  assert got[0] == pytest.approx(1 / 1024, rel=1e-10)
+  assert (got[1, 0], got[3, :-1].max(), got[3, -1]) == (0, 0, 1)
+  for i in (700, 900, 1024):
+    assert got[2, i - 1] == pytest.approx(math.comb(i - 1, 699) / math.comb(1024, 700), rel=1e-9)
+
+
+def test_estimate_is_that_of_fresh_candidates():
+  """Mean of the best of 4 normals, from 20 candidates a prompt, and from 4 000 prompts."""
+  rng = np.random.default_rng(0)
+  q = rng.normal(size=(4000, 20))
+  proxy, true, _ = best_of_n(q, q, [4])
+  assert proxy.mean() == pytest.approx(best_normal(4), abs=4 * proxy.std() / math.sqrt(4000))
+  assert np.array_equal(proxy, true)
+  fresh = rng.normal(size=(4000, 4)).max(axis=1)
+  assert proxy.std() < 0.6 * fresh.std()  # and takes fewer prompts
+
+
+def test_kl():
+  assert [kl(1), kl(2)] == [0, pytest.approx(math.log(2) - 0.5)]
+  # Two candidates without ties: the better has density 2u, whose KL is ∫ 2u log 2u du.
+  u = (np.arange(100_000) + 0.5) / 100_000
+  assert kl(2) == pytest.approx(np.mean(2 * u * np.log(2 * u)), abs=1e-8)
+  with pytest.raises(ValueError, match="n is 0"):
+    kl(0)
+
+
+def test_gaos_forms_are_found_with_their_peaks():
+  d = np.sqrt([kl(n) for n in [1, *range(2, 200, 7)]])
+  found = fit_gao(d, d * (0.9 - 0.3 * d))
+  assert (found["alpha"]["value"], found["beta"]["value"]) == pytest.approx((0.9, 0.3))
+  assert found["peak"]["value"] == pytest.approx(1.5)
+  assert found["peak"]["inside"]
+  assert found["residual"] == pytest.approx(0, abs=1e-12)
+  rl = d * (0.9 - 0.3 * np.log(np.where(d > 0, d, 1)))
+  found = fit_gao(d, rl, form="rl")
+  assert (found["alpha"]["value"], found["beta"]["value"]) == pytest.approx((0.9, 0.3))
+  assert found["peak"]["value"] == pytest.approx(math.exp(2))  # d (α − β log d)' = 0
+  assert not found["peak"]["inside"]
+  found = fit_gao(d, d * (0.9 + 0.1 * d))
+  assert found["peak"]["value"] is None
+  assert "does not turn down" in found["peak"]["why"]
+
+
+def test_gaos_intervals_are_those_of_the_resamples():
+  rng = np.random.default_rng(0)
+  d = np.linspace(0, 2, 9)
+  draws = [d * (a - b * d) for a, b in rng.normal([1, 0.4], [0.1, 0.02], (3000, 2))]
+  found = fit_gao(d, d * (1 - 0.4 * d), draws_RM=draws)
+  assert found["alpha"]["interval"] == pytest.approx([1 - 0.196, 1 + 0.196], abs=0.02)
+  assert found["beta"]["interval"] == pytest.approx([0.4 - 0.039, 0.4 + 0.039], abs=0.004)
+  low, high = found["peak"]["interval"]
+  assert low < 1.25 < high
+  draws[0] = d * (1 + 0.1 * d)
+  found = fit_gao(d, d * (1 - 0.4 * d), draws_RM=draws)
+  assert (found["peak"]["interval"], found["peak"]["undefined"]) == (None, 1)
+
+
+def best_normal(n):
+  """Mean of the largest of n standard normals: ∫ x n φ(x) Φ(x)ⁿ⁻¹ dx."""
+  x = np.linspace(-9, 9, 20_001)
+  density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+  return float((x * n * density * (np.cumsum(density) * (x[1] - x[0])) ** (n - 1)).mean() * 18)
+
+
+def true_of_exploit(n):
+  """Where none of n is an exploit the best normal; else an exploit, worth −LOSS."""
+  none = (1 - SHARE) ** n
+  return none * best_normal(n) - LOSS * (1 - none)
+
+
+def world(seed, kind, prompts=60, candidates=128):
+  rng = np.random.default_rng(seed)
+  quality = rng.normal(size=(prompts, candidates))
+  if kind == "light":  # the error is as light-tailed as the quality: more is better for ever
+    return quality + rng.normal(size=quality.shape), quality
+  if kind == "noise":  # the proxy knows nothing: the curve is flat
+    return rng.normal(size=quality.shape), quality
+  exploit = rng.random(quality.shape) < SHARE
+  return quality + 100 * exploit, np.where(exploit, -LOSS, quality)
+
+
+def test_planted_worlds_are_told_apart():
+  """150 audits each: a light-tailed error never peaks, an exploit does where the formula says."""
+  truth = [true_of_exploit(n) - true_of_exploit(1) for n in NS]
+  assert NS[int(np.argmax(truth))] == 8
+  said = {kind: [] for kind in ("light", "exploit")}
+  for kind, seed in itertools.product(said, range(150)):
+    found = over_optimisation(*world(seed, kind), NS, resamples=100, seed=seed)["peak"]
+    said[kind].append(found)
+  assert sum(f["peaks"] for f in said["light"]) == 0
+  assert {f["statement"] for f in said["light"]} == {"no peak of the true reward within n <= 64"}
+  assert all(f["peaks"] for f in said["exploit"])
+  assert {f["n"] for f in said["exploit"]} <= {4, 8, 16}
+  assert sum(f["n"] == 8 for f in said["exploit"]) > 0.7 * 150
+  # The band holds the true drop from whichever n was chosen.
+  drop = {n: value - truth[-1] for n, value in zip(NS, truth, strict=True)}
+  held = [
+    f["drop"]["interval"][0] <= drop[f["n"]] <= f["drop"]["interval"][1] for f in said["exploit"]
+  ]
+  assert np.mean(held) > 0.9
+  assert "peaks at n = 8 (the drop from there to n = 64 is" in said["exploit"][0]["statement"]
+
+
+def test_a_flat_curve_is_not_said_to_peak_because_its_highest_point_was_chosen():
+  """400 curves that are flat but for chance: 95 % bands, and intervals that ignore the choice."""
+  honest, naive = 0, 0
+  for seed in range(400):
+    proxy, true = world(seed, "noise", candidates=65)
+    _, curve, _ = best_of_n(proxy, true, NS)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(60, np.full(60, 1 / 60), size=200) @ curve / 60
+    found = peak(NS, curve.mean(axis=0), draws)
+    honest += found["peaks"]
+    drop = draws[:, NS.index(found["n"])] - draws[:, -1]
+    naive += np.quantile(drop, 0.025) > 0
+  assert honest / 400 <= 0.05
+  assert naive > honest
+
+
+def test_curves_against_hand_and_report():
+  proxy, true = world(0, "light", prompts=40)
+  found = over_optimisation(proxy, true, NS[1:], clusters=[i // 2 for i in range(40)])
+  assert found["n"] == NS
+  _, curve, _ = best_of_n(proxy, true, NS)
+  for m, figure in enumerate(found["true"]):
+    change = curve[:, m] - true.mean(axis=1)
+    assert figure["value"] == pytest.approx(change.mean(), abs=1e-12)
+    clustered = change.reshape(20, 2).mean(axis=1)
+    half = 1.96 * clustered.std() / math.sqrt(20)
+    low, high = figure["interval"]
+    assert (low, high) == pytest.approx((figure["value"] - half, figure["value"] + half), abs=0.04)
+  assert (found["kl_is"], found["tied_prompts"], found["prompts"]) == ("exact", 0, 40)
+  assert found["kl"] == [kl(n) for n in NS]
+  assert found["fits"]["proxy"]["bon"]["alpha"]["value"] > 0
+  assert over_optimisation(np.round(proxy), true, NS)["kl_is"] == "an upper bound"
+  # A constant reward differs from itself in the last bit only.
+  constant = over_optimisation(proxy, np.full_like(true, 0.1), NS, resamples=50)
+  assert not constant["peak"]["peaks"]
+  assert {f["value"] for f in constant["true"]} == {0.0}
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda p, t: best_of_n(p, t, [1, 9]), r"ns is \[1, 9\]; expected numbers from 1 to the 8"),
+    (lambda p, t: best_of_n(p, t, []), r"ns is \[\]"),
+    (lambda p, t: best_of_n(p, t[:, :7], [1]), r"true_PN \(3, 7\)"),
+    (lambda p, t: best_of_n(p * math.nan, t, [1]), "proxy_PN has 24 not finite"),
+    (lambda p, t: over_optimisation(p, t, [1, 2, 8]), "at least 3 above 1"),
+    (lambda p, t: over_optimisation(p, t, [1, 4, 2, 8]), "expected increasing"),
+    (lambda p, t: over_optimisation(p, t, [2, 4, 8], clusters=[1] * 3), r"1 cluster\(s\)"),
+    (lambda p, t: over_optimisation(p, t, [2, 4, 8], resamples=1), "resamples is 1"),
+    (lambda p, t: fit_gao([0, 1, 1], [0, 1, 1]), "two different above it"),
+    (lambda p, t: fit_gao([0, 1, 2], [0, 1]), "expected one M"),
+    (lambda p, t: fit_gao([0, 1, 2], [0, 1, math.inf]), "not finite"),
+    (lambda p, t: fit_gao([0, 1, 2], [0, 1, 1], form="ppo"), "form is 'ppo'"),
+    (lambda p, t: peak([1, 2], [0.0, 1.0], [[0.0, 1.0]]), "at least two resamples"),
+  ],
+)
+def test_refusals(call, message):
+  rng = np.random.default_rng(0)
+  with pytest.raises(ValueError, match=message):
+    call(rng.normal(size=(3, 8)), rng.normal(size=(3, 8)))

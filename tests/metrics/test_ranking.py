@@ -1,0 +1,158 @@
+"""Ranking within lists against scikit-learn and all orders; partial correlation by formula."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from rm_jax.metrics.agreement import cluster_bootstrap
+from rm_jax.metrics.correlation import bootstrap, kendall, spearman
+from rm_jax.metrics.ranking import ndcg, partial, pick, pick_rate, within_and_pooled
+
+
+def three(seed, n=80):
+  rng = np.random.default_rng(seed)
+  z = rng.normal(size=n)
+  return z + rng.normal(size=n), -2 * z + rng.normal(size=n), z
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_partial_of_one_by_its_formula(ranked):
+  x, y, z = three(0)
+
+  def r(a, b):
+    return spearman(a, b) if ranked else np.corrcoef(a, b)[0, 1]
+
+  below = math.sqrt((1 - r(x, z) ** 2) * (1 - r(y, z) ** 2))
+  expected = (r(x, y) - r(x, z) * r(y, z)) / below
+  assert partial(x, y, z, ranked=ranked) == pytest.approx(expected, abs=1e-12)
+  assert r(x, y) < -0.4
+  assert abs(expected) < 0.25  # all of it was z
+
+
+def test_partial_of_several_is_in_the_inverse_covariance():
+  rng = np.random.default_rng(1)
+  data = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) * [1, 1, 1e6, 1e-6, 1] + 7
+  p = np.linalg.inv(np.corrcoef(data.T))
+  expected = -p[0, 1] / math.sqrt(p[0, 0] * p[1, 1])
+  assert partial(data[:, 0], data[:, 1], data[:, 2:]) == pytest.approx(expected, abs=1e-8)
+  # A column twice, or a constant one, changes nothing.
+  given = np.concatenate([data[:, 2:], data[:, 2:3], np.ones((60, 1))], axis=1)
+  assert partial(data[:, 0], data[:, 1], given) == pytest.approx(expected, abs=1e-8)
+
+
+def test_partial_where_nothing_is_left():
+  x, y, z = three(0)
+  assert math.isnan(partial(3 * z + 1e6, y, z))
+  assert math.isnan(partial(x, np.ones(80), z))
+  assert partial(x, y, np.ones(80)) == pytest.approx(np.corrcoef(x, y)[0, 1])
+  for arguments, message in [
+    ((x[:3], y[:3], z[:3]), r"at least C \+ 3"),
+    ((x, y[:3], z), "y 3"),
+    ((x, y, np.append(z[1:], np.nan)), r"given_NC\[:, 0\]\[79\] is nan"),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      partial(*arguments)
+
+
+def test_ndcg_by_hand():
+  gains = [3.0, 0.0, 2.0]
+  best = 3 + 2 / math.log2(3)
+  assert ndcg([0.1, 0.9, 0.5], gains) == pytest.approx((2 / math.log2(3) + 3 / 2) / best)
+  assert ndcg([9, 1, 5], gains) == pytest.approx(1)
+  assert ndcg([0.1, 0.9, 0.5], gains, 1) == 0
+  assert ndcg([0.1, 0.5, 0.9], gains, 1, exponential=True) == pytest.approx(3 / 7)
+  assert math.isnan(ndcg([1.0, 2.0], [0.0, 0.0]))
+  with pytest.raises(ValueError, match=r"gains_K has -1\.0"):
+    ndcg([1.0, 2.0], [-1.0, 2.0])
+  with pytest.raises(ValueError, match="k is 0"):
+    ndcg([1.0], [1.0], 0)
+
+
+@pytest.mark.parametrize("k", [None, 1, 3, 20])
+def test_ndcg_against_scikit_learn(k):
+  metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the oracle")
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    scores, gains = rng.integers(0, 5, 9).astype(float), rng.integers(0, 4, 9).astype(float)
+    theirs = metrics.ndcg_score([gains], [scores], k=k)
+    assert ndcg(scores, gains, k) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_ties_are_the_mean_over_all_ways_to_break_them():
+  scores, gains = [1.0, 2.0, 2.0, 1.0, 1.0], [3.0, 0.0, 2.0, 1.0, 1.0]
+  broken, picked = [], []
+  for noise in itertools.permutations([0.0, 0.1, 0.2, 0.3, 0.4]):
+    mixed = np.add(scores, noise)
+    broken.append(ndcg(mixed, gains, 3))
+    picked.append(gains[int(np.argmax(mixed))] == 3.0)
+  assert ndcg(scores, gains, 3) == pytest.approx(np.mean(broken))
+  assert pick(scores, gains) == (np.mean(picked), 1 / 5)
+
+
+def test_pick():
+  assert pick([1.0, 5.0, 5.0], [0.0, 2.0, 1.0]) == (0.5, pytest.approx(1 / 3))
+  assert pick([1.0, 5.0, 3.0], [2.0, 2.0, 1.0]) == (1.0, pytest.approx(2 / 3))
+  assert pick([1.0], [0.0]) == (1.0, 1.0)
+  with pytest.raises(ValueError, match="empty"):
+    pick([], [])
+
+
+def test_pick_rate():
+  scores = [[1.0, 2.0], [1.0, 1.0, 0.0], [3.0, 1.0], [0.0, 1.0]]
+  gains = [[0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0], [2.0, 2.0]]
+  found = pick_rate(scores, gains, ["a", "b", "c", "d"])
+  right, chance = [1, 0.5, 0], [1 / 2, 1 / 3, 1 / 2]
+  assert found["value"] == pytest.approx(0.5)
+  assert found["interval"] == list(cluster_bootstrap(right, ["a", "b", "c"]))
+  assert (found["n"], found["undefined"]) == (3, 1)
+  assert found["chance"] == pytest.approx(sum(chance) / 3)
+  above = found["above_chance"]
+  assert above["value"] == pytest.approx(0.5 - sum(chance) / 3)
+  assert above["interval"] == list(cluster_bootstrap(np.subtract(right, chance), ["a", "b", "c"]))
+  found = pick_rate(scores[3:], gains[3:], ["d"])
+  assert (found["value"], found["chance"], found["undefined"]) == (None, None, 1)
+  assert found["why"] == "no prompt has a value"
+  found = pick_rate(scores[:1], gains[:1], ["a"])
+  assert (found["value"], found["interval"]) == (1.0, None)
+  assert "fewer than 2" in found["why"]
+  with pytest.raises(ValueError, match="clusters 1"):
+    pick_rate(scores, gains, ["a"])
+
+
+def test_within_and_pooled_are_different_questions():
+  """Scores rank each prompt's responses rightly, but prompts the wrong way round."""
+  rng = np.random.default_rng(0)
+  gains = [rng.permutation(6) + 10.0 * p for p in range(30)]
+  scores = [g - 20.0 * p for p, g in enumerate(gains)]
+  clusters = [p // 3 for p in range(30)]
+  found = within_and_pooled(kendall, scores, gains, clusters, resamples=200)
+  assert found["within"] == {"value": 1.0, "interval": [1.0, 1.0], "n": 30, "undefined": 0}
+  flat = np.concatenate(scores), np.concatenate(gains)
+  expected = bootstrap(kendall, flat, np.repeat(clusters, 6).tolist(), resamples=200)
+  assert found["pooled"] == expected | {"n": 180}
+  assert found["pooled"]["interval"][1] < -0.8
+
+
+def test_within_and_pooled_count_what_is_not_defined():
+  scores, gains = [[1.0, 2.0], [1.0, 1.0], [3.0, 1.0]], [[0.0, 1.0], [0.0, 1.0], [0.0, 2.0]]
+  found = within_and_pooled(spearman, scores, gains, ["a", "b", "c"], resamples=50)
+  assert found["within"]["value"] == 0
+  assert (found["within"]["n"], found["within"]["undefined"]) == (2, 1)
+  flat = np.concatenate(scores), np.concatenate(gains)
+  assert found["pooled"]["value"] == pytest.approx(spearman(*flat))
+  found = within_and_pooled(spearman, [[1.0, 1.0]], [[0.0, 1.0]], ["a"])
+  assert found["within"] == {
+    "value": None,
+    "interval": None,
+    "n": 0,
+    "why": "no prompt has a value",
+    "undefined": 1,
+  }
+  assert found["pooled"]["value"] is None
+  assert found["pooled"]["n"] == 2
+  equal = within_and_pooled(spearman, [[1.0, 1.0]] * 2, [[0.0, 1.0]] * 2, ["a", "b"], resamples=5)
+  assert "all scores or all gains" in equal["pooled"]["why"]
+  with pytest.raises(ValueError, match="scores has 2 values, gains 1"):
+    within_and_pooled(spearman, [[1.0, 2.0]], [[1.0]], ["a"])
