@@ -200,17 +200,18 @@ def load_prmbench(*paths: str | os.PathLike, messages: bool, report: Report) -> 
   """PRMBench (Song et al. 2025): modified_question, modified_process, error_steps, classification.
 
   Steps count from 1; those of `error_steps` beyond the last (100 rows have some) name no step and
-  change nothing, as in the authors' code. Of rows of one class and idx the first is kept. The
-  texts keep their numbering ('3. ..'), which some of the authors' models are spared. Rows with an
-  empty step (3 of 6,216) cannot be read and are dropped.
+  change nothing, as in the authors' code. Of rows of one class and idx the first is kept, as there
+  (5 of 6,216 go, counted as no fault). The texts keep their numbering ('3. ..'), which some of the
+  authors' models are spared. Rows with an empty step (3) cannot be read and are dropped.
   """
   seen: set[tuple[str, str]] = set()
   needs = ("modified_question", "modified_process", "error_steps", "classification", "idx")
-  return load_items(paths, report, needs, functools.partial(_faulty, seen=seen, messages=messages))
+  convert = functools.partial(_faulty, seen=seen, messages=messages, report=report)
+  return load_items(paths, report, needs, convert)
 
 
 def _faulty(
-  row: Row, origin: str, _: str, *, seen: set[tuple[str, str]], messages: bool
+  row: Row, origin: str, _: str, *, seen: set[tuple[str, str]], messages: bool, report: Report
 ) -> Iterator[Item]:
   kind, id, errors = row["classification"], text_of(row["idx"], "idx"), row["error_steps"]
   if kind not in CLASSES:
@@ -222,7 +223,9 @@ def _faulty(
     found = f"'error_steps' is {shown(errors)}"
     raise RowError("out_of_range", f"{found}; expected steps' numbers, from 1")
   if (kind, id) in seen:
-    raise RowError("duplicate_key", f"a second {kind} of idx {shown(id)}; expected one")
+    found = f"a second {kind} of idx {shown(id)}; the first is kept"
+    report.drop("second_of_its_id", origin, found, fault=False)
+    return
   item = make_solution(
     row["modified_question"],
     row["modified_process"],
