@@ -22,7 +22,7 @@ from rm_jax.audit.benchmarks.figures import (
 from rm_jax.audit.benchmarks.items import Benchmark, Item, load_items, make_item, split_name
 from rm_jax.data import formats
 from rm_jax.data.read import File, Row
-from rm_jax.data.report import Report, RowError, shown
+from rm_jax.data.report import DataError, Report, RowError, shown
 from rm_jax.train import pointwise
 
 DOMAINS = ("chat", "math", "code", "safety")
@@ -292,6 +292,8 @@ def load_gsm8k(*paths: str | os.PathLike, messages: bool, report: Report) -> lis
 
   Read as the training data of that format is (`rm_jax.data.published`).
   """
+  if not paths:
+    raise DataError("no path; expected a file, a folder, or a data set of the hub")
   items = []
   for path in paths:
     for example in formats.load(path, report=report, format="gsm8k_solutions"):
