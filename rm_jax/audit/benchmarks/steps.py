@@ -167,8 +167,7 @@ def best_threshold(scores: Sequence[np.ndarray], truth: Sequence[int]) -> float:
     least = np.concatenate([[np.inf], np.minimum.accumulate(one), [-np.inf]])
     k = first if first >= 0 else len(one)
     counts[first >= 0] += 1
-    if least[k + 1] < least[k]:
-      spans[first >= 0].append((least[k + 1], least[k]))
+    spans[first >= 0].append((least[k + 1], least[k]))  # empty where they are equal
   if not counts[True] or not counts[False]:
     found = f"{counts[True]} solutions with an error, {counts[False]} without"
     raise ValueError(f"no threshold can be chosen on {found}; expected both, or give a threshold")
