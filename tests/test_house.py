@@ -15,6 +15,7 @@ MAY_IMPORT = {
   "api": {"types", "train"} | SIBLINGS,
   "curate": {"types", "train", "api"} | SIBLINGS,
   "speed": {"types", "train"} | SIBLINGS,
+  "audit": {"types", "train", "api"} | SIBLINGS,
 }
 
 

@@ -58,12 +58,12 @@ def outcomes(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple
   report = _binary(score_N, label_N, clusters)
   lists = [(s, e) for s, e in zip(scores, examples, strict=True) if len(e.responses) > 1]
   if len({e.conversation for _, e in lists}) > 1:
-    report["best_of"] = _best_of(lists)
+    report["best_of"] = best_of(lists)
   good = label_N > 0.5
   return report, (("good", score_N[good]), ("bad", score_N[~good]))
 
 
-def _best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
+def best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
   """The response that the scores pick, beside what picks without them.
 
   Of equals each is as likely taken. `majority` takes a response with the most frequent final

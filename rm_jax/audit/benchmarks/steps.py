@@ -1,0 +1,348 @@
+"""Benchmarks of process models: ProcessBench and PRMBench.
+
+A scorer gives each step of a solution the log-odds that all is right up to it and with it, as
+`RewardModel.score_steps` does; the probability p of the papers is log-odds log p − log(1 − p).
+"""
+
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rm_jax.audit.benchmarks.figures import (
+  ScoreSteps,
+  absent,
+  by_subset,
+  finite,
+  one_hot,
+  published,
+  rate,
+  step_scores,
+)
+from rm_jax.audit.benchmarks.items import (
+  Benchmark,
+  Item,
+  load_items,
+  make_solution,
+  split_name,
+  whole_number,
+)
+from rm_jax.data.dialogue import text_of
+from rm_jax.data.read import Row
+from rm_jax.data.report import Report, RowError, shown
+from rm_jax.metrics import agreement
+
+PARTS = ("gsm8k", "math", "olympiadbench", "omnimath")
+
+# Ability -> classes of errors (PRMBench, section 3; spelt as the data set spells them).
+ABILITIES = {
+  "simplicity": ("redundency", "circular"),
+  "soundness": ("counterfactual", "step_contradiction", "domain_inconsistency", "confidence"),
+  "sensitivity": ("missing_condition", "deception", "multi_solutions"),
+}
+CLASSES = tuple(itertools.chain.from_iterable(ABILITIES.values()))
+
+
+def load_processbench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
+  """ProcessBench (Zheng et al. 2025): id, problem, steps, label; see `Benchmark.load`.
+
+  The label is the first wrong step, from 0, or -1. The part is the file's name (gsm8k.json ..) or
+  what the id begins with ('gsm8k-0').
+  """
+  needs = ("id", "problem", "steps", "label")
+  convert = functools.partial(_located, messages=messages)
+  return load_items(
+    paths, report, needs, convert, lambda found: [split_name(file) for file in found]
+  )
+
+
+def _located(row: Row, origin: str, name: str, *, messages: bool) -> Iterator[Item]:
+  id = text_of(row["id"], "id")
+  part = name if name in PARTS else id.rpartition("-")[0]
+  if part not in PARTS:
+    found = f"'id' is {shown(id)} in a file {shown(name)}"
+    raise RowError("out_of_range", f"{found}; expected one of them to say {', '.join(PARTS)}")
+
+  def labels(count: int) -> list[bool]:
+    first = whole_number(row["label"], "label", -1, count - 1)
+    return [first < 0 or i < first for i in range(count)]
+
+  yield make_solution(
+    row["problem"], row["steps"], labels, subset=part, origin=origin, messages=messages, id=id
+  )
+
+
+def evaluate_processbench(
+  score_steps: ScoreSteps,
+  items: Sequence[Item],
+  *,
+  threshold: float | None = None,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """ProcessBench's average F1 over its four parts; see `Benchmark.evaluate`.
+
+  A model's answer is the first step that scores below the threshold, or -1. A part's F1 is the
+  harmonic mean of the accuracy on solutions with an error and that on solutions without (0 where
+  both are 0).
+
+  Args:
+    score_steps: see the module.
+    items: as loaded.
+    threshold: log-odds. None: that of the best F1 on the GSM8K part, as the paper says of models
+      that score (its repository holds no code of it); GSM8K's own F1 is then the best it can be.
+    resamples, seed: of the interval, for which the threshold is not chosen anew.
+
+  Returns:
+    also `threshold`, `chosen_on` ('gsm8k' or None), and in each subset `f1`, `on_erroneous` and
+    `on_correct` (rates).
+
+  Raises:
+    ValueError: threshold is None and the GSM8K part has not both kinds of solution.
+  """
+  scores = step_scores(score_steps, items)
+  truth = np.asarray([_first(np.asarray(item.example.labels) < 0.5) for item in items])
+  names = np.asarray([item.subset for item in items])
+  chosen_on = None
+  if threshold is None:
+    chosen_on = PARTS[0]
+    mine = np.flatnonzero(names == chosen_on)
+    threshold = best_threshold([scores[i] for i in mine], truth[mine])
+  right = np.asarray([_first(s < threshold) for s in scores]) == truth
+  erroneous = truth >= 0
+  member = one_hot(names, PARTS)
+  kinds = (erroneous & right, erroneous, ~erroneous & right, ~erroneous)
+  terms = np.concatenate([member * kind[:, None] for kind in kinds], axis=1)
+
+  def f1(sums: np.ndarray) -> np.ndarray:
+    a, n, b, m = np.split(sums, 4, axis=-1)
+    return _harmonic(a / n, b / m)
+
+  clusters = [item.example.conversation for item in items]
+  figure = published(
+    terms,
+    clusters,
+    lambda sums: f1(sums).mean(-1),
+    absent(items, PARTS),
+    resamples=resamples,
+    seed=seed,
+  )
+  with np.errstate(invalid="ignore"):
+    parts = dict(zip(PARTS, f1(terms.sum(axis=0)), strict=True))
+  subsets = by_subset(items, right)
+  for name, one in subsets.items():
+    one["f1"] = finite(parts[name])
+    one["on_erroneous"] = rate(right[(names == name) & erroneous])
+    one["on_correct"] = rate(right[(names == name) & ~erroneous])
+  return {
+    "benchmark": "processbench",
+    **figure,
+    "n": len(items),
+    "subsets": subsets,
+    "threshold": float(threshold),
+    "chosen_on": chosen_on,
+  }
+
+
+def best_threshold(scores: Sequence[np.ndarray], truth: Sequence[int]) -> float:
+  """The threshold below which a step is called wrong that gives the best F1 of `truth`.
+
+  Args:
+    scores: of each solution float [steps].
+    truth: its first wrong step, or -1.
+
+  Returns:
+    Half-way between the two scores that it parts; the lowest of equally good ones.
+
+  Raises:
+    ValueError: not both kinds of solution are there.
+  """
+  # As the threshold t rises, the answer is step k while min of all before k >= t > min up to k.
+  spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+  counts = {True: 0, False: 0}
+  for one, first in zip(scores, truth, strict=True):
+    least = np.concatenate([[np.inf], np.minimum.accumulate(one), [-np.inf]])
+    k = first if first >= 0 else len(one)
+    counts[first >= 0] += 1
+    spans[first >= 0].append((least[k + 1], least[k]))  # empty where they are equal
+  if not counts[True] or not counts[False]:
+    found = f"{counts[True]} solutions with an error, {counts[False]} without"
+    raise ValueError(f"no threshold can be chosen on {found}; expected both, or give a threshold")
+  ends = np.unique([np.min(s) for s in scores] + [x for s in spans.values() for p in s for x in p])
+  ends = ends[np.isfinite(ends)]
+  # Below all, between each two, above all.
+  middles = ends[:-1] / 2 + ends[1:] / 2
+  between = np.where(middles > ends[:-1], middles, ends[1:])
+  tried = np.concatenate([[ends[0] - 1], between, [ends[-1] + 1]])
+  rates = []
+  for kind in (True, False):
+    low, high = (np.sort([span[i] for span in spans[kind]]) for i in (0, 1))
+    inside = np.searchsorted(low, tried) - np.searchsorted(high, tried)
+    rates.append(inside / counts[kind])
+  return float(tried[np.argmax(_harmonic(*rates))])
+
+
+def _first(wrong: np.ndarray) -> int:
+  found = np.flatnonzero(wrong)
+  return int(found[0]) if len(found) else -1
+
+
+def _harmonic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """2ab / (a + b) of rates; 0 where both are 0, NaN where one is."""
+  return np.where(a + b == 0, 0.0, 2 * a * b / np.where(a + b == 0, 1.0, a + b))
+
+
+def load_prmbench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
+  """PRMBench (Song et al. 2025): modified_question, modified_process, error_steps, classification.
+
+  Steps count from 1; those of `error_steps` beyond the last (100 rows have some) name no step and
+  change nothing, as in the authors' code. Of rows of one class and idx the first is kept, as there
+  (5 of 6,216 go, counted as no fault). The texts keep their numbering ('3. ..'), which some of the
+  authors' models are spared. Rows with an empty step (3) cannot be read and are dropped.
+  """
+  seen: set[tuple[str, str]] = set()
+  needs = ("modified_question", "modified_process", "error_steps", "classification", "idx")
+  convert = functools.partial(_faulty, seen=seen, messages=messages, report=report)
+  return load_items(paths, report, needs, convert)
+
+
+def _faulty(
+  row: Row, origin: str, _: str, *, seen: set[tuple[str, str]], messages: bool, report: Report
+) -> Iterator[Item]:
+  kind, id, errors = row["classification"], text_of(row["idx"], "idx"), row["error_steps"]
+  if kind not in CLASSES:
+    found = f"'classification' is {shown(kind)}"
+    raise RowError("out_of_range", f"{found}; expected one of {', '.join(CLASSES)}")
+  if not isinstance(errors, list) or any(
+    isinstance(e, bool) or not isinstance(e, int) or e < 1 for e in errors
+  ):
+    found = f"'error_steps' is {shown(errors)}"
+    raise RowError("out_of_range", f"{found}; expected steps' numbers, from 1")
+  if (kind, id) in seen:
+    found = f"a second {kind} of idx {shown(id)}; the first is kept"
+    report.drop("second_of_its_id", origin, found, fault=False)
+    return
+  item = make_solution(
+    row["modified_question"],
+    row["modified_process"],
+    lambda count: [i not in errors for i in range(1, count + 1)],
+    subset=kind,
+    origin=origin,
+    messages=messages,
+    id=id,
+  )
+  seen.add((kind, id))
+  yield item
+
+
+def evaluate_prmbench(
+  score_steps: ScoreSteps,
+  items: Sequence[Item],
+  *,
+  threshold: float = 0.0,
+  resamples: int = 1000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """PRMBench's PRMScore over all steps; see `Benchmark.evaluate`.
+
+  PRMScore = (F1 + F1_neg) / 2, where F1 = 2TP / (2TP + FP + FN) is of right steps called right and
+  F1_neg of wrong steps called wrong; of multi_solutions, which has no wrong step, F1 alone. An
+  ability's is the mean of its classes'. A step is called right where it scores above the threshold.
+  Where nothing is called right the authors' code can have an F1 of −1; here it is 0. Their models
+  that score redundancy apart use that for `redundency` and `circular`; ours score validity, which
+  the code then uses for all classes. Steps of one original solution (idx) are drawn together.
+
+  Args:
+    score_steps: see the module.
+    items: as loaded.
+    threshold: log-odds; 0 is the authors' probability 0.5.
+    resamples, seed: of the intervals.
+
+  Returns:
+    also `f1`, `negative_f1`, `abilities` {name: PRMScore}, and in each subset `prm_score`, `f1`,
+    `negative_f1`; accuracies are of steps, `n` of subsets counts steps, and `n` solutions.
+  """
+  scores = step_scores(score_steps, items)
+  rows, subsets = [], {}
+  for one, item in zip(scores, items, strict=True):
+    said, good = one > threshold, np.asarray(item.example.labels) > 0.5
+    rows.append([np.sum(x) for x in (said & good, said & ~good, ~said & ~good, ~said & good)])
+  table = np.asarray(rows, np.float64)
+  names = np.asarray([item.subset for item in items])
+  clusters = [item.id for item in items]
+  scored = {}
+  for name in dict.fromkeys(names.tolist()):
+    mine = np.flatnonzero(names == name)
+    f1, negative = _f1s(table[mine].sum(axis=0))
+    scored[name] = f1 if name == "multi_solutions" else (f1 + negative) / 2
+    subsets[name] = {
+      **_step_accuracy(table[mine], [clusters[i] for i in mine], resamples, seed),
+      "prm_score": finite(scored[name]),
+      "f1": finite(f1),
+      "negative_f1": finite(negative),
+    }
+  missing = absent(items, CLASSES)
+  figure = published(
+    table,
+    clusters,
+    lambda sums: sum(_f1s(sums)) / 2,
+    missing,
+    resamples=resamples,
+    seed=seed,
+  )
+  f1, negative = _f1s(table.sum(axis=0))
+  return {
+    "benchmark": "prmbench",
+    **figure,
+    "n": len(items),
+    "subsets": subsets,
+    "f1": finite(f1),
+    "negative_f1": finite(negative),
+    "abilities": {
+      name: finite(np.mean([scored.get(c, np.nan) for c in classes]))
+      for name, classes in ABILITIES.items()
+    },
+    "threshold": float(threshold),
+  }
+
+
+def _f1s(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(F1, F1_neg) of sums [..., (TP, FP, TN, FN)]; NaN where there is nothing to find or call."""
+  tp, fp, tn, fn = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
+  with np.errstate(invalid="ignore"):
+    return 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
+
+
+def _step_accuracy(
+  table: np.ndarray, clusters: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
+  """{accuracy, interval, n} of steps, resampled by solution; Wilson's where all are alike."""
+  right, n = table[:, 0] + table[:, 2], table.sum(axis=1)
+  accuracy = float(right.sum() / n.sum())
+  if accuracy in (0.0, 1.0) or len(set(clusters)) < 2:
+    solutions = len(set(clusters))
+    interval = list(agreement.wilson(accuracy * solutions, solutions))
+  else:
+    interval = published(
+      np.stack([right, n], axis=1),
+      clusters,
+      lambda sums: sums[..., 0] / sums[..., 1],
+      resamples=resamples,
+      seed=seed,
+    )["interval"]
+  return {"accuracy": accuracy, "interval": interval, "n": int(n.sum())}
+
+
+PROCESSBENCH = Benchmark(
+  "processbench",
+  tuple(f"Qwen/ProcessBench:{part}" for part in PARTS),
+  "steps",
+  load_processbench,
+  evaluate_processbench,
+)
+PRMBENCH = Benchmark(
+  "prmbench", ("hitsmy/PRMBench_Preview",), "steps", load_prmbench, evaluate_prmbench
+)

@@ -1,0 +1,670 @@
+"""Published benchmarks: small files in their formats, numbers by hand, and rules on real data."""
+
+import gzip
+import itertools
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from rm_jax.audit.benchmarks import BENCHMARKS
+from rm_jax.audit.benchmarks.figures import published
+from rm_jax.audit.benchmarks.rewardbench import CORE
+from rm_jax.audit.benchmarks.steps import best_threshold
+from rm_jax.data.report import DataError, Report
+from rm_jax.metrics import agreement
+
+DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def last_number(rows):
+  """A scorer: the response's last word."""
+  texts = [r if isinstance(r, str) else r[-1]["content"] for _, r in rows]
+  return np.asarray([float(text.split()[-1]) for text in texts], np.float32)
+
+
+def steps_by_number(rows):
+  """Log-odds of a step: its last word."""
+  return [np.asarray([float(s.split()[-1]) for s in row["completions"]]) for row in rows]
+
+
+def longest(rows):
+  return np.asarray([len(r if isinstance(r, str) else r[-1]["content"]) for _, r in rows], float)
+
+
+def lines(path, rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def array(path, rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+def parquet(path, rows):
+  pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+  import pyarrow.parquet
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
+def load(name, *paths, messages=False):
+  return BENCHMARKS[name].load(*paths, messages=messages, report=Report(strict=True))
+
+
+def run(name, score, *paths, messages=False, **options):
+  return BENCHMARKS[name].evaluate(score, load(name, *paths, messages=messages), **options)
+
+
+def pair(subset, chosen, rejected, prompt="q"):
+  return {
+    "id": 1,
+    "prompt": prompt,
+    "chosen": f"a {chosen}",
+    "chosen_model": "m",
+    "rejected": f"b {rejected}",
+    "rejected_model": "n",
+    "subset": subset,
+  }
+
+
+def reward_bench_rows():
+  wrong = {"math-prm": (1, 2), "alpacaeval-hard": (2, 2)}  # the second is a tie
+  rows = [pair(s, *wrong.get(s, (2, 1)), prompt=f"q {s}") for s in CORE]
+  return [*rows, pair("hep-cpp", 3, 3)]
+
+
+CHAT = (100 + 95 + 28 + 40) / (100 + 95 + 95 + 28 + 40)
+REASONING = (164 / 2 + 5 * 164) / (984 + 6 * 164)
+
+
+@pytest.mark.parametrize("messages", [False, True])
+@pytest.mark.parametrize("write", [parquet, lines])
+def test_rewardbench(tmp_path, write, messages):
+  suffix = ".parquet" if write is parquet else ".jsonl.gz"
+  write(tmp_path / "data" / f"filtered-00000-of-00001{suffix}", reward_bench_rows())
+  write(tmp_path / "data" / f"raw-00000-of-00001{suffix}", [pair("hep-go", 1, 9)])
+  report = run("rewardbench", last_number, tmp_path, messages=messages)
+  assert report["sections"] == {
+    "Chat": pytest.approx(CHAT),
+    "Chat Hard": 1.0,
+    "Safety": 1.0,
+    "Reasoning": pytest.approx(REASONING),
+  }
+  assert report["score"] == pytest.approx((CHAT + 1 + 1 + REASONING) / 4)
+  assert report["n"] == 24
+  assert report["ties"] == 2
+  assert report["prior_sets"] is None
+  cpp = report["subsets"]["hep-cpp"]
+  assert cpp == {"accuracy": 1 / 2, "interval": list(agreement.wilson(1, 2)), "n": 2}
+  # Of so few, every resample misses a subset: no interval, and it is said.
+  assert (report["interval"], report["undefined"]) == (None, 1000)
+
+
+def test_rewardbench_of_more(tmp_path):
+  rows = [{**r, "prompt": f"{r['prompt']} {i}"} for i in range(20) for r in reward_bench_rows()]
+  lines(tmp_path / "filtered.jsonl", rows)
+  report = run("rewardbench", last_number, tmp_path)
+  assert report["score"] == pytest.approx((CHAT + 1 + 1 + REASONING) / 4)
+  low, high = report["interval"]
+  assert low < report["score"] < high
+  assert report["undefined"] == 0
+
+
+def test_rewardbench_with_prior_sets(tmp_path):
+  core, prior = tmp_path / "core", tmp_path / "prior"
+  lines(core / "filtered.jsonl", reward_bench_rows())
+  talk = [{"role": r, "content": c} for r, c in (("user", "x"), ("assistant", "y"), ("user", "z"))]
+  for name, right in (("anthropic_helpful", 1), ("anthropic_hhh", 0), ("shp", 1), ("summarize", 0)):
+    # Their own column `subset` is another thing.
+    rows = [pair("other", right, 0.5, prompt=talk), pair("other", 1, 0.5, prompt=talk[:1])]
+    parquet(prior / "data" / f"{name}-00000-of-00001.parquet", rows)
+  parquet(prior / "data" / "anthropic_harmless-00000-of-00001.parquet", [pair("o", 0, 1, talk[:1])])
+  parquet(prior / "data" / "pku_safer-00000-of-00001.parquet", [pair("o", 0, 1, talk[:1])])
+  report = run("rewardbench", last_number, core, prior, messages=True)
+  sets = (1 + 1 / 2 + 1 + 1 / 2) / 4
+  assert report["prior_sets"] == sets
+  assert report["score"] == pytest.approx((2 * (CHAT + 1 + 1 + REASONING) + sets) / 9)
+  assert report["subsets"]["anthropic_harmless"]["accuracy"] == 0
+  assert "pku_safer" not in report["subsets"]
+  # A prompt of three turns has no published form as a string.
+  with pytest.raises(DataError, match=r"helpful.*:row 0: unsupported_message: 'prompt' has 3 mess"):
+    load("rewardbench", core, prior)
+
+
+def test_a_missing_part_is_said_and_makes_no_number(tmp_path):
+  lines(tmp_path / "filtered.jsonl", [r for r in reward_bench_rows() if r["subset"] != "hep-js"])
+  report = run("rewardbench", last_number, tmp_path)
+  assert report["score"] is None
+  assert report["interval"] is None
+  assert report["why"] == "nothing of hep-js"
+  assert report["sections"]["Reasoning"] is None
+  assert report["sections"]["Chat"] == pytest.approx(CHAT)
+
+
+def best_of_4(subset, *scores, id="1", right=1):
+  texts = [f"{i} {s}" for i, s in enumerate(scores)]
+  return {
+    "id": id,
+    "prompt": f"q {subset} {id}",
+    "chosen": texts[:right],
+    "rejected": texts[right:],
+    "num_correct": right,
+    "num_incorrect": len(scores) - right,
+    "total_completions": len(scores),
+    "models": ["m"] * len(scores),
+    "subset": subset,
+  }
+
+
+def test_rewardbench_2(tmp_path):
+  rows = [
+    best_of_4("Factuality", 5, 1, 2, 3),
+    best_of_4("Factuality", 5, 5, 2, 3, id="2"),  # two at the top: 1/2
+    best_of_4("Precise IF", 1, 1, 1, 1),  # 1/4
+    best_of_4("Math", 1, 2, 2, 0),
+    best_of_4("Safety", 4, 4, 4, 0),  # 1/3
+    best_of_4("Focus", 9, 0, 0, 0),
+    # Gaps: 4 and 3, spread 1: all right; min(4, 3) / 1 − 1 = 2.
+    best_of_4("Ties", 5, 1, 0, id="ref:0"),
+    best_of_4("Ties", 5, 4, 1, 0, id="tied:0", right=2),
+    # Gaps: 1 and 3, spread 2: preferred, but not with the reference's gap; 1 / 2 − 1.
+    best_of_4("Ties", 2, 1, id="ref:1"),
+    best_of_4("Ties", 6, 4, 1, id="tied:1", right=2),
+    # Gaps: −1 and 0, spread 0: at a tie nothing is right; −1 / 0 is −∞.
+    best_of_4("Ties", 1, 2, id="ref:2"),
+    best_of_4("Ties", 3, 3, 3, id="tied:2", right=2),
+    # Gaps: 2 and 0, spread 0: 0 / 0 counts 0.
+    best_of_4("Ties", 3, 1, id="ref:3"),
+    best_of_4("Ties", 7, 7, 7, id="tied:3", right=2),
+    best_of_4("Ties", 1, 4, id="ref:4"),  # without its tied one: only its accuracy counts
+  ]
+  parquet(tmp_path / "data" / "test-00000-of-00001.parquet", rows)
+  report = run("rewardbench2", last_number, tmp_path, messages=True)
+  means = {"Factuality": 3 / 4, "Precise IF": 1 / 4, "Math": 0, "Safety": 1 / 3, "Focus": 1}
+  terms = {
+    "tied_accuracy": 2 / 4,
+    "ref_accuracy": 3 / 5,
+    "preferred": 2 / 4,
+    "preferred_hard": 1 / 4,
+    "margin": (math.tanh(2) + math.tanh(-1 / 2) - 1 + 0) / 4,
+  }
+  assert report["ties"] == pytest.approx(terms)
+  ties = 0.3 * 2 / 4 + 0.3 * 3 / 5 + 0.2 * 2 / 4 + 0.2 * 1 / 4 + 0.01 * terms["margin"]
+  assert report["means"] == pytest.approx({**means, "Ties": ties})
+  assert report["score"] == pytest.approx((3 / 4 + 1 / 4 + 0 + 1 / 3 + 1 + ties) / 6)
+  assert report["subsets"]["Ties"]["accuracy"] == (2 + 3) / 9
+  assert report["subsets"]["Factuality"]["n"] == 2
+
+
+def test_rewardbench_2_refuses_what_its_formula_is_not_of(tmp_path):
+  path = tmp_path / "x.jsonl"
+  for bad, message in (
+    (best_of_4("Ties", 1, 0, id="ref-1"), "expected 'ref:N' or 'tied:N'"),
+    (best_of_4("Ties", 1, 0, id="tied:1"), "expected several"),
+    (best_of_4("Math", 1, 0, right=2), "not both lists"),
+    (best_of_4("Math", 1, 1, 0, right=2), "expected one"),
+    (best_of_4("Mathematics", 1, 0), "'subset' is 'Mathematics'"),
+  ):
+    if "not both" in message:
+      bad["rejected"] = []
+    lines(path, [best_of_4("Math", 1, 0), bad])
+    with pytest.raises(DataError, match=rf"x\.jsonl:2: .*{message}"):
+      load("rewardbench2", path)
+  lines(path, [best_of_4("Ties", 1, 0, id="ref:1")] * 2)
+  with pytest.raises(ValueError, match="an id of Ties twice"):
+    run("rewardbench2", last_number, path)
+
+
+def styles(domain, chosen, rejected, **more):
+  return {
+    "id": 1,
+    "prompt": f"q {chosen}",
+    "chosen": [f"c {s}" for s in chosen],
+    "rejected": [f"r {s}" for s in rejected],
+    **({"domain": domain} if domain else {}),
+    **more,
+  }
+
+
+def rm_bench_rows():
+  # Chosen over rejected, rows of the matrix: (1 > 0, 1 > 1, 1 > 2), (2 > ..), (3 > ..).
+  return [
+    styles("chat", (1, 2, 3), (0, 1, 2)),  # 100, 110, 111
+    styles("chat", (0, 0, 0), (0, 0, 0)),  # ties: nothing
+    styles("math", (9, 9, 9), (0, 0, 0)),  # all
+    styles("code", (0, 0, 5), (1, 1, 1)),  # the last row
+    styles("safety-refuse", (9, 9, 9), (0, 0, 0)),
+    styles("safety-response", (0, 0, 0), (9, 9, 9)),
+    styles("safety-response", (0, 0, 0), (9, 9, 8)),
+  ]
+
+
+def test_rm_bench(tmp_path):
+  array(tmp_path / "total_dataset.json", rm_bench_rows())
+  array(tmp_path / "chat_filtered.json", [styles(None, (0, 0, 0), (1, 1, 1))])
+  report = run("rm_bench", last_number, tmp_path)
+  chat, math_, code, safety = (0.5, 0.5, 0.5), (1, 1, 1), (2 / 3, 1 / 3, 0), (1 / 3, 1 / 3, 1 / 3)
+  # Chat's first matrix: below the diagonal 3 of 3, on it 3 of 3, above 0 of 3.
+  chat = (1 / 2, 1 / 2, 0)
+  levels = list(zip(chat, math_, code, safety, strict=True))
+  for name, expected in zip(("easy", "normal", "hard"), levels, strict=True):
+    assert report[name] == pytest.approx(sum(expected) / 4)
+  for name, expected in (("chat", chat), ("math", math_), ("code", code), ("safety", safety)):
+    assert report["domains"][name]["hard"] == pytest.approx(expected[2])
+    assert report["domains"][name]["average"] == pytest.approx(sum(expected) / 3)
+  assert report["score"] == pytest.approx((report["easy"] + report["normal"] + report["hard"]) / 3)
+  assert report["score"] == pytest.approx((1 / 3 + 1 + 1 / 3 + 1 / 3) / 4)
+  assert report["matrix"][0][2] == pytest.approx((0 + 1 + 0 + 1 / 3) / 4)
+  assert report["matrix"][2][0] == pytest.approx((1 / 2 + 1 + 1 + 1 / 3) / 4)
+  assert report["subsets"]["safety-response"]["accuracy"] == 0
+  assert report["subsets"]["safety"]["accuracy"] == pytest.approx(1 / 3)
+  assert report["subsets"]["safety"]["n"] == 3
+
+
+def test_rm_bench_of_one_file_a_domain(tmp_path):
+  for row in rm_bench_rows():
+    domain = row.pop("domain")
+    rows = [r for r in rm_bench_rows() if r["domain"] == domain]
+    array(
+      tmp_path / "data" / f"{domain}_filtered.json",
+      [{k: v for k, v in r.items() if k != "domain"} for r in rows],
+    )
+  report = run("rm_bench", last_number, tmp_path / "data")
+  assert report["n"] == 7
+  assert report["score"] == pytest.approx((1 / 3 + 1 + 1 / 3 + 1 / 3) / 4)
+  only = run("rm_bench", last_number, tmp_path / "data" / "chat_filtered.json")
+  assert only["score"] is None
+  assert only["why"] == "nothing of math, code, safety"
+  assert only["domains"]["chat"]["average"] == pytest.approx(1 / 3)
+
+
+def judged(source, a, b, label):
+  return {
+    "pair_id": f"{source}{a}{b}{label}",
+    "original_id": 3,
+    "source": source,
+    "question": f"q {source}",
+    "response_model": "gpt-4o-2024-05-13",
+    "response_A": f"A {a}",
+    "response_B": f"B {b}",
+    "label": label,
+  }
+
+
+def test_judgebench(tmp_path):
+  rows = [
+    judged("mmlu-pro-law", 1, 0, "A>B"),
+    judged("mmlu-pro-computer science", 1, 0, "B>A"),
+    judged("livebench-reasoning", 0, 1, "B>A"),
+    judged("livebench-math", 2, 2, "A>B"),  # a tie counts for B
+    judged("livebench-math", 2, 2, "B>A"),
+    judged("livebench-math", 3, 3, "B>A"),
+    judged("livecodebench", 1, 0, "A>B"),
+  ]
+  lines(tmp_path / "dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl", rows)
+  report = run("judgebench", last_number, tmp_path)
+  assert report["score"] == (1 + 0 + 1 + 0 + 1 + 1 + 1) / 7
+  rates = {name: one["accuracy"] for name, one in report["subsets"].items()}
+  assert rates == {"knowledge": 1 / 2, "reasoning": 1, "math": 2 / 3, "coding": 1}
+  assert report["ties"] == 3
+  lines(tmp_path / "bad.jsonl", [judged("mmlu-pro-law", 1, 0, "A=B")])
+  with pytest.raises(DataError, match=r"bad\.jsonl:1: out_of_range: 'label' is 'A=B'"):
+    load("judgebench", tmp_path / "bad.jsonl")
+  lines(tmp_path / "bad.jsonl", [judged("gsm8k", 1, 0, "A>B")])
+  with pytest.raises(DataError, match="'source' is 'gsm8k'"):
+    load("judgebench", tmp_path / "bad.jsonl")
+
+
+def followed(one, two, label):
+  return {"input": f"q {one} {two}", "output_1": f"1 {one}", "output_2": f"2 {two}", "label": label}
+
+
+LLMBAR = {
+  "Natural": [followed(1, 0, 1), followed(0, 1, 2), followed(1, 0, 2)],  # 2/3
+  "Neighbor": [followed(1, 1, 1), followed(1, 0, 1)],  # a tie is a half: 3/4
+  "GPTInst": [followed(0, 1, 1)],  # 0
+  "GPTOut": [followed(0, 1, 2)],  # 1
+  "Manual": [followed(2, 2, 2)],  # 1/2
+}
+
+
+@pytest.mark.parametrize("layout", ["repository", "flat"])
+def test_llmbar(tmp_path, layout):
+  for name, rows in LLMBAR.items():
+    full = name if name == "Natural" else f"Adversarial/{name}"
+    if layout == "repository":
+      array(tmp_path / full / "dataset.json", rows)
+      array(tmp_path / full / "evaluators" / "GPT-4" / "result.json", [{"input": "no data"}])
+    else:
+      lines(tmp_path / f"{full.replace('/', '_')}.jsonl.gz", rows)
+  array(tmp_path / "CaseStudy" / "Base_9" / "dataset.json", [followed(0, 9, 1)])
+  report = run("llmbar", last_number, tmp_path, messages=True)
+  assert report["natural"] == pytest.approx(2 / 3)
+  assert report["adversarial"] == pytest.approx((3 / 4 + 0 + 1 + 1 / 2) / 4)
+  assert report["score"] == pytest.approx((2 / 3 + 3 / 4 + 0 + 1 + 1 / 2) / 5)
+  assert report["subsets"]["Neighbor"]["interval"] == list(agreement.wilson(1.5, 2))
+  assert report["n"] == 8
+  assert report["ties"] == 2
+
+
+def gsm8k_row(i, correct, scores):
+  names = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+  solutions = {
+    n: {"is_correct": c, "solution": f"by {n} A: {s}"}
+    for n, c, s in zip(names, correct, scores, strict=True)
+  }
+  return {"question": f"q{i}", "ground_truth": "A: 1", **solutions}
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_gsm8k(tmp_path, messages):
+  rows = [
+    gsm8k_row(0, (True, False, False, False), (9, 1, 2, 3)),
+    gsm8k_row(1, (True, False, False, False), (9, 9, 9, 3)),  # one of three at the top: 1/3
+    gsm8k_row(2, (True, True, True, False), (1, 2, 3, 4)),
+  ]
+  lines(tmp_path / "x.jsonl", rows)
+  report = run("gsm8k_best_of_4", last_number, tmp_path / "x.jsonl", messages=messages)
+  assert report["score"] == pytest.approx((1 + 1 / 3 + 0) / 3)
+  assert report["baselines"]["oracle"] == 1
+  assert report["baselines"]["random"] == pytest.approx((1 / 4 + 1 / 4 + 3 / 4) / 3)
+  assert report["n"] == 3
+
+
+def located(part, i, steps, label):
+  return {
+    "id": f"{part}-{i}",
+    "generator": "Qwen2-7B-Instruct",
+    "problem": f"p {part} {i}",
+    "steps": [f"step {s}" for s in steps],
+    "final_answer_correct": label < 0,
+    "label": label,
+  }
+
+
+PROCESS = {
+  "gsm8k": [located("gsm8k", 0, (3, -1, -2), 1), located("gsm8k", 1, (2, 1), -1)],
+  # On erroneous 1 of 2, on correct 1 of 1; a score of just the threshold is not below it.
+  "math": [
+    located("math", 0, (0, -5), 1),
+    located("math", 1, (1, 1), 0),
+    located("math", 2, (0, 0), -1),
+  ],
+  # Right on the erroneous and never on the correct: F1 is 0.
+  "olympiadbench": [located("olympiadbench", 0, (-1,), 0), located("olympiadbench", 1, (-1,), -1)],
+  # Right on no kind: 0, not 0/0.
+  "omnimath": [located("omnimath", 0, (1,), 0), located("omnimath", 1, (-1,), -1)],
+}
+
+
+@pytest.mark.parametrize("layout", ["arrays", "one file"])
+def test_processbench(tmp_path, layout):
+  for part, rows in PROCESS.items():
+    if layout == "arrays":
+      array(tmp_path / f"{part}.json", rows)
+  if layout == "one file":
+    lines(tmp_path / "all.jsonl", itertools.chain(*PROCESS.values()))
+  report = run("processbench", steps_by_number, tmp_path, threshold=0.0)
+  f1 = {name: one["f1"] for name, one in report["subsets"].items()}
+  middle = 2 * (1 / 2) * 1 / (1 / 2 + 1)
+  assert f1 == pytest.approx({"gsm8k": 1, "math": middle, "olympiadbench": 0, "omnimath": 0})
+  assert report["score"] == pytest.approx((1 + middle) / 4)
+  assert report["subsets"]["math"]["on_erroneous"]["accuracy"] == 1 / 2
+  assert report["subsets"]["math"]["on_correct"]["n"] == 1
+  assert report["subsets"]["math"]["accuracy"] == 2 / 3
+  assert report["chosen_on"] is None
+  chosen = run("processbench", steps_by_number, tmp_path, messages=True)
+  # Every threshold in (−1, 1] is right on GSM8K.
+  assert chosen["threshold"] == 0
+  assert chosen["chosen_on"] == "gsm8k"
+  assert chosen["score"] == report["score"]
+
+
+def test_processbench_says_what_it_cannot_do(tmp_path):
+  lines(tmp_path / "math.jsonl", PROCESS["math"])
+  items = load("processbench", tmp_path)
+  with pytest.raises(ValueError, match="0 solutions with an error, 0 without"):
+    BENCHMARKS["processbench"].evaluate(steps_by_number, items)
+  with pytest.raises(ValueError, match="row 0 has 2 steps and 1 scores"):
+    BENCHMARKS["processbench"].evaluate(lambda rows: [[1.0]] * len(rows), items, threshold=0)
+  with pytest.raises(ValueError, match="gave 1 arrays for 3 rows"):
+    BENCHMARKS["processbench"].evaluate(lambda rows: [[1.0]], items, threshold=0)
+  lines(tmp_path / "math.jsonl", [located("math", 0, (1, 2), 2)])
+  with pytest.raises(DataError, match=r"math\.jsonl:1: out_of_range: 'label' is 2; expected -1 to"):
+    load("processbench", tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_best_threshold_against_brute_force(seed):
+  rng = np.random.default_rng(seed)
+  # Few levels, so that many scores tie.
+  scores = [rng.integers(0, 6, rng.integers(1, 6)).astype(float) for _ in range(12)]
+  truth = [int(rng.integers(-1, len(s))) for s in scores]
+  truth[:2] = [-1, 0]
+
+  def f1(t):
+    answers = [next((i for i, x in enumerate(s) if x < t), -1) for s in scores]
+    right = [a == b for a, b in zip(answers, truth, strict=True)]
+    bad = np.mean([r for r, b in zip(right, truth, strict=True) if b >= 0])
+    good = np.mean([r for r, b in zip(right, truth, strict=True) if b < 0])
+    return 2 * bad * good / (bad + good) if bad + good else 0.0
+
+  best = best_threshold(scores, truth)
+  tried = np.arange(-1, 8) - 0.5
+  assert f1(best) == max(f1(t) for t in tried)
+  assert all(f1(t) < f1(best) for t in tried if t < best - 1)
+
+
+def faulty(kind, idx, steps, errors):
+  return {
+    "original_question": "another question",
+    "modified_question": f"q {idx}",
+    "original_process": ["1. x"],
+    "modified_process": [f"{i}. step {s}" for i, s in enumerate(steps, 1)],
+    "modified_steps": errors,
+    "error_steps": errors,
+    "reason": "",
+    "idx": idx,
+    "question": "another form of it",
+    "classification": kind,
+  }
+
+
+PRM = {
+  # TP 1, FP 1, TN 1, FN 1; a score of just 0 is not right.
+  "redundency": [faulty("redundency", "i0", (1, 1, -1, 0), [2, 3])],
+  "circular": [faulty("circular", "i0", (1, -1), [2])],  # TP 1, TN 1
+  "counterfactual": [faulty("counterfactual", "i1", (-1, -1), [1])],  # TN 1, FN 1
+  "step_contradiction": [faulty("step_contradiction", "i1", (1, 1), [2])],  # TP 1, FP 1
+  "domain_inconsistency": [faulty("domain_inconsistency", "i1", (1,), [3])],  # beyond: TP 1
+  "confidence": [faulty("confidence", "i2", (1, -1), [2])],
+  "missing_condition": [faulty("missing_condition", "i2", (1, -1), [2])],
+  "deception": [faulty("deception", "i2", (-1, 1), [2])],  # FP 1, FN 1
+  "multi_solutions": [faulty("multi_solutions", "i2", (1, 1, -1), [])],  # TP 2, FN 1
+}
+
+
+def test_prmbench(tmp_path):
+  for kind, rows in PRM.items():
+    lines(tmp_path / "data" / f"prm800k_test_p1_4o_{kind}.jsonl", rows)
+  report = run("prmbench", steps_by_number, tmp_path / "data")
+  tp, fp, tn, fn = 1 + 1 + 0 + 1 + 1 + 1 + 1 + 0 + 2, 1 + 1 + 1, 1 + 1 + 1 + 1 + 1, 1 + 1 + 1 + 1
+  f1, negative = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
+  assert report["f1"] == pytest.approx(f1)
+  assert report["negative_f1"] == pytest.approx(negative)
+  assert report["score"] == pytest.approx(0.5 * f1 + 0.5 * negative)
+  scores = {name: one["prm_score"] for name, one in report["subsets"].items()}
+  expected = {
+    "redundency": (1 / 2 + 1 / 2) / 2,
+    "circular": 1,
+    "counterfactual": (0 + 2 / 3) / 2,
+    "step_contradiction": (2 / 3 + 0) / 2,
+    "confidence": 1,
+    "missing_condition": 1,
+    "deception": 0,
+    "multi_solutions": 2 * 2 / (2 * 2 + 1),  # F1 alone
+  }
+  assert scores.pop("domain_inconsistency") is None  # no wrong step to find
+  assert scores == pytest.approx(expected)
+  assert report["abilities"]["simplicity"] == pytest.approx((1 / 2 + 1) / 2)
+  assert report["abilities"]["soundness"] is None
+  assert report["abilities"]["sensitivity"] == pytest.approx((1 + 0 + 4 / 5) / 3)
+  assert report["subsets"]["redundency"]["accuracy"] == 2 / 4
+  assert report["n"] == 9
+  assert report["interval"][0] < report["score"] < report["interval"][1]
+
+
+def test_prmbench_reads_the_question_that_was_modified(tmp_path):
+  lines(tmp_path / "x.jsonl", [faulty("circular", "a", (1,), [1])])
+  (item,) = load("prmbench", tmp_path, messages=True)
+  assert item.example.prompt == ({"role": "user", "content": "q a"},)
+  asked = []
+  BENCHMARKS["prmbench"].evaluate(lambda rows: asked.extend(rows) or [[0.0]], [item])
+  # As `RewardModel.score_steps` takes it: lists.
+  assert asked == [{"prompt": [item.example.prompt[0]], "completions": ["1. step 1"]}]
+  lines(tmp_path / "x.jsonl", [faulty("circular", "a", (1,), [1]), faulty("circular", "a", (), [])])
+  report = Report(strict=True)
+  (same,) = BENCHMARKS["prmbench"].load(tmp_path, messages=True, report=report)
+  assert same.example.labels == (0.0,)
+  assert dict(report.dropped) == {"second_of_its_id": 1}
+
+
+def test_each_text_is_scored_once_in_one_call(tmp_path):
+  rows = [followed(1, 0, 1), followed(1, 0, 2), followed(2, 0, 1)]
+  rows[1]["input"] = rows[0]["input"]
+  lines(tmp_path / "Natural.jsonl", rows)
+  for messages in (False, True):
+    calls = []
+
+    def counted(rows, calls=calls):
+      calls.append(rows)
+      return last_number(rows)
+
+    run("llmbar", counted, tmp_path, messages=messages)
+    (asked,) = calls
+    assert len(asked) == 4  # two responses twice, and two of another prompt
+  prompt, response = asked[0]
+  assert prompt == ({"role": "user", "content": "q 1 0"},)
+  assert response == ({"role": "assistant", "content": "1 1"},)
+  (item, *_) = load("llmbar", tmp_path)
+  assert (item.example.prompt, item.example.responses) == ("q 1 0\n", ("1 1", "2 0"))
+
+
+def test_scores_that_are_none_are_refused(tmp_path):
+  lines(tmp_path / "Natural.jsonl", LLMBAR["Natural"])
+  items = load("llmbar", tmp_path)
+  evaluate = BENCHMARKS["llmbar"].evaluate
+  with pytest.raises(ValueError, match="not finite"):
+    evaluate(lambda rows: np.full(len(rows), np.nan), items)
+  with pytest.raises(ValueError, match="gave 1 scores for 4 rows"):
+    evaluate(lambda rows: np.zeros(1), items)
+  with pytest.raises(ValueError, match="items is empty"):
+    evaluate(longest, [])
+
+
+def test_bad_rows_are_counted_or_stop_with_file_and_line(tmp_path):
+  path = tmp_path / "Natural.json"
+  good = json.dumps(followed(1, 0, 1))
+  path.write_text(f'[\n{good},\n{{"input": "x"}},\n{{"a": 1, "a": 2}},\n{{"b": NaN}},\n3,\n{good}]')
+  report = Report()
+  items = BENCHMARKS["llmbar"].load(tmp_path, messages=False, report=report)
+  assert len(items) == 2
+  assert report.rows == 6
+  reasons = ("missing_column", "duplicate_key", "invalid_json", "not_an_object")
+  assert dict(report.dropped) == dict.fromkeys(reasons, 1)
+  for line, reason in enumerate(reasons, 3):
+    assert report.examples[reason][0].startswith(f"{path}:{line}: ")
+  with pytest.raises(DataError, match=r"Natural\.json:3: missing_column"):
+    load("llmbar", tmp_path)
+  path.write_text(f"[{good},\n{good}")  # cut off
+  report = Report()
+  assert len(BENCHMARKS["llmbar"].load(path, messages=False, report=report)) == 1
+  assert report.examples["damaged_file"][0].startswith(f"{path}:2: ")
+  path.write_text("[]")
+  with pytest.raises(DataError, match="not one row could be kept"):
+    load("llmbar", path)
+  for name in BENCHMARKS:
+    with pytest.raises(DataError, match="no path"):
+      load(name)
+
+
+def test_the_interval_is_the_clusters_bootstrap():
+  rng = np.random.default_rng(0)
+  credit = (rng.random(600) < np.repeat(rng.random(200), 3)).astype(float)
+  clusters = [i // 3 for i in range(600)]
+  terms = np.stack([credit, np.ones(600)], axis=1)
+  found = published(terms, clusters, lambda s: s[..., 0] / s[..., 1], resamples=4000)
+  assert found["score"] == pytest.approx(credit.mean())
+  expected = agreement.cluster_bootstrap(credit, clusters, resamples=4000)
+  assert found["interval"] == pytest.approx(expected, abs=0.004)
+  assert found["undefined"] == 0
+
+
+def raw(path):
+  with gzip.open(path, "rt", encoding="utf-8") as opened:
+    return [json.loads(line) for line in opened]
+
+
+@pytest.mark.skipif(not (DATA / "llmbar").is_dir(), reason="../shared/data/llmbar is not here")
+def test_real_llmbar_by_the_longest():
+  report = run("llmbar", longest, DATA / "llmbar", messages=True)
+  counted = {}
+  for path in (DATA / "llmbar").iterdir():
+    rows = raw(path)
+    differ = [len(r["output_1"]) - len(r["output_2"]) for r in rows]
+    right = sum(
+      0.5 if d == 0 else (d > 0) == (r["label"] == 1) for d, r in zip(differ, rows, strict=True)
+    )
+    counted[path.name.split(".")[0].removeprefix("Adversarial_")] = (right / len(rows), len(rows))
+  assert {n: (s["accuracy"], s["n"]) for n, s in report["subsets"].items()} == counted
+  assert report["n"] == 100 + 134 + 92 + 47 + 46
+  assert report["score"] == pytest.approx(np.mean([a for a, _ in counted.values()]))
+
+
+@pytest.mark.skipif(not (DATA / "prmbench").is_dir(), reason="../shared/data/prmbench is not here")
+def test_real_prmbench_by_the_longest():
+  path, report = DATA / "prmbench" / "prmbench.jsonl.gz", Report()
+  items = BENCHMARKS["prmbench"].load(path, messages=False, report=report)
+  assert dict(report.dropped) == {"empty_response": 3, "second_of_its_id": 5}
+
+  def short_is_right(rows):
+    return [np.asarray([90.0 - len(s) for s in row["completions"]]) for row in rows]
+
+  found = BENCHMARKS["prmbench"].evaluate(short_is_right, items)
+  count = dict.fromkeys(itertools.product((True, False), repeat=2), 0)
+  seen = set()
+  for row in raw(path):
+    name = row["classification"], row["idx"]
+    if name not in seen and all(step.strip() for step in row["modified_process"]):
+      seen.add(name)
+      for i, step in enumerate(row["modified_process"], 1):
+        count[len(step) < 90, i not in row["error_steps"]] += 1
+  tp, fp, fn, tn = count[True, True], count[True, False], count[False, True], count[False, False]
+  precision, recall = tp / (tp + fp), tp / (tp + fn)
+  assert found["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+  precision, recall = tn / (tn + fn), tn / (tn + fp)
+  assert found["negative_f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+  assert found["score"] == pytest.approx((found["f1"] + found["negative_f1"]) / 2)
+  assert found["n"] == 6216 - 3 - 5
+
+
+@pytest.mark.skipif(
+  not (DATA / "gsm8k_model_solutions").is_dir(),
+  reason="../shared/data/gsm8k_model_solutions is not here",
+)
+def test_real_gsm8k_by_the_longest():
+  path = DATA / "gsm8k_model_solutions"
+  found = run("gsm8k_best_of_4", longest, path)
+  taken = []
+  for row in raw(path / "example_model_solutions.jsonl.gz"):
+    four = [v for v in row.values() if isinstance(v, dict)]
+    most = max(len(v["solution"]) for v in four)
+    taken.append(np.mean([v["is_correct"] for v in four if len(v["solution"]) == most]))
+  assert found["score"] == pytest.approx(np.mean(taken))
+  assert found["n"] == 1319
