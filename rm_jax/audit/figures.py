@@ -46,6 +46,15 @@ def share(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0
   return {"value": found["accuracy"], **{key: found[key] for key in ("interval", "n", "ties")}}
 
 
+def unsure(figure: dict, conversations: int) -> dict:
+  """A share's figure; where all are 0 or all are 1 no resample differs, and the bootstrap would
+  claim certainty: its interval is then Wilson's over so many conversations."""
+  if figure["value"] not in (0.0, 1.0):
+    return figure
+  bounds = agreement.wilson(figure["value"] * conversations, conversations)
+  return {**figure, "interval": list(bounds)}
+
+
 def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:
   """How far each of [N] scores is among the top `share`: 1, 0, or between where a tie is cut.
 

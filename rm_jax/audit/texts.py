@@ -1,8 +1,9 @@
 """What the sections do with examples: comparisons, samples, other prompts, texts, scores."""
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -58,33 +59,34 @@ def conversation_of(example: Example) -> str:
   return example.conversation or plain(example.prompt)
 
 
-def comparisons(examples: Sequence[Example]) -> list[Comparison]:
-  """All comparisons of the examples, those of one standing together.
+def each_comparison(examples: Sequence[Example]) -> Iterator[Comparison]:
+  """The comparisons of the examples, those of one standing together; there may be none.
 
   Response i was preferred to j where the example's `pairs` say so more often than not, or, where it
-  has none, where its label is higher. Ties, and what was rated alone or in steps, give none.
+  has none, where its label is higher. Ties, and what was rated in steps or attributes, give none.
+  """
+  for example in examples:
+    if example.kind in ("step", "attributes"):
+      continue
+    label, seen = example.labels, example.pairs
+    for i, j in itertools.permutations(range(len(example.responses)), 2):
+      if label[i] > label[j] if seen is None else seen[i][j] > seen[j][i]:
+        yield Comparison(
+          example.prompt,
+          example.responses[i],
+          example.responses[j],
+          conversation_of(example),
+          None if example.truth is None else (example.truth[i], example.truth[j]),
+        )
+
+
+def comparisons(examples: Sequence[Example]) -> list[Comparison]:
+  """All of `each_comparison`.
 
   Raises:
     ValueError: there is not one.
   """
-  found = []
-  for example in examples:
-    k = len(example.responses)
-    if example.kind in ("step", "attributes") or len(example.labels) != k:
-      continue
-    label, seen = example.labels, example.pairs
-    for i in range(k):
-      for j in range(k):
-        if label[i] > label[j] if seen is None else seen[i][j] > seen[j][i]:
-          found.append(
-            Comparison(
-              example.prompt,
-              example.responses[i],
-              example.responses[j],
-              conversation_of(example),
-              None if example.truth is None else (example.truth[i], example.truth[j]),
-            )
-          )
+  found = list(each_comparison(examples))
   if not found:
     kinds = sorted({e.kind for e in examples})
     raise ValueError(f"examples: no comparison in {len(examples)} of kinds {kinds}; expected some")
