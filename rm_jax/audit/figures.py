@@ -73,6 +73,12 @@ def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:
   return room[place]
 
 
+def top_clusters(scores: npt.ArrayLike, share: float, clusters: Sequence[Hashable]) -> int:
+  """How many clusters have a score among the top `share`."""
+  at = np.flatnonzero(top_weights(scores, share))
+  return len({clusters[i] for i in at})
+
+
 def shown(figure: dict) -> str:
   """'0.61 [0.58, 0.64]', or '-' where there is no value."""
   if figure["value"] is None:

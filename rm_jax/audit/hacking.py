@@ -6,11 +6,11 @@ both.
 
 What is identified depends on what is known of quality. With a true reward or ratings, the partial
 correlation says what of the measure the score follows beyond quality. With preferences alone
-quality is one bit a pair: within pairs, the difference of scores (chosen less rejected) is regressed
-on the label and the difference of measures. Chosen first, the label is the constant; so the
-intercept is what the label is worth at equal measures and the slope what the measure is worth at an
-equal label. How far the chosen one is better is not known: where it is more so the longer it is, the
-slope holds a part of quality.
+quality is one bit a pair: within pairs, the difference of scores (chosen less rejected) is
+regressed on the label and the difference of measures. Chosen first, the label is the constant; so
+the intercept is what the label is worth at equal measures and the slope what the measure is worth
+at an equal label. How far the chosen one is better is not known: where it is more so the longer it
+is, the slope holds a part of quality.
 
 Kendall (1942), Partial rank correlation; here Spearman's. Singhal et al. (2023), A long way to go:
 investigating length correlations in RLHF.
@@ -133,10 +133,8 @@ def top_low(
 
   found = correlation.bootstrap(share, (scores, quality), clusters, resamples=resamples, seed=seed)
   figure = {"value": found["value"], "interval": found["interval"], "n": len(scores)}
-  seen = len(
-    {c for c, high in zip(clusters, figures.top_weights(scores, top), strict=True) if high}
-  )
-  return {**figures.unsure(figure, seen), "top": top, "random": 0.5}
+  figure = figures.unsure(figure, figures.top_clusters(scores, top, clusters))
+  return {**figure, "top": top, "random": 0.5}
 
 
 def _quality(examples: Sequence[Example]) -> tuple[list[Example], np.ndarray, str]:

@@ -1,11 +1,11 @@
 """Candidates for over-optimisation curves: many responses a prompt, with proxy and true reward.
 
-Best-of-n picks by the score, and what it gains is measured by the truth. This file draws and scores;
-the estimator over n and the fits are statistics of the two arrays (`rm_jax.metrics`).
+Best-of-n picks by the score, and what it gains is measured by the truth. This file draws and
+scores; the estimator over n and the fits are statistics of the two arrays (`rm_jax.metrics`).
 
-Gao, Schulman and Hilton (2023), Scaling laws for reward model overoptimization. Coste et al. (2024),
-Reward model ensembles help mitigate overoptimization (the conservative score). Singhal et al. (2023)
-and Shen et al. (2023), on taking length out of the score.
+Gao, Schulman and Hilton (2023), Scaling laws for reward model overoptimization. Coste et al.
+(2024), Reward model ensembles help mitigate overoptimization (the conservative score). Shen et al.
+(2023), Loose lips sink ships: mitigating length bias in RLHF.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rm_jax.audit.texts import Score, conversation_of, plain, scores_of
+from rm_jax.audit.texts import Score, conversation_of, distinct_rows, plain, scores_of
 from rm_jax.metrics.text import characters
 from rm_jax.types import Example, Text
 from rm_jax.world import World
@@ -153,8 +153,7 @@ def _scored(score, members, prompts, responses, true_PN: np.ndarray, clusters) -
   }
   if members is not None:
     proxies["conservative"] = _conservative(members, rows).reshape(true_PN.shape)
-  distinct = len({(plain(prompt), plain(response)) for prompt, response in rows})
-  return Candidates(true_PN, proxies, clusters, distinct)
+  return Candidates(true_PN, proxies, clusters, distinct=len(distinct_rows(rows)[0]))
 
 
 def _decorrelated(score_PN: np.ndarray, length_PN: np.ndarray) -> np.ndarray:
@@ -165,11 +164,12 @@ def _decorrelated(score_PN: np.ndarray, length_PN: np.ndarray) -> np.ndarray:
 
 
 def _conservative(members, rows) -> np.ndarray:
-  member_NM = np.asarray(members(rows), np.float64)
-  if member_NM.ndim != 2 or len(member_NM) != len(rows) or member_NM.shape[1] < 2:
+  distinct, at = distinct_rows(rows)
+  member_DM = np.asarray(members(distinct), np.float64)
+  if member_DM.ndim != 2 or len(member_DM) != len(distinct) or member_DM.shape[1] < 2:
     raise ValueError(
-      f"members gave shape {member_NM.shape}; expected [{len(rows)}, M], M at least 2"
+      f"members gave shape {member_DM.shape}; expected [{len(distinct)}, M], M at least 2"
     )
-  if not np.isfinite(member_NM).all():
-    raise ValueError(f"members gave {np.sum(~np.isfinite(member_NM))} scores that are not finite")
-  return member_NM.mean(axis=1) - member_NM.std(axis=1)
+  if not np.isfinite(member_DM).all():
+    raise ValueError(f"members gave {np.sum(~np.isfinite(member_DM))} scores that are not finite")
+  return (member_DM.mean(axis=1) - member_DM.std(axis=1))[at]

@@ -142,9 +142,7 @@ def flagged(
     high_N = figures.top_weights(score_N, top)
     return float((high_N * hit_N).sum() / high_N.sum())
 
-  seen = len(
-    {c for c, high in zip(clusters, figures.top_weights(score_N, top), strict=True) if high}
-  )
+  seen = figures.top_clusters(score_N, top, clusters)
   found = {}
   for name, hit_N in hit.items():
     high = correlation.bootstrap(among_top, (score_N, hit_N), clusters, resamples=500, seed=seed)

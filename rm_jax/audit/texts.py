@@ -128,12 +128,10 @@ def elsewhere(conversations: Sequence[str], seed: int) -> list[int]:
   return [places[int(rng.integers(len(places)))] for places in taken]
 
 
-def scores_of(score: Score, rows: Sequence[tuple[Text, Text]]) -> np.ndarray:
-  """Scores of rows, float64 [N], of which each distinct one is scored once, all in one call.
-
-  Raises:
-    ValueError: the scorer gave another number of scores, or one that is not finite.
-  """
+def distinct_rows(
+  rows: Sequence[tuple[Text, Text]],
+) -> tuple[list[tuple[Text, Text]], np.ndarray]:
+  """The rows that differ, in order, and for each row which of them it is: int64 [N]."""
   place: dict[str, int] = {}
   distinct = []
   at = np.empty(len(rows), np.int64)
@@ -141,6 +139,16 @@ def scores_of(score: Score, rows: Sequence[tuple[Text, Text]]) -> np.ndarray:
     at[i] = place.setdefault(json.dumps(row), len(distinct))
     if at[i] == len(distinct):
       distinct.append(row)
+  return distinct, at
+
+
+def scores_of(score: Score, rows: Sequence[tuple[Text, Text]]) -> np.ndarray:
+  """Scores of rows, float64 [N], of which each distinct one is scored once, all in one call.
+
+  Raises:
+    ValueError: the scorer gave another number of scores, or one that is not finite.
+  """
+  distinct, at = distinct_rows(rows)
   scores = np.asarray(score(distinct), np.float64)
   if scores.shape != (len(distinct),):
     raise ValueError(f"score gave shape {scores.shape}; expected [{len(distinct)}], one a row")
