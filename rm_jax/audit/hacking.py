@@ -131,7 +131,8 @@ def top_low(
     high_N = figures.top_weights(score_N, top)
     return float((high_N * figures.top_weights(-quality_N, 0.5)).sum() / high_N.sum())
 
-  found = correlation.bootstrap(share, (scores, quality), clusters, resamples=resamples, seed=seed)
+  arrays = [agreement.vector(v, name) for v, name in ((scores, "scores"), (quality, "quality"))]
+  found = correlation.bootstrap(share, arrays, clusters, resamples=resamples, seed=seed)
   figure = {"value": found["value"], "interval": found["interval"], "n": len(scores)}
   figure = figures.unsure(figure, figures.top_clusters(scores, top, clusters))
   return {**figure, "top": top, "random": 0.5}
