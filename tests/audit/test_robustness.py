@@ -69,7 +69,7 @@ def test_a_scorer_of_length_against_loops():
       now = (chosen + change[0], rejected) if side == 0 else (chosen, rejected + change[1])
       before = chosen > rejected
       flips.append(0.5 if now[0] == now[1] else float((now[0] > now[1]) != before))
-    assert polite["flips"][name]["n"] == len(flips) < len(PAIRS)
+    assert polite["flips"][name]["n"] == len(flips)
     assert polite["flips"][name]["value"] == np.mean(flips)
   assert polite["flips"]["chosen"]["value"] > 0.2
   assert found["edits"]["upper_case"]["moved"]["value"] == 0
@@ -81,6 +81,20 @@ def test_a_scorer_of_length_against_loops():
   assert first["score"] == len(first["response"])
   assert first["change"] == pytest.approx(changes.max() / found["unit"])
   assert first["prompt"] in {plain(e.prompt) for e in PAIRS}
+
+
+def test_ties_before_and_after():
+  end = len(" I am sure.")
+  pairs = [
+    pair(0, "p", "aaa", "bbb"),  # tied before: no order to turn round
+    pair(1, "q", "a", "b" * (1 + end)),  # tied with the chosen edited: half
+    pair(2, "r", "aaa", "b"),  # the rejected edited is longer, the chosen edited still is
+  ]
+  flips = robustness(length, pairs, edits=["certainty"])["edits"]["certainty"]["flips"]
+  assert {side: (f["value"], f["n"], f["ties"]) for side, f in flips.items()} == {
+    "chosen": (0.25, 2, 1),
+    "rejected": (0.5, 2, 0),
+  }
 
 
 def test_a_scorer_that_likes_what_is_worse_is_told():
