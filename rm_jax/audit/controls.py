@@ -18,10 +18,10 @@ from rm_jax.audit.texts import (
   comparisons,
   elsewhere,
   in_form,
-  plain,
   sampled,
   scores_of,
 )
+from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement, correlation
 from rm_jax.metrics.text import characters, formatting
 from rm_jax.types import Example, Text

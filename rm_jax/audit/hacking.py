@@ -26,9 +26,9 @@ from rm_jax.audit.texts import (
   Score,
   conversation_of,
   each_comparison,
-  plain,
   scores_of,
 )
+from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement, correlation
 from rm_jax.metrics.text import MEASURES
 from rm_jax.types import Example, Text

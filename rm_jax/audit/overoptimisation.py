@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rm_jax.audit.texts import Score, conversation_of, distinct_rows, plain, scores_of
+from rm_jax.audit.texts import Score, conversation_of, distinct_rows, scores_of
+from rm_jax.data.dialogue import plain
 from rm_jax.metrics.text import characters
 from rm_jax.types import Example, Text
 from rm_jax.world import World

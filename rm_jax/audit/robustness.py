@@ -11,7 +11,8 @@ import numpy as np
 
 from rm_jax.audit import figures
 from rm_jax.audit.edits import EDITS, Edit
-from rm_jax.audit.texts import Comparison, Score, comparisons, elsewhere, plain, sampled, scores_of
+from rm_jax.audit.texts import Comparison, Score, comparisons, elsewhere, sampled, scores_of
+from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement
 from rm_jax.types import Example
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rm_jax.audit import figures
-from rm_jax.audit.texts import Score, conversation_of, plain, scores_of
+from rm_jax.audit.texts import Score, conversation_of, scores_of
+from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement, correlation
 from rm_jax.metrics.text import characters, longest_run, repetition
 from rm_jax.types import Example

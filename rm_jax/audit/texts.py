@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from rm_jax.data.dialogue import texts_of
+from rm_jax.data.dialogue import plain, texts_of
 from rm_jax.types import Example, Text
 
 # Scores rows of (prompt, response): float [N].
@@ -30,11 +30,6 @@ class Comparison(NamedTuple):
   rejected: Text
   conversation: str
   truth: tuple[float, float] | None
-
-
-def plain(text: Text) -> str:
-  """The contents of a text's messages, joined by line breaks; a string as it is."""
-  return "\n".join(texts_of(text))
 
 
 def last(text: Text) -> str:

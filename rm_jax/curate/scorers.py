@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from rm_jax.api import RewardModel
-from rm_jax.curate.text import mixed, plain
+from rm_jax.curate.text import mixed
+from rm_jax.data.dialogue import plain
 from rm_jax.data.report import DataError
 from rm_jax.metrics.text import words
 from rm_jax.train import loop

@@ -10,16 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rm_jax.data.dialogue import texts_of
 from rm_jax.metrics.text import normalise, words
-from rm_jax.types import Text
 
 _CHUNK = 4096  # texts hashed at once: bounds memory, long enough for numpy to pay
-
-
-def plain(text: Text) -> str:
-  """The contents of a text's messages, joined by line breaks; a string as it is."""
-  return "\n".join(texts_of(text))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,9 +18,7 @@ _MARKS = (
   re.compile(r"^\s*(#{1,6}\s|[-*+•]\s|\d+[.)]\s|>\s|```|\|.*\|)", re.MULTILINE),
   re.compile(r"\*\*[^*\n]+\*\*|`[^`\n]+`|\[[^\]\n]+\]\([^)\n]+\)"),
 )
-_MUCH = (
-  r"(?:absolutely|completely|totally|fully|entirely|wholeheartedly|so|very|really|truly)"
-)
+_MUCH = r"(?:absolutely|completely|totally|fully|entirely|wholeheartedly|so|very|really|truly)"
 # Sycophancy, English: what is said to please whoever asked, whatever they asked.
 SYCOPHANCY = {
   "flattery": r"\b(?:great|excellent|wonderful|fantastic|brilliant|insightful|thoughtful|amazing|"

@@ -8,7 +8,7 @@ import pytest
 
 from rm_jax.audit import hacking as room
 from rm_jax.audit.hacking import hacking, top_low
-from rm_jax.audit.texts import plain
+from rm_jax.data.dialogue import plain
 from rm_jax.metrics import correlation
 from rm_jax.types import Example
 from rm_jax.world import World

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rm_jax.audit.overoptimisation import overoptimisation, rated
-from rm_jax.audit.texts import plain
+from rm_jax.data.dialogue import plain
 from rm_jax.types import Example
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, noisy, truth

@@ -7,7 +7,7 @@ import pytest
 
 from rm_jax.audit.edits import EDITS
 from rm_jax.audit.robustness import robustness
-from rm_jax.audit.texts import plain
+from rm_jax.data.dialogue import plain
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, pair, truth
 

@@ -12,11 +12,11 @@ from rm_jax.audit.texts import (
   elsewhere,
   in_form,
   last,
-  plain,
   sampled,
   scores_of,
   with_last,
 )
+from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement
 from rm_jax.types import Example
 from tests.audit.planted import Counting, length, pair

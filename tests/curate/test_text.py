@@ -12,8 +12,8 @@ from rm_jax.curate.text import (
   guess_script,
   jaccard,
   ngrams,
-  plain,
 )
+from rm_jax.data.dialogue import plain
 
 ROOT = Path(__file__).parents[2]
 
