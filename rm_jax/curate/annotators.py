@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from rm_jax.curate.ledger import Entry, FullReport
-from rm_jax.curate.text import normalise, words
 from rm_jax.data.read import Row, read_rows
 from rm_jax.data.report import DataError, shown
 from rm_jax.metrics.annotators import (
@@ -26,21 +24,10 @@ from rm_jax.metrics.annotators import (
   logistic,
   share,
 )
+from rm_jax.metrics.text import formatting, normalise, words
 
 FIRST, SECOND, TIE, MISSING = 0, 1, 2, -1
 CLASSES = ("first", "second", "tie")
-# Lines or spans that Markdown renders as something: headings, list items, quotes, fences, table
-# rows; bold, inline code, links.
-_MARKS = (
-  re.compile(r"^\s*(#{1,6}\s|[-*+•]\s|\d+[.)]\s|>\s|```|\|.*\|)", re.MULTILINE),
-  re.compile(r"\*\*[^*\n]+\*\*|`[^`\n]+`|\[[^\]\n]+\]\([^)\n]+\)"),
-)
-
-
-def formatting(text: str) -> int:
-  """How many Markdown marks a text has: headings, list items, quotes, fences, table rows, bold,
-  inline code, links."""
-  return sum(len(pattern.findall(text)) for pattern in _MARKS)
 
 
 @dataclasses.dataclass(frozen=True)

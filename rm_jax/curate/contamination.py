@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from rm_jax.curate.text import ngrams, plain
+from rm_jax.curate.text import ngrams
+from rm_jax.data.dialogue import plain
 from rm_jax.types import Example
 
 # Part of an example -> the texts of it that are compared.

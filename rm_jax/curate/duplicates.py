@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from rm_jax.curate.text import Sets, jaccard, mixed, ngrams, normalise, plain
+from rm_jax.curate.text import Sets, jaccard, mixed, ngrams
+from rm_jax.data.dialogue import plain
+from rm_jax.metrics.text import normalise
 from rm_jax.types import Example, Text
 
 _CELLS = 1 << 16  # shingles hashed at once: their hashes stay in the processor's cache

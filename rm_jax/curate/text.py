@@ -1,40 +1,18 @@
-"""Text as curation compares it: normalised, in words, as sets of hashed word n-grams.
+"""Text as curation compares it: as sets of hashed word n-grams, and by language.
 
 Hashes are of the text alone (blake2b), so that they are the same in every process.
 """
 
 import dataclasses
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rm_jax.data.dialogue import texts_of
-from rm_jax.types import Text
+from rm_jax.metrics.text import normalise, words
 
-# Scripts written without spaces: each letter counts as a word, else a sentence would be one.
-_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
 _CHUNK = 4096  # texts hashed at once: bounds memory, long enough for numpy to pay
-
-
-def plain(text: Text) -> str:
-  """The contents of a text's messages, joined by line breaks; a string as it is."""
-  return "\n".join(texts_of(text))
-
-
-def normalise(text: str) -> str:
-  """Unicode NFKC, case folded, white space collapsed: 'Ｈｅｌｌｏ \\n World' -> 'hello world'."""
-  folded = unicodedata.normalize("NFKC", text).casefold()
-  return " ".join(unicodedata.normalize("NFKC", folded).split())
-
-
-def words(text: str) -> list[str]:
-  """Words of a text after `normalise`: runs of letters and digits; in scripts without spaces
-  (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each letter."""
-  return _WORD.findall(normalise(text))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,8 +89,7 @@ def ngrams(texts: Sequence[str], n: int) -> Sets:
 
 
 def _padded(text: str, n: int) -> list[str]:
-  normal = normalise(text)
-  found = _WORD.findall(normal) or [normal]
+  found = words(text) or [normalise(text)]
   return found + [""] * (n - len(found))
 
 

@@ -20,6 +20,11 @@ def texts_of(text: Text) -> list[str]:
   return [text] if isinstance(text, str) else [message["content"] for message in text]
 
 
+def plain(text: Text) -> str:
+  """The contents of a text's messages, joined by line breaks; a string as it is."""
+  return "\n".join(texts_of(text))
+
+
 def text_of(value: object, column: str) -> str:
   """A string that can be encoded.
 

@@ -10,7 +10,6 @@ from rm_jax.curate.annotators import (
   Judgements,
   annotator_report,
   biases,
-  formatting,
   read_judgements,
   reliability,
   table,
@@ -67,21 +66,6 @@ def test_read_refuses(tmp_path):
     read_judgements(path, ["x"], values=["1", "1", "0"])
   with pytest.raises(DataError, match="not one row could be kept"):
     read_judgements(path, ["x", "y"], values=["7", "8", ""])
-
-
-@pytest.mark.parametrize(
-  ("text", "marks"),
-  [
-    ("plain - text, 3 * 4 and snake_case", 0),
-    ("# A\n\n- b\n* c\n1. d\n2) e\n> f", 6),
-    ("**a** and `b` and [c](d)", 3),
-    ("```\nx\n```", 2),
-    ("| a | b |\n| - | - |", 2),
-    ("", 0),
-  ],
-)
-def test_formatting(text, marks):
-  assert formatting(text) == marks
 
 
 def test_the_biased_annotator_is_found_and_no_other():

@@ -14,7 +14,8 @@ from rm_jax.curate.duplicates import (
   rows_of_band,
   similar_sides,
 )
-from rm_jax.curate.text import Sets, jaccard, ngrams, plain
+from rm_jax.curate.text import Sets, jaccard, ngrams
+from rm_jax.data.dialogue import plain
 from rm_jax.types import Example
 from rm_jax.world import World
 from tests.curate.planted import reworded

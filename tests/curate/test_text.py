@@ -12,25 +12,10 @@ from rm_jax.curate.text import (
   guess_script,
   jaccard,
   ngrams,
-  normalise,
-  plain,
-  words,
 )
+from rm_jax.data.dialogue import plain
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_normalise():
-  assert normalise("Ｈｅｌｌｏ \n\t World ") == "hello world"
-  assert normalise("Straße ﬁx") == "strasse fix"
-  assert normalise("e\u0301") == "é"  # composed
-  assert normalise(normalise("İ ŉ")) == normalise("İ ŉ")
-
-
-def test_words():
-  assert words("Don't stop, 12.5%!") == ["don", "t", "stop", "12", "5"]
-  assert words("我是 Mia。") == ["我", "是", "mia"]
-  assert words(" ... ") == []
 
 
 def test_plain():

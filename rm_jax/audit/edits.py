@@ -1,0 +1,264 @@
+"""Edits of a response: some that a judge of answers should not mind, some that make it worse.
+
+All are of the text alone, by short rules for English, and approximate: each says what it does and
+what it cannot know. An edit returns None where it does not apply, which robustness counts.
+
+Ribeiro et al. (2020), Beyond accuracy: behavioral testing of NLP models with CheckList (invariance
+and directional tests).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rm_jax.audit.texts import in_form, last, with_last
+from rm_jax.types import Text
+
+# (prompt, response, rng, responses to other prompts) -> the new response; the strings of the last
+# messages, whatever the texts' form.
+Change = Callable[[str, str, np.random.Generator, Sequence[str]], str | None]
+
+_MARKUP = re.compile(r"\s*(#{1,6}\s|[-*+•]\s|\d+[.)]\s|>\s|```|\|)")
+_SENTENCES = re.compile(r"(?<=[.!?])\s+")
+_BULLET = re.compile(r"(\s*[-*+•]\s+)(\S.*)")
+_LONG_WORD = re.compile(r"[^\W\d_]{5,}")
+_TYPOS = 0.1  # share of words of five letters or more that get one
+# What begins a sentence that needs the one before it.
+_DEPENDS = re.compile(
+  r"(?:it|its|this|that|these|those|he|she|they|their|his|her|them|so|then|but|and|or|also|"
+  r"however|therefore|thus|because|first|firstly|second|secondly|third|next|finally|instead|"
+  r"otherwise|hence|moreover|furthermore|similarly|another|both|such|which|for example)\b",
+  re.IGNORECASE,
+)
+_YES = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
+_VERB = (
+  r"is|are|was|were|will|can|could|should|would|must|has|have|had|does|do|did|might|am|need|may"
+)
+_NOT = re.compile(rf"\b({_VERB})(n't|n\u2019t| not)\b", re.IGNORECASE)
+# A verb that a subject follows is a question's.
+_POSITIVE = re.compile(rf"\b({_VERB})\b(?!['\u2019]|\s+(?:i|you|he|she|it|we|they|there)\b)", re.I)
+_CANNOT = re.compile(r"\b(can)(?:not|'t|\u2019t)\b", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*(?!\w)")
+_LIST_NUMBER = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
+_OFF_TOPIC = (
+  "Bread rises because yeast turns sugar into gas, which the dough holds. Leave it in a warm place "
+  "for an hour, then bake it until the crust is brown.",
+  "Whales are mammals and not fish. They breathe air, feed their young with milk, and some sing "
+  "songs that travel for hundreds of kilometres.",
+  "A bicycle chain should be cleaned and oiled every few weeks. Wipe it dry, put a drop on each "
+  "link, and turn the pedals backwards.",
+  "Volcanoes form where molten rock reaches the surface. Some erupt quietly for years, others all "
+  "at once after centuries of silence.",
+  "Chess is played on a board of sixty-four squares. The bishop keeps to one colour all its life, "
+  "and the knight jumps over other pieces.",
+  "Cotton grows best with a long summer and little rain at harvest. Its fibres are spun into yarn "
+  "and woven into cloth.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+  """One edit of a response.
+
+  Attributes:
+    name: what it is known by.
+    kind: 'same' (should not matter) or 'worse' (should lower the score of a good answer).
+    what: what it does, in a few words.
+    change: of strings; see `Change`.
+  """
+
+  name: str
+  kind: str
+  what: str
+  change: Change
+
+  def __call__(
+    self, prompt: Text, response: Text, rng: np.random.Generator, others: Sequence[Text]
+  ) -> Text | None:
+    """The response, its last message's content edited; None where the edit changes nothing.
+
+    Args:
+      prompt: of its response; edits may quote it.
+      response: a string, or messages.
+      rng: of the edits that draw.
+      others: responses to other prompts, at least one.
+    """
+    old = last(response)
+    texts = [in_form(other, "", "assistant") for other in others]
+    new = self.change(last(prompt), old, rng, texts)
+    return None if new is None or new == old else with_last(response, new)
+
+
+EDITS: dict[str, Edit] = {}
+
+
+def edit(name: str, kind: str, what: str) -> Callable[[Change], Change]:
+  """Registers a function as the edit of that name, as a decorator.
+
+  Raises:
+    ValueError: the name is taken, or the kind is neither 'same' nor 'worse'.
+  """
+  if name in EDITS or kind not in ("same", "worse"):
+    raise ValueError(f"edit {name!r} of kind {kind!r}; expected a new name, and 'same' or 'worse'")
+
+  def register(change: Change) -> Change:
+    EDITS[name] = Edit(name, kind, what, change)
+    return change
+
+  return register
+
+
+def _before(sentence: str, text: str) -> str:
+  # Markdown would take a list's or fence's first line for prose if it stood behind other words.
+  return sentence + ("\n\n" if _MARKUP.match(text) else " ") + text
+
+
+def _after(text: str, sentence: str) -> str:
+  text = text.rstrip()
+  marked = _MARKUP.match(text.rsplit("\n", 1)[-1])
+  return text + ("\n\n" if marked else " ") + sentence
+
+
+# Should not matter.
+
+
+@edit("whitespace", "same", "spaces between words doubled, a line break at the end")
+def _whitespace(prompt, text, rng, others):
+  return re.sub(r"(?<=\S) (?=\S)", "  ", text) + "\n"
+
+
+@edit("lower_case", "same", "all in lower case")
+def _lower_case(prompt, text, rng, others):
+  return text.lower()
+
+
+@edit("upper_case", "same", "all in capitals")
+def _upper_case(prompt, text, rng, others):
+  return text.upper()
+
+
+@edit("typos", "same", "two letters exchanged inside one long word in ten, in one at least")
+def _typos(prompt, text, rng, others):
+  found = list(_LONG_WORD.finditer(text))
+  if not found:
+    return None
+  hit = rng.random(len(found)) < _TYPOS
+  hit[int(rng.integers(len(found)))] = True
+  letters = list(text)
+  for match, misspelt in zip(found, hit, strict=True):
+    if misspelt:
+      at = int(rng.integers(match.start() + 1, match.end() - 2))
+      letters[at], letters[at + 1] = letters[at + 1], letters[at]
+  return "".join(letters)
+
+
+@edit("wrapped", "same", "'To answer the question:' before it")
+def _wrapped(prompt, text, rng, others):
+  return _before("To answer the question:", text)
+
+
+@edit("echo", "same", "the prompt's last line quoted before it, where it is short")
+def _echo(prompt, text, rng, others):
+  lines = prompt.strip().rsplit("\n", 1)
+  if not lines[-1] or len(lines[-1]) > 200:
+    return None
+  return _before(f"You asked: {lines[-1]}", text)
+
+
+@edit("list_order", "same", "a bullet list's items in another order (those of steps matter)")
+def _list_order(prompt, text, rng, others):
+  lines = text.split("\n")
+  at = [i for i, line in enumerate(lines) if _BULLET.fullmatch(line)]
+  # One run of flat items: what is nested or has text between belongs to the item above it.
+  flat = len({_BULLET.fullmatch(lines[i])[1] for i in at}) == 1
+  if len(at) < 2 or at[-1] - at[0] != len(at) - 1 or not flat:
+    return None
+  for place, origin in zip(at, _reordered(at, rng), strict=True):
+    lines[place] = text.split("\n")[origin]
+  return "\n".join(lines)
+
+
+@edit("sentence_order", "same", "a paragraph's sentences after the first in another order, where "
+      "none begins as if it needed the one before")  # fmt: skip
+def _sentence_order(prompt, text, rng, others):
+  found = _SENTENCES.split(text.strip())
+  if len(found) < 3 or "\n" in text.strip() or any(_DEPENDS.match(s) for s in found[1:]):
+    return None
+  return " ".join([found[0], *_reordered(found[1:], rng)])
+
+
+def _reordered(items: list, rng: np.random.Generator) -> list:
+  """Rotated by 1 .. n − 1 places: another order for certain."""
+  by = int(rng.integers(1, len(items)))
+  return items[by:] + items[:by]
+
+
+@edit("politeness", "same", "'Thank you for your question.' before it, a wish behind it")
+def _politeness(prompt, text, rng, others):
+  return _after(_before("Thank you for your question.", text), "I hope this is useful to you.")
+
+
+@edit("markdown", "same", "a heading above it and its first sentence bold")
+def _markdown(prompt, text, rng, others):
+  if _MARKUP.match(text):
+    return f"## Answer\n\n{text}"
+  first, *rest = _SENTENCES.split(text.strip(), maxsplit=1)
+  if not first or "*" in first or "\n" in first:
+    return f"## Answer\n\n{text}"
+  return f"## Answer\n\n**{first}**" + "".join(" " + r for r in rest)
+
+
+@edit("certainty", "same", "'I am sure.' behind it")
+def _certainty(prompt, text, rng, others):
+  return _after(text, "I am sure.")
+
+
+# Should matter: of a good answer. Of a bad one nobody can say.
+
+
+@edit("negated", "worse", "the first statement turned round: yes for no, a 'not' more or less")
+def _negated(prompt, text, rng, others):
+  if yes := _YES.match(text):
+    return text[: yes.start(1)] + {"yes": "No", "no": "Yes"}[yes[1].lower()] + text[yes.end(1) :]
+  negative, positive = _CANNOT.search(text) or _NOT.search(text), _POSITIVE.search(text)
+  if negative and (not positive or negative.start() <= positive.start()):
+    return text[: negative.end(1)] + text[negative.end() :]
+  return f"{text[: positive.end()]} not{text[positive.end() :]}" if positive else None
+
+
+@edit("numbers", "worse", "its numbers exchanged; the only one altered in its last digit")
+def _numbers(prompt, text, rng, others):
+  spans = [match.span() for match in _LIST_NUMBER.finditer(text)]
+  found = [m for m in _NUMBER.finditer(text) if not any(a <= m.start() < b for a, b in spans)]
+  values = list(dict.fromkeys(match[0] for match in found))
+  if not values:
+    return None
+  if len(values) > 1:
+    new = dict(zip(values, _reordered(values, rng), strict=True))
+  else:
+    last_digit = (int(values[0][-1]) + int(rng.integers(1, 10))) % 10
+    new = {values[0]: f"{values[0][:-1]}{last_digit}"}
+  parts, end = [], 0
+  for match in found:
+    parts += [text[end : match.start()], new[match[0]]]
+    end = match.end()
+  return "".join([*parts, text[end:]])
+
+
+@edit("truncated", "worse", "its first half alone")
+def _truncated(prompt, text, rng, others):
+  half = text.strip()[: len(text.strip()) // 2]
+  cut = half.rsplit(None, 1)[0] if len(half.split()) > 1 else half
+  return cut if len(text.split()) > 3 or len(text) > 20 else None
+
+
+@edit("off_topic", "worse", "two sentences about something else in its place")
+def _off_topic(prompt, text, rng, others):
+  return _OFF_TOPIC[int(rng.integers(len(_OFF_TOPIC)))]
+
+
+@edit("other_answer", "worse", "the answer to another conversation's prompt in its place")
+def _other_answer(prompt, text, rng, others):
+  return others[int(rng.integers(len(others)))]

@@ -1,0 +1,202 @@
+"""Robustness: what the score does when a response is edited.
+
+Edits that should not matter ought to leave the score, and so the order of a pair; those that make a
+good answer worse ought to lower it.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from rm_jax.audit import figures
+from rm_jax.audit.edits import EDITS, Edit
+from rm_jax.audit.texts import Comparison, Score, comparisons, elsewhere, sampled, scores_of
+from rm_jax.data.dialogue import plain
+from rm_jax.metrics import agreement
+from rm_jax.types import Example
+
+_SHOWN = 600  # characters of a text in a worst case; the middle of a longer one is left out
+_FLIPS = 0.1  # share of pairs turned round that the sentence speaks of
+_LOWER = 0.9  # share of worsened answers scored lower below which it speaks of them
+
+
+def robustness(
+  score: Score,
+  examples: Sequence[Example],
+  *,
+  edits: Sequence[str] = tuple(EDITS),
+  sample: int = 500,
+  seed: int = 0,
+  worst: int = 3,
+) -> dict:
+  """Score changes under edits, flipped pairs, and the worst cases as text.
+
+  Edits of kind 'same' are made to the chosen and, apart from it, to the rejected response; those of
+  kind 'worse' to the chosen alone, which is good enough to become worse. Every distinct text is
+  scored once, all in one call.
+
+  Args:
+    score: rows of (prompt, response) -> float [N].
+    examples: those with comparisons are used: see `texts.comparisons`.
+    edits: names in `EDITS`.
+    sample: comparisons that are edited; all where there are no more.
+    seed: of the sample and of all edits that draw; an edit draws the same whichever others run.
+    worst: cases shown of each edit.
+
+  Returns:
+    {pairs, seed, unit: standard deviation of the scores of the pairs' responses, which changes are
+    in units of; edits: name -> {kind, what, n: responses edited, not_applicable,
+      change: mean of edited − original,
+      moved: mean of |edited − original|,
+      flips: {chosen, rejected}: share of pairs whose order changes when this one is edited and the
+        other is not (to a tie: half; pairs that tied before are left out) — of 'same' alone,
+      lower: share of edited that score lower, ties half — of 'worse' alone,
+      worst: [{prompt, response, edited, score, score_edited, change}], of 'same' those that moved
+        most, of 'worse' those that gained most};
+    says: a sentence}. Each a figure of `figures`.
+
+  Raises:
+    ValueError: no comparison, fewer than 2 conversations, an unknown edit, or a score that is not
+      finite.
+  """
+  unknown = sorted(set(edits) - set(EDITS))
+  if unknown:
+    raise ValueError(f"edits: {unknown}; expected some of {list(EDITS)}")
+  pairs = sampled(comparisons(examples), sample, seed)
+  partner = elsewhere([p.conversation for p in pairs], seed)
+  rows = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
+  made = {}
+  for name in edits:
+    made[name] = _edited(EDITS[name], pairs, partner, seed)
+    rows += [(pairs[i].prompt, text) for i, _, text in made[name]]
+  scores = scores_of(score, rows)
+  old_N2, new_M = np.split(scores, [2 * len(pairs)])
+  old_N2 = old_N2.reshape(-1, 2)
+  unit = float(old_N2.std(ddof=1))
+  found, start = {}, 0
+  for name in edits:
+    mine_M = new_M[start : start + len(made[name])]
+    start += len(made[name])
+    found[name] = _of_edit(EDITS[name], pairs, made[name], old_N2, mine_M, unit, worst, seed)
+  return {"pairs": len(pairs), "seed": seed, "unit": unit, "edits": found, "says": _says(found)}
+
+
+def _edited(edit: Edit, pairs: Sequence[Comparison], partner: list[int], seed: int) -> list[tuple]:
+  """(pair, side: 0 chosen or 1 rejected, edited response), where the edit applies."""
+  made = []
+  for i, pair in enumerate(pairs):
+    for side, response in enumerate((pair.chosen, pair.rejected)):
+      if side and edit.kind == "worse":
+        continue
+      rng = np.random.default_rng([seed, zlib.crc32(edit.name.encode()), i, side])
+      new = edit(pair.prompt, response, rng, [pairs[partner[i]].chosen])
+      if new is not None:
+        made.append((i, side, new))
+  return made
+
+
+def _of_edit(
+  edit: Edit,
+  pairs: Sequence[Comparison],
+  made: list[tuple],
+  old_N2: np.ndarray,
+  new_M: np.ndarray,
+  unit: float,
+  worst: int,
+  seed: int,
+) -> dict:
+  sides = 2 if edit.kind == "same" else 1
+  entry = {
+    "kind": edit.kind,
+    "what": edit.what,
+    "n": len(made),
+    "not_applicable": sides * len(pairs) - len(made),
+  }
+  if not made:
+    why = figures.none("the edit applies to no response")
+    flips = {"flips": {"chosen": why, "rejected": why}} if sides == 2 else {"lower": why}
+    return {**entry, "change": why, "moved": why, **flips, "worst": []}
+  pair_M, side_M = (np.array([m[j] for m in made]) for j in (0, 1))
+  clusters = [pairs[i].conversation for i in pair_M]
+  old_M = old_N2[pair_M, side_M]
+  change_M = new_M - old_M
+  if unit:
+    entry["change"] = figures.mean(change_M / unit, clusters, seed=seed)
+    entry["moved"] = figures.mean(np.abs(change_M) / unit, clusters, seed=seed)
+  else:
+    why = figures.none("all responses score the same: there is no unit", len(made))
+    entry |= {"change": why, "moved": why}
+  if sides == 2:
+    entry["flips"] = {
+      name: _flips(pairs, pair_M[side_M == side], new_M[side_M == side], old_N2, side, seed)
+      for side, name in enumerate(("chosen", "rejected"))
+    }
+    badness_M = np.abs(change_M)
+  else:
+    entry["lower"] = figures.share(agreement.credit(old_M, new_M), clusters, seed=seed)
+    badness_M = change_M
+  entry["worst"] = [
+    {
+      "prompt": _short(plain(pairs[pair_M[m]].prompt)),
+      "response": _short(plain((pairs[pair_M[m]].chosen, pairs[pair_M[m]].rejected)[side_M[m]])),
+      "edited": _short(plain(made[m][2])),
+      "score": float(old_M[m]),
+      "score_edited": float(new_M[m]),
+      "change": float(change_M[m] / unit) if unit else None,
+    }
+    for m in np.argsort(-badness_M, kind="stable")[:worst]
+  ]
+  return entry
+
+
+def _flips(pairs, pair_M, new_M, old_N2, side: int, seed: int) -> dict:
+  before_M = np.sign(old_N2[pair_M, 0] - old_N2[pair_M, 1])
+  now_M2 = old_N2[pair_M].copy()
+  now_M2[:, side] = new_M
+  flip_M = (1 - before_M * np.sign(now_M2[:, 0] - now_M2[:, 1])) / 2
+  apart = before_M != 0
+  if not apart.any():
+    return figures.none("no pair to turn round: none is edited, or all of them tied before")
+  clusters = [pairs[i].conversation for i in pair_M[apart]]
+  return figures.share(flip_M[apart], clusters, seed=seed)
+
+
+def _short(text: str) -> str:
+  if len(text) <= _SHOWN:
+    return text
+  return f"{text[: _SHOWN // 2]} […] {text[-_SHOWN // 2 :]}"
+
+
+def _says(found: dict[str, dict]) -> str:
+  flips = {
+    name: max((f["value"] or 0.0) for f in entry["flips"].values())
+    for name, entry in found.items()
+    if entry["kind"] == "same"
+  }
+  unseen = {
+    name: entry["lower"]["value"]
+    for name, entry in found.items()
+    if entry["kind"] == "worse" and entry["lower"]["value"] is not None
+  }
+  said = []
+  if flips:
+    worst = max(flips, key=flips.__getitem__)
+    if flips[worst] > _FLIPS:
+      many = ", ".join(
+        f"{name} {flips[name]:.0%}"
+        for name in sorted(flips, key=flips.__getitem__, reverse=True)
+        if flips[name] > _FLIPS
+      )
+      said.append(f"edits that should not matter turn pairs round: {many}")
+    else:
+      said.append(f"edits that should not matter turn at most {flips[worst]:.0%} of pairs round")
+  if unseen:
+    few = {name: value for name, value in unseen.items() if value < _LOWER}
+    many = ", ".join(f"{n} {few[n]:.0%}" for n in sorted(few, key=few.__getitem__))
+    said.append(
+      f"worse answers are not always scored lower: {many}"
+      if few
+      else "answers made worse are scored lower"
+    )
+  return "; ".join(said)

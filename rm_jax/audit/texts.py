@@ -1,0 +1,153 @@
+"""What the sections do with examples: comparisons, samples, other prompts, texts, scores."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from rm_jax.data.dialogue import plain, texts_of
+from rm_jax.types import Example, Text
+
+# Scores rows of (prompt, response): float [N].
+Score = Callable[[Sequence[tuple[Text, Text]]], np.ndarray]
+_Item = TypeVar("_Item")
+
+
+class Comparison(NamedTuple):
+  """Two responses of which people preferred one.
+
+  Attributes:
+    prompt, chosen, rejected: texts.
+    conversation: what it is resampled with; the prompt's text where the example has none.
+    truth: true rewards of chosen and rejected, where the example knows them.
+  """
+
+  prompt: Text
+  chosen: Text
+  rejected: Text
+  conversation: str
+  truth: tuple[float, float] | None
+
+
+def last(text: Text) -> str:
+  """The content of the last message; a string as it is."""
+  return texts_of(text)[-1]
+
+
+def with_last(text: Text, content: str) -> Text:
+  """The text with another content in its last message."""
+  return content if isinstance(text, str) else (*text[:-1], {**text[-1], "content": content})
+
+
+def in_form(text: Text, like: Text, role: str) -> Text:
+  """The text as a string where `like` is one, and else as messages (a string as one of `role`)."""
+  if isinstance(like, str):
+    return plain(text)
+  return ({"role": role, "content": text},) if isinstance(text, str) else text
+
+
+def conversation_of(example: Example) -> str:
+  """What an example is resampled with."""
+  return example.conversation or plain(example.prompt)
+
+
+def each_comparison(examples: Sequence[Example]) -> Iterator[Comparison]:
+  """The comparisons of the examples, those of one standing together; there may be none.
+
+  Response i was preferred to j where the example's `pairs` say so more often than not, or, where it
+  has none, where its label is higher. Ties, and what was rated in steps or attributes, give none.
+  """
+  for example in examples:
+    if example.kind in ("step", "attributes"):
+      continue
+    label, seen = example.labels, example.pairs
+    for i, j in itertools.permutations(range(len(example.responses)), 2):
+      if label[i] > label[j] if seen is None else seen[i][j] > seen[j][i]:
+        yield Comparison(
+          example.prompt,
+          example.responses[i],
+          example.responses[j],
+          conversation_of(example),
+          None if example.truth is None else (example.truth[i], example.truth[j]),
+        )
+
+
+def comparisons(examples: Sequence[Example]) -> list[Comparison]:
+  """All of `each_comparison`.
+
+  Raises:
+    ValueError: there is not one.
+  """
+  found = list(each_comparison(examples))
+  if not found:
+    kinds = sorted({e.kind for e in examples})
+    raise ValueError(f"examples: no comparison in {len(examples)} of kinds {kinds}; expected some")
+  return found
+
+
+def sampled(items: Sequence[_Item], sample: int, seed: int) -> list[_Item]:
+  """`sample` of the items (all, where there are no more), each as likely, in their order.
+
+  Raises:
+    ValueError: sample is below 1.
+  """
+  if sample < 1:
+    raise ValueError(f"sample is {sample}; expected at least 1")
+  if len(items) <= sample:
+    return list(items)
+  at = np.random.default_rng(seed).choice(len(items), sample, replace=False)
+  return [items[i] for i in np.sort(at)]
+
+
+def elsewhere(conversations: Sequence[str], seed: int) -> list[int]:
+  """For each item the place of one of another conversation, drawn with a seed.
+
+  A derangement: the conversations stand in one random cycle, each takes from the next, so that each
+  gives to exactly one other and none to itself.
+
+  Raises:
+    ValueError: there are fewer than 2 conversations.
+  """
+  members: dict[str, list[int]] = {}
+  for i, conversation in enumerate(conversations):
+    members.setdefault(conversation, []).append(i)
+  if len(members) < 2:
+    raise ValueError(f"{len(members)} conversation(s); another one's text needs at least 2")
+  rng = np.random.default_rng(seed)
+  names = [list(members)[i] for i in rng.permutation(len(members))]
+  after = dict(zip(names, [*names[1:], names[0]], strict=True))
+  taken = (members[after[conversation]] for conversation in conversations)
+  return [places[int(rng.integers(len(places)))] for places in taken]
+
+
+def distinct_rows(
+  rows: Sequence[tuple[Text, Text]],
+) -> tuple[list[tuple[Text, Text]], np.ndarray]:
+  """The rows that differ, in order, and for each row which of them it is: int64 [N]."""
+  place: dict[str, int] = {}
+  distinct = []
+  at = np.empty(len(rows), np.int64)
+  for i, row in enumerate(rows):
+    at[i] = place.setdefault(json.dumps(row), len(distinct))
+    if at[i] == len(distinct):
+      distinct.append(row)
+  return distinct, at
+
+
+def scores_of(score: Score, rows: Sequence[tuple[Text, Text]]) -> np.ndarray:
+  """Scores of rows, float64 [N], of which each distinct one is scored once, all in one call.
+
+  Raises:
+    ValueError: the scorer gave another number of scores, or one that is not finite.
+  """
+  distinct, at = distinct_rows(rows)
+  scores = np.asarray(score(distinct), np.float64)
+  if scores.shape != (len(distinct),):
+    raise ValueError(f"score gave shape {scores.shape}; expected [{len(distinct)}], one a row")
+  for row, value in zip(distinct, scores.tolist(), strict=True):
+    if not math.isfinite(value):
+      raise ValueError(f"score gave {value} for {row}; expected finite scores")
+  return scores[at]

@@ -1,0 +1,92 @@
+"""Controls: what is known of a planted scorer is what they say of it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rm_jax.audit.controls import NEUTRAL, controls, neutral
+from rm_jax.metrics import agreement
+from rm_jax.world import World
+from tests.audit.planted import Counting, length, noisy, pair, remembered, truth
+
+WORLD = World()
+PAIRS = WORLD.pairs("heldout", 240, 0)
+
+
+def test_a_scorer_of_length_is_called_so():
+  found = controls(length, PAIRS)
+  longest = found["rules"]["longest"]
+  assert longest["agrees"]["value"] == 1 - longest["agrees"]["ties"] / 2 / len(PAIRS)
+  assert longest["accuracy"] == found["model"]
+  assert longest["difference"]["value"] == 0
+  assert found["rules"]["shortest"]["accuracy"]["value"] == pytest.approx(
+    1 - found["model"]["value"]
+  )
+  assert found["says"].startswith("a length rule explains it: longest agrees with the model on")
+  # The prompt is nothing to it.
+  for name in ("removed", "swapped"):
+    assert found["sample"][name]["difference"]["value"] == 0
+    assert found["sample"][name]["agrees"]["value"] > 0.98
+  json.dumps(found, allow_nan=False)
+
+
+def test_the_truth_needs_prompt_and_content():
+  found = controls(noisy(truth(WORLD), 1e-3), PAIRS, sample=200, seed=3)
+  assert found["model"]["value"] > 0.8
+  assert found["content"]["interval"][0] > 0.15
+  assert found["says"].startswith("the content counts: beats")
+  sample = found["sample"]
+  assert sample["pairs"] == sample["model"]["n"] == 200
+  for name in ("removed", "swapped"):
+    assert sample[name]["remains"]["interval"][1] < 0.5
+    assert sample[name]["difference"]["interval"][0] > 0.2
+  assert found["rules"]["random"]["accuracy"]["value"] == 0.5
+
+
+def test_a_scorer_that_ignores_the_prompt_loses_nothing_without_it():
+  found = controls(remembered(PAIRS), PAIRS, sample=200)
+  for name in ("removed", "swapped"):
+    entry = found["sample"][name]
+    assert entry["accuracy"] == found["sample"]["model"]
+    assert entry["difference"] == {"value": 0, "interval": [0, 0], "n": 200}
+    assert entry["remains"]["value"] == 1
+  assert "hardly reads the prompt: 100% of its accuracy above chance is left" in found["says"]
+
+
+def test_by_hand():
+  pairs = [
+    pair(0, "p", "longer", "short"),  # the model: right
+    pair(1, "q", "- a\n- b", "a, and then b"),  # right, the shorter and the more formatted
+    pair(2, "r", "cc", "dd"),  # a tie of the model, and of all rules
+    pair(3, "s", "e", "ff"),  # wrong
+  ]
+  table = {"longer": 2, "short": 1, "- a\n- b": 2, "a, and then b": 1, "cc": 1, "dd": 1, "e": 0}
+  found = controls(lambda rows: np.array([table.get(r, 1) for _, r in rows], float), pairs)
+  assert found["model"]["value"] == 2.5 / 4
+  assert found["rules"]["longest"]["accuracy"]["value"] == 1.5 / 4
+  assert found["rules"]["most_formatted"]["accuracy"]["value"] == 2.5 / 4
+  assert found["rules"]["longest"]["agrees"]["value"] == (1 + 0 + 0.5 + 1) / 4
+  assert found["best_rule"] in ("shortest", "most_formatted")
+  assert found["content"]["value"] == 0
+  difference = agreement.paired_difference([1, 1, 0.5, 0], [1, 0, 0.5, 0], "0123")
+  assert found["rules"]["longest"]["difference"]["interval"] == difference["interval"]
+  assert found["sample"]["removed"]["remains"]["value"] is None  # not told from chance
+  assert found["says"].startswith("no better than a rule that reads nothing")
+
+
+def test_what_is_scored():
+  messages = ({"role": "system", "content": "s"}, {"role": "user", "content": "u"})
+  assert neutral(messages) == ({"role": "user", "content": NEUTRAL},)
+  assert neutral("Question?\n\n") == f"{NEUTRAL}\n\n"
+  pairs = [pair(i, f"p{i} ", f"good{i}", f"bad{i}") for i in range(6)]
+  score = Counting(length)
+  controls(score, pairs, sample=2, seed=1)
+  (rows,) = score.calls
+  assert len(rows) == len(set(rows)) == 2 * 6 + 2 * 2 + 2 * 2
+  asked = rows[12:]
+  assert [p for p, _ in asked[:4]] == [f"{NEUTRAL} "] * 4
+  own = {r: p for p, r in rows[:12]}
+  assert all(own[r] != p and p in own.values() for p, r in asked[4:])
+  with pytest.raises(ValueError, match="no comparison"):
+    controls(length, [])

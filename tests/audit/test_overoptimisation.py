@@ -1,0 +1,126 @@
+"""Candidates of two planted worlds: with a light-tailed error the truth keeps rising, with an
+exploit it peaks inside the range."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rm_jax.audit.overoptimisation import overoptimisation, rated
+from rm_jax.data.dialogue import plain
+from rm_jax.types import Example
+from rm_jax.world import World
+from tests.audit.planted import Counting, length, noise, noisy, truth
+
+WORLD = World(skill=0.3)
+PROMPTS = WORLD.prompts("heldout", 4, 0, messages=False)
+N = 512
+
+
+def best_of(proxy_PN, true_PN, n):
+  """Mean true reward of the best of n: over all subsets of n of the N, Σᵢ C(i − 1, n − 1) t₍ᵢ₎ /
+  C(N, n), i counting from the lowest proxy."""
+  total = proxy_PN.shape[1]
+  weight = [math.comb(i, n - 1) / math.comb(total, n) for i in range(total)]
+  order = np.argsort(proxy_PN, axis=1, kind="stable")
+  return float((np.take_along_axis(true_PN, order, 1) @ weight).mean())
+
+
+def exploited(rows):
+  """The truth, and for the worst that are long, which are rare, far more."""
+  score = truth(WORLD)(rows)
+  bad = np.array([len(r) > 75 for _, r in rows]) & (score < 0)
+  return score + 10 * bad + 1e-6 * np.array([noise(r) for _, r in rows])
+
+
+def test_a_light_tailed_error_does_not_turn_the_truth():
+  found = overoptimisation(noisy(truth(WORLD), 1.0), WORLD, PROMPTS, candidates=N)
+  curve = [best_of(found.proxies["score"], found.true, 2**k) for k in range(9)]
+  assert np.diff(curve).min() > -0.05
+  assert curve[-1] - curve[0] > 1
+
+
+def test_an_exploit_does_inside_the_range():
+  found = overoptimisation(exploited, WORLD, PROMPTS, candidates=N)
+  hit = found.proxies["score"] > 5
+  assert 1 / 500 < hit.mean() < 1 / 30
+  curve = [best_of(found.proxies["score"], found.true, 2**k) for k in range(10)]
+  peak = int(np.argmax(curve))
+  assert 1 <= peak <= 6
+  assert curve[peak] - curve[0] > 0.3
+  assert curve[-1] < curve[0]
+
+
+def test_what_is_drawn():
+  score = Counting(length)
+  found = overoptimisation(score, WORLD, PROMPTS[:2], candidates=300, seed=7)
+  (rows,) = score.calls
+  assert found.true.shape == (2, 300)
+  assert found.distinct == len(rows) == len(set(rows)) < 600
+  table = {(p, r): WORLD.true_reward(p, r) for p, r in rows}
+  assert {round(t, 9) for t in table.values()} == {round(t, 9) for t in found.true.ravel()}
+  # A prompt's candidates are its own, whatever stands beside it.
+  other = overoptimisation(length, WORLD, PROMPTS[1:2], candidates=300, seed=7)
+  np.testing.assert_array_equal(other.true[0], found.true[1])
+  np.testing.assert_array_equal(other.proxies["score"][0], found.proxies["score"][1])
+  assert found.clusters == [plain(p) for p in PROMPTS[:2]]
+  with pytest.raises(ValueError, match="0 prompts of 1024 candidates"):
+    overoptimisation(length, WORLD, [])
+
+
+def test_variants():
+  def members(rows):
+    own = length(rows)
+    return np.stack([own, own + np.array([noise(r) for _, r in rows])], 1)
+
+  found = overoptimisation(
+    lambda rows: 3.0 * length(rows) + np.array([noise(r) for _, r in rows]),
+    WORLD,
+    PROMPTS,
+    candidates=200,
+    members=members,
+  )
+  proxies = found.proxies
+  assert proxies["centred"].mean(axis=1) == pytest.approx(0, abs=1e-9)
+  np.testing.assert_array_equal(proxies["centred"].argmax(1), proxies["score"].argmax(1))
+  # With the length gone the noise is left: of variance 1, where 3 · length had far more.
+  assert proxies["decorrelated"].std(axis=1) == pytest.approx(1, abs=0.2)
+  lengths = (proxies["score"] - proxies["decorrelated"]).ravel()
+  inside = (proxies["decorrelated"] - proxies["decorrelated"].mean(1, keepdims=True)).ravel()
+  assert abs(np.corrcoef(lengths, inside)[0, 1]) < 0.05
+  # Two members, a and a + e: mean less standard deviation is a + e/2 − |e|/2, which is min(a, a+e).
+  conservative = proxies["conservative"]
+  assert (conservative <= proxies["score"] / 3 + 2).all()
+  with pytest.raises(ValueError, match=r"members gave shape \(\d+, 1\)"):
+    overoptimisation(
+      length, WORLD, PROMPTS[:1], candidates=5, members=lambda r: np.ones((len(r), 1))
+    )
+
+
+def test_the_conservative_score_of_two_members_is_the_lower():
+  responses = [f"r{i}" for i in range(8)]
+  example = Example("p", tuple(responses), tuple(map(float, range(8))), "score")
+  pairs = {r: (float(i), float(7 - 2 * i)) for i, r in enumerate(responses)}
+  found = rated(length, [example], members=lambda rows: np.array([pairs[r] for _, r in rows]))
+  assert found.proxies["conservative"][0] == pytest.approx([min(pairs[r]) for r in responses])
+
+
+def test_rated():
+  def example(i, k, **other):
+    labels = tuple(float(j % 5) for j in range(k))
+    return Example(f"p{i}", tuple(f"{i} {'x' * j}" for j in range(k)), labels, "score", **other)
+
+  examples = [example(0, 9), example(1, 12), example(2, 3)]
+  found = rated(length, examples)
+  assert found.true.shape == (2, 9)
+  assert (found.left_out, found.unused, found.distinct) == (1, 3, 18)
+  assert found.clusters == ["p0", "p1"]
+  np.testing.assert_array_equal(found.true[0], examples[0].labels)
+  # Score and label of one response stay together: the score is its number, less what stands before.
+  np.testing.assert_array_equal(found.true[1], (found.proxies["score"][1] - 2) % 5)
+  known = rated(length, [example(0, 9, truth=tuple(range(9)))])
+  np.testing.assert_array_equal(known.true[0], range(9))
+  with pytest.raises(ValueError, match=r"none of 3 has 20 rated responses \(the most are 12"):
+    rated(length, examples, at_least=20)
+  with pytest.raises(ValueError, match="at_least is 1"):
+    rated(length, examples, at_least=1)

@@ -1,0 +1,129 @@
+"""Robustness of planted scorers, and every figure against loops over the pairs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rm_jax.audit.edits import EDITS
+from rm_jax.audit.robustness import robustness
+from rm_jax.data.dialogue import plain
+from rm_jax.world import World
+from tests.audit.planted import Counting, length, noise, pair, truth
+
+# To this world layout and tone are nothing, as they should be to whoever asks what is right.
+WORLD = World(layout_weight=0.0, tone_weight=0.0)
+PAIRS = WORLD.pairs("heldout", 100, 0)
+SAME = [name for name, one in EDITS.items() if one.kind == "same"]
+WORSE = [name for name, one in EDITS.items() if one.kind == "worse"]
+
+
+def test_the_truth_is_robust_and_sees_what_is_worse():
+  found = robustness(truth(WORLD), PAIRS)
+  edits = found["edits"]
+  assert list(edits) == [*SAME, *WORSE]
+  for name in SAME:
+    if name == "typos":
+      continue
+    assert edits[name]["n"] > 20, name
+    assert edits[name]["moved"]["value"] == 0, name
+    for side in ("chosen", "rejected"):
+      assert edits[name]["flips"][side]["value"] == 0, name
+      assert edits[name]["flips"][side]["interval"][1] > 0, name  # and no certainty
+  # A word that the truth is read by may be misspelt: it is, in some one of two long words of ten.
+  assert -0.6 < edits["typos"]["change"]["value"] < -0.1
+  assert 0.05 < edits["typos"]["flips"]["chosen"]["value"] < 0.35
+  for name in ("off_topic", "other_answer"):
+    assert edits[name]["lower"]["value"] > 0.9, name
+    assert edits[name]["change"]["interval"][1] < -1.2, name
+  # This truth is read from values and names: it knows no 'not', and the worst case shows it.
+  assert edits["negated"]["lower"]["value"] == 0.5
+  assert edits["numbers"]["lower"]["value"] is None  # the world has none
+  assert edits["numbers"]["not_applicable"] == len(PAIRS)
+  assert found["says"].startswith("edits that should not matter turn pairs round: typos")
+  assert "not always scored lower: negated 50%" in found["says"]
+  json.dumps(found, allow_nan=False)
+
+
+def test_a_scorer_of_length_against_loops():
+  found = robustness(length, PAIRS, edits=["politeness", "upper_case", "truncated"], worst=2)
+  polite = found["edits"]["politeness"]
+  lengths = np.array([[len(plain(r)) for r in e.responses] for e in PAIRS], float)
+  assert found["unit"] == pytest.approx(lengths.std(ddof=1))
+
+  def added(response):
+    # Each sentence, and what parts it from the text: a list stands on a line of its own.
+    text = plain(response)
+    marked = text.startswith(("- ", "1. "))
+    said = len("Thank you for your question.") + len("I hope this is useful to you.")
+    return said + 2 * (2 if marked else 1)
+
+  changes = np.array([[added(r) for r in e.responses] for e in PAIRS])
+  assert polite["change"]["value"] == pytest.approx(changes.mean() / found["unit"])
+  assert polite["n"] == 2 * len(PAIRS)
+  for side, name in enumerate(("chosen", "rejected")):
+    flips = []
+    for (chosen, rejected), change in zip(lengths, changes, strict=True):
+      if chosen == rejected:
+        continue
+      now = (chosen + change[0], rejected) if side == 0 else (chosen, rejected + change[1])
+      before = chosen > rejected
+      flips.append(0.5 if now[0] == now[1] else float((now[0] > now[1]) != before))
+    assert polite["flips"][name]["n"] == len(flips)
+    assert polite["flips"][name]["value"] == np.mean(flips)
+  assert polite["flips"]["chosen"]["value"] > 0.2
+  assert found["edits"]["upper_case"]["moved"]["value"] == 0
+  assert found["edits"]["truncated"]["lower"]["value"] == 1
+  assert found["edits"]["truncated"]["lower"]["interval"][0] < 1
+  (first, second) = polite["worst"]
+  assert first["change"] >= second["change"]
+  assert first["score_edited"] == len(first["edited"])
+  assert first["score"] == len(first["response"])
+  assert first["change"] == pytest.approx(changes.max() / found["unit"])
+  assert first["prompt"] in {plain(e.prompt) for e in PAIRS}
+
+
+def test_ties_before_and_after():
+  end = len(" I am sure.")
+  pairs = [
+    pair(0, "p", "aaa", "bbb"),  # tied before: no order to turn round
+    pair(1, "q", "a", "b" * (1 + end)),  # tied with the chosen edited: half
+    pair(2, "r", "aaa", "b"),  # the rejected edited is longer, the chosen edited still is
+  ]
+  flips = robustness(length, pairs, edits=["certainty"])["edits"]["certainty"]["flips"]
+  assert {side: (f["value"], f["n"], f["ties"]) for side, f in flips.items()} == {
+    "chosen": (0.25, 2, 1),
+    "rejected": (0.5, 2, 0),
+  }
+
+
+def test_a_scorer_that_likes_what_is_worse_is_told():
+  pairs = [pair(i, f"p{i}", f"It is {i} metres long and {i + 9} wide.", "No.") for i in range(20)]
+  found = robustness(lambda rows: -length(rows), pairs, edits=["truncated", "negated", "numbers"])
+  edits = found["edits"]
+  assert edits["truncated"]["lower"]["value"] == 0
+  assert edits["negated"]["lower"]["value"] == 1
+  assert edits["numbers"]["lower"]["ties"] == 20
+  gains = [case["score_edited"] - case["score"] for case in edits["truncated"]["worst"]]
+  assert gains == sorted(gains, reverse=True)
+  assert min(gains) > 0
+  assert found["says"] == "worse answers are not always scored lower: truncated 0%, numbers 50%"
+
+
+def test_each_text_is_scored_once_and_an_edit_draws_the_same_in_any_company():
+  pairs = PAIRS[:20]
+  score = Counting(lambda rows: np.array([noise(r) for _, r in rows]))
+  found = robustness(score, pairs, edits=["typos", "off_topic"], sample=10, seed=5)
+  (rows,) = score.calls
+  assert len({json.dumps(row) for row in rows}) == len(rows) <= 10 * (2 + 2 + 1)
+  assert found["pairs"] == 10
+  alone = robustness(score, pairs, edits=["off_topic"], sample=10, seed=5)
+  assert alone["edits"]["off_topic"] == found["edits"]["off_topic"]
+
+
+def test_bad_input():
+  with pytest.raises(ValueError, match=r"edits: \['no'\]; expected some of"):
+    robustness(length, PAIRS, edits=["no"])
+  flat = robustness(lambda rows: np.zeros(len(rows)), PAIRS[:9], edits=["certainty"])
+  assert flat["edits"]["certainty"]["change"]["value"] is None
+  assert flat["edits"]["certainty"]["flips"]["chosen"]["value"] is None  # all tied before
