@@ -61,6 +61,8 @@ class Example:
     steps: for each response the texts of its steps, which it consists of; None where it is whole.
     authors: who wrote each response (a model, a system), for reports alone; None where not known.
     answers: the final answer that each response comes to, for votes; None where there is none.
+    judges: of two responses, what each annotator said, by name: 1.0 the first is better, 0.0 the
+      second, 0.5 a tie; for reports alone. None where it is not known who said what.
     attributes: for each response its ratings, name -> a finite number, without those that nobody
       gave; None where the feedback is of another kind.
   """
@@ -80,6 +82,7 @@ class Example:
   steps: tuple[tuple[str, ...], ...] | None = None
   authors: tuple[str, ...] | None = None
   answers: tuple[str, ...] | None = None
+  judges: dict[str, float] | None = None
   attributes: tuple[dict[str, float], ...] | None = None
 
 

@@ -14,7 +14,6 @@ MAY_IMPORT = {
   "train": {"types"} | SIBLINGS,
   "api": {"types", "train"} | SIBLINGS,
   "curate": {"types", "train", "api"} | SIBLINGS,
-  "audit": {"types", "train", "api"} | SIBLINGS,
   "speed": {"types", "train"} | SIBLINGS,
   "audit": {"types", "train", "api"} | SIBLINGS,
 }

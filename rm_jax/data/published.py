@@ -8,7 +8,7 @@ import itertools
 import random
 import re
 
-from rm_jax.data.dialogue import check_prompt, text_of
+from rm_jax.data.dialogue import check_prompt, number_of, text_of
 from rm_jax.data.feedback import (
   answer_of,
   attributes_example,
@@ -159,3 +159,58 @@ def _prmbench(row: Row, origin: str) -> Example:
     raise RowError("out_of_range", f"{found}; expected 1 to {len(steps)}")
   labels = [float(i not in errors) for i in range(1, len(steps) + 1)]
   return step_example(row, origin, f"{prompt_of(row, 'question')}\n", steps, labels)
+
+
+@register("pandalm", needs=("instruction", "input", "response1", "response2", "annotator1"))
+def _pandalm(row: Row, origin: str) -> Example:
+  """PandaLM's test set (Wang et al. 2023): two answers, annotators who each say 0 tie, 1 or 2."""
+  instruction, more = text_of(row["instruction"], "instruction"), row["input"]
+  if not isinstance(more, str):
+    raise RowError("wrong_type", f"'input' is {shown(more)}; expected text, '' where there is none")
+  prompt = "\n\n".join(part for part in (instruction, more) if part.strip()) + "\n\n"
+  responses = tuple(answer_of(row[n], True, n) for n in ("response1", "response2"))
+  said = {0: 0.5, 1: 1.0, 2: 0.0}
+  judges = {}
+  for name in sorted(column for column in row if re.fullmatch(r"annotator\d+", column)):
+    if row[name] is None:
+      continue
+    if row[name] not in said:
+      raise RowError("out_of_range", f"{name!r} is {shown(row[name])}; expected 0 (tie), 1 or 2")
+    judges[name] = said[row[name]]
+  if not judges:
+    raise RowError("no_annotation", "no annotator says anything; expected at least one")
+  first, second, tied = (float(list(judges.values()).count(x)) for x in (1.0, 0.0, 0.5))
+  pairs, ties = ((0.0, first), (second, 0.0)), ((0.0, tied), (tied, 0.0))
+  return example_of(
+    row,
+    origin,
+    prompt,
+    responses,
+    win_rates(pairs, ties),
+    "ranking",
+    pairs=pairs,
+    ties=ties,
+    judges=judges,
+  )
+
+
+@register("summ_human", needs=("doc_id", "src", "ref_summ", "responses"))
+def _summ_human(row: Row, origin: str) -> Example:
+  """SummEval, REALSumm: summaries by many systems; the gain is the mean of a summary's ratings."""
+  prompt = text_of(row["src"], "src") + "\n\nSummary:"
+  found = row["responses"]
+  if not isinstance(found, list) or len(found) < 2 or not all(isinstance(x, dict) for x in found):
+    raise RowError("wrong_type", f"'responses' is {shown(found)}; expected summaries of systems")
+  labels, responses, systems = [], [], []
+  for i, one in enumerate(found):
+    ratings = one.get("scores")
+    if not isinstance(ratings, dict) or not ratings:
+      raise RowError("wrong_type", f"responses[{i}].scores is {shown(ratings)}; expected ratings")
+    numbers = [number_of(x, f"responses[{i}].scores.{name}") for name, x in ratings.items()]
+    labels.append(sum(numbers) / len(numbers))
+    text = text_of(one.get("text"), f"responses[{i}].text")
+    responses.append(answer_of(f" {text}", True, f"responses[{i}].text"))
+    systems.append(str(one.get("system", i)))
+  return example_of(
+    row, origin, prompt, tuple(responses), labels, "ranking", authors=tuple(systems)
+  )

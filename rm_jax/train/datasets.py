@@ -80,7 +80,7 @@ class Dataset:
 _WORLD = re.compile(r"world:([1-9]\d*)(?::([1-9]\d*))?(\(.*\))?", re.DOTALL)
 
 
-def _read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:
+def read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:
   """Examples of a path, a hub id, or the generated world.
 
   'world:N' is N pairs, 'world:N:K' N rankings of K; options of the world may follow, which go
@@ -131,7 +131,7 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
     options = {"format": source["format"]} if source.get("format") else {}
     examples += [
       dataclasses.replace(example, source=name, weight=example.weight * weight)
-      for example in _read(source["path"], config, report, "train", **options)
+      for example in read(source["path"], config, report, "train", **options)
     ]
   given = [name for name, rate in rates.items() if rate]
   if given and len(given) < len(rates):
@@ -203,14 +203,14 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
     )
   rates: dict[str, float] = {}
   if config.data.train:
-    train = _read(config.data.train, config, report, "train")
+    train = read(config.data.train, config, report, "train")
   else:
     train, rates = _read_sources(config, report)
   heldout = str(config.data.heldout)
   try:
     fraction = float(heldout)
   except ValueError:
-    held = _read(heldout, config, report, "heldout")
+    held = read(heldout, config, report, "heldout")
     known = {e.conversation for e in held}
     for example in train:
       if example.conversation in known:
@@ -277,7 +277,7 @@ def load_shifted(
   if not heldout.groups:
     raise ValueError("data.shifted is compared with data.heldout, which holds nothing out")
   report = Report(strict=config.data.strict)
-  examples = _read(name, config, report, "heldout")
+  examples = read(name, config, report, "heldout")
   found = Dataset(*model.tokenise(examples, report, cache_folder(config.data.cache)))
   if not found.groups:
     raise DataError(f"data.shifted is {name!r}: no group is left. {report}")

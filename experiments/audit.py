@@ -1,0 +1,203 @@
+"""What a reward model learned, on one page, before anyone optimises against it.
+
+python -m experiments.audit --model=DIR --data=NAME_OR_FILE --out=DIR2 writes DIR2/report.html,
+report.json and the pictures. --against=DIR3 (any number of times) compares with other models.
+
+Each distinct text is scored once and kept in ~/.cache/rm_jax/scores: what was stopped goes on.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+
+from configs.base import get_config
+from experiments.launch import launch
+from rm_jax.api import RewardModel
+from rm_jax.audit import calibration, page, sections
+from rm_jax.audit.benchmarks import BENCHMARKS
+from rm_jax.audit.drift import Reference
+from rm_jax.audit.scorer import Scorer
+from rm_jax.audit.sections import Settings
+from rm_jax.data.report import DataError, Report
+from rm_jax.train import datasets
+from rm_jax.train.workdir import CONFIG, is_workdir
+from rm_jax.types import Example
+from rm_jax.world import World
+
+MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
+DATA = flags.DEFINE_string("data", None, "File, folder, hub id, or world:N, of feedback.")
+OUT = flags.DEFINE_string("out", None, "Folder that gets the report.")
+AGAINST = flags.DEFINE_multi_string("against", [], "Another model to compare with.")
+FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
+EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
+LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.")
+SAMPLE = flags.DEFINE_integer("sample", 500, "Pairs whose edits and other prompts are scored.")
+REFERENCE = flags.DEFINE_string(
+  "reference",
+  None,
+  "Data trained on, for drift; default: the run's own. It is kept with the model.",
+)
+CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep the fitted temperature with the model.")
+BENCHMARK = flags.DEFINE_multi_string(
+  "benchmark", [], f"NAME=PATH of a published benchmark: {', '.join(BENCHMARKS)}."
+)
+PROMPTS = flags.DEFINE_integer("prompts", 32, "Of the generated world, for best-of-n curves.")
+CANDIDATES = flags.DEFINE_integer("candidates", 1024, "Responses drawn for each of them.")
+CACHE = flags.DEFINE_string("cache", "", "Folder of scores; '' = with the other caches, 'none'.")
+SEED = flags.DEFINE_integer("seed", 0, "Of samples, edits and draws.")
+STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
+DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
+flags.mark_flags_as_required(["model", "data", "out"])
+
+
+def _folder(name: str) -> Path | None:
+  """Where what is kept with a model is kept; None for a hub id."""
+  path = Path(name)
+  if not path.is_dir():
+    return None
+  return path / "model" if is_workdir(path) else path
+
+
+def _config(name: str) -> ml_collections.ConfigDict:
+  """The run's own config, which knows its data and its world; else the base."""
+  path = Path(name) / CONFIG
+  if is_workdir(Path(name)) and path.exists():
+    return ml_collections.ConfigDict(json.loads(path.read_text()))
+  return get_config()
+
+
+def _examples(
+  name: str, config: ml_collections.ConfigDict, split: str, report: Report
+) -> list[Example]:
+  config = ml_collections.ConfigDict(config.to_dict())
+  config.data.format, config.data.limit = FORMAT.value, 0
+  return datasets.read(name, config, report, split)
+
+
+def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report) -> list[Example]:
+  examples = _examples(DATA.value, config, "heldout", report)
+  if EXCLUDE.value:
+    seen = {e.conversation for e in _examples(EXCLUDE.value, config, "train", Report())}
+    for example in examples:
+      if example.conversation in seen:
+        why = f"its conversation is in {EXCLUDE.value}"
+        report.drop("excluded", example.origin, why, fault=False)
+    examples = [e for e in examples if e.conversation not in seen]
+  if 0 < LIMIT.value < len(examples):
+    drawn = set(random.Random(SEED.value).sample(range(len(examples)), LIMIT.value))
+    for i, example in enumerate(examples):
+      if i not in drawn:
+        report.drop("not_sampled", example.origin, f"--limit={LIMIT.value}", fault=False)
+    examples = [examples[i] for i in sorted(drawn)]
+  # What the model cannot read is dropped, and counted, before anything is scored.
+  _, examples = model.model.tokenise(examples, report)
+  if len({e.conversation for e in examples}) < 2:
+    raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
+  return examples
+
+
+def _reference(
+  scorer: Scorer, config: ml_collections.ConfigDict, folder: Path | None
+) -> Reference | None:
+  kept = folder and Reference.load(folder)
+  if kept and not REFERENCE.value:
+    return kept
+  name = REFERENCE.value or (config.data.train if config.data.train and folder else "")
+  if not name:
+    return None
+  report = Report()
+  examples = [e for e in _examples(name, config, "train", report) if e.steps is None]
+  _, examples = scorer.model.model.tokenise(examples, report)
+  made = sections.make_reference(scorer, examples, name, seed=SEED.value)
+  if folder:
+    made.save(folder)
+  return made
+
+
+def _benchmarks(scorer: Scorer) -> dict:
+  out = {}
+  for given in BENCHMARK.value:
+    name, _, path = given.partition("=")
+    if name not in BENCHMARKS or not path:
+      raise ValueError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
+    one = BENCHMARKS[name]
+    chat = bool(scorer.model.model.tokenizer.chat_template)
+    items = one.load(*path.split(","), messages=chat, report=Report(strict=STRICT.value))
+    score = scorer if one.scores == "responses" else _steps(scorer.model)
+    out[name] = one.evaluate(score, items)
+    value = out[name]["score"]
+    print(f"{name}: {'not defined' if value is None else f'{value:.4f}'} on {len(items)} items")
+  return out
+
+
+def _steps(model: RewardModel):
+  return lambda rows: model.score_steps(rows, progress=True)
+
+
+def main() -> None:
+  config = _config(MODEL.value)
+  model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
+  report = Report(strict=STRICT.value)
+  examples = _data(config, model, report)
+  cache = None if CACHE.value == "none" else CACHE.value
+  scorer = Scorer(model, folder=cache)
+  about = {
+    "model": MODEL.value,
+    "data": DATA.value,
+    "examples": len(examples),
+    "conversations": len({e.conversation for e in examples}),
+    "dropped": sum(report.dropped.values()),
+  }
+  if any(e.kind == "step" for e in examples):
+    steps = [e for e in examples if e.kind == "step"]
+    found = sections.audit_steps(model, steps, seed=SEED.value)
+  else:
+    against = {
+      name: Scorer(RewardModel.from_pretrained(name, dtype=DTYPE.value), folder=cache)
+      for name in AGAINST.value
+    }
+    world = World(**config.data.world) if DATA.value.startswith("world") else None
+    found = sections.audit(
+      scorer,
+      examples,
+      reference=_reference(scorer, config, _folder(MODEL.value)),
+      against=against,
+      settings=Settings(
+        sample=SAMPLE.value,
+        world=world,
+        prompts=PROMPTS.value,
+        candidates=CANDIDATES.value,
+        seed=SEED.value,
+      ),
+    )
+    if CALIBRATE.value:
+      folder, pairs = _folder(MODEL.value), found["calibration"].get("pairs")
+      if folder is None or pairs is None:
+        raise ValueError("--calibrate wants a model in a folder and comparisons in the data")
+      calibration.store(folder, pairs, DATA.value)
+  if BENCHMARK.value:
+    found["benchmarks"] = _benchmarks(scorer)
+  counts = scorer.counts
+  found["scorer"] = {**vars(counts)}
+  page.write(Path(OUT.value), {"about": about, **found})
+  print(report)
+  print(
+    f"{counts.asked} texts asked for, {counts.distinct} distinct: {counts.scored} scored, "
+    f"{counts.hits} kept from before"
+  )
+  for name, section in found.items():
+    for line in _said(section):
+      print(f"{name}: {line}")
+  print(f"{OUT.value}/report.html")
+
+
+def _said(section: dict) -> list[str]:
+  said = section.get("says", []) if isinstance(section, dict) else []
+  return [said] if isinstance(said, str) else list(said)
+
+
+if __name__ == "__main__":
+  launch(main)

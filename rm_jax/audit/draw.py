@@ -1,0 +1,142 @@
+"""The audit's pictures: PNG bytes of what a report says."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d9762b", "#2a7a3b", "#777777"
+_COLOURS = (BLUE, ORANGE, GREEN, "#8b3a8b", "#a33c3c")
+
+
+def pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
+  """{name: PNG} of all that a report has something to draw of; names are file names' stems."""
+  made: dict[str, bytes] = {}
+  controls, agreed = report.get("controls", {}), report.get("agreement", {})
+  if "rules" in controls:
+    made["controls"] = _bars("Accuracy, beside what reads nothing", *_control_bars(controls))
+  for name, title in (("source", "by source"), ("length_gap", "by length gap, characters")):
+    parts = agreed.get("by", {}).get(name, [])
+    if len(parts) > 1:
+      bars = [(p["name"], p["value"], p["interval"], BLUE) for p in parts[:12]]
+      made[f"accuracy_{name}"] = _bars(f"Accuracy {title}", bars, 0.5)
+  for name, part in report.get("calibration", {}).items():
+    if name != "why":
+      made[f"calibration_{name}"] = _reliability(part)
+  if "edits" in report.get("robustness", {}):
+    made["robustness"] = _edits(report["robustness"]["edits"])
+  if "measures" in report.get("hacking", {}):
+    bars = [
+      (name, one["partial"]["value"], one["partial"]["interval"], BLUE)
+      for name, one in report["hacking"]["measures"].items()
+      if one["partial"]["value"] is not None
+    ]
+    made["hacking"] = _bars("Partial rank correlation of the score, given quality", bars, 0.0)
+  for name, curve in report.get("overoptimisation", {}).items():
+    if name != "why":
+      made[f"best_of_n_{_stem(name)}"] = _curve(name, curve)
+  return made
+
+
+def _stem(name: str) -> str:
+  return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _figure(width: float, height: float) -> Figure:
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def _png(figure: Figure) -> bytes:
+  for axis in figure.axes:
+    axis.spines[["top", "right"]].set_visible(False)
+  out = io.BytesIO()
+  figure.savefig(out, dpi=120, format="png")
+  return out.getvalue()
+
+
+def _control_bars(controls: Mapping[str, Any]) -> tuple[list, float]:
+  bars = [("the model", controls["model"]["value"], controls["model"]["interval"], BLUE)]
+  for name, one in controls["rules"].items():
+    accuracy = one["accuracy"]
+    bars.append((name.replace("_", " "), accuracy["value"], accuracy["interval"], GREY))
+  for name in ("removed", "swapped"):
+    accuracy = controls["sample"][name]["accuracy"]
+    bars.append((f"prompt {name}", accuracy["value"], accuracy["interval"], ORANGE))
+  return bars, 0.5
+
+
+def _bars(title: str, bars: Sequence[tuple], line: float) -> bytes:
+  """Points with intervals, one under another: they stay legible on a phone."""
+  figure = _figure(6.4, 1.1 + 0.36 * max(1, len(bars)))
+  axis = figure.subplots()
+  for y, (_, value, interval, colour) in enumerate(bars):
+    axis.plot([value], [y], "o", color=colour)
+    if interval:
+      axis.plot(interval, [y, y], color=colour, lw=2)
+    axis.annotate(
+      f"{value:.3f}", (value, y), (0, 6), textcoords="offset points", fontsize=8, ha="center"
+    )
+  axis.axvline(line, color=GREY, lw=0.8, ls=":")
+  axis.set_yticks(range(len(bars)), [str(name)[:34] for name, *_ in bars])
+  axis.set_ylim(len(bars) - 0.4, -0.7)
+  axis.set_title(title, fontsize=11)
+  return _png(figure)
+
+
+def _reliability(part: Mapping[str, Any]) -> bytes:
+  figure = _figure(5.2, 4.6)
+  axis = figure.subplots()
+  axis.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":", label="calibrated")
+  for name, colour in (("before", ORANGE), ("after", BLUE)):
+    errors = part.get(name)
+    if not errors:
+      continue
+    bins = [b for b in errors["reliability"] if b["n"]]
+    x = [b["confidence"] for b in bins]
+    y = [b["frequency"] for b in bins]
+    low = [max(0.0, b["frequency"] - b["interval"][0]) for b in bins]
+    high = [max(0.0, b["interval"][1] - b["frequency"]) for b in bins]
+    ece = errors["ece"]["value"]
+    label = f"{name} the fit" + ("" if ece is None else f", ECE {ece:.3f}")
+    axis.errorbar(x, y, yerr=[low, high], fmt="o-", color=colour, capsize=3, lw=1, label=label)
+  axis.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
+  axis.legend(frameon=False, fontsize=9)
+  return _png(figure)
+
+
+def _edits(edits: Mapping[str, Any]) -> bytes:
+  shown = [(name, one) for name, one in edits.items() if one["change"]["value"] is not None]
+  bars = [
+    (
+      name.replace("_", " "),
+      one["change"]["value"],
+      one["change"]["interval"],
+      BLUE if one["kind"] == "same" else ORANGE,
+    )
+    for name, one in shown
+  ]
+  return _bars("Score change, in standard deviations (orange should fall)", bars, 0.0)
+
+
+def _curve(name: str, curve: Mapping[str, Any]) -> bytes:
+  figure = _figure(9.6, 4.2)
+  left, right = figure.subplots(1, 2)
+  for (variant, one), colour in zip(curve["variants"].items(), _COLOURS, strict=False):
+    d = np.sqrt(one["kl"])
+    for axis, what in ((left, "proxy"), (right, "true")):
+      value = [x["value"] for x in one[what]]
+      axis.plot(d, value, "o-", ms=3, color=colour, label=variant)
+      bounds = [x["interval"] or (x["value"],) * 2 for x in one[what]]
+      axis.fill_between(d, *zip(*bounds, strict=True), color=colour, alpha=0.12, lw=0)
+  left.set(title=f"{name}: the proxy", ylabel="reward, relative to n = 1")
+  right.set(title="the truth")
+  for axis in (left, right):
+    axis.axhline(0, color=GREY, lw=0.8, ls=":")
+    axis.set_xlabel("√KL of the best of n")
+  right.legend(frameon=False, fontsize=8)
+  return _png(figure)

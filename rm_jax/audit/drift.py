@@ -1,0 +1,151 @@
+"""Is this data like what the model was trained on? Scores and features against a reference."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rm_jax.audit import figures
+from rm_jax.metrics import drift as metrics
+from rm_jax.metrics.correlation import auroc, bootstrap
+from rm_jax.metrics.monitor import DriftMonitor
+
+FILE = "reference.npz"
+LEVEL = 0.01  # of a test's false alarms
+_WINDOW = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """Scores and features of data that a model was trained on, one response a conversation.
+
+  Attributes:
+    scores: float32 [N].
+    pooled: float32 [N, D], what the head reads.
+    data: its name.
+  """
+
+  scores: np.ndarray
+  pooled: np.ndarray
+  data: str
+
+  def save(self, folder: Path) -> None:
+    """Keeps it with the model, in a folder that exists."""
+    with (Path(folder) / FILE).open("wb") as file:
+      np.savez(file, scores=self.scores, pooled=self.pooled, data=np.asarray(self.data))
+
+  @classmethod
+  def load(cls, folder: Path) -> "Reference | None":
+    """The one that is kept with a model; None where there is none."""
+    path = Path(folder) / FILE
+    if not path.exists():
+      return None
+    try:
+      with np.load(path) as file:
+        return cls(file["scores"], file["pooled"], str(file["data"]))
+    except (OSError, ValueError, KeyError) as error:
+      raise ValueError(f"{path}: is no reference of scores ({error}); delete it") from None
+
+
+def drift(
+  scores: np.ndarray, pooled: np.ndarray, reference: Reference, *, seed: int = 0
+) -> dict[str, Any]:
+  """Distances of scores and features from a reference, and what a monitor says of the stream.
+
+  Args:
+    scores: [M], one response a conversation, in the order in which they came; at least 20.
+    pooled: float [M, D], likewise.
+    reference: at least 20 rows; of the same model.
+    seed: of permutations and halves.
+
+  Returns:
+    {n: [reference's, M], level, scores: {ks, psi, energy}, features: {energy: of features in the
+    reference's standard deviations, mahalanobis}: each {value, p, alarm: p < its share of the
+    level}, shift: mean of scores less the reference's, in its standard deviations, monitor:
+    {window, tests, alarms}, alarm: whether any did, says: a sentence}. mahalanobis is KS of the
+    distances from one half of the reference, those of its other half against these. The level is
+    shared by the five tests.
+
+  Raises:
+    ValueError: too few rows, or shapes that do not fit.
+  """
+  scores, pooled = np.asarray(scores, np.float64), np.asarray(pooled, np.float64)
+  then = np.asarray(reference.scores, np.float64)
+  if min(len(scores), len(then)) < 20:
+    raise ValueError(f"{len(then)} reference rows and {len(scores)} new ones; expected 20 of each")
+  if pooled.shape[1] != reference.pooled.shape[1]:
+    raise ValueError(
+      f"features have {pooled.shape[1]} dimensions and the reference's "
+      f"{reference.pooled.shape[1]}: it is another model's"
+    )
+  half = np.random.default_rng(seed).permutation(len(then)) < len(then) // 2
+  fitted = reference.pooled[half].astype(np.float64)
+  spread = np.maximum(fitted.std(axis=0), 1e-9)
+  away = metrics.mahalanobis(fitted / spread, reference.pooled[~half] / spread)
+  distance, p = metrics.ks(away, metrics.mahalanobis(fitted / spread, pooled / spread))
+  ks, ks_p = metrics.ks(then, scores)
+  found = {
+    "scores": {
+      "ks": {"value": ks, "p": ks_p},
+      "psi": metrics.psi(then, scores, seed=seed),
+      "energy": metrics.energy_distance(then, scores, seed=seed),
+    },
+    "features": {
+      "energy": metrics.energy_distance(
+        reference.pooled / spread, pooled / spread, seed=seed, limit=500
+      ),
+      "mahalanobis": {"value": distance, "p": p, "median": float(np.median(away))},
+    },
+  }
+  tests = [one for part in found.values() for one in part.values()]
+  for one in tests:
+    one["alarm"] = bool(one["p"] < LEVEL / len(tests))
+  window = min(_WINDOW, len(then), len(scores))
+  monitor = DriftMonitor(then, level=LEVEL, window=window)
+  alarms = monitor.update(scores)
+  shift = float((scores.mean() - then.mean()) / (then.std() or 1.0))
+  moved = [
+    f"{part} by {name}"
+    for part, mine in found.items()
+    for name, one in mine.items()
+    if one["alarm"]
+  ]
+  if moved:
+    says = f"the data has moved from {reference.data}: {', '.join(moved)}; scores by {shift:+.2f} "
+    says += "standard deviations"
+  else:
+    says = f"no sign that the data has moved from {reference.data}"
+  return found | {
+    "n": [len(then), len(scores)],
+    "level": LEVEL,
+    "reference": reference.data,
+    "shift": shift,
+    "monitor": {"window": window, "tests": monitor.tests, "alarms": alarms},
+    "alarm": bool(moved or alarms),
+    "says": says,
+  }
+
+
+def disagreement(
+  members_chosen: np.ndarray, members_rejected: np.ndarray, clusters: Sequence[str]
+) -> dict[str, Any]:
+  """Does an ensemble disagree where it errs?
+
+  Args:
+    members_chosen, members_rejected: float [N, M], M >= 2 members' scores of each pair.
+    clusters: N conversations.
+
+  Returns:
+    {auroc: of |mean difference| over the members' deviation of it, small where they disagree, for
+    telling wrong pairs from right ones: 0.5 = it says nothing, n, wrong}.
+  """
+  difference_NM = np.asarray(members_chosen, np.float64) - np.asarray(members_rejected, np.float64)
+  mean_N, deviation_N = difference_NM.mean(axis=1), difference_NM.std(axis=1)
+  doubt_N = deviation_N / np.maximum(np.abs(mean_N), 1e-12)
+  wrong_N = mean_N <= 0
+  if wrong_N.all() or not wrong_N.any():
+    return {"auroc": figures.none("all pairs are right, or all are wrong", len(mean_N))}
+  found = bootstrap(auroc, (doubt_N, wrong_N), clusters)
+  return {"auroc": found | {"n": len(mean_N)}, "wrong": int(wrong_N.sum())}

@@ -1,0 +1,411 @@
+"""The audit's page: one HTML file with its pictures inside, which needs nothing else."""
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rm_jax.audit.draw import pictures
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
+h3 { font-size: 1rem; margin-bottom: .3rem; }
+.says { border-left: .25rem solid #2563a8; padding-left: .8rem; }
+.why { color: #777; } small { color: #777; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #8884; }
+td, th { vertical-align: top; } th { font-weight: 600; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; display: block; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: .6rem; }
+code { overflow-wrap: anywhere; }
+"""
+
+
+def write(folder: Path, report: Mapping[str, Any]) -> None:
+  """Writes report.json, report.html and the pictures as PNG files of their own.
+
+  Args:
+    folder: made where it does not exist.
+    report: {about: {model, data, ...}, ...}: `sections.audit`'s or `audit_steps`'s sections, and
+      benchmarks: name -> their figures.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  # By way of JSON, so that the page shows what the file says.
+  text = json.dumps(report, indent=2, allow_nan=False)
+  report = json.loads(text)
+  drawn = pictures(report)
+  for name, png in drawn.items():
+    (folder / f"{name}.png").write_bytes(png)
+  (folder / "report.json").write_text(text + "\n")
+  (folder / "report.html").write_text(render(report, drawn))
+
+
+def render(report: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
+  """The page of a report, as `write` has it."""
+  page = _Page(report, drawn)
+  page.head()
+  for name, make in (
+    ("agreement", page.agreement),
+    ("compare", page.compare),
+    ("controls", page.controls),
+    ("calibration", page.calibration),
+    ("robustness", page.robustness),
+    ("drift", page.drift),
+    ("hacking", page.hacking),
+    ("overoptimisation", page.overoptimisation),
+    ("rules", page.rules),
+    ("benchmarks", page.benchmarks),
+  ):
+    if name not in report:
+      continue
+    page.add(f"<h2 id={name}>{_TITLES[name]}</h2>")
+    if set(report[name]) == {"why"}:
+      page.add(f"<p class=why>Not measured: {_text(report[name]['why'])}.</p>")
+    else:
+      make()
+  title = _text(f"Audit of {report['about']['model']}")
+  return (
+    f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{title}</title>"
+    '<meta name=viewport content="width=device-width, initial-scale=1">'
+    f'<link rel=icon href="data:,"><style>{_STYLE}</style></head><body>\n'
+    + "\n".join(page.parts)
+    + "\n</body></html>\n"
+  )
+
+
+_TITLES = {
+  "agreement": "Agreement with people",
+  "compare": "Against other models",
+  "controls": "What needs no reading",
+  "calibration": "Calibration",
+  "robustness": "Robustness",
+  "drift": "Drift",
+  "hacking": "What else the score rewards",
+  "overoptimisation": "Over-optimisation: the best of n",
+  "rules": "Out of range, and caught by rules",
+  "benchmarks": "Published benchmarks",
+}
+
+
+def _text(value: Any) -> str:
+  return html.escape(str(value))
+
+
+def number(value: Any) -> str:
+  """How the page shows a number: three digits behind the point, and all of a small one's first."""
+  if value is None:
+    return "–"
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return str(value)
+  if isinstance(value, int):
+    return f"{value:,}"
+  return f"{value:.2e}" if 0 < abs(value) < 5e-4 else f"{value:,.3f}"
+
+
+class _Page:
+  """A page being written. What it shows of the report it takes by path, and says which."""
+
+  def __init__(self, report: Mapping[str, Any], drawn: Mapping[str, bytes]):
+    self.report, self.drawn, self.parts = report, drawn, []
+
+  def add(self, text: str) -> None:
+    self.parts.append(text)
+
+  def at(self, *path: Any) -> Any:
+    here: Any = self.report
+    for key in path:
+      if isinstance(here, list):
+        here = here[key]
+      else:
+        here = here.get(key) if here is not None else None
+    return here
+
+  def value(self, *path: Any) -> str:
+    where = html.escape("/".join(map(str, path)), quote=True)
+    return f'<span data-path="{where}">{_text(number(self.at(*path)))}</span>'
+
+  def figure(self, *path: Any, key: str = "value") -> str:
+    """Value and interval of a figure; why there is none in its stead."""
+    one = self.at(*path)
+    if one is None:
+      return "–"
+    if one.get(key) is None:
+      return f"<small>{_text(one.get('why', '–'))}</small>"
+    out = self.value(*path, key)
+    if one.get("interval"):
+      low, high = (self.value(*path, "interval", i) for i in (0, 1))
+      out += f" <small>[{low}, {high}]</small>"
+    return out
+
+  def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    cells = "".join(f"<th>{_text(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+    self.add(f"<div class=wide><table><tr>{cells}</tr>{body}</table></div>")
+
+  def picture(self, name: str, says: str) -> None:
+    if name in self.drawn:
+      data = base64.b64encode(self.drawn[name]).decode()
+      self.add(f'<img alt="{html.escape(says, quote=True)}" src="data:image/png;base64,{data}">')
+
+  def says(self, *path: Any) -> None:
+    said = self.at(*path)
+    for one in [said] if isinstance(said, str) else said or []:
+      self.add(f"<p class=says>{_text(one)}</p>")
+
+  def head(self) -> None:
+    about = self.report["about"]
+    self.add(f"<h1>Audit of {_text(about['model'])}</h1>")
+    self.add(f"<p>On {_text(about['data'])}. Intervals are 95 %, over conversations.</p>")
+    self.table(("", ""), ((_text(k.replace("_", " ")), self.value("about", k)) for k in about))
+
+  def agreement(self) -> None:
+    part = self.report["agreement"]
+    rows = []
+    if "accuracy" in part:
+      rows.append(
+        ("accuracy", self.figure("agreement", key="accuracy"), self.value("agreement", "n"))
+      )
+    if "best_reachable" in part:
+      rows.append(("best reachable", self.value("agreement", "best_reachable"), ""))
+    for name in ("auroc", "spearman"):
+      if isinstance(part.get(name), dict):
+        rows.append((name, self.figure("agreement", name), ""))
+    for name in part.get("correlation", {}):
+      one = part["correlation"][name]
+      if not isinstance(one, dict):
+        continue
+      for where in ("within", "pooled") if "within" in one else (None,):
+        path = ("agreement", "correlation", name, *([where] if where else []))
+        rows.append((f"{name} {where or 'within'}", self.figure(*path), self.value(*path, "n")))
+    for name in part.get("judges", {}).get("each", {}):
+      path = ("agreement", "judges", "each", name)
+      rows.append((f"with {name}", self.figure(*path), self.value(*path, "n")))
+    for name in ("people", "model"):
+      if "ceiling" in part.get("judges", {}):
+        path = ("agreement", "judges", "ceiling", name)
+        rows.append((f"ceiling: {name}", self.figure(*path), self.value(*path, "n")))
+    self.table(("", "value", "n"), ((_text(a), b, c) for a, b, c in rows))
+    if "ties" in part and isinstance(part["ties"], dict):
+      self.add(
+        f"<p>People left {self.value('agreement', 'ties', 'people')} comparisons undecided; the "
+        f"model ties {self.value('agreement', 'ties', 'model')}, which count half.</p>"
+      )
+    for name, parts in part.get("by", {}).items():
+      self.add(f"<h3>Accuracy by {_text(name.replace('_', ' '))}</h3>")
+      self.picture(f"accuracy_{name}", f"accuracy by {name}")
+      path = ("agreement", "by", name)
+      self.table(
+        ("", "accuracy", "n"),
+        (
+          (_text(one["name"]), self.figure(*path, i), self.value(*path, i, "n"))
+          for i, one in enumerate(parts)
+        ),
+      )
+
+  def compare(self) -> None:
+    self.table(
+      ("the model less", "difference in accuracy", "both choose alike"),
+      (
+        (
+          _text(name),
+          self.figure("compare", name, key="difference"),
+          self.figure("compare", name, "alike"),
+        )
+        for name in self.report["compare"]
+      ),
+    )
+
+  def controls(self) -> None:
+    self.says("controls", "says")
+    self.picture("controls", "accuracies of the model and of rules that read nothing")
+    rows = [
+      (
+        _text(name.replace("_", " ")),
+        self.figure("controls", "rules", name, "accuracy"),
+        self.figure("controls", "rules", name, "difference"),
+        self.figure("controls", "rules", name, "agrees"),
+      )
+      for name in self.report["controls"]["rules"]
+    ]
+    for name in ("removed", "swapped"):
+      path = ("controls", "sample", name)
+      rows.append(
+        (f"prompt {name}", *(self.figure(*path, k) for k in ("accuracy", "difference", "agrees")))
+      )
+    self.table(("control", "accuracy", "the model's less this", "chooses as the model"), rows)
+    self.add(f"<p>Other prompts: on {self.value('controls', 'sample', 'pairs')} pairs.</p>")
+
+  def calibration(self) -> None:
+    for name, part in self.report["calibration"].items():
+      self.add(f"<h3>{_text(name)}</h3>")
+      if part.get("why"):
+        self.add(f"<p class=why>{_text(part['why'])}</p>")
+      self.picture(f"calibration_{name}", f"reliability diagram of {name}")
+      rows = []
+      for when in ("before", "after", "isotonic"):
+        if part.get(when):
+          path = ("calibration", name, when)
+          rows.append((when, *(self.figure(*path, k) for k in ("ece", "brier", "nll"))))
+      self.table(("", "ECE, debiased", "Brier", "loss, nats"), rows)
+      path = ("calibration", name)
+      if "temperature" in part:
+        self.add(
+          f"<p>Temperature {self.value(*path, 'temperature')}, fitted on "
+          f"{self.value(*path, 'fitted_on')} comparisons; zero at "
+          f"{self.figure(*path, 'zero')}, the mean on "
+          f"{_text(part['zero']['reference'])}. Position: {_text(part['position'])}.</p>"
+        )
+        self.table(
+          ("source", "its own temperature", "spread of scores", "n"),
+          (
+            (
+              _text(source),
+              *(self.value(*path, "sources", source, k) for k in ("temperature", "spread", "n")),
+            )
+            for source in part["sources"]
+          ),
+        )
+      elif part.get("platt"):
+        self.add(
+          f"<p>σ({self.value(*path, 'platt', 'slope')} s + "
+          f"{self.value(*path, 'platt', 'bias')})</p>"
+        )
+
+  def robustness(self) -> None:
+    part = self.report["robustness"]
+    self.says("robustness", "says")
+    self.picture("robustness", "score changes under edits")
+    self.table(
+      ("edit", "kind", "n", "mean change", "flips, chosen edited", "flips, rejected", "lower"),
+      (
+        (
+          _text(f"{name}: {one['what']}"),
+          _text(one["kind"]),
+          self.value("robustness", "edits", name, "n"),
+          self.figure("robustness", "edits", name, "change"),
+          self.figure("robustness", "edits", name, "flips", "chosen"),
+          self.figure("robustness", "edits", name, "flips", "rejected"),
+          self.figure("robustness", "edits", name, "lower"),
+        )
+        for name, one in part["edits"].items()
+      ),
+    )
+    for name in part.get("red_team", {}):
+      self.add(
+        f"<p>Red team, {_text(name)}: accuracy "
+        f"{self.figure('robustness', 'red_team', name, key='accuracy')} on "
+        f"{self.value('robustness', 'red_team', name, 'n')}.</p>"
+      )
+    self.add("<details><summary>Worst cases, as text</summary>")
+    for name, one in part["edits"].items():
+      for case in one["worst"][:1]:
+        self.add(
+          f"<h3>{_text(name)}: {number(case['change'])}</h3>"
+          f"<pre>{_text(_plain(case['prompt'])[-600:])}</pre>"
+          f"<pre>{_text(_plain(case['response'])[:900])}</pre>"
+          f"<pre>{_text(_plain(case['edited'])[:900])}</pre>"
+        )
+    self.add("</details>")
+
+  def drift(self) -> None:
+    self.says("drift", "says")
+    path = ("drift",)
+    self.table(
+      ("", "distance", "p", "alarm"),
+      (
+        (f"{part}, {name}", *(self.value(*path, part, name, k) for k in ("value", "p", "alarm")))
+        for part in ("scores", "features")
+        for name in self.report["drift"][part]
+      ),
+    )
+    monitor = self.report["drift"]["monitor"]
+    self.add(
+      f"<p>Monitor: {self.value('drift', 'monitor', 'tests')} windows of "
+      f"{self.value('drift', 'monitor', 'window')}, {len(monitor['alarms'])} alarms.</p>"
+    )
+    if "disagreement" in self.report["drift"]:
+      self.add(
+        "<p>The ensemble's disagreement tells its errors: AUROC "
+        f"{self.figure('drift', 'disagreement', 'auroc')}.</p>"
+      )
+
+  def hacking(self) -> None:
+    self.says("hacking", "says")
+    self.picture("hacking", "partial correlations of the score with measures of the text")
+    self.table(
+      ("measure", "Spearman", "given quality", "within pairs, given quality"),
+      (
+        (
+          _text(name.replace("_", " ")),
+          self.figure("hacking", "measures", name, "spearman"),
+          self.figure("hacking", "measures", name, "partial"),
+          self.figure("hacking", "measures", name, "pairs", "partial")
+          if one.get("pairs") and "partial" in one["pairs"]
+          else "–",
+        )
+        for name, one in self.report["hacking"]["measures"].items()
+      ),
+    )
+    self.add(
+      "<p>Of the top-scored tenth, in the bottom half of quality: "
+      f"{self.figure('hacking', 'top_low')} (a scorer that knows nothing: 0.5).</p>"
+    )
+
+  def overoptimisation(self) -> None:
+    for name, curve in self.report["overoptimisation"].items():
+      self.add(
+        f"<h3>{_text(name)}: {curve['candidates']:,} candidates for each of "
+        f"{curve['prompts']:,} prompts</h3>"
+      )
+      self.picture(f"best_of_n_{_stem(name)}", f"best-of-n curves on {name}")
+      rows = []
+      for variant in curve["variants"]:
+        path = ("overoptimisation", name, "variants", variant)
+        rows.append(
+          (
+            _text(variant),
+            self.figure(*path, "proxy", -1),
+            self.figure(*path, "true", -1),
+            self.value(*path, "peak", "statement"),
+            self.value(*path, "kl_is"),
+          )
+        )
+      head = ("picked by", "proxy at the largest n", "truth there", "does the truth peak?", "KL")
+      self.table(head, rows)
+
+  def rules(self) -> None:
+    self.table(
+      ("flagged by", "of all", "of the top-scored"),
+      (
+        (_text(name), *(self.figure("rules", "flags", name, k) for k in ("all", "top")))
+        for name in self.report["rules"]["flags"]
+      ),
+    )
+
+  def benchmarks(self) -> None:
+    for name, one in self.report["benchmarks"].items():
+      self.add(f"<h3>{_text(name)}: {self.figure('benchmarks', name, key='score')}</h3>")
+      self.table(
+        ("subset", "accuracy", "n"),
+        (
+          (
+            _text(subset),
+            self.figure("benchmarks", name, "subsets", subset, key="accuracy"),
+            self.value("benchmarks", name, "subsets", subset, "n"),
+          )
+          for subset in one.get("subsets", {})
+        ),
+      )
+
+
+def _stem(name: str) -> str:
+  return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _plain(text: Any) -> str:
+  return text if isinstance(text, str) else "\n".join(m["content"] for m in text)

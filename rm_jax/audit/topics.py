@@ -1,0 +1,94 @@
+"""Prompts by topic, without labels: groups of prompts that share words, named by those words.
+
+Dhillon and Modha (2001), Concept decompositions for large sparse text data using clustering
+(k-means on the unit sphere).
+"""
+
+import collections
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from rm_jax.data.dialogue import texts_of
+from rm_jax.metrics.text import words
+from rm_jax.types import Text
+
+_WORDS = 2000  # of the vocabulary: the words that stand in most prompts, but not in too many
+_STARTS = 4
+_ROUNDS = 30
+
+
+def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
+  """The topic of each prompt: the three words that tell its group from the others.
+
+  Args:
+    prompts: N; of messages the user's are read.
+    k: groups at most. Prompts with no word that others share are 'other'.
+    seed: of the starts; the same prompts and seed give the same topics.
+
+  Returns:
+    N names, such as 'bank, money, account'.
+
+  Raises:
+    ValueError: k is below 1.
+  """
+  if k < 1:
+    raise ValueError(f"k is {k}; expected at least 1 topic")
+  counted = [collections.Counter(_content_words(prompt)) for prompt in prompts]
+  seen = collections.Counter(word for one in counted for word in one)
+  most = max(2, len(prompts) // 5)  # a word of every fifth prompt says little of any
+  vocabulary = [w for w, n in seen.most_common() if 2 <= n <= most][:_WORDS]
+  place = {word: i for i, word in enumerate(vocabulary)}
+  x_NV = np.zeros((len(prompts), len(vocabulary)), np.float32)
+  for n, one in enumerate(counted):
+    for word, count in one.items():
+      if word in place:
+        x_NV[n, place[word]] = (1 + math.log(count)) * math.log(len(prompts) / seen[word])
+  length_N = np.linalg.norm(x_NV, axis=1)
+  known = np.flatnonzero(length_N > 0)
+  names = ["other"] * len(prompts)
+  if not len(known):
+    return names
+  x_NV = x_NV[known] / length_N[known, None]
+  group_N, centre_KV = _cluster(x_NV, min(k, len(known)), np.random.default_rng(seed))
+  away_KV = centre_KV - x_NV.mean(axis=0)
+  called = [
+    ", ".join(vocabulary[i] for i in np.argsort(-away_V, kind="stable")[:3]) for away_V in away_KV
+  ]
+  for i, group in zip(known, group_N, strict=True):
+    names[i] = called[group]
+  return names
+
+
+def _cluster(x_NV: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """(group of each row, the groups' mean directions), the best of a few starts."""
+  best, result = -1.0, None
+  for _ in range(_STARTS):
+    centre_KV = x_NV[rng.choice(len(x_NV), k, replace=False)]
+    group_N = np.full(len(x_NV), -1)
+    for _ in range(_ROUNDS):
+      near_NK = x_NV @ centre_KV.T
+      moved_N = near_NK.argmax(axis=1)
+      if (moved_N == group_N).all():
+        break
+      group_N = moved_N
+      total_KV = np.zeros_like(centre_KV)
+      np.add.at(total_KV, group_N, x_NV)
+      norm_K = np.linalg.norm(total_KV, axis=1, keepdims=True)
+      # A group that lost all its rows stays where it was.
+      centre_KV = np.where(norm_K > 0, total_KV / np.maximum(norm_K, 1e-9), centre_KV)
+    fit = float(near_NK.max(axis=1).mean())
+    if fit > best:
+      best, result = fit, (group_N, centre_KV)
+  return result
+
+
+def _content_words(prompt: Text) -> list[str]:
+  """Words of a prompt: of messages the user's; short ones are mostly grammar."""
+  if isinstance(prompt, str):
+    text = prompt
+  else:
+    mine = tuple(m for m in prompt if m["role"] == "user")
+    text = " ".join(texts_of(mine or prompt))
+  return [word for word in words(text) if len(word) > 3]
