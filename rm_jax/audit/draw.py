@@ -37,11 +37,12 @@ def pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
     made["hacking"] = _bars("Partial rank correlation of the score, given quality", bars, 0.0)
   for name, curve in report.get("overoptimisation", {}).items():
     if name != "why":
-      made[f"best_of_n_{_stem(name)}"] = _curve(name, curve)
+      made[f"best_of_n_{stem(name)}"] = _curve(name, curve)
   return made
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+  """A name as a file may have it."""
   return "".join(c if c.isalnum() else "_" for c in name)
 
 
@@ -55,7 +56,7 @@ def _png(figure: Figure) -> bytes:
   for axis in figure.axes:
     axis.spines[["top", "right"]].set_visible(False)
   out = io.BytesIO()
-  figure.savefig(out, dpi=120, format="png")
+  figure.savefig(out, dpi=160, format="png")
   return out.getvalue()
 
 
@@ -72,7 +73,7 @@ def _control_bars(controls: Mapping[str, Any]) -> tuple[list, float]:
 
 def _bars(title: str, bars: Sequence[tuple], line: float) -> bytes:
   """Points with intervals, one under another: they stay legible on a phone."""
-  figure = _figure(6.4, 1.1 + 0.36 * max(1, len(bars)))
+  figure = _figure(4.8, 1.0 + 0.34 * max(1, len(bars)))
   axis = figure.subplots()
   for y, (_, value, interval, colour) in enumerate(bars):
     axis.plot([value], [y], "o", color=colour)
@@ -89,7 +90,7 @@ def _bars(title: str, bars: Sequence[tuple], line: float) -> bytes:
 
 
 def _reliability(part: Mapping[str, Any]) -> bytes:
-  figure = _figure(5.2, 4.6)
+  figure = _figure(4.8, 4.4)
   axis = figure.subplots()
   axis.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":", label="calibrated")
   for name, colour in (("before", ORANGE), ("after", BLUE)):
@@ -124,13 +125,15 @@ def _edits(edits: Mapping[str, Any]) -> bytes:
 
 
 def _curve(name: str, curve: Mapping[str, Any]) -> bytes:
-  figure = _figure(9.6, 4.2)
-  left, right = figure.subplots(1, 2)
+  figure = _figure(4.8, 6.6)
+  left, right = figure.subplots(2, 1)
   for (variant, one), colour in zip(curve["variants"].items(), _COLOURS, strict=False):
     d = np.sqrt(one["kl"])
     for axis, what in ((left, "proxy"), (right, "true")):
       value = [x["value"] for x in one[what]]
-      axis.plot(d, value, "o-", ms=3, color=colour, label=variant)
+      # Centring within a prompt changes no pick: its curve lies on the score's.
+      line = "--" if variant == "centred" else "-"
+      axis.plot(d, value, line, marker="o", ms=3, color=colour, label=variant)
       bounds = [x["interval"] or (x["value"],) * 2 for x in one[what]]
       axis.fill_between(d, *zip(*bounds, strict=True), color=colour, alpha=0.12, lw=0)
   left.set(title=f"{name}: the proxy", ylabel="reward, relative to n = 1")

@@ -1,6 +1,7 @@
 """Is this data like what the model was trained on? Scores and features against a reference."""
 
 import dataclasses
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Reference:
     try:
       with np.load(path) as file:
         return cls(file["scores"], file["pooled"], str(file["data"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       raise ValueError(f"{path}: is no reference of scores ({error}); delete it") from None
 
 

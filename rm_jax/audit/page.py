@@ -1,29 +1,12 @@
 """The audit's page: one HTML file with its pictures inside, which needs nothing else."""
 
-import base64
-import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_jax.audit.draw import pictures
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
-h3 { font-size: 1rem; margin-bottom: .3rem; }
-.says { border-left: .25rem solid #2563a8; padding-left: .8rem; }
-.why { color: #777; } small { color: #777; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #8884; }
-td, th { vertical-align: top; } th { font-weight: 600; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; display: block; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: .6rem; }
-code { overflow-wrap: anywhere; }
-"""
+from rm_jax.audit.draw import pictures, stem
+from rm_jax.audit.writing import STYLE, Writer, number, text
 
 
 def write(folder: Path, report: Mapping[str, Any]) -> None:
@@ -36,12 +19,12 @@ def write(folder: Path, report: Mapping[str, Any]) -> None:
   """
   folder.mkdir(parents=True, exist_ok=True)
   # By way of JSON, so that the page shows what the file says.
-  text = json.dumps(report, indent=2, allow_nan=False)
-  report = json.loads(text)
+  said = json.dumps(report, indent=2, allow_nan=False)
+  report = json.loads(said)
   drawn = pictures(report)
   for name, png in drawn.items():
     (folder / f"{name}.png").write_bytes(png)
-  (folder / "report.json").write_text(text + "\n")
+  (folder / "report.json").write_text(said + "\n")
   (folder / "report.html").write_text(render(report, drawn))
 
 
@@ -65,14 +48,14 @@ def render(report: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
       continue
     page.add(f"<h2 id={name}>{_TITLES[name]}</h2>")
     if set(report[name]) == {"why"}:
-      page.add(f"<p class=why>Not measured: {_text(report[name]['why'])}.</p>")
+      page.add(f"<p class=why>Not measured: {text(report[name]['why'])}.</p>")
     else:
       make()
-  title = _text(f"Audit of {report['about']['model']}")
+  title = text(f"Audit of {report['about']['model']}")
   return (
     f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{title}</title>"
     '<meta name=viewport content="width=device-width, initial-scale=1">'
-    f'<link rel=icon href="data:,"><style>{_STYLE}</style></head><body>\n'
+    f'<link rel=icon href="data:,"><style>{STYLE}</style></head><body>\n'
     + "\n".join(page.parts)
     + "\n</body></html>\n"
   )
@@ -92,76 +75,29 @@ _TITLES = {
 }
 
 
-def _text(value: Any) -> str:
-  return html.escape(str(value))
-
-
-def number(value: Any) -> str:
-  """How the page shows a number: three digits behind the point, and all of a small one's first."""
-  if value is None:
-    return "–"
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    return str(value)
-  if isinstance(value, int):
-    return f"{value:,}"
-  return f"{value:.2e}" if 0 < abs(value) < 5e-4 else f"{value:,.3f}"
-
-
-class _Page:
-  """A page being written. What it shows of the report it takes by path, and says which."""
-
-  def __init__(self, report: Mapping[str, Any], drawn: Mapping[str, bytes]):
-    self.report, self.drawn, self.parts = report, drawn, []
-
-  def add(self, text: str) -> None:
-    self.parts.append(text)
-
-  def at(self, *path: Any) -> Any:
-    here: Any = self.report
-    for key in path:
-      if isinstance(here, list):
-        here = here[key]
-      else:
-        here = here.get(key) if here is not None else None
-    return here
-
-  def value(self, *path: Any) -> str:
-    where = html.escape("/".join(map(str, path)), quote=True)
-    return f'<span data-path="{where}">{_text(number(self.at(*path)))}</span>'
-
-  def figure(self, *path: Any, key: str = "value") -> str:
-    """Value and interval of a figure; why there is none in its stead."""
-    one = self.at(*path)
-    if one is None:
-      return "–"
-    if one.get(key) is None:
-      return f"<small>{_text(one.get('why', '–'))}</small>"
-    out = self.value(*path, key)
-    if one.get("interval"):
-      low, high = (self.value(*path, "interval", i) for i in (0, 1))
-      out += f" <small>[{low}, {high}]</small>"
-    return out
-
-  def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    cells = "".join(f"<th>{_text(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    self.add(f"<div class=wide><table><tr>{cells}</tr>{body}</table></div>")
-
-  def picture(self, name: str, says: str) -> None:
-    if name in self.drawn:
-      data = base64.b64encode(self.drawn[name]).decode()
-      self.add(f'<img alt="{html.escape(says, quote=True)}" src="data:image/png;base64,{data}">')
-
-  def says(self, *path: Any) -> None:
-    said = self.at(*path)
-    for one in [said] if isinstance(said, str) else said or []:
-      self.add(f"<p class=says>{_text(one)}</p>")
+class _Page(Writer):
+  """The sections, each as the report has it."""
 
   def head(self) -> None:
     about = self.report["about"]
-    self.add(f"<h1>Audit of {_text(about['model'])}</h1>")
-    self.add(f"<p>On {_text(about['data'])}. Intervals are 95 %, over conversations.</p>")
-    self.table(("", ""), ((_text(k.replace("_", " ")), self.value("about", k)) for k in about))
+    self.add(f"<h1>Audit of {text(about['model'])}</h1>")
+    self.add(f"<p>On {text(about['data'])}. Intervals are 95 %, over conversations.</p>")
+    said = []
+    if "accuracy" in self.report.get("agreement", {}):
+      figure = self.figure("agreement", key="accuracy")
+      said.append(f"agrees with people in {figure} of {self.value('agreement', 'n')}")
+    for name in _TITLES:
+      says = self.at(name, "says") or []
+      said += [text(one) for one in ([says] if isinstance(says, str) else says)]
+    for name in self.at("overoptimisation") or {}:
+      if name != "why":
+        path = ("overoptimisation", name, "variants", "score", "peak", "statement")
+        said.append(f"best of n on {text(name)}: {self.value(*path)}")
+    self.add("<ul>" + "".join(f"<li>{one}</li>" for one in said) + "</ul>")
+    rows = [(text(key.replace("_", " ")), self.value("about", key)) for key in about]
+    for key in self.report.get("scorer", {}):
+      rows.append((f"texts {text(key)}", self.value("scorer", key)))
+    self.table(("", ""), rows)
 
   def agreement(self) -> None:
     part = self.report["agreement"]
@@ -189,20 +125,20 @@ class _Page:
       if "ceiling" in part.get("judges", {}):
         path = ("agreement", "judges", "ceiling", name)
         rows.append((f"ceiling: {name}", self.figure(*path), self.value(*path, "n")))
-    self.table(("", "value", "n"), ((_text(a), b, c) for a, b, c in rows))
+    self.table(("", "value", "n"), ((text(a), b, c) for a, b, c in rows))
     if "ties" in part and isinstance(part["ties"], dict):
       self.add(
         f"<p>People left {self.value('agreement', 'ties', 'people')} comparisons undecided; the "
         f"model ties {self.value('agreement', 'ties', 'model')}, which count half.</p>"
       )
     for name, parts in part.get("by", {}).items():
-      self.add(f"<h3>Accuracy by {_text(name.replace('_', ' '))}</h3>")
+      self.add(f"<h3>Accuracy by {text(name.replace('_', ' '))}</h3>")
       self.picture(f"accuracy_{name}", f"accuracy by {name}")
       path = ("agreement", "by", name)
       self.table(
         ("", "accuracy", "n"),
         (
-          (_text(one["name"]), self.figure(*path, i), self.value(*path, i, "n"))
+          (text(one["name"]), self.figure(*path, i), self.value(*path, i, "n"))
           for i, one in enumerate(parts)
         ),
       )
@@ -212,7 +148,7 @@ class _Page:
       ("the model less", "difference in accuracy", "both choose alike"),
       (
         (
-          _text(name),
+          text(name),
           self.figure("compare", name, key="difference"),
           self.figure("compare", name, "alike"),
         )
@@ -225,7 +161,7 @@ class _Page:
     self.picture("controls", "accuracies of the model and of rules that read nothing")
     rows = [
       (
-        _text(name.replace("_", " ")),
+        text(name.replace("_", " ")),
         self.figure("controls", "rules", name, "accuracy"),
         self.figure("controls", "rules", name, "difference"),
         self.figure("controls", "rules", name, "agrees"),
@@ -242,9 +178,9 @@ class _Page:
 
   def calibration(self) -> None:
     for name, part in self.report["calibration"].items():
-      self.add(f"<h3>{_text(name)}</h3>")
+      self.add(f"<h3>{text(name)}</h3>")
       if part.get("why"):
-        self.add(f"<p class=why>{_text(part['why'])}</p>")
+        self.add(f"<p class=why>{text(part['why'])}</p>")
       self.picture(f"calibration_{name}", f"reliability diagram of {name}")
       rows = []
       for when in ("before", "after", "isotonic"):
@@ -258,13 +194,13 @@ class _Page:
           f"<p>Temperature {self.value(*path, 'temperature')}, fitted on "
           f"{self.value(*path, 'fitted_on')} comparisons; zero at "
           f"{self.figure(*path, 'zero')}, the mean on "
-          f"{_text(part['zero']['reference'])}. Position: {_text(part['position'])}.</p>"
+          f"{text(part['zero']['reference'])}. Position: {text(part['position'])}.</p>"
         )
         self.table(
           ("source", "its own temperature", "spread of scores", "n"),
           (
             (
-              _text(source),
+              text(source),
               *(self.value(*path, "sources", source, k) for k in ("temperature", "spread", "n")),
             )
             for source in part["sources"]
@@ -284,8 +220,8 @@ class _Page:
       ("edit", "kind", "n", "mean change", "flips, chosen edited", "flips, rejected", "lower"),
       (
         (
-          _text(f"{name}: {one['what']}"),
-          _text(one["kind"]),
+          text(f"{name}: {one['what']}"),
+          text(one["kind"]),
           self.value("robustness", "edits", name, "n"),
           self.figure("robustness", "edits", name, "change"),
           self.figure("robustness", "edits", name, "flips", "chosen"),
@@ -297,7 +233,7 @@ class _Page:
     )
     for name in part.get("red_team", {}):
       self.add(
-        f"<p>Red team, {_text(name)}: accuracy "
+        f"<p>Red team, {text(name)}: accuracy "
         f"{self.figure('robustness', 'red_team', name, key='accuracy')} on "
         f"{self.value('robustness', 'red_team', name, 'n')}.</p>"
       )
@@ -305,10 +241,10 @@ class _Page:
     for name, one in part["edits"].items():
       for case in one["worst"][:1]:
         self.add(
-          f"<h3>{_text(name)}: {number(case['change'])}</h3>"
-          f"<pre>{_text(_plain(case['prompt'])[-600:])}</pre>"
-          f"<pre>{_text(_plain(case['response'])[:900])}</pre>"
-          f"<pre>{_text(_plain(case['edited'])[:900])}</pre>"
+          f"<h3>{text(name)}: {number(case['change'])}</h3>"
+          f"<pre>{text(_plain(case['prompt'])[-600:])}</pre>"
+          f"<pre>{text(_plain(case['response'])[:900])}</pre>"
+          f"<pre>{text(_plain(case['edited'])[:900])}</pre>"
         )
     self.add("</details>")
 
@@ -341,7 +277,7 @@ class _Page:
       ("measure", "Spearman", "given quality", "within pairs, given quality"),
       (
         (
-          _text(name.replace("_", " ")),
+          text(name.replace("_", " ")),
           self.figure("hacking", "measures", name, "spearman"),
           self.figure("hacking", "measures", name, "partial"),
           self.figure("hacking", "measures", name, "pairs", "partial")
@@ -359,16 +295,16 @@ class _Page:
   def overoptimisation(self) -> None:
     for name, curve in self.report["overoptimisation"].items():
       self.add(
-        f"<h3>{_text(name)}: {curve['candidates']:,} candidates for each of "
+        f"<h3>{text(name)}: {curve['candidates']:,} candidates for each of "
         f"{curve['prompts']:,} prompts</h3>"
       )
-      self.picture(f"best_of_n_{_stem(name)}", f"best-of-n curves on {name}")
+      self.picture(f"best_of_n_{stem(name)}", f"best-of-n curves on {name}")
       rows = []
       for variant in curve["variants"]:
         path = ("overoptimisation", name, "variants", variant)
         rows.append(
           (
-            _text(variant),
+            text(variant),
             self.figure(*path, "proxy", -1),
             self.figure(*path, "true", -1),
             self.value(*path, "peak", "statement"),
@@ -382,19 +318,19 @@ class _Page:
     self.table(
       ("flagged by", "of all", "of the top-scored"),
       (
-        (_text(name), *(self.figure("rules", "flags", name, k) for k in ("all", "top")))
+        (text(name), *(self.figure("rules", "flags", name, k) for k in ("all", "top")))
         for name in self.report["rules"]["flags"]
       ),
     )
 
   def benchmarks(self) -> None:
     for name, one in self.report["benchmarks"].items():
-      self.add(f"<h3>{_text(name)}: {self.figure('benchmarks', name, key='score')}</h3>")
+      self.add(f"<h3>{text(name)}: {self.figure('benchmarks', name, key='score')}</h3>")
       self.table(
         ("subset", "accuracy", "n"),
         (
           (
-            _text(subset),
+            text(subset),
             self.figure("benchmarks", name, "subsets", subset, key="accuracy"),
             self.value("benchmarks", name, "subsets", subset, "n"),
           )
@@ -403,9 +339,5 @@ class _Page:
       )
 
 
-def _stem(name: str) -> str:
-  return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def _plain(text: Any) -> str:
-  return text if isinstance(text, str) else "\n".join(m["content"] for m in text)
+def _plain(said: Any) -> str:
+  return said if isinstance(said, str) else "\n".join(m["content"] for m in said)

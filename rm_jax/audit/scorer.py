@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,7 +112,7 @@ class Scorer:
       with np.load(self._path) as file:
         keys_N16, scores_NM = file["keys"], file["scores"]
         self._known = {k.tobytes(): s for k, s in zip(keys_N16, scores_NM, strict=True)}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       log.warning("%s: cannot be read (%s): its texts are scored anew", self._path, error)
 
   def _write(self) -> None:

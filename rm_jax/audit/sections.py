@@ -17,8 +17,8 @@ from rm_jax.audit.hacking import hacking
 from rm_jax.audit.overoptimisation import Candidates, overoptimisation, rated
 from rm_jax.audit.robustness import robustness
 from rm_jax.audit.rules import Rules, flagged
-from rm_jax.audit.scorer import Scorer
-from rm_jax.audit.texts import Row, conversation_of
+from rm_jax.audit.scorer import Row, Scorer
+from rm_jax.audit.texts import conversation_of
 from rm_jax.metrics.best_of_n import over_optimisation
 from rm_jax.train.evaluate import evaluate
 from rm_jax.types import Example

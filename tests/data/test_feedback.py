@@ -167,6 +167,39 @@ def test_strict_names_file_line_and_column(tmp_path):
   assert report.dropped == {"lengths_differ": 1}
 
 
+def read_one(tmp_path, row):
+  (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
+  report = Report()
+  return load(tmp_path / "one.jsonl", report=report)[0]
+
+
+def test_annotators_of_pandalm(tmp_path):
+  row = {"instruction": "Sum", "input": "1 2", "response1": "3", "response2": "4"}
+  row |= {"annotator1": 1, "annotator2": 0, "annotator3": 1, "idx": 0}
+  one = read_one(tmp_path, row)
+  assert (one.prompt, one.responses) == ("Sum\n\n1 2\n\n", ("3", "4"))
+  assert one.judges == {"annotator1": 1.0, "annotator2": 0.5, "annotator3": 1.0}
+  assert one.pairs == ((0.0, 2.0), (0.0, 0.0))
+  assert one.ties == ((0.0, 1.0), (1.0, 0.0))
+  assert one.labels[0] > one.labels[1]
+  assert read_one(tmp_path, row | {"input": ""}).prompt == "Sum\n\n"
+  with pytest.raises(DataError, match=r"'annotator2' is 3; expected 0 \(tie\), 1 or 2"):
+    read_one(tmp_path, row | {"annotator2": 3})
+
+
+def test_ratings_of_summaries(tmp_path):
+  made = [
+    {"system": name, "text": text, "scores": {"fluency": a, "relevance": b}}
+    for name, text, a, b in (("M1", "one", 1, 4), ("M2", "two", 3, 3))
+  ]
+  row = {"doc_id": "d", "src": "A document .", "ref_summ": "r", "responses": made}
+  one = read_one(tmp_path, row)
+  assert one.prompt == "A document .\n\nSummary:"
+  assert (one.responses, one.labels, one.authors) == ((" one", " two"), (2.5, 3.0), ("M1", "M2"))
+  with pytest.raises(DataError, match=r"responses\[0\]\.scores is None; expected ratings"):
+    read_one(tmp_path, row | {"responses": [{"text": "a"}, made[1]]})
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="wants the folder shared/data beside the clone")
 @pytest.mark.parametrize(
   ("folder", "kind", "kept", "rows"),
@@ -176,6 +209,8 @@ def test_strict_names_file_line_and_column(tmp_path):
     ("gsm8k_model_solutions", "outcome", 1319, 1319),
     ("bigbench_mistake", "step", 2185, 2186),
     ("prmbench", "step", 6113, 6216),
+    ("pandalm", "ranking", 939, 999),  # 54 answers are empty, 6 are no text
+    ("summ_human", "ranking", 200, 200),
   ],
 )
 def test_published_data_sets(folder, kind, kept, rows):

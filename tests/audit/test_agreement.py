@@ -1,0 +1,146 @@
+"""Agreement by slices, with lists and with annotators; two models side by side; topics."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rm_jax.audit.agreement import agreement, compare, example_scores
+from rm_jax.audit.topics import topics
+from rm_jax.types import Example
+from tests.audit.planted import Counting, length, pair
+
+
+def test_each_text_is_scored_once():
+  score = Counting(length)
+  examples = [pair(0, "p", "aa", "b"), pair(1, "p", "aa", "ccc"), pair(2, "q", "aa", "b")]
+  scores = example_scores(score, examples)
+  assert [s.tolist() for s in scores] == [[2, 1], [2, 3], [2, 1]]
+  (rows,) = score.calls
+  assert len(rows) == 5
+
+
+def test_slices_are_shares_of_their_own_pairs():
+  # Of source x the longer is chosen in 3 of 4, of y in 1 of 4; the scorer likes length.
+  chosen = {"x": ("aaa", "aaaa", "aaaaa", "a"), "y": ("a", "a", "a", "aaaa")}
+  examples = [
+    pair(f"{source}{i}", f"{source} {i}", text, "bb", source=source)
+    for source, texts in chosen.items()
+    for i, text in enumerate(texts)
+  ]
+  report = agreement(example_scores(length, examples), examples)
+  assert report["accuracy"] == 4 / 8
+  by = {one["name"]: one["value"] for one in report["by"]["source"]}
+  assert by == {"x": 3 / 4, "y": 1 / 4}
+  gap = report["by"]["length_gap"]
+  assert sum(one["n"] for one in gap) == 8
+  assert gap[0]["value"] < 0.5 < gap[-1]["value"]
+  assert "human_margin" not in report["by"]
+
+
+def test_ties_of_people_and_of_the_model_are_counted():
+  tied = Example("p", ("a", "b"), (0.5, 0.5), "ranking", conversation="t")
+  examples = [pair(0, "p", "aa", "bb"), pair(1, "q", "aaa", "bb"), tied]
+  report = agreement(example_scores(length, examples), examples)
+  assert report["ties"] == {"people": 1, "model": 1}
+  assert report["accuracy"] == (0.5 + 1) / 2
+
+
+def test_margins_that_people_gave_have_slices():
+  examples = [pair(i, f"p{i}", "a" * (3 if i < 5 else 1), "bb", margin=float(i)) for i in range(10)]
+  report = agreement(example_scores(length, examples), examples)
+  margins = report["by"]["human_margin"]
+  assert [one["n"] for one in margins] == [2, 2, 2, 2, 2]
+  assert [one["value"] for one in margins] == [1.0, 1.0, 0.5, 0.0, 0.0]
+
+
+def test_lists_have_rank_correlations_as_scipy_has_them():
+  rng = np.random.default_rng(0)
+  examples = [
+    Example(
+      f"p{i}",
+      tuple("a" * int(n) for n in rng.permutation(np.arange(1, 7))),
+      tuple(rng.integers(0, 4, 6).astype(float)),
+      "ranking",
+      conversation=f"c{i}",
+    )
+    for i in range(30)
+  ]
+  scores = example_scores(length, examples)
+  found = agreement(scores, examples)["correlation"]
+  taus = [stats.kendalltau(s, e.labels)[0] for s, e in zip(scores, examples, strict=True)]
+  assert found["kendall"]["within"]["value"] == pytest.approx(np.mean(taus))
+  pooled = stats.spearmanr(np.concatenate(scores), np.concatenate([e.labels for e in examples]))[0]
+  assert found["spearman"]["pooled"]["value"] == pytest.approx(pooled)
+  assert 0 < found["ndcg"]["value"] < 1
+  assert found["pick"]["n"] + found["pick"]["undefined"] == 30
+
+
+def test_ratings_of_one_prompt_are_a_list():
+  examples = [
+    Example(f"p{i // 3}", ("a" * (i % 3 + 1),), (float(i % 3),), "score", conversation=f"c{i // 3}")
+    for i in range(12)
+  ]
+  found = agreement(example_scores(length, examples), examples)["correlation"]
+  assert found["lists"] == 4
+  assert found["kendall"]["within"]["value"] == 1.0
+  assert found["pick"]["value"] == 1.0
+
+
+def judged_pair(i, judges, first="aaa", second="b"):
+  said = list(judges.values())
+  ones, twos, ties = (float(said.count(x)) for x in (1.0, 0.0, 0.5))
+  return Example(
+    f"p{i}",
+    (first, second),
+    (ones + ties / 2, twos + ties / 2),
+    "ranking",
+    conversation=f"c{i}",
+    pairs=((0.0, ones), (twos, 0.0)),
+    ties=((0.0, ties), (ties, 0.0)),
+    judges=judges,
+  )
+
+
+def test_each_annotator_and_their_ceiling():
+  examples = [
+    judged_pair(0, {"A": 1.0, "B": 1.0}),
+    judged_pair(1, {"A": 1.0, "B": 0.0}),
+    judged_pair(2, {"A": 1.0, "B": 0.5}),
+    judged_pair(3, {"A": 0.0, "B": 0.0}),
+  ]
+  found = agreement(example_scores(length, examples), examples)["judges"]
+  assert found["each"]["A"]["value"] == 3 / 4
+  assert found["each"]["B"]["value"] == 1 / 3
+  assert found["ceiling"]["people"]["value"] == 2 / 3  # of pairs 0, 1, 3
+  assert found["ceiling"]["model"]["value"] == (1 + 0.5 + 0) / 3
+
+
+def test_two_models_on_the_same_pairs():
+  examples = [pair(i, f"p{i}", "a" * (1 + i % 3), "bb") for i in range(30)]
+  scores = example_scores(length, examples)
+  found = compare(scores, [-s for s in scores], examples)
+  # By length: a third right, a third tied, a third wrong; the other the other way round.
+  assert found["difference"] == 0.0
+  assert found["alike"]["value"] == pytest.approx(1 / 3)
+  better = compare(scores, [np.zeros(2)] * 30, examples)
+  assert better["difference"] == 0.0
+  assert better["alike"]["value"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+
+
+def test_steps_are_refused():
+  example = Example("p", ("ab",), (1.0, 0.0), "step", steps=(("a", "b"),), conversation="c")
+  with pytest.raises(ValueError, match=r"kinds \['step'\]; expected pairs, rankings"):
+    agreement([np.zeros(2)], [example])
+
+
+def test_topics_put_like_prompts_together():
+  garden = [f"how do plants grow in garden soil, case {i}" for i in range(20)]
+  money = [f"which bank account saves money, case {i}" for i in range(20)]
+  rest = [f"lorem{i} ipsum{i}" for i in range(60)]
+  names = topics([*garden, *money, *rest], k=3)
+  assert len(set(names[:20])) == 1
+  assert len(set(names[20:40])) == 1
+  assert names[0] != names[20]
+  assert set(names[0].split(", ")) < {"plants", "grow", "garden", "soil"}
+  assert set(names[40:]) == {"other"}
+  assert topics([*garden, *money, *rest], k=3) == names

@@ -1,0 +1,77 @@
+"""A mis-scaled model is found and mended, on conversations that the fit has not seen."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rm_jax.audit import calibration
+from rm_jax.types import Example
+from tests.audit.planted import pair
+
+
+def judged_pairs(scale, n=4000, seed=0, source="s"):
+  """Pairs whose label is drawn by σ of a utility's difference, and scores scale times utility."""
+  rng = np.random.default_rng(seed)
+  u_N2 = rng.normal(size=(n, 2))
+  first = rng.random(n) < 1 / (1 + np.exp(u_N2[:, 1] - u_N2[:, 0]))
+  u_N2 = np.where(first[:, None], u_N2, u_N2[:, ::-1])  # the chosen one's first
+  examples = [pair(f"{source}{i}", "p", "a", "b", source=source) for i in range(n)]
+  return list(scale * u_N2), examples
+
+
+@pytest.mark.parametrize("scale", [5.0, 0.2])
+def test_a_mis_scaled_model_is_calibrated_on_the_other_half(scale):
+  found = calibration.pairs(*judged_pairs(scale))
+  assert found["temperature"] == pytest.approx(scale, rel=0.12)
+  before, after = found["before"], found["after"]
+  assert before["ece"]["value"] > 0.1
+  assert after["ece"]["value"] < 0.03
+  assert before["ece"]["interval"][0] > after["ece"]["interval"][1]
+  assert after["nll"]["value"] < before["nll"]["value"]
+  assert found["n"] + found["fitted_on"] == 4000
+
+
+def test_scale_drift_between_sources():
+  (one, ones), (two, twos) = judged_pairs(1.0, source="x"), judged_pairs(3.0, source="y", seed=1)
+  found = calibration.pairs([*one, *two], [*ones, *twos])["sources"]
+  assert found["x"]["temperature"] == pytest.approx(1.0, rel=0.15)
+  assert found["y"]["temperature"] == pytest.approx(3.0, rel=0.15)
+  assert found["y"]["spread"] == pytest.approx(3 * found["x"]["spread"], rel=0.1)
+
+
+def test_a_model_that_is_wrong_has_no_temperature():
+  scores, examples = judged_pairs(-1.0)
+  found = calibration.pairs(scores, examples)
+  assert found["temperature"] is None
+  assert found["after"] is None
+  assert "mean" in found["why"]
+  with pytest.raises(ValueError, match="no temperature to keep"):
+    calibration.store(None, found, "d")
+
+
+def test_the_zero_is_the_mean_on_named_data(tmp_path):
+  scores, examples = judged_pairs(2.0)
+  found = calibration.pairs([s + 7 for s in scores], examples)
+  assert found["zero"]["value"] == pytest.approx(7 + np.mean(scores))
+  kept = calibration.store(tmp_path, found, "file.jsonl")
+  assert json.loads((tmp_path / calibration.FILE).read_text()) == kept
+  assert (kept["zero"], kept["reference"]) == (found["zero"]["value"], "s")
+
+
+def test_labels_get_slope_and_bias():
+  rng = np.random.default_rng(0)
+  logit = rng.normal(size=6000)
+  label = (rng.random(6000) < 1 / (1 + np.exp(-logit))).astype(float)
+  found = calibration.labels((logit - 1) * 4, label, [f"c{i}" for i in range(6000)])
+  assert found["platt"]["slope"] == pytest.approx(0.25, rel=0.15)
+  assert found["platt"]["bias"] == pytest.approx(1.0, rel=0.2)
+  assert found["before"]["ece"]["value"] > 0.15 > 0.04 > found["after"]["ece"]["value"]
+  assert found["isotonic"]["brier"]["value"] == pytest.approx(
+    found["after"]["brier"]["value"], abs=0.01
+  )
+
+
+def test_no_comparison_is_an_error():
+  with pytest.raises(ValueError, match="no comparison among the examples"):
+    calibration.pairs([np.zeros(1)], [Example("p", ("a",), (1.0,), "outcome")])

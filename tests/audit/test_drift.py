@@ -1,0 +1,85 @@
+"""Shifted data raises the alarm; data like the reference does so no more often than its level."""
+
+import numpy as np
+import pytest
+
+from rm_jax.audit.drift import LEVEL, Reference, disagreement, drift
+
+
+def sample(rng, n, move=0.0, width=6):
+  return rng.normal(size=n) + move, rng.normal(size=(n, width)) @ np.diag([5, 1, 1, 1, 1, 0.1])
+
+
+def reference(rng, n=300):
+  scores, pooled = sample(rng, n)
+  return Reference(scores.astype(np.float32), pooled.astype(np.float32), "train")
+
+
+def test_a_shift_of_scores_is_found():
+  rng = np.random.default_rng(0)
+  scores, pooled = sample(rng, 200, move=1.0)
+  found = drift(scores, pooled, reference(rng))
+  assert found["alarm"]
+  assert all(found["scores"][name]["alarm"] for name in ("ks", "psi", "energy"))
+  assert not any(one["alarm"] for one in found["features"].values())
+  assert found["shift"] == pytest.approx(1.0, abs=0.2)
+  assert "moved from train: scores by ks" in found["says"]
+  assert found["monitor"]["alarms"]
+
+
+def test_a_shift_of_features_is_found_where_scores_stay():
+  rng = np.random.default_rng(1)
+  scores, pooled = sample(rng, 200)
+  pooled[:, 5] += 0.3  # three standard deviations of the smallest dimension
+  found = drift(scores, pooled, reference(rng))
+  assert all(one["alarm"] for one in found["features"].values())
+  assert not any(one["alarm"] for one in found["scores"].values())
+
+
+def test_false_alarms_are_no_more_than_the_level():
+  alarms = monitors = 0
+  for seed in range(60):
+    rng = np.random.default_rng([7, seed])
+    found = drift(*sample(rng, 120), reference(rng, 200))
+    alarms += any(one["alarm"] for part in ("scores", "features") for one in found[part].values())
+    monitors += bool(found["monitor"]["alarms"])
+  # At a level of 0.01 four or more of 60 would be seen once in 300 times.
+  assert LEVEL == 0.01
+  assert alarms <= 3
+  assert monitors <= 3
+
+
+def test_kept_with_the_model_and_read_again(tmp_path):
+  one = reference(np.random.default_rng(0))
+  assert Reference.load(tmp_path) is None
+  one.save(tmp_path)
+  again = Reference.load(tmp_path)
+  np.testing.assert_array_equal(again.scores, one.scores)
+  np.testing.assert_array_equal(again.pooled, one.pooled)
+  assert again.data == "train"
+  path = tmp_path / "reference.npz"
+  for damaged in (b"not a zip", path.read_bytes()[:80]):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"reference\.npz: is no reference"):
+      Reference.load(tmp_path)
+
+
+def test_what_cannot_be_compared_is_refused():
+  rng = np.random.default_rng(0)
+  with pytest.raises(ValueError, match="expected 20 of each"):
+    drift(*sample(rng, 19), reference(rng))
+  scores, pooled = sample(rng, 30)
+  with pytest.raises(ValueError, match="another model's"):
+    drift(scores, pooled[:, :4], reference(rng))
+
+
+def test_disagreement_tells_errors():
+  rng = np.random.default_rng(0)
+  true = rng.normal(size=2000)
+  noise = np.abs(rng.normal(size=2000))  # some pairs are harder, for every member
+  members = true[:, None] + noise[:, None] * rng.normal(size=(2000, 5)) * 2
+  clusters = [f"c{i}" for i in range(2000)]
+  found = disagreement(members * np.sign(true)[:, None], np.zeros((2000, 5)), clusters)
+  assert found["auroc"]["interval"][0] > 0.6
+  flat = disagreement(np.ones((4, 2)), np.zeros((4, 2)), list("abcd"))
+  assert flat["auroc"]["value"] is None

@@ -1,0 +1,184 @@
+"""The command's page and report: what the page shows is what the report says."""
+
+import html
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from rm_jax.audit import page, sections
+from rm_jax.audit.drift import Reference
+from rm_jax.audit.scorer import Counts
+from rm_jax.audit.sections import Settings
+from rm_jax.audit.writing import number
+from rm_jax.data.dialogue import plain
+from rm_jax.world import World
+from tests.audit.planted import length, noise, noisy, truth
+
+WORLD = World()
+SKILLED = World(skill=0.3)
+SKILLED_ROWS = [
+  (prompt, candidate.response)
+  for prompt in SKILLED.prompts("heldout", 8, 5)
+  for candidate in SKILLED.sample(prompt, 256, np.random.default_rng(0))
+]
+
+
+class Fake:
+  """A scorer with features, as the audit wants one."""
+
+  outputs = 1
+
+  def __init__(self, score):
+    self.score = score
+    self.counts = Counts()
+
+  def __call__(self, rows):
+    return np.asarray(self.score(rows), np.float32)
+
+  def members(self, rows):
+    return self(rows)[:, None]
+
+  def pooled(self, rows):
+    scores = self(rows)
+    return np.stack([scores, scores**2, np.ones_like(scores)], axis=1)
+
+
+def report_of(score, examples=None, **options):
+  examples = examples or WORLD.pairs("heldout", 120, 0)
+  scorer = Fake(score)
+  reference = sections.make_reference(scorer, WORLD.pairs("heldout", 150, 1), "world")
+  settings = Settings(sample=40, world=WORLD, prompts=6, candidates=64)
+  found = sections.audit(scorer, examples, reference=reference, settings=settings, **options)
+  return {"about": {"model": "m<1>", "data": "world:120", "examples": 120}, **found}
+
+
+@pytest.fixture(scope="module")
+def report():
+  return report_of(noisy(truth(WORLD), 0.5), against={"by length": Fake(length)})
+
+
+class Numbers(html.parser.HTMLParser):
+  """(path, text) of what the page shows of the report, and the tags that are open."""
+
+  def __init__(self):
+    super().__init__()
+    self.path, self.found, self.images, self.links = None, [], [], []
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.path = attrs.get("data-path")
+    if tag == "img":
+      self.images.append(attrs["src"])
+    self.links += [v for k, v in attrs.items() if k in ("src", "href")]
+
+  def handle_data(self, data):
+    if self.path:
+      self.found.append((self.path, data))
+      self.path = None
+
+
+def test_every_number_on_the_page_is_the_reports(report, tmp_path):
+  page.write(tmp_path, report)
+  said = json.loads((tmp_path / "report.json").read_text())
+  parser = Numbers()
+  text = (tmp_path / "report.html").read_text()
+  parser.feed(text)
+  assert len(parser.found) > 300
+  for path, shown in parser.found:
+    here = said
+    for key in path.split("/"):
+      here = here[int(key)] if isinstance(here, list) else here[key]
+    if isinstance(here, float):
+      assert float(shown.replace(",", "")) == pytest.approx(here, abs=5.1e-4), path
+    else:
+      assert shown == number(here), path
+  sections_shown = set(re.findall(r"<h2 id=(\w+)>", text))
+  assert sections_shown == {
+    "agreement",
+    "compare",
+    "controls",
+    "calibration",
+    "robustness",
+    "drift",
+    "hacking",
+    "overoptimisation",
+    "rules",
+  }
+
+
+def test_the_page_needs_no_other_file(report, tmp_path):
+  page.write(tmp_path, report)
+  parser = Numbers()
+  parser.feed((tmp_path / "report.html").read_text())
+  assert all(link.startswith("data:") for link in parser.links)
+  pngs = {p.name for p in tmp_path.glob("*.png")}
+  assert len(parser.images) == len(pngs) >= 6
+  assert "best_of_n_world.png" in pngs
+  assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
+
+
+def test_text_is_shown_as_text(report, tmp_path):
+  page.write(tmp_path, report)
+  text = (tmp_path / "report.html").read_text()
+  assert "m&lt;1&gt;" in text
+  assert "m<1>" not in text
+
+
+def test_a_scorer_of_length_is_called_so():
+  found = report_of(length)
+  assert found["hacking"]["measures"]["characters"]["partial"]["value"] > 0.95
+  assert any("length" in line for line in found["hacking"]["says"])
+  assert "length" in found["controls"]["says"] or "longest" in found["controls"]["says"]
+
+
+def test_what_has_no_data_says_why(tmp_path):
+  examples = WORLD.pairs("heldout", 40, 0)
+  scorer = Fake(noisy(truth(WORLD)))
+  found = sections.audit(scorer, examples, settings=Settings(sample=10))
+  assert "--reference" in found["drift"]["why"]
+  assert "other model" in found["compare"]["why"]
+  assert "no curve" in found["overoptimisation"]["why"]
+  page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found})
+  assert "Not measured: no other model was given." in (tmp_path / "report.html").read_text()
+
+
+def exploited(rows):
+  """The truth, and for the worst that are long, which are rare, far more."""
+  score = truth(SKILLED)(rows)
+  bad = np.array([len(plain(r)) > 75 for _, r in rows]) & (score < 0)
+  return score + 10 * bad + 1e-3 * np.array([noise(r) for _, r in rows])
+
+
+@pytest.mark.parametrize("peaks", [False, True])
+def test_the_page_says_whether_the_truth_peaks(peaks, tmp_path):
+  score = exploited if peaks else noisy(truth(SKILLED), 1.0)
+  settings = Settings(sample=10, world=SKILLED, prompts=12, candidates=512)
+  found = sections.audit(Fake(score), SKILLED.pairs("heldout", 30, 0), settings=settings)
+  curve = found["overoptimisation"]["world"]["variants"]["score"]
+  assert curve["peak"]["peaks"] is peaks
+  if peaks:
+    # Of n the best is an exploit in 1 - (1 - h)^n, h the share of them: over half from 1 / h on.
+    share = np.mean(exploited(SKILLED_ROWS) > 5)
+    assert 2 <= curve["peak"]["n"] <= 1 / share < 512
+    assert curve["true"][-1]["value"] < 0
+  page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found})
+  assert html.escape(curve["peak"]["statement"]) in (tmp_path / "report.html").read_text()
+
+
+def test_one_response_of_each_conversation():
+  examples = WORLD.pairs("heldout", 30, 0)
+  rows = sections.one_each([*examples, *examples], 20, 0)
+  assert len(rows) == 20
+  assert len({str(prompt) for prompt, _ in rows}) == 20
+  chosen = {str(e.responses[0]) for e in examples}
+  share = np.mean([str(response) in chosen for _, response in rows])
+  assert 0.1 < share < 0.9
+
+
+def test_the_reference_is_of_the_model(tmp_path):
+  made = sections.make_reference(Fake(length), WORLD.pairs("heldout", 30, 0), "d", limit=25)
+  made.save(tmp_path)
+  assert len(Reference.load(tmp_path).scores) == 25

@@ -1,0 +1,103 @@
+"""No text is scored twice, in one audit or the next; another model has scores of its own."""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+
+from rm_jax import RewardModel
+from rm_jax.audit.scorer import Scorer, model_hash
+from rm_jax.train.mesh import make_mesh
+from rm_jax.train.setup import build_model, init_params
+from tests.train.runs import small_config
+
+ROWS = [("a b", "ccc"), ("a b", "dd"), ("e", "ccc"), ("a b", "ccc")]
+CHAT = [(({"role": "user", "content": "hi"},), ({"role": "assistant", "content": "yo"},))]
+
+
+def make(folder, seed=0, members=1):
+  config = small_config(folder, steps=1)
+  config.model.members = members
+  built = build_model(config)
+  mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  params = init_params(built, mesh, jax.random.key(seed), training=True)
+  return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
+
+
+@pytest.fixture(scope="module")
+def model(llama_folder):
+  return make(llama_folder)
+
+
+def test_each_distinct_text_once(model, tmp_path):
+  scorer = Scorer(model, folder=tmp_path, progress=False)
+  scores = scorer(ROWS)
+  expected = model.score([{"prompt": p, "response": r} for p, r in ROWS])
+  np.testing.assert_allclose(scores, expected, atol=1e-6)
+  assert vars(scorer.counts) == {"asked": 4, "distinct": 3, "hits": 0, "scored": 3}
+  scorer(ROWS[:2])
+  assert vars(scorer.counts) == {"asked": 6, "distinct": 3, "hits": 0, "scored": 3}
+
+
+def test_the_next_audit_finds_them(model, tmp_path, monkeypatch):
+  first = Scorer(model, folder=tmp_path, progress=False)(ROWS + CHAT)
+  again = Scorer(model, folder=tmp_path, progress=False)
+  monkeypatch.setattr(model, "score_members", None)  # nothing is left to be scored
+  np.testing.assert_array_equal(again(ROWS + CHAT), first)
+  assert vars(again.counts) == {"asked": 5, "distinct": 4, "hits": 4, "scored": 0}
+
+
+def test_what_was_stopped_goes_on(model, tmp_path, monkeypatch):
+  monkeypatch.setattr("rm_jax.audit.scorer._CHUNK", 1)
+  real, calls = model.score_members, []
+
+  def stops(rows, **options):
+    calls.append(rows)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return real(rows, **options)
+
+  monkeypatch.setattr(model, "score_members", stops)
+  with pytest.raises(KeyboardInterrupt):
+    Scorer(model, folder=tmp_path, progress=False)(ROWS)
+  scorer = Scorer(model, folder=tmp_path, progress=False)
+  scorer(ROWS)
+  assert (scorer.counts.hits, scorer.counts.scored) == (2, 1)
+
+
+def test_another_model_has_another_file(model, llama_folder, tmp_path):
+  other = make(llama_folder, seed=1)
+  assert model_hash(model) != model_hash(other)
+  assert model_hash(model) == model_hash(make(llama_folder))
+  Scorer(model, folder=tmp_path, progress=False)(ROWS)
+  scorer = Scorer(other, folder=tmp_path, progress=False)
+  scorer(ROWS)
+  assert scorer.counts.hits == 0
+
+
+def test_a_damaged_file_is_scored_anew(model, tmp_path, caplog):
+  scorer = Scorer(model, folder=tmp_path, progress=False)
+  expected = scorer(ROWS)
+  (file,) = tmp_path.glob("*.npz")
+  file.write_bytes(file.read_bytes()[:50])
+  again = Scorer(model, folder=tmp_path, progress=False)
+  np.testing.assert_array_equal(again(ROWS), expected)
+  assert again.counts.scored == 3
+  assert "scored anew" in caplog.text
+
+
+def test_an_ensemble_keeps_its_members(llama_folder, tmp_path):
+  model = make(llama_folder, members=3)
+  scorer = Scorer(model, folder=tmp_path, progress=False)
+  members_NM = scorer.members(ROWS)
+  assert scorer.outputs == members_NM.shape[1] == 3
+  np.testing.assert_allclose(scorer(ROWS), members_NM.mean(axis=1))
+  assert scorer.members([]).shape == (0, 3)
+
+
+def test_a_score_that_is_not_finite_stops_the_audit(model, monkeypatch):
+  monkeypatch.setattr(
+    model, "score_members", lambda rows, **_: np.full((len(rows), 1), np.nan, np.float32)
+  )
+  with pytest.raises(ValueError, match=r"the model gives \[nan\] for \('a b', 'ccc'\)"):
+    Scorer(model, folder=None, progress=False)(ROWS)
