@@ -117,20 +117,26 @@ def _reference(
   return made
 
 
-def _benchmarks(scorer: Scorer) -> dict:
+def _benchmarks() -> dict[str, list[str]]:
+  """--benchmark: name -> its paths, checked before anything is scored."""
   out = {}
   for given in BENCHMARK.value:
-    name, _, path = given.partition("=")
-    if name not in BENCHMARKS or not path:
+    name, _, paths = given.partition("=")
+    if name not in BENCHMARKS or not paths:
       raise ValueError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
-    one = BENCHMARKS[name]
-    chat = bool(scorer.model.model.tokenizer.chat_template)
-    items = one.load(*path.split(","), messages=chat, report=Report(strict=STRICT.value))
-    score = scorer if one.scores == "responses" else _steps(scorer.model)
-    out[name] = one.evaluate(score, items)
-    value = out[name]["score"]
-    print(f"{name}: {'not defined' if value is None else f'{value:.4f}'} on {len(items)} items")
+    out[name] = paths.split(",")
   return out
+
+
+def _on_benchmark(name: str, paths: list[str], scorer: Scorer) -> dict:
+  one = BENCHMARKS[name]
+  chat = bool(scorer.model.model.tokenizer.chat_template)
+  items = one.load(*paths, messages=chat, report=Report(strict=STRICT.value))
+  score = scorer if one.scores == "responses" else _steps(scorer.model)
+  found = one.evaluate(score, items)
+  value = found["score"]
+  print(f"{name}: {'not defined' if value is None else f'{value:.4f}'} on {len(items)} items")
+  return found
 
 
 def _steps(model: RewardModel):
@@ -138,6 +144,7 @@ def _steps(model: RewardModel):
 
 
 def main() -> None:
+  benchmarks = _benchmarks()
   config = _config(MODEL.value)
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
   report = Report(strict=STRICT.value)
@@ -173,13 +180,8 @@ def main() -> None:
         seed=SEED.value,
       ),
     )
-    if CALIBRATE.value:
-      folder, pairs = _folder(MODEL.value), found["calibration"].get("pairs")
-      if folder is None or pairs is None:
-        raise ValueError("--calibrate wants a model in a folder and comparisons in the data")
-      calibration.store(folder, pairs, DATA.value)
-  if BENCHMARK.value:
-    found["benchmarks"] = _benchmarks(scorer)
+  if benchmarks:
+    found["benchmarks"] = {n: _on_benchmark(n, paths, scorer) for n, paths in benchmarks.items()}
   counts = scorer.counts
   found["scorer"] = {**vars(counts)}
   page.write(Path(OUT.value), {"about": about, **found})
@@ -192,6 +194,11 @@ def main() -> None:
     for line in _said(section):
       print(f"{name}: {line}")
   print(f"{OUT.value}/report.html")
+  if CALIBRATE.value:
+    folder, pairs = _folder(MODEL.value), found["calibration"].get("pairs")
+    if folder is None or pairs is None:
+      raise ValueError("--calibrate wants a model in a folder and comparisons in the data")
+    calibration.store(folder, pairs, DATA.value)
 
 
 def _said(section: dict) -> list[str]:

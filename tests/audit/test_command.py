@@ -1,0 +1,75 @@
+"""python -m experiments.audit, in a process of its own: a run's folder in, a page out."""
+
+import json
+
+import pytest
+
+from rm_jax.train.writers import read_lines
+from tests.test_commands import command, finish
+from tests.train.runs import run, small_config, write_pairs
+
+
+@pytest.fixture(scope="module")
+def workdir(llama_folder, tmp_path_factory):
+  path = tmp_path_factory.mktemp("audit") / "run"
+  run(small_config(llama_folder, steps=10), path, devices=1)
+  return path
+
+
+def audit(tmp_path, *flags):
+  return finish(command("audit", f"--out={tmp_path / 'out'}", "--sample=8", *flags))
+
+
+def test_a_page_of_a_run(workdir, tmp_path):
+  rows = read_lines(write_pairs(tmp_path / "held.jsonl", 30, seed=3))
+  for row in rows[::4]:  # people err, or no temperature would be hot enough
+    row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+  data = tmp_path / "held.jsonl"
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  cases = tmp_path / "Natural.json"
+  row = {"input": "a?", "output_1": "aaa", "output_2": "bbb", "label": 1}
+  cases.write_text(json.dumps([row, row | {"input": "b?", "label": 2}]))
+  common = (
+    f"--model={workdir}",
+    f"--data={data}",
+    f"--cache={tmp_path / 'scores'}",
+    "--calibrate",
+    f"--benchmark=llmbar={cases}",
+  )
+  code, out, err = audit(tmp_path, *common, f"--against={workdir}")
+  assert code == 0, err
+  folder = tmp_path / "out"
+  report = json.loads((folder / "report.json").read_text())
+  assert report["agreement"]["n"] == 30
+  assert report["about"]["conversations"] == 30
+  (against,) = report["compare"].values()
+  assert against["difference"] == 0.0
+  assert against["alike"]["value"] == 1.0
+  # The run's own training data is the reference, and is kept with the model.
+  assert report["drift"]["reference"].endswith("train.jsonl")
+  assert (workdir / "model" / "reference.npz").exists()
+  kept = json.loads((workdir / "model" / "calibration.json").read_text())
+  assert kept["temperature"] == report["calibration"]["pairs"]["temperature"]
+  # Of the two the model chooses the same text twice, and one of them is right.
+  assert report["benchmarks"]["llmbar"]["subsets"]["Natural"]["accuracy"] == 0.5
+  assert (folder / "report.html").stat().st_size > 50_000
+  counts = report["scorer"]
+  assert counts["scored"] == counts["distinct"] - counts["hits"] > 60
+  assert f"{counts['scored']} scored, {counts['hits']} kept from before" in out
+
+  # The next audit scores nothing, and finds the same.
+  code, out, err = audit(tmp_path, *common)
+  assert code == 0, err
+  again = json.loads((folder / "report.json").read_text())
+  assert again["scorer"]["scored"] == 0
+  assert " 0 scored" in out
+  del report["compare"], again["compare"], report["scorer"], again["scorer"]
+  assert again == report
+
+
+def test_mistakes_are_one_message(workdir, tmp_path):
+  data = write_pairs(tmp_path / "held.jsonl", 12, seed=3)
+  code, _, err = audit(tmp_path, f"--model={workdir}", f"--data={data}", "--benchmark=mine=x")
+  assert code == 1
+  assert "--benchmark=mine=x: expected NAME=PATH, NAME of rewardbench" in err
+  assert "Traceback" not in err
