@@ -215,7 +215,7 @@ def _windows(
   """
   longest = up(max(w for row in rows for w in row), align)
   best, least = (), float("inf")
-  sets = ((1,), (1, 2), (1, 3), (1, 2, 4), (1, 3, 6))
+  sets = ((1,), (1, 2), (1, 3), (1, 1.2), (1, 2, 4), (1, 3, 6), (1, 1.2, 1.5), (1, 1.25, 2))
   # What has a window to itself fills it better where there are more lengths.
   for parts in (*sets, (1, 1.5, 2, 3), (1, 1.5, 2, 3, 4, 6)) if alone else sets:
     lengths = sorted({max(up(longest / part, align), min(longest, 4 * align)) for part in parts})
