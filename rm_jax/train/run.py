@@ -203,8 +203,10 @@ class Run:
     self.shapes = plan_shapes(train_set.groups, config.data.batch_groups, self.packing)
     self.features = None
     self.key = jax.random.key(config.seed)
-    self.schedule = make_schedule(config.optimizer)
-    optimizer = make_optimizer(config.optimizer, self.schedule)
+    schedule = make_schedule(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    # For the log: as one program, not one for each of its operations.
+    self.schedule = jax.jit(schedule)
     self.state = self._start(optimizer)
     self.compiled = compile_step(
       model.network,
