@@ -308,11 +308,12 @@ class _Page(Writer):
             self.figure(*path, "proxy", -1),
             self.figure(*path, "true", -1),
             self.value(*path, "peak", "statement"),
+            *(self.figure(*path, "fits", "true", "bon", k) for k in ("alpha", "beta")),
             self.value(*path, "kl_is"),
           )
         )
-      head = ("picked by", "proxy at the largest n", "truth there", "does the truth peak?", "KL")
-      self.table(head, rows)
+      head = ("picked by", "proxy at the largest n", "truth there", "does the truth peak?")
+      self.table((*head, "α", "β of d (α − β d)", "KL"), rows)
 
   def rules(self) -> None:
     self.table(
