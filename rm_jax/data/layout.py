@@ -20,7 +20,7 @@ import numpy as np
 from rm_jax.data.group import Group
 
 # Steps drawn at random, to see what steps need: for each row length that is chosen by them.
-_DRAWS = 16
+_DRAWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
