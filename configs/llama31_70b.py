@@ -3,9 +3,9 @@
   python -m experiments.plan --config=configs/llama31_70b.py --topology=v5p:2x4x4 --mesh=fsdp=32 \\
     --output=plan.json
 
-Its figures (libtpu 0.0.42): 54.7 GiB of a chip's 95.7; at best 19.97 s a
-step of 524,288 tokens, MFU 75%, 3.5 hours; bound by compute. Of 16 chips
-(v5p:2x2x4, fsdp=16): 80.1 GiB, 40.03 s.
+Its figures (libtpu 0.0.42): 42.7 GiB of a chip's 95.7; at best 20.07 s a
+step of 524,288 tokens, MFU 74%, 3.5 hours; bound by compute. Of 16 chips
+(v5p:2x2x4, fsdp=16): 79.1 GiB, 40.14 s.
 """
 
 import ml_collections

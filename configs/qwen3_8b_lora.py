@@ -3,8 +3,8 @@
   python -m experiments.plan --config=configs/qwen3_8b_lora.py --topology=v5e:4x4 --mesh=fsdp=16 \\
     --output=plan.json
 
-Its figures (libtpu 0.0.42): 3.9 GiB of a chip's 15.8; at best 7.34 s a
-step of 524,288 tokens, MFU 67%, 1.3 hours; bound by compute.
+Its figures (libtpu 0.0.42): 3.9 GiB of a chip's 15.8; at best 7.44 s a
+step of 524,288 tokens, MFU 66%, 1.3 hours; bound by compute.
 """
 
 import ml_collections
