@@ -3,8 +3,8 @@
   python -m experiments.plan --config=configs/llama31_8b.py --topology=v5p:2x2x2 --mesh=fsdp=8 \\
     --output=plan.json
 
-Its figures (libtpu 0.0.42): 22.0 GiB of a chip's 95.7; at best 8.29 s a
-step of 524,288 tokens, MFU 75%, 1.4 hours; bound by compute.
+Its figures (libtpu 0.0.42): 17.3 GiB of a chip's 95.7; at best 8.37 s a
+step of 524,288 tokens, MFU 74%, 1.5 hours; bound by compute.
 """
 
 import ml_collections

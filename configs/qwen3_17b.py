@@ -3,8 +3,8 @@
   python -m experiments.plan --config=configs/qwen3_17b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
     --output=plan.json
 
-Its figures (libtpu 0.0.42): 9.7 GiB of a chip's 95.7; at best 3.49 s a
-step of 524,288 tokens, MFU 74%, 0.6 hours; bound by compute.
+Its figures (libtpu 0.0.42): 7.9 GiB of a chip's 95.7; at best 3.56 s a
+step of 524,288 tokens, MFU 73%, 0.6 hours; bound by compute.
 """
 
 import ml_collections
