@@ -73,7 +73,9 @@ def _examples(
   name: str, config: ml_collections.ConfigDict, split: str, report: Report
 ) -> list[Example]:
   config = ml_collections.ConfigDict(config.to_dict())
-  config.data.format, config.data.limit = FORMAT.value, 0
+  config.data.limit = 0
+  if split == "heldout":  # what was trained on has the run's own format
+    config.data.format = FORMAT.value
   return datasets.read(name, config, report, split)
 
 
@@ -103,7 +105,7 @@ def _reference(
   scorer: Scorer, config: ml_collections.ConfigDict, folder: Path | None
 ) -> Reference | None:
   kept = folder and Reference.load(folder)
-  if kept and not REFERENCE.value:
+  if kept and not REFERENCE.value and kept.model == scorer.name:
     return kept
   name = REFERENCE.value or (config.data.train if config.data.train and folder else "")
   if not name:
@@ -158,9 +160,11 @@ def main() -> None:
     "conversations": len({e.conversation for e in examples}),
     "dropped": sum(report.dropped.values()),
   }
-  if any(e.kind == "step" for e in examples):
-    steps = [e for e in examples if e.kind == "step"]
-    found = sections.audit_steps(model, steps, seed=SEED.value)
+  kinds = {e.kind for e in examples}
+  if "step" in kinds:
+    if len(kinds) > 1:
+      raise DataError(f"{DATA.value} has {sorted(kinds)}; expected steps alone, or whole responses")
+    found = sections.audit_steps(model, examples, seed=SEED.value)
   else:
     against = {
       name: Scorer(RewardModel.from_pretrained(name, dtype=DTYPE.value), folder=cache)

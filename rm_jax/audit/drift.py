@@ -26,16 +26,18 @@ class Reference:
     scores: float32 [N].
     pooled: float32 [N, D], what the head reads.
     data: its name.
+    model: `scorer.model_hash` of whose they are: a run that went on has others.
   """
 
   scores: np.ndarray
   pooled: np.ndarray
   data: str
+  model: str = ""
 
   def save(self, folder: Path) -> None:
     """Keeps it with the model, in a folder that exists."""
     with (Path(folder) / FILE).open("wb") as file:
-      np.savez(file, scores=self.scores, pooled=self.pooled, data=np.asarray(self.data))
+      np.savez(file, **dataclasses.asdict(self))
 
   @classmethod
   def load(cls, folder: Path) -> "Reference | None":
@@ -45,7 +47,7 @@ class Reference:
       return None
     try:
       with np.load(path) as file:
-        return cls(file["scores"], file["pooled"], str(file["data"]))
+        return cls(file["scores"], file["pooled"], str(file["data"]), str(file["model"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       raise ValueError(f"{path}: is no reference of scores ({error}); delete it") from None
 

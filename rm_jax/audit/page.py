@@ -7,6 +7,7 @@ from typing import Any
 
 from rm_jax.audit.draw import pictures, stem
 from rm_jax.audit.writing import STYLE, Writer, number, text
+from rm_jax.data.dialogue import plain
 
 
 def write(folder: Path, report: Mapping[str, Any]) -> None:
@@ -242,9 +243,9 @@ class _Page(Writer):
       for case in one["worst"][:1]:
         self.add(
           f"<h3>{text(name)}: {number(case['change'])}</h3>"
-          f"<pre>{text(_plain(case['prompt'])[-600:])}</pre>"
-          f"<pre>{text(_plain(case['response'])[:900])}</pre>"
-          f"<pre>{text(_plain(case['edited'])[:900])}</pre>"
+          f"<pre>{text(plain(case['prompt'])[-600:])}</pre>"
+          f"<pre>{text(plain(case['response'])[:900])}</pre>"
+          f"<pre>{text(plain(case['edited'])[:900])}</pre>"
         )
     self.add("</details>")
 
@@ -338,7 +339,3 @@ class _Page(Writer):
           for subset in one.get("subsets", {})
         ),
       )
-
-
-def _plain(said: Any) -> str:
-  return said if isinstance(said, str) else "\n".join(m["content"] for m in said)

@@ -69,8 +69,8 @@ def audit(
     settings: see `Settings`.
 
   Returns:
-    {agreement, controls, calibration, robustness, drift, hacking, overoptimisation, rules, compare,
-    scorer: its counts}, of JSON's own types.
+    {agreement, controls, calibration, robustness, drift, hacking, overoptimisation, rules,
+    compare}, of JSON's own types.
 
   Raises:
     ValueError: examples that are rated in steps or attributes, fewer than 2 conversations, or a
@@ -123,7 +123,6 @@ def audit(
       seed=seed,
     ),
   )
-  found["scorer"] = dataclasses.asdict(scorer.counts)
   return found
 
 
@@ -187,7 +186,7 @@ def make_reference(
 ) -> Reference:
   """Scores and features of training data, one response a conversation: kept with the model."""
   rows = one_each(examples, limit, seed)
-  return Reference(scorer(rows), scorer.pooled(rows), data)
+  return Reference(scorer(rows), scorer.pooled(rows), data, scorer.name)
 
 
 def _drift(

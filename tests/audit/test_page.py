@@ -29,7 +29,7 @@ SKILLED_ROWS = [
 class Fake:
   """A scorer with features, as the audit wants one."""
 
-  outputs = 1
+  name, outputs = "fake", 1
 
   def __init__(self, score):
     self.score = score
@@ -181,4 +181,5 @@ def test_one_response_of_each_conversation():
 def test_the_reference_is_of_the_model(tmp_path):
   made = sections.make_reference(Fake(length), WORLD.pairs("heldout", 30, 0), "d", limit=25)
   made.save(tmp_path)
-  assert len(Reference.load(tmp_path).scores) == 25
+  kept = Reference.load(tmp_path)
+  assert (len(kept.scores), kept.data, kept.model) == (25, "d", "fake")
