@@ -10,13 +10,13 @@ sequences, one or more a window, gathered into squares of a few sizes; the rest 
 is never computed.
 """
 
-import bisect
 import dataclasses
 import heapq
 from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from rm_jax.data.fit import choose_windows, lay, place_windows, up
 from rm_jax.data.group import Group
 
 # Steps drawn at random, to see what steps need: for each row length that is chosen by them.
@@ -107,11 +107,6 @@ def need(group: Group, packing: Packing) -> Need:
   return Need(group.columns(packing.share), tuple(sorted(map(len, windows), reverse=True)))
 
 
-def up(x: float, multiple: int) -> int:
-  """The least multiple that is not under x."""
-  return int(-(-x // multiple)) * multiple
-
-
 def _marks_and_copies(groups: Seq[Group], packing: Packing) -> tuple[int, int]:
   shared = [len(g.ids) for g in groups if packing.share and len(windows_of(g, packing)) > 1]
   return max(len(g.marks) for g in groups), max(shared, default=1)
@@ -166,7 +161,7 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
     rows = [row for micro in fitting for row in micro] or [[0]]
     pieces = [[w for i in row for w in needs[i].windows] for row in rows]
     single = packing.windows == "alone"
-    windows = _windows(pieces, packing.align, 0.0 if last else 0.06, single)
+    windows = choose_windows(pieces, packing.align, 0.0 if last else 0.06, single)
     most = up(1.25 * max(map(len, rows)), 4)
     shape = Shape(m, t, most, marks, windows, copies if windows else 0, single)
     # What does not fit takes the next larger shape, whose windows are made for it, too.
@@ -200,99 +195,6 @@ def _sizes(filled: np.ndarray, longest: int, packing: Packing) -> list[int]:
   return sizes
 
 
-def _windows(
-  rows: list[list[int]], align: int, spare: float, alone: bool
-) -> tuple[tuple[int, int], ...]:
-  """(length, how many a row) of windows that hold what any of some rows has to put into them.
-
-  Of a few sets of lengths the one that makes the least of attention's squares.
-
-  Args:
-    rows: for each the lengths of its pieces.
-    align: see `Packing`.
-    spare: what share of the rows need not fit.
-    alone: see `Shape`.
-  """
-  longest = up(max(w for row in rows for w in row), align)
-  best, least = (), float("inf")
-  sets = ((1,), (1, 2), (1, 3), (1, 1.2), (1, 2, 4), (1, 3, 6), (1, 1.2, 1.5), (1, 1.25, 2))
-  # What has a window to itself fills it better where there are more lengths.
-  for parts in (*sets, (1, 1.5, 2, 3), (1, 1.5, 2, 3, 4, 6)) if alone else sets:
-    lengths = sorted({max(up(longest / part, align), min(longest, 4 * align)) for part in parts})
-    every = [1 if alone else 1 << 30] * len(lengths)
-    laid = [[len(windows) for windows in _lay(row, lengths, every)] for row in rows]
-    counts = np.max(laid, axis=0).tolist()
-    counts = _fewest(rows, lengths, counts, spare, alone)
-    cost = sum(count * _cost(n) for count, n in zip(counts, lengths, strict=True))
-    if cost < least:
-      least, best = cost, tuple((n, c) for n, c in zip(lengths, counts, strict=True) if c)
-  return best
-
-
-def _cost(length: int) -> float:
-  # A column of a window costs attention's linear maps as well; by how much is a guess that no
-  # number but speed depends on.
-  return length * (length + 300)
-
-
-def _fewest(
-  rows: list[list[int]], lengths: list[int], counts: list[int], spare: float, alone: bool
-) -> list[int]:
-  """Takes windows away, dearest first, while all rows but a share of `spare` still fit."""
-  most = int(spare * len(rows))
-  failed: set[int] = set()
-  for size in reversed(range(len(lengths))):
-    while counts[size]:
-      fewer = [*counts[:size], counts[size] - 1, *counts[size + 1 :]]
-      windows = list(zip(lengths, fewer, strict=True))
-      new = {
-        r
-        for r, row in enumerate(rows)
-        if r not in failed and not place_windows(row, windows, alone)
-      }
-      if len(failed) + len(new) > most:
-        break
-      failed |= new
-      counts = fewer
-  return counts
-
-
-def place_windows(
-  lengths: Seq[int], windows: Seq[tuple[int, int]], alone: bool = False
-) -> list[tuple[int, int, int]] | None:
-  """Lays pieces into windows, best fit, longest first.
-
-  Args:
-    lengths: of the pieces.
-    windows, alone: as `Shape`'s.
-
-  Returns:
-    for each piece (size, an index into `windows`; which window of it; where it begins there), or
-    None where they do not fit.
-  """
-  # (room left, size, which, begin) of the windows that have something in them.
-  begun: list[tuple[int, int, int, int]] = []
-  used = [0] * len(windows)
-  out = [(0, 0, 0)] * len(lengths)
-  for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-    at = bisect.bisect_left(begun, (lengths[i],))
-    if at < len(begun):
-      room, size, which, start = begun.pop(at)
-    else:
-      size = next(
-        (s for s, (n, count) in enumerate(windows) if n >= lengths[i] and used[s] < count),
-        None,
-      )
-      if size is None:
-        return None
-      room, which, start = windows[size][0], used[size], 0
-      used[size] += 1
-    out[i] = size, which, start
-    if not alone:
-      bisect.insort(begun, (room - lengths[i], size, which, start + lengths[i]))
-  return out
-
-
 def _balance(columns: Seq[int], rows: int, cap: int) -> list[list[int]] | None:
   """Lays groups into rows evenly, longest first; None where a row would be over `cap`."""
   out: list[list[int]] = [[] for _ in range(rows)]
@@ -304,24 +206,6 @@ def _balance(columns: Seq[int], rows: int, cap: int) -> list[list[int]] | None:
     heapq.heapreplace(heap, (filled + columns[i], row))
     out[row].append(i)
   return out
-
-
-def _lay(columns: Seq[int], lengths: Seq[int], groups: Seq[int]) -> list[list[list[int]]]:
-  """Best fit, longest first. Returns for each row length its rows, each a list of group indices."""
-  rows: list[list[list[int]]] = [[] for _ in lengths]
-  free: list[tuple[int, int, int]] = []  # (columns left, which length, which row), sorted
-  for i in sorted(range(len(columns)), key=lambda i: (-columns[i], i)):
-    at = bisect.bisect_left(free, (columns[i], -1, -1))
-    if at < len(free):
-      left, t, row = free.pop(at)
-    else:
-      t = bisect.bisect_left(lengths, columns[i])
-      left, row = lengths[t], len(rows[t])
-      rows[t].append([])
-    rows[t][row].append(i)
-    if len(rows[t][row]) < groups[t]:
-      bisect.insort(free, (left - columns[i], t, row))
-  return rows
 
 
 def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
@@ -356,7 +240,7 @@ def pack(groups: Seq[int], needs: Seq[Need], shapes: tuple[tuple[Shape, ...], ..
   if shapes[0][0].windows:
     return _pack_long(groups, needs, shapes[0])
   columns = [int(needs[g].columns) for g in groups]
-  laid = _lay(columns, [s[0].columns for s in shapes], [s[0].groups for s in shapes])
+  laid = lay(columns, [s[0].columns for s in shapes], [s[0].groups for s in shapes])
   micros = []
   for rows, sizes in zip(laid, shapes, strict=True):
     rows = [tuple(int(groups[i]) for i in row) for row in rows]

@@ -4,8 +4,9 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from rm_jax.data.fit import place_windows
 from rm_jax.data.group import Group
-from rm_jax.data.layout import Micro, Packing, place_windows, windows_of
+from rm_jax.data.layout import Micro, Packing, windows_of
 from rm_jax.types import KINDS, Batch
 
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from rm_jax.data.layout import Shape, up
+from rm_jax.data.fit import up
+from rm_jax.data.layout import Shape
 from rm_jax.models.network import Network
 from rm_jax.speed.flops import Work
 from rm_jax.train.mesh import AXES, BATCH, replicated, rows_multiple

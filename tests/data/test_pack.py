@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rm_jax.data.fit import place_windows
 from rm_jax.data.group import Group
-from rm_jax.data.layout import Packing, Shape, need, pack, place_windows, plan, standing
+from rm_jax.data.layout import Packing, Shape, need, pack, plan, standing
 from rm_jax.data.pack import assemble, optional_fields
 
 
