@@ -27,8 +27,14 @@ from rm_jax.train.workdir import CONFIG, is_workdir
 from rm_jax.types import Example
 from rm_jax.world import World
 
+HELDOUT = "heldout"
+
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
-DATA = flags.DEFINE_string("data", None, "File, folder, hub id, or world:N, of feedback.")
+DATA = flags.DEFINE_string(
+  "data",
+  None,
+  "File, folder, hub id, or world:N, of feedback; 'heldout': what the run itself held out.",
+)
 OUT = flags.DEFINE_string("out", None, "Folder that gets the report.")
 AGAINST = flags.DEFINE_multi_string("against", [], "Another model to compare with.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
@@ -79,8 +85,23 @@ def _examples(
   return datasets.read(name, config, report, split)
 
 
+def _own(config: ml_collections.ConfigDict, report: Report) -> tuple[list[Example], list[Example]]:
+  """What a run trained on, and what it held out."""
+  if not (config.data.train or config.data.sources):
+    raise ValueError(
+      f"--data={HELDOUT} wants a run's workdir, which knows its data; found --model={MODEL.value}"
+    )
+  train, heldout, _ = datasets.read_both(config, report)
+  return train, heldout
+
+
 def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report) -> list[Example]:
-  examples = _examples(DATA.value, config, "heldout", report)
+  if DATA.value == HELDOUT:
+    train, examples = _own(config, report)
+    for example in train:
+      report.drop("trained_on", example.origin, "the run trained on it", fault=False)
+  else:
+    examples = _examples(DATA.value, config, "heldout", report)
   if EXCLUDE.value:
     seen = {e.conversation for e in _examples(EXCLUDE.value, config, "train", Report())}
     for example in examples:
@@ -107,11 +128,16 @@ def _reference(
   kept = folder and Reference.load(folder)
   if kept and not REFERENCE.value and kept.model == scorer.name:
     return kept
-  name = REFERENCE.value or (config.data.train if config.data.train and folder else "")
-  if not name:
-    return None
   report = Report()
-  examples = [e for e in _examples(name, config, "train", report) if e.steps is None]
+  if REFERENCE.value:
+    name = REFERENCE.value
+    examples = _examples(name, config, "train", report)
+  elif folder and (config.data.train or config.data.sources):
+    name = config.data.train or ", ".join(config.data.sources)
+    examples = _own(config, report)[0]
+  else:
+    return None
+  examples = [e for e in examples if e.steps is None]
   _, examples = scorer.model.model.tokenise(examples, report)
   made = sections.make_reference(scorer, examples, name, seed=SEED.value)
   if folder:
@@ -170,7 +196,8 @@ def main() -> None:
       name: Scorer(RewardModel.from_pretrained(name, dtype=DTYPE.value), folder=cache)
       for name in AGAINST.value
     }
-    world = World(**config.data.world) if DATA.value.startswith("world") else None
+    source = str(config.data.heldout) if DATA.value == HELDOUT else DATA.value
+    world = World(**config.data.world) if source.startswith("world") else None
     found = sections.audit(
       scorer,
       examples,

@@ -189,13 +189,12 @@ def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
     )
 
 
-def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
-  """(train, held out, what became of every row) as the `data` part of a config says.
+def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example], dict[str, float]]:
+  """(train, held out, rate of each source) as they are read and split, nothing else done to them.
 
   `data.heldout` is a path, 'world:N', or a fraction of the training data, split by conversation.
   Where it is a path, training rows whose conversation is held out are dropped and counted.
   """
-  report = Report(strict=config.data.strict)
   if bool(config.data.train) == bool(len(config.data.sources)):
     raise ValueError(
       "set --config.data.train to a file, folder or hub id, or data.sources to several; found "
@@ -219,6 +218,13 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
     train = [e for e in train if e.conversation not in known]
   else:
     train, held = formats.split(train, fraction, config.seed)
+  return train, held, rates
+
+
+def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
+  """(train, held out, what became of every row) as the `data` part of a config says."""
+  report = Report(strict=config.data.strict)
+  train, held, rates = read_both(config, report)
   if config.data.deduplicate:
     train, held = _distinct(train, report), _distinct(held, report)
   train = _decided(train, config.loss, report)

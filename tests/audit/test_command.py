@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rm_jax.api import RewardModel
 from rm_jax.train.writers import read_lines
 from tests.test_commands import command, finish
 from tests.train.runs import run, small_config, write_pairs
@@ -67,9 +68,24 @@ def test_a_page_of_a_run(workdir, tmp_path):
   assert again == report
 
 
+def test_what_a_run_held_out(workdir, tmp_path):
+  code, out, err = audit(tmp_path, f"--model={workdir}", "--data=heldout", "--cache=none")
+  assert code == 0, err
+  report = json.loads((tmp_path / "out" / "report.json").read_text())
+  of_run = json.loads((workdir / "summary.json").read_text())
+  assert report["about"]["examples"] == of_run["data"]["heldout"] > 0
+  assert f"dropped {of_run['data']['train']}: trained_on" in out
+  want = of_run["heldout"]["accuracy"]
+  assert report["agreement"]["accuracy"]["value"] == pytest.approx(want)
+
+
 def test_mistakes_are_one_message(workdir, tmp_path):
   data = write_pairs(tmp_path / "held.jsonl", 12, seed=3)
   code, _, err = audit(tmp_path, f"--model={workdir}", f"--data={data}", "--benchmark=mine=x")
   assert code == 1
   assert "--benchmark=mine=x: expected NAME=PATH, NAME of rewardbench" in err
   assert "Traceback" not in err
+  RewardModel.from_pretrained(str(workdir)).save_pretrained(tmp_path / "saved")
+  code, _, err = audit(tmp_path, f"--model={tmp_path / 'saved'}", "--data=heldout")
+  assert code == 1
+  assert "--data=heldout wants a run's workdir" in err
