@@ -198,7 +198,6 @@ def run_stack(
   per_layer: Any = None,
   key: jax.Array | None = None,
   remat: str = "none",
-  last: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
   """Scans `body(layer, h, extra, key) -> h` over a stack: compile time does not grow with depth.
 
@@ -208,7 +207,6 @@ def run_stack(
     key: for dropout; each layer gets its own.
     remat: 'none' keeps every activation, 'minimal' those of linear maps and attention, 'full'
       each layer's input only.
-    last: what the last layer does instead of `body`; of as many columns as it likes.
   """
   if layers is None:
     return h_BTD
@@ -223,35 +221,5 @@ def run_stack(
 
   if remat != "none":
     step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
-  xs = state, per_layer, keys
-  if last is None:
-    return jax.lax.scan(step, h_BTD, xs)[0]
-  leaves, tree = jax.tree.flatten(xs)
-  parts = [_split_last(x) for x in leaves]
-  below, (layer_state, extra, layer_key) = (
-    tree.unflatten(part) for part in zip(*parts, strict=True)
-  )
-  h_BTD, _ = jax.lax.scan(step, h_BTD, below)
-  return last(nnx.merge(graph, layer_state), h_BTD, extra, layer_key)
-
-
-def _split_last(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(x[:-1], x[-1]) of an array; keys have no gradient."""
-  return _split_floats(x) if jnp.issubdtype(x.dtype, jnp.floating) else (x[:-1], x[-1])
-
-
-@jax.custom_vjp
-def _split_floats(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """As `_split_last`; the gradients are laid together in one go."""
-  return x[:-1], x[-1]
-
-
-def _split_floats_fwd(x):
-  return _split_floats(x), None
-
-
-def _split_floats_bwd(_, g):
-  return (jnp.concatenate([g[0], g[1][None]]),)
-
-
-_split_floats.defvjp(_split_floats_fwd, _split_floats_bwd)
+  h_BTD, _ = jax.lax.scan(step, h_BTD, (state, per_layer, keys))
+  return h_BTD

@@ -76,7 +76,7 @@ def test_what_a_run_held_out(workdir, tmp_path):
   assert report["about"]["examples"] == of_run["data"]["heldout"] > 0
   assert f"dropped {of_run['data']['train']}: trained_on" in out
   want = of_run["heldout"]["accuracy"]
-  assert report["agreement"]["accuracy"]["value"] == pytest.approx(want)
+  assert report["agreement"]["accuracy"] == pytest.approx(want)
 
 
 def test_mistakes_are_one_message(workdir, tmp_path):
