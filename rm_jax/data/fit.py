@@ -27,13 +27,13 @@ def choose_windows(
     spare: what share of the rows need not fit.
     alone: see `layout.Shape`.
   """
-  pieces = np.sort([w for row in rows for w in row])
-  longest = up(pieces[-1], align)
+  pieces = [w for row in rows for w in row]
+  longest = up(max(pieces), align)
   best, least = (), float("inf")
   parts = (*_PARTS, (1, 1.5, 2, 3), (1, 1.5, 2, 3, 4, 6)) if alone else _PARTS
   # Longer pieces than half of the longest have a window to themselves, which as many lengths as
   # there are such pieces would fit.
-  spread = [np.quantile(pieces, np.arange(1, n) / n) for n in (2, 3, 4, 5)]
+  spread = [np.quantile(pieces, np.arange(1, n) / n, method="inverted_cdf") for n in (2, 3, 4, 5)]
   for found in [*([longest / part for part in few] for few in parts), *spread]:
     lengths = {max(up(length, align), min(longest, 4 * align)) for length in found}
     lengths = sorted(lengths | {longest})

@@ -190,10 +190,11 @@ def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
 
 
 def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example], dict[str, float]]:
-  """(train, held out, rate of each source) as they are read and split, nothing else done to them.
+  """(train, held out, rate of each source) as the `data` part of a config says, as text.
 
   `data.heldout` is a path, 'world:N', or a fraction of the training data, split by conversation.
-  Where it is a path, training rows whose conversation is held out are dropped and counted.
+  Where it is a path, training rows whose conversation is held out are dropped and counted; so are
+  repeats, where `data.deduplicate` says so.
   """
   if bool(config.data.train) == bool(len(config.data.sources)):
     raise ValueError(
@@ -218,6 +219,8 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     train = [e for e in train if e.conversation not in known]
   else:
     train, held = formats.split(train, fraction, config.seed)
+  if config.data.deduplicate:
+    train, held = _distinct(train, report), _distinct(held, report)
   return train, held, rates
 
 
@@ -225,8 +228,6 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   """(train, held out, what became of every row) as the `data` part of a config says."""
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
-  if config.data.deduplicate:
-    train, held = _distinct(train, report), _distinct(held, report)
   train = _decided(train, config.loss, report)
   kept = cache_folder(config.data.cache)
   datasets = [Dataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]

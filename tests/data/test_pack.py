@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rm_jax.data.fit import place_windows
+from rm_jax.data.fit import choose_windows, place_windows
 from rm_jax.data.group import Group
 from rm_jax.data.layout import Packing, Shape, need, pack, plan, standing
 from rm_jax.data.pack import assemble, optional_fields
@@ -248,3 +248,11 @@ def test_features_land_on_their_own_columns():
     for b, g in zip(*np.nonzero(index >= 0), strict=True):
       mine = batch.hidden[b][batch.group[b] == g + 1]
       np.testing.assert_array_equal(mine, features[index[b, g]])
+
+
+def test_windows_fit_pieces_that_have_one_to_themselves():
+  # No part of the longest is near these, and no two of them fit in a window of the longest.
+  rows = [[1376, 1248, 1184, 928]] * 3
+  assert choose_windows(rows, 32, 0.0, False) == ((928, 1), (1184, 1), (1248, 1), (1376, 1))
+  # Each length is compiled: lengths that are nearly the same are one.
+  assert choose_windows([[1376, 1376, 1376, 1344]], 32, 0.0, False) == ((1376, 4),)
