@@ -34,9 +34,31 @@ def _visible(group_BT: jax.Array, branch_BT: jax.Array, *, causal: bool) -> jax.
   return mask
 
 
-def within(position: jax.Array, window: jax.Array) -> jax.Array:
-  """bool [B, T, S]: the key is fewer than `window` positions back; window 0 sees all."""
-  distance = position[:, :, None] - position[:, None, :]
+def visible_at(batch: Batch, at_BM: jax.Array, *, causal: bool) -> jax.Array:
+  """Which columns those at `at_BM` see, bool [B, M, T]: some rows of `visible`."""
+  group_BM, branch_BM = columns(batch.group, at_BM), columns(batch.branch, at_BM)
+  key_branch = batch.branch[:, None, :]
+  mask = group_BM[:, :, None] == batch.group[:, None, :]
+  mask &= (key_branch == 0) | (branch_BM[:, :, None] == key_branch)
+  if causal:
+    mask &= at_BM[:, :, None] >= jnp.arange(batch.group.shape[1])[None, None, :]
+  return mask
+
+
+def columns(x_BTX: jax.Array, at_BM: jax.Array) -> jax.Array:
+  """Some columns of each row, [B, M, ...]."""
+  return jax.vmap(lambda x, at: x[at])(x_BTX, at_BM)
+
+
+def within(
+  position_BS: jax.Array, window: jax.Array, queries_BT: jax.Array | None = None
+) -> jax.Array:
+  """bool [B, T, S]: the key is fewer than `window` positions back; window 0 sees all.
+
+  `queries_BT`: positions of the queries, where they are not all the columns.
+  """
+  queries_BT = position_BS if queries_BT is None else queries_BT
+  distance = queries_BT[:, :, None] - position_BS[:, None, :]
   return (window == 0) | (distance < window)
 
 
@@ -220,6 +242,32 @@ def attend(
   return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
+def attend_at(
+  q_BMNH: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+  mask_BMT: jax.Array,
+  *,
+  dropout: float = 0.0,
+  key: jax.Array | None = None,
+) -> jax.Array:
+  """`attend` of a few columns alone, M of a row, to all of it. Returns [B, M, N, H].
+
+  Args:
+    q_BMNH: queries of those columns.
+    k_BTKH, v_BTKH: of all columns, which need no windows: so few queries make no squares.
+    mask_BMT: what they see (`visible_at`).
+    dropout, key: of the attention's weights.
+  """
+  B, M, N, H = q_BMNH.shape
+  K = k_BTKH.shape[2]
+  q_BMNH *= jnp.asarray(H**-0.5, q_BMNH.dtype)
+  q_BKRMH = q_BMNH.reshape(B, M, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  parts = q_BKRMH, k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+  out_BKRMH = _kept_attention(*parts, mask_BMT, dropout, key)
+  return out_BKRMH.transpose(0, 3, 1, 2, 4).reshape(B, M, N, H).astype(v_BTKH.dtype)
+
+
 def _square(q_WLNH, k_WLKH, v_WLKH, mask_WLL, *, causal: bool, dropout: float, key) -> jax.Array:
   """Attention within windows, [W, L, N, H]; queries come scaled."""
   K = k_WLKH.shape[2]
@@ -231,7 +279,7 @@ def _square(q_WLNH, k_WLKH, v_WLKH, mask_WLL, *, causal: bool, dropout: float, k
   if key is None or dropout == 0.0:
     out_WKRLH = _softmax_attention(*parts, mask_WLL, causal)
   else:
-    out_WKRLH = _dropped_attention(*parts, mask_WLL, dropout, key)
+    out_WKRLH = _kept_attention(*parts, mask_WLL, dropout, key)
   return out_WKRLH.transpose(0, 3, 1, 2, 4).reshape(W, L, N, H).astype(v_WLKH.dtype)
 
 
@@ -315,10 +363,12 @@ def _softmax_attention_bwd(causal, saved, g_WKRLH):
 _softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
 
 
-def _dropped_attention(q_WKRLH, k_WKLH, v_WKLH, mask_WLL, rate: float, key) -> jax.Array:
-  """As `_softmax_attention`, its weights dropped out at a rate."""
-  L = q_WKRLH.shape[3]
-  logits = _logits(q_WKRLH, k_WKLH, mask_WLL, (0, L, L))
-  weights = drop(jax.nn.softmax(logits, axis=-1).astype(v_WKLH.dtype), rate, key)
-  rows = weights.reshape(*logits.shape[:2], -1, L)
-  return _dot(rows, v_WKLH).reshape(q_WKRLH.shape)
+def _kept_attention(q_WKRLH, k_WKSH, v_WKSH, mask_WLS, rate: float, key) -> jax.Array:
+  """As `_softmax_attention`, whose weights are kept for the backward pass, or dropped out."""
+  block = 0, q_WKRLH.shape[3], k_WKSH.shape[2]
+  logits = _logits(q_WKRLH, k_WKSH, mask_WLS, block)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_WKSH.dtype)
+  if key is not None:
+    weights = drop(weights, rate, key)
+  rows = weights.reshape(*logits.shape[:2], -1, block[2])
+  return _dot(rows, v_WKSH).reshape(q_WKRLH.shape)

@@ -99,6 +99,12 @@ def _divided() -> bool:
   return mesh.size > 1 and set(ROWS) <= set(mesh.axis_names)
 
 
+def on_one_cpu() -> bool:
+  """Whether what is traced here is for one CPU alone."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return jax.default_backend() == "cpu" and mesh.size <= 1
+
+
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
   """Says to the compiler how an array lies on the mesh in use; nothing where that is one device."""
   return jax.lax.with_sharding_constraint(x, spec) if _divided() else x

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rm_jax.models.attention import Sight, attend, look
+from rm_jax.models.attention import Sight, attend, attend_at, columns, look, visible_at, within
 from rm_jax.models.axes import looked_up
 from rm_jax.models.config import DecoderConfig, Rope
 from rm_jax.models.layers import RMSNorm, activation, linear, run_stack, stack
@@ -88,6 +88,20 @@ class DecoderLayer(nnx.Module):
     options = dict(causal=True, window=window, dropout=dropout, key=key)
     x_BMNH = attend(q_BMNH, k_BMKH, v_BMKH, sight, **options)
     h_BTD += sight.out(self.o(x_BMNH)) if sight.early else self.o(sight.out(x_BMNH))
+    return self._feed_forward(h_BTD)
+
+  def at(self, h_BTD, at_BM, turn, mask_BMT, *, dropout: float, key):
+    """The layer's output at some columns of each row alone, [B, M, D]; `turn` is of all columns."""
+    x_BTD = self.attention_norm(h_BTD)
+    q_BMNH = self.q(columns(x_BTD, at_BM))
+    k_BTKH, v_BTKH = self.k(x_BTD), self.v(x_BTD)
+    if self.q_norm is not None:
+      q_BMNH, k_BTKH = self.q_norm(q_BMNH), self.k_norm(k_BTKH)
+    q_BMNH = rotate(q_BMNH, tuple(columns(x, at_BM) for x in turn))
+    x_BMNH = attend_at(q_BMNH, rotate(k_BTKH, turn), v_BTKH, mask_BMT, dropout=dropout, key=key)
+    return self._feed_forward(columns(h_BTD, at_BM) + self.o(x_BMNH))
+
+  def _feed_forward(self, h_BTD):
     x_BTD = self.mlp_norm(h_BTD)
     return h_BTD + self.down(activation(self.activation)(self.gate(x_BTD)) * self.up(x_BTD))
 
@@ -130,19 +144,30 @@ class Decoder(nnx.Module):
     self.layers = stack(lambda r: make(rngs=r, lora=lora), config.layers - frozen, rngs)
     self.norm = RMSNorm(config.width, epsilon=config.eps, dtype=dtype, rngs=rngs)
 
-  def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key):
+  def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key, at_BM=None):
     c = self.config
     sight = look(batch, causal=True, kernel=self.attention)
     frequency_h = rope_frequencies(c.rope, c.head_dim)
-    angle_BMh = sight.positions[:, :, None] * frequency_h[None, None, :]
-    turn = jnp.cos(angle_BMh), jnp.sin(angle_BMh)
+    rate = c.attention_dropout if dropout else 0.0
+
+    def turns(position_BT):
+      angle_BTh = position_BT[:, :, None] * frequency_h[None, None, :]
+      return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
+
+    turn = turns(sight.positions)
 
     def body(layer, h, window, layer_key):
-      rate = c.attention_dropout if dropout else 0.0
       return layer(h, turn, sight, window=window, dropout=rate, key=layer_key)
 
+    def last(layer, h, window, layer_key):
+      mask_BMT = visible_at(batch, at_BM, causal=True)
+      if window is not None:
+        mask_BMT &= within(batch.position, window, columns(batch.position, at_BM))
+      return layer.at(h, at_BM, turns(batch.position), mask_BMT, dropout=rate, key=layer_key)
+
     per_layer = None if windows is None else jnp.asarray(windows, jnp.int32)
-    return run_stack(layers, body, h_BTD, per_layer=per_layer, key=key, remat=self.remat)
+    options = dict(per_layer=per_layer, key=key, remat=self.remat)
+    return run_stack(layers, body, h_BTD, last=None if at_BM is None else last, **options)
 
   def features(self, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
@@ -150,9 +175,16 @@ class Decoder(nnx.Module):
     windows = self.config.windows and self.config.windows[: self.frozen]
     return self._run(self.lower, h_BTD, batch, windows, dropout=False, key=None)
 
-  def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """Hidden states after the last norm, [B, T, D] in the compute dtype; `key` turns dropout on."""
+  def __call__(
+    self, batch: Batch, *, key: jax.Array | None = None, at_BM: jax.Array | None = None
+  ) -> jax.Array:
+    """Hidden states after the last norm, [B, T, D] in the compute dtype; `key` turns dropout on.
+
+    `at_BM`: of these columns alone, [B, M, D], for which the last layer that is trained does less.
+    """
     h_BTD = self.features(batch) if batch.hidden is None else batch.hidden.astype(self.dtype)
     windows = self.config.windows and self.config.windows[self.frozen :]
-    h_BTD = self._run(self.layers, h_BTD, batch, windows, dropout=key is not None, key=key)
-    return self.norm(h_BTD)
+    dropout = key is not None
+    return self.norm(
+      self._run(self.layers, h_BTD, batch, windows, dropout=dropout, key=key, at_BM=at_BM)
+    )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rm_jax.models.attention import Sight, attend, look
+from rm_jax.models.attention import Sight, attend, attend_at, columns, look, visible_at
 from rm_jax.models.axes import looked_up
 from rm_jax.models.config import EncoderConfig
 from rm_jax.models.layers import activation, linear, run_stack, stack
@@ -53,7 +53,18 @@ class EncoderLayer(nnx.Module):
       dropout=c.attention_dropout,
       key=keys[0],
     )
-    x_BTD = sight.out(self.o(x_BMNH))
+    return self._rest(h_BTD, sight.out(self.o(x_BMNH)), keys)
+
+  def at(self, h_BTD, at_BM, mask_BMT, *, key):
+    """The layer's output at some columns of each row alone, [B, M, D]."""
+    keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+    h_BMD = columns(h_BTD, at_BM)
+    kept = dict(dropout=self.config.attention_dropout, key=keys[0])
+    x_BMNH = attend_at(self.q(h_BMD), self.k(h_BTD), self.v(h_BTD), mask_BMT, **kept)
+    return self._rest(h_BMD, self.o(x_BMNH), keys)
+
+  def _rest(self, h_BTD, x_BTD, keys):
+    c = self.config
     h_BTD = self.attention_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[1]))
     x_BTD = self.down(activation(c.activation)(self.up(h_BTD)))
     return self.mlp_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[2]))
@@ -90,13 +101,17 @@ class Encoder(nnx.Module):
     self.lower = stack(lambda r: make(rngs=r), frozen, rngs)
     self.layers = stack(lambda r: make(rngs=r, lora=lora), c.layers - frozen, rngs)
 
-  def _run(self, layers, h_BTD, batch: Batch, key):
+  def _run(self, layers, h_BTD, batch: Batch, key, at_BM=None):
     sight = look(batch, causal=False)
 
     def body(layer, h, _, layer_key):
       return layer(h, sight, key=layer_key)
 
-    return run_stack(layers, body, h_BTD, key=key, remat=self.remat)
+    def last(layer, h, _, layer_key):
+      return layer.at(h, at_BM, visible_at(batch, at_BM, causal=False), key=layer_key)
+
+    last = None if at_BM is None else last
+    return run_stack(layers, body, h_BTD, key=key, remat=self.remat, last=last)
 
   def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
@@ -109,12 +124,14 @@ class Encoder(nnx.Module):
     h_BTD = drop(self.embed_norm(h_BTD), self.config.hidden_dropout, key)
     return self._run(self.lower, h_BTD, batch, None)
 
-  def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """Last hidden states, [B, T, D] in the compute dtype; `key` turns dropout on."""
+  def __call__(
+    self, batch: Batch, *, key: jax.Array | None = None, at_BM: jax.Array | None = None
+  ) -> jax.Array:
+    """Last hidden states, [B, T, D] in the compute dtype; `key` and `at_BM` as `Decoder`'s."""
     embed_key, layer_key = (None, None) if key is None else jax.random.split(key)
     if batch.hidden is not None:
       h_BTD = batch.hidden.astype(self.dtype)
     else:
       # Dropout on a frozen embedding would make its output differ from the one that is kept.
       h_BTD = self.features(batch, key=embed_key if self.lower is None else None)
-    return self._run(self.layers, h_BTD, batch, layer_key)
+    return self._run(self.layers, h_BTD, batch, layer_key, at_BM)

@@ -204,6 +204,7 @@ def run_stack(
   per_layer: Any = None,
   key: jax.Array | None = None,
   remat: str = "none",
+  last: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
   """Scans `body(layer, h, extra, key) -> h` over a stack: compile time does not grow with depth.
 
@@ -213,6 +214,7 @@ def run_stack(
     key: for dropout; each layer gets its own.
     remat: 'none' keeps every activation, 'minimal' those of linear maps and attention, 'full'
       each layer's input only.
+    last: what the last layer does instead of `body`; of as many columns as it likes.
   """
   if layers is None:
     return h_BTD
@@ -220,12 +222,28 @@ def run_stack(
   depth = jax.tree.leaves(state)[0].shape[0]
   keys = None if key is None else jax.random.split(key, depth)
 
-  def step(h, xs):
-    layer_state, extra, layer_key = xs
+  xs = state, per_layer, keys
+  if last is None:
+    of, count = (lambda x: x), depth
+  else:
+    # Slices taken in the loop, that a gradient goes straight into its place: that of x[:-1] would
+    # be a second one, nearly whole, until it is laid beside the last layer's.
+    of, count, xs = functools.partial(_at, xs), depth - 1, jnp.arange(depth - 1)
+
+  def step(h, x):
+    layer_state, extra, layer_key = of(x)
     layer = nnx.merge(graph, gathered(layer_state, h.dtype))
     return by_rows(body(layer, h, extra, layer_key)), None
 
   if remat != "none":
     step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
-  h_BTD, _ = jax.lax.scan(step, h_BTD, (state, per_layer, keys))
-  return h_BTD
+  h_BTD, _ = jax.lax.scan(step, h_BTD, xs, length=count)
+  if last is None:
+    return h_BTD
+  layer_state, extra, layer_key = of(depth - 1)
+  return last(nnx.merge(graph, layer_state), h_BTD, extra, layer_key)
+
+
+def _at(tree: Any, index) -> Any:
+  """The slices of a tree of arrays at an index of their leading axis."""
+  return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)

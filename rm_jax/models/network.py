@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rm_jax.models.attention import columns
+from rm_jax.models.axes import on_one_cpu
 from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.decoder import Decoder
 from rm_jax.models.encoder import Encoder
@@ -56,12 +58,14 @@ def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax
   return total_BMD / (last_BM - first_BM + 1)[..., None]
 
 
-def _pooled(h_BTD: jax.Array, batch: Batch) -> jax.Array:
-  """What the head reads at each mark, [B, G K, D]: a column, or the mean of a span of them."""
-  marks_BM = batch.marks.reshape(len(batch.marks), -1)
-  if batch.starts is None:
-    return jnp.take_along_axis(h_BTD, marks_BM[..., None], axis=1)
-  return span_means(h_BTD, batch.starts.reshape(marks_BM.shape), marks_BM)
+def reads_marks_alone(*, spans: bool, trained: bool) -> bool:
+  """Whether the last layer does no more than is read of it: see `RewardNetwork.pooled`.
+
+  Args:
+    spans: means of columns are read.
+    trained: not all layers are frozen.
+  """
+  return trained and not spans and on_one_cpu()
 
 
 class RewardNetwork(nnx.Module):
@@ -104,15 +108,36 @@ class RewardNetwork(nnx.Module):
       self.backbone = Encoder(backbone, **options)
     self.head = Head(head, backbone.width, std=backbone.init_std, rngs=rngs)
 
-  def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Scores, and the backbone's last hidden states that they are read from, [B, T, D].
+  def pooled(
+    self, batch: Batch, *, key: jax.Array | None = None, whole: bool = False
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """What the head reads at each mark, [B, G K, D]: a column, or the mean of a span of them.
+
+    And the last hidden states, [B, T, D], where they were made: where spans are read, or `whole`
+    says so, or many devices do what one CPU would save. It alone has the last layer do no more than
+    is read, for which that layer's parameters are taken out of their stack, and so copied.
+    """
+    marks_BM = batch.marks.reshape(len(batch.marks), -1)
+    spans = batch.starts is not None
+    trained = self.backbone.layers is not None
+    if not whole and reads_marks_alone(spans=spans, trained=trained):
+      return self.backbone(batch, key=key, at_BM=marks_BM), None
+    h_BTD = self.backbone(batch, key=key)
+    if spans:
+      return span_means(h_BTD, batch.starts.reshape(marks_BM.shape), marks_BM), h_BTD
+    return columns(h_BTD, marks_BM), h_BTD
+
+  def __call__(
+    self, batch: Batch, *, key: jax.Array | None = None, whole: bool = False
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Scores, and the backbone's last hidden states that they are read from (see `pooled`).
 
     Scores are float32 [B, G, K], 0 where not `where`; of members or attributes each output's,
     [M, B, G, K] or [A, B, G, K].
     """
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
-    h_BTD = self.backbone(batch, key=body_key)
-    scores_BMA = self.head(_pooled(h_BTD, batch), key=head_key)
+    h_BMD, h_BTD = self.pooled(batch, key=body_key, whole=whole)
+    scores_BMA = self.head(h_BMD, key=head_key)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
     one = scores_ABGK.shape[0] == 1 and not self.head.config.attributes
@@ -173,13 +198,13 @@ class Network:
 
   def apply(self, params: dict, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """Scores at the marks, as `RewardNetwork` gives them; `key` turns dropout on."""
-    return self.apply_with_hidden(params, batch, key)[0]
+    return self._bind(params)(batch, key=key)[0]
 
   def apply_with_hidden(
     self, params: dict, batch: Batch, key: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Scores as of `apply`, and the last hidden states that they were read from, [B, T, D]."""
-    return self._bind(params)(batch, key=key)
+    return self._bind(params)(batch, key=key, whole=True)
 
   def reward(self, params: dict, scores: jax.Array) -> jax.Array:
     """The reward, float32 [B, G, K], of `apply`'s scores.
@@ -203,8 +228,8 @@ class Network:
 
   def pooled(self, params: dict, batch: Batch) -> jax.Array:
     """What the head reads at each mark, float32 [B, G, K, D]."""
-    h_BMD = _pooled(self.hidden(params, batch), batch).astype(jnp.float32)
-    return h_BMD.reshape(*batch.marks.shape, -1)
+    h_BMD, _ = self._bind(params).pooled(batch)
+    return h_BMD.astype(jnp.float32).reshape(*batch.marks.shape, -1)
 
   def features(self, params: dict, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D] (see `Batch.hidden`)."""

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from rm_jax.data.group import Group
 from rm_jax.data.iterate import ahead
 from rm_jax.data.report import DataError
+from rm_jax.models.network import reads_marks_alone
 from rm_jax.models.numerics import precision
 from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
 from rm_jax.train.datasets import Dataset, load_data
@@ -143,7 +144,8 @@ class _Mode:
         "pairs_per_second": sum(map(comparisons, groups)) / seconds,
         "groups_per_second": len(groups) / seconds,
         "tokens_per_second": what.tokens / seconds,
-        "flops_per_second": step_flops(run.model.network, what) / seconds,
+        "flops_per_second": step_flops(run.model.network, what, last_at_marks=_alone(run))
+        / seconds,
         "step_seconds": seconds / len(self.steps),
         "pad_share": 1 - what.tokens / cells,
         "host_groups_per_second": len(groups) / alone,
@@ -166,6 +168,14 @@ class _Mode:
     )
 
 
+def _alone(run: Run) -> bool:
+  network = run.model.network
+  with jax.set_mesh(run.mesh):
+    return not run.objective.text and reads_marks_alone(
+      spans="starts" in run.fields, trained=network.frozen < network.backbone.layers
+    )
+
+
 def _scoring(run: Run, peak: float) -> dict[str, float]:
   """Speed of scoring all groups, the second time."""
   groups = run.train_set.groups
@@ -184,7 +194,9 @@ def _scoring(run: Run, peak: float) -> dict[str, float]:
   return {
     "responses_per_second": sum(len(g.ids) for g in groups) / seconds,
     "tokens_per_second": what.tokens / seconds,
-    "mfu": forward_flops(backbone, backbone.layers, what) / seconds / peak,
+    "mfu": forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run))
+    / seconds
+    / peak,
   }
 
 

@@ -63,19 +63,41 @@ def _attention_flops(backbone: DecoderConfig | EncoderConfig, what: Work) -> flo
   return 4.0 * (c.heads * c.head_dim if isinstance(c, DecoderConfig) else c.width) * what.visible
 
 
-def forward_flops(backbone: DecoderConfig | EncoderConfig, layers: int, what: Work) -> float:
-  """Operations of so many layers' forward pass."""
-  return layers * (_linear_flops(backbone, what) + _attention_flops(backbone, what))
+def _keys_share(backbone: DecoderConfig | EncoderConfig) -> float:
+  """Of a layer's linear maps, the share that makes keys and values."""
+  c = backbone
+  heads = c.kv_heads * c.head_dim if isinstance(c, DecoderConfig) else c.width
+  return 2 * c.width * heads / layer_weights(c)
 
 
-def step_flops(network: Network, what: Work) -> float:
+def forward_flops(
+  backbone: DecoderConfig | EncoderConfig,
+  layers: int,
+  what: Work,
+  *,
+  last_at_marks: bool = False,
+) -> float:
+  """Operations of so many layers' forward pass; `last_at_marks` as `step_flops` has it."""
+  linear, attention = _linear_flops(backbone, what), _attention_flops(backbone, what)
+  most = layers * (linear + attention)
+  return most - (linear + attention - linear * _keys_share(backbone)) if last_at_marks else most
+
+
+def step_flops(network: Network, what: Work, *, last_at_marks: bool = False) -> float:
   """Operations of a training step over some work: the backward pass is twice the forward.
 
   Frozen layers have no backward pass; that their output may be kept is not counted. Beside adapters
   linear maps have no gradient of their own, so that their backward pass is one forward; the
   adapters' work, as small as their rank, is not counted.
+
+  Args:
+    network: whose.
+    what: see `Work`.
+    last_at_marks: the last layer makes keys and values alone of all tokens (see
+      `RewardNetwork.pooled`); what it does for the few marks is not counted.
   """
   backbone, frozen = network.backbone, network.frozen
   linear = (2 if network.lora else 3) * _linear_flops(backbone, what)
   trained = linear + 3 * _attention_flops(backbone, what)
-  return (backbone.layers - frozen) * trained + forward_flops(backbone, frozen, what)
+  most = (backbone.layers - frozen) * trained + forward_flops(backbone, frozen, what)
+  return most - (trained - linear * _keys_share(backbone)) if last_at_marks else most

@@ -143,7 +143,11 @@ def make_accumulate(network: Network, objective: Objective, *, sources: int, dro
   def loss_sum(params, frozen, batch, key, total):
     whole = unflatten_dict({**params, **frozen}, sep="/")
     loss_params = whole.pop("loss", None)
-    scores, h_BTD = network.apply_with_hidden(whole, batch, key if dropout else None)
+    key = key if dropout else None
+    if objective.text:
+      scores, h_BTD = network.apply_with_hidden(whole, batch, key)
+    else:  # no more than its marks need (see `RewardNetwork.pooled`)
+      scores, h_BTD = network.apply(whole, batch, key), None
     scores_BGK = network.reward(whole, scores)
     if network.head.ensemble:
       loss_MBG = jax.vmap(lambda s: objective(s, batch, loss_params))(scores)

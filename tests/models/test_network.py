@@ -192,6 +192,38 @@ def test_settings_that_are_wrong():
 # Rematerialisation and precision.
 
 
+@pytest.mark.parametrize("name", ["shared", "packed"])
+@pytest.mark.parametrize("arch", ["qwen3", "mistral", "bert"])
+def test_a_last_layer_at_marks_alone_changes_no_number(arch, name):
+  if arch == "bert":
+    name = {"shared": "copies"}.get(name, name)
+  network = make_network(arch, **(_WINDOW if arch == "mistral" else {}))
+  params, batch = random_params(network), _batch(arch, name)
+  factor = jnp.asarray(np.random.default_rng(0).normal(size=batch.marks.shape), jnp.float32)
+
+  def of(function):
+    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(factor * function(p, batch) ** 2)))(params)
+
+  marks, of_marks = of(network.apply)
+  whole, of_whole = of(lambda p, batch: network.apply_with_hidden(p, batch)[0])
+  np.testing.assert_allclose(marks, whole, rtol=1e-5)
+  for one in (of_marks, of_whole):  # adds the same to all of a softmax: zero but for rounding
+    one["backbone"]["layers"]["k"].pop("bias", None)
+  _close(of_marks, of_whole, 2e-5)
+  np.testing.assert_allclose(
+    network.pooled(params, batch)[batch.where],
+    _pooled_whole(network, params, batch)[batch.where],
+    rtol=0,
+    atol=1e-5,
+  )
+
+
+def _pooled_whole(network, params, batch):
+  h_BTD = network.hidden(params, batch)
+  at = batch.marks.reshape(len(h_BTD), -1, 1)
+  return jnp.take_along_axis(h_BTD, at, axis=1).reshape(*batch.marks.shape, -1)
+
+
 @pytest.mark.parametrize("arch", ["llama", "bert"])
 def test_remat_changes_memory_and_no_gradient(arch):
   whole, batch, memory, grads = make_network(arch), _batch(arch), {}, {}
@@ -239,16 +271,16 @@ def test_the_precision_of_every_dot(arch):
     text = oracle.scores_of(network).lower(network.abstract(), _batch(arch)).as_text()
     return [line for line in text.splitlines() if "dot_general" in line]
 
-  # Six maps, or a decoder's seven, and attention's two; the output layer, and BERT's pooler; the
-  # means of a decoder's norms, two of them of heads.
-  body, head, norms = (9, 1, 5) if arch == "qwen3" else (8, 2, 0)
+  # Six maps, or a decoder's seven, and attention's two, once for the stack and once for its last
+  # layer; the output layer, and BERT's pooler; the means of a decoder's norms, four in a layer.
+  body, head, norms = (18, 1, 9) if arch == "qwen3" else (16, 2, 0)
   full, mixed = dots("float32"), dots("bfloat16")
   assert len(full) == len(mixed) == body + head + norms
   assert all("precision = [HIGHEST, HIGHEST]" in line for line in full)
   # Where the backbone computes in bfloat16, head and norms do not, and attention sums in float32.
   kinds = [tuple(re.findall(r"tensor<[0-9x]+x(\w+)>", line)) for line in mixed]
-  assert kinds.count(("bf16", "bf16", "f32")) == 2
-  assert kinds.count(("bf16", "bf16", "bf16")) == body - 2
+  assert kinds.count(("bf16", "bf16", "f32")) == 4
+  assert kinds.count(("bf16", "bf16", "bf16")) == body - 4
   heads = [m for m, kind in zip(mixed, kinds, strict=True) if kind == ("f32", "f32", "f32")]
   assert len(heads) == head + norms
   assert all("precision = [HIGHEST, HIGHEST]" in line for line in heads)

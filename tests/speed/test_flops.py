@@ -81,5 +81,11 @@ def test_a_step_by_hand():
   assert forward_flops(backbone, 1, what) == one
   assert step_flops(Network(backbone, HeadConfig()), what) == 9 * one
   assert step_flops(Network(backbone, HeadConfig(), frozen=2), what) == 3 * one + 2 * one
+  # The last layer makes keys and values alone: 24 x 16 each.
+  less = 2 * weights * 10 - 2 * (2 * 24 * 16) * 10 + 4 * 32 * 55
+  assert forward_flops(backbone, 3, what, last_at_marks=True) == 3 * one - less
+  assert step_flops(Network(backbone, HeadConfig()), what, last_at_marks=True) == pytest.approx(
+    9 * one - 3 * less
+  )
   adapted = Network(backbone, HeadConfig(), lora=Lora(rank=2))
   assert step_flops(adapted, what) == 3 * (2 * 2 * weights * 10 + 3 * 4 * 32 * 55)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +167,8 @@ def test_frozen_activations_that_were_kept_give_the_same_scores(kind, pooling):
   assert np.abs(np.stack(off) - np.stack(direct)).max() > 1e-5
 
 
-def test_a_micro_batch_holds_no_second_gradient():
+def _of_eight_layers():
+  """`make_accumulate` of a decoder of eight layers, its arguments, and the parameters' shapes."""
   hf = LLAMA | {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8}
   network = Network(backbone_config(hf), HeadConfig(), remat="full")
   params = {
@@ -181,10 +183,26 @@ def test_a_micro_batch_holds_no_second_gradient():
   config.pair = "logistic"
   accumulate = make_accumulate(network, Objective(config, {"pair"}), sources=1, dropout=False)
   arguments = (state_of(params), params, zero_sums(1), batch, jax.random.key(0))
+  return accumulate, arguments, params
+
+
+def test_a_micro_batch_holds_no_second_gradient():
+  accumulate, arguments, params = _of_eight_layers()
   lowered = jax.jit(accumulate, donate_argnums=(1, 2)).lower(*arguments)
   temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
   # Few tokens and layers made again: all else together is less than the gradient.
   assert temporaries < sum(4 * x.size for x in params.values())
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_on_one_cpu_the_last_layer_stands_apart_for_its_marks(devices):
+  accumulate, arguments, _ = _of_eight_layers()
+  config = get_config().mesh
+  config.data = devices
+  with jax.set_mesh(make_mesh(config, jax.devices()[:devices])):
+    text = str(jax.make_jaxpr(accumulate)(*arguments))
+  lengths = set(re.findall(r"\blength=(\d+)", text))
+  assert lengths == ({"7"} if devices == 1 else {"8"})
 
 
 def test_apply_divides_once_and_skips_what_is_not_finite():
