@@ -4,6 +4,8 @@ RM_JAX_TRACEBACK=1 shows the traceback as well.
 """
 
 import ctypes
+import importlib.metadata
+import importlib.util
 import logging
 import os
 import sys
@@ -71,11 +73,20 @@ def _keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
+def _on_cpu_alone() -> bool:
+  """Whether JAX can only take a CPU: said so, or no other device's package is installed."""
+  if jax.config.jax_platforms:
+    return jax.config.jax_platforms == "cpu"
+  plugins = importlib.metadata.entry_points(group="jax_plugins")
+  return not (plugins or importlib.util.find_spec("libtpu"))
+
+
 def _keep_memory() -> None:
   """Has the C library keep freed memory for the next step.
 
   Left alone, glibc hands every large block back, and the kernel clears its pages anew: on a CPU a
-  fifth to a quarter of a training step. What is kept is no more than the run's peak.
+  fifth to a quarter of a training step. What is kept is no more than the run's peak. A GPU's
+  compiler, many threads that allocate at once, is better off without.
   """
   try:
     libc = ctypes.CDLL("libc.so.6")
@@ -125,5 +136,6 @@ def launch(main: Callable[[], None], *, hosts: bool = False) -> None:
 
   jax.config.config_with_absl()
   _keep_compiled()
-  _keep_memory()
+  if _on_cpu_alone():
+    _keep_memory()
   app.run(run, flags_parser=_parse)
