@@ -78,7 +78,7 @@ def _keep_compiled() -> None:
 
 def _on_small_cpu() -> bool:
   """Whether JAX can only take a CPU, for it is told so or has no other's package, of few cores."""
-  if len(os.sched_getaffinity(0)) > _FEW_CORES:
+  if (os.cpu_count() or 1) > _FEW_CORES:
     return False
   if jax.config.jax_platforms:
     return jax.config.jax_platforms == "cpu"
