@@ -23,7 +23,7 @@ from rm_jax.models.source import Source, open_source, save_folder
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.mesh import make_mesh, parameter_shardings
 from rm_jax.train.remote import local
-from rm_jax.train.score import default_packing, pool_groups, score_groups, solution_scores
+from rm_jax.train.score import default_packing, read_groups, score_groups, solution_scores
 from rm_jax.train.setup import Model, convention_for, init_params, kept_dtype, read_params
 from rm_jax.train.workdir import is_workdir
 from rm_jax.types import Example, Text
@@ -190,8 +190,12 @@ class RewardModel:
     asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
     return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
 
-  def pooled(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False) -> np.ndarray:
-    """What the head reads at the end of each response, float32 [N, D].
+  def read(
+    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """What the head reads at the end of each response, float32 [N, D]; and its scores.
+
+    These are `score_members`'.
 
     Args:
       rows: each with `prompt` and `response` (or `completion`), as `score` takes them.
@@ -202,12 +206,14 @@ class RewardModel:
     """
     asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
     chunks, groups = self._groups(asked)
-    out = np.empty((len(asked), self.model.network.backbone.width), np.float32)
-    for chunk, pooled_MD in zip(
-      chunks, self._run(pool_groups, groups, "read" if progress else ""), strict=True
-    ):
-      out[chunk] = pooled_MD
-    return out
+    head = self.model.network.head
+    pooled_ND = np.empty((len(asked), self.model.network.backbone.width), np.float32)
+    scores_NM = np.empty((len(asked), head.outputs if head.ensemble else 1), np.float32)
+    found = self._run(read_groups, groups, "read" if progress else "", outputs=head.ensemble)
+    for chunk, (pooled_KD, scores_MK) in zip(chunks, found, strict=True):
+      pooled_ND[chunk] = pooled_KD
+      scores_NM[chunk] = scores_MK.reshape(-1, len(chunk)).T
+    return pooled_ND, scores_NM
 
   def _score_marks(self, asked: Sequence[Asked], outputs: bool, progress: bool) -> list[np.ndarray]:
     """For each row its marks' rewards, float32 [1, marks], or with `outputs` all the head's.

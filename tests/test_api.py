@@ -70,9 +70,10 @@ def test_score_does_not_depend_on_its_batch(model):
   )
 
 
-def test_pooled_is_what_the_head_reads(model):
+def test_what_the_head_reads_and_the_scores_that_come_with_it(model):
   rows = rows_of()
-  pooled_ND = model.pooled(rows)
+  pooled_ND, scores_NM = model.read(rows)
+  np.testing.assert_allclose(scores_NM, model.score_members(rows), atol=1e-5)
   assert pooled_ND.dtype == np.float32
   head = model.params["head"]
   h_ND = pooled_ND

@@ -61,6 +61,7 @@ class Scorer:
     folder = home() / "scores" if folder == "" else folder
     self._path = None if folder is None else Path(folder) / f"{self.name}.npz"
     self._known: dict[bytes, np.ndarray] = {}
+    self._pooled: dict[bytes, np.ndarray] = {}
     self._fresh: set[bytes] = set()  # scored by this process, or asked of it already
     if self._path is not None and self._path.exists():
       self._read()
@@ -81,6 +82,35 @@ class Scorer:
     Raises:
       DataError: a row that the model cannot score.
     """
+    keys, missing = self._ask(rows)
+    wanted = list(missing)
+    for start in range(0, len(wanted), _CHUNK):
+      chunk = wanted[start : start + _CHUNK]
+      asked = [_asked(missing[k]) for k in chunk]
+      scores_NM = self.model.score_members(asked, progress=self.progress)
+      self._keep(chunk, scores_NM, missing)
+    if not rows:
+      return np.zeros((0, self.outputs), np.float32)
+    return np.stack([self._known[key] for key in keys])
+
+  def pooled(self, rows: Sequence[Row]) -> np.ndarray:
+    """What the head reads at the end of each row's response, float32 [N, D].
+
+    Kept by this process alone; of rows not scored yet, the scores come with it.
+    """
+    keys, missing = self._ask(rows)
+    new = {k: row for k, row in zip(keys, rows, strict=True) if k not in self._pooled}
+    if new:
+      read = [_asked(row) for row in new.values()]
+      pooled_ND, scores_NM = self.model.read(read, progress=self.progress)
+      self._pooled.update(zip(new, pooled_ND, strict=True))
+      scores = {k: s for k, s in zip(new, scores_NM, strict=True) if k in missing}
+      if scores:
+        self._keep(list(scores), np.stack(list(scores.values())), missing)
+    return np.stack([self._pooled[key] for key in keys])
+
+  def _ask(self, rows: Sequence[Row]) -> tuple[list[bytes], dict[bytes, Row]]:
+    """(keys of the rows; those of which no score is known), counted."""
     keys = [key_of(row) for row in rows]
     new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._fresh}
     missing = {key: row for key, row in new.items() if key not in self._known}
@@ -89,23 +119,14 @@ class Scorer:
     self.counts.hits += len(new) - len(missing)
     self.counts.scored += len(missing)
     self._fresh |= new.keys()
-    wanted = list(missing)
-    for start in range(0, len(wanted), _CHUNK):
-      chunk = wanted[start : start + _CHUNK]
-      asked = [_asked(missing[k]) for k in chunk]
-      scores_NM = self.model.score_members(asked, progress=self.progress)
-      if not np.isfinite(scores_NM).all():
-        bad = int(np.flatnonzero(~np.isfinite(scores_NM).all(axis=1))[0])
-        raise ValueError(f"the model gives {scores_NM[bad]} for {missing[chunk[bad]]}")
-      self._known.update(zip(chunk, scores_NM, strict=True))
-      self._write()
-    if not rows:
-      return np.zeros((0, self.outputs), np.float32)
-    return np.stack([self._known[key] for key in keys])
+    return keys, missing
 
-  def pooled(self, rows: Sequence[Row]) -> np.ndarray:
-    """What the head reads at the end of each row's response, float32 [N, D]; not kept."""
-    return self.model.pooled([_asked(row) for row in rows], progress=self.progress)
+  def _keep(self, keys: list[bytes], scores_NM: np.ndarray, rows: dict[bytes, Row]) -> None:
+    if not np.isfinite(scores_NM).all():
+      bad = int(np.flatnonzero(~np.isfinite(scores_NM).all(axis=1))[0])
+      raise ValueError(f"the model gives {scores_NM[bad]} for {rows[keys[bad]]}")
+    self._known.update(zip(keys, scores_NM, strict=True))
+    self._write()
 
   def _read(self) -> None:
     try:

@@ -77,6 +77,8 @@ def audit(
       score that is not finite.
   """
   settings = settings or Settings()
+  if reference and len(drift_rows := _drift_rows(examples, settings.seed)) >= _FEWEST:
+    scorer.pooled(drift_rows)  # first, that nothing is read twice: scores come with it
   scores = example_scores(scorer, examples)
   compared = any(e.kind in ("pair", "ranking") for e in examples)
   no_pairs = "no comparison in the data"
@@ -161,6 +163,8 @@ def _robustness(
 
 
 _PAIRED = ("pair", "ranking")
+# Conversations that a comparison of distributions wants.
+_FEWEST = 20
 
 
 def one_each(examples: Sequence[Example], limit: int, seed: int) -> list[Row]:
@@ -186,15 +190,20 @@ def make_reference(
 ) -> Reference:
   """Scores and features of training data, one response a conversation: kept with the model."""
   rows = one_each(examples, limit, seed)
-  return Reference(scorer(rows), scorer.pooled(rows), data, scorer.name)
+  pooled_ND = scorer.pooled(rows)  # before the scores, which come with it
+  return Reference(scorer(rows), pooled_ND, data, scorer.name)
+
+
+def _drift_rows(examples: Sequence[Example], seed: int) -> list[Row]:
+  return one_each(examples, 1000, seed)
 
 
 def _drift(
   scorer: Scorer, examples: Sequence[Example], reference: Reference, seed: int
 ) -> dict[str, Any]:
-  rows = one_each(examples, 1000, seed)
-  if len(rows) < 20:
-    return {"why": f"{len(rows)} conversations; a comparison of distributions wants 20"}
+  rows = _drift_rows(examples, seed)
+  if len(rows) < _FEWEST:
+    return {"why": f"{len(rows)} conversations; a comparison of distributions wants {_FEWEST}"}
   found = drift.drift(scorer(rows), scorer.pooled(rows), reference, seed=seed)
   pairs = [e for e in examples if e.kind == "pair" and e.labels[0] != e.labels[1]]
   members = scorer.members([(e.prompt, r) for e in pairs[:2000] for r in e.responses])

@@ -61,19 +61,24 @@ def _fewest(
   """Takes windows away, dearest first, while all rows but a share of `spare` still fit."""
   most = int(spare * len(rows))
   failed: set[int] = set()
+
+  def without(size: int, count: int) -> set[int]:
+    """The rows that do not fit any more where so many windows of a size are left."""
+    fewer = [*counts[:size], count, *counts[size + 1 :]]
+    windows = list(zip(lengths, fewer, strict=True))
+    fits = (r in failed or place_windows(row, windows, alone) for r, row in enumerate(rows))
+    return {r for r, fit in enumerate(fits) if not fit}
+
   for size in reversed(range(len(lengths))):
-    while counts[size]:
-      fewer = [*counts[:size], counts[size] - 1, *counts[size + 1 :]]
-      windows = list(zip(lengths, fewer, strict=True))
-      new = {
-        r
-        for r, row in enumerate(rows)
-        if r not in failed and not place_windows(row, windows, alone)
-      }
-      if len(failed) + len(new) > most:
-        break
-      failed |= new
-      counts = fewer
+    low, high = 0, counts[size]  # `high` is enough
+    while low < high:
+      middle = (low + high) // 2
+      lost = without(size, middle)
+      if len(failed) + len(lost) > most:
+        low = middle + 1
+      else:
+        high, counts = middle, [*counts[:size], middle, *counts[size + 1 :]]
+        failed |= lost
   return counts
 
 
@@ -94,7 +99,7 @@ def place_windows(
   begun: list[tuple[int, int, int, int]] = []
   used = [0] * len(windows)
   out = [(0, 0, 0)] * len(lengths)
-  for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+  for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
     at = bisect.bisect_left(begun, (lengths[i],))
     if at < len(begun):
       room, size, which, start = begun.pop(at)
@@ -117,7 +122,7 @@ def lay(columns: Seq[int], lengths: Seq[int], groups: Seq[int]) -> list[list[lis
   """Best fit, longest first. Returns for each row length its rows, each a list of group indices."""
   rows: list[list[list[int]]] = [[] for _ in lengths]
   free: list[tuple[int, int, int]] = []  # (columns left, which length, which row), sorted
-  for i in sorted(range(len(columns)), key=lambda i: (-columns[i], i)):
+  for i in sorted(range(len(columns)), key=columns.__getitem__, reverse=True):
     at = bisect.bisect_left(free, (columns[i], -1, -1))
     if at < len(free):
       left, t, row = free.pop(at)

@@ -137,11 +137,15 @@ class RewardNetwork(nnx.Module):
     """
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
     h_BMD, h_BTD = self.pooled(batch, key=body_key, whole=whole)
-    scores_BMA = self.head(h_BMD, key=head_key)
+    return self.scores(h_BMD, batch, key=head_key), h_BTD
+
+  def scores(self, h_BMD: jax.Array, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """Scores, as `__call__` gives them, of what the head reads."""
+    scores_BMA = self.head(h_BMD, key=key)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
     one = scores_ABGK.shape[0] == 1 and not self.head.config.attributes
-    return (scores_ABGK[0] if one else scores_ABGK), h_BTD
+    return scores_ABGK[0] if one else scores_ABGK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +230,13 @@ class Network:
     """The backbone's last hidden states, [B, T, D]."""
     return self._bind(params).backbone(batch)
 
-  def pooled(self, params: dict, batch: Batch) -> jax.Array:
-    """What the head reads at each mark, float32 [B, G, K, D]."""
-    h_BMD, _ = self._bind(params).pooled(batch)
-    return h_BMD.astype(jnp.float32).reshape(*batch.marks.shape, -1)
+  def read(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the head reads at each mark, float32 [B, G, K, D]; rewards and scores as of `score`."""
+    network = self._bind(params)
+    h_BMD, _ = network.pooled(batch)
+    scores = network.scores(h_BMD, batch)
+    pooled_BGKD = h_BMD.astype(jnp.float32).reshape(*batch.marks.shape, -1)
+    return pooled_BGKD, self.reward(params, scores), scores
 
   def features(self, params: dict, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D] (see `Batch.hidden`)."""

@@ -53,7 +53,7 @@ def run_groups(
 
   Args:
     network: see `models.network.Network`.
-    what: 'score', 'pooled' or 'features'.
+    what: 'score', 'read' or 'features'.
     params: nested dict, on the mesh.
     groups: of any length.
     mesh: the devices.
@@ -121,13 +121,20 @@ def score_groups(
   return out
 
 
-def pool_groups(network: Network, params: dict, groups: Sequence[Group], **options) -> list:
-  """What the head reads at each group's marks, a list of float32 [marks, D]; see `run_groups`."""
-  out: list[np.ndarray | None] = [None] * len(groups)
-  for pooled_BGKD, index_BG, _ in run_groups(network, "pooled", params, groups, **options):
+def read_groups(
+  network: Network, params: dict, groups: Sequence[Group], *, outputs: bool = False, **options
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """What the head reads at each group's marks, float32 [marks, D], and its scores.
+
+  Arguments and scores as of `score_groups`.
+  """
+  out: list[Any] = [None] * len(groups)
+  run = run_groups(network, "read", params, groups, **options)
+  for (pooled_BGKD, rewards_BGK, scores), index_BG, _ in run:
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       i = index_BG[b, g]
-      out[i] = pooled_BGKD[b, g, : len(groups[i].marks)]
+      one, marks = scores if outputs else rewards_BGK, len(groups[i].marks)
+      out[i] = pooled_BGKD[b, g, :marks], one[..., b, g, :marks]
   return out
 
 

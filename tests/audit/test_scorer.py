@@ -47,6 +47,22 @@ def test_the_next_audit_finds_them(model, tmp_path, monkeypatch):
   assert vars(again.counts) == {"asked": 5, "distinct": 4, "hits": 4, "scored": 0}
 
 
+@pytest.mark.parametrize("members", [1, 3])
+def test_scores_come_with_what_is_read(llama_folder, members, tmp_path, monkeypatch):
+  model = make(llama_folder, members=members)
+  scorer = Scorer(model, folder=tmp_path, progress=False)
+  pooled_ND = scorer.pooled(ROWS)
+  assert pooled_ND.shape == (4, 32)
+  np.testing.assert_array_equal(pooled_ND[0], pooled_ND[3])
+  expected = model.score_members([{"prompt": p, "response": r} for p, r in ROWS])
+  monkeypatch.setattr(model, "score_members", None)  # nothing is left to be scored
+  np.testing.assert_allclose(scorer.members(ROWS), expected, atol=1e-6)
+  assert vars(scorer.counts) == {"asked": 8, "distinct": 3, "hits": 0, "scored": 3}
+  monkeypatch.setattr(model, "read", None)  # nor to be read
+  np.testing.assert_array_equal(scorer.pooled(ROWS), pooled_ND)
+  assert Scorer(model, folder=tmp_path, progress=False).members(ROWS).shape == (4, members)
+
+
 def test_what_was_stopped_goes_on(model, tmp_path, monkeypatch):
   monkeypatch.setattr("rm_jax.audit.scorer._CHUNK", 1)
   real, calls = model.score_members, []

@@ -211,7 +211,7 @@ def test_a_last_layer_at_marks_alone_changes_no_number(arch, name):
     one["backbone"]["layers"]["k"].pop("bias", None)
   _close(of_marks, of_whole, 2e-5)
   np.testing.assert_allclose(
-    network.pooled(params, batch)[batch.where],
+    network.read(params, batch)[0][batch.where],
     _pooled_whole(network, params, batch)[batch.where],
     rtol=0,
     atol=1e-5,
