@@ -82,8 +82,10 @@ def _on_small_cpu() -> bool:
     return False
   if jax.config.jax_platforms:
     return jax.config.jax_platforms == "cpu"
-  plugins = importlib.metadata.entry_points(group="jax_plugins")
-  return not (plugins or importlib.util.find_spec("libtpu"))
+  others = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec(
+    "libtpu"
+  )
+  return not others
 
 
 def _keep_memory() -> None:

@@ -8,16 +8,40 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
 import pytest
 
-from experiments import _libc, with_large_pages
+from experiments import _libc, launch, with_large_pages
 from rm_jax.train.writers import read_lines
 from tests.train.runs import write_pairs
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+  ("platforms", "cores", "plugins", "libtpu", "expected"),
+  [
+    ("cpu", 2, ["cuda"], True, True),
+    (None, 2, [], False, True),
+    (None, None, [], False, True),
+    ("cpu", 16, [], False, False),
+    ("cuda", 2, ["cuda"], False, False),
+    (None, 2, ["cuda"], False, False),
+    (None, 2, [], True, False),
+  ],
+)
+def test_freed_memory_is_kept_on_small_cpus_alone(
+  platforms, cores, plugins, libtpu, expected, monkeypatch
+):
+  monkeypatch.setattr(os, "cpu_count", lambda: cores)
+  monkeypatch.setattr(launch.importlib.metadata, "entry_points", lambda group: plugins)
+  monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: libtpu or None)
+  config = types.SimpleNamespace(jax_platforms=platforms)
+  monkeypatch.setattr(launch, "jax", types.SimpleNamespace(config=config))
+  assert launch._on_small_cpu() is expected
 
 
 @pytest.mark.parametrize(
