@@ -40,6 +40,11 @@ MODES = {
 }
 
 
+@jax.jit
+def _square(x: jax.Array) -> jax.Array:
+  return jnp.matmul(x, x, precision=precision(x.dtype))
+
+
 def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
   """The most operations a second that a product of two square matrices reaches, on one device.
 
@@ -52,11 +57,10 @@ def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
   for n in sizes:
     # Not ones: a GPU that multiplies the same number over and over is cooler, and faster.
     x = jax.random.normal(jax.random.key(n), (n, n), dtype)
-    product = jax.jit(lambda x: jnp.matmul(x, x, precision=precision(x.dtype)))
-    product(x).block_until_ready()
+    _square(x).block_until_ready()
     until = time.perf_counter() + seconds
     while (began := time.perf_counter()) < until:
-      product(x).block_until_ready()
+      _square(x).block_until_ready()
       best = max(best, 2.0 * n**3 / (time.perf_counter() - began))
   return best
 
@@ -122,8 +126,12 @@ class _Mode:
       "peak_memory_bytes": _bytes(run.state) + _bytes(gradients) + 3 * batch + scratch,
     }
 
-  def turn(self) -> None:
-    """Runs all the steps once, batches made ahead as in training, and notes their speed."""
+  def turn(self, peak: float) -> None:
+    """Runs all the steps once, batches made ahead as in training, and notes their speed.
+
+    Args:
+      peak: operations a second that the devices can do just now.
+    """
     run = self.run
     batches = ahead(run.prepare, self.steps)
     micros = next(batches)  # ready when the clock starts, as in the middle of a run
@@ -139,33 +147,25 @@ class _Mode:
     groups = [run.train_set.groups[i] for micro in planned for row in micro.rows for i in row]
     what = work(groups, share=run.packing.share, causal=run.model.network.causal)
     alone, _ = _timed(lambda: [jax.block_until_ready(run.prepare(step)) for step in self.steps])
+    flops = step_flops(run.model.network, what, last_at_marks=_alone(run)) / seconds
     self.turns.append(
       {
         "pairs_per_second": sum(map(comparisons, groups)) / seconds,
         "groups_per_second": len(groups) / seconds,
         "tokens_per_second": what.tokens / seconds,
-        "flops_per_second": step_flops(run.model.network, what, last_at_marks=_alone(run))
-        / seconds,
+        "flops_per_second": flops,
+        "mfu": flops / peak,
         "step_seconds": seconds / len(self.steps),
         "pad_share": 1 - what.tokens / cells,
         "host_groups_per_second": len(groups) / alone,
       }
     )
 
-  def report(self, peak: float) -> dict[str, Any]:
-    """Medians over the turns, and of pairs/s its range.
-
-    Args:
-      peak: operations a second that the devices could do.
-    """
+  def report(self) -> dict[str, Any]:
+    """Medians over the turns, and of pairs/s its range."""
     out = {name: statistics.median(t[name] for t in self.turns) for name in self.turns[0]}
     speeds = [t["pairs_per_second"] for t in self.turns]
-    return (
-      out
-      | {"pairs_per_second_range": [min(speeds), max(speeds)]}
-      | {"mfu": out["flops_per_second"] / peak}
-      | self.compiled
-    )
+    return out | {"pairs_per_second_range": [min(speeds), max(speeds)]} | self.compiled
 
 
 def _alone(run: Run) -> bool:
@@ -208,7 +208,8 @@ def benchmark(config: Any) -> dict[str, Any]:
 
   Returns:
     {'modes': {mode: figures}, 'scoring': figures, 'peak_flops', 'devices', 'model', 'data'}; each
-    layout's weights and optimiser are held at the same time.
+    layout's weights and optimiser are held at the same time. MFU is of what a matrix product alone
+    reached just before a turn; 'peak_flops' is the median of that.
 
   Raises:
     ValueError: config, files or data are not as they should be.
@@ -237,7 +238,11 @@ def benchmark(config: Any) -> dict[str, Any]:
   log.info("data: %s", report)
   # The devices that a CPU is divided into share its cores.
   devices = 1 if jax.default_backend() == "cpu" else mesh.size
-  peak = matmul_flops(config.model.dtype) * devices
+
+  def peak() -> float:
+    return matmul_flops(config.model.dtype, seconds=0.5) * devices
+
+  peaks: list[float] = []
   modes: dict[str, _Mode] = {}
   bar = tqdm(total=len(names) * (1 + options.turns) + 1, desc="benchmark", unit="part")
   with bar, jax.set_mesh(mesh):
@@ -251,22 +256,25 @@ def benchmark(config: Any) -> dict[str, Any]:
       bar.update()
     bar.set_postfix_str("first turns")
     for mode in modes.values():  # what runs for the first time is slow
-      mode.turn()
+      mode.turn(peak())
       mode.turns.clear()
-    # In turns, so that what slows the machine for a while slows all of them.
+    # In turns, so that what slows the machine for a while slows all of them, and what they are
+    # measured by.
     for _ in range(options.turns):
+      peaks.append(peak())
       for name, mode in modes.items():
         bar.set_postfix_str(name)
-        mode.turn()
+        mode.turn(peaks[-1])
         bar.update()
     bar.set_postfix_str("scoring")
-    scoring = _scoring(modes[names[-1]].run, peak)
+    scoring = _scoring(modes[names[-1]].run, peak())
     bar.update()
   backbone = model.network.backbone
   return {
-    "modes": {name: mode.report(peak) for name, mode in modes.items()},
+    "modes": {name: mode.report() for name, mode in modes.items()},
     "scoring": scoring,
-    "peak_flops": peak,
+    "peak_flops": statistics.median(peaks),
+    "peak_flops_range": [min(peaks), max(peaks)],
     "peak_process_bytes": peak_memory_bytes(),
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "model": {

@@ -35,7 +35,8 @@ def test_figures_of_every_layout(llama_folder, tmp_path):
     assert 0 < low <= mode["pairs_per_second"] <= high
     assert 0 < mode["mfu"] < 1
     assert 0 < mode["pad_share"] < 1
-    assert mode["flops_per_second"] == pytest.approx(mode["mfu"] * report["peak_flops"])
+    low, high = report["peak_flops_range"]
+    assert low * 0.999 <= mode["flops_per_second"] / mode["mfu"] <= high * 1.001
     assert mode["compile_seconds"] > mode["compile_cached_seconds"] > 0
   padded, packed, shared = report["modes"].values()
   assert packed["pad_share"] < padded["pad_share"]
