@@ -82,10 +82,9 @@ def _on_small_cpu() -> bool:
     return False
   if jax.config.jax_platforms:
     return jax.config.jax_platforms == "cpu"
-  others = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec(
-    "libtpu"
-  )
-  return not others
+  if importlib.metadata.entry_points(group="jax_plugins"):
+    return False
+  return not importlib.util.find_spec("libtpu")
 
 
 def _keep_memory() -> None:

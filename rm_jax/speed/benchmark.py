@@ -169,6 +169,7 @@ class _Mode:
 
 
 def _alone(run: Run) -> bool:
+  """Whether a run's last layer does no more than its marks need."""
   network = run.model.network
   with jax.set_mesh(run.mesh):
     return not run.objective.text and reads_marks_alone(
