@@ -97,11 +97,10 @@ def _keep_memory() -> None:
     libc = ctypes.CDLL("libc.so.6")
   except OSError:  # another C library has other habits
     return
-  most = 2**31 - 1
   for parameter, value in (
     (-4, 0),  # M_MMAP_MAX: no block is mapped by itself, to be unmapped when freed
     (-8, 1),  # M_ARENA_MAX: other arenas could only map theirs
-    (-1, most),  # M_TRIM_THRESHOLD: the heap does not shrink
+    (-1, -1),  # M_TRIM_THRESHOLD, none: the heap never shrinks, not even from over 2 GiB
   ):
     libc.mallopt(parameter, value)
 
