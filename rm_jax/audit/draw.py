@@ -34,7 +34,7 @@ def pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
       for name, one in report["hacking"]["measures"].items()
       if one["partial"]["value"] is not None
     ]
-    made["hacking"] = _bars("Partial rank correlation of the score, given quality", bars, 0.0)
+    made["hacking"] = _bars("Score and what to watch", bars, 0.0, "ρ, given quality")
   for name, curve in report.get("overoptimisation", {}).items():
     if name != "why":
       made[f"best_of_n_{stem(name)}"] = _curve(name, curve)
@@ -71,7 +71,7 @@ def _control_bars(controls: Mapping[str, Any]) -> tuple[list, float]:
   return bars, 0.5
 
 
-def _bars(title: str, bars: Sequence[tuple], line: float) -> bytes:
+def _bars(title: str, bars: Sequence[tuple], line: float, label: str = "") -> bytes:
   """Points with intervals, one under another: they stay legible on a phone."""
   figure = _figure(4.8, 1.0 + 0.34 * max(1, len(bars)))
   axis = figure.subplots()
@@ -86,6 +86,8 @@ def _bars(title: str, bars: Sequence[tuple], line: float) -> bytes:
   axis.set_yticks(range(len(bars)), [str(name)[:34] for name, *_ in bars])
   axis.set_ylim(len(bars) - 0.4, -0.7)
   axis.set_title(title, fontsize=11)
+  axis.set_xlabel(label)
+  axis.locator_params(axis="x", nbins=6)  # small numbers are long, and must not run together
   return _png(figure)
 
 
@@ -121,7 +123,7 @@ def _edits(edits: Mapping[str, Any]) -> bytes:
     )
     for name, one in shown
   ]
-  return _bars("Score change, in standard deviations (orange should fall)", bars, 0.0)
+  return _bars("Score change", bars, 0.0, "standard deviations; orange should fall")
 
 
 def _curve(name: str, curve: Mapping[str, Any]) -> bytes:

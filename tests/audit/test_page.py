@@ -2,13 +2,16 @@
 
 import html
 import html.parser
+import io
 import json
 import re
 
+import matplotlib.image
 import numpy as np
 import pytest
 
 from rm_jax.audit import page, sections
+from rm_jax.audit.draw import pictures
 from rm_jax.audit.drift import Reference
 from rm_jax.audit.scorer import Counts
 from rm_jax.audit.sections import Settings
@@ -58,6 +61,13 @@ def report_of(score, examples=None, **options):
 @pytest.fixture(scope="module")
 def report():
   return report_of(noisy(truth(WORLD), 0.5), against={"by length": Fake(length)})
+
+
+def test_no_picture_cuts_its_text_off(report):
+  for name, png in pictures(report).items():
+    ink_HW = (matplotlib.image.imread(io.BytesIO(png))[..., :3] < 0.9).any(-1)
+    ink_HW[4:-4, 4:-4] = False  # what is drawn whole keeps from the edge; what is cut does not
+    assert not ink_HW.any(), name
 
 
 class Numbers(html.parser.HTMLParser):
