@@ -85,7 +85,7 @@ def _tail(n: int, m: int, reach: int, last: np.ndarray) -> float:
   total = 0.0
   for dealt in range(n + m):
     left = n + m - dealt
-    to_a = p * (n - i) / left
+    to_a = p * ((n - i) / left)  # in this order all of p goes where all that is left is a's
     p = p - to_a
     p[1:] += to_a[:-1]
     if last[dealt]:

@@ -64,6 +64,14 @@ def test_ks_with_ties_counts_every_split():
   assert ks([1.0, 1.0], [1.0]) == (0.0, 1.0)
 
 
+def test_ks_far_out_is_small_and_not_below_0():
+  stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle")
+  for n, m, shift in ((500, 400, 1.3), (333, 271, 0.9), (97, 410, 2.0)):
+    a, b = np.random.default_rng(n).normal(size=n), np.random.default_rng(m).normal(shift, size=m)
+    expected = stats.ks_2samp(a, b, method="exact").pvalue
+    assert ks(a, b)[1] == pytest.approx(expected, rel=1e-6, abs=0)
+
+
 def test_ks_is_exact_far_out_and_knows_its_direction():
   # Wholly apart: two of the C(60, 20) splits are so.
   low, high = np.arange(20.0), np.arange(100.0, 140)
