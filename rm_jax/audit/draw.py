@@ -34,7 +34,7 @@ def pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
       for name, one in report["hacking"]["measures"].items()
       if one["partial"]["value"] is not None
     ]
-    made["hacking"] = _bars("Score and what to watch", bars, 0.0, "ρ, given quality")
+    made["hacking"] = _bars("Partial rank correlation", bars, 0.0, "of the score, given quality")
   for name, curve in report.get("overoptimisation", {}).items():
     if name != "why":
       made[f"best_of_n_{stem(name)}"] = _curve(name, curve)
