@@ -118,6 +118,11 @@ def drift(
   if moved:
     says = f"the data has moved from {reference.data}: {', '.join(moved)}; scores by {shift:+.2f} "
     says += "standard deviations"
+  elif alarms:
+    says = (
+      f"no sign that the data as a whole has moved from {reference.data}, but in its own order "
+    )
+    says += f"{len(alarms)} of {monitor.tests} windows of {window} scores have"
   else:
     says = f"no sign that the data has moved from {reference.data}"
   return found | {

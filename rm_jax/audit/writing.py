@@ -8,7 +8,8 @@ from typing import Any
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { margin-top: 2.5rem; font-size: 1.25rem; }
 h3 { font-size: 1rem; margin-bottom: .3rem; }
 .says { border-left: .25rem solid #2563a8; padding-left: .8rem; }
 .why { color: #777; } small { color: #777; white-space: nowrap; }

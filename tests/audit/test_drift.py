@@ -36,6 +36,16 @@ def test_a_shift_of_features_is_found_where_scores_stay():
   assert not any(one["alarm"] for one in found["scores"].values())
 
 
+def test_windows_that_moved_are_said_where_the_whole_has_not():
+  rng = np.random.default_rng(2)
+  scores, pooled = sample(rng, 200)
+  found = drift(np.sort(scores), pooled, reference(rng))  # as where one source follows another
+  assert not any(one["alarm"] for part in ("scores", "features") for one in found[part].values())
+  assert found["alarm"]
+  assert "no sign that the data as a whole has moved from train" in found["says"]
+  assert "2 of 2 windows of 100 scores have" in found["says"]
+
+
 def test_false_alarms_are_no_more_than_the_level():
   alarms = monitors = 0
   for seed in range(60):
