@@ -44,7 +44,8 @@ SAMPLE = flags.DEFINE_integer("sample", 500, "Pairs whose edits and other prompt
 REFERENCE = flags.DEFINE_string(
   "reference",
   None,
-  "Data trained on, for drift; default: the run's own. It is kept with the model.",
+  "Data to compare with, for drift, kept with the model for the next audit; default: what the run "
+  "trained on. 'heldout': what it held out, which it cannot know by heart; not kept.",
 )
 CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep the fitted temperature with the model.")
 BENCHMARK = flags.DEFINE_multi_string(
@@ -85,11 +86,13 @@ def _examples(
   return datasets.read(name, config, report, split)
 
 
-def _own(config: ml_collections.ConfigDict, report: Report) -> tuple[list[Example], list[Example]]:
-  """What a run trained on, and what it held out."""
+def _own(
+  config: ml_collections.ConfigDict, report: Report, flag: str = "data"
+) -> tuple[list[Example], list[Example]]:
+  """What a run trained on, and what it held out; `flag` asks for it."""
   if not (config.data.train or config.data.sources):
     raise ValueError(
-      f"--data={HELDOUT} wants a run's workdir, which knows its data; found --model={MODEL.value}"
+      f"--{flag}={HELDOUT} wants a run's workdir, which knows its data; found --model={MODEL.value}"
     )
   train, heldout, _ = datasets.read_both(config, report)
   return train, heldout
@@ -129,7 +132,14 @@ def _reference(
   if kept and not REFERENCE.value and kept.model == scorer.name:
     return kept
   report = Report()
-  if REFERENCE.value:
+  if REFERENCE.value == HELDOUT:
+    if DATA.value == HELDOUT:
+      raise ValueError(
+        f"--reference={HELDOUT} is --data itself; expected other data of one of them"
+      )
+    name = f"what {MODEL.value} held out"
+    examples = _own(config, report, "reference")[1]
+  elif REFERENCE.value:
     name = REFERENCE.value
     examples = _examples(name, config, "train", report)
   elif folder and (config.data.train or config.data.sources):
@@ -140,7 +150,7 @@ def _reference(
   examples = [e for e in examples if e.steps is None]
   _, examples = scorer.model.model.tokenise(examples, report)
   made = sections.make_reference(scorer, examples, name, seed=SEED.value)
-  if folder:
+  if folder and REFERENCE.value != HELDOUT:
     made.save(folder)
   return made
 

@@ -118,6 +118,8 @@ def drift(
   if moved:
     says = f"the data has moved from {reference.data}: {', '.join(moved)}; scores by {shift:+.2f} "
     says += "standard deviations"
+    if all(name.startswith("features") for name in moved):
+      says += " (features alone: where it was trained on the reference, it may know that by heart)"
   elif alarms:
     says = (
       f"no sign that the data as a whole has moved from {reference.data}, but in its own order "

@@ -202,8 +202,11 @@ def _drift(
   scorer: Scorer, examples: Sequence[Example], reference: Reference, seed: int
 ) -> dict[str, Any]:
   rows = _drift_rows(examples, seed)
-  if len(rows) < _FEWEST:
-    return {"why": f"{len(rows)} conversations; a comparison of distributions wants {_FEWEST}"}
+  if min(len(rows), len(reference.scores)) < _FEWEST:
+    return {
+      "why": f"{len(rows)} conversations against {len(reference.scores)} of {reference.data}; a "
+      f"comparison of distributions wants {_FEWEST} of each"
+    }
   found = drift.drift(scorer(rows), scorer.pooled(rows), reference, seed=seed)
   pairs = [e for e in examples if e.kind == "pair" and e.labels[0] != e.labels[1]]
   members = scorer.members([(e.prompt, r) for e in pairs[:2000] for r in e.responses])

@@ -13,7 +13,9 @@ from tests.train.runs import run, small_config, write_pairs
 @pytest.fixture(scope="module")
 def workdir(llama_folder, tmp_path_factory):
   path = tmp_path_factory.mktemp("audit") / "run"
-  run(small_config(llama_folder, steps=10), path, devices=1)
+  config = small_config(llama_folder, steps=10)
+  config.data.heldout = str(write_pairs(llama_folder / "held24.jsonl", 24, seed=1))
+  run(config, path, devices=1)
   return path
 
 
@@ -77,6 +79,18 @@ def test_what_a_run_held_out(workdir, tmp_path):
   assert f"dropped {of_run['data']['train']}: trained_on" in out
   want = of_run["heldout"]["accuracy"]
   assert report["agreement"]["accuracy"] == pytest.approx(want)
+
+  # New data can be held against it, which the model has not learned either.
+  data = write_pairs(tmp_path / "new.jsonl", 30, seed=3)
+  flags = (f"--model={workdir}", "--reference=heldout", "--cache=none")
+  code, out, err = audit(tmp_path, *flags, f"--data={data}")
+  assert code == 0, err
+  found = json.loads((tmp_path / "out" / "report.json").read_text())["drift"]
+  assert found["reference"] == f"what {workdir} held out"
+  assert found["n"] == [report["about"]["conversations"], 30]
+  code, _, err = audit(tmp_path, *flags, "--data=heldout")
+  assert code == 1
+  assert "--reference=heldout is --data itself" in err
 
 
 def test_mistakes_are_one_message(workdir, tmp_path):

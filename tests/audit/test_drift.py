@@ -24,6 +24,7 @@ def test_a_shift_of_scores_is_found():
   assert not any(one["alarm"] for one in found["features"].values())
   assert found["shift"] == pytest.approx(1.0, abs=0.2)
   assert "moved from train: scores by ks" in found["says"]
+  assert "by heart" not in found["says"]
   assert found["monitor"]["alarms"]
 
 
@@ -34,6 +35,7 @@ def test_a_shift_of_features_is_found_where_scores_stay():
   found = drift(scores, pooled, reference(rng))
   assert all(one["alarm"] for one in found["features"].values())
   assert not any(one["alarm"] for one in found["scores"].values())
+  assert "may know that by heart" in found["says"]
 
 
 def test_windows_that_moved_are_said_where_the_whole_has_not():

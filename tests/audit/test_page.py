@@ -193,3 +193,11 @@ def test_the_reference_is_of_the_model(tmp_path):
   made.save(tmp_path)
   kept = Reference.load(tmp_path)
   assert (len(kept.scores), kept.data, kept.model) == (25, "d", "fake")
+
+
+def test_a_reference_too_small_to_compare_with_leaves_the_rest_of_the_page():
+  scorer, examples = Fake(length), WORLD.pairs("heldout", 30, 0)
+  few = sections.make_reference(scorer, examples, "my run", limit=16)
+  found = sections.audit(scorer, examples, reference=few, settings=Settings(sample=10))
+  assert "30 conversations against 16 of my run" in found["drift"]["why"]
+  assert found["agreement"]["n"] == 30
