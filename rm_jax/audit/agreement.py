@@ -10,11 +10,12 @@ from rm_jax.audit.texts import Score, conversation_of, scores_of
 from rm_jax.audit.topics import topics
 from rm_jax.metrics import agreement as metrics
 from rm_jax.metrics.correlation import kendall, spearman
-from rm_jax.metrics.ranking import ndcg, pick_rate, within_and_pooled
+from rm_jax.metrics.ranking import best_order, ndcg, pick_rate, within_and_pooled
 from rm_jax.train.evaluate import characters, evaluate, judged
 from rm_jax.types import Example
 
 _PARTS = 5  # bins of a length gap or a margin
+_LONGEST = 12  # list whose orders are gone through
 
 
 def example_scores(score: Score, examples: Sequence[Example]) -> list[np.ndarray]:
@@ -37,6 +38,8 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
       half},
     by: source, topic, length_gap, human_margin, model_margin -> [{name, value, interval, n, ties}],
       accuracies; without the human one where nobody gave a margin,
+    one_order: where people compared the responses of longer lists two by two, the share that the
+      best order of each list agrees with: no score can agree with more,
     judges: name -> {accuracy, n ..} of each annotator, and `ceiling` where there are several;
     with lists or ratings
     correlation: kendall, spearman -> {within, pooled} of `ranking.within_and_pooled`, ndcg, and
@@ -56,6 +59,8 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
     mine = [scores[i] for i in compared], [examples[i] for i in compared]
     report["ties"] = {"people": report["undecided"], "model": report["ties"]}
     report["by"] = _slices(*mine)
+    if one_order := _one_order(mine[1]):
+      report["one_order"] = one_order
     if judges := _judges(*mine):
       report["judges"] = judges
   lists = _lists(scores, examples)
@@ -82,6 +87,21 @@ def _lists(
     [np.asarray(g, np.float64) for _, g, _ in kept],
     [conversation for _, _, conversation in kept],
   )
+
+
+def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
+  """The agreement that comparisons which go in circles leave to be had; None where none could."""
+  if all(e.pairs is None or len(e.responses) < 3 for e in examples):
+    return None
+  if any(len(e.responses) > _LONGEST for e in examples):
+    return figures.none(f"a list has more than {_LONGEST} responses")
+  right, clusters = [], []
+  for example in examples:
+    better, _ = judged(example)
+    agreed = best_order(better, len(example.responses))
+    right += [1.0] * agreed + [0.0] * (len(better) - agreed)
+    clusters += [conversation_of(example)] * len(better)
+  return figures.share(right, clusters)
 
 
 def _correlation(scores: list, gains: list, clusters: list[str]) -> dict[str, Any]:

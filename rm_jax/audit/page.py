@@ -109,6 +109,9 @@ class _Page(Writer):
       )
     if "best_reachable" in part:
       rows.append(("best reachable", self.value("agreement", "best_reachable"), ""))
+    if "one_order" in part:
+      path = ("agreement", "one_order")
+      rows.append(("any score, at best", self.figure(*path), self.value(*path, "n")))
     for name in ("auroc", "spearman"):
       if isinstance(part.get(name), dict):
         rows.append((name, self.figure("agreement", name), ""))

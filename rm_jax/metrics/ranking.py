@@ -2,10 +2,11 @@
 
 Järvelin and Kekäläinen (2002), Cumulated gain-based evaluation of IR techniques (NDCG; the
 exponential gain: Burges et al., 2005). McSherry and Najork (2008), Computing information retrieval
-performance measures efficiently in the presence of tied scores.
+performance measures efficiently in the presence of tied scores. Kemeny (1959), Mathematics without
+numbers (the order that most comparisons agree with).
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -200,6 +201,36 @@ def within_and_pooled(
     if pooled["value"] is None:
       pooled["why"] = "not defined: all scores or all gains are equal"
   return {"within": within, "pooled": pooled | {"n": len(owners)}}
+
+
+def best_order(better: Iterable[tuple[int, int]], count: int) -> int:
+  """How many comparisons agree with the one order of a list that most agree with: Kemeny's.
+
+  Any scores put a list into one order, so that of comparisons in a circle they miss some. Exact, by
+  dynamic programming over the sets of who comes first: 2^K K steps.
+
+  Args:
+    better: (i, j), i preferred to j; each once. Indices of the list's items, 0 to K - 1.
+    count: K, at most 16.
+
+  Raises:
+    ValueError: K is larger.
+  """
+  if count > 16:
+    raise ValueError(
+      f"a list of {count} items; expected at most 16, whose subsets are gone through"
+    )
+  beaten = [0] * count  # by each, as bits
+  for i, j in better:
+    beaten[i] |= 1 << j
+  most = [0] * (1 << count)  # of the comparisons that those of a set, coming first, have won
+  for first in range(1, 1 << count):
+    most[first] = max(
+      most[first ^ 1 << last] + (beaten[last] & ~first).bit_count()
+      for last in range(count)
+      if first >> last & 1
+    )
+  return most[-1]
 
 
 def _mean(values: np.ndarray, clusters: Sequence[Hashable], **options) -> dict:

@@ -144,3 +144,17 @@ def test_topics_put_like_prompts_together():
   assert set(names[0].split(", ")) < {"plants", "grow", "garden", "soil"}
   assert set(names[40:]) == {"other"}
   assert topics([*garden, *money, *rest], k=3) == names
+
+
+def test_no_score_agrees_with_all_of_a_circle():
+  circle = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
+  line = ((0.0, 1.0, 1.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
+  examples = [
+    Example("p", ("aaa", "aa", "a"), (3.0, 2.0, 1.0), "ranking", conversation=c, pairs=seen)
+    for c, seen in (("x", circle), ("y", line))
+  ]
+  report = agreement(example_scores(length, examples), examples)
+  assert (report["one_order"]["value"], report["one_order"]["n"]) == (5 / 6, 6)
+  assert report["accuracy"] == 5 / 6
+  alone = [pair(i, f"p{i}", "aaa", "bb") for i in range(3)]
+  assert "one_order" not in agreement(example_scores(length, alone), alone)

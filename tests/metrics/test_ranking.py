@@ -8,7 +8,7 @@ import pytest
 
 from rm_jax.metrics.agreement import cluster_bootstrap
 from rm_jax.metrics.correlation import bootstrap, kendall, spearman
-from rm_jax.metrics.ranking import ndcg, partial, pick, pick_rate, within_and_pooled
+from rm_jax.metrics.ranking import best_order, ndcg, partial, pick, pick_rate, within_and_pooled
 
 
 def three(seed, n=80):
@@ -156,3 +156,24 @@ def test_within_and_pooled_count_what_is_not_defined():
   assert "all scores or all gains" in equal["pooled"]["why"]
   with pytest.raises(ValueError, match="scores has 2 values, gains 1"):
     within_and_pooled(spearman, [[1.0, 2.0]], [[1.0]], ["a"])
+
+
+def test_of_a_circle_an_order_misses_one():
+  assert best_order([(0, 1), (1, 2), (2, 0)], 3) == 2
+  assert best_order([(2, 1), (1, 0), (2, 0)], 3) == 3
+  assert best_order([], 4) == 0
+  with pytest.raises(ValueError, match="17 items"):
+    best_order([], 17)
+
+
+def test_the_best_order_is_that_of_all():
+  rng = np.random.default_rng(0)
+  for _ in range(40):
+    count = int(rng.integers(2, 7))
+    pairs = itertools.combinations(range(count), 2)
+    better = [(i, j) if rng.random() < 0.5 else (j, i) for i, j in pairs if rng.random() < 0.8]
+    want = max(
+      sum(order.index(i) < order.index(j) for i, j in better)
+      for order in itertools.permutations(range(count))
+    )
+    assert best_order(better, count) == want
