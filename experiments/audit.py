@@ -133,10 +133,6 @@ def _reference(
     return kept
   report = Report()
   if REFERENCE.value == HELDOUT:
-    if DATA.value == HELDOUT:
-      raise ValueError(
-        f"--reference={HELDOUT} is --data itself; expected other data of one of them"
-      )
     name = f"what {MODEL.value} held out"
     examples = _own(config, report, "reference")[1]
   elif REFERENCE.value:
@@ -183,6 +179,8 @@ def _steps(model: RewardModel):
 
 def main() -> None:
   benchmarks = _benchmarks()
+  if REFERENCE.value == DATA.value == HELDOUT:
+    raise ValueError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
   config = _config(MODEL.value)
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
   report = Report(strict=STRICT.value)
