@@ -30,10 +30,13 @@ from rm_jax.types import Example, Text
 
 log = logging.getLogger(__name__)
 
-# Marks (responses to one prompt, or steps of them) that are read in one group, and the columns that
-# such a group may take.
+# Marks (responses to one prompt, or steps of them) that are read in one group.
 _GROUP_MARKS = 8
+# Columns that such a group may take: so many, or so many times those of its longest sequence. An
+# answer sees none of the others' columns, and attention's square has them all; of more than this it
+# grows faster than what one reading of the prompt saves.
 _GROUP_COLUMNS = 1024
+_GROUP_LENGTHS = 1.5
 
 
 class RewardModel:
@@ -334,20 +337,22 @@ def _head(source: Source) -> HeadConfig:
 def _siblings(prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool) -> list[list[int]]:
   """Rows by groups: those that have their prompt in common, as many as a group takes."""
   chunks: list[list[int]] = []
-  # prompt -> its latest chunk, and what that takes: (chunk, columns, marks).
-  open_chunk: dict[Any, tuple[int, int, int]] = {}
+  # prompt -> its latest chunk, and what that takes: (chunk, columns, marks, its longest sequence).
+  open_chunk: dict[Any, tuple[int, int, int, int]] = {}
   for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
     key = prompt if isinstance(prompt, str) else tuple((m["role"], m["content"]) for m in prompt)
-    at, columns, marks = open_chunk.get(key, (-1, 0, 0))
+    at, columns, marks, longest = open_chunk.get(key, (-1, 0, 0, 0))
     columns, marks = columns + len(one.ids) - one.prompt, marks + len(one.marks)
+    longest = max(longest, len(one.ids))
+    fits = columns <= max(_GROUP_COLUMNS, _GROUP_LENGTHS * longest) and marks <= _GROUP_MARKS
     # A prompt that was cut differs from response to response: there is nothing to share.
-    if share and at >= 0 and not one.cut and marks <= _GROUP_MARKS and columns <= _GROUP_COLUMNS:
+    if share and at >= 0 and not one.cut and fits:
       chunks[at].append(i)
-      open_chunk[key] = at, columns, marks
+      open_chunk[key] = at, columns, marks, longest
     else:
       chunks.append([i])
       if not one.cut:
-        open_chunk[key] = len(chunks) - 1, len(one.ids), len(one.marks)
+        open_chunk[key] = len(chunks) - 1, len(one.ids), len(one.marks), len(one.ids)
   return chunks
 
 

@@ -8,8 +8,10 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
+from rm_jax.api import _siblings
 from rm_jax.data.group import tokenise
 from rm_jax.data.report import DataError, Report
+from rm_jax.data.tokenise import Sequence as Tokens
 from rm_jax.models.hf import WeightsError, export_params
 from rm_jax.models.source import save_folder
 from rm_jax.train.mesh import make_mesh
@@ -293,3 +295,23 @@ def test_scoring_without_a_head_is_an_error(llama_folder, tmp_path):
   )
   with pytest.raises(WeightsError, match=r"has no reward head \(score\.weight\)"):
     RewardModel.from_pretrained(tmp_path)
+
+
+def sequence(prompt, response):
+  ids = np.zeros(prompt + response, np.int32)
+  return Tokens(ids, prompt, np.asarray([len(ids) - 1], np.int32), None, 0)
+
+
+@pytest.mark.parametrize(
+  ("prompt", "response", "expected"),
+  [
+    (700, 100, [[0, 1, 2, 3, 4], [5]]),  # beyond 1,024 columns, up to half as much again as one
+    (3000, 500, [[0, 1, 2, 3], [4, 5]]),
+    (20, 300, [[0, 1, 2], [3, 4, 5]]),
+    (20, 600, [[0], [1], [2], [3], [4], [5]]),  # a short prompt is soon read again
+  ],
+)
+def test_responses_share_a_prompt_as_far_as_that_saves(prompt, response, expected):
+  tokens = [sequence(prompt, response)] * 6
+  assert _siblings(["p"] * 6, tokens, True) == expected
+  assert _siblings(["p"] * 6, tokens, False) == [[i] for i in range(6)]

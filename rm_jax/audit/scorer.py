@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -83,9 +83,7 @@ class Scorer:
       DataError: a row that the model cannot score.
     """
     keys, missing = self._ask(rows)
-    wanted = list(missing)
-    for start in range(0, len(wanted), _CHUNK):
-      chunk = wanted[start : start + _CHUNK]
+    for chunk in _chunks(list(missing)):
       asked = [_asked(missing[k]) for k in chunk]
       scores_NM = self.model.score_members(asked, progress=self.progress)
       self._keep(chunk, scores_NM, missing)
@@ -93,21 +91,31 @@ class Scorer:
       return np.zeros((0, self.outputs), np.float32)
     return np.stack([self._known[key] for key in keys])
 
-  def pooled(self, rows: Sequence[Row]) -> np.ndarray:
+  def pooled(self, rows: Sequence[Row], beside: Sequence[Row] = ()) -> np.ndarray:
     """What the head reads at the end of each row's response, float32 [N, D].
 
     Kept by this process alone; of rows not scored yet, the scores come with it.
+
+    Args:
+      rows: whose responses are read.
+      beside: others that will be wanted, of the same prompts: they are scored in one go with the
+        rows where they are not known, so that a decoder computes each prompt once.
     """
-    keys, missing = self._ask(rows)
-    new = {k: row for k, row in zip(keys, rows, strict=True) if k not in self._pooled}
-    if new:
-      read = [_asked(row) for row in new.values()]
-      pooled_ND, scores_NM = self.model.read(read, progress=self.progress)
-      self._pooled.update(zip(new, pooled_ND, strict=True))
-      scores = {k: s for k, s in zip(new, scores_NM, strict=True) if k in missing}
-      if scores:
-        self._keep(list(scores), np.stack(list(scores.values())), missing)
-    return np.stack([self._pooled[key] for key in keys])
+    both = [*beside, *rows]
+    keys, missing = self._ask(both)
+    mine = keys[len(beside) :]
+    unread = set(mine) - self._pooled.keys()
+    new = {k: row for k, row in zip(keys, both, strict=True) if k in unread or k in missing}
+    for chunk in _chunks(list(new)):
+      pooled_ND, scores_NM = self.model.read(
+        [_asked(new[k]) for k in chunk], progress=self.progress
+      )
+      # Of those beside the scores alone are kept: features take a thousand times as much memory.
+      self._pooled |= {k: one for k, one in zip(chunk, pooled_ND, strict=True) if k in unread}
+      at = [n for n, key in enumerate(chunk) if key in missing]
+      if at:
+        self._keep([chunk[n] for n in at], scores_NM[at], missing)
+    return np.stack([self._pooled[key] for key in mine])
 
   def _ask(self, rows: Sequence[Row]) -> tuple[list[bytes], dict[bytes, Row]]:
     """(keys of the rows; those of which no score is known), counted."""
@@ -146,6 +154,11 @@ class Scorer:
     with os.fdopen(handle, "wb") as file:
       np.savez(file, keys=keys_N16, scores=np.stack(list(self._known.values())))
     os.replace(part, self._path)
+
+
+def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:
+  """The keys, so many at a time as are scored before they go to the disk."""
+  return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))
 
 
 def _asked(row: Row) -> dict:

@@ -17,7 +17,7 @@ from rm_jax.audit.hacking import hacking
 from rm_jax.audit.overoptimisation import Candidates, overoptimisation, rated
 from rm_jax.audit.robustness import robustness
 from rm_jax.audit.rules import Rules, flagged
-from rm_jax.audit.scorer import Row, Scorer
+from rm_jax.audit.scorer import Row, Scorer, key_of
 from rm_jax.audit.texts import conversation_of
 from rm_jax.metrics.best_of_n import over_optimisation
 from rm_jax.train.evaluate import evaluate
@@ -78,7 +78,10 @@ def audit(
   """
   settings = settings or Settings()
   if reference and len(drift_rows := _drift_rows(examples, settings.seed)) >= _FEWEST:
-    scorer.pooled(drift_rows)  # first, that nothing is read twice: scores come with it
+    # First, that nothing is read twice: scores come with it, those of the same prompts too.
+    drawn = {key_of((prompt, "")) for prompt, _ in drift_rows}
+    same = [e for e in examples if key_of((e.prompt, "")) in drawn]
+    scorer.pooled(drift_rows, [(e.prompt, response) for e in same for response in e.responses])
   scores = example_scores(scorer, examples)
   compared = any(e.kind in ("pair", "ranking") for e in examples)
   no_pairs = "no comparison in the data"

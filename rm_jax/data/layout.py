@@ -211,12 +211,17 @@ def _balance(columns: Seq[int], rows: int, cap: int) -> list[list[int]] | None:
 def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
   """Shapes that do not depend on the data, for scoring: calls with other texts compile nothing new.
 
-  Row lengths are 128, 256 ... up to `longest`; row counts grow fourfold to the budget of cells.
+  Row lengths are 128, 256, 512, 1024, 1536, 2048, 3072 ... up to `longest`: of the long ones, whose
+  squares are dear, half steps as well. Row counts grow fourfold to the budget of cells.
   """
   m = packing.multiple
-  shapes, t = [], 64
-  while t < longest or not shapes:
-    t *= 2
+  lengths = [128]
+  while lengths[-1] < longest:
+    t = lengths[-1]
+    half_step = 3 * t // 2 if t >= 1024 else 2 * t
+    lengths.append(half_step if t & (t - 1) == 0 else 4 * t // 3)
+  shapes = []
+  for t in lengths:
     budget = max(m, packing.cells * m // t // m * m)
     counts = [m]
     while counts[-1] < budget:

@@ -63,6 +63,23 @@ def test_scores_come_with_what_is_read(llama_folder, members, tmp_path, monkeypa
   assert Scorer(model, folder=tmp_path, progress=False).members(ROWS).shape == (4, members)
 
 
+def test_what_is_of_the_same_prompt_is_scored_with_it(model, tmp_path, monkeypatch):
+  asked = []
+  read = model.read
+  monkeypatch.setattr(model, "read", lambda rows, **kw: asked.append(len(rows)) or read(rows, **kw))
+  scorer = Scorer(model, folder=tmp_path, progress=False)
+  pooled_ND = scorer.pooled(ROWS[:1], ROWS)
+  assert asked == [3]  # each distinct text once, and all in one call
+  assert vars(scorer.counts) == {"asked": 5, "distinct": 3, "hits": 0, "scored": 3}
+  expected = model.score([{"prompt": p, "response": r} for p, r in ROWS])
+  monkeypatch.setattr(model, "score_members", None)  # nothing is left to be scored
+  np.testing.assert_allclose(scorer(ROWS), expected, atol=1e-6)
+  # Features are kept of what was asked for, and no score is made twice: of the rest, one is read.
+  np.testing.assert_allclose(scorer.pooled(ROWS[:2], ROWS)[0], pooled_ND[0], atol=1e-6)
+  assert asked == [3, 1]
+  assert scorer.counts.scored == 3
+
+
 def test_what_was_stopped_goes_on(model, tmp_path, monkeypatch):
   monkeypatch.setattr("rm_jax.audit.scorer._CHUNK", 1)
   real, calls = model.score_members, []

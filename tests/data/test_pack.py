@@ -202,6 +202,8 @@ def test_standing_shapes_do_not_depend_on_the_data():
   assert standing(100, 1, packing) == standing(65, 1, packing)
   assert standing(300, 1, packing)[:1] == standing(100, 1, packing)
   assert standing(100, 1, packing)[0][0] == Shape(1, 128, 16, 1)
+  lengths = [sizes[0].columns for sizes in standing(3073, 1, packing)]
+  assert lengths == [128, 256, 512, 1024, 1536, 2048, 3072, 4096]
 
 
 def group_of(tokens):
