@@ -194,6 +194,18 @@ def _pandalm(row: Row, origin: str) -> Example:
   )
 
 
+@register("llmbar", needs=("input", "output_1", "output_2", "label"))
+def _llmbar(row: Row, origin: str) -> Example:
+  """LLMBar (Zeng et al. 2024): two answers, of which 1 or 2 follows the instruction."""
+  label = row["label"]
+  if isinstance(label, bool) or label not in (1, 2):
+    raise RowError("out_of_range", f"'label' is {shown(label)}; expected 1 or 2")
+  responses = tuple(answer_of(row[n], True, n) for n in ("output_1", "output_2"))
+  prompt = text_of(row["input"], "input") + "\n\n"
+  check_prompt(prompt)
+  return example_of(row, origin, prompt, responses, (label == 1, label == 2), "ranking")
+
+
 @register("summ_human", needs=("doc_id", "src", "ref_summ", "responses"))
 def _summ_human(row: Row, origin: str) -> Example:
   """SummEval, REALSumm: summaries by many systems; the gain is the mean of a summary's ratings."""

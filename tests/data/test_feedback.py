@@ -187,6 +187,17 @@ def test_annotators_of_pandalm(tmp_path):
     read_one(tmp_path, row | {"annotator2": 3})
 
 
+def test_llmbar_says_which_of_two_follows_the_instruction(tmp_path):
+  row = {"input": "Sum 1 2", "output_1": "3", "output_2": "4", "label": 2}
+  one = read_one(tmp_path, row)
+  assert (one.prompt, one.responses, one.labels) == ("Sum 1 2\n\n", ("3", "4"), (0.0, 1.0))
+  with pytest.raises(DataError, match="prompt is .*; expected text"):
+    read_one(tmp_path, row | {"input": " "})
+  for label in (0, True, "1", 1.5):
+    with pytest.raises(DataError, match="'label' is .*; expected 1 or 2"):
+      read_one(tmp_path, row | {"label": label})
+
+
 def test_ratings_of_summaries(tmp_path):
   made = [
     {"system": name, "text": text, "scores": {"fluency": a, "relevance": b}}
@@ -211,6 +222,7 @@ def test_ratings_of_summaries(tmp_path):
     ("prmbench", "step", 6113, 6216),
     ("pandalm", "ranking", 939, 999),  # 54 answers are empty, 6 are no text
     ("summ_human", "ranking", 200, 200),
+    ("llmbar", "ranking", 419, 419),
   ],
 )
 def test_published_data_sets(folder, kind, kept, rows):
