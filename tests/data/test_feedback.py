@@ -191,10 +191,10 @@ def test_llmbar_says_which_of_two_follows_the_instruction(tmp_path):
   row = {"input": "Sum 1 2", "output_1": "3", "output_2": "4", "label": 2}
   one = read_one(tmp_path, row)
   assert (one.prompt, one.responses, one.labels) == ("Sum 1 2\n\n", ("3", "4"), (0.0, 1.0))
-  with pytest.raises(DataError, match="prompt is .*; expected text"):
+  with pytest.raises(DataError, match=r"prompt is .*; expected text"):
     read_one(tmp_path, row | {"input": " "})
   for label in (0, True, "1", 1.5):
-    with pytest.raises(DataError, match="'label' is .*; expected 1 or 2"):
+    with pytest.raises(DataError, match=r"'label' is .*; expected 1 or 2"):
       read_one(tmp_path, row | {"label": label})
 
 
