@@ -47,7 +47,7 @@ REFERENCE = flags.DEFINE_string(
   "Data to compare with, for drift, kept with the model for the next audit; default: what the run "
   "trained on. 'heldout': what it held out, which it cannot know by heart; not kept.",
 )
-CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep the fitted temperature with the model.")
+CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep what calibrates it with the model.")
 BENCHMARK = flags.DEFINE_multi_string(
   "benchmark", [], f"NAME=PATH of a published benchmark: {', '.join(BENCHMARKS)}."
 )
@@ -234,10 +234,10 @@ def main() -> None:
       print(f"{name}: {line}")
   print(f"{OUT.value}/report.html")
   if CALIBRATE.value:
-    folder, pairs = _folder(MODEL.value), found["calibration"].get("pairs")
-    if folder is None or pairs is None:
-      raise ValueError("--calibrate wants a model in a folder and comparisons in the data")
-    calibration.store(folder, pairs, DATA.value)
+    folder = _folder(MODEL.value)
+    if folder is None:
+      raise ValueError(f"--calibrate: {MODEL.value} is no folder; expected a model in one")
+    calibration.store(folder, found["calibration"], DATA.value)
 
 
 def _said(section: dict) -> list[str]:

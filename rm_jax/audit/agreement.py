@@ -107,11 +107,13 @@ def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
 def _correlation(scores: list, gains: list, clusters: list[str]) -> dict[str, Any]:
   least = min(float(g.min()) for g in gains)
   raised = [g - least for g in gains]
+  unread = [np.zeros(len(g)) for g in gains]  # no order: each counts as all orders on average
   return {
     "lists": len(scores),
     "kendall": within_and_pooled(kendall, scores, gains, clusters),
     "spearman": within_and_pooled(spearman, scores, gains, clusters),
-    "ndcg": within_and_pooled(ndcg, scores, raised, clusters)["within"],
+    "ndcg": within_and_pooled(ndcg, scores, raised, clusters)["within"]
+    | {"chance": within_and_pooled(ndcg, unread, raised, clusters)["within"]["value"]},
     "pick": pick_rate(scores, gains, clusters),
   }
 

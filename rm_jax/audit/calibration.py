@@ -3,7 +3,7 @@
 All fits are on one half of the conversations and all errors on the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 from rm_jax.audit import figures
 from rm_jax.audit.texts import conversation_of
 from rm_jax.metrics import calibration as metrics
+from rm_jax.metrics.correlation import bootstrap
 from rm_jax.train.evaluate import judged
 from rm_jax.train.writers import write_json
 from rm_jax.types import Example
 
 FILE = "calibration.json"
 _BINS = 10
+_RESAMPLES = 200  # fits for an interval
 _LEAST = 20  # comparisons of a source for a temperature of its own
 
 
@@ -32,11 +34,11 @@ def pairs(
     seed: of the halves.
 
   Returns:
-    {n: comparisons of the half that is reported, fitted_on: of the other, temperature, before:
-    {ece, brier, nll, reliability} at T = 1, after: the same at the fitted T, sources: name ->
-    {temperature, spread, n}: each source's own T and standard deviation of scores, zero: mean score
-    of all responses, position: what can be said of it}. temperature and after are None, with `why`,
-    where no T fits.
+    {n: comparisons of the half that is reported, fitted_on: of the other, temperature and its
+    interval, before: {ece, brier, nll, reliability} at T = 1, after: the same at the fitted T,
+    sources: name -> {temperature, interval, spread, n}: each source's own T and standard deviation
+    of scores, zero: mean score of all responses, position: what can be said of it}. temperature and
+    after are None, with `why`, where no T fits.
 
   Raises:
     ValueError: no comparison, or fewer than 2 conversations.
@@ -64,15 +66,18 @@ def pairs(
     "position": "none: the model sees one response at a time, and the data does not say which was "
     "shown first",
   }
-  try:
-    temperature = metrics.fit_temperature(difference_N[fit_N])
-    out |= {"temperature": temperature, "after": _pair_errors(tested / temperature, kept)}
-  except ValueError as error:
-    out |= {"temperature": None, "after": None, "why": str(error)}
+  fitted = [c for c, fit in zip(cluster, fit_N, strict=True) if fit]
+  out |= {"temperature": None, "after": None} | _scale(difference_N[fit_N], fitted, seed)
+  if out["temperature"] is not None:
+    out["after"] = _pair_errors(tested / out["temperature"], kept)
   for name in sorted(set(source)):
-    out["sources"][name] = _scale(difference_N[source_N == name]) | {
-      "spread": _spread(name, scores, examples)
-    }
+    mine_N = source_N == name
+    own = [c for c, mine in zip(cluster, mine_N, strict=True) if mine]
+    if len(own) < _LEAST:
+      scale = {"why": f"{len(own)} comparisons; a temperature wants {_LEAST}", "temperature": None}
+    else:
+      scale = _scale(difference_N[mine_N], own, seed)
+    out["sources"][name] = scale | {"n": len(own), "spread": _spread(name, scores, examples)}
   return out
 
 
@@ -86,14 +91,33 @@ def _pair_errors(logit_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
   }
 
 
-def _scale(difference_N: np.ndarray) -> dict[str, Any]:
-  if len(difference_N) < _LEAST:
-    why = f"{len(difference_N)} comparisons; a temperature wants {_LEAST}"
-    return {"temperature": None, "n": len(difference_N), "why": why}
+def _scale(difference_N: np.ndarray, clusters: list[str], seed: int) -> dict[str, Any]:
+  """{temperature, interval}, or None and `why`."""
   try:
-    return {"temperature": metrics.fit_temperature(difference_N), "n": len(difference_N)}
+    found = _fitted(metrics.fit_temperature, (difference_N,), clusters, seed)
   except ValueError as error:
-    return {"temperature": None, "n": len(difference_N), "why": str(error)}
+    return {"temperature": None, "interval": None, "why": str(error)}
+  return {"temperature": found["value"], "interval": found["interval"]}
+
+
+def _fitted(
+  fit: Callable[..., float], arrays: Sequence[np.ndarray], clusters: list[str], seed: int
+) -> dict[str, Any]:
+  """A fit's figure; resamples without a fit are counted. Raises as the fit itself does."""
+  value = fit(*arrays)
+
+  def again(*drawn: np.ndarray) -> float:
+    try:
+      return fit(*drawn)
+    except ValueError:
+      return float("nan")
+
+  if len(set(clusters)) < 2:
+    return {"value": value, "interval": None, "n": len(clusters)}
+  drawn = bootstrap(again, arrays, clusters, resamples=_RESAMPLES, seed=seed)
+  return {"value": value, "interval": drawn["interval"], "n": len(clusters)} | {
+    "undefined": drawn["undefined"]
+  }
 
 
 def _spread(name: str, scores: Sequence[np.ndarray], examples: Sequence[Example]) -> float:
@@ -121,9 +145,10 @@ def labels(
     seed: of the halves.
 
   Returns:
-    {n, fitted_on, platt: {slope, bias}, before, after, isotonic: errors by the monotone fit, for
-    reference}; each of the three {ece, brier, reliability}. platt and after are None, with `why`,
-    where there is no fit.
+    {n, fitted_on, platt: {slope, bias}, each a figure, before, after, isotonic: errors by the
+    monotone fit, for reference}; each of the three {ece, brier, reliability}, the first two nll as
+    well (the isotonic fit gives probabilities of 0 and 1, which may be infinitely wrong). platt and
+    after are None, with `why`, where there is no fit.
 
   Raises:
     ValueError: fewer than 2 conversations, or an argument out of its range.
@@ -132,6 +157,11 @@ def labels(
   fit_N = metrics.halves(clusters, seed)
   kept = [c for c, fit in zip(clusters, fit_N, strict=True) if not fit]
   score, label = score_N[~fit_N], label_N[~fit_N]
+
+  def by_logit(z_N):
+    # Of label y, −y log σ(z) − (1 − y) log σ(−z).
+    nll_N = label * np.logaddexp(0.0, -z_N) + (1 - label) * np.logaddexp(0.0, z_N)
+    return errors(metrics.sigmoid(z_N)) | {"nll": figures.mean(nll_N, kept)}
 
   def errors(p_N):
     return {
@@ -144,38 +174,54 @@ def labels(
   out = {
     "n": len(score),
     "fitted_on": int(fit_N.sum()),
-    "before": errors(metrics.sigmoid(score)),
+    "before": by_logit(score),
     "isotonic": errors(np.interp(score, knots, values)),
   }
   try:
-    slope, bias = metrics.fit_platt(score_N[fit_N], label_N[fit_N])
+    halves = score_N[fit_N], label_N[fit_N]
+    fitted = [c for c, fit in zip(clusters, fit_N, strict=True) if fit]
+    platt = {
+      name: _fitted(lambda s, y, k=k: metrics.fit_platt(s, y)[k], halves, fitted, seed)
+      for k, name in enumerate(("slope", "bias"))
+    }
   except ValueError as error:
     return out | {"platt": None, "after": None, "why": str(error)}
-  after = errors(metrics.sigmoid(slope * score + bias))
-  return out | {"platt": {"slope": slope, "bias": bias}, "after": after}
+  after = by_logit(platt["slope"]["value"] * score + platt["bias"]["value"])
+  return out | {"platt": platt, "after": after}
 
 
-def store(folder: Path, section: dict[str, Any], data: str) -> dict[str, Any]:
+def store(folder: Path, found: dict[str, Any], data: str) -> dict[str, Any]:
   """Writes what was fitted to a model's folder (`calibration.json`), and returns it.
 
   Args:
     folder: of the model.
-    section: of `pairs`, with a temperature.
+    found: name -> a section: 'pairs' of `pairs`, 'outcomes' and 'steps' of `labels`.
     data: name of what it was fitted on.
 
   Raises:
-    ValueError: nothing could be fitted.
+    ValueError: one of them could not be fitted, or there is none.
   """
-  if section["temperature"] is None:
-    raise ValueError(f"there is no temperature to keep: {section['why']}")
-  kept = {
-    "temperature": section["temperature"],
-    "zero": section["zero"]["value"],
-    "reference": section["zero"]["reference"],
-    "fitted_on": section["fitted_on"],
-    "data": data,
-    "means": "P(a is preferred to b) = sigmoid((r(a) - r(b)) / temperature); r - zero has mean 0 "
-    "on the reference",
-  }
+  kept: dict[str, Any] = {}
+  for name, section in found.items():
+    if not isinstance(section, dict):
+      continue
+    if section.get("why"):
+      raise ValueError(f"nothing is kept, for {name} cannot be calibrated: {section['why']}")
+    if name == "pairs":
+      kept[name] = {
+        "temperature": section["temperature"],
+        "zero": section["zero"]["value"],
+        "reference": section["zero"]["reference"],
+        "means": "P(a is preferred to b) = sigmoid((r(a) - r(b)) / temperature); r - zero has mean "
+        "0 on the reference",
+      }
+    else:
+      kept[name] = {
+        **{key: figure["value"] for key, figure in section["platt"].items()},
+        "means": "P(right) = sigmoid(slope r + bias), r the score of a response or step",
+      }
+    kept[name] |= {"fitted_on": section["fitted_on"], "data": data}
+  if not kept:
+    raise ValueError("nothing is kept: the data has neither comparisons nor labels of right")
   write_json(Path(folder) / FILE, kept)
   return kept

@@ -175,11 +175,17 @@ def _says(found: dict) -> str:
       f"{figures.shown(found['rules'][best]['accuracy'])}"
     )
   beats = f"beats {best} by {figures.shown(found['content'])}"
+  untold = ""
   for name, words in (("swapped", "with another prompt"), ("removed", "without the prompt")):
     remains = found["sample"][name]["remains"]
-    if remains["value"] is not None and remains["value"] >= _REMAINS:
-      return (
-        f"{beats}, yet hardly reads the prompt: {remains['value']:.0%} of its accuracy above "
-        f"chance is left {words}"
-      )
-  return f"the content counts: {beats}"
+    if remains["value"] is None:
+      untold = untold or f"whether it reads the prompt is not told: {remains['why']}"
+      continue
+    low, high = remains["interval"]
+    left = f"{remains['value']:.0%} [{low:.0%}, {high:.0%}] of its accuracy above chance is left"
+    if remains["value"] >= _REMAINS and low >= 0.5:
+      return f"{beats}, yet hardly reads the prompt: {left} {words}"
+    if high >= _REMAINS:
+      untold = f"of {found['sample']['pairs']} pairs it is not told whether it reads the prompt: "
+      untold += f"{left} {words}"
+  return f"the content counts: {beats}" + (f"; {untold}" if untold else "")

@@ -148,14 +148,25 @@ def disagreement(
     clusters: N conversations.
 
   Returns:
-    {auroc: of |mean difference| over the members' deviation of it, small where they disagree, for
-    telling wrong pairs from right ones: 0.5 = it says nothing, n, wrong}.
+    {auroc: of the members' deviation, for telling wrong pairs from right ones: 0.5 = it says
+    nothing, margin: AUROC of a small mean difference, which says something by itself, beyond: the
+    first less the second, wrong, ties: pairs that the mean leaves undecided, which are left out}.
+    The first three are figures.
   """
   difference_NM = np.asarray(members_chosen, np.float64) - np.asarray(members_rejected, np.float64)
+  decided_N = difference_NM.mean(axis=1) != 0
+  difference_NM = difference_NM[decided_N]
   mean_N, deviation_N = difference_NM.mean(axis=1), difference_NM.std(axis=1)
-  doubt_N = deviation_N / np.maximum(np.abs(mean_N), 1e-12)
-  wrong_N = mean_N <= 0
+  wrong_N = mean_N < 0
+  counts = {"wrong": int(wrong_N.sum()), "ties": int((~decided_N).sum())}
   if wrong_N.all() or not wrong_N.any():
-    return {"auroc": figures.none("all pairs are right, or all are wrong", len(mean_N))}
-  found = bootstrap(auroc, (doubt_N, wrong_N), clusters)
-  return {"auroc": found | {"n": len(mean_N)}, "wrong": int(wrong_N.sum())}
+    why = figures.none("all pairs are right, or all are wrong", len(mean_N))
+    return {"auroc": why, "margin": why, "beyond": why} | counts
+  kept = [c for c, decided in zip(clusters, decided_N, strict=True) if decided]
+  arrays = deviation_N, -np.abs(mean_N), wrong_N
+  found = {
+    "auroc": bootstrap(lambda d, m, w: auroc(d, w), arrays, kept),
+    "margin": bootstrap(lambda d, m, w: auroc(m, w), arrays, kept),
+    "beyond": bootstrap(lambda d, m, w: auroc(d, w) - auroc(m, w), arrays, kept),
+  }
+  return {name: one | {"n": len(mean_N)} for name, one in found.items()} | counts

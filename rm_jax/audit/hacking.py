@@ -4,6 +4,11 @@ A score that goes with length may only know that good answers are longer. So eac
 text is set against the score *given quality*: the partial rank correlation, quality taken out of
 both.
 
+A score may have any offset a prompt: what is learned of preferences fixes none. Over all responses
+together an offset hides a preference for length, or makes one up where prompts that score higher
+have longer answers. So where responses to one prompt are compared, the sentences speak of
+differences within pairs, and of all responses together only where there is no pair.
+
 What is identified depends on what is known of quality. With a true reward or ratings, the partial
 correlation says what of the measure the score follows beyond quality. With preferences alone
 quality is one bit a pair: within pairs, the difference of scores (chosen less rejected) is
@@ -63,12 +68,12 @@ def hacking(
   Returns:
     {responses, left_out: examples, quality: 'truth', 'label' or 'rank', pairs: comparisons,
     measures: name -> {spearman: of score and measure, partial: given quality,
-      pairs: {partial: of the differences within pairs, given the label and the truth's difference
-        where it is known; slope: standard deviations of the score's difference for one of the
-        measure's, at an equal label (and truth); equal: the score's difference in its standard
-        deviations at equal measures (and truth)}},
+      pairs: {partial: of the differences within pairs, given the label and, where it is known, the
+        difference of true rewards or ratings; slope: standard deviations of the score's difference
+        for one of the measure's, at equal quality; equal: the score's difference in its standard
+        deviations at equal measures (and rewards or ratings)}},
     top_low: share of the top-scored whose quality is in the bottom half, ties shared out, with
-      {top, random: 0.5, what a scorer without any knowledge has},
+      {top, random: 0.5, what a scorer without any knowledge has, perfect: what quality itself has},
     says: sentences}. Each a figure of `figures`.
 
   Raises:
@@ -124,7 +129,8 @@ def top_low(
     resamples, seed: of the interval.
 
   Returns:
-    A figure with {top, random: 0.5}; its n is that of all responses.
+    A figure with {top, random: 0.5, perfect: the share for scores that are the quality: above 0
+    where more than half are equally good}; its n is that of all responses.
   """
 
   def share(score_N, quality_N) -> float:
@@ -135,7 +141,7 @@ def top_low(
   found = correlation.bootstrap(share, arrays, clusters, resamples=resamples, seed=seed)
   figure = {"value": found["value"], "interval": found["interval"], "n": len(scores)}
   figure = figures.unsure(figure, figures.top_clusters(scores, top, clusters))
-  return {**figure, "top": top, "random": 0.5}
+  return {**figure, "top": top, "random": 0.5, "perfect": share(arrays[1], arrays[1])}
 
 
 def _quality(examples: Sequence[Example]) -> tuple[list[Example], np.ndarray, str]:
@@ -213,15 +219,17 @@ def _within(
     why = figures.none("fewer than two conversations have a comparison", len(pairs))
     return [{"partial": why, "slope": why, "equal": why} for _ in side_VM]
   score_P, value_VP = side_M[::2] - side_M[1::2], side_VM[:, ::2] - side_VM[:, 1::2]
-  truth_P = None
-  if all(p.truth is not None for p in pairs):
-    truth_P = np.array([p.truth[0] - p.truth[1] for p in pairs])
-  partial = _correlations(score_P, value_VP, truth_P, clusters, resamples, seed)
+  quality_P = None
+  if all(p.quality is not None for p in pairs):
+    quality_P = np.array([p.quality[0] - p.quality[1] for p in pairs])
+    if np.ptp(quality_P) == 0:
+      quality_P = None  # as much better in each pair: that is the label
+  partial = _correlations(score_P, value_VP, quality_P, clusters, resamples, seed)
   unit = score_P.std() or 1.0
   out = []
   for v, value_P in enumerate(value_VP):
     columns = [value_P / (value_P.std() or 1.0), np.ones(len(pairs))]
-    columns += [] if truth_P is None else [truth_P]
+    columns += [] if quality_P is None else [quality_P]
     design_PK = np.stack(columns, 1)
 
     def fit(weight_P: np.ndarray, design_PK=design_PK) -> np.ndarray:
@@ -264,25 +272,29 @@ def _figures(
 
 
 def _says(found: dict) -> list[str]:
-  # A rank in its own prompt leaves what prompts have in common in the pooled figure.
-  inside = found["quality"] == "rank"
-  given = "within pairs, given the label" if inside else f"given {found['quality']}"
-  said = []
-  for name, entry in found["measures"].items():
-    figure = entry["pairs"]["partial"] if inside else entry["partial"]
+  partials = {name: entry["pairs"]["partial"] for name, entry in found["measures"].items()}
+  given = f"within pairs, given {'truth' if found['quality'] == 'truth' else 'the label'}"
+  if all(figure["value"] is None for figure in partials.values()):
+    partials = {name: entry["partial"] for name, entry in found["measures"].items()}
+    given = f"given {found['quality']}"
+  said, untold = [], []
+  for name, figure in partials.items():
     if figure["value"] is None or abs(figure["value"]) < _STRONG:
       continue
     low, high = figure["interval"]
-    if low <= 0 <= high:
-      continue
     name = "length" if name == "characters" else name.replace("_", " ")
+    if low <= 0 <= high:
+      untold.append(f"{name} {figures.shown(figure)}")
+      continue
     against = "scores" if figure["value"] > 0 else "scores against"
     said.append(f"{against} {name}: partial Spearman {figures.shown(figure)} {given}")
+  if untold:
+    said.append(f"too few to tell whether it follows {', '.join(untold)} {given}")
   if not said:
     said.append(f"follows no measure of the text beyond {_STRONG} {given}")
   low = found["top_low"]
   said.append(
     f"of its top {low['top']:.0%} of scores the share in the bottom half of quality is "
-    f"{figures.shown(low)}; a random scorer has 0.50"
+    f"{figures.shown(low)}; a random scorer has 0.50, a perfect one {low['perfect']:.2f}"
   )
   return said

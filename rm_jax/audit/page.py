@@ -82,7 +82,10 @@ class _Page(Writer):
   def head(self) -> None:
     about = self.report["about"]
     self.add(f"<h1>Audit of {text(about['model'])}</h1>")
-    self.add(f"<p>On {text(about['data'])}. Intervals are 95 %, over conversations.</p>")
+    self.add(
+      f"<p>On {text(about['data'])}. Intervals are 95 %, over conversations; of a "
+      "reliability diagram's bins and a benchmark's subsets, over items.</p>"
+    )
     said = []
     if "accuracy" in self.report.get("agreement", {}):
       figure = self.figure("agreement", key="accuracy")
@@ -122,6 +125,9 @@ class _Page(Writer):
       for where in ("within", "pooled") if "within" in one else (None,):
         path = ("agreement", "correlation", name, *([where] if where else []))
         rows.append((f"{name} {where or 'within'}", self.figure(*path), self.value(*path, "n")))
+      if "chance" in one:
+        path = ("agreement", "correlation", name, "chance")
+        rows.append((f"{name} by chance", self.value(*path), ""))
     for name in part.get("judges", {}).get("each", {}):
       path = ("agreement", "judges", "each", name)
       rows.append((f"with {name}", self.figure(*path), self.value(*path, "n")))
@@ -195,7 +201,7 @@ class _Page(Writer):
       path = ("calibration", name)
       if "temperature" in part:
         self.add(
-          f"<p>Temperature {self.value(*path, 'temperature')}, fitted on "
+          f"<p>Temperature {self.figure(*path, key='temperature')}, fitted on "
           f"{self.value(*path, 'fitted_on')} comparisons; zero at "
           f"{self.figure(*path, 'zero')}, the mean on "
           f"{text(part['zero']['reference'])}. Position: {text(part['position'])}.</p>"
@@ -205,15 +211,16 @@ class _Page(Writer):
           (
             (
               text(source),
-              *(self.value(*path, "sources", source, k) for k in ("temperature", "spread", "n")),
+              self.figure(*path, "sources", source, key="temperature"),
+              *(self.value(*path, "sources", source, k) for k in ("spread", "n")),
             )
             for source in part["sources"]
           ),
         )
       elif part.get("platt"):
         self.add(
-          f"<p>σ({self.value(*path, 'platt', 'slope')} s + "
-          f"{self.value(*path, 'platt', 'bias')})</p>"
+          f"<p>σ({self.figure(*path, 'platt', 'slope')} s + "
+          f"{self.figure(*path, 'platt', 'bias')})</p>"
         )
 
   def robustness(self) -> None:
@@ -270,8 +277,9 @@ class _Page(Writer):
     )
     if "disagreement" in self.report["drift"]:
       self.add(
-        "<p>The ensemble's disagreement tells its errors: AUROC "
-        f"{self.figure('drift', 'disagreement', 'auroc')}.</p>"
+        "<p>Its errors (0.5 = not told): by the members' disagreement AUROC "
+        f"{self.figure('drift', 'disagreement', 'auroc')}, by a small margin alone "
+        f"{self.figure('drift', 'disagreement', 'margin')}.</p>"
       )
 
   def hacking(self) -> None:
@@ -293,7 +301,8 @@ class _Page(Writer):
     )
     self.add(
       "<p>Of the top-scored tenth, in the bottom half of quality: "
-      f"{self.figure('hacking', 'top_low')} (a scorer that knows nothing: 0.5).</p>"
+      f"{self.figure('hacking', 'top_low')} (a scorer that knows nothing: 0.5, one that knows all: "
+      f"{self.value('hacking', 'top_low', 'perfect')}).</p>"
     )
 
   def overoptimisation(self) -> None:
@@ -320,10 +329,15 @@ class _Page(Writer):
       self.table((*head, "α", "β of d (α − β d)", "KL"), rows)
 
   def rules(self) -> None:
+    expected = self.report["rules"]["expected"]
     self.table(
-      ("flagged by", "of all", "of the top-scored"),
+      ("flagged by", "of all", "of the top-scored", "of the reference's own"),
       (
-        (text(name), *(self.figure("rules", "flags", name, k) for k in ("all", "top")))
+        (
+          text(name),
+          *(self.figure("rules", "flags", name, k) for k in ("all", "top")),
+          self.value("rules", "expected", name) if name in expected else "",
+        )
         for name in self.report["rules"]["flags"]
       ),
     )

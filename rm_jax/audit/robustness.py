@@ -18,6 +18,7 @@ from rm_jax.types import Example
 
 _SHOWN = 600  # characters of a text in a worst case; the middle of a longer one is left out
 _FLIPS = 0.1  # share of pairs turned round that the sentence speaks of
+_ENOUGH = 30  # texts or pairs below which the sentence makes nothing of a share
 _LOWER = 0.9  # share of worsened answers scored lower below which it speaks of them
 
 
@@ -169,34 +170,32 @@ def _short(text: str) -> str:
 
 
 def _says(found: dict[str, dict]) -> str:
-  flips = {
-    name: max((f["value"] or 0.0) for f in entry["flips"].values())
-    for name, entry in found.items()
-    if entry["kind"] == "same"
-  }
-  unseen = {
-    name: entry["lower"]["value"]
-    for name, entry in found.items()
-    if entry["kind"] == "worse" and entry["lower"]["value"] is not None
-  }
+  flips, lower, few = {}, {}, []
+  for name, entry in found.items():
+    same = entry["kind"] == "same"
+    parts = entry["flips"].values() if same else [entry["lower"]]
+    told = [f["value"] for f in parts if f["value"] is not None and f["n"] >= _ENOUGH]
+    if told:
+      (flips if same else lower)[name] = max(told)
+    else:
+      few.append(name)
   said = []
   if flips:
-    worst = max(flips, key=flips.__getitem__)
-    if flips[worst] > _FLIPS:
-      many = ", ".join(
-        f"{name} {flips[name]:.0%}"
-        for name in sorted(flips, key=flips.__getitem__, reverse=True)
-        if flips[name] > _FLIPS
-      )
-      said.append(f"edits that should not matter turn pairs round: {many}")
-    else:
-      said.append(f"edits that should not matter turn at most {flips[worst]:.0%} of pairs round")
-  if unseen:
-    few = {name: value for name, value in unseen.items() if value < _LOWER}
-    many = ", ".join(f"{n} {few[n]:.0%}" for n in sorted(few, key=few.__getitem__))
+    many = [n for n in sorted(flips, key=flips.__getitem__, reverse=True) if flips[n] > _FLIPS]
     said.append(
-      f"worse answers are not always scored lower: {many}"
-      if few
+      "edits that should not matter turn pairs round: "
+      + ", ".join(f"{name} {flips[name]:.0%}" for name in many)
+      if many
+      else f"edits that should not matter turn at most {max(flips.values()):.0%} of pairs round"
+    )
+  if lower:
+    poor = [name for name in sorted(lower, key=lower.__getitem__) if lower[name] < _LOWER]
+    said.append(
+      "worse answers are not always scored lower: "
+      + ", ".join(f"{name} {lower[name]:.0%}" for name in poor)
+      if poor
       else "answers made worse are scored lower"
     )
+  if few:
+    said.append(f"with fewer than {_ENOUGH} texts or pairs to tell by: {', '.join(few)}")
   return "; ".join(said)

@@ -28,7 +28,8 @@ class Rules:
 
   Attributes:
     quantiles: low and high, of the reference's scores: below the one or above the other is out of
-      range. Of responses like the reference's own, 0.2 % are flagged with these.
+      range. Of responses like the reference's own that share is flagged, and more by a small
+      reference: see `expected`.
     min_characters: of a response's text; 1 flags the empty ones (white space does not count).
     max_characters: of a response's text; 20,000 is some 5,000 tokens of English.
     max_repetition: share of repeated word trigrams (`metrics.text.repetition`); of prose, less than
@@ -98,6 +99,22 @@ def limits(reference: npt.ArrayLike, rules: Rules) -> tuple[float, float]:
   return float(low), float(high)
 
 
+def expected(reference: int, rules: Rules) -> tuple[float, float]:
+  """Shares of fresh responses like the reference's own that are below and above its limits.
+
+  A fresh score falls below the k-th lowest of R with probability k / (R + 1), and a quantile q
+  lies at k = 1 + q (R − 1): with 0.001 of 1,000 scores that is 0.002.
+
+  Args:
+    reference: R, its number of scores.
+    rules: `quantiles`.
+  """
+  low, high = rules.quantiles
+  below = (1 + low * (reference - 1)) / (reference + 1)
+  above = (1 + (1 - high) * (reference - 1)) / (reference + 1)
+  return below, above
+
+
 def flagged(
   score: Score,
   examples: Sequence[Example],
@@ -118,7 +135,8 @@ def flagged(
     seed: of the intervals.
 
   Returns:
-    {responses, top, limits: [low, high] or None, rules: the declared ones,
+    {responses, top, limits: [low, high] or None, expected: {below, above} of `expected`, rules: the
+    declared ones,
     flags: name -> {all, top}, for each rule, for 'below' and 'above' the range, and for 'any' of
       them: figures of `figures`}.
 
@@ -159,6 +177,9 @@ def flagged(
     "responses": len(rows),
     "top": top,
     "limits": None if bounds is None else list(bounds),
+    "expected": {}
+    if bounds is None
+    else dict(zip(("below", "above"), expected(len(reference), rules), strict=True)),
     "rules": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(rules).items()},
     "flags": found,
   }

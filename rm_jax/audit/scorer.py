@@ -94,7 +94,7 @@ class Scorer:
   def pooled(self, rows: Sequence[Row], beside: Sequence[Row] = ()) -> np.ndarray:
     """What the head reads at the end of each row's response, float32 [N, D].
 
-    Kept by this process alone; of rows not scored yet, the scores come with it.
+    Kept as scores are; of rows not scored yet, the scores come with it.
 
     Args:
       rows: whose responses are read.
@@ -110,11 +110,10 @@ class Scorer:
       pooled_ND, scores_NM = self.model.read(
         [_asked(new[k]) for k in chunk], progress=self.progress
       )
-      # Of those beside the scores alone are kept: features take a thousand times as much memory.
+      # Of those beside the scores alone are kept: features take a thousand times as much room.
       self._pooled |= {k: one for k, one in zip(chunk, pooled_ND, strict=True) if k in unread}
       at = [n for n, key in enumerate(chunk) if key in missing]
-      if at:
-        self._keep([chunk[n] for n in at], scores_NM[at], missing)
+      self._keep([chunk[n] for n in at], scores_NM[at], missing)
     return np.stack([self._pooled[key] for key in mine])
 
   def _ask(self, rows: Sequence[Row]) -> tuple[list[bytes], dict[bytes, Row]]:
@@ -139,8 +138,9 @@ class Scorer:
   def _read(self) -> None:
     try:
       with np.load(self._path) as file:
-        keys_N16, scores_NM = file["keys"], file["scores"]
-        self._known = {k.tobytes(): s for k, s in zip(keys_N16, scores_NM, strict=True)}
+        self._known = _unstacked(file["keys"], file["scores"])
+        if "pooled" in file:
+          self._pooled = _unstacked(file["pooled_keys"], file["pooled"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       log.warning("%s: cannot be read (%s): its texts are scored anew", self._path, error)
 
@@ -148,12 +148,24 @@ class Scorer:
     if self._path is None:
       return
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    keys_N16 = np.frombuffer(b"".join(self._known), np.uint8).reshape(-1, 16)
+    keys_N16, scores_NM = _stacked(self._known)
+    kept = {"keys": keys_N16, "scores": scores_NM}
+    if self._pooled:
+      kept["pooled_keys"], kept["pooled"] = _stacked(self._pooled)
     # Under another name first, so that a stopped audit leaves the file whole.
     handle, part = tempfile.mkstemp(dir=self._path.parent, suffix=".part")
     with os.fdopen(handle, "wb") as file:
-      np.savez(file, keys=keys_N16, scores=np.stack(list(self._known.values())))
+      np.savez(file, **kept)
     os.replace(part, self._path)
+
+
+def _stacked(kept: dict[bytes, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  keys_N16 = np.frombuffer(b"".join(kept), np.uint8).reshape(-1, 16)
+  return keys_N16, np.stack(list(kept.values()))
+
+
+def _unstacked(keys_N16: np.ndarray, rows: np.ndarray) -> dict[bytes, np.ndarray]:
+  return {key.tobytes(): row for key, row in zip(keys_N16, rows, strict=True)}
 
 
 def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:

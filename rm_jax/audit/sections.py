@@ -18,7 +18,7 @@ from rm_jax.audit.overoptimisation import Candidates, overoptimisation, rated
 from rm_jax.audit.robustness import robustness
 from rm_jax.audit.rules import Rules, flagged
 from rm_jax.audit.scorer import Row, Scorer, key_of
-from rm_jax.audit.texts import conversation_of
+from rm_jax.audit.texts import conversation_of, each_comparison, sampled
 from rm_jax.metrics.best_of_n import over_optimisation
 from rm_jax.train.evaluate import evaluate
 from rm_jax.types import Example
@@ -211,15 +211,14 @@ def _drift(
       f"comparison of distributions wants {_FEWEST} of each"
     }
   found = drift.drift(scorer(rows), scorer.pooled(rows), reference, seed=seed)
-  pairs = [e for e in examples if e.kind == "pair" and e.labels[0] != e.labels[1]]
-  members = scorer.members([(e.prompt, r) for e in pairs[:2000] for r in e.responses])
-  if members.shape[1] > 1 and pairs:
-    better = [int(np.argmax(e.labels)) for e in pairs[:2000]]
-    both = members.reshape(len(better), 2, -1)
-    at = np.arange(len(better))
-    chosen, rejected = both[at, better], both[at, 1 - np.asarray(better)]
-    clusters = [conversation_of(e) for e in pairs[:2000]]
-    found["disagreement"] = drift.disagreement(chosen, rejected, clusters)
+  if scorer.outputs > 1 and (found_pairs := list(each_comparison(examples))):
+    # A sample and not the first: data comes source by source.
+    pairs = sampled(found_pairs, 2000, seed)
+    members = scorer.members([(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)])
+    both = members.reshape(len(pairs), 2, -1)
+    clusters = [p.conversation for p in pairs]
+    if len(set(clusters)) > 1:
+      found["disagreement"] = drift.disagreement(both[:, 0], both[:, 1], clusters)
   return found
 
 

@@ -22,14 +22,15 @@ class Comparison(NamedTuple):
   Attributes:
     prompt, chosen, rejected: texts.
     conversation: what it is resampled with; the prompt's text where the example has none.
-    truth: true rewards of chosen and rejected, where the example knows them.
+    quality: how good chosen and rejected are: true rewards, where the example knows them, else
+      ratings.
   """
 
   prompt: Text
   chosen: Text
   rejected: Text
   conversation: str
-  truth: tuple[float, float] | None
+  quality: tuple[float, float] | None
 
 
 def last(text: Text) -> str:
@@ -64,6 +65,9 @@ def each_comparison(examples: Sequence[Example]) -> Iterator[Comparison]:
     if example.kind in ("step", "attributes"):
       continue
     label, seen = example.labels, example.pairs
+    quality = example.truth
+    if quality is None and example.kind == "score":
+      quality = label
     for i, j in itertools.permutations(range(len(example.responses)), 2):
       if label[i] > label[j] if seen is None else seen[i][j] > seen[j][i]:
         yield Comparison(
@@ -71,7 +75,7 @@ def each_comparison(examples: Sequence[Example]) -> Iterator[Comparison]:
           example.responses[i],
           example.responses[j],
           conversation_of(example),
-          None if example.truth is None else (example.truth[i], example.truth[j]),
+          None if quality is None else (quality[i], quality[j]),
         )
 
 

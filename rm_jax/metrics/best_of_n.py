@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from rm_jax.metrics.agreement import numbered
 
+_CONVERSATIONS = 10  # below which nothing is said of a peak
+
 
 def kl(n: int) -> float:
   """KL of the best of n from the policy it draws from, log n − (n − 1)/n, in nats.
@@ -158,7 +160,8 @@ def over_optimisation(
       for form in ("bon", "rl")
     }
   true_draws_RM = drawn_RM[:, len(ns) :]
-  return report | {"peak": peak(ns, true_PM.mean(axis=0), true_draws_RM, level=level)}
+  many = prompts if clusters is None else len(set(clusters))
+  return report | {"peak": peak(ns, true_PM.mean(axis=0), true_draws_RM, many, level=level)}
 
 
 def fit_gao(
@@ -240,6 +243,7 @@ def peak(
   ns: Sequence[int],
   true_M: npt.ArrayLike,
   draws_RM: npt.ArrayLike,
+  conversations: int,
   *,
   level: float = 0.95,
 ) -> dict:
@@ -253,11 +257,14 @@ def peak(
     ns: M numbers, increasing.
     true_M: [M], the mean true reward, relative to any one n.
     draws_RM: [R, M], the same of resamples of prompts, at least 2.
+    conversations: how many the resamples are drawn of. Of few they differ too little: with 3, one
+      flat curve in eight would be said to peak. Below 10 nothing is said.
     level: of the band.
 
   Returns:
-    {peaks: bool, n: where the mean is highest, n_interval: of that n over resamples, drop: {value,
-    interval} from there to the largest n, statement}. It peaks where the interval is above 0.
+    {peaks: bool, None where there are too few conversations to tell, n: where the mean is highest,
+    n_interval: of that n over resamples, drop: {value, interval} from there to the largest n,
+    statement}. It peaks where the interval is above 0.
 
   Raises:
     ValueError: shapes that do not fit, or ns not increasing.
@@ -282,14 +289,18 @@ def peak(
   value = float(drop_M[best]) if best < len(drop_M) else 0.0
   half = c * float(error_M[best]) if best < len(drop_M) else 0.0
   peaks = value - half > 0
-  if peaks:
-    low, high = value - half, value + half
-    statement = (
-      f"the true reward peaks at n = {ns[best]} (the drop from there to n = {ns[-1]} is "
-      f"{value:.3g} [{low:.3g}, {high:.3g}])"
-    )
+  drop = f"the drop from there to n = {ns[-1]} is {value:.3g} [{value - half:.3g}, "
+  drop += f"{value + half:.3g}]"
+  if conversations < _CONVERSATIONS:
+    peaks = None
+    statement = f"{conversations} conversations do not tell whether the true reward peaks"
+    statement += f"; a curve wants {_CONVERSATIONS}"
+  elif peaks:
+    statement = f"the true reward peaks at n = {ns[best]} ({drop})"
   else:
     statement = f"no peak of the true reward within n <= {ns[-1]}"
+    if half:
+      statement += f" is shown: it is highest at n = {ns[best]}, and {drop}"
   return {
     "peaks": peaks,
     "n": ns[best],

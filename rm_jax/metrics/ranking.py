@@ -158,6 +158,14 @@ def pick_rate(
   }
 
 
+def order(
+  statistic: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, gains: np.ndarray
+) -> float:
+  """A list's rank correlation; 0 where its scores alone are all equal, and so order nothing."""
+  value = statistic(scores, gains)
+  return 0.0 if np.isnan(value) and np.ptp(scores) == 0 and np.ptp(gains) > 0 else value
+
+
 def within_and_pooled(
   statistic: Callable[[np.ndarray, np.ndarray], float],
   scores: Sequence[npt.ArrayLike],
@@ -181,13 +189,14 @@ def within_and_pooled(
     level, resamples, seed: of the intervals, over conversations.
 
   Returns:
-    {within: {value: mean over prompts, interval, n: prompts with a value, undefined: without},
+    {within: {value: mean over prompts, interval, n: prompts with a value, undefined: those whose
+    gains are all equal, which are left out; equal scores count as 0 (`order`)},
     pooled: {value, interval, n: responses, undefined: resamples without a value}}. None, with
     `why`, where there is no value or no interval.
   """
   _as_many(scores, gains, clusters)
   lists = [_two(s, g) for s, g in zip(scores, gains, strict=True)]
-  value_P = np.asarray([statistic(*both) for both in lists], np.float64)
+  value_P = np.asarray([order(statistic, *both) for both in lists], np.float64)
   fine_P = np.isfinite(value_P)
   kept = [c for c, fine in zip(clusters, fine_P, strict=True) if fine]
   options = {"level": level, "resamples": resamples, "seed": seed}

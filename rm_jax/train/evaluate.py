@@ -9,6 +9,7 @@ import numpy as np
 
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import kendall
+from rm_jax.metrics.ranking import order
 from rm_jax.train import pointwise
 from rm_jax.types import Example, Text
 from rm_jax.world import best_reachable
@@ -107,7 +108,7 @@ def comparisons(
         )
       )
     if len(example.responses) > 2:
-      taus.append(kendall(score, example.labels))
+      taus.append(order(kendall, np.asarray(score), np.asarray(example.labels)))
       lists.append(example.conversation)
   report = pair_report(pairs, expanded) | {"undecided": undecided}
   fine = [(t, c) for t, c in zip(taus, lists, strict=True) if np.isfinite(t)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rm_jax.audit import calibration
+from rm_jax.metrics import calibration as metrics
 from rm_jax.types import Example
 from tests.audit.planted import pair
 
@@ -46,26 +47,50 @@ def test_a_model_that_is_wrong_has_no_temperature():
   assert found["temperature"] is None
   assert found["after"] is None
   assert "mean" in found["why"]
-  with pytest.raises(ValueError, match="no temperature to keep"):
-    calibration.store(None, found, "d")
+  with pytest.raises(ValueError, match=r"for pairs cannot be calibrated: .*mean"):
+    calibration.store(None, {"pairs": found}, "d")
+  with pytest.raises(ValueError, match="neither comparisons nor labels"):
+    calibration.store(None, {"why": "ratings are no probabilities"}, "d")
 
 
 def test_the_zero_is_the_mean_on_named_data(tmp_path):
   scores, examples = judged_pairs(2.0)
   found = calibration.pairs([s + 7 for s in scores], examples)
   assert found["zero"]["value"] == pytest.approx(7 + np.mean(scores))
-  kept = calibration.store(tmp_path, found, "file.jsonl")
+  kept = calibration.store(tmp_path, {"pairs": found}, "file.jsonl")
   assert json.loads((tmp_path / calibration.FILE).read_text()) == kept
-  assert (kept["zero"], kept["reference"]) == (found["zero"]["value"], "s")
+  assert (kept["pairs"]["zero"], kept["pairs"]["reference"]) == (found["zero"]["value"], "s")
 
 
-def test_labels_get_slope_and_bias():
+def test_temperatures_have_intervals():
+  scores, examples = judged_pairs(4.0)
+  found = calibration.pairs(scores, examples)
+  low, high = found["interval"]
+  assert low < found["temperature"] < high < 1.5 * low
+  (source,) = found["sources"].values()
+  low, high = source["interval"]
+  assert low < source["temperature"] < high
+
+
+def test_labels_get_slope_and_bias(tmp_path):
   rng = np.random.default_rng(0)
   logit = rng.normal(size=6000)
   label = (rng.random(6000) < 1 / (1 + np.exp(-logit))).astype(float)
   found = calibration.labels((logit - 1) * 4, label, [f"c{i}" for i in range(6000)])
-  assert found["platt"]["slope"] == pytest.approx(0.25, rel=0.15)
-  assert found["platt"]["bias"] == pytest.approx(1.0, rel=0.2)
+  assert found["platt"]["slope"]["value"] == pytest.approx(0.25, rel=0.15)
+  assert found["platt"]["bias"]["value"] == pytest.approx(1.0, rel=0.2)
+  low, high = found["platt"]["slope"]["interval"]
+  assert low < found["platt"]["slope"]["value"] < high < 1.5 * low
+  kept = calibration.store(tmp_path, {"outcomes": found}, "d")["outcomes"]
+  assert {k: kept[k] for k in found["platt"]} == {k: v["value"] for k, v in found["platt"].items()}
+  reported = ~metrics.halves([f"c{i}" for i in range(6000)], 0)
+  for when, z in (
+    ("before", (logit - 1) * 4),
+    ("after", kept["slope"] * (logit - 1) * 4 + kept["bias"]),
+  ):
+    expected = metrics.nll_logits(z[reported], label[reported])
+    assert found[when]["nll"]["value"] == pytest.approx(expected)
+  assert found["before"]["nll"]["value"] > found["after"]["nll"]["value"] + 0.1
   assert found["before"]["ece"]["value"] > 0.15 > 0.04 > found["after"]["ece"]["value"]
   assert found["isotonic"]["brier"]["value"] == pytest.approx(
     found["after"]["brier"]["value"], abs=0.01

@@ -52,7 +52,7 @@ def test_a_page_of_a_run(workdir, tmp_path):
   assert report["drift"]["reference"].endswith("train.jsonl")
   assert (workdir / "model" / "reference.npz").exists()
   kept = json.loads((workdir / "model" / "calibration.json").read_text())
-  assert kept["temperature"] == report["calibration"]["pairs"]["temperature"]
+  assert kept["pairs"]["temperature"] == report["calibration"]["pairs"]["temperature"]
   # Of the two the model chooses the same text twice, and one of them is right.
   assert report["benchmarks"]["llmbar"]["subsets"]["Natural"]["accuracy"] == 0.5
   assert (folder / "report.html").stat().st_size > 50_000

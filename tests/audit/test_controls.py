@@ -8,7 +8,7 @@ import pytest
 from rm_jax.audit.controls import NEUTRAL, controls, neutral
 from rm_jax.metrics import agreement
 from rm_jax.world import World
-from tests.audit.planted import Counting, length, noisy, pair, remembered, truth
+from tests.audit.planted import Counting, length, noise, noisy, pair, remembered, truth
 
 WORLD = World()
 PAIRS = WORLD.pairs("heldout", 240, 0)
@@ -51,7 +51,8 @@ def test_a_scorer_that_ignores_the_prompt_loses_nothing_without_it():
     assert entry["accuracy"] == found["sample"]["model"]
     assert entry["difference"] == {"value": 0, "interval": [0, 0], "n": 200}
     assert entry["remains"]["value"] == 1
-  assert "hardly reads the prompt: 100% of its accuracy above chance is left" in found["says"]
+  said = "hardly reads the prompt: 100% [100%, 100%] of its accuracy above chance is left with"
+  assert said in found["says"]
 
 
 def test_by_hand():
@@ -90,3 +91,21 @@ def test_what_is_scored():
   assert all(own[r] != p and p in own.values() for p, r in asked[4:])
   with pytest.raises(ValueError, match="no comparison"):
     controls(length, [])
+
+
+def test_few_pairs_do_not_tell_whether_the_prompt_is_read():
+  pairs = [pair(i, f"p{i}", f"{i}a", f"{i}b") for i in range(600)]
+
+  def never(rows):  # a little for the better response, and noise of response and prompt
+    noises = np.array([noise(r) + noise(p + r) for p, r in rows])
+    return noises + np.array([0.5 * r.endswith("a") for _, r in rows])
+
+  many, some, few = (controls(never, pairs, sample=n) for n in (500, 150, 40))
+  low, _ = many["sample"]["swapped"]["remains"]["interval"]
+  assert low > 0.5
+  assert f"yet hardly reads the prompt: 98% [{low:.0%}, " in many["says"]
+  low, high = some["sample"]["swapped"]["remains"]["interval"]
+  assert low < 0.5 < 0.8 < high
+  assert "; of 150 pairs it is not told whether it reads the prompt: " in some["says"]
+  assert few["sample"]["swapped"]["remains"]["value"] is None
+  assert "whether it reads the prompt is not told: the accuracy with the prompt" in few["says"]

@@ -93,5 +93,17 @@ def test_disagreement_tells_errors():
   clusters = [f"c{i}" for i in range(2000)]
   found = disagreement(members * np.sign(true)[:, None], np.zeros((2000, 5)), clusters)
   assert found["auroc"]["interval"][0] > 0.6
+  # Members that differ by as much everywhere say nothing, where a small margin still does.
+  alike = disagreement((members.mean(axis=1) * np.sign(true))[:, None] + [-1.0, 1.0], 0, clusters)
+  assert alike["auroc"]["value"] == pytest.approx(0.5, abs=0.02)
+  assert alike["margin"]["interval"][0] > 0.55
+  assert alike["beyond"]["interval"][1] < 0
+  spread = rng.normal(size=(2000, 1)) ** 2 * rng.normal(size=(2000, 5))
+  spread -= spread.mean(axis=1, keepdims=True)
+  mean = (members.mean(axis=1) * np.sign(true))[:, None]
+  random = disagreement(mean + spread, 0, clusters)["auroc"]
+  assert random["interval"][0] < 0.5 < random["interval"][1]
+  tied = disagreement(np.array([[1.0, -1.0], [1, 0], [-1, 0]]), 0, list("abc"))
+  assert (tied["ties"], tied["wrong"], tied["auroc"]["n"]) == (1, 1, 2)
   flat = disagreement(np.ones((4, 2)), np.zeros((4, 2)), list("abcd"))
   assert flat["auroc"]["value"] is None

@@ -47,7 +47,8 @@ def test_the_truth_goes_with_length_and_is_not_called_a_scorer_of_it():
   entry = found["measures"]["characters"]
   assert entry["spearman"]["interval"][0] > 0.1
   assert entry["partial"]["interval"][0] < 0 < entry["partial"]["interval"][1]
-  assert found["says"][0] == "follows no measure of the text beyond 0.3 given truth"
+  none = "follows no measure of the text beyond 0.3 within pairs, given truth"
+  assert found["says"][0] == none
   assert found["top_low"]["interval"][1] < 0.3
   # The truth itself: given quality nothing of it is left, and that is not a number.
   exact = hacking(truth(WORLD), PAIRS, resamples=20)
@@ -106,6 +107,49 @@ def test_within_pairs_the_label_and_the_measure_are_told_apart():
   assert entry["pairs"]["partial"]["n"] == 400
 
 
+@pytest.mark.parametrize("kind", ["pair", "score"])
+def test_a_prompt_s_own_offset_neither_hides_nor_makes_up_a_preference(kind):
+  """A score may have any offset a prompt: within prompts is what counts."""
+  rng = np.random.default_rng(0)
+  examples, by_length, honest = [], {}, {}
+  for i in range(300):
+    offset = rng.normal()
+    # Prompts with a high offset have longer answers, which says nothing of any one answer.
+    texts = [f"{i}.{k}" + "x" * int(200 + 60 * offset + rng.integers(80)) for k in range(2)]
+    true = rng.normal(size=2)
+    texts = [texts[k] for k in np.argsort(-true)]
+    true = -np.sort(-true)
+    for text, quality in zip(texts, true, strict=True):
+      by_length[text] = 0.01 * len(text) - 5 * offset
+      honest[text] = quality + 5 * offset + 0.05 * rng.normal()
+    labels = (1.0, 0.0) if kind == "pair" else tuple(true)
+    known = tuple(true) if kind == "pair" else None
+    examples.append(Example(f"p{i}", tuple(texts), labels, kind, conversation=f"{i}", truth=known))
+
+  def scorer(table):
+    return lambda rows: np.array([table[r] for _, r in rows])
+
+  found = hacking(scorer(by_length), examples, resamples=100)
+  assert found["measures"]["characters"]["partial"]["value"] < 0  # all together: the other way
+  assert found["says"][0].startswith("scores length: partial Spearman 1.00")
+  found = hacking(scorer(honest), examples, resamples=100)
+  assert found["measures"]["characters"]["partial"]["value"] > 0.8
+  given = {"pair": "truth", "score": "the label"}[kind]
+  none = f"follows no measure of the text beyond 0.3 within pairs, given {given}"
+  assert found["says"][0] == none
+
+
+def test_few_pairs_do_not_tell():
+  rng = np.random.default_rng(2)
+  pairs = [pair(i, f"p{i}", *("x" * int(n) for n in rng.integers(1, 99, 2))) for i in range(8)]
+  table = {r: 0.02 * len(r) + noise(r + "!") for e in pairs for r in e.responses}
+  found = hacking(lambda rows: np.array([table[r] for _, r in rows]), pairs, resamples=200)
+  figure = found["measures"]["characters"]["pairs"]["partial"]
+  assert figure["value"] > 0.3
+  assert figure["interval"][0] < 0
+  assert found["says"][0].startswith("too few to tell whether it follows length 0.")
+
+
 def test_qualities():
   rated = [
     Example(f"p{i}", (f"{i}a", f"{i}bb"), (float(i), 3.0), "score", conversation=str(i))
@@ -137,6 +181,10 @@ def test_top_low():
   # A scorer that says nothing has exactly what a random one expects, labels of two values or not.
   assert top_low(np.zeros(1000), quality, clusters, resamples=9)["value"] == pytest.approx(0.5)
   assert top_low(np.zeros(1000), quality > 1, clusters, resamples=9)["value"] == pytest.approx(0.5)
+  # Where nine in ten are right, a perfect scorer's top too has the lower half's share of them.
+  right = np.arange(1000) >= 100
+  found = top_low(right.astype(float), right, clusters, resamples=9)
+  assert found["value"] == found["perfect"] == pytest.approx(400 / 900)
   # By hand: 10 of 100 on top; of them 7 are of the lower 50.
   score, good = np.zeros(100), np.arange(100.0)
   score[[0, 1, 2, 3, 4, 5, 6, 97, 98, 99]] = 1

@@ -44,7 +44,7 @@ class Fake:
   def members(self, rows):
     return self(rows)[:, None]
 
-  def pooled(self, rows):
+  def pooled(self, rows, beside=()):
     scores = self(rows)
     return np.stack([scores, scores**2, np.ones_like(scores)], axis=1)
 

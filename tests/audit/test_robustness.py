@@ -98,12 +98,12 @@ def test_ties_before_and_after():
 
 
 def test_a_scorer_that_likes_what_is_worse_is_told():
-  pairs = [pair(i, f"p{i}", f"It is {i} metres long and {i + 9} wide.", "No.") for i in range(20)]
+  pairs = [pair(i, f"p{i}", f"It is {i} metres long and {i + 9} wide.", "No.") for i in range(40)]
   found = robustness(lambda rows: -length(rows), pairs, edits=["truncated", "negated", "numbers"])
   edits = found["edits"]
   assert edits["truncated"]["lower"]["value"] == 0
   assert edits["negated"]["lower"]["value"] == 1
-  assert edits["numbers"]["lower"]["ties"] == 20
+  assert edits["numbers"]["lower"]["ties"] == 40
   gains = [case["score_edited"] - case["score"] for case in edits["truncated"]["worst"]]
   assert gains == sorted(gains, reverse=True)
   assert min(gains) > 0
@@ -127,3 +127,14 @@ def test_bad_input():
   flat = robustness(lambda rows: np.zeros(len(rows)), PAIRS[:9], edits=["certainty"])
   assert flat["edits"]["certainty"]["change"]["value"] is None
   assert flat["edits"]["certainty"]["flips"]["chosen"]["value"] is None  # all tied before
+
+
+def test_the_sentence_makes_nothing_of_a_few_texts():
+  pairs = [pair(i, f"p{i}", f"It is {i} metres long.", f"No {i}.") for i in range(29)]
+  found = robustness(lambda rows: -length(rows), pairs, edits=["truncated", "certainty"])
+  assert found["edits"]["truncated"]["lower"]["value"] == 0
+  assert found["says"] == "with fewer than 30 texts or pairs to tell by: truncated, certainty"
+  # A scorer that gives all the same has no pair to turn round: nothing was measured.
+  same = [pair(i, f"p{i}", f"It is {i} metres long.", f"No {i}.") for i in range(60)]
+  found = robustness(lambda rows: np.zeros(len(rows)), same, edits=["certainty"])
+  assert found["says"] == "with fewer than 30 texts or pairs to tell by: certainty"

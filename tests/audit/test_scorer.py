@@ -78,6 +78,11 @@ def test_what_is_of_the_same_prompt_is_scored_with_it(model, tmp_path, monkeypat
   np.testing.assert_allclose(scorer.pooled(ROWS[:2], ROWS)[0], pooled_ND[0], atol=1e-6)
   assert asked == [3, 1]
   assert scorer.counts.scored == 3
+  # The next audit reads nothing, and finds the same to the last bit.
+  again = Scorer(model, folder=tmp_path, progress=False)
+  np.testing.assert_array_equal(again.pooled(ROWS[:2]), scorer.pooled(ROWS[:2]))
+  assert asked == [3, 1]
+  assert (again.counts.hits, again.counts.scored) == (2, 0)
 
 
 def test_what_was_stopped_goes_on(model, tmp_path, monkeypatch):

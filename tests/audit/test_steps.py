@@ -37,7 +37,7 @@ def test_steps_are_scored_calibrated_and_shown(llama_folder, tmp_path):
   text = (tmp_path / "report.html").read_text()
   assert "calibration_steps" not in text
   assert "reliability diagram of steps" in text
-  assert 'data-path="calibration/steps/platt/slope"' in text
+  assert 'data-path="calibration/steps/platt/slope/value"' in text
 
 
 def test_an_encoder_reads_no_steps(bert_folder):

@@ -155,12 +155,38 @@ def test_a_flat_curve_is_not_said_to_peak_because_its_highest_point_was_chosen()
     _, curve, _ = best_of_n(proxy, true, NS)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(60, np.full(60, 1 / 60), size=200) @ curve / 60
-    found = peak(NS, curve.mean(axis=0), draws)
+    found = peak(NS, curve.mean(axis=0), draws, 60)
     honest += found["peaks"]
     drop = draws[:, NS.index(found["n"])] - draws[:, -1]
     naive += np.quantile(drop, 0.025) > 0
   assert honest / 400 <= 0.05
   assert naive > honest
+
+
+def test_of_few_prompts_nothing_is_said_and_of_ten_what_is_said_is_mostly_true():
+  """200 flat curves of 10 prompts; of 9, a clear exploit's curve has no verdict either."""
+  wrong = 0
+  for seed in range(200):
+    proxy, true = world(seed, "noise", prompts=10, candidates=16)
+    wrong += over_optimisation(proxy, true, NS[:5], resamples=200, seed=seed)["peak"]["peaks"]
+  assert wrong / 200 <= 0.1
+  found = over_optimisation(*world(0, "exploit", prompts=9), NS, resamples=100)["peak"]
+  assert found["peaks"] is None
+  assert found["statement"].startswith("9 conversations do not tell whether the true reward peaks")
+  # Two lists of one conversation are one.
+  clusters = [i // 2 for i in range(18)]
+  found = over_optimisation(*world(0, "exploit", prompts=18), NS, resamples=100, clusters=clusters)
+  assert found["peak"]["peaks"] is None
+
+
+def test_a_peak_that_is_not_shown_is_no_finding_of_none():
+  curve, draws = np.array([0.0, 1.0, 0.9]), np.array([[0.0, 1.0, 0.2], [0.0, 1.0, 1.6]])
+  found = peak([1, 2, 4], curve, draws, 60)
+  assert found["peaks"] is False
+  assert found["statement"].startswith(
+    "no peak of the true reward within n <= 4 is shown: it is highest at n = 2, and the drop from "
+    "there to n = 4 is 0.1 ["
+  )
 
 
 def test_curves_against_hand_and_report():
@@ -200,7 +226,7 @@ def test_curves_against_hand_and_report():
     (lambda p, t: fit_gao([0, 1, 2], [0, 1]), "expected one M"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1, math.inf]), "not finite"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1, 1], form="ppo"), "form is 'ppo'"),
-    (lambda p, t: peak([1, 2], [0.0, 1.0], [[0.0, 1.0]]), "at least two resamples"),
+    (lambda p, t: peak([1, 2], [0.0, 1.0], [[0.0, 1.0]], 60), "at least two resamples"),
   ],
 )
 def test_refusals(call, message):

@@ -139,10 +139,14 @@ def test_within_and_pooled_count_what_is_not_defined():
   scores, gains = [[1.0, 2.0], [1.0, 1.0], [3.0, 1.0]], [[0.0, 1.0], [0.0, 1.0], [0.0, 2.0]]
   found = within_and_pooled(spearman, scores, gains, ["a", "b", "c"], resamples=50)
   assert found["within"]["value"] == 0
-  assert (found["within"]["n"], found["within"]["undefined"]) == (2, 1)
+  # Equal scores put nothing in order: 0, as much as one right and one wrong, and not left out.
+  assert (found["within"]["n"], found["within"]["undefined"]) == (3, 0)
+  unrated = within_and_pooled(spearman, scores, [[0.0, 1.0], [0.0, 1.0], [2.0, 2.0]], list("abc"))
+  assert unrated["within"]["value"] == 0.5
+  assert (unrated["within"]["n"], unrated["within"]["undefined"]) == (2, 1)
   flat = np.concatenate(scores), np.concatenate(gains)
   assert found["pooled"]["value"] == pytest.approx(spearman(*flat))
-  found = within_and_pooled(spearman, [[1.0, 1.0]], [[0.0, 1.0]], ["a"])
+  found = within_and_pooled(spearman, [[0.0, 1.0]], [[1.0, 1.0]], ["a"])
   assert found["within"] == {
     "value": None,
     "interval": None,
