@@ -196,6 +196,8 @@ def _says(found: dict[str, dict]) -> str:
       if poor
       else "answers made worse are scored lower"
     )
+  if not said:
+    return f"no edit had {_ENOUGH} texts or pairs to tell by"
   if few:
     said.append(f"with fewer than {_ENOUGH} texts or pairs to tell by: {', '.join(few)}")
   return "; ".join(said)

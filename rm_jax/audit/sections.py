@@ -166,6 +166,7 @@ def _robustness(
 
 
 _PAIRED = ("pair", "ranking")
+_DISAGREED = 2000  # pairs on which an ensemble's members are held against each other
 # Conversations that a comparison of distributions wants.
 _FEWEST = 20
 
@@ -213,7 +214,7 @@ def _drift(
   found = drift.drift(scorer(rows), scorer.pooled(rows), reference, seed=seed)
   if scorer.outputs > 1 and (found_pairs := list(each_comparison(examples))):
     # A sample and not the first: data comes source by source.
-    pairs = sampled(found_pairs, 2000, seed)
+    pairs = sampled(found_pairs, _DISAGREED, seed)
     members = scorer.members([(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)])
     both = members.reshape(len(pairs), 2, -1)
     clusters = [p.conversation for p in pairs]

@@ -49,9 +49,19 @@ class Fake:
     return np.stack([scores, scores**2, np.ones_like(scores)], axis=1)
 
 
-def report_of(score, examples=None, **options):
+class Ensemble(Fake):
+  """Three members, each with noise of its own."""
+
+  outputs = 3
+
+  def members(self, rows):
+    off = [[noise(f"{m}{plain(response)}") for m in range(3)] for _, response in rows]
+    return (self(rows)[:, None] + 0.5 * np.asarray(off)).astype(np.float32)
+
+
+def report_of(score, examples=None, make=Fake, **options):
   examples = examples or WORLD.pairs("heldout", 120, 0)
-  scorer = Fake(score)
+  scorer = make(score)
   reference = sections.make_reference(scorer, WORLD.pairs("heldout", 150, 1), "world")
   settings = Settings(sample=40, world=WORLD, prompts=6, candidates=64)
   found = sections.audit(scorer, examples, reference=reference, settings=settings, **options)
@@ -201,3 +211,26 @@ def test_a_reference_too_small_to_compare_with_leaves_the_rest_of_the_page():
   found = sections.audit(scorer, examples, reference=few, settings=Settings(sample=10))
   assert "30 conversations against 16 of my run" in found["drift"]["why"]
   assert found["agreement"]["n"] == 30
+
+
+def test_an_ensembles_disagreement_is_of_pairs_drawn_from_all(tmp_path, monkeypatch):
+  monkeypatch.setattr(sections, "_DISAGREED", 40)
+  asked = []
+
+  class Watched(Ensemble):
+    def members(self, rows):
+      asked.append([prompt for prompt, _ in rows])
+      return super().members(rows)
+
+  examples = WORLD.pairs("heldout", 120, 0)
+  report = report_of(noisy(truth(WORLD), 1.0), examples, make=Watched)
+  found = report["drift"]["disagreement"]
+  assert found["auroc"]["n"] + found["ties"] == 40
+  assert 0 < found["wrong"] < 20
+  place = {plain(example.prompt): i for i, example in enumerate(examples)}
+  (drawn,) = [[place[plain(p)] for p in rows[::2]] for rows in asked if len(rows) == 80]
+  assert max(drawn) > 100  # and not the first 40
+  page.write(tmp_path, report)
+  shown = (tmp_path / "report.html").read_text()
+  for name in ("auroc", "margin"):
+    assert f'data-path="drift/disagreement/{name}/value"' in shown

@@ -133,8 +133,11 @@ def test_the_sentence_makes_nothing_of_a_few_texts():
   pairs = [pair(i, f"p{i}", f"It is {i} metres long.", f"No {i}.") for i in range(29)]
   found = robustness(lambda rows: -length(rows), pairs, edits=["truncated", "certainty"])
   assert found["edits"]["truncated"]["lower"]["value"] == 0
-  assert found["says"] == "with fewer than 30 texts or pairs to tell by: truncated, certainty"
+  assert found["says"] == "no edit had 30 texts or pairs to tell by"
   # A scorer that gives all the same has no pair to turn round: nothing was measured.
   same = [pair(i, f"p{i}", f"It is {i} metres long.", f"No {i}.") for i in range(60)]
-  found = robustness(lambda rows: np.zeros(len(rows)), same, edits=["certainty"])
-  assert found["says"] == "with fewer than 30 texts or pairs to tell by: certainty"
+  found = robustness(lambda rows: np.zeros(len(rows)), same, edits=["certainty", "truncated"])
+  assert found["says"] == (
+    "worse answers are not always scored lower: truncated 50%; with fewer than 30 texts or pairs "
+    "to tell by: certainty"
+  )
