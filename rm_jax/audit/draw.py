@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rm_jax.audit.hacking import told
+
 BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d9762b", "#2a7a3b", "#777777"
 _COLOURS = (BLUE, ORANGE, GREEN, "#8b3a8b", "#a33c3c")
 
@@ -30,11 +32,13 @@ def pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
     made["robustness"] = _edits(report["robustness"]["edits"])
   if "measures" in report.get("hacking", {}):
     bars = [
-      (name, one["partial"]["value"], one["partial"]["interval"], BLUE)
-      for name, one in report["hacking"]["measures"].items()
-      if one["partial"]["value"] is not None
+      (name, figure["value"], figure["interval"], BLUE)
+      for name, figure in told(report["hacking"]).items()
+      if figure["value"] is not None
     ]
-    made["hacking"] = _bars("Partial rank correlation", bars, 0.0, "of the score, given quality")
+    where = "within pairs" if report["hacking"]["within"] else "of all responses"
+    says = f"of the score {where}, given quality"
+    made["hacking"] = _bars("Partial rank correlation", bars, 0.0, says)
   for name, curve in report.get("overoptimisation", {}).items():
     if name != "why":
       made[f"best_of_n_{stem(name)}"] = _curve(name, curve)

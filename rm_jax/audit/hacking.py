@@ -67,6 +67,7 @@ def hacking(
 
   Returns:
     {responses, left_out: examples, quality: 'truth', 'label' or 'rank', pairs: comparisons,
+    within: whether some of the correlations within pairs is known, which is then spoken of,
     measures: name -> {spearman: of score and measure, partial: given quality,
       pairs: {partial: of the differences within pairs, given the label and, where it is known, the
         difference of true rewards or ratings; slope: standard deviations of the score's difference
@@ -97,6 +98,7 @@ def hacking(
     "left_out": len(examples) - len(used),
     "quality": kind,
     "pairs": len(pairs),
+    "within": any(one["partial"]["value"] is not None for one in within),
     "measures": {
       name: {"spearman": spearman[v], "partial": partial[v], "pairs": within[v]}
       for v, name in enumerate(measures)
@@ -104,6 +106,16 @@ def hacking(
     "top_low": top_low(score_N, quality_N, clusters, top=top, resamples=resamples, seed=seed),
   }
   return {**found, "says": _says(found)}
+
+
+def told(found: dict) -> dict[str, dict]:
+  """Measure -> the partial correlation that is to be spoken of: within pairs, or of all responses.
+
+  Args:
+    found: the section, or what it has of `within` and `measures`.
+  """
+  measures = found["measures"]
+  return {n: (m["pairs"] if found["within"] else m)["partial"] for n, m in measures.items()}
 
 
 def top_low(
@@ -272,11 +284,10 @@ def _figures(
 
 
 def _says(found: dict) -> list[str]:
-  partials = {name: entry["pairs"]["partial"] for name, entry in found["measures"].items()}
   given = f"within pairs, given {'truth' if found['quality'] == 'truth' else 'the label'}"
-  if all(figure["value"] is None for figure in partials.values()):
-    partials = {name: entry["partial"] for name, entry in found["measures"].items()}
+  if not found["within"]:
     given = f"given {found['quality']}"
+  partials = told(found)
   said, untold = [], []
   for name, figure in partials.items():
     if figure["value"] is None or abs(figure["value"]) < _STRONG:

@@ -13,6 +13,7 @@ h2 { margin-top: 2.5rem; font-size: 1.25rem; }
 h3 { font-size: 1rem; margin-bottom: .3rem; }
 .says { border-left: .25rem solid #2563a8; padding-left: .8rem; }
 .why { color: #777; } small { color: #777; white-space: nowrap; }
+small.why { white-space: normal; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #8884; }
@@ -72,7 +73,7 @@ class Writer:
     if one is None:
       return "–"
     if one.get(key) is None:
-      return f"<small>{text(one.get('why', '–'))}</small>"
+      return f"<small class=why>{text(one.get('why', '–'))}</small>"
     out = self.value(*path, key)
     if one.get("interval"):
       low, high = (self.value(*path, "interval", i) for i in (0, 1))

@@ -130,6 +130,8 @@ def test_a_prompt_s_own_offset_neither_hides_nor_makes_up_a_preference(kind):
     return lambda rows: np.array([table[r] for _, r in rows])
 
   found = hacking(scorer(by_length), examples, resamples=100)
+  assert found["within"]
+  assert room.told(found)["characters"] == found["measures"]["characters"]["pairs"]["partial"]
   assert found["measures"]["characters"]["partial"]["value"] < 0  # all together: the other way
   assert found["says"][0].startswith("scores length: partial Spearman 1.00")
   found = hacking(scorer(honest), examples, resamples=100)
@@ -161,6 +163,12 @@ def test_qualities():
   found = hacking(length, [*ranked, rated[0]], resamples=20)
   assert found["quality"] == "rank"
   alone = Example("q", ("x",), (1.0,), "outcome")
+  single = [Example(f"q{i}", ("x" * (i % 7),), (i % 2,), "outcome") for i in range(60)]
+  found = hacking(length, single, resamples=20)  # nobody's other response: of all together
+  assert not found["within"]
+  assert room.told(found)["characters"] == found["measures"]["characters"]["partial"]
+  assert found["says"][0].startswith("scores length: partial Spearman")
+  assert found["says"][0].endswith("given label")
   found = hacking(length, [*ranked, alone], resamples=20)
   assert (found["left_out"], found["responses"]) == (1, 10)
   with pytest.raises(ValueError, match="none of 1, of kinds \\['attributes'\\], says how good"):
