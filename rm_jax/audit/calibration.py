@@ -92,12 +92,12 @@ def _pair_errors(logit_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
 
 
 def _scale(difference_N: np.ndarray, clusters: list[str], seed: int) -> dict[str, Any]:
-  """{temperature, interval}, or None and `why`."""
+  """{temperature, interval, undefined: resamples without one}, or None and `why`."""
   try:
     found = _fitted(metrics.fit_temperature, (difference_N,), clusters, seed)
   except ValueError as error:
-    return {"temperature": None, "interval": None, "why": str(error)}
-  return {"temperature": found["value"], "interval": found["interval"]}
+    return {"temperature": None, "interval": None, "undefined": None, "why": str(error)}
+  return {"temperature": found["value"]} | {k: found[k] for k in ("interval", "undefined")}
 
 
 def _fitted(
@@ -113,11 +113,9 @@ def _fitted(
       return float("nan")
 
   if len(set(clusters)) < 2:
-    return {"value": value, "interval": None, "n": len(clusters)}
+    return {"value": value, "interval": None, "n": len(clusters), "undefined": None}
   drawn = bootstrap(again, arrays, clusters, resamples=_RESAMPLES, seed=seed)
-  return {"value": value, "interval": drawn["interval"], "n": len(clusters)} | {
-    "undefined": drawn["undefined"]
-  }
+  return drawn | {"value": value, "n": len(clusters)}
 
 
 def _spread(name: str, scores: Sequence[np.ndarray], examples: Sequence[Example]) -> float:

@@ -70,6 +70,12 @@ def test_temperatures_have_intervals():
   (source,) = found["sources"].values()
   low, high = source["interval"]
   assert low < source["temperature"] < high
+  assert source["undefined"] == 0
+  # So little is known of a model near chance that some resamples have no temperature: counted.
+  rng = np.random.default_rng(0)
+  near = calibration.pairs([s / 200 + rng.normal(size=2) for s in scores], examples)
+  assert near["temperature"] is not None
+  assert near["undefined"] > 0
 
 
 def test_labels_get_slope_and_bias(tmp_path):
