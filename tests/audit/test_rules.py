@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rm_jax.audit.rules import Rules, flagged, limits
+from rm_jax.audit.rules import Rules, expected, flagged, limits
 from rm_jax.metrics import agreement
 from tests.audit.planted import length, pair
 
@@ -80,3 +80,15 @@ def test_shares_of_all_and_of_the_top():
   assert without["flags"]["any"]["all"]["value"] == 4 / 20
   with pytest.raises(ValueError, match=r"0 conversation\(s\)"):
     flagged(length, [])
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+def test_how_many_of_the_references_own_are_out_of_range(size):
+  """Uniform scores: what is below a limit is the limit itself, here averaged over references."""
+  rng = np.random.default_rng(size)
+  outside = np.array(
+    [(low, 1 - high) for low, high in (limits(rng.random(size), Rules()) for _ in range(4000))]
+  )
+  error = outside.std(axis=0) / len(outside) ** 0.5
+  assert (np.abs(outside.mean(axis=0) - expected(size, Rules())) < 4 * error).all()
+  assert expected(size, Rules())[0] > 1.9 * Rules().quantiles[0]
