@@ -27,7 +27,7 @@ MESSAGES = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "
 def test_comparisons():
   ranking = Example("p", ("x", "y", "z"), (2.0, 0.0, 2.0), "ranking", truth=(5.0, 6.0, 7.0))
   found = comparisons([ranking, pair(1, "q", "good", "bad")])
-  assert [(c.chosen, c.rejected, c.truth) for c in found] == [
+  assert [(c.chosen, c.rejected, c.quality) for c in found] == [
     ("x", "y", (5.0, 6.0)),
     ("z", "y", (7.0, 6.0)),
     ("good", "bad", None),
