@@ -16,7 +16,11 @@ import transformers
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Runs of the same shapes compile once for all tests: most of a small run is compilation.
-_CACHE = os.environ.setdefault("RM_JAX_TEST_CACHE", tempfile.mkdtemp(prefix="rm_jax_tests_"))
+# A folder that RM_JAX_TEST_CACHE names stays for the next run; one made here goes with this one.
+_OWN = "RM_JAX_TEST_CACHE" not in os.environ
+if _OWN:
+  os.environ["RM_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="rm_jax_tests_")
+_CACHE = os.environ["RM_JAX_TEST_CACHE"]
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 os.environ["RM_JAX_TOKENS"] = os.path.join(_CACHE, "tokens")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -29,7 +33,7 @@ CHAT = (
 
 
 def pytest_unconfigure(config):
-  if not hasattr(config, "workerinput"):  # the one process that made it
+  if _OWN and not hasattr(config, "workerinput"):  # the one process that made it
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 

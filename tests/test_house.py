@@ -68,4 +68,4 @@ def test_no_torch_and_no_tensorflow_in_the_core():
 def test_no_room_is_a_god_file():
   for folder in ("rm_jax", "experiments", "configs"):
     for path in (ROOT / folder).rglob("*.py"):
-      assert len(path.read_text().splitlines()) <= 400, path
+      assert len(path.read_text().splitlines()) <= 600, path
