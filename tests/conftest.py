@@ -1,13 +1,19 @@
 """Eight CPU devices for every test, strict promotion of ranks, and small tokenizers made here."""
 
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# LLVM's passes are a third of the tests' time, and programs this small gain nothing by them. The
-# README's commands, which .ci/run runs too, have them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the tests' time is compilation, and programs this small gain nothing by LLVM's passes, nor
+# by the fusions' own MLIR pipeline, which is half of what is left (jaxlib from 0.11 has no other,
+# and stops at a flag that it does not know). The README's commands, which .ci/run runs too, have
+# them all.
+_FLAGS = ["--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+  _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
 import jax
 import pytest
