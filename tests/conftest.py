@@ -10,10 +10,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # by the fusions' own MLIR pipeline, which is half of what is left (jaxlib from 0.11 has no other,
 # and stops at a flag that it does not know). The README's commands, which .ci/run runs too, have
 # them all.
-_FLAGS = ["--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-  _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0"
+  + " --xla_cpu_use_fusion_emitters=false"
+  * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 
 import jax
 import pytest
