@@ -40,6 +40,16 @@ CHAT = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Neighbours stay on one worker, which makes a module's fixtures once, until the other is idle."""
+  if config.getvalue("dist") == "load":
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+  return None
+
+
 def pytest_unconfigure(config):
   if _OWN and not hasattr(config, "workerinput"):  # the one process that made it
     shutil.rmtree(_CACHE, ignore_errors=True)

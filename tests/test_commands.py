@@ -143,6 +143,7 @@ def attempts(name, cases, folder):
   }
 
 
+@pytest.mark.slow
 def test_a_fork_says_what_a_process_says(tmp_path):
   cases = {"unknown": ["--nonsense=1"], "forgotten": ["--config=configs/base.py"]}
   forks = attempts("train", cases, tmp_path)
@@ -174,6 +175,7 @@ def data(tmp_path_factory):
   return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 40)
 
 
+@pytest.mark.slow
 def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
   not_json = tmp_path / "bad.jsonl"
   not_json.write_text(data.read_text().splitlines()[0] + "\n{'prompt': 1}\n")
@@ -239,6 +241,7 @@ def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
   assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   whole = command("train", *train_flags(llama_folder, data, tmp_path / "whole"))
   code, out, err = finish(whole)

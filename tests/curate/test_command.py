@@ -2,11 +2,15 @@
 
 import json
 
+import pytest
+
 from rm_jax.data.formats import load
 from rm_jax.data.report import Report
 from tests.curate.planted import plant
 from tests.test_commands import attempts, command, finish
 from tests.train.runs import write_pairs
+
+pytestmark = pytest.mark.slow  # processes, or whole runs
 
 
 def lines(path, rows):

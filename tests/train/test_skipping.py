@@ -54,6 +54,7 @@ def poisoned(steps):
   return step
 
 
+@pytest.mark.slow
 def test_steps_that_are_skipped_now_and_then_stop_no_run(llama_folder, tmp_path, monkeypatch):
   config = small_config(llama_folder, steps=6)
   config.data.heldout, config.train.max_skipped = "0", 2
