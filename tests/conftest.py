@@ -42,7 +42,7 @@ CHAT = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-  """Neighbours stay on one worker, which makes a module's fixtures once, until the other is idle."""
+  """Neighbours stay on one worker, which makes a module's fixtures once, until another is idle."""
   if config.getvalue("dist") == "load":
     from xdist.scheduler import WorkStealingScheduling
 
