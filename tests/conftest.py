@@ -1,13 +1,21 @@
 """Eight CPU devices for every test, strict promotion of ranks, and small tokenizers made here."""
 
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# LLVM's passes are a third of the tests' time, and programs this small gain nothing by them. The
-# README's commands, which .ci/run runs too, have them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the tests' time is compilation, and programs this small gain nothing by LLVM's passes, nor
+# by the fusions' own MLIR pipeline, which is half of what is left (jaxlib from 0.11 has no other,
+# and stops at a flag that it does not know). The README's commands, which .ci/run runs too, have
+# them all.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0"
+  + " --xla_cpu_use_fusion_emitters=false"
+  * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 
 import jax
 import pytest
@@ -30,6 +38,16 @@ CHAT = (
   "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>\n{% endfor %}"
   "{% if add_generation_prompt %}<s>assistant:{% endif %}"
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Neighbours stay on one worker, which makes a module's fixtures once, until another is idle."""
+  if config.getvalue("dist") == "load":
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+  return None
 
 
 def pytest_unconfigure(config):

@@ -36,7 +36,13 @@ def rows_of(seed=0, prompts=5, each=4):
 
 @pytest.fixture(
   scope="module",
-  params=["llama", "bert", "llama, pad is eos", "llama, mean", "bert, mean"],
+  params=[
+    "llama",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ("bert", "llama, pad is eos", "llama, mean", "bert, mean")
+    ),
+  ],
 )
 def model(request, llama_folder, bert_folder, tmp_path_factory):
   """A model with random weights, saved and read back."""
@@ -237,6 +243,7 @@ def test_messages_go_through_the_chat_template(model):
   np.testing.assert_allclose(scores, scores[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_workdir_scores_as_the_run_did(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=5)
   config.model.frozen_layers = 1
@@ -256,6 +263,7 @@ def test_a_workdir_scores_as_the_run_did(llama_folder, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
   torch = pytest.importorskip("torch", reason="torch is the oracle")
   from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification

@@ -1,6 +1,5 @@
 """The commands as people run them: real processes, real exit codes, one message a mistake."""
 
-import concurrent.futures
 import gzip
 import json
 import os
@@ -66,19 +65,23 @@ def test_large_pages_are_asked_for_once(environment, libc, expected):
     assert with_large_pages(new, libc) is None
 
 
-def command(name, *flags, devices=1, **options):
-  """A command's process on so many CPU devices, with its output as text."""
-  environment = os.environ | {
+def environment(devices=1):
+  """A command's, on so many CPU devices."""
+  return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
     "HF_HUB_OFFLINE": "1",
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
+
+
+def command(name, *flags, devices=1, **options):
+  """A command's process on so many CPU devices, with its output as text."""
   return subprocess.Popen(
     [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
     cwd=ROOT,
-    env=environment,
+    env=environment(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -89,6 +92,65 @@ def command(name, *flags, devices=1, **options):
 def finish(process):
   out, err = process.communicate(timeout=200)
   return process.returncode, out, err
+
+
+# Imports are all that a mistake costs, so that they are made once: each case is a fork of them.
+_FORKS = """
+import json, os, runpy, sys
+import experiments.launch, rm_jax.api, rm_jax.curate.pipeline, rm_jax.train.loop
+
+name, folder, cases = json.load(sys.stdin)
+codes = []
+for i, flags in enumerate(cases):
+  if not (pid := os.fork()):
+    for stream, number in (("out", 1), ("err", 2)):
+      os.dup2(os.open(f"{folder}/{i}.{stream}", os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [f"experiments/{name}.py", *flags]
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    sys.exit()
+  codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+def attempts(name, cases, folder):
+  """{case: (exit code, stdout, stderr)} of a command's processes, one after the other.
+
+  Args:
+    name: the command's.
+    cases: {case: flags}.
+    folder: an empty one.
+  """
+  order = [[str(flag) for flag in flags] for flags in cases.values()]
+  done = subprocess.run(
+    [sys.executable, "-c", _FORKS],
+    cwd=ROOT,
+    env=environment(),
+    input=json.dumps([name, str(folder), order]),
+    capture_output=True,
+    text=True,
+    timeout=400,
+    check=True,
+  )
+
+  def said(index, stream):
+    return (folder / f"{index}.{stream}").read_text()
+
+  codes = json.loads(done.stdout)
+  return {
+    case: (code, said(i, "out"), said(i, "err"))
+    for i, (case, code) in enumerate(zip(cases, codes, strict=True))
+  }
+
+
+@pytest.mark.slow
+def test_a_fork_says_what_a_process_says(tmp_path):
+  cases = {"unknown": ["--nonsense=1"], "forgotten": ["--config=configs/base.py"]}
+  forks = attempts("train", cases, tmp_path)
+  for case, flags in cases.items():
+    code, out, err = finish(command("train", *flags))
+    assert forks[case] == (code, out, err.replace(f"{ROOT}/", ""))
+    assert code != 0
 
 
 def train_flags(folder, data, workdir, **fields):
@@ -113,6 +175,7 @@ def data(tmp_path_factory):
   return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 40)
 
 
+@pytest.mark.slow
 def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
   not_json = tmp_path / "bad.jsonl"
   not_json.write_text(data.read_text().splitlines()[0] + "\n{'prompt': 1}\n")
@@ -168,13 +231,8 @@ def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
     "no config file": ([f"--config={tmp_path}/no.py", f"--workdir={tmp_path}/w"], "no.py"),
     "a flag forgotten": (["--config=configs/base.py"], "workdir"),
   }
-
-  def attempt(case):
-    flags, _ = case
-    return finish(command("train", *flags))
-
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    results = dict(zip(cases, pool.map(attempt, cases.values()), strict=True))
+  (tmp_path / "said").mkdir()
+  results = attempts("train", {n: flags for n, (flags, _) in cases.items()}, tmp_path / "said")
   for name, (code, _, err) in results.items():
     assert code != 0, name
     assert cases[name][1] in err, (name, err)
@@ -183,6 +241,7 @@ def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
   assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   whole = command("train", *train_flags(llama_folder, data, tmp_path / "whole"))
   code, out, err = finish(whole)

@@ -13,6 +13,8 @@ from rm_jax.train.writers import read_lines
 from tests.test_commands import command, finish, train_flags
 from tests.train.runs import write_pairs
 
+pytestmark = pytest.mark.slow  # processes, or whole runs
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -92,6 +92,7 @@ def test_pools_are_of_settings_that_there_are(tmp_path):
     sweep.study_of(str(path))
 
 
+@pytest.mark.slow
 def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_path):
   study = tmp_path / "study.py"
   shifted = write_pairs(tmp_path / "shifted.jsonl", 12, seed=7)

@@ -9,6 +9,8 @@ from rm_jax.train.writers import read_lines
 from tests.test_commands import command, finish
 from tests.train.runs import run, small_config, write_pairs
 
+pytestmark = pytest.mark.slow  # processes, or whole runs
+
 
 @pytest.fixture(scope="module")
 def workdir(llama_folder, tmp_path_factory):

@@ -48,6 +48,7 @@ def test_windows_that_moved_are_said_where_the_whole_has_not():
   assert "2 of 2 windows of 100 scores have" in found["says"]
 
 
+@pytest.mark.slow
 def test_false_alarms_are_no_more_than_the_level():
   alarms = monitors = 0
   for seed in range(60):
@@ -85,6 +86,7 @@ def test_what_cannot_be_compared_is_refused():
     drift(scores, pooled[:, :4], reference(rng))
 
 
+@pytest.mark.slow
 def test_disagreement_tells_errors():
   rng = np.random.default_rng(0)
   true = rng.normal(size=2000)

@@ -172,6 +172,7 @@ def exploited(rows):
   return score + 10 * bad + 1e-3 * np.array([noise(r) for _, r in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peaks", [False, True])
 def test_the_page_says_whether_the_truth_peaks(peaks, tmp_path):
   score = exploited if peaks else noisy(truth(SKILLED), 1.0)
@@ -213,6 +214,7 @@ def test_a_reference_too_small_to_compare_with_leaves_the_rest_of_the_page():
   assert found["agreement"]["n"] == 30
 
 
+@pytest.mark.slow
 def test_an_ensembles_disagreement_is_of_pairs_drawn_from_all(tmp_path, monkeypatch):
   monkeypatch.setattr(sections, "_DISAGREED", 40)
   asked = []

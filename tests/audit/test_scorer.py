@@ -47,6 +47,7 @@ def test_the_next_audit_finds_them(model, tmp_path, monkeypatch):
   assert vars(again.counts) == {"asked": 5, "distinct": 4, "hits": 4, "scored": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", [1, 3])
 def test_scores_come_with_what_is_read(llama_folder, members, tmp_path, monkeypatch):
   model = make(llama_folder, members=members)

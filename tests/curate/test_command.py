@@ -1,13 +1,16 @@
 """`python -m experiments.curate` as a real process: one good run of each kind, and mistakes."""
 
-import concurrent.futures
 import json
+
+import pytest
 
 from rm_jax.data.formats import load
 from rm_jax.data.report import Report
 from tests.curate.planted import plant
-from tests.test_commands import command, finish
+from tests.test_commands import attempts, command, finish
 from tests.train.runs import write_pairs
+
+pytestmark = pytest.mark.slow  # processes, or whole runs
 
 
 def lines(path, rows):
@@ -104,13 +107,12 @@ def test_mistakes_stop_at_once_with_one_message(tmp_path):
     "a report forgotten": (None, "report"),
   }
 
-  def attempt(case):
-    flags, _ = case
-    flags = [f"--input={data}", out] if flags is None else [*flags, f"--report={tmp_path}/r.json"]
-    return finish(command("curate", *flags))
-
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    results = dict(zip(cases, pool.map(attempt, cases.values()), strict=True))
+  flags = {
+    name: [f"--input={data}", out] if some is None else [*some, f"--report={tmp_path}/r.json"]
+    for name, (some, _) in cases.items()
+  }
+  (tmp_path / "said").mkdir()
+  results = attempts("curate", flags, tmp_path / "said")
   for name, (code, _, err) in results.items():
     assert code != 0, name
     assert cases[name][1] in err, (name, err)

@@ -185,6 +185,7 @@ def test_content_model_is_l2_logistic_regression():
   assert w == pytest.approx(oracle.coef_[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_content_model_learns_and_has_no_side():
   examples = World(judge_temperature=0.0).pairs("train", 800, 0)
   margins = ContentModel()(examples[:600], examples[600:])

@@ -82,6 +82,7 @@ PATHS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PATHS, ids=lambda o: ",".join(map(str, o.values())))
 def test_counts_add_up_on_every_path(faulty, tmp_path, options):
   book = ledgers.read(faulty / "rows.jsonl")

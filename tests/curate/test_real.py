@@ -10,6 +10,7 @@ from rm_jax.curate.annotators import annotator_report, read_judgements
 DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "hh_rlhf").is_dir(), reason="../shared/data/hh_rlhf is not here")
 def test_hh():
   book = ledger.read(DATA / "hh_rlhf")

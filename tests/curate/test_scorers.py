@@ -8,6 +8,7 @@ from rm_jax.curate.scorers import ConfigScorer
 from tests.train.runs import small_config, write_pairs
 
 
+@pytest.mark.slow
 def test_a_reward_model_finds_flips(llama_folder, tmp_path):
   book = ledger.read(write_pairs(tmp_path / "pairs.jsonl", 96, seed=5))
   flipped = [3, 40, 77]

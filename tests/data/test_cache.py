@@ -250,3 +250,18 @@ def test_nothing_is_an_entry_too(tmp_path):
   for _ in range(2):
     groups, kept = tokenise_cached([], encoder(), Report(), folder=tmp_path)
     assert (len(groups), kept) == (0, [])
+
+
+def test_steps_are_in_the_key():
+  cut = [dataclasses.replace(STEPS, steps=(steps,)) for steps in (("2.", "3."), ("2. 3.",))]
+  assert cut[0].responses == cut[1].responses
+  assert key(cut[:1], encoder()) != key(cut[1:], encoder())
+
+
+def test_special_tokens_are_in_the_key():
+  # Which token ends a sequence is the wrapper's to say: the file of the tokenizer is the same.
+  plain, other = decoder_tokenizer(), decoder_tokenizer()
+  other.eos_token = "<s>"
+  assert plain.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
+  keys = [key(EXAMPLES, TextEncoder(t, Convention(max_length=64))) for t in (plain, other)]
+  assert keys[0] != keys[1]

@@ -106,6 +106,7 @@ def test_shared_prompts_are_stored_once():
   assert group.columns(share=False) - group.columns(share=True) == saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("windows", ["cheapest", "sequences", "alone"])
 def test_few_shapes_hold_any_step(windows, multiple):

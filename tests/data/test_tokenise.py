@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tokenizers
 
 from rm_jax.data.group import make_group, tokenise
 from rm_jax.data.report import Report, RowError
@@ -296,3 +297,19 @@ def test_groups_of_every_kind():
   assert compared.comparisons()[0].tolist() == [[0, 1], [1, 0]]
   assert compared.comparisons()[1].tolist() == [[0, 2], [2, 0]]
   assert compared.length.tolist() == [3, 2]
+
+
+def test_a_tokenizer_that_appends_eos_itself_gives_the_same_ids():
+  plain, own = decoder_tokenizer(), decoder_tokenizer()
+  own.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+  )
+  assert own("ab").input_ids == [*plain("ab").input_ids, EOS]
+  want, got = (one(t, "ab", "cd") for t in (plain, own))
+  assert text(own, got.ids) == "<s>abcd</s>"
+  np.testing.assert_array_equal(got.ids, want.ids)
+  assert (got.prompt, got.marks.tolist()) == (want.prompt, want.marks.tolist())
+  # Nor does one stand between the first step and its mark.
+  want, got = (TextEncoder(t, Convention()).step_sequence("ab", ("cd", "ef")) for t in (plain, own))
+  np.testing.assert_array_equal(got.ids, want.ids)
+  assert (got.prompt, got.marks.tolist()) == (want.prompt, want.marks.tolist())

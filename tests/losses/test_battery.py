@@ -115,6 +115,7 @@ def reshape(scores, fields, batch):
   return one(scores, extra), moved
 
 
+@pytest.mark.slow
 @every
 def test_any_batch_rank_jit_and_vmap(case):
   inputs = make_inputs(case, (8,))
@@ -131,6 +132,7 @@ def test_any_batch_rank_jit_and_vmap(case):
   close(jax.jit(jax.vmap(case.__call__, (outputs, axes)))(*inputs), expected)
 
 
+@pytest.mark.slow
 @every
 def test_eight_devices_give_one_devices_numbers(case):
   scores, fields = make_inputs(case, (8,))

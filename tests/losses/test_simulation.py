@@ -119,6 +119,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_intervals_cover_the_truth(name):
   loss, make, truth = MODELS[name]
@@ -129,6 +130,7 @@ def test_intervals_cover_the_truth(name):
   assert abs(bias) < 3 / math.sqrt(RUNS) + 1 / math.sqrt(PAIRS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("loss", "make", "truth"),
   [

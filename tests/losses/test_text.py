@@ -64,6 +64,7 @@ def test_what_is_masked_does_not_leak(chunk):
     assert (np.asarray(got[1])[~np.asarray(WHERE)] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 4, 5])
 def test_chunks_of_which_nothing_counts_are_passed_over(chunk):
   where = WHERE.at[..., 6:].set(False)

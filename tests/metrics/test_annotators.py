@@ -152,6 +152,7 @@ CONFUSIONS = [
 PRIOR = np.array([0.5, 0.3, 0.2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_dawid_skene_recovers_what_was_simulated(missing):
   labels, _ = simulate(6000, CONFUSIONS, PRIOR, missing=missing)
@@ -166,6 +167,7 @@ def test_dawid_skene_recovers_what_was_simulated(missing):
   assert np.allclose(fit.posterior.sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_dawid_skene_beats_the_vote():
   """One good annotator among four bad ones: the vote follows the many."""
   good, bad = [[0.95, 0.05], [0.05, 0.95]], [[0.6, 0.4], [0.4, 0.6]]

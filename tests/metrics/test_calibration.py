@@ -231,6 +231,7 @@ def test_ece_by_hand():
   assert "no bin" in found["why"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [0.0, 0.1])
 def test_debiased_ece_has_no_bias_and_the_plain_one_has(off):
   """600 sets of 200: the truth is y ~ p + off·sin, so that a bin's E r is known."""

@@ -58,6 +58,7 @@ def pair_mean():
   return sum(p * (0.8 if k <= 2 else 0.6) for k, p in enumerate(pairs)) / sum(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [200, 400])
 def test_clustered_bootstrap_covers(prompts):
   """In 2,500 runs: at 1,000, one seed in forty would miss 93 % where 94.4 % are covered."""
@@ -74,6 +75,7 @@ def test_clustered_bootstrap_covers(prompts):
   assert naive / 2500 < 0.85  # what taking pairs for independent would have claimed
 
 
+@pytest.mark.slow
 def test_paired_difference_covers():
   mean = pair_mean()
   rng = np.random.default_rng(0)
@@ -87,6 +89,7 @@ def test_paired_difference_covers():
   assert 0.93 <= covered / 2500 <= 0.97
 
 
+@pytest.mark.slow
 def test_bootstrap_of_a_correlation_covers():
   """Of 200 conversations whose scores and ratings share a prompt's level: r = (½ + ½·0.6)."""
   rng = np.random.default_rng(0)

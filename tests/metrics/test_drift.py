@@ -201,6 +201,7 @@ def test_energy_distance_sees_a_shift_and_is_right_where_there_is_none():
     energy_distance(x, y[0])
 
 
+@pytest.mark.slow
 def test_monitor_raises_ever_a_false_alarm_no_more_often_than_its_level():
   """1,000 streams of 12 windows like their reference, which then move by one sd for 5."""
   level, ever, found = 0.2, 0, 0

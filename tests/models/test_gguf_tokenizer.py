@@ -285,6 +285,7 @@ def test_all_contradictions_are_one_error(tmp_path):
     read(tmp_path, "llama", sentencepiece(scores=None))
 
 
+@pytest.mark.slow
 def test_nothing_here_imports_torch(tmp_path):
   path = test_gguf.write(tmp_path / "t.gguf", "llama", tokenizer_keys(trained("smollm"), "smollm"))
   code = (
@@ -310,6 +311,7 @@ SMOLLM2 = {
 }
 
 
+@pytest.mark.slow
 def test_real_file(monkeypatch):
   ours = gguf.tokenizer(test_gguf.smollm2(monkeypatch))
   for text, ids in SMOLLM2.items():

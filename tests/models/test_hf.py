@@ -240,6 +240,7 @@ def test_berts_first_checkpoints_call_a_norms_parameters_gamma_and_beta(bert):
   _equal(_load(network, old)[0], _load(network, tensors)[0])
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_transformers_reads_what_we_export(arch, tmp_path):

@@ -73,6 +73,7 @@ def check(found, alone, tolerance):
     assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("kernel", "options"),
   [
@@ -91,6 +92,7 @@ def test_kernels_give_the_numbers_of_xla(kernel, options, monkeypatch):
   check(found, alone, 5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["interpreted", "lengths"])
 def test_each_device_runs_a_kernel_on_its_rows_and_heads(kernel):
   mesh = jax.make_mesh(
@@ -126,6 +128,7 @@ def custom_calls(kernel, platform, remat):
   return re.findall(r'kernel_name = "(\w+)"|custom_call @(__cudnn[$\w]+)', text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "forward"), [("minimal", 1), ("full", 2)])
 def test_splash_is_lowered_for_tpu_and_its_output_kept(remat, forward):
   names = ["".join(name) for name in custom_calls("splash", "tpu", remat)]

@@ -138,6 +138,7 @@ def test_windows_are_measured_in_positions(name):
 # Frozen layers.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "frozen"), [("qwen2", 1), ("qwen2", 3), ("bert", 2), ("bert", 3)])
 def test_frozen_layers_change_no_number(arch, frozen):
   # The window is in the last layer only: a stack must get its own layers' windows.
@@ -163,6 +164,7 @@ def test_frozen_layers_change_no_number(arch, frozen):
   assert np.abs(expected[batch.where]).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_above_frozen_layers_are_the_same():
   whole = make_network("llama")
   network = dataclasses.replace(whole, frozen=1)
@@ -192,6 +194,7 @@ def test_settings_that_are_wrong():
 # Rematerialisation and precision.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shared", "packed"])
 @pytest.mark.parametrize("arch", ["qwen3", "mistral", "bert"])
 def test_a_last_layer_at_marks_alone_changes_no_number(arch, name):
@@ -224,6 +227,7 @@ def _pooled_whole(network, params, batch):
   return jnp.take_along_axis(h_BTD, at, axis=1).reshape(*batch.marks.shape, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["llama", "bert"])
 def test_remat_changes_memory_and_no_gradient(arch):
   whole, batch, memory, grads = make_network(arch), _batch(arch), {}, {}
@@ -241,6 +245,7 @@ def test_remat_changes_memory_and_no_gradient(arch):
   assert memory["none"] > memory.get("minimal", memory["none"] - 1) > memory["full"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["qwen3", "bert"])
 def test_bfloat16_is_close_to_float32(arch):
   network = make_network(arch)
@@ -377,6 +382,7 @@ def _rates(arch, **keys):
   return make_network(arch, **{"attention_dropout": 0.0, **keys})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("arch", "rate"),
   [

@@ -69,6 +69,7 @@ _GRID = [(case, name) for case in CASES for name in oracle.layouts_of(case)]
 _TINYSTORIES = Path(__file__).parents[3] / "shared/weights/tinystories-llama-260k"
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize(("case", "name"), _GRID, ids=str)
 def test_hidden_states_and_scores_equal_torch(case, name):

@@ -96,6 +96,7 @@ def check(name, ours, run):
   assert np.sqrt((mine**2).mean()) / whole <= 5e-6
 
 
+@pytest.mark.slow
 def test_smollm2(double_norms):
   torch = pytest.importorskip("torch", reason="torch is the oracle")
   from transformers import LlamaConfig, LlamaModel
@@ -113,6 +114,7 @@ def test_smollm2(double_norms):
     check("SmolLM2-135M, GGUF", hidden_of(source, sequence.ids), run)
 
 
+@pytest.mark.slow
 def test_minilm():
   torch = pytest.importorskip("torch", reason="torch is the oracle")
   from transformers import BertConfig, BertModel

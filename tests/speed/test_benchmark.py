@@ -23,6 +23,7 @@ def config_for(folder, data, **fields):
   return c
 
 
+@pytest.mark.slow
 def test_figures_of_every_layout(llama_folder, tmp_path):
   write_pairs(tmp_path / "pairs.jsonl", 40)
   caching = jax.config.jax_compilation_cache_dir

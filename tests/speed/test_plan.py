@@ -183,6 +183,7 @@ def test_only_data_goes_between_slices():
   assert make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, devices).shape["fsdp"] == 8
 
 
+@pytest.mark.slow
 def test_the_abstract_state_is_that_of_a_run(llama_folder):
   config = small_config(llama_folder, steps=2)
   config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -224,6 +225,7 @@ def test_a_step_is_laid_out_whole(llama_folder):
   assert (other.micros, other.work) == (layout.micros, layout.work)
 
 
+@pytest.mark.slow
 def test_the_local_plan_of_the_command(llama_folder, tmp_path):
   output = tmp_path / "plan.json"
   code, out, err = finish(

@@ -64,6 +64,7 @@ def trained(llama_folder, tmp_path_factory):
   return path / "run", run(config, path / "run", devices=1)
 
 
+@pytest.mark.slow
 def test_learns_each_and_reports_each(trained):
   workdir, summary = trained
   assert summary["data"]["kinds"] == {"attributes": 48}
@@ -83,6 +84,7 @@ def test_learns_each_and_reports_each(trained):
   assert (workdir / "report.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_reward_is_the_mix(trained):
   model = RewardModel.from_pretrained(trained[0])
   assert model.attributes == NAMES
@@ -105,6 +107,7 @@ def test_the_reward_is_the_mix(trained):
     model.score(ROWS, lower=1.0)
 
 
+@pytest.mark.slow
 def test_saved_whole_with_the_names_in_transformers(trained, tmp_path):
   model = RewardModel.from_pretrained(trained[0])
   model.save_pretrained(tmp_path)
@@ -128,6 +131,7 @@ def test_saved_whole_with_the_names_in_transformers(trained, tmp_path):
       np.testing.assert_allclose(theirs(**inputs).logits[0].numpy(), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_pairs_teach_the_mix_which_is_saved_and_resumes(llama_folder, tmp_path):
   whole = with_pairs(configured(llama_folder, tmp_path), tmp_path)
   summary = run(whole, tmp_path / "whole", devices=2)
@@ -162,6 +166,7 @@ def test_pairs_teach_the_mix_which_is_saved_and_resumes(llama_folder, tmp_path):
     build_model(config)
 
 
+@pytest.mark.slow
 def test_pairs_alone_fit_the_mix_of_ratings_that_are_learned_already(
   llama_folder, trained, tmp_path
 ):
@@ -188,6 +193,7 @@ def test_pairs_alone_fit_the_mix_of_ratings_that_are_learned_already(
   )
 
 
+@pytest.mark.slow
 def test_one_attribute_is_a_model_too(llama_folder, tmp_path):
   config = configured(llama_folder, tmp_path, steps=1, mix=(3.0,))
   config.model.attributes = ("letter",)

@@ -9,6 +9,8 @@ from rm_jax import RewardModel
 from rm_jax.train.setup import build_model
 from tests.train.runs import run, small_config
 
+pytestmark = pytest.mark.slow  # processes, or whole runs
+
 ROWS = [{"prompt": f"{i} ", "response": "ab" * (i + 1)} for i in range(9)]
 
 

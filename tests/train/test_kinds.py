@@ -63,6 +63,7 @@ def configured(folder, tmp_path, make, *, steps=20, **losses):
   return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("make", "losses", "kind", "measure", "above"),
   [
@@ -83,6 +84,7 @@ def test_learns(llama_folder, tmp_path, make, losses, kind, measure, above):
   assert (tmp_path / "run/report.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_what_a_loss_learns_is_saved_with_the_run_and_resumes(llama_folder, tmp_path):
   losses = {"ranking": "davidson(tie_rate=0.5)"}
   whole = configured(llama_folder, tmp_path, compared, steps=6, **losses)
@@ -96,6 +98,7 @@ def test_what_a_loss_learns_is_saved_with_the_run_and_resumes(llama_folder, tmp_
   assert same[0] == same[1]
 
 
+@pytest.mark.slow
 def test_mixed_kinds_in_one_file_are_refused_and_ties_without_a_word_are_counted(
   llama_folder, tmp_path
 ):
@@ -113,6 +116,7 @@ def test_mixed_kinds_in_one_file_are_refused_and_ties_without_a_word_are_counted
   assert summary["data"]["train"] == 48
 
 
+@pytest.mark.slow
 def test_decorrelation_lowers_the_correlation_with_length(llama_folder, tmp_path):
   def longer(rng, i):
     return {"prompt": f"{i} ", "chosen": "b" * int(rng.integers(9, 14)), "rejected": "b" * 4}
@@ -129,6 +133,7 @@ def test_decorrelation_lowers_the_correlation_with_length(llama_folder, tmp_path
   assert found[3.0]["length_correlation_square"] < 0.5
 
 
+@pytest.mark.slow
 def test_sources_of_several_kinds_have_their_rates_and_their_own_metrics(llama_folder, tmp_path):
   config = configured(llama_folder, tmp_path, ranking, steps=10)
   outcomes = tmp_path / "outcomes.jsonl"

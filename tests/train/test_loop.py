@@ -64,6 +64,7 @@ def test_learns(whole):
   assert summary["heldout"]["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_another_seed_another(whole, llama_folder, tmp_path):
   run(small_config(llama_folder, steps=20), tmp_path / "same", devices=1)
   assert files(tmp_path / "same") == files(whole[0])
@@ -73,6 +74,7 @@ def test_same_seed_same_run_another_seed_another(whole, llama_folder, tmp_path):
   assert files(tmp_path / "other") != files(whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [7, 10])
 def test_stopped_and_resumed_is_one_run(stop, whole, llama_folder, tmp_path):
   run(small_config(llama_folder, steps=stop), tmp_path, devices=1)
@@ -82,6 +84,7 @@ def test_stopped_and_resumed_is_one_run(stop, whole, llama_folder, tmp_path):
   assert mine == theirs
 
 
+@pytest.mark.slow
 def test_killed_without_warning_resumes_to_the_same_file(whole, llama_folder, tmp_path):
   class Killed(BaseException):
     pass
@@ -103,6 +106,7 @@ def test_killed_without_warning_resumes_to_the_same_file(whole, llama_folder, tm
   assert files(tmp_path) == files(whole[0])
 
 
+@pytest.mark.slow
 def test_tokens_from_the_disk_or_made_are_the_same_run(whole, llama_folder, tmp_path, monkeypatch):
   reports = []
   for name in ("none", "made", "read"):
@@ -138,6 +142,7 @@ def test_finished_run_again_changes_nothing(whole, llama_folder):
   assert summary["heldout"]["accuracy"] == whole[1]["heldout"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_resumes_on_other_devices(whole, llama_folder, tmp_path):
   run(small_config(llama_folder, steps=10), tmp_path, devices=1)
   config = small_config(llama_folder, steps=20)
@@ -173,6 +178,7 @@ def flip_a_byte(directory):
   path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_passed_over_for_the_one_before(llama_folder, tmp_path, caplog):
   config = small_config(llama_folder, steps=20)
   config.train.keep = 2
@@ -185,6 +191,7 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(llama_folder, tmp_
   assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_no_checkpoint_left_to_read_is_an_error(llama_folder, tmp_path):
   run(small_config(llama_folder, steps=5), tmp_path, devices=1)
   flip_a_byte(tmp_path / "checkpoints" / "5" / "params")
@@ -194,6 +201,7 @@ def test_no_checkpoint_left_to_read_is_an_error(llama_folder, tmp_path):
     RewardModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=5)
   config.model.frozen_layers = 2
@@ -228,6 +236,7 @@ def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
   assert again["train"]["trained_parameters"] == summary["train"]["trained_parameters"]
 
 
+@pytest.mark.slow
 def test_gradients_that_stay_infinite_stop_the_run(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=20)
   config.train.max_skipped = 3
@@ -244,6 +253,7 @@ def test_gradients_that_stay_infinite_stop_the_run(llama_folder, tmp_path):
       run(config, tmp_path, devices=1)
 
 
+@pytest.mark.slow
 def test_decay_towards_the_start_holds_the_weights_back(llama_folder, tmp_path):
   distance = {}
   for rate in (0.0, 50.0):

@@ -122,6 +122,7 @@ def whole(base, tmp_path_factory):
   return workdir, summary, seen
 
 
+@pytest.mark.slow
 def test_the_backbone_stays_and_is_not_saved(base, whole):
   workdir, summary, seen = whole
   for path, x in seen["start"].items():
@@ -142,6 +143,7 @@ def test_the_backbone_stays_and_is_not_saved(base, whole):
   assert "embedding" not in metadata
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_same_run(base, whole, tmp_path):
   for steps in (6, 12):
     config = config_of(base)
@@ -150,6 +152,7 @@ def test_stopped_and_resumed_is_the_same_run(base, whole, tmp_path):
   assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_workdir_and_what_is_saved_of_it_score_alike(base, whole, tmp_path):
   workdir, _, seen = whole
   model = RewardModel.from_pretrained(workdir)
@@ -174,6 +177,7 @@ def test_a_workdir_and_what_is_saved_of_it_score_alike(base, whole, tmp_path):
   assert np.abs(untrained - scores).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_another_backbone_is_refused(base, whole, tmp_path):
   workdir = shutil.copytree(whole[0], tmp_path / "run")
   record = json.loads((workdir / "model" / "rm_jax.json").read_text())
@@ -190,6 +194,7 @@ def test_another_backbone_is_refused(base, whole, tmp_path):
     RewardModel.from_pretrained(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_eight_devices_give_one_devices_run(mesh, base, whole, tmp_path):
   config = config_of(base)
@@ -202,6 +207,7 @@ def test_eight_devices_give_one_devices_run(mesh, base, whole, tmp_path):
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_base_in_bfloat16_is_half_and_scores_as_it_was_trained(base, tmp_path):
   config = config_of(base, **{"model.lora.base_dtype": "bfloat16"})
   seen = {}
@@ -223,6 +229,7 @@ def test_a_base_in_bfloat16_is_half_and_scores_as_it_was_trained(base, tmp_path)
   np.testing.assert_allclose(model.score(ROWS), adapted.score(ROWS), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_random_backbone_is_saved_with_its_adapters(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=2)
   config.model.lora.rank = 2

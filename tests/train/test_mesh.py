@@ -22,6 +22,7 @@ def one_device(llama_folder, tmp_path_factory):
   return losses(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "mesh", [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
 )
@@ -33,6 +34,7 @@ def test_eight_devices_give_one_devices_losses(mesh, one_device, llama_folder, t
   np.testing.assert_allclose(losses(tmp_path), one_device, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_state_is_born_divided(llama_folder, tmp_path):
   from rm_jax.train import loop
 

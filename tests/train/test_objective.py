@@ -75,6 +75,7 @@ def test_every_group_gets_the_loss_of_its_kind():
   np.testing.assert_allclose(value, [expected], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_attributes_beside_pairs_in_one_batch():
   nan = math.nan
   # A pair, and two rated responses: the second's second attribute was not rated.
@@ -177,6 +178,7 @@ def test_observed_comparisons_and_not_the_labels_order_are_counted():
   assert sums["pairs"] == 1
 
 
+@pytest.mark.slow
 def test_decorrelation_over_micro_batches_is_that_of_the_whole_step():
   rng = np.random.default_rng(0)
   scores = jnp.asarray(rng.normal(size=(1, 6, 2)), jnp.float32)

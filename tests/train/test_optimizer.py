@@ -117,6 +117,7 @@ def kernels(seed=0):
   return {path: jnp.asarray(rng.normal(size=s), jnp.float32) for path, s in shapes.items()}
 
 
+@pytest.mark.slow
 def test_muon_makes_each_layers_kernel_orthogonal_and_leaves_the_rest_to_adam():
   config = options(name="muon", schedule="constant", warmup_steps=0, clip=0.0, learning_rate=1.0)
   params, gradients = kernels(), kernels(1)
@@ -159,6 +160,7 @@ def test_muon_without_kernels_is_refused():
     optimizer.init({"backbone/layers/q/lora_a": jnp.zeros((2, 12, 4))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
 def test_a_run_resumes_and_is_the_same_on_eight_devices(name, llama_folder, tmp_path):
   lines = {}

@@ -69,6 +69,7 @@ def test_what_is_refused(bucket, monkeypatch, tmp_path):
   assert not list((tmp_path / "cache" / "remote").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_on_urls_is_the_run_on_files(bucket, llama_folder, tmp_path):
   config = small_config(llama_folder, steps=3)
   run(config, tmp_path / "files", devices=1)

@@ -39,6 +39,7 @@ def test_separation():
   assert low < 0.5 < high
 
 
+@pytest.mark.slow
 def test_a_run_reports_it_and_refuses_what_has_no_members(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=2)
   config.data.train = str(write_pairs(tmp_path / "train.jsonl", 24))

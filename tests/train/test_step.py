@@ -119,6 +119,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "pooling"), READ)
 def test_sixteen_groups_in_any_layout_and_any_number_of_micro_batches(kind, pooling):
   network = network_of(kind)
@@ -135,6 +136,7 @@ def test_sixteen_groups_in_any_layout_and_any_number_of_micro_batches(kind, pool
         assert error <= 1e-5, (name, count, path, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_sixteen_groups_on_any_kernel(name):
   attention, packing = KERNELS[name]
@@ -186,6 +188,7 @@ def _of_eight_layers():
   return accumulate, arguments, params
 
 
+@pytest.mark.slow
 def test_a_micro_batch_holds_no_second_gradient():
   accumulate, arguments, params = _of_eight_layers()
   lowered = jax.jit(accumulate, donate_argnums=(1, 2)).lower(*arguments)

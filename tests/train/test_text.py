@@ -162,6 +162,7 @@ def sums_of(network, params, groups, packing, parts=1, **losses):
   return float(sums["loss"][0]) / weight, gradients, sums
 
 
+@pytest.mark.slow
 def test_what_it_adds_to_loss_and_gradient_is_that_of_plain_teacher_forcing():
   groups, sequences = groups_and_sequences()
   network = network_of("llama")
@@ -204,6 +205,7 @@ def test_what_it_adds_to_loss_and_gradient_is_that_of_plain_teacher_forcing():
   assert float(sums["text_log_likelihood"][0]) == pytest.approx(float(mean), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_any_layout_and_any_number_of_micro_batches_give_the_same_step():
   groups, _ = groups_and_sequences()
   network = network_of("llama")
@@ -278,6 +280,7 @@ def values(lines, name="loss"):
   return np.asarray([x[name] for x in lines])
 
 
+@pytest.mark.slow
 def test_a_run_grows_likelier_text_and_still_learns_rewards(whole, llama_folder, untied, tmp_path):
   _, summary, lines = whole
   likelihood = values(lines, "text_log_likelihood")
@@ -295,6 +298,7 @@ def test_a_run_grows_likelier_text_and_still_learns_rewards(whole, llama_folder,
   assert more == 300 * 32
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_the_classifier_that_it_always_was(whole, tmp_path):
   model = RewardModel.from_pretrained(whole[0])
   model.save_pretrained(tmp_path)
@@ -307,6 +311,7 @@ def test_what_is_saved_is_the_classifier_that_it_always_was(whole, tmp_path):
   np.testing.assert_array_equal(again.score(rows), model.score(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [(), ("^loss/text/", "^backbone/embed")])
 def test_resumes_with_its_head_trained_or_frozen(freeze, llama_folder, untied, tmp_path):
   config = config_of(llama_folder, untied, steps=6)
@@ -320,6 +325,7 @@ def test_resumes_with_its_head_trained_or_frozen(freeze, llama_folder, untied, t
   assert train_lines(tmp_path / "whole") == train_lines(tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_eight_devices_give_one_devices_run(mesh, whole, llama_folder, untied, tmp_path):
   config = config_of(llama_folder, untied)
@@ -342,6 +348,7 @@ def test_eight_devices_give_one_devices_run(mesh, whole, llama_folder, untied, t
   assert seen["head"] == (300 // mesh.tensor, 32 // mesh.fsdp)
 
 
+@pytest.mark.slow
 def test_frozen_layers_kept_or_not_give_the_same_run(llama_folder, tied, tmp_path):
   lines = {}
   for keep in (True, False):
@@ -356,6 +363,7 @@ def test_frozen_layers_kept_or_not_give_the_same_run(llama_folder, tied, tmp_pat
   assert likelihood[-1] > likelihood[0] + 0.01
 
 
+@pytest.mark.slow
 def test_an_ensemble_has_one_text_penalty(llama_folder, tied, tmp_path):
   found = {}
   for weight in (0.0, 0.5):
@@ -426,6 +434,7 @@ def test_numbers_out_of_range_are_refused(losses, message):
     objective(**losses)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TINYSTORIES.is_dir(), reason="tinystories-llama-260k is not here")
 def test_transformers_says_the_same_of_real_text():
   torch = pytest.importorskip("torch", reason="torch is the oracle")
