@@ -88,12 +88,24 @@ def load_tokenizer(name: str | Path) -> Any:
   from transformers import AutoTokenizer
 
   try:
-    return AutoTokenizer.from_pretrained(path)
+    # Left open, whether a checkpoint's own Python (`auto_map`) may run is asked on stdin, and a "y"
+    # that stands there for something else runs it. Nothing is looked up on the hub either.
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
   except (OSError, ValueError, KeyError, AttributeError) as error:
+    why, mend = _one_line(error), ""
+    if "trust_remote_code" in str(error):
+      why = "tokenizer_config.json or config.json has it made by Python of its own, by auto_map"
+      mend = "; we run none: where you trust it, save it as a tokenizer.json with transformers"
     raise ValueError(
-      f"{path}: no tokenizer could be loaded ({error}); set --config.model.tokenizer to a folder, "
-      "GGUF file or hub id that has one"
+      f"{path}: no tokenizer could be loaded ({why}{mend}); set --config.model.tokenizer to a "
+      "folder, GGUF file or hub id that has one"
     ) from None
+
+
+def _one_line(error: BaseException) -> str:
+  """What an error of another library says, on one line and not endless."""
+  said = " ".join(str(error).split()) or type(error).__name__
+  return said if len(said) <= 300 else said[:300] + " ..."
 
 
 def save_folder(
