@@ -1,15 +1,22 @@
-"""What opens a checkpoint's folder: no code of its own runs."""
+"""What opens and saves a checkpoint's folder: no code of its own runs, and none is half saved."""
 
+import builtins
+import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from rm_jax.models import source
-from tests.conftest import decoder_tokenizer
+from tests.conftest import LLAMA, decoder_tokenizer
 
 ROOT = Path(__file__).parents[2]
 # Where it is imported it leaves a file beside it, and is a tokenizer that could be loaded.
@@ -74,3 +81,139 @@ def test_where_transformers_has_the_class_the_folder_s_own_is_not_taken(tmp_path
   else:
     assert source.load_tokenizer(tmp_path)("ab").input_ids == decoder_tokenizer()("ab").input_ids
   assert not (tmp_path / "ran").exists()
+
+
+def contents(path):
+  """All that a loader reads of a folder: (config, record, template, tensors)."""
+  opened = source.open_source(str(path))
+  with opened.tensors() as tensors:
+    arrays = {name: tensors.get(name).tolist() for name in tensors.names()}
+  tokenizer = opened.tokenizer()
+  return opened.config, opened.record, tokenizer.chat_template, len(tokenizer), arrays
+
+
+def model(number):
+  """What `save_folder` takes, of two models of which no file is the other's."""
+  merges = [("a", "b")] * (number == 1)
+  return {
+    "config": {**LLAMA, "hidden_size": 32 * number},
+    "tokenizer": decoder_tokenizer(merges, chat=f"{{{{ {number} }}}}" if number == 1 else None),
+    "record": {"convention": {"max_length": number}},
+    "tensors": [(f"t{i}", np.full((4,), number, np.float32)) for i in range(2 + number)],
+  }
+
+
+class Killed(BaseException):
+  pass
+
+
+class Kill:
+  """Ends the process, as far as files are concerned, at the n-th call that changes any."""
+
+  CALLS = (
+    (os, "replace"),
+    (os, "rename"),
+    (os, "unlink"),
+    (os, "rmdir"),
+    (os, "mkdir"),
+    (os, "fsync"),
+    (builtins, "open"),
+    (io, "open"),
+    (safetensors.numpy, "save_file"),
+    (tempfile, "mkdtemp"),
+    (shutil, "rmtree"),
+  )
+
+  def __init__(self, monkeypatch, at):
+    self.left = at
+    for module, name in self.CALLS:
+      monkeypatch.setattr(module, name, self.wrap(getattr(module, name)))
+
+  def wrap(self, call):
+    def wrapped(*args, **kwargs):
+      reads = call.__name__ == "open" and "w" not in str(kwargs.get("mode", args[1:2]))
+      if not reads:
+        self.left -= 1
+        if self.left == 0 and call.__name__ == "save_file":
+          Path(args[1]).write_bytes(b"half")
+        if self.left <= 0:
+          raise Killed
+      return call(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_save_killed_at_any_call_leaves_the_old_or_the_new_model(tmp_path, monkeypatch, weights):
+  new = model(2)
+  source.save_folder(tmp_path / "new", **new)
+  after = contents(tmp_path / "new")
+  if not weights:  # of a run: its weights are elsewhere, and those that are here stay
+    del new["tensors"]
+  seen = []
+  for at in range(1, 200):
+    path = tmp_path / f"m{at}"
+    source.save_folder(path, **model(1))
+    (path / "README.md").write_text("mine")
+    (path / ".git").mkdir()
+    (path / ".git" / "HEAD").write_text("ref")
+    before = contents(path)
+    after = after if weights else (*after[:-1], before[-1])
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+      kill = Kill(patch, at)
+      source.save_folder(path, **new)
+    found = contents(path)
+    assert found in (before, after), f"call {at}: {found[:3]}"
+    seen.append(found == after)
+    assert (path / "README.md").read_text() == "mine"
+    assert (path / ".git" / "HEAD").read_text() == "ref"
+    if kill.left > 0:
+      break
+    # And the next save mends what is left over.
+    source.save_folder(path, **new)
+    assert contents(path) == after
+    assert not list(path.glob(".rm_jax*"))
+  assert kill.left > 0  # the last was not killed
+  # First the old one, from one call on the new one.
+  assert seen == sorted(seen)
+  assert sum(seen) > 8
+  assert seen.count(False) > 8
+
+
+def test_what_a_new_model_does_not_have_goes(tmp_path):
+  source.save_folder(tmp_path, **model(1))
+  (tmp_path / "calibration.json").write_text("{}")
+  (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"old")
+  source.save_folder(tmp_path, **model(2))
+  # Its template would have been the old one's.
+  assert source.load_tokenizer(tmp_path).chat_template is None
+  assert {p.name for p in tmp_path.iterdir()} == {
+    *("config.json", "rm_jax.json", "model.safetensors", "calibration.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+  }
+
+
+def test_a_save_that_fails_leaves_the_old_model(tmp_path):
+  source.save_folder(tmp_path, **model(1))
+  before, names = contents(tmp_path), {p.name for p in tmp_path.iterdir()}
+  bad = model(2) | {"tensors": [("t0", np.zeros(3, complex))]}
+  with pytest.raises(ValueError, match="complex128"):
+    source.save_folder(tmp_path, **bad)
+  assert contents(tmp_path) == before
+  assert {p.name for p in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+  "name", ["../stolen", "/etc/passwd", "a/b", "additional_chat_templates/../../x", ".", 5, None]
+)
+def test_a_folder_cannot_have_files_moved_out_of_it(tmp_path, name):
+  path = tmp_path / "model"
+  source.save_folder(path, **model(1))
+  written = path / ".rm_jax-written"
+  written.mkdir()
+  (written / ".files.json").write_text(json.dumps({"files": [name], "weights": True}))
+  (tmp_path / "stolen").write_text("")
+  with pytest.raises(ValueError, match="not what a save leaves; remove it"):
+    source.open_source(str(path))
+  assert (path / "config.json").exists()
+  assert (tmp_path / "stolen").exists()
