@@ -166,8 +166,8 @@ def load_tokenizer(name: str | Path) -> Any:
 
   try:
     # Left open, whether a checkpoint's own Python (`auto_map`) may run is asked on stdin, and a "y"
-    # that stands there for something else runs it. Nothing is looked up on the hub either.
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    # that stands there for something else runs it.
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer("A first use: some tables are read by it alone.")
     return tokenizer
   # Of a damaged file transformers and `tokenizers` raise whatever their code comes upon; what is

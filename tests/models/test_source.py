@@ -83,6 +83,17 @@ def test_where_transformers_has_the_class_the_folder_s_own_is_not_taken(tmp_path
   assert not (tmp_path / "ran").exists()
 
 
+def test_a_tokenizer_is_saved_as_it_was(tmp_path):
+  """What it is loaded with must not get into its file: an export's bytes would be others."""
+  decoder_tokenizer().save_pretrained(tmp_path / "a")
+  for old, new in (("a", "b"), ("b", "c")):
+    source.load_tokenizer(tmp_path / old).save_pretrained(tmp_path / new)
+  assert "trust_remote_code" not in (tmp_path / "c" / "tokenizer_config.json").read_text()
+  for file in (tmp_path / "b").iterdir():
+    assert (tmp_path / "c" / file.name).read_bytes() == file.read_bytes()
+  assert not json.loads((tmp_path / "c" / "tokenizer_config.json").read_text())["local_files_only"]
+
+
 def contents(path):
   """All that a loader reads of a folder: (config, record, template, tensors)."""
   opened = source.open_source(str(path))
