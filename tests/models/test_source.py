@@ -191,6 +191,48 @@ def test_a_save_killed_at_any_call_leaves_the_old_or_the_new_model(tmp_path, mon
   assert seen.count(False) > 8
 
 
+# Forks itself before any of JAX is started: a child saves one model over the other until it is
+# killed, and another says what is there then.
+KILLS = """
+import os, random, signal, sys, time
+from tests.models.test_source import contents, model, source
+from pathlib import Path
+
+path = Path(sys.argv[1])
+rng = random.Random(0)
+for number in (1, 2):
+  source.save_folder(path / str(number), **model(number))
+expected = [contents(path / str(number)) for number in (1, 2)]
+source.save_folder(path / "m", **model(1))
+seen = set()
+for kill in range(40):
+  child = os.fork()
+  if not child:
+    while True:
+      for number in (2, 1):
+        source.save_folder(path / "m", **model(number))
+  time.sleep(rng.uniform(0.0, 0.2))
+  os.kill(child, signal.SIGKILL)
+  os.waitpid(child, 0)
+  among = [p.name for p in (path / "m").glob(".rm_jax*")]
+  found = contents(path / "m")
+  assert found in expected, (kill, found[:3])
+  seen.add((expected.index(found), bool(among)))
+print(sorted(seen))
+"""
+
+
+@pytest.mark.slow
+def test_forty_kills_leave_one_of_the_two_models(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  # Both were found, and some kills fell into the midst of a save.
+  assert "(0, True)" in done.stdout
+  assert "(1, " in done.stdout
+
+
 def test_what_a_new_model_does_not_have_goes(tmp_path):
   source.save_folder(tmp_path, **model(1))
   (tmp_path / "calibration.json").write_text("{}")

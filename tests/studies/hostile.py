@@ -20,7 +20,6 @@ where it takes longer than 20 s or a gibibyte; what it took is held against the 
 
 import argparse
 import collections
-import contextlib
 import copy
 import hashlib
 import json
@@ -127,7 +126,10 @@ def load(path: str) -> dict[str, Any]:
 
 def judge(path: Path, said: dict[str, Any]) -> str:
   """What is wrong with a load by the libraries' own reading of the same bytes; '' where nothing."""
-  return (_judge_gguf if path.suffix == ".gguf" else _judge_folder)(path, said)
+  try:
+    return (_judge_gguf if path.suffix == ".gguf" else _judge_folder)(path, said)
+  except Exception as error:  # what the libraries do not read, we should not have
+    return f"the libraries do not read it: {type(error).__name__}: {error}"
 
 
 def _differ(weights: dict[str, np.ndarray], said: dict[str, str]) -> str:
@@ -141,15 +143,16 @@ def _judge_folder(path: Path, said: dict[str, Any]) -> str:
   arrays = {}
   for shard in shards:
     arrays |= safetensors.numpy.load_file(shard)
-  with contextlib.suppress(ValueError):  # a length or a template of which there is an error instead
-    if said["config"] != json.loads((path / "config.json").read_text()):
-      return "config differs"
+  config = json.loads((path / "config.json").read_text())
+  if json.dumps(said["config"]) != json.dumps(config):  # as text NaN is NaN
+    return "config differs"
   whole = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
   eos = json.loads((path / "tokenizer_config.json").read_text()).get("eos_token")
   ids = whole.encode(TEXT + "a").ids
   ends = whole.token_to_id(eos if isinstance(eos, str) else "</s>")
-  convention = json.loads((path / "rm_jax.json").read_text())["convention"]
-  positions = json.loads((path / "config.json").read_text()).get("max_position_embeddings", 2048)
+  record = path / "rm_jax.json"  # without one, or an empty one, the model's own most holds
+  convention = json.loads(record.read_text()).get("convention", {}) if record.exists() else {}
+  positions = config.get("max_position_embeddings", 2048)
   fits = len(ids) + 1 <= min(convention.get("max_length", 1024), positions)  # else it was cut
   if fits and isinstance(said["ids"], list) and said["ids"] not in (ids, [*ids, ends]):
     return f"tokens are {said['ids']}, and by tokenizers {ids}"
