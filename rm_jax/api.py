@@ -19,7 +19,7 @@ from rm_jax.models import hf
 from rm_jax.models.config import HeadConfig, backbone_config, head_config
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
-from rm_jax.models.source import Source, open_source, save_folder
+from rm_jax.models.source import RECORD, Source, open_source, parse, save_folder
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.mesh import make_mesh, parameter_shardings
 from rm_jax.train.remote import local
@@ -299,12 +299,17 @@ class RewardModel:
 def _read_run(path: Path, model: Model, mesh: Mesh) -> tuple[Model, dict]:
   """(model, parameters) of a workdir's latest checkpoint, adapters merged."""
   record = model.source.record
-  lora = Lora(**record["lora"]) if record.get("lora") else None
+  where = model.source.path / RECORD
+  lora = parse(Lora, record["lora"], f"{where}: lora") if record.get("lora") else None
   # A run may have its frozen layers in a stack of their own: it is read as it was written.
-  network = dataclasses.replace(model.network, frozen=record.get("frozen_layers", 0), lora=lora)
+  if type(frozen := record.get("frozen_layers", 0)) is not int:
+    raise ValueError(f"{where}: frozen_layers is {frozen!r:.80}; expected a whole number")
+  network = dataclasses.replace(model.network, frozen=frozen, lora=lora)
   shapes = flatten_dict(network.abstract(), sep="/")
   base: dict[str, jax.Array] = {}
   if name := record.get("base"):
+    if not isinstance(name, str):
+      raise ValueError(f"{where}: base is {name!r:.80}; expected a folder or hub id")
     try:
       source = open_source(local(name))
     except (ValueError, OSError) as error:
@@ -330,7 +335,8 @@ def _read_run(path: Path, model: Model, mesh: Mesh) -> tuple[Model, dict]:
 
 def _head(source: Source) -> HeadConfig:
   saved = source.record.get("head")
-  head = HeadConfig(**saved) if saved else head_config(source.config)
+  where = f"{source.path / RECORD}: head"
+  head = parse(HeadConfig, saved, where) if saved else head_config(source.config)
   return dataclasses.replace(head, dropout=0.0)
 
 

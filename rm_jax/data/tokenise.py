@@ -61,6 +61,8 @@ class Convention:
     ):
       if value not in known:
         raise ValueError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
+    if self.max_length < 1:
+      raise ValueError(f"convention.max_length is {self.max_length}; expected tokens, 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,12 +5,54 @@ config.json leaves out means here what it means there.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from rm_jax.models.layers import activation
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 ENCODERS = ("bert",)
+
+# Key of a config.json -> the least and the most that it may be. No model comes near the upper ends;
+# above them a small file would take all memory before it is held against the tensors.
+_SIZES = {
+  "vocab_size": (1, 2**26),
+  "hidden_size": (1, 2**20),
+  "intermediate_size": (1, 2**23),
+  "num_hidden_layers": (1, 10_000),
+  "num_attention_heads": (1, 2**16),
+  "num_key_value_heads": (1, 2**16),
+  "head_dim": (1, 2**16),
+  "max_position_embeddings": (1, 2**31 - 1),
+  "type_vocab_size": (1, 2**16),
+  "num_labels": (1, 2**16),
+  "sliding_window": (0, 2**31 - 1),
+  "max_window_layers": (0, 2**31 - 1),
+}
+_NUMBERS = {
+  "rms_norm_eps": (0.0, 1.0),
+  "layer_norm_eps": (0.0, 1.0),
+  "rope_theta": (1e-6, 1e30),
+  "initializer_range": (0.0, 1e6),
+  "attention_dropout": (0.0, 1.0),
+  "hidden_dropout_prob": (0.0, 1.0),
+  "attention_probs_dropout_prob": (0.0, 1.0),
+  "classifier_dropout": (0.0, 1.0),
+}
+_TYPES = {
+  "model_type": str,
+  "hidden_act": str,
+  "architectures": list,
+  "layer_types": list,
+  "id2label": dict,
+  "rope_scaling": dict,
+  "rope_parameters": dict,
+  "is_decoder": bool,
+  "attention_bias": bool,
+  "mlp_bias": bool,
+  "tie_word_embeddings": bool,
+  "use_sliding_window": bool,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +137,11 @@ class HeadConfig:
     for name in ("attributes", "mix"):  # JSON has no tuples
       object.__setattr__(self, name, tuple(getattr(self, name)))
     count = len(self.attributes)
+    if self.outputs < 1 or not 0.0 <= self.dropout <= 1.0:
+      raise ValueError(
+        f"head: {self.outputs} outputs, dropout {self.dropout}; expected 1 or more, and 0 to 1"
+      )
+    activation(self.activation)
     if len(self.mix) != count or (count and (self.outputs != count or self.ensemble)):
       raise ValueError(
         f"head: attributes {self.attributes}, mix {self.mix}, {self.outputs} outputs, ensemble "
@@ -109,16 +156,27 @@ def _rope(hf: Any) -> Rope:
     raise ValueError(
       f"config.json: rope_type {kind!r} is not supported; expected 'default', 'linear' or 'llama3'"
     )
-  return Rope(
+  for key in ("rope_theta", "factor", "low_freq_factor", "high_freq_factor"):
+    _number("config.json: rope", key, parameters.get(key, 1.0), 1e-6, 1e30)
+  original = parameters.get("original_max_position_embeddings")
+  if original is not None and (type(original) is not int or not 1 <= original < 2**31):
+    raise ValueError(
+      f"config.json: rope original_max_position_embeddings is {original!r:.80}; expected tokens"
+    )
+  rope = Rope(
     theta=float(parameters["rope_theta"]),
     kind=kind,
     factor=float(parameters.get("factor", 1.0)),
     low_freq_factor=float(parameters.get("low_freq_factor", 1.0)),
     high_freq_factor=float(parameters.get("high_freq_factor", 4.0)),
-    original_length=int(
-      parameters.get("original_max_position_embeddings") or hf.max_position_embeddings
-    ),
+    original_length=int(original or hf.max_position_embeddings),
   )
+  if kind == "llama3" and not rope.low_freq_factor < rope.high_freq_factor:
+    raise ValueError(
+      f"config.json: rope low_freq_factor is {rope.low_freq_factor} and high_freq_factor "
+      f"{rope.high_freq_factor}; expected the first to be smaller"
+    )
+  return rope
 
 
 def _windows(hf: Any) -> tuple[int, ...] | None:
@@ -135,6 +193,13 @@ def _windows(hf: Any) -> tuple[int, ...] | None:
 def _decoder(hf: Any) -> DecoderConfig:
   kind = hf.model_type
   heads = hf.num_attention_heads
+  kv_heads = getattr(hf, "num_key_value_heads", None) or heads
+  head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // heads
+  if heads % kv_heads or head_dim < 1 or head_dim % 2:
+    raise ValueError(
+      f"config.json: {heads} attention heads, {kv_heads} key/value heads, head_dim {head_dim}; "
+      "expected heads to be a multiple of key/value heads, and an even head_dim"
+    )
   attention_bias = kind in ("llama", "qwen3") and hf.attention_bias
   return DecoderConfig(
     model_type=kind,
@@ -142,8 +207,8 @@ def _decoder(hf: Any) -> DecoderConfig:
     width=hf.hidden_size,
     layers=hf.num_hidden_layers,
     heads=heads,
-    kv_heads=getattr(hf, "num_key_value_heads", None) or heads,
-    head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // heads,
+    kv_heads=kv_heads,
+    head_dim=head_dim,
     ffn=hf.intermediate_size,
     activation=hf.hidden_act,
     eps=hf.rms_norm_eps,
@@ -163,6 +228,11 @@ def _decoder(hf: Any) -> DecoderConfig:
 def _encoder(hf: Any) -> EncoderConfig:
   if hf.is_decoder:
     raise ValueError("config.json: is_decoder is true; BERT is supported as an encoder only")
+  if hf.hidden_size % hf.num_attention_heads:
+    raise ValueError(
+      f"config.json: hidden_size is {hf.hidden_size} with {hf.num_attention_heads} attention heads;"
+      " expected a multiple"
+    )
   return EncoderConfig(
     model_type=hf.model_type,
     vocab=hf.vocab_size,
@@ -185,26 +255,72 @@ def is_classifier(hf: dict) -> bool:
   return any("ForSequenceClassification" in name for name in hf.get("architectures") or ())
 
 
-def backbone_config(hf: dict) -> DecoderConfig | EncoderConfig:
-  """The backbone of a config.json's dictionary. Raises ValueError naming what is not supported."""
+def check_config(hf: dict, where: str = "config.json") -> None:
+  """Raises ValueError where a config.json's dictionary has a value that no model can have.
+
+  Args:
+    hf: the dictionary. Of an architecture that we do not know (a tokenizer's folder may have one)
+      only sizes beyond all measure are refused.
+    where: the file, for the message.
+  """
+  for key, (_, most) in _SIZES.items():
+    if type(hf.get(key)) is int and hf[key] > most:
+      raise ValueError(f"{where}: {key} is {hf[key]:.6g}; expected at most {most}")
+  if (kind := hf.get("model_type")) is not None and not isinstance(kind, str):
+    raise ValueError(f"{where}: model_type is {kind!r:.80}; expected a str")
+  if kind not in DECODERS + ENCODERS:
+    return
+  for key, (least, _) in _SIZES.items():
+    value = hf.get(key)
+    if value is not None and (type(value) is not int or value < least):
+      raise ValueError(f"{where}: {key} is {value!r:.80}; expected a whole number from {least}")
+  for key, (least, most) in _NUMBERS.items():
+    if hf.get(key) is not None:
+      _number(where, key, hf[key], least, most)
+  for key, of in _TYPES.items():
+    value = hf.get(key)
+    if value is not None and not isinstance(value, of):
+      raise ValueError(f"{where}: {key} is {value!r:.80}; expected a {of.__name__}")
+  for key in ("architectures", "layer_types"):
+    if wrong := [one for one in hf.get(key) or () if not isinstance(one, str)]:
+      raise ValueError(f"{where}: {key} holds {wrong[0]!r:.80}; expected strings")
+
+
+def _number(where: str, key: str, value: Any, least: float, most: float) -> None:
+  # A comparison with NaN is false.
+  if type(value) not in (int, float) or not least <= value <= most or not math.isfinite(value):
+    raise ValueError(f"{where}: {key} is {value!r:.80}; expected a number, {least:g} to {most:g}")
+
+
+def _full(hf: dict) -> Any:
+  """transformers' own config of a config.json's dictionary, with its defaults filled in."""
   from transformers import AutoConfig
 
+  check_config(hf)
+  try:
+    return AutoConfig.for_model(**hf)
+  # Its validators raise what they like, and a key may be one that its own code trips over.
+  except Exception as error:
+    said = " ".join(str(error).split())
+    raise ValueError(f"config.json: transformers does not take it: {said:.300}") from None
+
+
+def backbone_config(hf: dict) -> DecoderConfig | EncoderConfig:
+  """The backbone of a config.json's dictionary. Raises ValueError naming what is not supported."""
   kind = hf.get("model_type")
-  if kind not in DECODERS + ENCODERS:
+  if not isinstance(kind, str) or kind not in DECODERS + ENCODERS:
     raise ValueError(
-      f"config.json: model_type {kind!r} is not supported; expected one of "
+      f"config.json: model_type {kind!r:.80} is not supported; expected one of "
       f"{', '.join(DECODERS + ENCODERS)}"
     )
-  full = AutoConfig.for_model(**hf)
+  full = _full(hf)
   activation(full.hidden_act)  # an unknown one is refused now, and not when a step is compiled
   return _decoder(full) if kind in DECODERS else _encoder(full)
 
 
 def tied_head(hf: dict) -> bool:
   """Whether the language-model head of a config.json's model is its embedding."""
-  from transformers import AutoConfig
-
-  return bool(AutoConfig.for_model(**hf).tie_word_embeddings)
+  return bool(_full(hf).tie_word_embeddings)
 
 
 def head_config(hf: dict) -> HeadConfig:

@@ -14,6 +14,7 @@ import logging
 import os
 import pathlib
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -31,11 +32,20 @@ from huggingface_hub import constants
 _log = logging.getLogger(__name__)
 
 _SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = (_SINGLE, INDEX, "model-*-of-*.safetensors")
 # Not every *.safetensors: some repositories hold the same weights again under other names.
 _PATTERNS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLED = (
+  "its weights are pickles ({}), which can run any code when they are read, so we do not. Where you"
+  " trust them, convert them to safetensors: load the model with transformers' from_pretrained and"
+  " save it with save_pretrained"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Bytes of a table of tensors (a header, an index): the largest models have ten million. It is
+# decoded before anything in it can be checked, which takes several times as much memory.
+_MOST_TABLE = 2**24
 _HUB_SECONDS = 4.0  # how long the hub may take to say what files a model has
 
 
@@ -115,6 +125,18 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
   )
 
 
+def check_file(path: pathlib.Path, most: int | None = None) -> None:
+  """Raises ValueError where a path is no plain file, or one of more bytes than `most`.
+
+  A pipe would be waited for, and a device has no end. A missing file is an OSError.
+  """
+  found = path.stat()
+  if not stat.S_ISREG(found.st_mode):
+    raise ValueError("it is not a plain file")
+  if most is not None and found.st_size > most:
+    raise ValueError(f"it has {found.st_size} bytes; expected at most {most}")
+
+
 def _problem(path: pathlib.Path) -> str:
   """What is wrong with a local model and how to mend it; empty where nothing is."""
   if path.is_dir():
@@ -125,19 +147,15 @@ def _problem(path: pathlib.Path) -> str:
 
 def _problem_of(names: set[str]) -> str:
   """`_problem` of a folder, here or on the hub, by the names of its files."""
-  if "config.json" in names and names & {_SINGLE, _INDEX}:
+  if "config.json" in names and names & {_SINGLE, INDEX}:
     return ""
   pickles = sorted(name for name in names if name.endswith(_PICKLES))
   ggufs = sorted(name for name in names if name.endswith(".gguf"))
   if "config.json" in names and pickles:
-    return (
-      f"its weights are pickles ({', '.join(pickles)}), which can run any code when they are read,"
-      " so we do not. Where you trust them, convert them to safetensors: load the model with"
-      " transformers' from_pretrained and save it with save_pretrained"
-    )
+    return _PICKLED.format(", ".join(pickles))
   if ggufs:
     return f"it holds GGUF files and is no Hugging Face folder; give one of them: {ggufs}"
-  expected = f"config.json and {_SINGLE} (or {_INDEX})"
+  expected = f"config.json and {_SINGLE} (or {INDEX})"
   return f"not a Hugging Face model folder: expected {expected}, found {sorted(names)[:8]}"
 
 
@@ -282,18 +300,21 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
   path = pathlib.Path(path)
   if (path / _SINGLE).exists():
     listed, shards, problems = None, [_SINGLE], []
-  elif (path / _INDEX).exists():
-    listed, problems = _weight_map(path / _INDEX)
+  elif (path / INDEX).exists():
+    listed, problems = _weight_map(path / INDEX)
     shards = sorted(set(listed.values()))
   else:
-    raise FileNotFoundError(f"{path}: holds neither {_SINGLE} nor {_INDEX}")
+    pickles = sorted(child.name for child in path.iterdir() if child.name.endswith(_PICKLES))
+    others = f"; {_PICKLED.format(', '.join(pickles))}" if pickles else ""
+    raise FileNotFoundError(f"{path}: holds neither {_SINGLE} nor {INDEX}{others}")
   where, files = {}, contextlib.ExitStack()
   for shard in shards:
     try:
+      check_file(path / shard)
+      _check_header(path / shard)
       file = files.enter_context(safetensors.safe_open(path / shard, framework="numpy"))
-      _check_keys(path / shard)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-      problems.append(f"{shard}: {error}")
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+      problems.append(f"{shard}: {getattr(error, 'strerror', None) or error}")
       continue
     names = set(file.keys())
     where |= dict.fromkeys(names, file)
@@ -311,7 +332,8 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 def _weight_map(file: pathlib.Path) -> tuple[dict[str, str], list[str]]:
   """Tensor name -> shard, of an index, without those that are no file of the folder; problems."""
   try:
-    where = json.loads(file.read_bytes(), object_pairs_hook=_unique)["weight_map"]
+    check_file(file, _MOST_TABLE)
+    where = json.loads(file.read_bytes(), object_pairs_hook=unique)["weight_map"]
     good, problems = {}, []
     for name, shard in where.items():
       # An index is data from elsewhere: it must not make us open a file outside its folder.
@@ -320,22 +342,30 @@ def _weight_map(file: pathlib.Path) -> tuple[dict[str, str], list[str]]:
       else:
         problems.append(f"{file.name}: {name} is said to be in {shard!r}, no plain file name")
     return good, problems
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     return {}, [f"{file.name}: not an index of shards ({error})"]
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+  """A JSON object's keys and values, for `json.loads`. Raises ValueError where a key is twice."""
   counts = collections.Counter(key for key, _ in pairs)
   if twice := sorted(key for key, count in counts.items() if count > 1):
     raise ValueError(f"a JSON key stands twice: {twice}")
   return dict(pairs)
 
 
-def _check_keys(file: pathlib.Path) -> None:
-  """Raises where a tensor stands twice in the header, of which safetensors takes either."""
+def _check_header(file: pathlib.Path) -> None:
+  """Raises where a tensor stands twice in the header, of which safetensors takes either.
+
+  What else may be wrong with it safetensors finds; a header that cannot be decoded is left to it.
+  """
   with open(file, "rb") as handle:
-    header = handle.read(int.from_bytes(handle.read(8), "little"))
-  json.loads(header, object_pairs_hook=_unique)
+    length = int.from_bytes(handle.read(8), "little")
+    if length > _MOST_TABLE:
+      raise ValueError(f"its header is of {length} bytes; expected at most {_MOST_TABLE}")
+    header = handle.read(length)
+  with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+    json.loads(header, object_pairs_hook=unique)
 
 
 def write_tensors(
@@ -371,7 +401,7 @@ def write_tensors(
   if count > 1:
     files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
   path.mkdir(parents=True, exist_ok=True)
-  stale = {_INDEX, _SINGLE, *(file.name for file in path.glob("model-*-of-*.safetensors"))}
+  stale = {file.name for pattern in WEIGHTS for file in path.glob(pattern)}
   with tempfile.TemporaryDirectory(dir=path, prefix=".tmp-") as scratch:
     for file, shard in zip(files, shards, strict=True):
       _save(shard, pathlib.Path(scratch) / file)
@@ -379,9 +409,9 @@ def write_tensors(
       where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
       total = sum(array.nbytes for array in arrays.values())
       index = {"metadata": {"total_size": total}, "weight_map": where}
-      (pathlib.Path(scratch) / _INDEX).write_text(json.dumps(index, indent=2))
-      (path / _INDEX).unlink(missing_ok=True)
-      files.append(_INDEX)
+      (pathlib.Path(scratch) / INDEX).write_text(json.dumps(index, indent=2))
+      (path / INDEX).unlink(missing_ok=True)
+      files.append(INDEX)
     for file in files:
       os.replace(pathlib.Path(scratch) / file, path / file)
   for file in stale.difference(files):

@@ -8,16 +8,16 @@ is an error: a scaling or a split rule that is ignored gives a model that is wro
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import gguf
 import numpy as np
 import transformers
 
-from rm_jax.models import gguf_tokenizer
+from rm_jax.models import gguf_file, gguf_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ _ARCHITECTURES = {
   "qwen3": _Architecture("Qwen3ForCausalLM", _LAYER | _QK_NORM, permuted=False),
 }
 
+_DIVISORS = "rope_freqs.weight"  # of RoPE's frequencies, Llama 3's scaling; no parameter
 _YARN = {
   "rope.scaling.yarn_attn_factor": "attention_factor",
   "rope.scaling.yarn_beta_fast": "beta_fast",
@@ -84,23 +85,28 @@ class GGUF(contextlib.AbstractContextManager):
     config: as Hugging Face's config.json has it (`model_type`, `hidden_size`, `rope_theta`, ...).
   """
 
-  def __init__(self, config: dict[str, Any], tensors: dict[str, gguf.ReaderTensor], permuted: bool):
+  def __init__(
+    self, config: dict[str, Any], file: gguf_file.File, names: dict[str, str], permuted: bool
+  ):
     self.config = config
-    self._tensors = tensors
+    self._file = file
+    self._names = names  # Hugging Face's -> GGUF's
     self._permuted = permuted
 
   def names(self) -> list[str]:
     """Hugging Face names of the tensors."""
-    return list(self._tensors)
+    return list(self._names)
 
   def shape(self, name: str) -> tuple[int, ...]:
     """Shape of a tensor, as Hugging Face has it (a linear layer's weight is [out, in])."""
-    return tuple(int(n) for n in reversed(self._tensors[name].shape))
+    return self._file.tensors[self._names[name]].shape
 
   def get(self, name: str) -> np.ndarray:
     """A tensor, de-quantised: float32 [*shape(name)], a fresh array."""
-    tensor = self._tensors[name]
-    array = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    stored, kind = self._file.data(self._names[name]), self._file.tensors[self._names[name]].kind
+    array = gguf.dequantize(stored, kind)
+    if np.may_share_memory(array, stored):
+      array = array.copy()
     if self._permuted and ".q_proj." in name:
       array = _unpermute(array, self.config["num_attention_heads"])
     if self._permuted and ".k_proj." in name:
@@ -109,7 +115,7 @@ class GGUF(contextlib.AbstractContextManager):
 
   def close(self) -> None:
     """Lets go of the file."""
-    self._tensors = {}
+    self._names = {}
 
   def __exit__(self, *unused) -> None:
     self.close()
@@ -136,65 +142,61 @@ def read(path: str | os.PathLike) -> GGUF:
       do not read; keys that are missing or unknown, or tensors that are missing, unknown or of the
       wrong shape (all of them in one message).
   """
-  reader = _open(path)
-  name = _value(reader, "general.architecture")
-  if name not in _ARCHITECTURES:
+  file = _open(path)
+  name = file.get("general.architecture")
+  if not isinstance(name, str) or name not in _ARCHITECTURES:
     raise ValueError(
-      f"{path}: general.architecture is {name!r}; we read {sorted(_ARCHITECTURES)}. Use the model's"
-      " Hugging Face folder (config.json and safetensors) if its model_type is supported."
+      f"{path}: general.architecture is {_short(name)}; we read {sorted(_ARCHITECTURES)}. Use the"
+      " model's Hugging Face folder (config.json and safetensors) if its model_type is supported."
     )
   architecture = _ARCHITECTURES[name]
-  tensors = {tensor.name: tensor for tensor in reader.tensors}
-  config, sizes = _config(path, reader, tensors)
+  config, sizes = _config(path, file)
+  if (layers := config["num_hidden_layers"]) > len(file.tensors):
+    # Before a table of so many names is made.
+    raise ValueError(
+      f"{path}: key {name}.block_count is {layers} and the file has {len(file.tensors)} tensors; "
+      "expected several tensors a layer. Convert the model again, or get the file again."
+    )
   table = _table(architecture, config)
-  problems = [f"tensor {key} is missing" for key in table.keys() - tensors.keys()]
-  problems += [f"tensor {key} is unknown to {name!r}" for key in tensors.keys() - table.keys()]
-  found = {}
-  for key in table.keys() & tensors.keys():
-    theirs, dims = table[key]
-    shape = tuple(int(n) for n in reversed(tensors[key].shape))
-    expected = tuple(sizes[dim] for dim in dims)
-    if shape != expected:
-      problems.append(f"tensor {key} has shape {shape}, the keys say {expected}")
-    found[theirs] = tensors[key]
-  problems += _unreadable(tensors.values())
+  ours = {key: tensor for key, tensor in file.tensors.items() if key != _DIVISORS}
+  problems = [f"tensor {key} is missing" for key in table.keys() - ours.keys()]
+  problems += [f"tensor {key} is unknown to {name!r}" for key in ours.keys() - table.keys()]
+  for key in table.keys() & ours.keys():
+    expected = tuple(sizes[dim] for dim in table[key][1])
+    if ours[key].shape != expected:
+      problems.append(f"tensor {key} has shape {ours[key].shape}, the keys say {expected}")
+  problems += _unreadable(file)
   _raise(path, problems)
-  kinds = sorted({tensor.tensor_type.name for tensor in found.values()})
+  kinds = sorted({tensor.kind.name for tensor in ours.values()})
   _log.info("%s: weights stored as %s, read as float32", path, ", ".join(kinds))
-  return GGUF(config, {key: found[key] for key, _ in table.values()}, architecture.permuted)
+  names = {theirs: key for key, (theirs, _) in table.items()}
+  return GGUF(config, file, names, architecture.permuted)
 
 
-class _Reader(gguf.GGUFReader):
-  """GGUFReader, three times faster: it takes a million slices, which a memmap makes slowly."""
-
-  def _get(self, *args, **kwargs):
-    if isinstance(self.data, np.memmap):
-      self.data = self.data.view(np.ndarray)
-    return super()._get(*args, **kwargs)
-
-
-def _open(path: str | os.PathLike) -> gguf.GGUFReader:
+def _open(path: str | os.PathLike) -> gguf_file.File:
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such GGUF file")
   try:
-    reader = _Reader(path)
-  except (ValueError, KeyError, IndexError, OverflowError) as error:
+    file = gguf_file.File(path)
+  except ValueError as error:
     raise ValueError(
-      f"{path}: cannot be read as GGUF ({error}). Was it cut short? Compare its size with the"
-      " original's. Is it newer than the `gguf` package? Upgrade that."
-    ) from error
-  parts = _value(reader, "split.count", 1)
-  if parts > 1:
+      f"{path}: cannot be read as GGUF ({error}). Was it cut short or changed? Compare its size and"
+      " its hash with the original's."
+    ) from None
+  parts = file.get("split.count", 1)
+  if type(parts) is not int or parts > 1:
     raise ValueError(
-      f"{path}: one of {parts} parts. Join them with `llama-gguf-split --merge FIRST OUTPUT`."
+      f"{path}: one of {_short(parts)} parts. Join them with `llama-gguf-split --merge FIRST"
+      " OUTPUT`."
     )
-  return reader
+  return file
 
 
-def _value(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
-  field = reader.get_field(key)
-  return default if field is None else field.contents()
+def _short(value: Any) -> str:
+  """A value for a message; a key may hold a list of a million."""
+  said = repr(value[:9] if isinstance(value, list | str) else value)
+  return f"{said[:80]} ..." if len(said) > 80 or said != repr(value) else said
 
 
 def _raise(path: str | os.PathLike, problems: list[str]) -> None:
@@ -209,40 +211,40 @@ def _raise(path: str | os.PathLike, problems: list[str]) -> None:
 class _Keys:
   """The '<architecture>.*' keys of a file, each taken once; what is left over is unknown."""
 
-  def __init__(self, reader: gguf.GGUFReader, architecture: str):
-    start = architecture + "."
-    self.prefix = start
-    self.left = {k[len(start) :]: f for k, f in reader.fields.items() if k.startswith(start)}
+  def __init__(self, file: gguf_file.File, architecture: str):
+    self.prefix = architecture + "."
+    self.left = {k.removeprefix(self.prefix) for k in file.key_names() if k.startswith(self.prefix)}
     self.problems: list[str] = []
+    self._file = file
 
   def take(self, key: str, kind: type, default: Any = None) -> Any:
     """The value of a key, or the default; a problem, and the answer 1, where there is neither."""
-    field = self.left.pop(key, None)
-    if field is None:
+    if key not in self.left:
       if default is None:
         self.problems.append(f"key {self.prefix}{key} is missing")
       return kind(1) if default is None else default
-    value = field.contents()
-    if kind is float and isinstance(value, float):
+    self.left.remove(key)
+    value = self._file.get(self.prefix + key)
+    if kind is float and isinstance(value, float) and math.isfinite(value):
       # Stored as float32: 1e-05 and not 9.999999747378752e-06.
       return float(str(np.float32(value)))
-    if type(value) is not kind or (kind is int and value < 1 and default != 0):
-      self.problems.append(f"key {self.prefix}{key} is {value!r}, expected one {kind.__name__}")
+    if type(value) is not kind or kind is float or (kind is int and value < 1 and default != 0):
+      said = f"key {self.prefix}{key} is {_short(value)}, expected one {kind.__name__}"
+      self.problems.append(said)
       return kind(1)
     return value
 
 
-def _config(
-  path: str | os.PathLike, reader: gguf.GGUFReader, tensors: dict[str, gguf.ReaderTensor]
-) -> tuple[dict[str, Any], dict[str, int]]:
+def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, Any], dict[str, int]]:
   """config.json, and the size of each dimension by its letter."""
-  name = _value(reader, "general.architecture")
-  keys = _Keys(reader, name)
+  name, tensors = file.get("general.architecture"), file.tensors
+  keys = _Keys(file, name)
   hidden = keys.take("embedding_length", int)
   heads = keys.take("attention.head_count", int)
   kv_heads = keys.take("attention.head_count_kv", int, heads)
   head_dim = keys.take("attention.key_length", int, hidden // heads)
-  rows = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
+  embedding = tensors.get("token_embd.weight")
+  rows = embedding.shape[0] if embedding and embedding.shape else 0
   config = {
     "model_type": name,
     "architectures": [_ARCHITECTURES[name].model],
@@ -253,20 +255,20 @@ def _config(
     "num_attention_heads": heads,
     "num_key_value_heads": kv_heads,
     "head_dim": head_dim,
-    "vocab_size": keys.take("vocab_size", int, int(rows)),
+    "vocab_size": keys.take("vocab_size", int, rows),
     "max_position_embeddings": keys.take("context_length", int),
     "rms_norm_eps": keys.take("attention.layer_norm_rms_epsilon", float),
     "rope_theta": keys.take("rope.freq_base", float, 10000.0),
     # llama.cpp writes an output matrix only where it is not the embedding.
     "tie_word_embeddings": "output.weight" not in tensors,
-    "bos_token_id": _value(reader, "tokenizer.ggml.bos_token_id"),
-    "eos_token_id": _value(reader, "tokenizer.ggml.eos_token_id"),
-    "pad_token_id": _value(reader, "tokenizer.ggml.padding_token_id"),
+    "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
+    "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
+    "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
   }
   if name == "llama":
     config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
-  divisors = tensors.pop("rope_freqs.weight", None)
+  divisors = file.data(_DIVISORS) if _DIVISORS in tensors else None
   config["rope_scaling"] = _rope_scaling(keys, config, divisors)
   for key in ("attention.value_length", "rope.dimension_count"):
     if (size := keys.take(key, int, head_dim)) != head_dim:
@@ -274,18 +276,18 @@ def _config(
   for key in ("expert_count", "expert_used_count"):
     if keys.take(key, int, 0):
       keys.problems.append(f"key {name}.{key}: we read no mixtures of experts")
-  keys.left.pop("tensor_data_layout", None)  # a note of old converters, of no effect
+  keys.left.discard("tensor_data_layout")  # a note of old converters, of no effect
   _raise(path, keys.problems + [f"key {name}.{key} is unknown" for key in keys.left])
   sizes = {"V": config["vocab_size"], "D": hidden, "F": config["intermediate_size"]}
   return config, sizes | {"Q": heads * head_dim, "K": kv_heads * head_dim, "H": head_dim}
 
 
 def _rope_scaling(
-  keys: _Keys, config: dict[str, Any], divisors: gguf.ReaderTensor | None
+  keys: _Keys, config: dict[str, Any], divisors: np.ndarray | None
 ) -> dict[str, Any] | None:
   """What config.json calls rope_scaling: from the keys, or from Llama 3's tensor of divisors."""
   kind = keys.take("rope.scaling.type", str, "none")
-  keys.left.pop("rope.scaling.finetuned", None)  # how the model was trained, of no effect
+  keys.left.discard("rope.scaling.finetuned")  # how the model was trained, of no effect
   if divisors is not None and kind != "none":
     keys.problems.append(f"tensor rope_freqs.weight stands beside {kind!r} scaling")
   if kind in ("linear", "yarn"):
@@ -303,7 +305,10 @@ def _rope_scaling(
     return None
   # The converter keeps the divisors and drops the four numbers they came from. Every Llama 3 has
   # the same last three, and the first is the largest divisor.
-  factor = float(divisors.data.max())
+  if divisors.dtype != np.float32 or not divisors.size or not np.isfinite(divisors).all():
+    keys.problems.append(f"tensor {_DIVISORS} is not of finite float32 numbers")
+    return None
+  factor = float(divisors.max())
   scaling = {
     "factor": factor,
     "low_freq_factor": 1.0,
@@ -314,7 +319,7 @@ def _rope_scaling(
   turns = 8192 / (2 * np.pi) * config["rope_theta"] ** (-np.arange(0, dim, 2) / dim)
   smooth = np.clip((turns - 1.0) / (4.0 - 1.0), 0, 1)
   expected = 1 / ((1 - smooth) / factor + smooth)
-  if divisors.data.shape != expected.shape or not np.allclose(divisors.data, expected, 1e-4, 0):
+  if divisors.shape != expected.shape or not np.allclose(divisors, expected, 1e-4, 0):
     keys.problems.append(f"tensor rope_freqs.weight is not the Llama 3 scaling {scaling}")
   return {"rope_type": "llama3", **scaling}
 
@@ -333,15 +338,15 @@ def _table(architecture: _Architecture, config: dict[str, Any]) -> dict[str, tup
   return table if config["tie_word_embeddings"] else table | _HEAD
 
 
-def _unreadable(tensors: Iterable[gguf.ReaderTensor]) -> list[str]:
-  """One problem for each quantisation that the `gguf` package cannot undo."""
-  firsts = {tensor.tensor_type: tensor for tensor in reversed(list(tensors))}
+def _unreadable(file: gguf_file.File) -> list[str]:
+  """One problem for each way of storing numbers that the `gguf` package cannot undo."""
+  firsts = {tensor.kind: tensor.name for tensor in reversed(list(file.tensors.values()))}
   problems = []
-  for kind, tensor in firsts.items():
+  for kind, name in firsts.items():
     try:
-      gguf.dequantize(tensor.data[:1], kind)
+      gguf.dequantize(file.data(name)[:1], kind)
     except NotImplementedError:
-      problems.append(f"tensor {tensor.name} is stored as {kind.name}, which we do not read")
+      problems.append(f"tensor {name} is stored as {kind.name}, which we do not read")
   return problems
 
 

@@ -5,11 +5,14 @@ transformers builds one too, but only where torch is installed, and without the 
 """
 
 import dataclasses
+from math import isfinite
+from typing import Any
 
-import gguf
 import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from rm_jax.models import gguf_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,73 +46,94 @@ _PRE = {
 
 # tokenizer.ggml.token_type
 _CONTROL, _USER_DEFINED = 3, 4
+# Characters of a token. A sentencepiece is cut in two at each of them, so that one of a million
+# would take all the time and memory there is; real ones have a hundred at most.
+_LONGEST = 1024
+_MOST_LISTED = 20  # problems in a message
 
 
-def build(reader: gguf.GGUFReader, path: str) -> transformers.PreTrainedTokenizerFast:
+def build(file: gguf_file.File, path: str) -> transformers.PreTrainedTokenizerFast:
   """The tokenizer of an open GGUF file; see `rm_jax.models.gguf.tokenizer`.
 
   Args:
-    reader: the file, open.
+    file: open.
     path: of the file, for messages.
 
   Returns:
     The tokenizer, with its special tokens and chat template.
 
   Raises:
-    ValueError: a kind of tokenizer or a rule of splitting that we do not know, or keys missing or
-      contradictory (all of them in one message).
+    ValueError: a kind of tokenizer or a rule of splitting that we do not know, or keys missing, of
+      another type or contradictory (all of them in one message).
   """
+  wrong: list[str] = []
 
-  def get(key, default=None):
-    field = reader.get_field(key)
-    return default if field is None else field.contents()
+  def get(key: str, of: type, default: Any = None) -> Any:
+    """A key's value: of a type, or where the default is a list, a list of such."""
+    if key not in file:
+      return default
+    value, many = file.get(key), isinstance(default, list)
+    found = value if many and isinstance(value, list) else [value]
+    bad = [one for one in found if type(one) is not of][:1]
+    if bad or many != isinstance(value, list):
+      said = f"a list of {of.__name__}" if many else of.__name__
+      wrong.append(f"{key} has {str(bad or value)[:80]!r}, expected {said}")
+      return default
+    return value
 
-  kind, architecture = get("tokenizer.ggml.model"), get("general.architecture")
-  pre = get("tokenizer.ggml.pre")
+  kind, architecture = get("tokenizer.ggml.model", str), get("general.architecture", str)
+  pre = get("tokenizer.ggml.pre", str)
   # What Gemma and Phi-3 do otherwise with spaces is not in their files.
   if kind != "gpt2" and (kind, architecture) != ("llama", "llama"):
     raise ValueError(
-      f"{path}: tokenizer.ggml.model is {kind!r} in a {architecture!r}; we read 'gpt2' (byte-level"
-      " BPE), and 'llama' (sentencepiece) in a 'llama'. Use the model's own tokenizer.json."
+      f"{path}: tokenizer.ggml.model is {kind!r:.80} in a {architecture!r:.80}; we read 'gpt2'"
+      " (byte-level BPE), and 'llama' (sentencepiece) in a 'llama'. Use the model's own"
+      " tokenizer.json."
     )
   if kind == "gpt2" and pre not in _PRE:
     raise ValueError(
-      f"{path}: tokenizer.ggml.pre is {pre!r}, so how text is split is not known; we know"
+      f"{path}: tokenizer.ggml.pre is {pre!r:.80}, so how text is split is not known; we know"
       f" {sorted(_PRE)}. Use the model's own tokenizer.json, or convert it with a newer llama.cpp."
     )
-  tokens, types = get("tokenizer.ggml.tokens", []), get("tokenizer.ggml.token_type", [])
-  scores = get("tokenizer.ggml.scores", []) if kind == "llama" else [0.0] * len(tokens)
-  merges = get("tokenizer.ggml.merges", []) if kind == "gpt2" else []
+  tokens = get("tokenizer.ggml.tokens", str, [])
+  types = get("tokenizer.ggml.token_type", int, [])
+  scores = get("tokenizer.ggml.scores", float, []) if kind == "llama" else [0.0] * len(tokens)
+  merges = get("tokenizer.ggml.merges", str, []) if kind == "gpt2" else []
   pairs = [tuple(merge.split(" ", 1)) for merge in merges]
   special = {
-    name: get(f"tokenizer.ggml.{key}_token_id")
+    name: get(f"tokenizer.ggml.{key}_token_id", int)
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
   }
   adds = {
-    "bos": get("tokenizer.ggml.add_bos_token", kind == "llama" or _PRE[pre].bos),
-    "eos": get("tokenizer.ggml.add_eos_token", False),
+    "bos": get("tokenizer.ggml.add_bos_token", bool, kind == "llama" or _PRE[pre].bos),
+    "eos": get("tokenizer.ggml.add_eos_token", bool, False),
   }
-  if problems := _problems(kind, tokens, types, scores, pairs, special, adds):
-    listed = "\n  ".join(problems)
+  space = get("tokenizer.ggml.add_space_prefix", bool, True)
+  options = {
+    "model_max_length": get(f"{architecture}.context_length", int),
+    "chat_template": get("tokenizer.chat_template", str),
+  }
+  if problems := wrong + _problems(kind, tokens, types, scores, pairs, special, adds):
+    listed = "\n  ".join(problems[:_MOST_LISTED])
+    more = len(problems) - _MOST_LISTED
     raise ValueError(
       f"{path}: its {len(tokens)} tokens and what is said of them do not fit:\n  {listed}\n"
-      "Use the model's own tokenizer.json, or convert it again with a newer llama.cpp."
+      + (f"  and {more} more\n" if more > 0 else "")
+      + "Use the model's own tokenizer.json, or convert it again with a newer llama.cpp."
     )
   vocab = {token: i for i, token in enumerate(tokens)}
   names = {name: tokens[i] for name, i in special.items() if i is not None}
   if kind == "gpt2":
     backend = _byte_level(vocab, pairs, _PRE[pre])
   else:
-    space = get("tokenizer.ggml.add_space_prefix", True)
     backend = _sentencepiece(vocab, dict(zip(tokens, scores, strict=True)), names.get("unk"), space)
   _add(backend, tokens, types)
   if any(adds.values()):
     backend.post_processor = _template(names, special, adds)
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend,
-    model_max_length=get(f"{architecture}.context_length"),
-    chat_template=get("tokenizer.chat_template"),
     clean_up_tokenization_spaces=False,
+    **options,
     **{f"{name}_token": token for name, token in names.items()},
   )
 
@@ -137,12 +161,20 @@ def _problems(
   ]
   problems += [f"token {t!r} is {vocab[t]} and {i}" for i, t in enumerate(tokens) if vocab[t] != i]
   problems += [
+    f"token {i} has {len(token)} characters; expected at most {_LONGEST}"
+    for i, token in enumerate(tokens)
+    if len(token) > _LONGEST
+  ]
+  problems += [f"the score of token {i} is {s}" for i, s in enumerate(scores) if not isfinite(s)]
+  problems += [
     f"merge {' '.join(pair)!r} does not make a token of two"
     for pair in pairs
     if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys()
   ]
   problems += [
-    f"{name}_token_id is {i}" for name, i in special.items() if i is not None and i >= len(tokens)
+    f"{name}_token_id is {i}"
+    for name, i in special.items()
+    if i is not None and not 0 <= i < len(tokens)
   ]
   problems += [
     f"add_{name}_token is true, and there is no {name}_token_id"
@@ -171,7 +203,7 @@ def _sentencepiece(
 ) -> tokenizers.Tokenizer:
   # Sentencepiece joins the two neighbours whose union scores best. So each way to cut a token in
   # two is a merge, the best score first; of equals, the one whose halves have the smaller ids.
-  cuts = [(token[:i], token[i:]) for token in vocab for i in range(1, len(token))]
+  cuts = ((token[:i], token[i:]) for token in vocab for i in range(1, len(token)))
   merges = [pair for pair in cuts if pair[0] in vocab and pair[1] in vocab]
   merges.sort(key=lambda pair: (-scores["".join(pair)], vocab[pair[0]], vocab[pair[1]]))
   backend = tokenizers.Tokenizer(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -124,6 +125,36 @@ def _stacked(path: str) -> bool:
   return "/layers/" in path or "/lower/" in path
 
 
+def read_tensor(reader: Any, name: str, source: str) -> np.ndarray:
+  """A tensor as float32, of which every number is finite.
+
+  Args:
+    reader: has get(name) -> array.
+    name: of the tensor.
+    source: name of the checkpoint, for errors.
+
+  Raises:
+    WeightsError: it is stored as whole numbers, or holds NaN or infinity (in float32).
+  """
+  stored = reader.get(name)
+  # What packs or scales weights stores them as integers; read as numbers they are noise.
+  if not jnp.issubdtype(stored.dtype, jnp.floating):
+    raise WeightsError(
+      f"{source}: {name} is stored as {stored.dtype}; expected floating-point numbers. Was it "
+      "quantised in a way of its own? Use the model's unquantised folder, or a GGUF file"
+    )
+  with np.errstate(over="ignore", invalid="ignore"):
+    array = stored.astype(np.float32, copy=False)
+  # The least and the most are NaN where any is, and take no array of their own.
+  if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+    count = array.size - int(np.isfinite(array).sum())
+    raise WeightsError(
+      f"{source}: {name} has {count} of {array.size} numbers that are NaN or infinite in float32; "
+      "the training that wrote it had failed, or the file is damaged. Use another checkpoint"
+    )
+  return array
+
+
 def load_params(
   network: Network,
   reader: Any,
@@ -147,9 +178,17 @@ def load_params(
     tensor of; paths of the missing head).
 
   Raises:
-    WeightsError: tensors that are missing, not expected, or of another shape, all of them listed.
+    WeightsError: tensors that are missing, not expected, or of another shape, all of them listed;
+      or the first that `read_tensor` refuses.
   """
   names = {_modern(name): name for name in reader.names()}
+  layers = network.backbone.layers + spare
+  if layers > len(names):
+    # Before a table of so many names is made.
+    raise WeightsError(
+      f"{source}: config.json says num_hidden_layers {layers}, and there are {len(names)} tensors; "
+      "expected several tensors a layer"
+    )
   prefix = "model." if isinstance(network.backbone, DecoderConfig) else "bert."
   bare = not any(name.startswith(prefix) for name in names)
 
@@ -190,7 +229,9 @@ def load_params(
     shape = leaf.shape[1:] if _stacked(path) else leaf.shape
     array = np.empty(leaf.shape, np.float32)
     for i, name in enumerate(wanted[path]):
-      array[i if _stacked(path) else ...] = _to_ours(path, reader.get(names[name]), shape)
+      array[i if _stacked(path) else ...] = _to_ours(
+        path, read_tensor(reader, names[name], source), shape
+      )
     loaded[path] = place(path, array)
   return unflatten_dict(loaded, sep="/"), missing
 

@@ -4,18 +4,52 @@ What we save is a Hugging Face folder too (config.json, safetensors, tokenizer),
 `rm_jax.json`, the record of how text becomes tokens and where the reward is read.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
+import re
+import shutil
+import tempfile
+import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rm_jax.models import files, gguf
+from rm_jax.models.config import check_config
 
+CONFIG = "config.json"
 RECORD = "rm_jax.json"
+# Folders inside one that is saved to: while its files are written, and when they are all there.
+_WRITING, _WRITTEN = ".rm_jax-writing-", ".rm_jax-written"
+_LIST = ".files.json"
+_TEMPLATES = "additional_chat_templates"
+# What tokenizers and we write beside weights: what a new model does not have must go.
+_MODEL_FILES = (
+  CONFIG,
+  RECORD,
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "chat_template.jinja",
+  "chat_template.json",
+  f"{_TEMPLATES}/*.jinja",
+  "vocab.json",
+  "vocab.txt",
+  "merges.txt",
+  "tokenizer.model",
+)
+T = TypeVar("T")
+# Bytes of a config.json or a record, and of a tokenizer's file (Gemma's tokenizer.json has 33 MB).
+_MOST_JSON = 2**20
+_MOST_TOKENIZER = 2**26
+_READ_WHOLE = (".json", ".txt", ".jinja", ".model")
+_MOST_GROWTH = 64  # characters that a normalizer may make of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +82,60 @@ class Source:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """A JSON file's object. Raises ValueError naming the file."""
+  """A JSON file's object, of at most a megabyte. Raises ValueError naming the file."""
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+    files.check_file(path, _MOST_JSON)
+    value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=files.unique)
+  except (OSError, ValueError, RecursionError) as error:
     raise ValueError(f"{path}: not a readable JSON file: {error}") from None
   if not isinstance(value, dict):
     raise ValueError(f"{path}: holds a {type(value).__name__}; expected an object")
   return value
 
 
+def parse(cls: type[T], value: Any, where: str) -> T:
+  """A dataclass from a record's JSON object.
+
+  Args:
+    cls: a dataclass whose fields are of type str, int, bool, float or a tuple of one of these.
+    value: what was read.
+    where: the file and key, for the message.
+
+  Raises:
+    ValueError: it is no object, or has a key that is not a field or a value of another type; and
+      what the dataclass itself raises. The message names the file and the key.
+  """
+  if not isinstance(value, dict):
+    raise ValueError(f"{where} is {value!r:.80}; expected an object")
+  hints = typing.get_type_hints(cls)
+  if unknown := sorted(value.keys() - hints.keys()):
+    raise ValueError(
+      f"{where} has {', '.join(unknown)!r:.80}, which we do not know; expected of "
+      f"{', '.join(hints)}. Was it saved by a newer version?"
+    )
+  for key, one in value.items():
+    hint = hints[key]
+    many = typing.get_origin(hint) is tuple  # tuple[of, ...]
+    allowed = typing.get_args(hint)[: 1 if many else None] or (hint,)
+    found = one if many and isinstance(one, list | tuple) else [one]
+    good = all(type(x) in allowed or (float in allowed and type(x) is int) for x in found)
+    if not good or many != isinstance(one, list | tuple):
+      names = " or ".join(of.__name__ for of in allowed)
+      expected = f"a list of {names}" if many else f"a {names}"
+      raise ValueError(f"{where}.{key} is {one!r:.80}; expected {expected}")
+  try:
+    return cls(**value)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{where}: {_one_line(error)}") from None
+
+
 def _find(name: str) -> Path:
   # A folder need not have weights: a tokenizer's has none, a run's are in its checkpoints.
   folder = Path(name).expanduser()
-  return folder if folder.is_dir() else files.resolve(name)
+  if not folder.is_dir():
+    return files.resolve(name)
+  recover(folder)
+  return folder
 
 
 def open_source(name: str) -> Source:
@@ -73,11 +147,13 @@ def open_source(name: str) -> Source:
   path = _find(name)
   if path.suffix == ".gguf":
     return Source(name, path, gguf.read(path).config, {})
-  if not (path / "config.json").is_file():
+  if not (path / CONFIG).is_file():
     raise ValueError(f"{path}: has no config.json; expected a Hugging Face model folder")
   record = path / RECORD
   saved = read_json(record) if record.exists() else {}
-  return Source(name, path, read_json(path / "config.json"), saved)
+  config = read_json(path / CONFIG)
+  check_config(config, str(path / CONFIG))
+  return Source(name, path, config, saved)
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -85,15 +161,76 @@ def load_tokenizer(name: str | Path) -> Any:
   path = _find(str(name))
   if path.suffix == ".gguf":
     return gguf.tokenizer(path)
+  _check_tokenizer_files(path)
   from transformers import AutoTokenizer
 
   try:
-    return AutoTokenizer.from_pretrained(path)
-  except (OSError, ValueError, KeyError, AttributeError) as error:
+    # Left open, whether a checkpoint's own Python (`auto_map`) may run is asked on stdin, and a "y"
+    # that stands there for something else runs it.
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer("A first use: some tables are read by it alone.")
+    return tokenizer
+  # Of a damaged file transformers and `tokenizers` raise whatever their code comes upon; what is
+  # a panic in Rust is no Exception.
+  except BaseException as error:
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+      raise
+    why, mend = _one_line(error), ""
+    if "trust_remote_code" in str(error):
+      why = "tokenizer_config.json or config.json has it made by Python of its own, by auto_map"
+      mend = "; we run none: where you trust it, save it as a tokenizer.json with transformers"
     raise ValueError(
-      f"{path}: no tokenizer could be loaded ({error}); set --config.model.tokenizer to a folder, "
-      "GGUF file or hub id that has one"
+      f"{path}: no tokenizer could be loaded ({type(error).__name__}: {why}{mend}); set "
+      "--config.model.tokenizer to a folder, GGUF file or hub id that has one"
     ) from None
+
+
+def _check_tokenizer_files(path: Path) -> None:
+  """Raises ValueError where a tokenizer's files would take more memory than is sensible to read.
+
+  Decoded, a vocabulary takes some twenty times its file, and one that is far larger than the
+  model's belongs to another. A replacement by a long text, applied again and again, multiplies it.
+  """
+  most = _MOST_TOKENIZER
+  if (path / CONFIG).is_file():
+    config = read_json(path / CONFIG)
+    check_config(config, str(path / CONFIG))
+    if type(vocab := config.get("vocab_size")) is int:
+      most = min(most, 2**21 + 512 * vocab)
+  for child in [*path.iterdir(), *path.glob(f"{_TEMPLATES}/*")]:
+    if child.is_dir() or child.suffix not in _READ_WHOLE or child.name == files.INDEX:
+      continue
+    try:
+      files.check_file(child, most)
+    except (OSError, ValueError) as error:
+      raise ValueError(f"{child}: cannot be a tokenizer's file: {error}") from None
+  if not (path / "tokenizer.json").is_file():
+    return
+  try:
+    said = json.loads((path / "tokenizer.json").read_bytes())
+    steps = [said.get("normalizer"), said.get("pre_tokenizer")]
+  except (ValueError, RecursionError, AttributeError):
+    return  # said better by who reads all of it
+  longest = 1
+  while steps:
+    step = steps.pop()
+    if isinstance(step, dict):
+      steps += step.values()
+      if isinstance(text := step.get("content"), str):
+        longest *= max(1, len(text))
+    elif isinstance(step, list):
+      steps += step
+  if longest > _MOST_GROWTH:
+    raise ValueError(
+      f"{path / 'tokenizer.json'}: its normalizer replaces a piece of text by up to {longest:.3g} "
+      f"characters; expected at most {_MOST_GROWTH}"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+  """What an error of another library says, on one line and not endless."""
+  said = " ".join(str(error).split()) or type(error).__name__
+  return said if len(said) <= 300 else said[:300] + " ..."
 
 
 def save_folder(
@@ -104,10 +241,105 @@ def save_folder(
   record: dict[str, Any],
   tensors: Iterable[tuple[str, np.ndarray]] | None = None,
 ) -> None:
-  """Writes a Hugging Face folder with our record; without `tensors`, all but the weights."""
+  """Writes a Hugging Face folder with our record; without `tensors`, all but the weights.
+
+  A model that was there is replaced as a whole, whenever the process ends: all files are written
+  and flushed to the disk in a folder inside, one rename makes them the model, and then they are
+  moved to their places, which `recover` ends where it was cut short. Files that are no part of a
+  model (a README, a calibration) stay as they are.
+
+  Raises OSError where it cannot be written, and ValueError as `files.write_tensors`; what was there
+  is unchanged then.
+  """
   path.mkdir(parents=True, exist_ok=True)
-  tokenizer.save_pretrained(path)
-  if tensors is not None:
-    files.write_tensors(path, dict(tensors))
-  (path / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-  (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+  recover(path)
+  for stale in path.glob(f"{_WRITING}*"):  # of a process that was killed
+    shutil.rmtree(stale, ignore_errors=True)
+  scratch = Path(tempfile.mkdtemp(dir=path, prefix=_WRITING))
+  try:
+    tokenizer.save_pretrained(scratch)
+    if tensors is not None:
+      files.write_tensors(scratch, dict(tensors))
+    _write(scratch / RECORD, record)
+    _write(scratch / CONFIG, config)
+    names = sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file())
+    _write(scratch / _LIST, {"files": names, "weights": tensors is not None})
+    for file in scratch.rglob("*"):
+      _flush(file)
+    _flush(scratch)
+    os.rename(scratch, path / _WRITTEN)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+  _flush(path)
+  recover(path)
+
+
+def _write(path: Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def recover(path: Path) -> None:
+  """Moves a model that `save_folder` has written to its place, where it was interrupted at that.
+
+  While they are moved there is no config.json, so that nobody reads an old file beside a new one.
+  Several processes may do it at once.
+
+  Raises:
+    ValueError: the folder cannot be written to.
+  """
+  written = path / _WRITTEN
+  if not written.is_dir():
+    return
+  try:
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+      if (written / _LIST).exists():
+        _move(written, path, **_listed(written))
+      _flush(path)
+      shutil.rmtree(written)
+  except OSError as error:
+    raise ValueError(
+      f"{path}: a model was saved here and the process ended before its files were at their places "
+      f"(they are in {_WRITTEN}); to move them failed: {error}. Make the folder writable"
+    ) from None
+
+
+def _listed(written: Path) -> dict[str, Any]:
+  """What `save_folder` noted of a model: names of its files, and whether weights are among them."""
+  said = read_json(written / _LIST)
+  names, weights = said.get("files"), said.get("weights")
+  # A folder is data from elsewhere: it must not make us move a file from or to outside of it.
+  plain = re.compile(rf"({_TEMPLATES}/)?[\w-][\w.-]*")
+  if (
+    not isinstance(names, list)
+    or not all(isinstance(name, str) and plain.fullmatch(name) for name in names)
+    or any((folder / _TEMPLATES).is_symlink() for folder in (written, written.parent))
+  ):
+    raise ValueError(f"{written}: not what a save leaves; remove it")
+  return {"names": names, "weights": weights is True}
+
+
+def _move(written: Path, path: Path, names: list[str], weights: bool) -> None:
+  """Puts the files of a saved model into their places; those moved before are there already."""
+  if (written / CONFIG).exists():
+    (path / CONFIG).unlink(missing_ok=True)
+  for stale in _model_files(path, weights) - set(names):
+    (path / stale).unlink(missing_ok=True)
+  for name in sorted(names, key=CONFIG.__eq__):  # config.json is the last
+    if (written / name).exists():
+      (path / name).parent.mkdir(exist_ok=True)
+      os.replace(written / name, path / name)
+
+
+def _model_files(path: Path, weights: bool) -> set[str]:
+  """Names of the files in a folder that are a saved model's, of its weights only if asked for."""
+  patterns = _MODEL_FILES + (files.WEIGHTS if weights else ())
+  return {str(file.relative_to(path)) for pattern in patterns for file in path.glob(pattern)}
+
+
+def _flush(path: Path) -> None:
+  """To the disk: else a power cut could leave a name without the bytes."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)

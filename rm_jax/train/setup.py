@@ -24,7 +24,7 @@ from rm_jax.models.config import (
 )
 from rm_jax.models.lora import is_base
 from rm_jax.models.network import Network
-from rm_jax.models.source import Source, load_tokenizer
+from rm_jax.models.source import RECORD, Source, load_tokenizer, parse
 from rm_jax.train.architecture import architecture, build_network
 from rm_jax.train.mesh import parameter_shardings
 from rm_jax.train.remote import local
@@ -133,7 +133,13 @@ def convention_for(
   imported = is_classifier(hf_config)
   usual = ("hf" if imported else "last") if decoder else "first"
   if record:
+    saved = parse(Convention, record.get("convention"), f"{RECORD}: convention")
     usual = record["convention"].get("pooling", usual)
+    if saved.encoder == decoder:
+      raise ValueError(
+        f"{RECORD}: convention.encoder is {saved.encoder} and config.json's model_type is "
+        f"{hf_config['model_type']!r}; expected {not decoder}"
+      )
   known = (usual,) if record or imported else (usual, "mean")
   if pooling not in ("", *known):
     raise ValueError(
@@ -141,7 +147,6 @@ def convention_for(
       + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
     )
   if record:
-    saved = Convention(**record["convention"])
     return dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
   if eos == "auto":
     eos = "append" if decoder and not imported and tokenizer.eos_token_id is not None else "none"

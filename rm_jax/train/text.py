@@ -11,13 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
 from rm_jax.losses.text import sum_by_response, token_log_likelihood
 from rm_jax.models.config import tied_head
-from rm_jax.models.hf import LM_HEAD
+from rm_jax.models.hf import LM_HEAD, read_tensor
 from rm_jax.train.mesh import parameter_shardings
 from rm_jax.train.setup import Model
 from rm_jax.types import KINDS, Batch
@@ -78,7 +77,7 @@ def load_head(model: Model, mesh: Mesh) -> dict[str, jax.Array]:
   """
   if tied_head(model.config):
     return {}
-  array = np.asarray(model.source.tensors().get(LM_HEAD), np.float32)
+  array = read_tensor(model.source.tensors(), LM_HEAD, str(model.source.path))
   sharding = parameter_shardings({HEAD: array}, mesh)[HEAD]
   return {HEAD: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])}
 

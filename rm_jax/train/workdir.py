@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from rm_jax.models.source import read_json, save_folder
+from rm_jax.models.source import read_json, recover, save_folder
 from rm_jax.train.hosts import agree
 from rm_jax.train.setup import Model
 from rm_jax.train.writers import write_json
@@ -107,4 +107,5 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, model: Model) -> Non
 
 def is_workdir(path: Path) -> bool:
   """Whether it is the folder of a training run."""
+  recover(path / "model")
   return (path / "model" / CONFIG).is_file() and (path / "checkpoints").is_dir()

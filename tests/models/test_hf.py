@@ -392,3 +392,35 @@ def test_the_head_is_the_checkpoints_or_fresh():
     ({"hidden_dropout_prob": 0.3, "classifier_dropout": 0.0}, 0.0),
   ):
     assert head_config(oracle.hf_config("bert", **keys)).dropout == dropout
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda a: np.where(a == a.flat[5], np.nan, a), "has 1 of 1536 numbers that are NaN or inf"),
+    (lambda a: np.where(a == a.flat[5], np.inf, a), "has 1 of 1536 numbers that are NaN or inf"),
+    (lambda a: np.full(a.shape, np.nan, ml_dtypes.bfloat16), "has 1536 of 1536"),
+    (lambda a: np.full(a.shape, np.float16("-inf")), "has 1536 of 1536"),
+    (lambda a: np.full(a.shape, 1e39), "has 1536 of 1536"),  # float64; in float32 infinite
+    (lambda a: np.ones(a.shape, np.int32), "is stored as int32; expected floating-point"),
+    (lambda a: np.ones(a.shape, np.uint8), "is stored as uint8"),
+    (lambda a: np.ones(a.shape, bool), "is stored as bool"),
+  ],
+)
+def test_weights_that_are_no_finite_numbers(llama, change, message):
+  network, tensors = llama
+  name = "model.layers.1.mlp.up_proj.weight"
+  tensors[name] = change(np.array(tensors[name]))
+  with pytest.raises(WeightsError, match=f"^here: {name.replace('.', '[.]')} {message}"):
+    _load(network, tensors)
+
+
+def test_buffers_may_hold_whole_numbers(bert):
+  network, tensors = bert
+  _load(network, tensors | {"bert.embeddings.position_ids": np.arange(32)[None]})
+
+
+def test_more_layers_than_tensors_are_refused_before_their_names_are_made():
+  network = make_network("llama", num_hidden_layers=10_000)
+  with pytest.raises(WeightsError, match=r"num_hidden_layers 10000, and there are 1 tensors"):
+    _load(network, {"model.norm.weight": np.ones(32, np.float32)})

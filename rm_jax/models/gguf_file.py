@@ -1,0 +1,241 @@
+"""The layout of a GGUF file: its keys, and where each tensor's bytes are; nothing is trusted.
+
+The `gguf` package's own reader does not ask whether the file holds as much as a count in it says:
+one wrong byte there has it make empty arrays until there is no memory left, and bytes too many or
+too few shift every weight behind them. Here each count is held against the bytes that are left, and
+the tensors against the length of the file, as llama.cpp does it (ggml/src/gguf.cpp).
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+import struct
+from typing import Any
+
+import numpy as np
+from gguf.constants import (
+  GGML_QUANT_SIZES,
+  GGUF_DEFAULT_ALIGNMENT,
+  GGUF_MAGIC,
+  GGMLQuantizationType,
+  GGUFValueType,
+)
+from gguf.quants import quant_shape_to_byte_shape
+
+_VERSIONS = (2, 3)
+_MOST_DIMS = 4  # ggml's own limit
+# Far more keys or tensors than a model has: each costs some hundred bytes before it is looked at.
+_MOST_ENTRIES = 65_536
+_SCALARS = {
+  GGUFValueType.UINT8: "B",
+  GGUFValueType.INT8: "b",
+  GGUFValueType.UINT16: "H",
+  GGUFValueType.INT16: "h",
+  GGUFValueType.UINT32: "I",
+  GGUFValueType.INT32: "i",
+  GGUFValueType.FLOAT32: "f",
+  GGUFValueType.BOOL: "?",
+  GGUFValueType.UINT64: "Q",
+  GGUFValueType.INT64: "q",
+  GGUFValueType.FLOAT64: "d",
+}
+_DTYPES = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """Where a tensor is.
+
+  Attributes:
+    name: GGUF's.
+    kind: how it is stored.
+    shape: outermost dimension first, as NumPy has it (the file has it the other way round).
+    start: its first byte in the file.
+    nbytes: as stored.
+  """
+
+  name: str
+  kind: GGMLQuantizationType
+  shape: tuple[int, ...]
+  start: int
+  nbytes: int
+
+
+class File:
+  """One GGUF file, mapped into memory; values of keys and tensors are read when asked for.
+
+  Attributes:
+    tensors: name -> where it is, in the file's order.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is not GGUF, or of a version that we do not know; a count or a length in it is
+      more than it has; a name stands twice; or it is not as long as its header and tensors.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = pathlib.Path(path)
+    if self.path.stat().st_size == 0:
+      raise ValueError("the file is empty")
+    self._data = np.memmap(path, mode="r").view(np.ndarray)
+    self._buffer = memoryview(self._data)
+    self._at = 0
+    self._what = "the header"
+    if self._number("I") != GGUF_MAGIC:
+      raise ValueError("it does not begin with 'GGUF'")
+    version = self._number("I")
+    if version not in _VERSIONS:
+      # A file for machines of the other byte order has its version the other way round.
+      order = " (big-endian)" if version & 0xFFFF == 0 and version else ""
+      raise ValueError(f"its version is {version}{order}; we read {_VERSIONS}, little-endian")
+    tensors, keys = self._count("Q", "tensors"), self._count("Q", "keys")
+    self._values: dict[str, tuple[GGUFValueType, int]] = {}  # key -> its type, where its value is
+    for i in range(keys):
+      self._what = f"key {i}"
+      key = self._text()
+      if key in self._values:
+        raise ValueError(f"key {key} stands twice")
+      self._what = f"key {key}"
+      kind = self._kind()
+      self._values[key] = kind, self._at
+      self._skip(kind)
+    self.tensors: dict[str, Tensor] = {}
+    found = [self._tensor(i) for i in range(tensors)]
+    self._lay_out(found)
+
+  def key_names(self) -> list[str]:
+    """Names of the keys, in the file's order."""
+    return list(self._values)
+
+  def __contains__(self, key: str) -> bool:
+    return key in self._values
+
+  def get(self, key: str, default: Any = None) -> Any:
+    """A key's value: bool, int, float, str or a list of such; the default where it is missing.
+
+    Raises ValueError, with the file's name, for a text that is not UTF-8 or a bool that is neither.
+    """
+    if key not in self._values:
+      return default
+    kind, self._at = self._values[key]
+    self._what = f"{self.path}: key {key}"
+    if kind in _SCALARS:
+      return self._number(_SCALARS[kind])
+    if kind == GGUFValueType.STRING:
+      return self._text()
+    kind, count = self._kind(), self._number("Q")
+    if kind == GGUFValueType.STRING:
+      return [self._text() for _ in range(count)]
+    return list(struct.unpack(f"<{count}{_SCALARS[kind]}", self._bytes(count * self._size(kind))))
+
+  def data(self, name: str) -> np.ndarray:
+    """A tensor's bytes as `gguf.dequantize` takes them, a view into the file."""
+    tensor = self.tensors[name]
+    raw = self._data[tensor.start : tensor.start + tensor.nbytes]
+    if tensor.kind in _DTYPES:
+      return raw.view(_DTYPES[tensor.kind]).reshape(tensor.shape)
+    return raw.reshape(quant_shape_to_byte_shape(tensor.shape, tensor.kind))
+
+  def _bytes(self, count: int) -> memoryview:
+    end = self._at + count
+    if end > len(self._buffer):
+      left = len(self._buffer) - self._at
+      raise ValueError(f"{self._what} wants {count} bytes and {left} are left")
+    found = self._buffer[self._at : end]
+    self._at = end
+    return found
+
+  def _number(self, code: str) -> Any:
+    raw = self._bytes(struct.calcsize(f"<{code}"))
+    if code == "?" and raw[0] > 1:
+      raise ValueError(f"{self._what}: a bool is stored as {raw[0]}")
+    return struct.unpack(f"<{code}", raw)[0]
+
+  def _count(self, code: str, of: str) -> int:
+    count = self._number(code)
+    if count > _MOST_ENTRIES:
+      raise ValueError(f"it says that it has {count} {of}; expected at most {_MOST_ENTRIES}")
+    return count
+
+  def _text(self) -> str:
+    try:
+      return str(self._bytes(self._number("Q")), "utf-8")
+    except UnicodeDecodeError as error:
+      raise ValueError(f"{self._what}: not UTF-8 ({error.reason})") from None
+
+  def _kind(self) -> GGUFValueType:
+    number = self._number("I")
+    try:
+      return GGUFValueType(number)
+    except ValueError:
+      raise ValueError(f"{self._what} is of type {number}, which is none") from None
+
+  @staticmethod
+  def _size(kind: GGUFValueType) -> int:
+    return struct.calcsize(f"<{_SCALARS[kind]}")
+
+  def _skip(self, kind: GGUFValueType) -> None:
+    """Goes past a value, and sees that the file holds the whole of it."""
+    if kind in _SCALARS:
+      self._bytes(self._size(kind))
+    elif kind == GGUFValueType.STRING:
+      self._bytes(self._number("Q"))
+    else:
+      kind, count = self._kind(), self._number("Q")
+      if kind in _SCALARS:
+        self._bytes(count * self._size(kind))
+      elif kind == GGUFValueType.STRING:
+        for _ in range(count):
+          self._bytes(self._number("Q"))
+      else:
+        raise ValueError(f"{self._what} is an array of arrays, which we do not read")
+
+  def _tensor(self, i: int) -> Tensor:
+    """The next tensor of the table; `start` is still the offset from where the data begin."""
+    self._what = f"tensor {i}"
+    name = self._text()
+    self._what = f"tensor {name}"
+    dims = self._number("I")
+    if dims > _MOST_DIMS:
+      raise ValueError(f"{self._what} has {dims} dimensions; expected at most {_MOST_DIMS}")
+    shape = tuple(self._number("Q") for _ in range(dims))[::-1]
+    number, start = self._number("I"), self._number("Q")
+    try:
+      kind = GGMLQuantizationType(number)
+    except ValueError:
+      raise ValueError(f"{self._what} is stored as type {number}, which is none") from None
+    block, nbytes = GGML_QUANT_SIZES[kind]
+    if shape and shape[-1] % block:
+      raise ValueError(
+        f"{self._what} has rows of {shape[-1]}, no multiple of {kind.name}'s {block}"
+      )
+    return Tensor(name, kind, shape, start, math.prod(shape) // block * nbytes)
+
+  def _lay_out(self, found: list[Tensor]) -> None:
+    """Places the tensors: one behind the other, each aligned, and nothing else in the file."""
+    header = self._at
+    align = self.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+    kind = self._values.get("general.alignment", (GGUFValueType.UINT32, 0))[0]
+    if kind != GGUFValueType.UINT32 or not align or align & (align - 1):
+      raise ValueError(f"key general.alignment is {align}; expected a power of two as uint32")
+    start = padded = header + -header % align
+    end = header  # of a file of keys alone
+    for tensor in found:
+      if tensor.name in self.tensors:
+        raise ValueError(f"tensor {tensor.name} stands twice")
+      if tensor.start != padded - start:
+        raise ValueError(
+          f"tensor {tensor.name} is said to be at {tensor.start}; expected {padded - start}, where "
+          "the one before it ends"
+        )
+      self.tensors[tensor.name] = dataclasses.replace(tensor, start=padded)
+      end = padded + tensor.nbytes
+      padded = end + -end % align
+    size = len(self._buffer)
+    # Not every writer pads behind the last.
+    if size not in (end, padded):
+      raise ValueError(f"it is {size} bytes long; its header and tensors take {end}")

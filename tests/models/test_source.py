@@ -1,0 +1,272 @@
+"""What opens and saves a checkpoint's folder: no code of its own runs, and none is half saved."""
+
+import builtins
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from rm_jax.models import source
+from tests.conftest import LLAMA, decoder_tokenizer
+
+ROOT = Path(__file__).parents[2]
+# Where it is imported it leaves a file beside it, and is a tokenizer that could be loaded.
+EVIL = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+pathlib.Path({ran!r}).touch()
+from transformers import PreTrainedTokenizerFast as T
+from transformers import LlamaConfig as C
+"""
+
+
+def plant(folder, ran):
+  """A folder whose tokenizer and config are said to be classes of its own Python file."""
+  decoder_tokenizer().save_pretrained(folder)
+  said = json.loads((folder / "tokenizer_config.json").read_text())
+  said |= {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}
+  (folder / "tokenizer_config.json").write_text(json.dumps(said))
+  config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
+  (folder / "config.json").write_text(json.dumps(config))
+  (folder / "evil.py").write_text(EVIL.format(ran=str(ran)))
+
+
+def test_python_in_a_folder_does_not_run_after_a_yes(tmp_path):
+  folder, ran = tmp_path / "model", tmp_path / "ran"
+  folder.mkdir()
+  plant(folder, ran)
+  code = (
+    "import sys\n"
+    "from rm_jax.models import source\n"
+    "try:\n  source.load_tokenizer(sys.argv[1])\n"
+    "except ValueError as error:\n  print(error)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code, str(folder)],
+    input="y\n" * 9,  # it is asked more than once
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, "HF_HOME": str(tmp_path / "hub")},
+  )
+  assert not ran.exists()
+  assert not list(tmp_path.rglob("*.pyc"))
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert len(lines) == 1, lines
+  assert "by auto_map; we run none" in lines[0]
+  assert "[y/N]" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
+def test_where_transformers_has_the_class_the_folder_s_own_is_not_taken(tmp_path, name):
+  plant(tmp_path, tmp_path / "ran")
+  other = {"config.json": "tokenizer_config.json", "tokenizer_config.json": "config.json"}[name]
+  said = json.loads((tmp_path / other).read_text())
+  said |= {"auto_map": None, "model_type": "llama", "tokenizer_class": "PreTrainedTokenizerFast"}
+  said = {key: value for key, value in said.items() if value is not None}
+  (tmp_path / other).write_text(json.dumps(said))
+  if name == "tokenizer_config.json":
+    with pytest.raises(ValueError, match="by auto_map; we run none"):
+      source.load_tokenizer(tmp_path)
+  else:
+    assert source.load_tokenizer(tmp_path)("ab").input_ids == decoder_tokenizer()("ab").input_ids
+  assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_is_saved_as_it_was(tmp_path):
+  """What it is loaded with must not get into its file: an export's bytes would be others."""
+  decoder_tokenizer().save_pretrained(tmp_path / "a")
+  for old, new in (("a", "b"), ("b", "c")):
+    source.load_tokenizer(tmp_path / old).save_pretrained(tmp_path / new)
+  assert "trust_remote_code" not in (tmp_path / "c" / "tokenizer_config.json").read_text()
+  for file in (tmp_path / "b").iterdir():
+    assert (tmp_path / "c" / file.name).read_bytes() == file.read_bytes()
+  assert not json.loads((tmp_path / "c" / "tokenizer_config.json").read_text())["local_files_only"]
+
+
+def contents(path):
+  """All that a loader reads of a folder: (config, record, template, tensors)."""
+  opened = source.open_source(str(path))
+  with opened.tensors() as tensors:
+    arrays = {name: tensors.get(name).tolist() for name in tensors.names()}
+  tokenizer = opened.tokenizer()
+  return opened.config, opened.record, tokenizer.chat_template, len(tokenizer), arrays
+
+
+def model(number):
+  """What `save_folder` takes, of two models of which no file is the other's."""
+  merges = [("a", "b")] * (number == 1)
+  return {
+    "config": {**LLAMA, "hidden_size": 32 * number},
+    "tokenizer": decoder_tokenizer(merges, chat=f"{{{{ {number} }}}}" if number == 1 else None),
+    "record": {"convention": {"max_length": number}},
+    "tensors": [(f"t{i}", np.full((4,), number, np.float32)) for i in range(2 + number)],
+  }
+
+
+class Killed(BaseException):
+  pass
+
+
+class Kill:
+  """Ends the process, as far as files are concerned, at the n-th call that changes any."""
+
+  CALLS = (
+    (os, "replace"),
+    (os, "rename"),
+    (os, "unlink"),
+    (os, "rmdir"),
+    (os, "mkdir"),
+    (os, "fsync"),
+    (builtins, "open"),
+    (io, "open"),
+    (safetensors.numpy, "save_file"),
+    (tempfile, "mkdtemp"),
+    (shutil, "rmtree"),
+  )
+
+  def __init__(self, monkeypatch, at):
+    self.left = at
+    for module, name in self.CALLS:
+      monkeypatch.setattr(module, name, self.wrap(getattr(module, name)))
+
+  def wrap(self, call):
+    def wrapped(*args, **kwargs):
+      reads = call.__name__ == "open" and "w" not in str(kwargs.get("mode", args[1:2]))
+      if not reads:
+        self.left -= 1
+        if self.left == 0 and call.__name__ == "save_file":
+          Path(args[1]).write_bytes(b"half")
+        if self.left <= 0:
+          raise Killed
+      return call(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_save_killed_at_any_call_leaves_the_old_or_the_new_model(tmp_path, monkeypatch, weights):
+  new = model(2)
+  source.save_folder(tmp_path / "new", **new)
+  after = contents(tmp_path / "new")
+  if not weights:  # of a run: its weights are elsewhere, and those that are here stay
+    del new["tensors"]
+  seen = []
+  for at in range(1, 200):
+    path = tmp_path / f"m{at}"
+    source.save_folder(path, **model(1))
+    (path / "README.md").write_text("mine")
+    (path / ".git").mkdir()
+    (path / ".git" / "HEAD").write_text("ref")
+    before = contents(path)
+    after = after if weights else (*after[:-1], before[-1])
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+      kill = Kill(patch, at)
+      source.save_folder(path, **new)
+    found = contents(path)
+    assert found in (before, after), f"call {at}: {found[:3]}"
+    seen.append(found == after)
+    assert (path / "README.md").read_text() == "mine"
+    assert (path / ".git" / "HEAD").read_text() == "ref"
+    if kill.left > 0:
+      break
+    # And the next save mends what is left over.
+    source.save_folder(path, **new)
+    assert contents(path) == after
+    assert not list(path.glob(".rm_jax*"))
+  assert kill.left > 0  # the last was not killed
+  # First the old one, from one call on the new one.
+  assert seen == sorted(seen)
+  assert sum(seen) > 8
+  assert seen.count(False) > 8
+
+
+# Forks itself before any of JAX is started: a child saves one model over the other until it is
+# killed, and another says what is there then.
+KILLS = """
+import os, random, signal, sys, time
+from tests.models.test_source import contents, model, source
+from pathlib import Path
+
+path = Path(sys.argv[1])
+rng = random.Random(0)
+for number in (1, 2):
+  source.save_folder(path / str(number), **model(number))
+expected = [contents(path / str(number)) for number in (1, 2)]
+source.save_folder(path / "m", **model(1))
+seen = set()
+for kill in range(40):
+  child = os.fork()
+  if not child:
+    while True:
+      for number in (2, 1):
+        source.save_folder(path / "m", **model(number))
+  time.sleep(rng.uniform(0.0, 0.2))
+  os.kill(child, signal.SIGKILL)
+  os.waitpid(child, 0)
+  among = [p.name for p in (path / "m").glob(".rm_jax*")]
+  found = contents(path / "m")
+  assert found in expected, (kill, found[:3])
+  seen.add((expected.index(found), bool(among)))
+print(sorted(seen))
+"""
+
+
+@pytest.mark.slow
+def test_forty_kills_leave_one_of_the_two_models(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  # Both were found, and some kills fell into the midst of a save.
+  assert "(0, True)" in done.stdout
+  assert "(1, " in done.stdout
+
+
+def test_what_a_new_model_does_not_have_goes(tmp_path):
+  source.save_folder(tmp_path, **model(1))
+  (tmp_path / "calibration.json").write_text("{}")
+  (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"old")
+  source.save_folder(tmp_path, **model(2))
+  # Its template would have been the old one's.
+  assert source.load_tokenizer(tmp_path).chat_template is None
+  assert {p.name for p in tmp_path.iterdir()} == {
+    *("config.json", "rm_jax.json", "model.safetensors", "calibration.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+  }
+
+
+def test_a_save_that_fails_leaves_the_old_model(tmp_path):
+  source.save_folder(tmp_path, **model(1))
+  before, names = contents(tmp_path), {p.name for p in tmp_path.iterdir()}
+  bad = model(2) | {"tensors": [("t0", np.zeros(3, complex))]}
+  with pytest.raises(ValueError, match="complex128"):
+    source.save_folder(tmp_path, **bad)
+  assert contents(tmp_path) == before
+  assert {p.name for p in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+  "name", ["../stolen", "/etc/passwd", "a/b", "additional_chat_templates/../../x", ".", 5, None]
+)
+def test_a_folder_cannot_have_files_moved_out_of_it(tmp_path, name):
+  path = tmp_path / "model"
+  source.save_folder(path, **model(1))
+  written = path / ".rm_jax-written"
+  written.mkdir()
+  (written / ".files.json").write_text(json.dumps({"files": [name], "weights": True}))
+  (tmp_path / "stolen").write_text("")
+  with pytest.raises(ValueError, match="not what a save leaves; remove it"):
+    source.open_source(str(path))
+  assert (path / "config.json").exists()
+  assert (tmp_path / "stolen").exists()
