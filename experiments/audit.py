@@ -19,13 +19,13 @@ from rm_jax.api import RewardModel
 from rm_jax.audit import calibration, page, sections
 from rm_jax.audit.benchmarks import BENCHMARKS
 from rm_jax.audit.drift import Reference
+from rm_jax.audit.overoptimisation import true_world
 from rm_jax.audit.scorer import Scorer
 from rm_jax.audit.sections import Settings
 from rm_jax.data.report import DataError, Report
 from rm_jax.train import datasets
 from rm_jax.train.workdir import CONFIG, is_workdir
 from rm_jax.types import Example
-from rm_jax.world import World
 
 HELDOUT = "heldout"
 
@@ -204,8 +204,7 @@ def main() -> None:
       name: Scorer(RewardModel.from_pretrained(name, dtype=DTYPE.value), folder=cache)
       for name in AGAINST.value
     }
-    source = str(config.data.heldout) if DATA.value == HELDOUT else DATA.value
-    world = World(**config.data.world) if source.startswith("world") else None
+    names = datasets.heldout_names(config) if DATA.value == HELDOUT else [DATA.value]
     found = sections.audit(
       scorer,
       examples,
@@ -213,7 +212,7 @@ def main() -> None:
       against=against,
       settings=Settings(
         sample=SAMPLE.value,
-        world=world,
+        world=true_world(names, config),
         prompts=PROMPTS.value,
         candidates=CANDIDATES.value,
         seed=SEED.value,

@@ -37,7 +37,8 @@ class Settings:
   Attributes:
     sample: pairs for which edited texts and other prompts are scored.
     rules: declared limits.
-    world: whose candidates over-optimisation is measured on; None where the model knows no world.
+    world: whose candidates over-optimisation is measured on, by its true reward: the world that the
+      data are of. None, or a reason, where they are of none.
     prompts: of the world, for those curves.
     candidates: responses drawn for each.
     seed: of all draws.
@@ -45,7 +46,7 @@ class Settings:
 
   sample: int = 500
   rules: Rules = dataclasses.field(default_factory=Rules)
-  world: World | None = None
+  world: World | str | None = None
   prompts: int = 32
   candidates: int = 1024
   seed: int = 0
@@ -227,7 +228,7 @@ def _curves(scorer: Scorer, examples: Sequence[Example], settings: Settings) -> 
   """Best-of-n curves on the world's candidates, and on lists that people rated."""
   out: dict[str, Any] = {}
   members = scorer.members if scorer.outputs > 1 else None
-  if settings.world is not None:
+  if isinstance(settings.world, World):
     prompts = settings.world.prompts("heldout", settings.prompts, settings.seed)
     drawn = overoptimisation(
       scorer,
@@ -250,9 +251,9 @@ def _curves(scorer: Scorer, examples: Sequence[Example], settings: Settings) -> 
     if len({conversation_of(e) for e in mine}) > 1:
       drawn = rated(scorer, mine, at_least=_MANY, members=members, seed=settings.seed)
       out[source] = _curve(drawn, settings.seed)
-  return out or {
-    "why": "neither a generated world nor lists of 8 and more rated responses: no curve"
-  }
+  lacks = settings.world if isinstance(settings.world, str) else ""
+  lacks = lacks or "neither a generated world nor lists of 8 and more rated responses"
+  return out or {"why": f"{lacks}: no curve"}
 
 
 def _curve(drawn: Candidates, seed: int) -> dict[str, Any]:
