@@ -8,6 +8,7 @@ Each distinct text is scored once and kept in ~/.cache/rm_jax/scores: what was s
 
 import json
 import random
+import tempfile
 from pathlib import Path
 
 import ml_collections
@@ -151,21 +152,28 @@ def _reference(
   return made
 
 
-def _benchmarks() -> dict[str, list[str]]:
-  """--benchmark: name -> its paths, checked before anything is scored."""
+def _benchmarks(model: RewardModel) -> dict[str, list]:
+  """--benchmark: name -> its items, read before anything is scored."""
   out = {}
+  chat = bool(model.model.tokenizer.chat_template)
   for given in BENCHMARK.value:
-    name, _, paths = given.partition("=")
-    if name not in BENCHMARKS or not paths:
-      raise ValueError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
-    out[name] = paths.split(",")
+    name, paths = _named(given)
+    report = Report(strict=STRICT.value)
+    out[name] = BENCHMARKS[name].load(*paths.split(","), messages=chat, report=report)
+    if report.dropped:
+      print(f"{name}: {report}")
   return out
 
 
-def _on_benchmark(name: str, paths: list[str], scorer: Scorer) -> dict:
+def _named(given: str) -> tuple[str, str]:
+  name, _, paths = given.partition("=")
+  if name not in BENCHMARKS or not paths:
+    raise ValueError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
+  return name, paths
+
+
+def _on_benchmark(name: str, items: list, scorer: Scorer) -> dict:
   one = BENCHMARKS[name]
-  chat = bool(scorer.model.model.tokenizer.chat_template)
-  items = one.load(*paths, messages=chat, report=Report(strict=STRICT.value))
   score = scorer if one.scores == "responses" else _steps(scorer.model)
   found = one.evaluate(score, items)
   value = found["score"]
@@ -178,13 +186,18 @@ def _steps(model: RewardModel):
 
 
 def main() -> None:
-  benchmarks = _benchmarks()
+  for given in BENCHMARK.value:
+    _named(given)
   if REFERENCE.value == DATA.value == HELDOUT:
     raise ValueError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
+  out = Path(OUT.value)
+  out.mkdir(parents=True, exist_ok=True)
+  tempfile.TemporaryFile(dir=out).close()  # an hour later is late to learn that nothing can be kept
   config = _config(MODEL.value)
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
   report = Report(strict=STRICT.value)
   examples = _data(config, model, report)
+  benchmarks = _benchmarks(model)
   cache = None if CACHE.value == "none" else CACHE.value
   scorer = Scorer(model, folder=cache)
   about = {
@@ -218,11 +231,16 @@ def main() -> None:
         seed=SEED.value,
       ),
     )
-  if benchmarks:
-    found["benchmarks"] = {n: _on_benchmark(n, paths, scorer) for n, paths in benchmarks.items()}
+  failed = found.pop("failed", {})
+  more = sections.Sections()
+  for name, items in benchmarks.items():
+    made = more.guarded(name, lambda name=name, items=items: _on_benchmark(name, items, scorer))
+    found.setdefault("benchmarks", {})[name] = {"score": None, **made}
+  if failed := failed | more.failed:
+    found["failed"] = failed
   counts = scorer.counts
   found["scorer"] = {**vars(counts)}
-  page.write(Path(OUT.value), {"about": about, **found})
+  failed = failed | page.write(out, {"about": about, **found})
   print(report)
   print(
     f"{counts.asked} texts asked for, {counts.distinct} distinct: {counts.scored} scored, "
@@ -237,6 +255,9 @@ def main() -> None:
     if folder is None:
       raise ValueError(f"--calibrate: {MODEL.value} is no folder; expected a model in one")
     calibration.store(folder, found["calibration"], DATA.value)
+  if failed:
+    said = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    raise ValueError(f"{OUT.value}/report.html is written, without what failed: {said}")
 
 
 def _said(section: dict) -> list[str]:

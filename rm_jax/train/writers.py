@@ -100,11 +100,9 @@ def draw_report(
     heldout: report of `evaluate.evaluate`, or None.
     scores: its scores, (name, float [n]) of the good and the bad; empty where there are none.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
+  from rm_jax.train import drawing  # matplotlib takes a while to load
 
-  figure = Figure(figsize=(13, 4.6), layout="constrained")
-  FigureCanvasAgg(figure)
+  figure = drawing.figure(13, 4.6)
   left, middle, right = figure.subplots(1, 3)
   train = [line for line in lines if line["split"] == "train"]
   held = [line for line in lines if line["split"] == "heldout"]
@@ -155,6 +153,4 @@ def draw_report(
       right.hist(values, edges, color=color, alpha=0.6, label=name)
     right.legend(frameon=False)
   right.set(xlabel="score", ylabel="held-out scores", title="Scores")
-  for axis in (left, middle, right):
-    axis.spines[["top", "right"]].set_visible(False)
-  figure.savefig(path, dpi=110)
+  path.write_bytes(drawing.png(figure, dpi=110))
