@@ -29,6 +29,7 @@ from rm_jax.train.workdir import CONFIG, is_workdir
 from rm_jax.types import Example
 
 HELDOUT = "heldout"
+DTYPES = ("float32", "bfloat16", "float16")
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 DATA = flags.DEFINE_string(
@@ -40,8 +41,8 @@ OUT = flags.DEFINE_string("out", None, "Folder that gets the report.")
 AGAINST = flags.DEFINE_multi_string("against", [], "Another model to compare with.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
 EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
-LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.")
-SAMPLE = flags.DEFINE_integer("sample", 500, "Pairs whose edits and other prompts are scored.")
+LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.", 0)
+SAMPLE = flags.DEFINE_integer("sample", 500, "Pairs whose edits and other prompts are scored.", 1)
 REFERENCE = flags.DEFINE_string(
   "reference",
   None,
@@ -52,12 +53,12 @@ CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep what calibrates it with 
 BENCHMARK = flags.DEFINE_multi_string(
   "benchmark", [], f"NAME=PATH of a published benchmark: {', '.join(BENCHMARKS)}."
 )
-PROMPTS = flags.DEFINE_integer("prompts", 32, "Of the generated world, for best-of-n curves.")
-CANDIDATES = flags.DEFINE_integer("candidates", 1024, "Responses drawn for each of them.")
+PROMPTS = flags.DEFINE_integer("prompts", 32, "Of the generated world, for best-of-n curves.", 1)
+CANDIDATES = flags.DEFINE_integer("candidates", 1024, "Responses drawn for each of them.", 2)
 CACHE = flags.DEFINE_string("cache", "", "Folder of scores; '' = with the other caches, 'none'.")
-SEED = flags.DEFINE_integer("seed", 0, "Of samples, edits and draws.")
+SEED = flags.DEFINE_integer("seed", 0, "Of samples, edits and draws.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
-DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the backbone.")
 flags.mark_flags_as_required(["model", "data", "out"])
 
 
@@ -146,6 +147,10 @@ def _reference(
     return None
   examples = [e for e in examples if e.steps is None]
   _, examples = scorer.model.model.tokenise(examples, report)
+  if not examples:
+    if not REFERENCE.value:
+      return None
+    raise DataError(f"--reference={REFERENCE.value}: there is no whole response in it. {report}")
   made = sections.make_reference(scorer, examples, name, seed=SEED.value)
   if folder and REFERENCE.value != HELDOUT:
     made.save(folder)
@@ -191,6 +196,8 @@ def main() -> None:
   if REFERENCE.value == DATA.value == HELDOUT:
     raise ValueError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
   out = Path(OUT.value)
+  if out.exists() and not out.is_dir():
+    raise ValueError(f"--out={out} is a file; expected a folder, or a new name for one")
   out.mkdir(parents=True, exist_ok=True)
   tempfile.TemporaryFile(dir=out).close()  # an hour later is late to learn that nothing can be kept
   config = _config(MODEL.value)
@@ -208,6 +215,13 @@ def main() -> None:
     "dropped": sum(report.dropped.values()),
   }
   kinds = {e.kind for e in examples}
+  if "attributes" in kinds:
+    raise DataError(
+      f"{DATA.value} has feedback on attributes, which an audit does not read; experiments.evaluate "
+      "reports on it"
+    )
+  if "step" in kinds and AGAINST.value:
+    raise DataError(f"--against compares whole responses, and {DATA.value} has steps")
   if "step" in kinds:
     if len(kinds) > 1:
       raise DataError(f"{DATA.value} has {sorted(kinds)}; expected steps alone, or whole responses")
