@@ -8,6 +8,7 @@ Each distinct text is scored once and kept in ~/.cache/rm_jax/scores: what was s
 
 import json
 import random
+import tempfile
 from pathlib import Path
 
 import ml_collections
@@ -19,15 +20,16 @@ from rm_jax.api import RewardModel
 from rm_jax.audit import calibration, page, sections
 from rm_jax.audit.benchmarks import BENCHMARKS
 from rm_jax.audit.drift import Reference
+from rm_jax.audit.overoptimisation import true_world
 from rm_jax.audit.scorer import Scorer
 from rm_jax.audit.sections import Settings
 from rm_jax.data.report import DataError, Report
 from rm_jax.train import datasets
 from rm_jax.train.workdir import CONFIG, is_workdir
 from rm_jax.types import Example
-from rm_jax.world import World
 
 HELDOUT = "heldout"
+DTYPES = ("float32", "bfloat16", "float16")
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 DATA = flags.DEFINE_string(
@@ -39,8 +41,8 @@ OUT = flags.DEFINE_string("out", None, "Folder that gets the report.")
 AGAINST = flags.DEFINE_multi_string("against", [], "Another model to compare with.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
 EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
-LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.")
-SAMPLE = flags.DEFINE_integer("sample", 500, "Pairs whose edits and other prompts are scored.")
+LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.", 0)
+SAMPLE = flags.DEFINE_integer("sample", 500, "Pairs whose edits and other prompts are scored.", 1)
 REFERENCE = flags.DEFINE_string(
   "reference",
   None,
@@ -51,12 +53,12 @@ CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep what calibrates it with 
 BENCHMARK = flags.DEFINE_multi_string(
   "benchmark", [], f"NAME=PATH of a published benchmark: {', '.join(BENCHMARKS)}."
 )
-PROMPTS = flags.DEFINE_integer("prompts", 32, "Of the generated world, for best-of-n curves.")
-CANDIDATES = flags.DEFINE_integer("candidates", 1024, "Responses drawn for each of them.")
+PROMPTS = flags.DEFINE_integer("prompts", 32, "Of the generated world, for best-of-n curves.", 1)
+CANDIDATES = flags.DEFINE_integer("candidates", 1024, "Responses drawn for each of them.", 2)
 CACHE = flags.DEFINE_string("cache", "", "Folder of scores; '' = with the other caches, 'none'.")
-SEED = flags.DEFINE_integer("seed", 0, "Of samples, edits and draws.")
+SEED = flags.DEFINE_integer("seed", 0, "Of samples, edits and draws.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
-DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the backbone.")
 flags.mark_flags_as_required(["model", "data", "out"])
 
 
@@ -145,27 +147,38 @@ def _reference(
     return None
   examples = [e for e in examples if e.steps is None]
   _, examples = scorer.model.model.tokenise(examples, report)
+  if not examples:
+    if not REFERENCE.value:
+      return None
+    raise DataError(f"--reference={REFERENCE.value}: there is no whole response in it. {report}")
   made = sections.make_reference(scorer, examples, name, seed=SEED.value)
   if folder and REFERENCE.value != HELDOUT:
     made.save(folder)
   return made
 
 
-def _benchmarks() -> dict[str, list[str]]:
-  """--benchmark: name -> its paths, checked before anything is scored."""
+def _benchmarks(model: RewardModel) -> dict[str, list]:
+  """--benchmark: name -> its items, read before anything is scored."""
   out = {}
+  chat = bool(model.model.tokenizer.chat_template)
   for given in BENCHMARK.value:
-    name, _, paths = given.partition("=")
-    if name not in BENCHMARKS or not paths:
-      raise ValueError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
-    out[name] = paths.split(",")
+    name, paths = _named(given)
+    report = Report(strict=STRICT.value)
+    out[name] = BENCHMARKS[name].load(*paths.split(","), messages=chat, report=report)
+    if report.dropped:
+      print(f"{name}: {report}")
   return out
 
 
-def _on_benchmark(name: str, paths: list[str], scorer: Scorer) -> dict:
+def _named(given: str) -> tuple[str, str]:
+  name, _, paths = given.partition("=")
+  if name not in BENCHMARKS or not paths:
+    raise ValueError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
+  return name, paths
+
+
+def _on_benchmark(name: str, items: list, scorer: Scorer) -> dict:
   one = BENCHMARKS[name]
-  chat = bool(scorer.model.model.tokenizer.chat_template)
-  items = one.load(*paths, messages=chat, report=Report(strict=STRICT.value))
   score = scorer if one.scores == "responses" else _steps(scorer.model)
   found = one.evaluate(score, items)
   value = found["score"]
@@ -178,13 +191,20 @@ def _steps(model: RewardModel):
 
 
 def main() -> None:
-  benchmarks = _benchmarks()
+  for given in BENCHMARK.value:
+    _named(given)
   if REFERENCE.value == DATA.value == HELDOUT:
     raise ValueError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
+  out = Path(OUT.value)
+  if out.exists() and not out.is_dir():
+    raise ValueError(f"--out={out} is a file; expected a folder, or a new name for one")
+  out.mkdir(parents=True, exist_ok=True)
+  tempfile.TemporaryFile(dir=out).close()  # an hour later is late to learn that nothing can be kept
   config = _config(MODEL.value)
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
   report = Report(strict=STRICT.value)
   examples = _data(config, model, report)
+  benchmarks = _benchmarks(model)
   cache = None if CACHE.value == "none" else CACHE.value
   scorer = Scorer(model, folder=cache)
   about = {
@@ -195,6 +215,13 @@ def main() -> None:
     "dropped": sum(report.dropped.values()),
   }
   kinds = {e.kind for e in examples}
+  if "attributes" in kinds:
+    raise DataError(
+      f"{DATA.value} has feedback on attributes, which an audit does not read; experiments.evaluate "
+      "reports on it"
+    )
+  if "step" in kinds and AGAINST.value:
+    raise DataError(f"--against compares whole responses, and {DATA.value} has steps")
   if "step" in kinds:
     if len(kinds) > 1:
       raise DataError(f"{DATA.value} has {sorted(kinds)}; expected steps alone, or whole responses")
@@ -204,8 +231,7 @@ def main() -> None:
       name: Scorer(RewardModel.from_pretrained(name, dtype=DTYPE.value), folder=cache)
       for name in AGAINST.value
     }
-    source = str(config.data.heldout) if DATA.value == HELDOUT else DATA.value
-    world = World(**config.data.world) if source.startswith("world") else None
+    names = datasets.heldout_names(config) if DATA.value == HELDOUT else [DATA.value]
     found = sections.audit(
       scorer,
       examples,
@@ -213,17 +239,22 @@ def main() -> None:
       against=against,
       settings=Settings(
         sample=SAMPLE.value,
-        world=world,
+        world=true_world(names, config),
         prompts=PROMPTS.value,
         candidates=CANDIDATES.value,
         seed=SEED.value,
       ),
     )
-  if benchmarks:
-    found["benchmarks"] = {n: _on_benchmark(n, paths, scorer) for n, paths in benchmarks.items()}
+  failed = found.pop("failed", {})
+  more = sections.Sections()
+  for name, items in benchmarks.items():
+    made = more.guarded(name, lambda name=name, items=items: _on_benchmark(name, items, scorer))
+    found.setdefault("benchmarks", {})[name] = {"score": None, **made}
+  if failed := failed | more.failed:
+    found["failed"] = failed
   counts = scorer.counts
   found["scorer"] = {**vars(counts)}
-  page.write(Path(OUT.value), {"about": about, **found})
+  failed = failed | page.write(out, {"about": about, **found})
   print(report)
   print(
     f"{counts.asked} texts asked for, {counts.distinct} distinct: {counts.scored} scored, "
@@ -238,6 +269,9 @@ def main() -> None:
     if folder is None:
       raise ValueError(f"--calibrate: {MODEL.value} is no folder; expected a model in one")
     calibration.store(folder, found["calibration"], DATA.value)
+  if failed:
+    said = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    raise ValueError(f"{OUT.value}/report.html is written, without what failed: {said}")
 
 
 def _said(section: dict) -> list[str]:

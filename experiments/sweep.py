@@ -208,13 +208,11 @@ def as_text(table: Table, seeds: int) -> str:
 
 def draw(path: Path, table: Table) -> None:
   """Each setting's runs, mean and interval: a row of plots a group, one a measure."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
+  from rm_jax.train import drawing  # matplotlib takes a while to load
 
   columns = max(len(measures) for measures in table.values())
   heights = [0.8 + 0.35 * len(next(iter(measures.values()))) for measures in table.values()]
-  figure = Figure(figsize=(3.5 + 3.2 * columns, 0.4 + sum(heights)), layout="constrained")
-  FigureCanvasAgg(figure)
+  figure = drawing.figure(3.5 + 3.2 * columns, 0.4 + sum(heights))
   axes = figure.subplots(len(table), columns, squeeze=False, height_ratios=heights)
   for row, (group, measures) in zip(axes, table.items(), strict=True):
     for axis in row[len(measures) :]:
@@ -229,8 +227,7 @@ def draw(path: Path, table: Table) -> None:
       axis.set_yticklabels(names)
       axis.set_title(group if column == 0 else "", loc="left", fontsize=10)
       axis.set_ylim(len(settings) - 0.5, -0.5)
-      axis.spines[["top", "right"]].set_visible(False)
-  figure.savefig(path, dpi=110)
+  path.write_bytes(drawing.png(figure, dpi=110))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from rm_jax.audit.topics import topics
 from rm_jax.metrics import agreement as metrics
 from rm_jax.metrics.correlation import kendall, spearman
 from rm_jax.metrics.ranking import best_order, ndcg, pick_rate, within_and_pooled
+from rm_jax.train import intervals
 from rm_jax.train.evaluate import characters, evaluate, judged
 from rm_jax.types import Example
 
@@ -57,8 +58,11 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
   compared = [i for i, e in enumerate(examples) if e.kind in ("pair", "ranking")]
   if compared:
     mine = [scores[i] for i in compared], [examples[i] for i in compared]
-    report["ties"] = {"people": report["undecided"], "model": report["ties"]}
-    report["by"] = _slices(*mine)
+    # Where people decided none, another kind of feedback has the report's first figures.
+    compared_report = report.get("kinds", {}).get("comparison", report)
+    report["ties"] = {"people": compared_report["undecided"], "model": compared_report["ties"]}
+    if compared_report["n"]:
+      report["by"] = _slices(*mine)
     if one_order := _one_order(mine[1]):
       report["one_order"] = one_order
     if judges := _judges(*mine):
@@ -72,12 +76,14 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
 def _lists(
   scores: Sequence[np.ndarray], examples: Sequence[Example]
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-  """(scores, gains, conversations) of lists of three and more, or of ratings of one prompt."""
+  """(scores, gains, conversations) of lists of three and more, and of a source's ratings."""
   together: dict[Hashable, tuple[list, list]] = {}
   for i, (one, example) in enumerate(zip(scores, examples, strict=True)):
-    # Ratings of responses to one prompt come as an example each; a list is one already.
+    # Ratings of responses to one prompt come as an example each; a list is one already. What is
+    # right or wrong by one source and three or five stars by another is on no common scale.
     alone = example.kind in ("outcome", "score") and len(example.responses) == 1
-    key = (conversation_of(example), repr(example.prompt), 0 if alone else i)
+    scale = (example.kind, example.source) if alone else i
+    key = (conversation_of(example), repr(example.prompt), scale)
     mine = together.setdefault(key, ([], []))
     mine[0].extend(np.asarray(one, np.float64))
     mine[1].extend(example.labels)
@@ -227,10 +233,11 @@ def compare(
   """Two models on the same comparisons: the first's accuracy less the second's, paired.
 
   Returns:
-    {difference, interval, n, alike: share of comparisons in which both choose the same}.
+    {difference, interval, n, alike: share of comparisons in which both choose the same}; of one
+    conversation alone there is no interval, and `why`.
 
   Raises:
-    ValueError: no comparison, or fewer than 2 conversations.
+    ValueError: no comparison.
   """
   first, second, cluster = [], [], []
   for one, other, example in zip(scores, others, examples, strict=True):
@@ -243,7 +250,7 @@ def compare(
   if not first:
     raise ValueError("no comparison among the examples; expected pairs or rankings")
   alike = 1 - np.abs(np.subtract(first, second))
-  return metrics.paired_difference(np.asarray(first), np.asarray(second), cluster) | {
+  return intervals.paired(first, second, cluster) | {
     "n": len(first),
     "alike": figures.mean(alike, cluster),
   }

@@ -220,6 +220,7 @@ def store(folder: Path, found: dict[str, Any], data: str) -> dict[str, Any]:
       }
     kept[name] |= {"fitted_on": section["fitted_on"], "data": data}
   if not kept:
-    raise ValueError("nothing is kept: the data has neither comparisons nor labels of right")
+    why = found.get("why", "the data has neither comparisons nor labels of right")
+    raise ValueError(f"nothing is kept: {why}")
   write_json(Path(folder) / FILE, kept)
   return kept

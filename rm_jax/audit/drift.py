@@ -68,8 +68,8 @@ def drift(
     reference's standard deviations, mahalanobis}: each {value, p, alarm: p < its share of the
     level}, shift: mean of scores less the reference's, in its standard deviations, monitor:
     {window, tests, alarms}, alarm: whether any did, says: a sentence}. mahalanobis is KS of the
-    distances from one half of the reference, those of its other half against these. The level is
-    shared by the five tests.
+    distances from one half of the reference, those of its other half against these, and None with
+    `why` where the reference has one feature vector alone. The level is shared by the five tests.
 
   Raises:
     ValueError: too few rows, or shapes that do not fit.
@@ -85,9 +85,10 @@ def drift(
     )
   half = np.random.default_rng(seed).permutation(len(then)) < len(then) // 2
   fitted = reference.pooled[half].astype(np.float64)
-  spread = np.maximum(fitted.std(axis=0), 1e-9)
-  away = metrics.mahalanobis(fitted / spread, reference.pooled[~half] / spread)
-  distance, p = metrics.ks(away, metrics.mahalanobis(fitted / spread, pooled / spread))
+  spread = fitted.std(axis=0)
+  # One that never varies has no unit of its own: it keeps that of the features.
+  varies = spread > 1e-6 * np.maximum(np.abs(fitted).max(axis=0), 1e-30)
+  spread[~varies] = spread[varies].mean() if varies.any() else 1.0
   ks, ks_p = metrics.ks(then, scores)
   found = {
     "scores": {
@@ -99,12 +100,12 @@ def drift(
       "energy": metrics.energy_distance(
         reference.pooled / spread, pooled / spread, seed=seed, limit=500
       ),
-      "mahalanobis": {"value": distance, "p": p, "median": float(np.median(away))},
+      "mahalanobis": _mahalanobis(fitted, reference.pooled[~half], pooled, spread, varies),
     },
   }
   tests = [one for part in found.values() for one in part.values()]
   for one in tests:
-    one["alarm"] = bool(one["p"] < LEVEL / len(tests))
+    one["alarm"] = bool(one["p"] is not None and one["p"] < LEVEL / len(tests))
   window = min(_WINDOW, len(then), len(scores))
   monitor = DriftMonitor(then, level=LEVEL, window=window)
   alarms = monitor.update(scores)
@@ -136,6 +137,20 @@ def drift(
     "alarm": bool(moved or alarms),
     "says": says,
   }
+
+
+def _mahalanobis(
+  fitted_ND: np.ndarray,
+  left_LD: np.ndarray,
+  new_MD: np.ndarray,
+  spread_D: np.ndarray,
+  varies_D: np.ndarray,
+) -> dict[str, Any]:
+  if not varies_D.any():
+    return {"value": None, "p": None, "median": None, "why": "the reference's features are all one"}
+  left, new = (metrics.mahalanobis(fitted_ND / spread_D, x / spread_D) for x in (left_LD, new_MD))
+  distance, p = metrics.ks(left, new)
+  return {"value": distance, "p": p, "median": float(np.median(left))}
 
 
 def disagreement(

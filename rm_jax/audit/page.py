@@ -1,38 +1,66 @@
 """The audit's page: one HTML file with its pictures inside, which needs nothing else."""
 
 import json
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rm_jax.audit.draw import pictures, stem
 from rm_jax.audit.writing import STYLE, Writer, number, text
 from rm_jax.data.dialogue import plain
+from rm_jax.train.writers import write_atomically, write_json
+
+log = logging.getLogger(__name__)
 
 
-def write(folder: Path, report: Mapping[str, Any]) -> None:
+def write(folder: Path, report: Mapping[str, Any]) -> dict[str, str]:
   """Writes report.json, report.html and the pictures as PNG files of their own.
+
+  Pictures that an earlier report of this folder names and this one has not are taken away.
 
   Args:
     folder: made where it does not exist.
     report: {about: {model, data, ...}, ...}: `sections.audit`'s or `audit_steps`'s sections, and
       benchmarks: name -> their figures.
+
+  Returns:
+    {what could not be drawn or written: why}; all else is there.
   """
   folder.mkdir(parents=True, exist_ok=True)
+  before = _pictures_of(folder)
   # By way of JSON, so that the page shows what the file says.
-  said = json.dumps(report, indent=2, allow_nan=False)
-  report = json.loads(said)
-  drawn = pictures(report)
+  report = json.loads(json.dumps(report, allow_nan=False))
+  drawn, failed = pictures(report)
+  report["pictures"] = sorted(drawn)
   for name, png in drawn.items():
     (folder / f"{name}.png").write_bytes(png)
-  (folder / "report.json").write_text(said + "\n")
-  (folder / "report.html").write_text(render(report, drawn))
+  for name in before - drawn.keys():
+    (folder / f"{name}.png").unlink(missing_ok=True)
+  write_json(folder / "report.json", report)
+  page = _Page(report, drawn)
+  write_atomically(folder / "report.html", _rendered(page))
+  return {f"the picture {name}": why for name, why in failed.items()} | page.failed
+
+
+def _pictures_of(folder: Path) -> set[str]:
+  """The pictures that the report in a folder says are its own."""
+  try:
+    named = json.loads((folder / "report.json").read_text(encoding="utf-8"))["pictures"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return set()
+  return {name for name in named if re.fullmatch(r"\w+", name)}
 
 
 def render(report: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
   """The page of a report, as `write` has it."""
-  page = _Page(report, drawn)
-  page.head()
+  return _rendered(_Page(report, drawn))
+
+
+def _rendered(page: "_Page") -> str:
+  report = page.report
+  page.guarded("head", page.head)
   for name, make in (
     ("agreement", page.agreement),
     ("compare", page.compare),
@@ -51,7 +79,7 @@ def render(report: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     if set(report[name]) == {"why"}:
       page.add(f"<p class=why>Not measured: {text(report[name]['why'])}.</p>")
     else:
-      make()
+      page.guarded(name, make)
   title = text(f"Audit of {report['about']['model']}")
   return (
     f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{title}</title>"
@@ -77,14 +105,29 @@ _TITLES = {
 
 
 class _Page(Writer):
-  """The sections, each as the report has it."""
+  """The sections, each as the report has it; `failed` names those that could not be written."""
+
+  def __init__(self, report: Mapping[str, Any], drawn: Mapping[str, bytes]):
+    super().__init__(report, drawn)
+    self.failed: dict[str, str] = {}
+
+  def guarded(self, name: str, make: Callable[[], None]) -> None:
+    """Writes a part of the page, or says that it could not: the others are written."""
+    begun = len(self.parts)
+    try:
+      make()
+    except Exception as error:
+      log.exception("the page's part %s", name)
+      del self.parts[begun:]
+      self.failed[f"the page's part {name}"] = f"{type(error).__name__}: {error}"
+      self.add(f"<p class=why>It could not be written; report.json has it: {text(error)}.</p>")
 
   def head(self) -> None:
     about = self.report["about"]
     self.add(f"<h1>Audit of {text(about['model'])}</h1>")
     self.add(
       f"<p>On {text(about['data'])}. Intervals are 95 %, over conversations; of a "
-      "reliability diagram's bins and a benchmark's subsets, over items.</p>"
+      "reliability diagram's bins, over items.</p>"
     )
     said = []
     if "accuracy" in self.report.get("agreement", {}):
@@ -93,6 +136,8 @@ class _Page(Writer):
     for name in _TITLES:
       says = self.at(name, "says") or []
       said += [text(one) for one in ([says] if isinstance(says, str) else says)]
+    for name, why in self.report.get("failed", {}).items():
+      said.append(f"<b>{text(name)} could not be measured</b>: {text(why)}")
     for name in self.at("overoptimisation") or {}:
       if name != "why":
         path = ("overoptimisation", name, "variants", "score", "peak", "statement")
@@ -265,7 +310,11 @@ class _Page(Writer):
     self.table(
       ("", "distance", "p", "alarm"),
       (
-        (f"{part}, {name}", *(self.value(*path, part, name, k) for k in ("value", "p", "alarm")))
+        (
+          f"{part}, {name}",
+          self.figure(*path, part, name),
+          *(self.value(*path, part, name, k) for k in ("p", "alarm")),
+        )
         for part in ("scores", "features")
         for name in self.report["drift"][part]
       ),
@@ -309,7 +358,7 @@ class _Page(Writer):
         f"<h3>{text(name)}: {curve['candidates']:,} candidates for each of "
         f"{curve['prompts']:,} prompts</h3>"
       )
-      self.picture(f"best_of_n_{stem(name)}", f"best-of-n curves on {name}")
+      self.picture(stem("best_of_n_", name), f"best-of-n curves on {name}")
       rows = []
       for variant in curve["variants"]:
         path = ("overoptimisation", name, "variants", variant)

@@ -1,6 +1,7 @@
 """All sections of the audit of one model on one data set, one after another."""
 
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from rm_jax.audit.rules import Rules, flagged
 from rm_jax.audit.scorer import Row, Scorer, key_of
 from rm_jax.audit.texts import conversation_of, each_comparison, sampled
 from rm_jax.metrics.best_of_n import over_optimisation
-from rm_jax.train.evaluate import evaluate
+from rm_jax.train.evaluate import evaluate, judged
 from rm_jax.types import Example
 from rm_jax.world import World
 
@@ -37,7 +38,8 @@ class Settings:
   Attributes:
     sample: pairs for which edited texts and other prompts are scored.
     rules: declared limits.
-    world: whose candidates over-optimisation is measured on; None where the model knows no world.
+    world: whose candidates over-optimisation is measured on, by its true reward: the world that the
+      data are of. None, or a reason, where they are of none.
     prompts: of the world, for those curves.
     candidates: responses drawn for each.
     seed: of all draws.
@@ -45,10 +47,65 @@ class Settings:
 
   sample: int = 500
   rules: Rules = dataclasses.field(default_factory=Rules)
-  world: World | None = None
+  world: World | str | None = None
   prompts: int = 32
   candidates: int = 1024
   seed: int = 0
+
+
+class Sections:
+  """Sections measured one after another, of which one that fails does not take the others along.
+
+  Attributes:
+    found: name -> what it found, of JSON's own types, or {why: it has nothing to say}.
+    failed: name -> the error, of those that should have had something to say.
+  """
+
+  def __init__(self):
+    self.found: dict[str, Any] = {}
+    self.failed: dict[str, str] = {}
+
+  def add(self, name: str, make: Callable[[], Any], why: str = "") -> None:
+    """Measures a section, or keeps why it has nothing to say; an error is logged and kept."""
+    begun = time.monotonic()
+    if why:
+      self.found[name] = {"why": why}
+    else:
+      self.found[name] = self.guarded(name, make)
+    log.info("%s: %s", name, why or f"{time.monotonic() - begun:.1f} s")
+
+  def guarded(self, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives, if it is JSON's and finite; else {why}."""
+    try:
+      made = make()
+      json.dumps(made, allow_nan=False)
+    except Exception as error:  # whatever it is, hours of the others' work are worth a page
+      log.exception("%s", name)
+      self.failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+      return {"why": f"it failed, which is no finding ({self.failed[name]})"}
+    return made
+
+  def report(self) -> dict[str, Any]:
+    """`found`, with `failed` where something did."""
+    return self.found | ({"failed": self.failed} if self.failed else {})
+
+
+def _undecided(examples: Sequence[Example], conversations: int = 1) -> str:
+  """Why there are not comparisons of so many conversations; '' where there are."""
+  compared = [e for e in examples if e.kind in _PAIRED]
+  if not compared:
+    return "no comparison in the data"
+  judgements = [(conversation_of(e), *judged(e)) for e in compared]
+  decided = {name for name, better, _ in judgements if better}
+  if len(decided) >= conversations:
+    return ""
+  asked = sum(len(better) + undecided for _, better, undecided in judgements)
+  if not decided:
+    return f"people decided none of {asked} comparisons"
+  return (
+    f"people decided comparisons of {len(decided)} conversation alone, of {asked} comparisons in "
+    f"all; it wants those of {conversations}"
+  )
 
 
 def audit(
@@ -70,55 +127,61 @@ def audit(
 
   Returns:
     {agreement, controls, calibration, robustness, drift, hacking, overoptimisation, rules,
-    compare}, of JSON's own types.
+    compare}, of JSON's own types; and `failed`, section -> error, where one could not be measured
+    for a reason that nobody thought of: the others are there.
 
   Raises:
-    ValueError: examples that are rated in steps or attributes, fewer than 2 conversations, or a
-      score that is not finite.
+    ValueError: examples that are rated in steps or attributes, or a score that is not finite.
   """
   settings = settings or Settings()
+  wrong = sorted({e.kind for e in examples} - {*_PAIRED, "outcome", "score"})
+  if wrong:
+    raise ValueError(f"examples of kinds {wrong}; expected pairs, rankings, outcomes or scores")
   if reference and len(drift_rows := _drift_rows(examples, settings.seed)) >= _FEWEST:
     # First, that nothing is read twice: scores come with it, those of the same prompts too.
     drawn = {key_of((prompt, "")) for prompt, _ in drift_rows}
     same = [e for e in examples if key_of((e.prompt, "")) in drawn]
     scorer.pooled(drift_rows, [(e.prompt, response) for e in same for response in e.responses])
   scores = example_scores(scorer, examples)
-  compared = any(e.kind in ("pair", "ranking") for e in examples)
-  no_pairs = "no comparison in the data"
   seed = settings.seed
-  found: dict[str, Any] = {}
-
-  def section(name: str, make: Callable[[], Any], why: str = "") -> None:
-    begun = time.monotonic()
-    found[name] = {"why": why} if why else make()
-    log.info("%s: %s", name, why or f"{time.monotonic() - begun:.1f} s")
-
-  section("agreement", lambda: agreement(scores, examples))
-  others = {name: example_scores(one, examples) for name, one in (against or {}).items()}
-  section(
-    "compare",
-    lambda: {name: compare(scores, other, examples) for name, other in others.items()},
-    "no other model was given" if not others else "" if compared else no_pairs,
+  sections = Sections()
+  no_comparison, no_comparisons = _undecided(examples), _undecided(examples, 2)
+  others = against or {}
+  sections.add(
+    "agreement",
+    lambda: agreement(scores, examples),
+    no_comparison if all(e.kind in _PAIRED for e in examples) else "",
   )
-  section(
+  sections.add(
+    "compare",
+    lambda: {
+      name: sections.guarded(
+        f"compare with {name}",
+        lambda one=one: compare(scores, example_scores(one, examples), examples),
+      )
+      for name, one in others.items()
+    },
+    no_comparison if others else "no other model was given",
+  )
+  sections.add(
     "controls",
     lambda: controls(scorer, examples, sample=settings.sample, seed=seed),
-    "" if compared else no_pairs,
+    no_comparisons,
   )
-  section("calibration", lambda: _calibration(scores, examples, seed))
-  section(
-    "robustness",
-    lambda: _robustness(scorer, scores, examples, settings),
-    "" if compared else no_pairs,
+  sections.add("calibration", lambda: _calibration(scores, examples, seed))
+  sections.add(
+    "robustness", lambda: _robustness(scorer, scores, examples, settings), no_comparisons
   )
-  section(
+  sections.add(
     "drift",
     lambda: _drift(scorer, examples, reference, seed),
     "" if reference else "no reference is kept with the model; --reference=DATA makes one",
   )
-  section("hacking", lambda: hacking(scorer, examples, seed=seed))
-  section("overoptimisation", lambda: _curves(scorer, examples, settings))
-  section(
+  alone = len({conversation_of(e) for e in examples}) == 1
+  one = "one conversation alone says nothing of how conversations differ" if alone else ""
+  sections.add("hacking", lambda: hacking(scorer, examples, seed=seed), one)
+  sections.add("overoptimisation", lambda: _curves(scorer, examples, settings))
+  sections.add(
     "rules",
     lambda: flagged(
       scorer,
@@ -127,25 +190,26 @@ def audit(
       reference=reference.scores if reference and len(reference.scores) >= 100 else None,
       seed=seed,
     ),
+    one,
   )
-  return found
+  return sections.report()
 
 
 def _calibration(
   scores: Sequence[np.ndarray], examples: Sequence[Example], seed: int
 ) -> dict[str, Any]:
-  out = {}
-  if any(e.kind in ("pair", "ranking") for e in examples):
+  out, lacks = {}, _undecided(examples, 2)
+  if not lacks:
     out["pairs"] = calibration.pairs(scores, examples, seed=seed)
   at = [i for i, e in enumerate(examples) if e.kind == "outcome"]
-  if at:
+  if len({conversation_of(examples[i]) for i in at}) > 1:
     score_N = np.concatenate([scores[i] for i in at])
     label_N = np.concatenate([examples[i].labels for i in at])
     clusters = [conversation_of(examples[i]) for i in at for _ in examples[i].responses]
     out["outcomes"] = calibration.labels(score_N, label_N, clusters, seed=seed)
-  return out or {
-    "why": "neither comparisons nor outcomes in the data: ratings are no probabilities"
-  }
+  if at or any(e.kind in _PAIRED for e in examples):
+    return out or {"why": f"halves are of two conversations and more: {lacks}"}
+  return {"why": "neither comparisons nor outcomes in the data: ratings are no probabilities"}
 
 
 def _robustness(
@@ -227,7 +291,7 @@ def _curves(scorer: Scorer, examples: Sequence[Example], settings: Settings) -> 
   """Best-of-n curves on the world's candidates, and on lists that people rated."""
   out: dict[str, Any] = {}
   members = scorer.members if scorer.outputs > 1 else None
-  if settings.world is not None:
+  if isinstance(settings.world, World):
     prompts = settings.world.prompts("heldout", settings.prompts, settings.seed)
     drawn = overoptimisation(
       scorer,
@@ -249,10 +313,12 @@ def _curves(scorer: Scorer, examples: Sequence[Example], settings: Settings) -> 
     ]
     if len({conversation_of(e) for e in mine}) > 1:
       drawn = rated(scorer, mine, at_least=_MANY, members=members, seed=settings.seed)
-      out[source] = _curve(drawn, settings.seed)
-  return out or {
-    "why": "neither a generated world nor lists of 8 and more rated responses: no curve"
-  }
+      out[f"{source}, rated" if source in ("world", "why") else source] = _curve(
+        drawn, settings.seed
+      )
+  lacks = settings.world if isinstance(settings.world, str) else ""
+  lacks = lacks or "neither a generated world nor lists of 8 and more rated responses"
+  return out or {"why": f"{lacks}: no curve"}
 
 
 def _curve(drawn: Candidates, seed: int) -> dict[str, Any]:
@@ -273,7 +339,7 @@ def _curve(drawn: Candidates, seed: int) -> dict[str, Any]:
 def audit_steps(
   model: RewardModel, examples: Sequence[Example], *, seed: int = 0
 ) -> dict[str, Any]:
-  """The report on solutions that are rated step by step: {agreement, calibration}.
+  """The report on solutions that are rated step by step: {agreement, calibration}, as `audit`'s.
 
   Args:
     model: one that reads steps.
@@ -292,9 +358,12 @@ def audit_steps(
   marks = [np.concatenate([next(scores) for _ in e.steps]) for e in examples]
   clusters = [conversation_of(e) for e in examples for _ in e.labels]
   label_N = np.concatenate([e.labels for e in examples])
-  return {
-    "agreement": evaluate(marks, examples).report,
-    "calibration": {
-      "steps": calibration.labels(np.concatenate(marks), label_N, clusters, seed=seed)
-    },
-  }
+  sections = Sections()
+  sections.add("agreement", lambda: evaluate(marks, examples).report)
+  alone = len(set(clusters)) < 2
+  sections.add(
+    "calibration",
+    lambda: {"steps": calibration.labels(np.concatenate(marks), label_N, clusters, seed=seed)},
+    "halves are of two conversations and more: there is one" if alone else "",
+  )
+  return sections.report()

@@ -1,4 +1,29 @@
-"""What an accelerator can do by its maker's figures: the ceilings that a plan is held against."""
+"""What an accelerator can do by its maker's figures: the ceilings that a plan is held against.
+
+Looked up on 28 November 2026. What two pages say differently is noted beside the figure.
+
+  [v4]   docs.cloud.google.com/tpu/docs/v4, "TPU v4": 275 TFLOP/s, 32 GiB, 1,200 GB/s. It gives no
+         link's speed: Jouppi et al. 2023, "TPU v4: An Optically Reconfigurable Supercomputer for
+         Machine Learning with Hardware Support for Embeddings" (arxiv.org/abs/2304.01433), table 4:
+         6 links of 50 GB/s (400 Gbit/s each way).
+  [v5e]  docs.cloud.google.com/tpu/docs/v5e, "TPU v5e": 197 TFLOP/s, 16 GB, 819 GB/s (a later
+         version: 800 GiB/s, 5 % more), 4 ports, "bidirectional inter-chip interconnect (ICI)
+         bandwidth (per chip)" 400 GB/s; 2 network cards of 100 Gbit/s for a host of 8.
+  [v5p]  docs.cloud.google.com/tpu/docs/v5p, "TPU v5p": 459 TFLOP/s, 95 GB, 2,765 GB/s,
+         bidirectional ICI 1,200 GB/s; data centre's network 50 Gbit/s a chip.
+  [v6e]  docs.cloud.google.com/tpu/docs/v6e, "TPU v6e": 918 TFLOP/s, 32 GB, 1,638 GB/s, 4 ports,
+         bidirectional ICI 800 GB/s; 4 network cards of 200 Gbit/s for a host of 8.
+  [book] Austin et al. 2025, "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus): what
+         links reach is a tenth less, 45 GB/s each way (v4, v5e) and 90 (v5p, v6e) and not 50 and
+         100; the network of v4 6.25 GB/s a chip.
+  [h100] nvidia.com/en-us/data-center/h100, "NVIDIA H100 GPU" (SXM): 80 GB, 3.35 TB/s, 1,979 TFLOP/s
+         with sparsity, which is half of it without, NVLink 900 GB/s both directions together.
+  [h200] nvidia.com/en-us/data-center/h200, "NVIDIA H200 GPU" (SXM): the same but 141 GB at
+         4.8 TB/s. NVIDIA's pages were read by way of others that quote them: "How to Scale Your
+         Model", chapter on GPUs; NVIDIA's MLPerf submission (mlcommons/inference_results_v4.1,
+         H200-SXM-141GBx8: 18 NVLinks, 900 GB/s together); github.com/NVIDIA/nccl/issues/1264
+         (900 GB/s both ways are 450 one way).
+"""
 
 import dataclasses
 
@@ -17,7 +42,7 @@ class Chip:
     link_bandwidth: bytes a second that it can send to its neighbours inside a slice or machine, all
       links together, one direction.
     network_bandwidth: bytes a second for each chip between slices, the host's network shared by its
-      chips; a rule of thumb, since it depends on the machine that was ordered.
+      chips; it depends on the machine that was ordered.
   """
 
   name: str
@@ -29,24 +54,18 @@ class Chip:
 
 
 GIB = 2.0**30
+GBIT = 1e9 / 8
 
-# Peaks are as remembered of the pages named and were not looked up: check before they matter.
-# Makers give a link's speed for both directions together; a ring sends and receives at once, so
-# half of it counts here. Between slices: Google's 100 to 200 Gbit/s a host of 4 or 8 chips.
+# Makers add a link's two directions together. A device sends as much as it receives, both at once,
+# and what a plan counts is what it sends: half of that.
 CHIPS = {
-  # cloud.google.com/tpu/docs/v4: 32 GiB, 275 TFLOP/s, 1200 GB/s, 6 links, 2400 Gbit/s.
-  "v4": Chip("v4", 30.75 * GIB, 275e12, 1.2e12, 150e9, 6.25e9),
-  # cloud.google.com/tpu/docs/v5e: 16 GB, 197 TFLOP/s, 800 GB/s (819 before), 4 links, 1600 Gbit/s.
-  "v5e": Chip("v5e", 15.75 * GIB, 197e12, 0.819e12, 100e9, 3.125e9),
-  # cloud.google.com/tpu/docs/v5p: 95 GB, 459 TFLOP/s, 2765 GB/s, 6 links, 4800 Gbit/s.
-  "v5p": Chip("v5p", 95.74 * GIB, 459e12, 2.765e12, 300e9, 6.25e9),
-  # cloud.google.com/tpu/docs/v6e: 32 GB, 918 TFLOP/s, 1600 GB/s, 4 links, 3200 Gbit/s.
-  "v6e": Chip("v6e", 31.25 * GIB, 918e12, 1.6e12, 200e9, 6.25e9),
-  # nvidia.com/en-us/data-center/h100 (SXM, without sparsity): 80 GB, 989 TFLOP/s, 3.35 TB/s, NVLink
-  # 900 GB/s both directions; a 400 Gbit/s network card for each GPU.
-  "h100": Chip("h100", 80e9, 989e12, 3.35e12, 450e9, 50e9),
-  # nvidia.com/en-us/data-center/h200: the same but 141 GB at 4.8 TB/s.
-  "h200": Chip("h200", 141e9, 989e12, 4.8e12, 450e9, 50e9),
+  "v4": Chip("v4", 30.75 * GIB, 275e12, 1.2e12, 6 * 50e9, 6.25e9),
+  "v5e": Chip("v5e", 15.75 * GIB, 197e12, 0.819e12, 400e9 / 2, 2 * 100 * GBIT / 8),
+  "v5p": Chip("v5p", 95.74 * GIB, 459e12, 2.765e12, 1200e9 / 2, 50 * GBIT),
+  "v6e": Chip("v6e", 31.25 * GIB, 918e12, 1.638e12, 800e9 / 2, 4 * 200 * GBIT / 8),
+  # Machines of eight have a network card of 400 Gbit/s for each GPU.
+  "h100": Chip("h100", 80e9, 989e12, 3.35e12, 900e9 / 2, 400 * GBIT),
+  "h200": Chip("h200", 141e9, 989e12, 4.8e12, 900e9 / 2, 400 * GBIT),
 }
 
 # Words of `Device.device_kind` -> name, the first that is found.

@@ -80,27 +80,38 @@ class Dataset:
 _WORLD = re.compile(r"world:([1-9]\d*)(?::([1-9]\d*))?(\(.*\))?", re.DOTALL)
 
 
+def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None] | None:
+  """(the generated world that a data name asks for, N, K of rankings or None); None of a path.
+
+  Raises:
+    ValueError: it begins as a world's name and is none, or its options are none of the world's.
+  """
+  if name.partition(":")[0] != "world":
+    return None
+  expected = (
+    f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
+    "rankings of K responses, and behind it options as in 'world:N(flips=0.1)'"
+  )
+  if not (found := _WORLD.fullmatch(name)):
+    raise ValueError(expected)
+  _, given = parse_call("world" + (found[3] or "()"), expected)
+  try:
+    world = World(**{**config.data.world, **given})
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"data.{split} is {name!r}: {error}") from None
+  return world, int(found[1]), int(found[2]) if found[2] else None
+
+
 def read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:
   """Examples of a path, a hub id, or the generated world.
 
   'world:N' is N pairs, 'world:N:K' N rankings of K; options of the world may follow, which go
   before those of data.world: 'world:400(flips=0.0)'.
   """
-  if name.partition(":")[0] == "world":
-    expected = (
-      f"data.{split} is {name!r}; expected 'world:N', N the number of pairs, or 'world:N:K', N "
-      "rankings of K responses, and behind it options as in 'world:N(flips=0.1)'"
-    )
-    if not (found := _WORLD.fullmatch(name)):
-      raise ValueError(expected)
-    _, given = parse_call("world" + (found[3] or "()"), expected)
-    try:
-      world = World(**{**config.data.world, **given})
-    except (TypeError, ValueError) as error:
-      raise ValueError(f"data.{split} is {name!r}: {error}") from None
-    count = int(found[1])
-    if found[2]:
-      examples = world.rankings(split, count, int(found[2]), config.seed)
+  if asked := world_of(name, config, split):
+    world, count, responses = asked
+    if responses:
+      examples = world.rankings(split, count, responses, config.seed)
     else:
       examples = world.pairs(split, count, config.seed)
     report.rows += len(examples)
@@ -108,6 +119,23 @@ def read(name: str, config: Any, report: Report, split: str, **options) -> list[
   limit = config.data.limit if split == "train" else 0
   options = {"format": config.data.format, "limit": limit or None} | options
   return formats.load(local(name), report=report, **options)
+
+
+def heldout_names(config: Any) -> list[str]:
+  """What the held-out data are of: data.heldout, or what is trained on, where it is a share."""
+  if _share(config) is None:
+    return [str(config.data.heldout)]
+  if config.data.train:
+    return [config.data.train]
+  return [str(source.get("path", "")) for source in config.data.sources.values()]
+
+
+def _share(config: Any) -> float | None:
+  """The share of what is trained on that is held out; None where data.heldout is other data."""
+  try:
+    return float(str(config.data.heldout))
+  except ValueError:
+    return None
 
 
 _SOURCE_KEYS = ("path", "format", "rate", "weight")
@@ -206,11 +234,9 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     train = read(config.data.train, config, report, "train")
   else:
     train, rates = _read_sources(config, report)
-  heldout = str(config.data.heldout)
-  try:
-    fraction = float(heldout)
-  except ValueError:
-    held = read(heldout, config, report, "heldout")
+  share = _share(config)
+  if share is None:
+    held = read(str(config.data.heldout), config, report, "heldout")
     known = {e.conversation for e in held}
     for example in train:
       if example.conversation in known:
@@ -218,7 +244,7 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
         report.drop("conversation_is_held_out", example.origin, detail, fault=False)
     train = [e for e in train if e.conversation not in known]
   else:
-    train, held = formats.split(train, fraction, config.seed)
+    train, held = formats.split(train, share, config.seed)
   if config.data.deduplicate:
     train, held = _distinct(train, report), _distinct(held, report)
   return train, held, rates

@@ -10,7 +10,7 @@ import numpy as np
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import kendall
 from rm_jax.metrics.ranking import order
-from rm_jax.train import pointwise
+from rm_jax.train import intervals, pointwise
 from rm_jax.types import Example, Text
 from rm_jax.world import best_reachable
 
@@ -42,9 +42,19 @@ def evaluate(
     attributes: the model's, in order.
 
   Returns:
-    the report of the comparisons (pairs and rankings together) where there are any, else of the
-    first kind of `types.KINDS`; `report["kinds"]` has each kind's where there are several.
+    the report of the comparisons (pairs and rankings together) where any is decided, else of the
+    first kind of `types.KINDS`; `report["kinds"]` has each kind's where there are several. A figure
+    that the data do not have is None, and `why` beside it says what they lack.
+
+  Raises:
+    ValueError: a score that is not finite.
   """
+  for score, example in zip(scores, examples, strict=True):
+    if not np.isfinite(score).all():
+      raise ValueError(
+        f"{example.origin or example.conversation}: its scores are {np.asarray(score).tolist()}; "
+        "expected finite ones. The weights have grown too large: try a lower learning rate"
+      )
   chunks: dict[str, list[int]] = {}
   for i, example in enumerate(examples):
     name = "comparison" if example.kind in ("pair", "ranking") else example.kind
@@ -57,11 +67,16 @@ def evaluate(
       mine = chunks[kind]
       report, drawn = make([scores[i] for i in mine], [examples[i] for i in mine])
       done[kind] = Evaluation({"kind": kind, **report}, drawn)
-  first = next(iter(done.values()))
+  if not done:
+    return Evaluation({"kind": "comparison", **pair_report([], []), "undecided": 0}, _UNDRAWN)
+  first = next((one for one in done.values() if one.report["n"]), next(iter(done.values())))
   if len(done) == 1:
     return first
   kinds = {kind: one.report for kind, one in done.items()}
   return Evaluation({**first.report, "kinds": kinds}, first.scores)
+
+
+_UNDRAWN = (("chosen", np.zeros(0)), ("rejected", np.zeros(0)))
 
 
 def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
@@ -111,15 +126,16 @@ def comparisons(
       taus.append(order(kendall, np.asarray(score), np.asarray(example.labels)))
       lists.append(example.conversation)
   report = pair_report(pairs, expanded) | {"undecided": undecided}
-  fine = [(t, c) for t, c in zip(taus, lists, strict=True) if np.isfinite(t)]
-  if len({c for _, c in fine}) > 1:
-    values, clusters = zip(*fine, strict=True)
-    report["kendall"] = {
-      "value": float(np.mean(values)),
-      "interval": list(agreement.cluster_bootstrap(values, clusters)),
-      "n": len(values),
-      "undefined": len(taus) - len(values),
-    }
+  if not pairs:
+    report["why"] = f"people decided none of {undecided} comparisons"
+  if taus:
+    fine = [(t, c) for t, c in zip(taus, lists, strict=True) if np.isfinite(t)]
+    found = intervals.mean([t for t, _ in fine], [c for _, c in fine])
+    report["kendall"] = found | {"undefined": len(taus) - len(fine)}
+    if not fine:
+      report["kendall"]["why"] = "every list is tied, in its scores or in its gains"
+  if not pairs:
+    return report, _UNDRAWN
   stacked = np.stack(pairs)
   return report, (("chosen", stacked[:, 0]), ("rejected", stacked[:, 1]))
 
@@ -136,10 +152,11 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
     baselines: {random, longest, shortest} accuracies, paired: {baseline: {difference, interval}},
     sources: {source: {accuracy, interval, n, best_length_rule}}, and best_reachable, the agreement
     of the true reward with the same labels, where every example knows it}. A tie counts half;
-    intervals are 95 %, over conversations.
+    intervals are 95 %, over conversations, and None with `why` where there are too few. Without
+    any pair all figures are None.
   """
-  pairs = np.asarray([s[:2] for s in scores], np.float64)
-  lengths = np.asarray([[characters(r) for r in e.responses] for e in examples])
+  pairs = np.asarray([s[:2] for s in scores], np.float64).reshape(-1, 2)
+  lengths = np.asarray([[characters(r) for r in e.responses] for e in examples]).reshape(-1, 2)
   clusters = [e.conversation for e in examples]
   credit = agreement.credit(pairs[:, 0], pairs[:, 1])
   rules = {
@@ -148,28 +165,24 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
     "shortest": agreement.shortest(lengths[:, 0], lengths[:, 1]),
   }
   difference = pairs[:, 0] - pairs[:, 1]
-  report = agreement.accuracy(credit, clusters) | {
-    "loss": float(np.logaddexp(0.0, -difference).mean()),
-    "margin": float(difference.mean()),
-    "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
-    "paired": {
-      name: agreement.paired_difference(credit, rule, clusters) for name, rule in rules.items()
-    },
+
+  def mean(values) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+  report = intervals.accuracy(credit, clusters) | {
+    "loss": mean(np.logaddexp(0.0, -difference)),
+    "margin": mean(difference),
+    "baselines": {name: mean(rule) for name, rule in rules.items()},
+    "paired": {name: intervals.paired(credit, rule, clusters) for name, rule in rules.items()},
   }
-  if all(e.truth is not None for e in examples):
+  if examples and all(e.truth is not None for e in examples):
     report["best_reachable"] = best_reachable(examples)
   sources = np.asarray([e.source for e in examples])
   report["sources"] = {}
   for source in sorted(set(sources)):
     here = np.flatnonzero(sources == source)
     best = max(("longest", "shortest"), key=lambda name: rules[name][here].mean())
-    mine = [clusters[i] for i in here]
-    # One conversation alone says nothing of how conversations differ: no interval.
-    entry = (
-      agreement.accuracy(credit[here], mine)
-      if len(set(mine)) > 1
-      else {"accuracy": float(credit[here].mean()), "n": len(here)}
-    )
+    entry = intervals.accuracy(credit[here], [clusters[i] for i in here])
     entry["best_length_rule"] = {"rule": best, "accuracy": float(rules[best][here].mean())}
     report["sources"][source] = entry
   return report
@@ -187,20 +200,23 @@ _UNITS = {
 
 
 def summary_line(report: dict[str, Any]) -> str:
-  """One line for people."""
+  """One line for people; of a figure that is None it says why."""
   unit = _UNITS[report.get("kind", "comparison")]
+  if not report["n"]:
+    return f"held-out: no figure, {report.get('why', 'nothing is held out')}"
   if "attributes" in report:
     return f"held-out {_errors(report)} on {report['n']} {unit}"
   if "accuracy" not in report:
-    rho, (low, high) = report["spearman"]["value"], report["spearman"]["interval"]
-    return (
-      f"held-out Spearman correlation {rho:.3f} [{low:.3f}, {high:.3f}] on {report['n']} {unit}"
-    )
-  low, high = report["interval"]
+    rho = report["spearman"]
+    if rho["value"] is None:
+      return (
+        f"held-out {_errors(report)} on {report['n']} {unit}; no Spearman correlation: {rho['why']}"
+      )
+    return f"held-out Spearman correlation {_valued(rho)} on {report['n']} {unit}"
   reachable = report.get("best_reachable")
   baselines = ", ".join(f"{name} {value:.3f}" for name, value in report["baselines"].items())
   return (
-    f"held-out accuracy {report['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {report['n']} {unit}"
+    f"held-out accuracy {_valued(report, 'accuracy')} on {report['n']} {unit}"
     + (f"; best reachable {reachable:.3f}" if reachable is not None else "")
     + f"; {baselines}"
   )
@@ -212,9 +228,12 @@ def _errors(report: dict[str, Any]) -> str:
   )
 
 
-def _valued(one: dict[str, Any]) -> str:
+def _valued(one: dict[str, Any], name: str = "value", form: str = ".3f") -> str:
+  """'0.750 [0.700, 0.800]', or '0.750 [no interval: WHY]'."""
+  if not one.get("interval"):
+    return f"{one[name]:{form}} [no interval: {one.get('why', 'too little is held out')}]"
   low, high = one["interval"]
-  return f"{one['value']:.3f} [{low:.3f}, {high:.3f}]"
+  return f"{one[name]:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def summary_table(report: dict[str, Any]) -> str:
@@ -225,33 +244,42 @@ def summary_table(report: dict[str, Any]) -> str:
   """
   lines = [summary_line(report)]
   for name, paired in report.get("paired", {}).items():
-    low, high = paired["interval"]
-    lines.append(f"  {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}] to {name}, paired")
+    if paired["difference"] is not None:
+      lines.append(f"  {_valued(paired, 'difference', '+.3f')} to {name}, paired")
   valued = {name: report.get(name) for name in ("auroc", "kendall", "spearman")}
   valued |= {f"solution auroc, {how}": x for how, x in report.get("solution_auroc", {}).items()}
   for name, one in valued.items():
-    if one and one["value"] is not None:
-      lines.append(f"  {name} {_valued(one)}")
+    # Ratings' own line has it already, and why there is none.
+    if one and (one["value"] is not None or "accuracy" in report):
+      found = f"none: {one['why']}" if one["value"] is None else _valued(one)
+      lines.append(f"  {name} {found}")
   for name, one in report.get("attributes", {}).items():
-    rho = one.get("spearman")
-    rho = f"Spearman correlation {_valued(rho)}; " if rho and rho["value"] is not None else ""
-    lines.append(f"  {name}: {rho}{_errors(one)}, on {one['n']}")
+    rho = one["spearman"]
+    known = rho["value"] is not None
+    found = f"Spearman correlation {_valued(rho)}; " if known else ""
+    lines.append(
+      f"  {name}: {found}{_errors(one)}, on {one['n']}"
+      + ("" if known else f"; no Spearman correlation: {rho['why']}")
+    )
   for name in ("best_of", "first_error"):
     if name in report:
       lines.append(f"  {name.replace('_', ' ')}: {summary_line(report[name])}")
   if "shift" in report:
     shift = report["shift"]
+    found = [
+      f"none: {one['why']}" if one["value"] is None else _valued(one)
+      for one in (shift["auroc"], shift["auroc_centered"])
+    ]
     lines.append(
       f"  members' disagreement, {shift['shifted']['n']} shifted against held out: AUROC "
-      f"{_valued(shift['auroc'])}, of centered scores {_valued(shift['auroc_centered'])}"
+      f"{found[0]}, of centered scores {found[1]}"
     )
   if len(report.get("sources", ())) > 1:
     width = max(map(len, report["sources"]))
     for source, one in report["sources"].items():
       rule = one["best_length_rule"]
-      low, high = one.get("interval", (float("nan"),) * 2)
       lines.append(
-        f"  {source:{width}} {one['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {one['n']} pairs; "
+        f"  {source:{width}} {_valued(one, 'accuracy')} on {one['n']} pairs; "
         f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
       )
   for kind, one in report.get("kinds", {}).items():

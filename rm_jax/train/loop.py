@@ -261,6 +261,7 @@ class _Loop:
         "auroc",
         "kendall",
         "attributes",
+        "why",
       )
       values = {name: self.report[name] for name in names if name in self.report}
       writers.write("metrics", step, values, split="heldout")

@@ -10,10 +10,12 @@ import numpy as np
 
 from rm_jax.losses.process import HOW
 from rm_jax.metrics import agreement
-from rm_jax.metrics.correlation import auroc, bootstrap, spearman
+from rm_jax.metrics.correlation import auroc, spearman
+from rm_jax.train import intervals
 from rm_jax.train.score import solution_scores
 from rm_jax.types import Example
 
+_ALIKE = "all labels are alike"
 Drawn = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
 
 
@@ -33,15 +35,13 @@ def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> di
   rules = {"random": agreement.coin(len(good_N)), "most_frequent": frequent.astype(np.float64)}
   probability = np.exp(-np.logaddexp(0.0, -score_N))
   loss = label_N * np.logaddexp(0.0, -score_N) + (1 - label_N) * np.logaddexp(0.0, score_N)
-  return agreement.accuracy(right_N, clusters) | {
+  return intervals.accuracy(right_N, clusters) | {
     "loss": float(loss.mean()),
     "brier": float(np.square(probability - label_N).mean()),
     "base_rate": float(label_N.mean()),
-    "auroc": bootstrap(auroc, (score_N, good_N), clusters),
+    "auroc": intervals.statistic(auroc, (score_N, good_N), clusters, _ALIKE),
     "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
-    "paired": {
-      name: agreement.paired_difference(right_N, rule, clusters) for name, rule in rules.items()
-    },
+    "paired": {name: intervals.paired(right_N, rule, clusters) for name, rule in rules.items()},
   }
 
 
@@ -57,7 +57,7 @@ def outcomes(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple
   score_N, label_N, clusters = _flat(scores, examples)
   report = _binary(score_N, label_N, clusters)
   lists = [(s, e) for s, e in zip(scores, examples, strict=True) if len(e.responses) > 1]
-  if len({e.conversation for _, e in lists}) > 1:
+  if lists:
     report["best_of"] = best_of(lists)
   good = label_N > 0.5
   return report, (("good", score_N[good]), ("bad", score_N[~good]))
@@ -96,14 +96,14 @@ def best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
     report["best_author"] = max(right, key=lambda a: np.mean(right[a]))
     rules["best_author"] = right[report["best_author"]]
   clusters = [e.conversation for _, e in lists]
+  found = intervals.mean(picked, clusters)
   return report | {
     "kind": "best_of",
-    "accuracy": float(np.mean(picked)),
-    "interval": list(agreement.cluster_bootstrap(picked, clusters)),
-    "n": len(lists),
+    "accuracy": found.pop("value"),
+    **found,
     "baselines": {name: float(np.mean(rule)) for name, rule in rules.items()},
     "paired": {
-      name: agreement.paired_difference(picked, rule, clusters)
+      name: intervals.paired(picked, rule, clusters)
       for name, rule in rules.items()
       if name != "oracle"
     },
@@ -133,8 +133,9 @@ def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[di
   report = _binary(score_N, label_N, clusters)
   sound = np.asarray([min(e.labels) > 0.5 for e in examples])
   mine = [e.conversation for e in examples]
+  why = "all solutions are right, or none is"
   report["solution_auroc"] = {
-    how: bootstrap(auroc, (solution_scores(scores, how), sound), mine) for how in HOW
+    how: intervals.statistic(auroc, (solution_scores(scores, how), sound), mine, why) for how in HOW
   }
   report["first_error"] = first_error(scores, examples)
   good = label_N > 0.5
@@ -167,17 +168,15 @@ def first_error(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   def mean(where) -> float | None:
     return float(right[where].mean()) if where.any() else None
 
+  found = intervals.mean(right, clusters)
   return {
     "kind": "first_error",
-    "accuracy": float(right.mean()),
-    "interval": list(agreement.cluster_bootstrap(right, clusters)),
-    "n": len(right),
+    "accuracy": found.pop("value"),
+    **found,
     "on_erroneous": mean(truth >= 0),
     "on_sound": mean(truth < 0),
     "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
-    "paired": {
-      name: agreement.paired_difference(right, rule, clusters) for name, rule in rules.items()
-    },
+    "paired": {name: intervals.paired(right, rule, clusters) for name, rule in rules.items()},
   }
 
 
@@ -191,19 +190,18 @@ def ratings(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[
 
 
 def _regression(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
-  report = {
+  alike = [name for name, x in (("scores", score_N), ("ratings", label_N)) if len(set(x)) < 2]
+  why = f"all {' and '.join(alike)} are alike" if alike else "it is defined in no resample"
+  return {
     "n": len(score_N),
     "loss": float(np.square(score_N - label_N).mean()),
     "baselines": {"mean": float(label_N.var())},
+    "spearman": intervals.statistic(spearman, (score_N, label_N), clusters, why),
   }
-  # One conversation alone says nothing of how conversations differ.
-  if len(set(clusters)) > 1:
-    report["spearman"] = bootstrap(spearman, (score_N, label_N), clusters)
-  return report
 
 
 def _halves(score_N: np.ndarray, label_N: np.ndarray) -> Drawn:
-  high = label_N > np.median(label_N)
+  high = label_N > (np.median(label_N) if len(label_N) else 0)
   return ("rated high", score_N[high]), ("rated low", score_N[~high])
 
 
@@ -234,6 +232,10 @@ def attributes(
       score_N, label_N = (np.asarray([r[i] for r in rated], np.float64) for i in (0, 1))
       found[name] = _regression(score_N, label_N, [r[2] for r in rated])
       drawn = drawn or _halves(score_N, label_N)
+  if not found:
+    why = f"no response is rated on {', '.join(names)}"
+    empty = {"n": 0, "loss": None, "baselines": {"mean": None}, "attributes": {}, "why": why}
+    return empty, _halves(np.zeros(0), np.zeros(0))
   counts = [one["n"] for one in found.values()]
 
   def mean(values) -> float:

@@ -7,8 +7,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rm_jax.data.layout import Packing
-from rm_jax.metrics.correlation import auroc, bootstrap
+from rm_jax.metrics.correlation import auroc
 from rm_jax.models.network import Network
+from rm_jax.train import intervals
 from rm_jax.train.datasets import Dataset
 from rm_jax.train.score import score_groups
 
@@ -70,7 +71,8 @@ def separation(
   report: dict[str, Any] = {}
   for at, name in enumerate(("auroc", "auroc_centered")):
     variance = np.concatenate([pair[at] for pair in found])
-    report[name] = bootstrap(auroc, (variance, is_shifted), clusters)
+    why = "nothing is held out, or nothing is shifted"
+    report[name] = intervals.statistic(auroc, (variance, is_shifted), clusters, why)
   for name, (raw, centered) in zip(("heldout", "shifted"), found, strict=True):
     report[name] = {
       "n": len(raw),

@@ -100,19 +100,18 @@ def draw_report(
     heldout: report of `evaluate.evaluate`, or None.
     scores: its scores, (name, float [n]) of the good and the bad; empty where there are none.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
+  from rm_jax.train import drawing  # matplotlib takes a while to load
 
-  figure = Figure(figsize=(13, 4.6), layout="constrained")
-  FigureCanvasAgg(figure)
+  figure = drawing.figure(13, 4.6)
   left, middle, right = figure.subplots(1, 3)
   train = [line for line in lines if line["split"] == "train"]
   held = [line for line in lines if line["split"] == "heldout"]
   blue, orange, grey = "#2563a8", "#d9762b", "#777777"
 
   left.plot([x["step"] for x in train], [x["loss"] for x in train], color=blue, label="train")
+  valued = [x for x in held if x["loss"] is not None]
   left.plot(
-    [x["step"] for x in held], [x["loss"] for x in held], "o-", color=orange, label="held out"
+    [x["step"] for x in valued], [x["loss"] for x in valued], "o-", color=orange, label="held out"
   )
   left.axhline(np.log(2), color=grey, lw=0.8, ls=":", label="log 2, a coin")
   left.set(xlabel="step", ylabel="loss", title="Loss")
@@ -120,11 +119,12 @@ def draw_report(
 
   judged = [x for x in train if x["accuracy"] is not None]
   middle.plot([x["step"] for x in judged], [x["accuracy"] for x in judged], color=blue, alpha=0.5)
-  held = [x for x in held if "accuracy" in x]
+  held = [x for x in held if x.get("accuracy") is not None]
   if held:
     at = [x["step"] for x in held]
-    low = [x["accuracy"] - x["interval"][0] for x in held]
-    high = [x["interval"][1] - x["accuracy"] for x in held]
+    bounds = [x["interval"] or (x["accuracy"],) * 2 for x in held]
+    low = [x["accuracy"] - b[0] for x, b in zip(held, bounds, strict=True)]
+    high = [b[1] - x["accuracy"] for x, b in zip(held, bounds, strict=True)]
     middle.errorbar(
       at,
       [x["accuracy"] for x in held],
@@ -135,7 +135,7 @@ def draw_report(
       label="held out, 95 %",
     )
   title = "Agreement"
-  if heldout and "accuracy" in heldout:
+  if heldout and heldout.get("accuracy") is not None:
     for (name, value), style in zip(heldout["baselines"].items(), (":", "--", "-."), strict=False):
       middle.axhline(value, color=grey, lw=0.9, ls=style, label=f"{name} {value:.3f}")
     if "best_reachable" in heldout:
@@ -147,12 +147,10 @@ def draw_report(
   if middle.get_legend_handles_labels()[1]:
     middle.legend(frameon=False, fontsize=8, **below)
 
-  if scores:
+  if sum(len(values) for _, values in scores):
     edges = np.histogram_bin_edges(np.concatenate([values for _, values in scores]), bins=30)
     for (name, values), color in zip(scores, (blue, orange), strict=True):
       right.hist(values, edges, color=color, alpha=0.6, label=name)
     right.legend(frameon=False)
   right.set(xlabel="score", ylabel="held-out scores", title="Scores")
-  for axis in (left, middle, right):
-    axis.spines[["top", "right"]].set_visible(False)
-  figure.savefig(path, dpi=110)
+  path.write_bytes(drawing.png(figure, dpi=110))

@@ -463,7 +463,7 @@ def test_best_threshold_against_brute_force(seed):
 
 def faulty(kind, idx, steps, errors):
   return {
-    "original_question": "another question",
+    "original_question": f"another question {idx}",
     "modified_question": f"q {idx}",
     "original_process": ["1. x"],
     "modified_process": [f"{i}. step {s}" for i, s in enumerate(steps, 1)],
@@ -533,6 +533,62 @@ def test_prmbench_reads_the_question_that_was_modified(tmp_path):
   (same,) = BENCHMARKS["prmbench"].load(tmp_path, messages=True, report=report)
   assert same.example.labels == (0.0,)
   assert dict(report.dropped) == {"second_of_its_id": 1}
+
+
+def test_prmbench_draws_a_problem_whole_in_both_forms_of_its_ids(tmp_path):
+  # A model that knows half of the problems: their nine variants say one thing nine times.
+  rows = [
+    faulty(kind, f"prm_test_p1_{i}", (1 if i % 2 else -1, -1, 1), [2])
+    for i in range(40)
+    for kind in PRM
+  ]
+  lines(tmp_path / "authors.jsonl", rows)  # as their repository has it
+  lines(tmp_path / "hub.jsonl", [r | {"idx": f"{r['classification']}_{r['idx']}"} for r in rows])
+  authors, hub = (
+    run("prmbench", steps_by_number, tmp_path / f) for f in ("authors.jsonl", "hub.jsonl")
+  )
+  assert authors["interval"] == hub["interval"]
+  apart = [r | {"idx": f"{i}", "original_question": f"{i}"} for i, r in enumerate(rows)]
+  lines(tmp_path / "apart.jsonl", [r | {"modified_question": r["idx"]} for r in apart])
+  low, high = run("prmbench", steps_by_number, tmp_path / "apart.jsonl")["interval"]
+  assert np.subtract(*hub["interval"][::-1]) == pytest.approx(3 * (high - low), rel=0.15)
+  # Each phase of PRM800K has its own solution of a problem, whose formulas are written otherwise.
+  two = [
+    faulty("circular", "prm_test_p1_0", (1,), []) | {"original_question": "What is $\\sqrt{4}$?"},
+    faulty("circular", "prm_test_p2_9", (1,), []) | {"original_question": "What is sqrt{4}?"},
+    faulty("circular", "prm_test_p2_8", (1,), []) | {"original_question": "What is sqrt{9}?"},
+  ]
+  lines(tmp_path / "two.jsonl", two)
+  one, same, other = (i.example.conversation for i in load("prmbench", tmp_path / "two.jsonl"))
+  assert one == same != other
+
+
+def test_humaneval_in_six_languages_is_one_problem(tmp_path):
+  asks = {
+    "hep-python": "Write a Python function `has_close_elements(numbers: List[float]) -> bool` to",
+    "hep-js": "Write a JavaScript function `hasCloseElements(numbers, threshold)` to solve",
+    "hep-go": "Write a Go function `func HasCloseElements(numbers []float64) bool` to solve",
+    "hep-cpp": "Write a C++ function `bool has_close_elements(vector<float> numbers)` to solve",
+    "math-prm": "What is `has_close_elements(x)`?",
+  }
+  rows = [pair(s, 2, 1, prompt=p) for s, p in asks.items()] + [pair("hep-go", 2, 1, prompt="none")]
+  lines(tmp_path / "filtered.jsonl", rows)
+  *problem, maths, none = (i.example.conversation for i in load("rewardbench", tmp_path))
+  assert len(set(problem)) == 1
+  assert len({problem[0], maths, none}) == 3
+
+
+def test_a_subset_counts_the_pairs_of_one_prompt_as_one(tmp_path):
+  def written(prompt):
+    rows = [pair("donotanswer", i // 9 % 2, 0.5, prompt=prompt(i)) for i in range(270)]
+    lines(tmp_path / "filtered.jsonl", rows)
+    return run("rewardbench", last_number, tmp_path)["subsets"]["donotanswer"]
+
+  apart, together = written(lambda i: f"q {i}"), written(lambda i: f"q {i // 9}")
+  assert apart["accuracy"] == together["accuracy"] == 135 / 270
+  assert apart["interval"] == list(agreement.wilson(135, 270))
+  widths = [np.subtract(*one["interval"][::-1]) for one in (apart, together)]
+  assert widths[1] == pytest.approx(3 * widths[0], rel=0.15)
 
 
 def test_each_text_is_scored_once_in_one_call(tmp_path):

@@ -49,7 +49,7 @@ def test_a_model_that_is_wrong_has_no_temperature():
   assert "mean" in found["why"]
   with pytest.raises(ValueError, match=r"for pairs cannot be calibrated: .*mean"):
     calibration.store(None, {"pairs": found}, "d")
-  with pytest.raises(ValueError, match="neither comparisons nor labels"):
+  with pytest.raises(ValueError, match="nothing is kept: ratings are no"):
     calibration.store(None, {"why": "ratings are no probabilities"}, "d")
 
 

@@ -95,6 +95,39 @@ def test_what_a_run_held_out(workdir, tmp_path):
   assert "--reference=heldout is --data itself" in err
 
 
+def test_what_fails_does_not_cost_the_page(workdir, tmp_path):
+  rows = read_lines(write_pairs(tmp_path / "tied.jsonl", 12, seed=3))
+  data = tmp_path / "tied.jsonl"
+  data.write_text("".join(json.dumps(row | {"tie": True}) + "\n" for row in rows))
+  row = {
+    "original_question": "q",
+    "modified_question": "q",
+    "modified_process": ["long " * 2000],
+    "error_steps": [],
+    "classification": "circular",
+    "idx": "a",
+  }
+  (tmp_path / "prm.jsonl").write_text(json.dumps(row) + "\n")
+  flags = (f"--model={workdir}", f"--data={data}", "--cache=none")
+  code, _, err = audit(tmp_path, *flags, f"--benchmark=prmbench={tmp_path / 'prm.jsonl'}")
+  assert code == 1
+  assert f"{tmp_path / 'out'}/report.html is written, without what failed: prmbench: " in err
+  report = json.loads((tmp_path / "out" / "report.json").read_text())
+  assert report["agreement"] == {"why": "people decided none of 12 comparisons"}
+  assert "steps_too_long" in report["failed"]["prmbench"]
+  shown = (tmp_path / "out" / "report.html").read_text()
+  assert "prmbench could not be measured" in shown
+  # What can be known before is known before anything is scored.
+  code, _, err = audit(tmp_path, *flags, "--benchmark=llmbar=missing", f"--out={tmp_path / 'no'}")
+  assert code == 1
+  assert "missing: no such file or folder" in err
+  assert "Traceback" not in err
+  code, _, err = audit(tmp_path, *flags, f"--out={data}")
+  assert code == 1
+  assert "is a file; expected a folder" in err
+  assert "Traceback" not in err
+
+
 def test_mistakes_are_one_message(workdir, tmp_path):
   data = write_pairs(tmp_path / "held.jsonl", 12, seed=3)
   code, _, err = audit(tmp_path, f"--model={workdir}", f"--data={data}", "--benchmark=mine=x")

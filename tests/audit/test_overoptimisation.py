@@ -6,8 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.audit.overoptimisation import overoptimisation, rated
+from configs.base import get_config
+from rm_jax.audit.overoptimisation import overoptimisation, rated, true_world
 from rm_jax.data.dialogue import plain
+from rm_jax.data.report import Report
+from rm_jax.train import datasets
 from rm_jax.types import Example
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, noisy, truth
@@ -124,3 +127,34 @@ def test_rated():
     rated(length, examples, at_least=20)
   with pytest.raises(ValueError, match="at_least is 1"):
     rated(length, examples, at_least=1)
+
+
+def test_the_truth_is_that_of_the_world_of_the_data():
+  config = get_config()
+  config.data.world.skill = 0.3
+  name = "world:30(tone_weight=-2.0, fact_weight=0.1)"
+  world = true_world([name], config)
+  assert world == World(skill=0.3, tone_weight=-2.0, fact_weight=0.1)
+  for example in datasets.read(name, config, Report(), "heldout"):
+    rewards = [world.true_reward(example.prompt, r) for r in example.responses]
+    assert rewards == pytest.approx(example.truth)
+  # A file that is called so is not of a world.
+  for path in ("world_prefs.jsonl", "worlds/a.jsonl", "data/world:3.jsonl"):
+    assert true_world([path], config) is None
+  assert true_world(["world:9", "world:8:4", "a.jsonl"], config) == World(skill=0.3)
+  assert "2 generated worlds" in true_world(["world:9", "world:9(skill=0.5)"], config)
+
+
+@pytest.mark.parametrize("heldout", [0.1, "0.1"])
+def test_a_share_held_out_of_a_world_is_of_that_world(heldout):
+  config = get_config()
+  config.data.train, config.data.heldout = "world:1000(tone_weight=-2.0)", "world:400"
+  assert datasets.heldout_names(config) == ["world:400"]
+  with config.ignore_type():
+    config.data.heldout = heldout
+  names = datasets.heldout_names(config)
+  assert true_world(names, config) == World(tone_weight=-2.0)
+  config.data.sources = {"a": {"path": "world:10"}, "b": {"path": "b.jsonl"}}
+  config.data.train = ""
+  assert datasets.heldout_names(config) == ["world:10", "b.jsonl"]
+  assert true_world(datasets.heldout_names(config), config) == World()

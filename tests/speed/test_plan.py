@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from rm_jax.models.config import HeadConfig, backbone_config
 from rm_jax.models.network import Network
+from rm_jax.speed import chips
 from rm_jax.speed.abstract import parse_mesh, planned_layout, topology_devices
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import CHIPS, chip_of
@@ -368,6 +369,28 @@ def test_chips_are_known_by_their_names():
     device.device_kind = kind
     assert chip_of(device) is CHIPS[name]
   assert chip_of(jax.devices()[0]) is None
+
+
+def test_chips_have_the_figures_of_the_pages_cited():
+  # As Google's and NVIDIA's pages print them: TFLOP/s, memory GB/s, and GB/s of all links in both
+  # directions together, of which a device sends half; Gbit/s of the network of so many devices.
+  published = {
+    "v4": (275, 1200, 2 * 6 * 50, None),  # the page has no links: 6 of 50 GB/s, Jouppi et al. 2023
+    "v5e": (197, 819, 400, (2 * 100, 8)),
+    "v5p": (459, 2765, 1200, (50, 1)),
+    "v6e": (918, 1638, 800, (4 * 200, 8)),
+    "h100": (989, 3350, 900, (400, 1)),
+    "h200": (989, 4800, 900, (400, 1)),
+  }
+  assert set(published) == set(CHIPS)
+  for name, (tflops, memory, links, network) in published.items():
+    chip = CHIPS[name]
+    assert chip.bf16_flops == tflops * 1e12, name
+    assert chip.hbm_bandwidth == memory * 1e9, name
+    assert chip.link_bandwidth == links * 1e9 / 2, name
+    if network:
+      assert chip.network_bandwidth == network[0] * 1e9 / 8 / network[1], name
+    assert chips.__doc__.count(f"[{name}]") == 1  # each is cited
 
 
 def test_an_unknown_field_of_the_plan_is_refused(llama_folder):

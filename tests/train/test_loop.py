@@ -170,6 +170,29 @@ def test_other_data_are_refused(whole, llama_folder, tmp_path):
     run(config, tmp_path / "copy", devices=1)
 
 
+@pytest.mark.parametrize(
+  ("heldout", "why"),
+  [
+    ("0.1", "1 conversation"),
+    ({"tie": True}, "decided none of 6 comparisons"),
+    ({"preference": 0.5}, "decided none of 6 comparisons"),
+  ],
+)
+def test_held_out_data_that_say_little_do_not_end_a_run(heldout, why, llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+  config.data.train = str(write_pairs(tmp_path / "ten.jsonl", 10))
+  if isinstance(heldout, str):
+    config.data.heldout = heldout
+  else:
+    config.data.heldout = str(tmp_path / "held.jsonl")
+    rows = [{"prompt": f"H {i}", "chosen": "a", "rejected": "bb"} | heldout for i in range(6)]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  summary = run(config, tmp_path / "run", devices=1)
+  assert why in summary["heldout"]["why"]
+  assert why in read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["why"]
+  assert (tmp_path / "run" / "report.png").exists()
+
+
 def flip_a_byte(directory):
   """In the largest file: the array data."""
   path = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)

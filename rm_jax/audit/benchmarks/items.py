@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rm_jax.data.dialogue import check_prompt, conversation_of, messages_of, text_of
@@ -24,7 +24,8 @@ class Item:
 
   Attributes:
     example: its prompt and responses, in the order of the file; labels are 1 for a right response
-      (or step) and 0 for a wrong one.
+      (or step) and 0 for a wrong one. Items of one `conversation` are drawn together in intervals:
+      of one prompt, or of what a benchmark makes several prompts of.
     subset: which part of the benchmark it is of.
     id: what the benchmark calls it; empty where nothing depends on that.
   """
@@ -233,6 +234,33 @@ def _prompt(value: object, messages: bool) -> Text:
   text = text_of(value, "prompt")
   check_prompt(text)
   return (Message(role="user", content=text),) if messages else f"{text}\n"
+
+
+def drawn_together(items: Sequence[Item], keys: Callable[[Item], Iterable[Hashable]]) -> list[Item]:
+  """The items, those of one prompt or with a key in common (by way of others too) of one
+  conversation.
+
+  Args:
+    items: of a benchmark.
+    keys: item -> what it shares with others that are made of the same problem; may be none.
+  """
+  head: dict[Hashable, Hashable] = {}
+
+  def root(key: Hashable) -> Hashable:
+    while head.setdefault(key, key) != key:
+      head[key] = key = head[head[key]]
+    return key
+
+  prompts = [("conversation", item.example.conversation) for item in items]
+  for item, prompt in zip(items, prompts, strict=True):
+    for key in keys(item):
+      head[root(key)] = root(prompt)
+  first: dict[Hashable, str] = {}  # a cluster is called by its first item's conversation
+  names = [first.setdefault(root(p), p[1]) for p in prompts]
+  return [
+    dataclasses.replace(item, example=dataclasses.replace(item.example, conversation=name))
+    for item, name in zip(items, names, strict=True)
+  ]
 
 
 def whole_number(value: object, column: str, least: int, most: int) -> int:

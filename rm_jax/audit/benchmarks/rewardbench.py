@@ -25,12 +25,13 @@ from rm_jax.audit.benchmarks.figures import (
 from rm_jax.audit.benchmarks.items import (
   Benchmark,
   Item,
+  drawn_together,
   load_items,
   make_item,
   split_name,
   whole_number,
 )
-from rm_jax.data.dialogue import text_of
+from rm_jax.data.dialogue import text_of, texts_of
 from rm_jax.data.read import File, Row
 from rm_jax.data.report import Report, RowError, shown
 
@@ -83,6 +84,7 @@ PRIOR = (
 COUNTED = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 
 SUBSETS_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
+_FUNCTION = re.compile(r"`[^`(]*?(\w+)\s*[(<]")
 _TIES_ID = re.compile(r"(ref|tied):(\d+)")
 
 
@@ -91,10 +93,21 @@ def load(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item
 
   Of a folder that also has the `raw` split, only `filtered` is read. A file named as a split of the
   prior sets (allenai/pref-test-sets; there a prompt is messages) is of that set.
+
+  Of HumanEvalPack each problem stands in six languages: those are one conversation, known by the
+  name of the function that its prompt asks for ('Write a Rust function `has_close_elements(..').
   """
   convert = functools.partial(_pair, messages=messages)
   needs = ("prompt", "chosen", "rejected")
-  return load_items(paths, report, needs, convert, _splits)
+  return drawn_together(load_items(paths, report, needs, convert, _splits), _function)
+
+
+def _function(item: Item) -> list[str]:
+  if not item.subset.startswith("hep-"):
+    return []
+  named = _FUNCTION.search(texts_of(item.example.prompt)[-1])
+  # has_close_elements, hasCloseElements, HasCloseElements
+  return [named[1].replace("_", "").lower()] if named else []
 
 
 def _splits(found: Sequence[File]) -> list[str | None]:

@@ -7,7 +7,8 @@ A scorer gives each step of a solution the log-odds that all is right up to it a
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from rm_jax.audit.benchmarks.figures import (
   finite,
   one_hot,
   published,
-  rate,
+  rate_of,
   step_scores,
 )
 from rm_jax.audit.benchmarks.items import (
   Benchmark,
   Item,
+  drawn_together,
   load_items,
   make_solution,
   split_name,
@@ -135,8 +137,8 @@ def evaluate_processbench(
   subsets = by_subset(items, right)
   for name, one in subsets.items():
     one["f1"] = finite(parts[name])
-    one["on_erroneous"] = rate(right[(names == name) & erroneous])
-    one["on_correct"] = rate(right[(names == name) & ~erroneous])
+    one["on_erroneous"] = rate_of(items, right, (names == name) & erroneous)
+    one["on_correct"] = rate_of(items, right, (names == name) & ~erroneous)
   return {
     "benchmark": "processbench",
     **figure,
@@ -202,15 +204,29 @@ def load_prmbench(*paths: str | os.PathLike, messages: bool, report: Report) -> 
   change nothing, as in the authors' code. Of rows of one class and idx the first is kept, as there
   (5 of 6,216 go, counted as no fault). The texts keep their numbering ('3. ..'), which some of the
   authors' models are spared. Rows with an empty step (3) cannot be read and are dropped.
+
+  One solution has up to nine variants, and one problem of PRM800K up to two solutions
+  ('prm_test_p1_0', 'prm_test_p2_1772'): a problem's are one conversation, known by the idx, without
+  the class that it begins with in the hub's file ('circular_prm_test_p1_0') and in the authors'
+  repository not, and by the original question (77 of the 1,733 stand under several idx).
   """
-  seen: set[tuple[str, str]] = set()
+  question: dict[tuple[str, str], Hashable] = {}
   needs = ("modified_question", "modified_process", "error_steps", "classification", "idx")
-  convert = functools.partial(_faulty, seen=seen, messages=messages, report=report)
-  return load_items(paths, report, needs, convert)
+  convert = functools.partial(_faulty, question=question, messages=messages, report=report)
+  items = load_items(paths, report, needs, convert)
+  return drawn_together(
+    items, lambda item: (("idx", item.id), ("question", question[item.subset, item.id]))
+  )
 
 
 def _faulty(
-  row: Row, origin: str, _: str, *, seen: set[tuple[str, str]], messages: bool, report: Report
+  row: Row,
+  origin: str,
+  _: str,
+  *,
+  question: dict[tuple[str, str], Hashable],
+  messages: bool,
+  report: Report,
 ) -> Iterator[Item]:
   kind, id, errors = row["classification"], text_of(row["idx"], "idx"), row["error_steps"]
   if kind not in CLASSES:
@@ -221,7 +237,8 @@ def _faulty(
   ):
     found = f"'error_steps' is {shown(errors)}"
     raise RowError("out_of_range", f"{found}; expected steps' numbers, from 1")
-  if (kind, id) in seen:
+  id = id.removeprefix(f"{kind}_")
+  if (kind, id) in question:
     found = f"a second {kind} of idx {shown(id)}; the first is kept"
     report.drop("second_of_its_id", origin, found, fault=False)
     return
@@ -234,7 +251,10 @@ def _faulty(
     messages=messages,
     id=id,
   )
-  seen.add((kind, id))
+  original = row.get("original_question")
+  # Variants of one problem write its formulas with and without dollars and backslashes.
+  bare = re.sub(r"[\s$\\]+", "", original.casefold()) if isinstance(original, str) else ""
+  question[kind, id] = bare or ("of the idx", id)
   yield item
 
 
@@ -253,7 +273,7 @@ def evaluate_prmbench(
   ability's is the mean of its classes'. A step is called right where it scores above the threshold.
   Where nothing is called right the authors' code can have an F1 of −1; here it is 0. Their models
   that score redundancy apart use that for `redundency` and `circular`; ours score validity, which
-  the code then uses for all classes. Steps of one original solution (idx) are drawn together.
+  the code then uses for all classes. Steps of one original problem are drawn together.
 
   Args:
     score_steps: see the module.
@@ -272,7 +292,7 @@ def evaluate_prmbench(
     rows.append([np.sum(x) for x in (said & good, said & ~good, ~said & ~good, ~said & good)])
   table = np.asarray(rows, np.float64)
   names = np.asarray([item.subset for item in items])
-  clusters = [item.id for item in items]
+  clusters = [item.example.conversation for item in items]
   scored = {}
   for name in dict.fromkeys(names.tolist()):
     mine = np.flatnonzero(names == name)
