@@ -124,7 +124,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.log_every = 10  # steps
   c.train.eval_every = 0  # steps; 0 = five times a run
   c.train.checkpoint_every = 0  # steps; 0 = at each evaluation
-  c.train.keep = 1  # checkpoints that stay
+  c.train.keep = 2  # checkpoints that stay: of one alone, any damage is the whole run's
   c.train.max_skipped = 10  # steps in a row without a finite gradient, then stop
 
   c.mesh = ml_collections.ConfigDict()
