@@ -25,7 +25,21 @@ _LOCK = ".lock"
 # What may differ when a run goes on: how long it is, on what devices, and what is kept of it.
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache")
 # What runs did before a field was there, so that they can still go on.
-_BEFORE: dict[str, Any] = {"data.cache": "", "data.shapes": 4, "model.attention": "auto"}
+_BEFORE: dict[str, Any] = {
+  "data.cache": "",
+  "data.shapes": 4,
+  "data.split_seed": -1,
+  "model.attention": "auto",
+}
+# What `resolve` fills in, and the values that ask it to.
+_AUTOMATIC = {
+  "train.steps": 0,
+  "train.eval_every": 0,
+  "train.checkpoint_every": 0,
+  "optimizer.decay_steps": 0,
+  "optimizer.warmup_steps": -1,
+}
+_LENGTH = ("train.steps", "train.epochs")
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -74,6 +88,26 @@ def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collect
   if train.checkpoint_every == 0:
     train.checkpoint_every = train.eval_every
   return config
+
+
+def differences(there: dict[str, Any], config: ml_collections.ConfigDict) -> list[str]:
+  """Fields in which a run that is done differs from the one that a config asks for, for people.
+
+  Args:
+    there: its config.json.
+    config: of before `resolve`. A field that it leaves to be filled in fits whatever was, as the
+      rest of both is the same; where it leaves the steps, the epochs have to be.
+  """
+  saved, wanted = _BEFORE | _flat(there), _flat(plain(config))
+  given = wanted.get("train.steps") != _AUTOMATIC["train.steps"]
+  same = [path for path, value in _AUTOMATIC.items() if wanted.get(path) == value]
+  same += ["train.epochs"] if given else []
+  free = tuple(prefix for prefix in _MAY_CHANGE if prefix not in _LENGTH)
+  return [
+    f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
+    for key in sorted(saved.keys() | wanted.keys())
+    if saved.get(key) != wanted.get(key) and key not in same and not key.startswith(free)
+  ]
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
