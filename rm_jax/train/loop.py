@@ -14,6 +14,7 @@ from rm_jax.data.iterate import ahead
 from rm_jax.train import evaluate, text
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
+from rm_jax.train.fields import check_fields
 from rm_jax.train.hosts import agree, asked_to_stop, check_same, is_main, is_shared
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.progress import Clock, Signals
@@ -57,6 +58,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   """
   began = time.perf_counter()
   refuse(workdir, "--workdir")
+  check_fields(config)
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
   model = build_model(config, mesh)
@@ -250,7 +252,7 @@ class _Loop:
     if pulse is None:
       return
     pulse = jax.device_get(pulse)
-    if not pulse["finite"]:
+    if not pulse["finite"] and not pulse["skipped"]:
       raise NotFiniteError(
         f"the update of step {step} is not finite, though its gradient is, and is not kept: the "
         "checkpoint before it is the run's last; lower --config.optimizer.learning_rate, which is "
