@@ -59,6 +59,8 @@ def get_config() -> ml_collections.ConfigDict:
   # that of its rows.
   c.data.sources = ml_collections.ConfigDict()
   c.data.heldout = "0.1"  # the same, or a fraction of data.train, split by conversation
+  # Of that split: runs that are compared, or are one ensemble, hold out the same. -1 = seed.
+  c.data.split_seed = -1
   c.data.shifted = ""  # the same: unlike the rest; is an ensemble's disagreement larger there?
   c.data.format = "auto"  # 'pair', 'ranking', 'step' ...; 'auto' = by the first row's columns
   c.data.strict = False  # stop at the first bad row, instead of counting it
@@ -124,8 +126,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.log_every = 10  # steps
   c.train.eval_every = 0  # steps; 0 = five times a run
   c.train.checkpoint_every = 0  # steps; 0 = at each evaluation
-  c.train.keep = 1  # checkpoints that stay
-  c.train.max_skipped = 10  # steps in a row without a finite gradient, then stop
+  c.train.keep = 2  # checkpoints that stay: of one alone, any damage is the whole run's
+  c.train.max_skipped = 10  # steps in a row that are not finite, then stop
 
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1  # devices along each axis; -1 = the rest

@@ -9,7 +9,8 @@ group whose reports lack one goes without. `pools()`, where there is one, names 
 members are the runs of a setting, one a seed: {name: (setting, shifted data)}.
 
 Runs that are done are not run again, so that the same command goes on where it stopped, and more
-seeds or settings can be added.
+seeds or settings can be added; runs of another config are refused. Where data.heldout is a fraction
+all runs hold out the same.
 """
 
 import dataclasses
@@ -28,11 +29,13 @@ from tqdm import tqdm
 
 from experiments.launch import launch
 from rm_jax.api import RewardModel
+from rm_jax.models.source import read_json
 from rm_jax.train import loop
 from rm_jax.train.datasets import load_data, load_shifted
 from rm_jax.train.evaluate import evaluate, summary_table
 from rm_jax.train.setup import build_model
 from rm_jax.train.shift import separation
+from rm_jax.train.workdir import differences
 from rm_jax.train.writers import write_atomically, write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study's config file.")
@@ -108,12 +111,47 @@ def apply(config: ml_collections.ConfigDict, changes: dict, seed: int) -> ml_col
   Raises:
     ValueError: there is no such field, or a value is of another type.
   """
+  base = config.seed
   config = config.copy_and_resolve_references()
   try:
     config.update_from_flattened_dict({**changes, "seed": seed})
   except (KeyError, AttributeError, TypeError) as error:
     raise ValueError(f"sweep(): {changes}: {error}") from None
+  # Else each seed would train on most of what another holds out: their figures would be of other
+  # data, and a pool of them would be judged on what its members know.
+  if config.data.split_seed < 0 and _is_fraction(config.data.heldout):
+    config.data.split_seed = base
   return config
+
+
+def _is_fraction(heldout: str) -> bool:
+  try:
+    return float(heldout) > 0
+  except ValueError:
+    return False
+
+
+def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workdir: Path) -> None:
+  """Whether the runs that are in a sweep's folder are those that it asks for.
+
+  Args:
+    plan: (setting, seed, config) of each.
+    workdir: of the sweep.
+
+  Raises:
+    ValueError: one is of another config: one table would mix them.
+  """
+  for name, seed, config in plan:
+    folder = workdir / name / str(seed)
+    if not (folder / "config.json").exists():
+      continue
+    there = read_json(folder / "config.json")
+    if found := differences(there, config):
+      raise ValueError(
+        f"{folder} holds a run of another config, and one table would mix them:\n  "
+        + "\n  ".join(found)
+        + "\ngive another --workdir, or the same config"
+      )
 
 
 def figure_of(summary: dict, measure: str) -> float | None:
@@ -246,6 +284,7 @@ def main() -> None:
     for seed in range(SEEDS.value)
     for name, changes in settings.items()
   ]
+  check_done(plan, workdir)
   runs: dict[str, list[dict]] = {name: [] for name in settings}
   bar = tqdm(plan, desc="sweep", unit="run")
   for name, seed, config in bar:

@@ -1,6 +1,7 @@
 """`RewardModel`: a trained model in a notebook or a pipeline, three calls wide."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -324,13 +325,38 @@ def _read_run(path: Path, model: Model, mesh: Mesh) -> tuple[Model, dict]:
     for p, x in shapes.items()
     if p not in base
   }
-  flat = Checkpoints(path / "checkpoints").restore_params(saved, base)
+  checkpoints = Checkpoints(path / "checkpoints")
+  flat = checkpoints.restore_params(saved, base)
+  newest = max(checkpoints.steps())
+  if checkpoints.step != newest:
+    log.warning(
+      "%s: THE SCORES ARE THOSE OF STEP %d: its latest checkpoint, of step %d, is damaged. The "
+      "training command, given again, makes it anew",
+      path,
+      checkpoints.step,
+      newest,
+    )
+  elif (told := _summary_step(path)) not in (None, checkpoints.step):
+    log.warning(
+      "%s: the scores are those of step %d, its latest; summary.json tells of step %d",
+      path,
+      checkpoints.step,
+      told,
+    )
   network = dataclasses.replace(network, lora=None)
   if lora:
     shapes = flatten_dict(network.abstract(), sep="/")
     shardings = parameter_shardings(shapes, mesh)
     flat = jax.jit(merged, static_argnums=1, out_shardings=shardings)(flat, lora)
   return dataclasses.replace(model, network=network), unflatten_dict(flat, sep="/")
+
+
+def _summary_step(path: Path) -> int | None:
+  """The step that a run's summary.json describes; None where there is none that says so."""
+  try:
+    return int(json.loads((path / "summary.json").read_text(encoding="utf-8"))["train"]["steps"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
 
 
 def _head(source: Source) -> HeadConfig:

@@ -5,7 +5,13 @@ import math
 
 import pytest
 
+from configs.base import get_config
 from experiments import sweep
+from experiments.sweep import apply, check_done
+from rm_jax.data.report import Report
+from rm_jax.train.datasets import read_both
+from rm_jax.train.workdir import plain, resolve
+from rm_jax.train.writers import write_json
 from tests.test_commands import command, finish, train_flags
 from tests.train.runs import write_pairs
 
@@ -126,3 +132,42 @@ def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_pa
   assert (
     json.loads((tmp_path / "out/table.json").read_text())[""]["accuracy"]["bt"]["runs"][0] == 0.125
   )
+
+
+def test_all_seeds_hold_out_the_same(tmp_path):
+  config = get_config()
+  assert config.data.heldout == "0.1"
+  report = Report()
+  config.data.train = str(write_pairs(tmp_path / "pairs.jsonl", 60))
+  sides = []
+  for seed in range(3):
+    train, held, _ = read_both(apply(config, {}, seed), report)
+    sides.append(({e.conversation for e in train}, {e.conversation for e in held}))
+  assert len(sides[0][1]) > 1
+  for train, held in sides[1:]:
+    assert held == sides[0][1]
+    assert not train & sides[0][1]
+  # A split of one's own, or a set of its own, stays.
+  assert apply(config, {"data.split_seed": 7}, 2).data.split_seed == 7
+  assert apply(config, {"data.heldout": "world:5"}, 2).data.split_seed == -1
+  # By itself each seed has its own, as ever.
+  config.seed = 1
+  assert {e.conversation for e in read_both(config, report)[1]} != sides[0][1]
+
+
+def test_runs_of_another_config_are_not_taken_into_the_table(tmp_path):
+  config = apply(get_config(), {}, 1)
+  folder = tmp_path / "bt" / "1"
+  folder.mkdir(parents=True)
+  write_json(folder / "config.json", plain(resolve(config, 640)))
+  (folder / "summary.json").write_text("{}")
+  for fields in ({}, {"mesh.fsdp": 2}, {"train.keep": 5}, {"train.steps": 20}):
+    check_done([("bt", 0, config), ("bt", 1, apply(config, fields, 1))], tmp_path)
+  for fields, found in {
+    "optimizer.learning_rate": "optimizer.learning_rate: 1e-05 there, 0.05 now",
+    "train.epochs": "train.epochs: 1.0 there, 0.05 now",
+  }.items():
+    with pytest.raises(ValueError, match=found):
+      check_done([("bt", 1, apply(config, {fields: 0.05}, 1))], tmp_path)
+  with pytest.raises(ValueError, match=r"train.steps: 20 there, 21 now"):
+    check_done([("bt", 1, apply(config, {"train.steps": 21}, 1))], tmp_path)

@@ -7,6 +7,8 @@ D = (s_i − s_j − m_ij) / T for "i was preferred to j", m_ij = margin + pair_
 ValueError at a shape that does not fit or an option out of its range.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -117,6 +119,12 @@ def scaled_logistic(
   return compare(
     value, scores, labels, where=where, weights=weights, pairs=pairs, temperature=temperature
   )
+
+
+def no_strength(labels: Sequence[float], margin: float | None, **options: float) -> str:
+  """What `scaled_logistic` lacks of a group: without a margin its strength would be 0."""
+  del labels, options
+  return "" if margin is not None else "it has no margin, the strength of its preference"
 
 
 def hinge(

@@ -5,6 +5,8 @@ a list without items. `where` and `weights` as `rm_jax.losses.compare` says. All
 a shape that does not fit or an option out of its range.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -132,6 +134,13 @@ def ordinal_params(key: jax.Array, *, classes: int) -> dict[str, jax.Array]:
   below = jnp.arange(1, classes, dtype=jnp.float32) / classes
   cuts = jnp.log(below / (1 - below))
   return {"first": cuts[0], "log_steps": jnp.log(jnp.diff(cuts))}
+
+
+def no_grade(labels: Sequence[float], margin: float | None, *, classes: int) -> str:
+  """What of a group's labels `ordinal` would clip to another grade; '' where nothing."""
+  del margin
+  bad = [y for y in labels if not 0 <= round(y) < classes]
+  return f"its label {bad[0]:g} is no grade of 0 .. {classes - 1}" if bad else ""
 
 
 def attribute_mse(

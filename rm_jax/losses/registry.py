@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,9 @@ class Loss:
     uses: which of 'pairs', 'ties', 'pair_margin', 'response' it takes.
     init_params: (key, **options) -> params of a loss that learns some (`function` then takes the
       keyword `params`), else None.
+    needs: which of `uses` it cannot do without.
+    refuse: (labels, margin, **options) -> what of a group's feedback it cannot use, for people; ''
+      where it can. Without it, it takes all.
   """
 
   name: str
@@ -33,6 +36,12 @@ class Loss:
   kinds: tuple[str, ...]
   uses: tuple[str, ...] = ()
   init_params: Callable[..., dict[str, jax.Array]] | None = None
+  needs: tuple[str, ...] = ()
+  refuse: Callable[..., str] | None = None
+
+  def problem(self, labels: Sequence[float], margin: float | None, options: dict[str, Any]) -> str:
+    """What of a group's labels and margin it cannot use with these options; '' where it can."""
+    return "" if self.refuse is None else self.refuse(labels, margin, **options)
 
   def __call__(self, scores: jax.Array, labels: jax.Array, **arguments) -> jax.Array:
     return self.function(scores, labels, **arguments)
@@ -84,7 +93,14 @@ LOSSES: dict[str, Loss] = {
   loss.name: loss
   for loss in (
     Loss("logistic", pairwise.logistic, _ORDER, _PAIRS),
-    Loss("scaled_logistic", pairwise.scaled_logistic, ("pair", "ranking"), _PAIRS),
+    Loss(
+      "scaled_logistic",
+      pairwise.scaled_logistic,
+      ("pair", "ranking"),
+      _PAIRS,
+      needs=("pair_margin",),
+      refuse=pairwise.no_strength,
+    ),
     Loss("hinge", pairwise.hinge, _ORDER, _PAIRS),
     Loss("squared_hinge", pairwise.squared_hinge, _ORDER, _PAIRS),
     Loss("exponential", pairwise.exponential, _ORDER, _PAIRS),
@@ -100,7 +116,14 @@ LOSSES: dict[str, Loss] = {
     Loss("bce", pointwise.bce, ("outcome",)),
     Loss("mse", pointwise.mse, ("outcome", "score")),
     Loss("huber", pointwise.huber, ("outcome", "score")),
-    Loss("ordinal", pointwise.ordinal, ("score",), (), pointwise.ordinal_params),
+    Loss(
+      "ordinal",
+      pointwise.ordinal,
+      ("score",),
+      (),
+      pointwise.ordinal_params,
+      refuse=pointwise.no_grade,
+    ),
     Loss("process", process.process, ("step",), ("response",)),
     Loss("attribute_mse", pointwise.attribute_mse, ("attributes",)),
   )

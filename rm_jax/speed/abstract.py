@@ -5,6 +5,7 @@ Arrays are shapes with shardings: no weights are made and no data are read.
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -126,7 +127,13 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
 
 
 def abstract_batch(
-  config: Any, network: Network, mesh: Mesh, shape: Shape, *, text: bool = False
+  config: Any,
+  network: Network,
+  mesh: Mesh,
+  shape: Shape,
+  *,
+  text: bool = False,
+  needs: Iterable[str] = (),
 ) -> Batch:
   """A micro-batch's arrays as shapes divided over the mesh, as `pack.assemble` would fill them.
 
@@ -136,6 +143,7 @@ def abstract_batch(
     mesh: the devices.
     shape: of the micro-batch.
     text: the objective has a penalty on text.
+    needs: optional fields that its losses cannot do without.
   """
   B, T, G, K = shape.rows, shape.columns, shape.groups, shape.marks
   sharding = NamedSharding(mesh, BATCH)
@@ -161,6 +169,7 @@ def abstract_batch(
     source=array(G),
     length=array(G, K),
     token_type=None if network.causal else array(T),
+    pair_margin=array(G, K, K, dtype=jnp.float32) if "pair_margin" in needs else None,
     previous=array(T) if text else None,
     attributes=array(G, K, len(head.attributes), dtype=jnp.float32) if head.attributes else None,
     members=array(G, c.members, dtype=jnp.float32) if c.members > 1 and c.bootstrap else None,
@@ -193,7 +202,9 @@ def lower_step(
     network, objective, optimizer, state, mesh, sources=1, dropout=config.model.dropout
   )
   everywhere = replicated(mesh)
-  batch = abstract_batch(config, network, mesh, layout.shape, text=bool(objective.text))
+  batch = abstract_batch(
+    config, network, mesh, layout.shape, text=bool(objective.text), needs=objective.needs
+  )
   gradients, sums = jax.eval_shape(step.zeros)
   gradients = {
     path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state.params[path].sharding)

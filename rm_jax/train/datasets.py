@@ -14,10 +14,10 @@ from rm_jax.data.cache import cache_folder
 from rm_jax.data.group import Group
 from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
-from rm_jax.train.objective import parse_call, uses_ties
+from rm_jax.train.objective import parse_call, parse_loss, uses_ties
 from rm_jax.train.remote import local
 from rm_jax.train.setup import Model
-from rm_jax.types import Example
+from rm_jax.types import KINDS, Example
 from rm_jax.world import World
 
 
@@ -198,6 +198,22 @@ def _decided(examples: list[Example], losses: Any, report: Report) -> list[Examp
   return kept
 
 
+def _check_fit(examples: list[Example], losses: Any) -> None:
+  """DataError where a loss cannot use what an example says, before anything is tokenised."""
+  for kind in sorted({e.kind for e in examples}, key=KINDS.index):
+    loss, options = parse_loss(losses[kind], f"loss.{kind}")
+    mine = [e for e in examples if e.kind == kind]
+    bad = [(e, why) for e in mine if (why := loss.problem(e.labels, e.margin, options))]
+    if bad:
+      example, why = bad[0]
+      raise DataError(
+        f"{example.origin or example.source}: loss.{kind} is {losses[kind]!r} and {why}; so it is "
+        f"with {len(bad)} of {len(mine)} examples: mend them, or choose another loss"
+      )
+    if "pair_margin" in loss.needs and not any(e.margin for e in mine):
+      raise DataError(f"loss.{kind} is {losses[kind]!r} and all margins are 0: nothing is learned")
+
+
 def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
   """ValueError where the data do not teach a model's attributes, or their mix."""
   # A head that comes with the checkpoint knows them: pairs alone may fit its mix.
@@ -244,7 +260,9 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
         report.drop("conversation_is_held_out", example.origin, detail, fault=False)
     train = [e for e in train if e.conversation not in known]
   else:
-    train, held = formats.split(train, share, config.seed)
+    # -1 as before there was the field: audits read configs of runs that are older.
+    seed = config.data.get("split_seed", -1)
+    train, held = formats.split(train, share, config.seed if seed < 0 else seed)
   if config.data.deduplicate:
     train, held = _distinct(train, report), _distinct(held, report)
   return train, held, rates
@@ -255,6 +273,9 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
   train = _decided(train, config.loss, report)
+  _check_fit(train, config.loss)
+  if train and not any(e.weight for e in train):
+    raise DataError("all training examples have weight 0: nothing would be learned")
   kept = cache_folder(config.data.cache)
   datasets = [Dataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
   if not datasets[0].groups:

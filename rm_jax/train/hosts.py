@@ -48,6 +48,30 @@ def broadcast(array: np.ndarray) -> np.ndarray:
   return data.view(array.dtype).reshape(array.shape)
 
 
+_LONGEST = 2000  # bytes of a problem that are told to the other processes
+
+
+def first_problem(problem: str) -> str:
+  """The first of the processes' problems that is not '', the same answer to all; '' = no problem.
+
+  Unlike `agree`, which hands out what process 0 found, this asks every process.
+  """
+  if jax.process_count() == 1:
+    return problem
+  padded = np.zeros(_LONGEST, np.uint8)
+  mine = np.frombuffer(problem.encode()[:_LONGEST], np.uint8)
+  padded[: len(mine)] = mine
+  found = multihost_utils.process_allgather(padded)
+  told = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in np.asarray(found, np.uint8)]
+  return next(filter(None, told), "")
+
+
+def meet(what: str) -> None:
+  """Waits until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
 def is_shared(folder: Path) -> bool:
   """Whether all processes see process 0's folder, by the same name; it is made where missing."""
   if is_main():

@@ -14,7 +14,8 @@ from rm_jax.data.iterate import ahead
 from rm_jax.train import evaluate, text
 from rm_jax.train.checkpoints import Checkpoints
 from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
-from rm_jax.train.hosts import asked_to_stop, check_same, is_main, is_shared
+from rm_jax.train.fields import check_fields
+from rm_jax.train.hosts import agree, asked_to_stop, check_same, is_main, is_shared
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.remote import refuse
@@ -23,14 +24,14 @@ from rm_jax.train.score import keep_features, score_groups
 from rm_jax.train.setup import build_model
 from rm_jax.train.shift import shift_report
 from rm_jax.train.step import window_metrics
-from rm_jax.train.workdir import check, claim, plain, resolve
+from rm_jax.train.workdir import check, claim, locked, plain, resolve
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes, read_lines, write_json
 
 log = logging.getLogger(__name__)
 
 
 class NotFiniteError(RuntimeError):
-  """Too many steps in a row whose gradient was not finite."""
+  """Too many steps in a row, or all, had a gradient, loss or update that is not finite."""
 
 
 class Stopped(RuntimeError):
@@ -52,10 +53,12 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   Raises:
     ValueError: config, files or data are not as they should be; nothing was overwritten.
     Stopped: on SIGTERM or SIGINT (of several processes SIGTERM), after a checkpoint.
-    NotFiniteError: `train.max_skipped` steps in a row had no finite gradient.
+    NotFiniteError: `train.max_skipped` steps in a row, or all there were, were skipped, for their
+      gradient, loss or update was not finite.
   """
   began = time.perf_counter()
   refuse(workdir, "--workdir")
+  check_fields(config)
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
   model = build_model(config, mesh)
@@ -65,37 +68,52 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   config = resolve(config, len(train_set.groups), workdir)
   sets = {"training data": train_set, "held-out data": heldout_set}
   check_same(config=plain(config), **{name: one.fingerprint() for name, one in sets.items()})
-  check(workdir, config)
-  log.info("data: %s", report)
-  run = Run(config, mesh, model, train_set)
-  loop = _Loop(run, workdir, heldout_set)
-  # Only now: a run that could not begin leaves nothing behind.
-  if is_main():
-    claim(workdir, config, model)
-  with jax.set_mesh(mesh):
-    timing = loop.loop()
-  if shifted_set:
-    loop.report["shift"] = shift_report(
-      model.network,
-      run.state.all_params(),
-      heldout_set,
-      shifted_set,
-      mesh=mesh,
-      packing=run.packing,
-    )
+  with locked(workdir):
+    check(workdir, config)
+    log.info("data: %s", report)
+    run = Run(config, mesh, model, train_set)
+    loop = _Loop(run, workdir, heldout_set)
+    # Only now: a run that could not begin leaves nothing behind.
+    if is_main():
+      claim(workdir, config, model)
+    with jax.set_mesh(mesh):
+      timing = loop.loop()
+    if shifted_set:
+      loop.report["shift"] = shift_report(
+        model.network,
+        run.state.all_params(),
+        heldout_set,
+        shifted_set,
+        mesh=mesh,
+        packing=run.packing,
+      )
+    data = data_summary(report, train_set, heldout_set, model.network.head.attributes)
+    return _finish(loop, {"wall_seconds": round(time.perf_counter() - began, 2), **timing}, data)
+
+
+def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+  """The summary of a run that is done, which is written, and its picture."""
+  run, workdir = loop.run, loop.workdir
+  steps, skipped = int(run.state.step), run.skipped()
   summary = {
     "heldout": loop.report,
     "train": {
-      "steps": int(run.state.step),
-      "wall_seconds": round(time.perf_counter() - began, 2),
+      "steps": steps,
+      "skipped_steps": skipped,
       **timing,
       "peak_memory_bytes": peak_memory_bytes(),
       "trained_parameters": sum(p.size for p in run.state.params.values()),
       "frozen_parameters": sum(p.size for p in run.state.frozen.values()),
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     },
-    "data": data_summary(report, train_set, heldout_set, model.network.head.attributes),
+    "data": data,
   }
+  if skipped:
+    log.warning(
+      "%d of %d steps were skipped, for something of them was not finite; metrics.jsonl says when",
+      skipped,
+      steps,
+    )
   # A few numbers each; but for a language-model head.
   own = {path: x for path, x in run.state.loss_params().items() if path != text.HEAD}
   if own:
@@ -115,7 +133,9 @@ class _Loop:
     self.heldout_set = heldout_set
     self.report: dict[str, Any] | None = None
     self.scores = ()
-    self.skipped = 0  # steps in a row whose gradient was not finite
+    self.skipped = 0  # steps in a row until now
+    # Of all tokens, and so made once.
+    self.data = {"data": run.train_set.fingerprint(), "heldout": heldout_set.fingerprint()}
     self.heldout_shapes = plan_shapes(heldout_set.groups, 2048, run.packing)
     self.checkpoints = Checkpoints(
       workdir / "checkpoints",
@@ -147,7 +167,8 @@ class _Loop:
       "seed": self.config.seed,
       "key": np.asarray(jax.random.key_data(self.run.key)).tolist(),
       "groups_seen": step * self.config.data.batch_groups,
-      "data": self.run.train_set.fingerprint(),
+      "skipped": self.skipped,
+      **self.data,
     }
 
   def _resume(self) -> None:
@@ -155,12 +176,19 @@ class _Loop:
     if found is None:
       return
     self.run.state, position = found
-    here = self._position()
-    if position["data"] != here["data"]:
-      raise ValueError(
-        f"{self.workdir}: its training data were other ones ({position['data']}, now "
-        f"{here['data']}); give the same data, or another --workdir"
-      )
+    for key, name in (("data", "training"), ("heldout", "held-out")):
+      # Before there was a mark of the held-out data nothing was known of them.
+      if position.get(key, self.data[key]) != self.data[key]:
+        raise ValueError(
+          f"{self.workdir}: its {name} data were other ones ({position[key]}, now "
+          f"{self.data[key]}); give the same data, or another --workdir"
+        )
+    self.skipped = position.get("skipped", 0)
+    window = jax.device_get(self.run.state.window)
+    if not all(np.isfinite(x).all() for x in window.values()):
+      # Of before such a step was skipped: it would be added to for ever.
+      log.warning("%s: its metrics since the last line are not finite: left out", self.workdir)
+      self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     log.info("resumed at step %d", int(self.run.state.step))
 
   def loop(self) -> dict[str, float | None]:
@@ -168,8 +196,8 @@ class _Loop:
     config = self.config.train
     first, last = int(self.run.state.step), config.steps
     writers = Writers(self.workdir, first, active=is_main())
-    if first == 0:
-      self._evaluate(writers, 0)
+    if self._unjudged(first):
+      self._evaluate(writers, first)
     clock = Clock(self.config.data.batch_groups)
     start = min(first, last)
     bar = tqdm(total=last, initial=start, desc="train", unit="step", disable=not is_main())
@@ -187,12 +215,11 @@ class _Loop:
         if end or done % config.log_every == 0:
           self._log(writers, bar, clock, done)
         bar.update()
-        if end or done % config.eval_every == 0:
-          with clock.pause():
-            self._evaluate(writers, done)
         asked = asked_to_stop(signals.asked, done)
+        # Saved before it is judged: what goes wrong there, or takes long, costs no step.
         if end or asked or done % config.checkpoint_every == 0:
           with clock.pause():
+            pulse = self._check(pulse, done)
             self.checkpoints.save(self.run.state, self._position())
         if asked and not end:
           raise Stopped(
@@ -200,35 +227,58 @@ class _Loop:
             f"{self.workdir}; the same command goes on from there",
             asked,
           )
+        if end or done % config.eval_every == 0:
+          with clock.pause():
+            self._evaluate(writers, done)
+    if last > first and self.run.skipped() == last:
+      raise NotFiniteError(
+        f"all {last} steps were skipped, for their gradient, loss or update was not finite: the "
+        "model is as it was; lower --config.optimizer.learning_rate, or look at the data"
+      )
     if self.report is None:
       self._evaluate(None, last)
     writers.close()
     self.checkpoints.close()
     return {"pairs_per_second": clock.pairs_per_second()}
 
+  def _unjudged(self, step: int) -> bool:
+    """Whether a run that goes on from a step has still to judge it, as one that went on would."""
+    if step and step % self.config.train.eval_every and step < self.config.train.steps:
+      return False
+    lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
+    return not agree(any(x["split"] == "heldout" and x["step"] == step for x in lines))
+
   def _check(self, pulse: dict[str, jax.Array] | None, step: int) -> None:
     if pulse is None:
       return
-    self.skipped = self.skipped + 1 if jax.device_get(pulse["skipped"]) else 0
+    pulse = jax.device_get(pulse)
+    if not pulse["finite"] and not pulse["skipped"]:
+      raise NotFiniteError(
+        f"the update of step {step} is not finite, though its gradient is, and is not kept: the "
+        "checkpoint before it is the run's last; lower --config.optimizer.learning_rate, which is "
+        f"{self.config.optimizer.learning_rate}, or the decays"
+      )
+    self.skipped = self.skipped + 1 if pulse["skipped"] else 0
     if self.skipped >= self.config.train.max_skipped:
       raise NotFiniteError(
-        f"{self.skipped} steps up to {step} had no finite gradient, and changed nothing; lower "
-        "--config.optimizer.learning_rate, or look at the data of these steps"
+        f"{self.skipped} steps up to {step} had a gradient, loss or update that is not finite, and "
+        "changed nothing; lower --config.optimizer.learning_rate, or look at the data of these "
+        "steps"
       )
 
   def _log(self, writers: Writers, bar: tqdm, clock: Clock, done: int) -> None:
     window = jax.device_get(self.run.state.window)
     self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
-    values = window_metrics(window, self.run.sources) | {
-      "learning_rate": float(self.run.schedule(done - 1))
-    }
+    values = window_metrics(window, self.run.sources)
+    # The schedule goes by the updates: a step that was skipped is none.
+    rate = float(self.run.schedule(done - self.run.skipped() - 1))
+    values["learning_rate"] = None if values["gradient_norm"] is None else rate
     writers.write("metrics", done, values)
     speed = clock.window(values["tokens"]) | {"peak_memory_bytes": peak_memory_bytes()}
     writers.write("timing", done, speed)
     known = "" if values["accuracy"] is None else f"accuracy {values['accuracy']:.3f}, "
-    bar.set_postfix_str(
-      f"loss {values['loss']:.4f}, {known}{speed['tokens_per_second']:.0f} tokens/s"
-    )
+    loss = "none, all steps were skipped" if values["loss"] is None else f"{values['loss']:.4f}"
+    bar.set_postfix_str(f"loss {loss}, {known}{speed['tokens_per_second']:.0f} tokens/s")
 
   def _evaluate(self, writers: Writers | None, step: int) -> None:
     """Held-out agreement now: `report` and `scores`, and a line in the metrics."""
@@ -245,8 +295,14 @@ class _Loop:
       features=self.heldout_features,
       progress="held out",
     )
-    found = evaluate.evaluate(scores, examples, self.run.model.network.head.attributes)
-    self.report, self.scores = found.report, found.scores
+    bad = sum(not np.isfinite(one).all() for one in scores)
+    if bad:
+      # The weights are finite and their scores are not: the run may still recover, or stops itself.
+      why = f"the scores of {bad} of {len(scores)} examples are not finite"
+      self.report, self.scores = {"kind": "comparison", "n": 0, "why": why}, ()
+    else:
+      found = evaluate.evaluate(scores, examples, self.run.model.network.head.attributes)
+      self.report, self.scores = found.report, found.scores
     if is_main():
       tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
     if writers is not None:

@@ -51,6 +51,51 @@ def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
   return LOSSES[name], options
 
 
+def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> None:
+  """Traces a loss with its options, on shapes alone.
+
+  Args:
+    loss: of `parse_loss`.
+    options: likewise.
+    field: of the config, for errors.
+    kind: of the feedback that it is for.
+
+  Raises:
+    ValueError: an option out of its range, or what it returns is not one value a list.
+  """
+  # No two axes alike, so that a mean over a wrong one shows.
+  lead, K, attributes = (3, 5), 4, (2,) if kind == "attributes" else ()
+
+  def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct((*lead, *shape), dtype)
+
+  scores = jax.ShapeDtypeStruct((*attributes, *lead, K), jnp.float32)
+  given = {name: array(K, K) for name in loss.uses}
+  if "response" in given:
+    given["response"] = array(K, dtype=jnp.int32)
+  try:
+    params = jax.eval_shape(lambda: loss.init(jax.random.key(0), **options))
+    if loss.init_params is not None:
+      given["params"] = params
+    where = array(K, dtype=jnp.bool_)
+    # Options are Python's numbers, which a loss looks at when it is traced.
+    out = jax.eval_shape(
+      lambda s, y, w, g: loss.bind(**options)(s, y, where=w, **g), scores, scores, where, given
+    )
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"{field}: {error}") from None
+  _check_output(out, lead, f"{field}: loss {loss.name!r}")
+
+
+def _check_output(out: Any, lead: tuple[int, ...], what: str) -> None:
+  shape = getattr(out, "shape", type(out).__name__)
+  if shape != lead:
+    raise ValueError(
+      f"{what} returns {shape} of scores [..., K] with leading axes {lead}; expected one value a "
+      "list, of just these axes: sums over lists are the step's, which weighs them"
+    )
+
+
 class Objective:
   """Loss of each group, by its kind, with the penalties of a config.
 
@@ -83,6 +128,11 @@ class Objective:
     ]
     self.decorrelation = float(config.decorrelation)
     self.text = TextPenalty(config, kinds)
+
+  @property
+  def needs(self) -> set[str]:
+    """Optional fields of a batch that its losses cannot do without."""
+    return {name for loss, _ in self._losses.values() for name in loss.needs}
 
   def init_params(self, key: jax.Array) -> dict[str, jax.Array]:
     """Parameters of the losses that have some, 'loss/KIND/NAME' -> float32."""
@@ -118,9 +168,13 @@ class Objective:
       if kind == "attributes":
         values, labels = attributes_ABGK, jnp.moveaxis(batch.attributes, -1, 0)
       here = function(values, labels, where=batch.where & mine_BG[..., None], **given)
+      # A scalar mean would spread over all groups, and train at a part of its gradient.
+      _check_output(here, mine_BG.shape, f"loss.{kind}: loss {loss.name!r}")
       value_BG += jnp.where(mine_BG, here, 0.0)
     for weight, penalty in self._penalties:
-      value_BG += weight * penalty(scores_BGK, where=batch.where)
+      here = penalty(scores_BGK, where=batch.where)
+      _check_output(here, value_BG.shape, f"penalty {getattr(penalty, '__name__', penalty)!r}")
+      value_BG += weight * here
     return value_BG
 
   def moments(self, scores_BGK: jax.Array, batch: Batch) -> jax.Array:

@@ -180,6 +180,19 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
   return optax.chain(*parts)
 
 
+def applied(state: Any) -> jax.Array:
+  """int32 []: how many updates an optimiser's state has seen, by which its schedule goes.
+
+  A step that was skipped is none of them.
+  """
+
+  def is_schedule(x):
+    return isinstance(x, optax.ScaleByScheduleState)
+
+  found = [x for x in jax.tree.leaves(state, is_leaf=is_schedule) if is_schedule(x)]
+  return found[-1].count
+
+
 def frozen_patterns(config: Any) -> tuple[str, ...]:
   """Regular expressions over the paths of the parameters that an experiment does not train."""
   patterns = tuple(config.optimizer.freeze)

@@ -29,10 +29,18 @@ from rm_jax.train.mesh import (
   rows_multiple,
 )
 from rm_jax.train.objective import Objective
-from rm_jax.train.optimizer import frozen_patterns, make_optimizer, make_schedule, split_frozen
+from rm_jax.train.optimizer import (
+  applied,
+  frozen_patterns,
+  make_optimizer,
+  make_schedule,
+  split_frozen,
+)
 from rm_jax.train.setup import Model, init_params, kept_dtype
 from rm_jax.train.step import (
   TrainState,
+  all_finite,
+  checked,
   make_accumulate,
   make_apply,
   make_moments,
@@ -52,12 +60,16 @@ class Compiled:
       the sums' buffers.
     moments: of `step.make_moments`, likewise.
     apply: of `step.make_apply`, and beside the new state {'skipped'}; takes the state's buffers.
+    checked: `step.checked`, whose sums `apply` takes.
+    finite: `step.all_finite`.
   """
 
   zeros: Callable
   accumulate: Callable
   moments: Callable
   apply: Callable
+  checked: Callable
+  finite: Callable
 
 
 def compile_step(
@@ -105,6 +117,8 @@ def compile_step(
     accumulate=jax.jit(accumulate, donate_argnums=(1, 2), out_shardings=(params, sums)),
     moments=jax.jit(moments, out_shardings=everywhere),
     apply=jax.jit(apply, donate_argnums=(0,), out_shardings=(shardings, {"skipped": everywhere})),
+    checked=jax.jit(checked, out_shardings=sums),
+    finite=jax.jit(all_finite, out_shardings=everywhere),
   )
 
 
@@ -197,7 +211,7 @@ class Run:
       self.members = bootstrap_counts(len(train_set.groups), config.model.members, config.seed)
     self.parts, self.rates = train_set.parts(config.data.batch_groups)
     self.sources = sorted({g.source for g in train_set.groups})
-    self.fields = optional_fields(train_set.groups)
+    self.fields = optional_fields(train_set.groups) | self.objective.needs
     if self.objective.text:
       self.fields |= {"previous"}
     self.shapes = plan_shapes(train_set.groups, config.data.batch_groups, self.packing)
@@ -235,6 +249,11 @@ class Run:
     """`step.zero_window` on the mesh."""
     return place_whole(zero_window(len(self.sources)), self.mesh)
 
+  def skipped(self) -> int:
+    """Steps until now that changed nothing, since something of them was not finite."""
+    done, seen = jax.device_get((self.state.step, applied(self.state.optimizer)))
+    return int(done) - int(seen)
+
   def micros(self, step: int) -> list[Micro]:
     """How a step's groups are laid into micro-batches."""
     data = self.config.data
@@ -263,7 +282,11 @@ class Run:
     return placed
 
   def step(self, micros: Sequence[tuple[Batch, jax.Array]]) -> dict[str, jax.Array]:
-    """Dispatches a step of `prepare`'s micro-batches; what it returns is on its way."""
+    """Dispatches a step of `prepare`'s micro-batches; what it returns is on its way.
+
+    Returns:
+      bool or float [] each: 'skipped', the step changed nothing; 'finite', so are its parameters.
+    """
     compiled = self.compiled
     gradients, sums = compiled.zeros()
     total = None
@@ -272,5 +295,6 @@ class Run:
       total = functools.reduce(jnp.add, parts)  # not `sum`, whose 0 comes from the host
     for batch, bits in micros:
       gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, total)
+    sums = compiled.checked(self.state.window, sums, total)
     self.state, pulse = compiled.apply(self.state, gradients, sums, total)
-    return pulse
+    return pulse | {"finite": compiled.finite(self.state.params)}

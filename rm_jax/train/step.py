@@ -190,11 +190,31 @@ def make_moments(network: Network, objective: Objective, *, dropout: bool):
   return part
 
 
+def all_finite(tree: Any) -> jax.Array:
+  """bool []: no floating-point number of a tree's leaves is infinite or NaN."""
+  floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
+def checked(window: dict[str, jax.Array], sums: dict[str, jax.Array], total=None):
+  """A step's sums, which weigh NaN where they, or the window's with them, are not all finite.
+
+  By that weight no gradient is finite, so that `make_apply` skips the step: a gradient may be
+  finite by itself where its loss is not, as that of a margin of 1e39. `total` is as in
+  `make_accumulate`. A program of its own, since inside `make_apply`'s XLA rounds that another way.
+  """
+  added = {name: window[name] + value for name, value in sums.items()}
+  fine = all_finite((added, () if total is None else (total, penalty(total))))
+  return sums | {"weight": jnp.where(fine, sums["weight"], jnp.nan)}
+
+
 def make_apply(optimizer: optax.GradientTransformation):
   """(state, gradients, sums, total) -> state: divides by the step's weight and updates.
 
-  `total` is as in `make_accumulate`. A step whose gradient is not finite changes nothing but the
-  counts `step` and `skipped`.
+  `total` is as in `make_accumulate`. A step whose gradient is not finite is skipped: it changes
+  nothing but the counts `step` and `skipped`. What is left to overflow then is the update, by a
+  learning rate that could not have worked; `run.Run.step` asks the new parameters whether it did:
+  here that would hold a second copy of them.
   """
 
   def apply(state: TrainState, gradients, sums, total=None) -> TrainState:
@@ -233,14 +253,16 @@ def make_apply(optimizer: optax.GradientTransformation):
 def window_metrics(window: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
   """The sums of a window as means: one log point; None where there was nothing to count.
 
+  A window of skipped steps alone has nothing but their count.
+
   Args:
     window: as `zero_window`, on the host.
     sources: their names. Where there are several, each has an entry of its own under 'sources'.
   """
   total = {name: float(value.sum()) for name, value in window.items()}
-  done = max(1.0, total["steps"] - total["skipped"])
+  done = total["steps"] - total["skipped"]
   metrics = _means(total) | {
-    "gradient_norm": total["gradient_norm"] / done,
+    "gradient_norm": total["gradient_norm"] / done if done else None,
     "skipped_steps": int(total["skipped"]),
     "pairs": int(total["pairs"]),
     "tokens": int(total["tokens"]),
@@ -260,13 +282,12 @@ def _means(sums: dict[str, float]) -> dict[str, float | None]:
   def mean(name: str, by: str) -> float | None:
     return sums[name] / sums[by] if sums[by] else None
 
-  weight = max(sums["weight"], 1e-30)
-  center = sums["score"] / weight
+  center, square = mean("score", "weight"), mean("score_square", "weight")
   text = mean("text_log_likelihood", "text_weight")
   return ({} if text is None else {"text_log_likelihood": text}) | {
-    "loss": sums["loss"] / weight,
+    "loss": mean("loss", "weight"),
     "accuracy": mean("accuracy", "judged"),
     "margin": mean("margin", "compared"),
     "score_mean": center,
-    "score_std": max(0.0, sums["score_square"] / weight - center**2) ** 0.5,
+    "score_std": None if center is None else max(0.0, square - center**2) ** 0.5,
   }

@@ -1,5 +1,7 @@
 """Where checkpoints are written: by all processes into one folder, or by process 0 into its own."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rm_jax.train.hosts import agree, broadcast, gather, is_main
+from rm_jax.train.hosts import agree, broadcast, first_problem, gather, is_main, meet
 
 
 class Together:
@@ -29,6 +31,7 @@ class Together:
     create = multiprocessing is None
     if not create:
       directory.mkdir(parents=True, exist_ok=True)
+    self._directory, self._all = directory, create
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       create=create,
@@ -47,20 +50,73 @@ class Together:
       OSError, ValueError, RuntimeError: it could not be written.
     """
     saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    self._manager.save(step, args=ocp.args.Composite(position=ocp.args.JsonSave(position), **saved))
+    args = ocp.args.Composite(position=ocp.args.JsonSave(position), **saved)
+    # It writes nothing, and says so by its answer alone, where a later step is there.
+    if not self._manager.save(step, args=args):
+      raise RuntimeError(f"Orbax did not write it; there are steps {self.steps()}")
     # Orbax writes in the background and tells of a failure only when it is waited for.
     self._manager.wait_until_finished()
 
   def read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
     """Name -> tree like its target's (arrays, or ShapeDtypeStructs with shardings), and 'position'.
 
-    Raises whatever a damaged folder makes Orbax raise.
+    Raises whatever a damaged folder makes Orbax raise, and OSError where it does so on another
+    process.
     """
     args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
-    out = self._manager.restore(
-      step, args=ocp.args.Composite(position=ocp.args.JsonRestore(), **args)
-    )
+    failed, out = None, None
+    try:
+      out = self._manager.restore(
+        step, args=ocp.args.Composite(position=ocp.args.JsonRestore(), **args)
+      )
+    except Exception as error:
+      failed = error
+    if self._all:
+      problem = first_problem(f"{type(failed).__name__}: {failed}" if failed else "")
+      if problem and not failed:
+        raise OSError(problem)
+    if failed:
+      raise failed
     return {name: out[name] for name in [*targets, "position"]}
+
+  def set_aside(self, steps: list[int], to: Path) -> None:
+    """Moves steps into another folder, and knows them no more; what a killed save left goes.
+
+    Orbax takes any folder with a number for a step, and saves none that is not later than all.
+
+    Args:
+      steps: may have no whole folder.
+      to: made where there is something to move; what has the same name there stays beside it.
+
+    Raises:
+      OSError: they cannot be moved.
+    """
+    problem = ""
+    if is_main():
+      try:
+        self._move(steps, to)
+      # Whatever it is, the others wait to be told.
+      except OSError as error:
+        problem = f"{error}"
+    if self._all:
+      problem = agree(problem)
+    if problem:
+      raise OSError(problem)
+    if self._all:
+      meet("steps set aside")
+    self._manager.reload()
+
+  def _move(self, steps: list[int], to: Path) -> None:
+    for path in sorted(self._directory.iterdir()):
+      if ".orbax-checkpoint-tmp" in path.name:
+        shutil.rmtree(path)
+      elif path.name.isdigit() and int(path.name) in steps:
+        to.mkdir(exist_ok=True)
+        target, again = to / path.name, 0
+        while target.exists():
+          again += 1
+          target = to / f"{path.name}.{again}"
+        os.rename(path, target)
 
   def close(self) -> None:
     """Lets go of it."""
@@ -119,6 +175,17 @@ class FromFirst:
     found = jax.tree.leaves(out) or [None] * len(leaves)
     placed = [_hand_out(x, like) for x, like in zip(found, leaves, strict=True)]
     return jax.tree.unflatten(structure, placed) | {"position": position}
+
+  def set_aside(self, steps: list[int], to: Path) -> None:
+    """As `Together.set_aside`."""
+    problem = ""
+    if self._store:
+      try:
+        self._store.set_aside(steps, to)
+      except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem := agree(problem):
+      raise OSError(problem)
 
   def close(self) -> None:
     """As `Together.close`."""

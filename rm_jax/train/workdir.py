@@ -1,21 +1,45 @@
 """A run's folder: whose it is, and how a model is found in it again."""
 
+import contextlib
+import errno
+import fcntl
 import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from rm_jax.models.source import read_json, recover, save_folder
-from rm_jax.train.hosts import agree
+from rm_jax.train.hosts import agree, is_main
 from rm_jax.train.setup import Model
 from rm_jax.train.writers import write_json
 
+log = logging.getLogger(__name__)
+
 CONFIG = "config.json"
+_LOCK = ".lock"
 # What may differ when a run goes on: how long it is, on what devices, and what is kept of it.
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache")
 # What runs did before a field was there, so that they can still go on.
-_BEFORE: dict[str, Any] = {"data.cache": "", "data.shapes": 4, "model.attention": "auto"}
+_BEFORE: dict[str, Any] = {
+  "data.cache": "",
+  "data.shapes": 4,
+  "data.split_seed": -1,
+  "model.attention": "auto",
+}
+# What `resolve` fills in, and the values that ask it to.
+_AUTOMATIC = {
+  "train.steps": 0,
+  "train.eval_every": 0,
+  "train.checkpoint_every": 0,
+  "optimizer.decay_steps": 0,
+  "optimizer.warmup_steps": -1,
+}
+_LENGTH = ("train.steps", "train.epochs")
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -66,6 +90,26 @@ def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collect
   return config
 
 
+def differences(there: dict[str, Any], config: ml_collections.ConfigDict) -> list[str]:
+  """Fields in which a run that is done differs from the one that a config asks for, for people.
+
+  Args:
+    there: its config.json.
+    config: of before `resolve`. A field that it leaves to be filled in fits whatever was, as the
+      rest of both is the same; where it leaves the steps, the epochs have to be.
+  """
+  saved, wanted = _BEFORE | _flat(there), _flat(plain(config))
+  given = wanted.get("train.steps") != _AUTOMATIC["train.steps"]
+  same = [path for path, value in _AUTOMATIC.items() if wanted.get(path) == value]
+  same += ["train.epochs"] if given else []
+  free = tuple(prefix for prefix in _MAY_CHANGE if prefix not in _LENGTH)
+  return [
+    f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
+    for key in sorted(saved.keys() | wanted.keys())
+    if saved.get(key) != wanted.get(key) and key not in same and not key.startswith(free)
+  ]
+
+
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """Whether the folder is new, or this config's already.
 
@@ -88,6 +132,44 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
       )
   elif agree(any((workdir / "checkpoints").glob("*"))):
     raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+  """Holds a run's folder for this run alone, of several processes for all of them.
+
+  What it holds by dies with the process, however it ends. Where a file system has no locks, a
+  warning says so.
+
+  Raises:
+    ValueError: another run is in it.
+  """
+  problem, file = "", None
+  if is_main():
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+      file = (workdir / _LOCK).open("a+", encoding="utf-8")
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}")
+      file.flush()
+    except OSError as error:
+      if error.errno in (errno.EWOULDBLOCK, errno.EACCES) and file:
+        file.seek(0)
+        problem = (
+          f"{workdir} is in use by {file.read() or 'another process'}; wait until it has ended, or "
+          "give another --workdir"
+        )
+      else:
+        # A read-only folder says what it is when the run writes to it.
+        log.warning("%s: cannot be locked (%s): start no other run in it", workdir, error)
+  try:
+    if problem := agree(problem):
+      raise ValueError(problem)
+    yield
+  finally:
+    if file:
+      file.close()
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, model: Model) -> None:

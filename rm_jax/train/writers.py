@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics.jsonl, timing.jsonl, TensorBoard files, summary, report.png."""
 
 import json
+import logging
 import os
 import resource
 from collections.abc import Sequence
@@ -10,17 +11,29 @@ from typing import Any
 import jax
 import numpy as np
 
+log = logging.getLogger(__name__)
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-  """The objects of a JSON lines file that we wrote; a last line cut off by a crash is left out."""
+  """The objects of a JSON lines file that we wrote; what a crash or a bad disk left is passed over.
+
+  A last line that was cut off is usual; others are warned of.
+  """
   if not path.exists():
     return []
-  out = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  out, bad = [], []
+  lines = path.read_bytes().split(b"\n")
+  for number, line in enumerate(lines, 1):
     try:
-      out.append(json.loads(line))
+      value = json.loads(line)
     except ValueError:
-      break
+      value = None
+    if isinstance(value, dict) and "step" in value:
+      out.append(value)
+    elif line and number < len(lines):
+      bad.append(number)
+  if bad:
+    log.warning("%s: lines %s cannot be read, and are left out", path, bad[:10])
   return out
 
 
@@ -49,7 +62,7 @@ class Writers:
 
   Args:
     workdir: where.
-    step: the step that the run starts from.
+    step: the step that the run starts from; 0 = the beginning, before anything was written.
     active: only process 0 writes.
   """
 
@@ -62,10 +75,11 @@ class Writers:
     self._files = {}
     for name in ("metrics", "timing"):
       path = workdir / f"{name}.jsonl"
-      kept = [line for line in read_lines(path) if line["step"] <= step]
+      # Nothing of a run that died before its first checkpoint: the beginning is written again.
+      kept = [line for line in read_lines(path) if line["step"] <= step] if step else []
       write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
       self._files[name] = path.open("a", encoding="utf-8")
-    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else 0)
 
   def write(self, name: str, step: int, values: dict[str, Any], split: str = "train") -> None:
     """One object to metrics.jsonl or timing.jsonl, its numbers to TensorBoard too."""
@@ -108,8 +122,9 @@ def draw_report(
   held = [line for line in lines if line["split"] == "heldout"]
   blue, orange, grey = "#2563a8", "#d9762b", "#777777"
 
-  left.plot([x["step"] for x in train], [x["loss"] for x in train], color=blue, label="train")
-  valued = [x for x in held if x["loss"] is not None]
+  known = [x for x in train if x["loss"] is not None]
+  left.plot([x["step"] for x in known], [x["loss"] for x in known], color=blue, label="train")
+  valued = [x for x in held if x.get("loss") is not None]
   left.plot(
     [x["step"] for x in valued], [x["loss"] for x in valued], "o-", color=orange, label="held out"
   )

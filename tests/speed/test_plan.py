@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from rm_jax.models.config import HeadConfig, backbone_config
 from rm_jax.models.network import Network
 from rm_jax.speed import chips
-from rm_jax.speed.abstract import parse_mesh, planned_layout, topology_devices
+from rm_jax.speed.abstract import lower_step, parse_mesh, planned_layout, topology_devices
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import CHIPS, chip_of
 from rm_jax.speed.hlo import Program, arrays_of, replica_groups
@@ -224,6 +224,18 @@ def test_a_step_is_laid_out_whole(llama_folder):
   other = planned_layout(config, network, mesh, tokens=128, marks=2)
   assert (other.shape.windows, other.shape.copies) == (((128, 16),), 2)
   assert (other.micros, other.work) == (layout.micros, layout.work)
+
+
+def test_a_loss_that_needs_a_margin_has_one_in_the_plan(llama_folder):
+  config = small_config(llama_folder, steps=1)
+  config.loss.pair = "scaled_logistic"
+  config.optimizer.warmup_steps = 0
+  mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+  network = build_network(config, planned_architecture(config))
+  layout = planned_layout(config, network, mesh, tokens=64, marks=2)
+  _, _, batch = lower_step(config, network, mesh, layout)
+  shape = layout.shape
+  assert batch.pair_margin.shape == (shape.rows, shape.groups, 2, 2)
 
 
 @pytest.mark.slow

@@ -41,6 +41,14 @@ def small_config(folder, *, steps):
   return c
 
 
+def flip_a_byte(directory):
+  """In the largest file: the array data."""
+  path = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
 def run(config, workdir, devices=None):
   """Trains, on the first `devices` only where that is said."""
   if devices is None:

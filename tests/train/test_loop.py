@@ -1,7 +1,11 @@
 """A run does what its config says, twice the same, and goes on where it stopped."""
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +21,7 @@ from rm_jax.train import workdir as workdirs
 from rm_jax.train.checkpoints import CheckpointError
 from rm_jax.train.run import Run
 from rm_jax.train.writers import read_lines
-from tests.train.runs import run, small_config, write_pairs
+from tests.train.runs import flip_a_byte, run, small_config, write_pairs
 
 
 def files(workdir):
@@ -193,25 +197,31 @@ def test_held_out_data_that_say_little_do_not_end_a_run(heldout, why, llama_fold
   assert (tmp_path / "run" / "report.png").exists()
 
 
-def flip_a_byte(directory):
-  """In the largest file: the array data."""
-  path = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 1
-  path.write_bytes(data)
-
-
 @pytest.mark.slow
-def test_damaged_checkpoint_is_passed_over_for_the_one_before(llama_folder, tmp_path, caplog):
+def test_damaged_checkpoint_is_passed_over_and_made_again(whole, llama_folder, tmp_path, caplog):
   config = small_config(llama_folder, steps=20)
   config.train.keep = 2
   run(config, tmp_path, devices=1)
   before = files(tmp_path)
   flip_a_byte(tmp_path / "checkpoints" / "20" / "params")
   (tmp_path / "checkpoints" / "30").mkdir()
+  with caplog.at_level("WARNING"):
+    served = RewardModel.from_pretrained(tmp_path).score(ROWS)
+  assert "THE SCORES ARE THOSE OF STEP 10: its latest checkpoint, of step 30" in caplog.text
   run(config, tmp_path, devices=1)
   assert "step 20" in caplog.text
   assert files(tmp_path) == before
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
+  assert sorted(p.name for p in (tmp_path / "checkpoints.damaged").iterdir()) == ["20", "30"]
+  # What is served is what summary.json describes.
+  caplog.clear()
+  again = RewardModel.from_pretrained(tmp_path)
+  assert not caplog.text
+  assert not np.allclose(again.score(ROWS), served)
+  np.testing.assert_allclose(again.score(ROWS), RewardModel.from_pretrained(whole[0]).score(ROWS))
+
+
+ROWS = [{"prompt": "x ", "response": "aab"}, {"prompt": "y ", "response": "b"}]
 
 
 @pytest.mark.slow
@@ -298,3 +308,154 @@ def test_decay_towards_the_start_holds_the_weights_back(llama_folder, tmp_path):
       run(config, tmp_path / str(rate), devices=1)
     distance[rate] = moved["by"]
   assert distance[50.0] < 0.7 * distance[0.0]
+
+
+def poisoned(folder, path, row, **fields):
+  """Pairs of which one has fields of its own."""
+  lines = write_pairs(path, 48).read_text().splitlines()
+  lines[row] = json.dumps(json.loads(lines[row]) | fields)
+  path.write_text("\n".join(lines) + "\n")
+  config = small_config(folder, steps=12)
+  config.data.train, config.data.heldout = str(path), "0"
+  return config
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_and_the_run_is_finished(
+  llama_folder, tmp_path, caplog
+):
+  # Finite in float32, and so is its gradient; the square of the loss' hinge is not.
+  config = poisoned(llama_folder, tmp_path / "rows.jsonl", 5, margin=1e30)
+  config.loss.pair = "squared_hinge"
+  config.train.log_every = 1
+  summary = run(config, tmp_path / "run", devices=1)
+  lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+  assert len(lines) == 12
+  skipped = [x for x in lines if x["skipped_steps"]]
+  assert summary["train"]["skipped_steps"] == len(skipped) == 2  # an epoch is six steps
+  assert "2 of 12 steps were skipped" in caplog.text
+  for line in skipped:
+    values = {k: line[k] for k in ("loss", "accuracy", "gradient_norm", "score_mean")}
+    assert set(values.values()) == {None}
+    assert line["learning_rate"] is None
+  # The rates are those of the updates, one after another.
+  clean = run(small_config(llama_folder, steps=12), tmp_path / "clean", devices=1)
+  assert clean["train"]["skipped_steps"] == 0
+  lines_of_clean = read_lines(tmp_path / "clean" / "metrics.jsonl")
+  rates = [x["learning_rate"] for x in lines_of_clean if x["split"] == "train"]
+  assert [x["learning_rate"] for x in lines if x not in skipped] == rates[:10]
+
+
+def test_a_window_that_is_infinite_already_does_not_doom_the_restart(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=4)
+  save = loop.Checkpoints.save
+
+  def saves(self, state, position):
+    window = state.window | {"loss": state.window["loss"] + jnp.inf}
+    save(self, dataclasses.replace(state, window=window), position)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop.Checkpoints, "save", saves)
+    run(config, tmp_path, devices=1)
+  config.train.steps = 6
+  assert run(config, tmp_path, devices=1)["train"]["steps"] == 6
+  assert np.isfinite(read_lines(tmp_path / "metrics.jsonl")[-2]["loss"])
+
+
+def test_a_run_shorter_than_max_skipped_does_not_pass_for_one(llama_folder, tmp_path):
+  config = poisoned(llama_folder, tmp_path / "rows.jsonl", 5, weight=1e38)
+  path = tmp_path / "rows.jsonl"
+  rows = [json.loads(x) | {"weight": 3e38} for x in path.read_text().splitlines()]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config.train.steps = 3
+  with pytest.raises(loop.NotFiniteError, match="all 3 steps were skipped"):
+    run(config, tmp_path / "run", devices=1)
+
+
+def test_an_update_that_overflows_is_not_kept(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=4)
+  config.optimizer.name, config.optimizer.learning_rate = "sgd", 3e38
+  config.optimizer.clip, config.optimizer.schedule = 0.0, "constant"
+  config.optimizer.warmup_steps, config.optimizer.weight_decay = 0, 1e3
+  config.train.checkpoint_every = 1
+  with pytest.raises(loop.NotFiniteError, match="the update of step 1 is not finite"):
+    run(config, tmp_path, devices=1)
+  assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_kill_before_the_first_checkpoint_leaves_no_line_twice(whole, llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=20)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Run, "step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run(config, tmp_path, devices=1)
+  assert [x["step"] for x in read_lines(tmp_path / "metrics.jsonl")] == [0]
+  run(config, tmp_path, devices=1)
+  assert files(tmp_path) == files(whole[0])
+
+
+def test_an_error_in_the_evaluation_loses_no_checkpoint_and_no_line(whole, llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=20)
+  judge = loop.score_groups
+
+  def fails(*args, **kwargs):
+    if list((tmp_path / "checkpoints").glob("10")):
+      raise MemoryError
+    return judge(*args, **kwargs)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "score_groups", fails)
+    with pytest.raises(MemoryError):
+      run(config, tmp_path, devices=1)
+  assert (tmp_path / "checkpoints" / "10").is_dir()
+  run(config, tmp_path, devices=1)
+  assert files(tmp_path) == files(whole[0])
+
+
+def test_scores_that_are_not_finite_are_told_and_do_not_end_the_run(llama_folder, tmp_path):
+  judge = loop.score_groups
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "score_groups", lambda *a, **k: [x * np.inf for x in judge(*a, **k)])
+    summary = run(small_config(llama_folder, steps=2), tmp_path, devices=1)
+  assert summary["heldout"]["why"] == "the scores of 16 of 16 examples are not finite"
+  assert (tmp_path / "report.png").exists()
+
+
+def test_other_held_out_data_are_refused(whole, llama_folder, tmp_path):
+  shutil.copytree(whole[0], tmp_path / "copy")
+  config = small_config(llama_folder, steps=30)
+  write_pairs(llama_folder / "heldout.jsonl", 16, seed=9)
+  with pytest.raises(ValueError, match="its held-out data were other ones"):
+    run(config, tmp_path / "copy", devices=1)
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_dead_one_is_not_in_it(tmp_path):
+  with workdirs.locked(tmp_path):
+    for _ in range(2):  # the first is still the one that holds it
+      message = f"is in use by process {os.getpid()} on "
+      with pytest.raises(ValueError, match=message), workdirs.locked(tmp_path):
+        pass
+  with workdirs.locked(tmp_path):
+    pass
+  # One that was killed: its lock is gone with it.
+  hold = (
+    "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX);"
+    "print('held', flush=True); time.sleep(60)"
+  )
+  lock = str(tmp_path / ".lock")
+  with subprocess.Popen([sys.executable, "-c", hold, lock], stdout=subprocess.PIPE) as other:
+    other.stdout.readline()
+    with pytest.raises(ValueError, match="is in use by"), workdirs.locked(tmp_path):
+      pass
+    other.kill()
+    other.wait()
+    with workdirs.locked(tmp_path):
+      pass
+
+
+def test_what_a_bad_disk_made_of_the_metrics_is_passed_over(tmp_path, caplog):
+  path = tmp_path / "metrics.jsonl"
+  lines = [json.dumps({"step": i, "loss": 0.5}).encode() for i in range(6)]
+  lines[1], lines[2], lines[3] = b'{"step": \xff}', bytes(20), b"5"
+  path.write_bytes(b"\n".join(lines)[:-4])
+  assert [x["step"] for x in read_lines(path)] == [0, 4]
+  assert "lines [2, 3, 4] cannot be read" in caplog.text

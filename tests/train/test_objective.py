@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from rm_jax.losses import LOSSES
+from rm_jax.losses import LOSSES, Loss
 from rm_jax.losses.moments import penalty
-from rm_jax.train.objective import Objective, parse_loss, uses_ties
+from rm_jax.train.objective import Objective, check_loss, parse_loss, uses_ties
 from rm_jax.train.step import batch_sums, window_metrics, zero_sums, zero_window
 from rm_jax.types import KINDS, Batch
 
@@ -204,3 +204,33 @@ def test_decorrelation_over_micro_batches_is_that_of_the_whole_step():
   expected = jax.grad(whole)(scores)
   assert np.abs(expected).max() > 1e-3
   np.testing.assert_allclose(jax.grad(sum_of_parts)(scores), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_gives_one_value_a_list_of_every_kind_it_is_for(name):
+  loss = LOSSES[name]
+  for kind in loss.kinds:
+    check_loss(loss, {"classes": 5} if name == "ordinal" else {}, f"loss.{kind}", kind)
+
+
+@pytest.mark.parametrize(
+  ("reduce", "found"),
+  [
+    (jnp.mean, r"\(\)"),
+    (lambda x: x, r"\(3, 5, 4\)"),
+    (lambda x: jnp.mean(x, axis=0), r"\(5, 4\)"),
+    (lambda x: jnp.mean(x, axis=-1, keepdims=True), r"\(3, 5, 1\)"),
+    (lambda x: None, "NoneType"),
+  ],
+)
+def test_a_loss_of_ones_own_that_returns_another_shape_is_refused(reduce, found, monkeypatch):
+  own = Loss("own", lambda scores, labels, *, where: reduce(scores), ("pair",))
+  with pytest.raises(ValueError, match=f"loss.pair: loss 'own' returns {found} of scores"):
+    check_loss(own, {}, "loss.pair", "pair")
+  # Who calls the objective without having asked is told when it is traced.
+  monkeypatch.setitem(LOSSES, "own", own)
+  config = get_config().loss
+  config.pair = "own"
+  batch = make_batch([("pair", (1.0, 0.0)), ("pair", (1.0, 0.0)), ("pair", (1.0, 0.0))])
+  with pytest.raises(ValueError, match=r"loss.pair: loss 'own' returns"):
+    jax.eval_shape(Objective(config, {"pair"}), jnp.zeros((1, 3, 2)), batch)

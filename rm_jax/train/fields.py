@@ -1,0 +1,197 @@
+"""What the fields of a config may be, looked at before anything is read.
+
+A wrong number found after an hour of reading costs the hour; some, as `train.keep=0`, cost the
+model. What depends on the model or the data is checked where these are.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from rm_jax.data.formats import FORMATS
+from rm_jax.models.layers import REMAT
+from rm_jax.models.lora import MAPS
+from rm_jax.train.objective import check_loss, parse_loss
+from rm_jax.train.optimizer import make_optimizer, make_schedule
+from rm_jax.types import KINDS
+from rm_jax.world import World
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What a field may be: `fits` says whether a value is so, `expected` says it to people."""
+
+  fits: Callable[[Any], bool]
+  expected: str
+
+
+def _whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
+  def fits(value):
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+  return Rule(fits, f"a whole number of at least {low}{also}")
+
+
+def _real(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> Rule:
+  """Finite, in float32 as well, from `low` on (or above it) and under `below`."""
+
+  def fits(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      return False
+    with np.errstate(over="ignore"):
+      finite = math.isfinite(value) and np.isfinite(np.float32(value))
+    return bool(finite) and (low < value if above else low <= value) and value < below
+
+  what = f"a finite number {'above' if above else 'of at least'} {low:g}"
+  return Rule(fits, what + (f" and under {below:g}" if below < math.inf else ""))
+
+
+def _one_of(names: Iterable[str]) -> Rule:
+  names = tuple(names)
+  return Rule(lambda value: value in names, f"one of {', '.join(map(repr, names))}")
+
+
+def _each(fits: Callable[[Any], bool], expected: str) -> Rule:
+  def all_fit(values):
+    return isinstance(values, list | tuple) and all(map(fits, values))
+
+  return Rule(all_fit, f"a tuple of {expected}")
+
+
+def _fraction_or_name(value: Any) -> bool:
+  try:
+    return 0 <= float(value) < 1
+  except (TypeError, ValueError):
+    return isinstance(value, str)
+
+
+def _pattern(value: Any) -> bool:
+  try:
+    return bool(re.compile(value)) or True
+  except (TypeError, re.error):
+    return False
+
+
+_SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
+_TEXT = Rule(lambda value: isinstance(value, str), "a text")
+_WEIGHT = _real()
+_SIZE = _whole(1)
+_COUNT = _whole(0)
+# -1 = the rest; how they multiply is `mesh.make_mesh`'s, which knows the devices.
+_AXIS = Rule(lambda n: isinstance(n, int) and (n == -1 or n >= 1), "at least 1, or -1 for the rest")
+
+FIELDS: dict[str, Rule] = {
+  "seed": _whole(0, high=2**32 - 1),
+  **dict.fromkeys(("model.pretrained", "model.config", "model.tokenizer"), _TEXT),
+  "model.chat_template": _TEXT,
+  "model.eos": _one_of(("auto", "append", "none")),
+  "model.pooling": _one_of(("", "last", "first", "mean", "hf")),
+  "model.layers": _COUNT,
+  "model.frozen_layers": _COUNT,
+  "model.keep_features": _SWITCH,
+  "model.keep_gib": _WEIGHT,
+  "model.dtype": _one_of(("float32", "bfloat16", "float16")),
+  "model.attention": _one_of(("auto", "splash", "cudnn", "xla")),
+  "model.remat": _one_of(REMAT),
+  "model.members": _SIZE,
+  "model.bootstrap": _SWITCH,
+  "model.attributes": _each(lambda x: isinstance(x, str) and bool(x), "names"),
+  "model.mix": _each(_real(-math.inf).fits, "finite numbers"),
+  "model.lora.rank": _COUNT,
+  "model.lora.alpha": _real(above=True),
+  "model.lora.targets": _each(lambda x: x in MAPS, f"names of {', '.join(MAPS)}"),
+  "model.lora.base_dtype": _one_of(("float32", "bfloat16", "float16")),
+  "model.dropout": _SWITCH,
+  "data.train": _TEXT,
+  "data.heldout": Rule(_fraction_or_name, "a path, 'world:N', or a fraction in [0, 1)"),
+  "data.split_seed": _whole(-1, ", or -1 for the run's seed", high=2**32 - 1),
+  "data.shifted": _TEXT,
+  "data.format": _one_of(("auto", *sorted(FORMATS))),
+  "data.strict": _SWITCH,
+  "data.deduplicate": _SWITCH,
+  "data.limit": _COUNT,
+  "data.cache": _TEXT,
+  "data.batch_groups": _SIZE,
+  "data.max_length": _SIZE,
+  "data.share": _SWITCH,
+  "data.pack": _SWITCH,
+  "data.cells": _SIZE,
+  "data.row_lengths": _each(_SIZE.fits, "whole numbers of at least 1"),
+  "data.shapes": _SIZE,
+  **{
+    f"loss.{name}": _WEIGHT
+    for name in ("l2", "centering", "spread", "decorrelation", "text_sft", "text_dpo")
+  },
+  "loss.text_beta": _real(above=True),
+  "optimizer.learning_rate": _WEIGHT,
+  "optimizer.warmup_steps": _whole(-1, ", or -1 for 3 % of decay_steps"),
+  "optimizer.decay_steps": _COUNT,
+  "optimizer.final_scale": _WEIGHT,
+  "optimizer.b1": _real(below=1.0),
+  "optimizer.b2": _real(below=1.0),
+  "optimizer.eps": _real(above=True),
+  "optimizer.clip": _WEIGHT,
+  "optimizer.weight_decay": _WEIGHT,
+  "optimizer.towards_pretrained": _WEIGHT,
+  "optimizer.mix_rate": _WEIGHT,
+  "optimizer.loss_rate": _WEIGHT,
+  "optimizer.freeze": _each(_pattern, "regular expressions"),
+  "train.steps": _COUNT,
+  "train.epochs": _real(above=True),
+  "train.log_every": _SIZE,
+  "train.eval_every": _COUNT,
+  "train.checkpoint_every": _COUNT,
+  "train.keep": _SIZE,
+  "train.max_skipped": _SIZE,
+  **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
+}
+# Checked by what takes them, which says their names: a loss and an optimiser know their own.
+_ELSEWHERE = ("loss.", "optimizer.", "data.world.", "data.sources.")
+
+
+def unruled(config: ml_collections.ConfigDict) -> list[str]:
+  """Fields of a config that nothing here looks at."""
+  return [path for path in _flat(config) if path not in FIELDS and not path.startswith(_ELSEWHERE)]
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+  out = {}
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      out |= _flat(value, f"{prefix}{key}.")
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def check_fields(config: ml_collections.ConfigDict) -> None:
+  """Whether a config's numbers, names and switches can be meant.
+
+  Raises:
+    ValueError: some cannot; all are named, with what was found and what is expected.
+  """
+  flat = _flat(config)
+  wrong = [
+    f"--config.{path}={flat[path]!r}: expected {rule.expected}"
+    for path, rule in FIELDS.items()
+    if path in flat and not rule.fits(flat[path])
+  ]
+  if wrong:
+    raise ValueError("\n  ".join(wrong))
+  optimizer = config.optimizer.copy_and_resolve_references()
+  # The automatic ones follow the data: any will do.
+  optimizer.warmup_steps = max(0, optimizer.warmup_steps)
+  optimizer.decay_steps = max(1, optimizer.decay_steps)
+  make_optimizer(optimizer, make_schedule(optimizer))
+  for kind in KINDS:
+    if kind in config.loss:
+      check_loss(*parse_loss(config.loss[kind], f"loss.{kind}"), f"loss.{kind}", kind)
+  try:
+    World(**config.data.world)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"--config.data.world: {error}") from None
