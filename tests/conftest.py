@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, strict promotion of ranks, and small tokenizers made here."""
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -38,6 +39,13 @@ CHAT = (
   "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>\n{% endfor %}"
   "{% if add_generation_prompt %}<s>assistant:{% endif %}"
 )
+
+
+def pytest_collection_finish(session):
+  """What was imported and collected stays, and is not looked through for garbage ever again."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.hookimpl(optionalhook=True)

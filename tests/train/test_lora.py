@@ -34,6 +34,7 @@ def random_params(network, seed=0):
   return flat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("config", [LLAMA, BERT], ids=["llama", "bert"])
 def test_merged_is_the_same_function(config, frozen):

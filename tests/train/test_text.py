@@ -112,6 +112,7 @@ def forced_one_by_one():
   return network, params, [[next(each) for _ in one] for one in sequences]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_likelihoods_are_those_of_plain_teacher_forcing(layout):
   groups, _ = groups_and_sequences()
