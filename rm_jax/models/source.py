@@ -8,10 +8,12 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,7 +99,7 @@ def parse(cls: type[T], value: Any, where: str) -> T:
   """A dataclass from a record's JSON object.
 
   Args:
-    cls: a dataclass whose fields are of type str, int, bool, float or a tuple of one of these.
+    cls: a dataclass whose fields are of plain types, unions of them, or a tuple of one of them.
     value: what was read.
     where: the file and key, for the message.
 
@@ -115,10 +117,17 @@ def parse(cls: type[T], value: Any, where: str) -> T:
     )
   for key, one in value.items():
     hint = hints[key]
-    many = typing.get_origin(hint) is tuple  # tuple[of, ...]
-    allowed = typing.get_args(hint)[: 1 if many else None] or (hint,)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    many = origin is tuple  # tuple[of, ...]
+    if many:
+      parts = parts[:1]
+    elif origin not in (typing.Union, types.UnionType):
+      parts = (hint,)
+    allowed = [typing.get_origin(of) or of for of in parts]
     found = one if many and isinstance(one, list | tuple) else [one]
     good = all(type(x) in allowed or (float in allowed and type(x) is int) for x in found)
+    # JSON as Python reads it has NaN and infinities.
+    good &= all(math.isfinite(x) for x in found if type(x) is float)
     if not good or many != isinstance(one, list | tuple):
       names = " or ".join(of.__name__ for of in allowed)
       expected = f"a list of {names}" if many else f"a {names}"
@@ -312,7 +321,8 @@ def _listed(written: Path) -> dict[str, Any]:
   if (
     not isinstance(names, list)
     or not all(isinstance(name, str) and plain.fullmatch(name) for name in names)
-    or any((folder / _TEMPLATES).is_symlink() for folder in (written, written.parent))
+    or any((written.parent / link).is_symlink() for link in (_WRITTEN, _TEMPLATES))
+    or (written / _TEMPLATES).is_symlink()
   ):
     raise ValueError(f"{written}: not what a save leaves; remove it")
   return {"names": names, "weights": weights is True}
