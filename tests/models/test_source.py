@@ -30,6 +30,12 @@ from transformers import LlamaConfig as C
 """
 
 
+@pytest.fixture(autouse=True)
+def unflushed(monkeypatch):
+  """No process ends here before its files are on the disk, and to wait for that takes most time."""
+  monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 def plant(folder, ran):
   """A folder whose tokenizer and config are said to be classes of its own Python file."""
   decoder_tokenizer().save_pretrained(folder)
