@@ -6,6 +6,7 @@ What we save is a Hugging Face folder too (config.json, safetensors, tokenizer),
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import math
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,7 +160,8 @@ def open_source(name: str) -> Source:
   if not (path / CONFIG).is_file():
     raise ValueError(f"{path}: has no config.json; expected a Hugging Face model folder")
   record = path / RECORD
-  saved = read_json(record) if record.exists() else {}
+  # A link that leads nowhere is an error: without its record a model gives other scores.
+  saved = read_json(record) if record.exists() or record.is_symlink() else {}
   config = read_json(path / CONFIG)
   check_config(config, str(path / CONFIG))
   return Source(name, path, config, saved)
@@ -273,6 +275,7 @@ def save_folder(
     _write(scratch / CONFIG, config)
     names = sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file())
     _write(scratch / _LIST, {"files": names, "weights": tensors is not None})
+    _listed(scratch)
     for file in scratch.rglob("*"):
       _flush(file)
     _flush(scratch)
@@ -297,19 +300,36 @@ def recover(path: Path) -> None:
     ValueError: the folder cannot be written to.
   """
   written = path / _WRITTEN
-  if not written.is_dir():
-    return
   try:
-    with contextlib.suppress(FileNotFoundError):  # another process was faster
-      if (written / _LIST).exists():
-        _move(written, path, **_listed(written))
-      _flush(path)
-      shutil.rmtree(written)
+    while written.is_dir():
+      # One at a time; who waited finds that there is nothing left, or is told so.
+      with contextlib.suppress(FileNotFoundError), _alone(written):
+        if (written / _LIST).exists():
+          _move(written, path, **_listed(written))
+        _flush(path)
+        shutil.rmtree(written)
   except OSError as error:
     raise ValueError(
       f"{path}: a model was saved here and the process ended before its files were at their places "
       f"(they are in {_WRITTEN}); to move them failed: {error}. Make the folder writable"
     ) from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+  """Waits until no other process is in this block with the folder.
+
+  Raises FileNotFoundError where it is gone by then, or is another of the same name.
+  """
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # not every network's file system has locks
+      fcntl.flock(handle, fcntl.LOCK_EX)
+    if not os.path.samestat(os.fstat(handle), os.stat(folder)):
+      raise FileNotFoundError(f"{folder} was another's meanwhile")
+    yield
+  finally:
+    os.close(handle)
 
 
 def _listed(written: Path) -> dict[str, Any]:
@@ -324,7 +344,7 @@ def _listed(written: Path) -> dict[str, Any]:
     or any((written.parent / link).is_symlink() for link in (_WRITTEN, _TEMPLATES))
     or (written / _TEMPLATES).is_symlink()
   ):
-    raise ValueError(f"{written}: not what a save leaves; remove it")
+    raise ValueError(f"{written}: not what a save leaves ({names!r:.200}); remove it")
   return {"names": names, "weights": weights is True}
 
 

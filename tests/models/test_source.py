@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -320,7 +321,7 @@ def test_a_folder_cannot_have_files_moved_out_of_it(tmp_path, name):
   written.mkdir()
   (written / ".files.json").write_text(json.dumps({"files": [name], "weights": True}))
   (tmp_path / "stolen").write_text("")
-  with pytest.raises(ValueError, match="not what a save leaves; remove it"):
+  with pytest.raises(ValueError, match=r"not what a save leaves \(.*\); remove it"):
     source.open_source(str(path))
   assert (path / "config.json").exists()
   assert (tmp_path / "stolen").exists()
@@ -337,7 +338,7 @@ def test_links_are_not_followed_where_files_are_moved(tmp_path, link):
   written = path / ".rm_jax-written"
   written.mkdir(exist_ok=True)
   (written / ".files.json").write_text(json.dumps({"files": ["config.json"], "weights": False}))
-  with pytest.raises(ValueError, match="not what a save leaves; remove it"):
+  with pytest.raises(ValueError, match=r"not what a save leaves \(.*\); remove it"):
     source.open_source(str(path))
   assert (other / "config.json").exists()
   assert (other / "x.jinja").exists()
@@ -417,3 +418,37 @@ def test_weights_that_are_no_plain_files(tmp_path):
   (tmp_path / "pytorch_model.bin").write_bytes(b"")
   with pytest.raises(FileNotFoundError, match=r"holds neither.*pickles \(pytorch_model\.bin\)"):
     source.open_source(str(tmp_path)).tensors()
+
+
+def test_many_processes_may_end_a_save_at_once(tmp_path):
+  """Each finds the whole new model, whoever of them moves which file."""
+  for attempt in range(8):
+    path = tmp_path / str(attempt)
+    source.save_folder(path, **model(1))
+    source.save_folder(tmp_path / "new", **model(2))
+    names = sorted(p.name for p in (tmp_path / "new").iterdir())
+    shutil.copytree(tmp_path / "new", path / ".rm_jax-written")
+    said = json.dumps({"files": names, "weights": True})
+    (path / ".rm_jax-written" / ".files.json").write_text(said)
+    barrier, found = threading.Barrier(4), []
+
+    def end(path=path, barrier=barrier, found=found):
+      barrier.wait()
+      source.recover(path)
+      found.append(sorted(p.name for p in path.iterdir() if not p.name.startswith(".rm_jax")))
+
+    threads = [threading.Thread(target=end) for _ in range(4)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    assert found == [names] * 4
+    assert contents(path) == contents(tmp_path / "new")
+
+
+def test_a_record_that_leads_nowhere(tmp_path):
+  source.save_folder(tmp_path, **model(1))
+  (tmp_path / "rm_jax.json").unlink()
+  (tmp_path / "rm_jax.json").symlink_to("gone")
+  with pytest.raises(ValueError, match=r"rm_jax\.json: not a readable JSON file"):
+    source.open_source(str(tmp_path))
