@@ -6,14 +6,17 @@ What we save is a Hugging Face folder too (config.json, safetensors, tokenizer),
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +100,7 @@ def parse(cls: type[T], value: Any, where: str) -> T:
   """A dataclass from a record's JSON object.
 
   Args:
-    cls: a dataclass whose fields are of type str, int, bool, float or a tuple of one of these.
+    cls: a dataclass whose fields are of plain types, unions of them, or a tuple of one of them.
     value: what was read.
     where: the file and key, for the message.
 
@@ -115,10 +118,17 @@ def parse(cls: type[T], value: Any, where: str) -> T:
     )
   for key, one in value.items():
     hint = hints[key]
-    many = typing.get_origin(hint) is tuple  # tuple[of, ...]
-    allowed = typing.get_args(hint)[: 1 if many else None] or (hint,)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    many = origin is tuple  # tuple[of, ...]
+    if many:
+      parts = parts[:1]
+    elif origin not in (typing.Union, types.UnionType):
+      parts = (hint,)
+    allowed = [typing.get_origin(of) or of for of in parts]
     found = one if many and isinstance(one, list | tuple) else [one]
     good = all(type(x) in allowed or (float in allowed and type(x) is int) for x in found)
+    # JSON as Python reads it has NaN and infinities.
+    good &= all(math.isfinite(x) for x in found if type(x) is float)
     if not good or many != isinstance(one, list | tuple):
       names = " or ".join(of.__name__ for of in allowed)
       expected = f"a list of {names}" if many else f"a {names}"
@@ -150,7 +160,8 @@ def open_source(name: str) -> Source:
   if not (path / CONFIG).is_file():
     raise ValueError(f"{path}: has no config.json; expected a Hugging Face model folder")
   record = path / RECORD
-  saved = read_json(record) if record.exists() else {}
+  # A link that leads nowhere is an error: without its record a model gives other scores.
+  saved = read_json(record) if record.exists() or record.is_symlink() else {}
   config = read_json(path / CONFIG)
   check_config(config, str(path / CONFIG))
   return Source(name, path, config, saved)
@@ -264,6 +275,7 @@ def save_folder(
     _write(scratch / CONFIG, config)
     names = sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file())
     _write(scratch / _LIST, {"files": names, "weights": tensors is not None})
+    _listed(scratch)
     for file in scratch.rglob("*"):
       _flush(file)
     _flush(scratch)
@@ -288,19 +300,36 @@ def recover(path: Path) -> None:
     ValueError: the folder cannot be written to.
   """
   written = path / _WRITTEN
-  if not written.is_dir():
-    return
   try:
-    with contextlib.suppress(FileNotFoundError):  # another process was faster
-      if (written / _LIST).exists():
-        _move(written, path, **_listed(written))
-      _flush(path)
-      shutil.rmtree(written)
+    while written.is_dir():
+      # One at a time; who waited finds that there is nothing left, or is told so.
+      with contextlib.suppress(FileNotFoundError), _alone(written):
+        if (written / _LIST).exists():
+          _move(written, path, **_listed(written))
+        _flush(path)
+        shutil.rmtree(written)
   except OSError as error:
     raise ValueError(
       f"{path}: a model was saved here and the process ended before its files were at their places "
       f"(they are in {_WRITTEN}); to move them failed: {error}. Make the folder writable"
     ) from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+  """Waits until no other process is in this block with the folder.
+
+  Raises FileNotFoundError where it is gone by then, or is another of the same name.
+  """
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # not every network's file system has locks
+      fcntl.flock(handle, fcntl.LOCK_EX)
+    if not os.path.samestat(os.fstat(handle), os.stat(folder)):
+      raise FileNotFoundError(f"{folder} was another's meanwhile")
+    yield
+  finally:
+    os.close(handle)
 
 
 def _listed(written: Path) -> dict[str, Any]:
@@ -312,9 +341,10 @@ def _listed(written: Path) -> dict[str, Any]:
   if (
     not isinstance(names, list)
     or not all(isinstance(name, str) and plain.fullmatch(name) for name in names)
-    or any((folder / _TEMPLATES).is_symlink() for folder in (written, written.parent))
+    or any((written.parent / link).is_symlink() for link in (_WRITTEN, _TEMPLATES))
+    or (written / _TEMPLATES).is_symlink()
   ):
-    raise ValueError(f"{written}: not what a save leaves; remove it")
+    raise ValueError(f"{written}: not what a save leaves ({names!r:.200}); remove it")
   return {"names": names, "weights": weights is True}
 
 

@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,12 @@ pathlib.Path({ran!r}).touch()
 from transformers import PreTrainedTokenizerFast as T
 from transformers import LlamaConfig as C
 """
+
+
+@pytest.fixture(autouse=True)
+def unflushed(monkeypatch):
+  """No process ends here before its files are on the disk, and to wait for that takes most time."""
+  monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def plant(folder, ran):
@@ -92,6 +100,53 @@ def test_a_tokenizer_is_saved_as_it_was(tmp_path):
   for file in (tmp_path / "b").iterdir():
     assert (tmp_path / "c" / file.name).read_bytes() == file.read_bytes()
   assert not json.loads((tmp_path / "c" / "tokenizer_config.json").read_text())["local_files_only"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  name: str = "a"
+  size: int = 1
+  rate: float = 0.5
+  on: bool | None = None
+  weights: tuple[float, ...] = ()
+  more: dict[str, int] | None = None
+
+  def __post_init__(self):
+    if self.size < 1:
+      raise ValueError(f"size is {self.size}")
+
+
+def test_a_record_becomes_its_dataclass():
+  assert source.parse(Record, {}, "f: k") == Record()
+  said = {"name": "b", "size": 2, "rate": 1, "on": False, "weights": [1, 2.5], "more": {"a": 1}}
+  expected = Record("b", 2, 1, False, [1, 2.5], {"a": 1})
+  assert source.parse(Record, said, "f: k") == expected
+
+
+@pytest.mark.parametrize(
+  ("said", "message"),
+  [
+    (None, "f: k is None; expected an object"),
+    ([], r"f: k is \[\]; expected an object"),
+    ({"x": 1, "y": 2}, "f: k has 'x, y', which we do not know; expected of name, size"),
+    ({"name": 5}, "f: k.name is 5; expected a str"),
+    ({"size": 1.0}, "f: k.size is 1.0; expected a int"),
+    ({"size": True}, "f: k.size is True"),
+    ({"size": None}, "f: k.size is None"),
+    ({"size": -1}, "f: k: size is -1"),
+    ({"rate": float("nan")}, "f: k.rate is nan"),
+    ({"rate": "1"}, "f: k.rate is '1'; expected a float"),
+    ({"on": 1}, "f: k.on is 1; expected a bool or NoneType"),
+    ({"weights": 1.0}, "f: k.weights is 1.0; expected a list of float"),
+    ({"weights": [1.0, "x"]}, "f: k.weights is"),
+    ({"weights": [float("inf")]}, "f: k.weights is"),
+    ({"more": [1]}, "f: k.more is"),
+    ({"name": "x" * 9999, "size": "y" * 9999}, r"^.{0,200}$"),
+  ],
+)
+def test_a_record_that_is_none(said, message):
+  with pytest.raises(ValueError, match=message):
+    source.parse(Record, said, "f: k")
 
 
 def contents(path):
@@ -266,7 +321,134 @@ def test_a_folder_cannot_have_files_moved_out_of_it(tmp_path, name):
   written.mkdir()
   (written / ".files.json").write_text(json.dumps({"files": [name], "weights": True}))
   (tmp_path / "stolen").write_text("")
-  with pytest.raises(ValueError, match="not what a save leaves; remove it"):
+  with pytest.raises(ValueError, match=r"not what a save leaves \(.*\); remove it"):
     source.open_source(str(path))
   assert (path / "config.json").exists()
   assert (tmp_path / "stolen").exists()
+
+
+@pytest.mark.parametrize("link", [".rm_jax-written", "additional_chat_templates"])
+def test_links_are_not_followed_where_files_are_moved(tmp_path, link):
+  path, other = tmp_path / "model", tmp_path / "other"
+  source.save_folder(path, **model(1))
+  other.mkdir()
+  (other / "config.json").write_text("{}")
+  (other / "x.jinja").write_text("mine")
+  (path / link).symlink_to(other)
+  written = path / ".rm_jax-written"
+  written.mkdir(exist_ok=True)
+  (written / ".files.json").write_text(json.dumps({"files": ["config.json"], "weights": False}))
+  with pytest.raises(ValueError, match=r"not what a save leaves \(.*\); remove it"):
+    source.open_source(str(path))
+  assert (other / "config.json").exists()
+  assert (other / "x.jinja").exists()
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "message"),
+  [
+    ("tokenizer.json", lambda v: v["model"].update(vocab=[]), "no tokenizer could be loaded"),
+    ("tokenizer.json", lambda v: v.update(added_tokens=[{"id": -5}]), "no tokenizer could be"),
+    (
+      "tokenizer.json",  # a panic of Rust at the first use
+      lambda v: v.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}),
+      "PanicException",
+    ),
+    (
+      "tokenizer.json",
+      lambda v: v.update(
+        normalizer={
+          "type": "Sequence",
+          "normalizers": [
+            {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 1000} for _ in range(3)
+          ],
+        }
+      ),
+      r"replaces a piece of text by up to 1e\+09 characters; expected at most 64",
+    ),
+    (
+      "tokenizer.json",
+      lambda v: v["model"].update(vocab={f"w{i}": i for i in range(200_000)}),
+      r"tokenizer\.json: cannot be a tokenizer's file: it has \d+ bytes; expected at most 2250752",
+    ),
+    ("tokenizer_config.json", lambda v: v.update(eos_token={"x": 1}), "no tokenizer could be"),
+  ],
+)
+def test_tokenizers_that_cannot_be_loaded(tmp_path, name, change, message):
+  source.save_folder(tmp_path, **model(1))
+  value = json.loads((tmp_path / name).read_text())
+  change(value)
+  (tmp_path / name).write_text(json.dumps(value))
+  with pytest.raises(ValueError, match=message) as error:
+    source.load_tokenizer(tmp_path)
+  assert str(tmp_path) in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "rm_jax.json", "tokenizer.json", "x.jinja"])
+def test_what_is_no_plain_file_is_not_read(tmp_path, name):
+  source.save_folder(tmp_path, **model(1))
+  (tmp_path / name).unlink(missing_ok=True)
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(ValueError, match=r"not a plain file|has no config\.json"):
+    source.open_source(str(tmp_path)).tokenizer()
+  (tmp_path / name).unlink()
+  (tmp_path / name).write_text("[" * 100_000)
+  if name == "x.jinja":  # of no meaning to a tokenizer
+    return
+  with pytest.raises(ValueError, match=rf"{name}: not a readable JSON|no tokenizer could be"):
+    source.open_source(str(tmp_path)).tokenizer()
+
+
+def test_weights_that_are_no_plain_files(tmp_path):
+  source.save_folder(tmp_path, **model(1))
+  file = tmp_path / "model.safetensors"
+  data = file.read_bytes()
+  file.unlink()
+  os.mkfifo(file)
+  with pytest.raises(ValueError, match=r"model\.safetensors: it is not a plain file"):
+    source.open_source(str(tmp_path)).tensors()
+  file.unlink()
+  length = int.from_bytes(data[:8], "little")
+  spaces = b" " * 2**24
+  file.write_bytes((length + len(spaces)).to_bytes(8, "little") + data[8 : 8 + length] + spaces)
+  with pytest.raises(ValueError, match=r"its header is of \d+ bytes; expected at most 16777216"):
+    source.open_source(str(tmp_path)).tensors()
+  file.unlink()
+  (tmp_path / "pytorch_model.bin").write_bytes(b"")
+  with pytest.raises(FileNotFoundError, match=r"holds neither.*pickles \(pytorch_model\.bin\)"):
+    source.open_source(str(tmp_path)).tensors()
+
+
+def test_many_processes_may_end_a_save_at_once(tmp_path):
+  """Each finds the whole new model, whoever of them moves which file."""
+  for attempt in range(8):
+    path = tmp_path / str(attempt)
+    source.save_folder(path, **model(1))
+    source.save_folder(tmp_path / "new", **model(2))
+    names = sorted(p.name for p in (tmp_path / "new").iterdir())
+    shutil.copytree(tmp_path / "new", path / ".rm_jax-written")
+    said = json.dumps({"files": names, "weights": True})
+    (path / ".rm_jax-written" / ".files.json").write_text(said)
+    barrier, found = threading.Barrier(4), []
+
+    def end(path=path, barrier=barrier, found=found):
+      barrier.wait()
+      source.recover(path)
+      found.append(sorted(p.name for p in path.iterdir() if not p.name.startswith(".rm_jax")))
+
+    threads = [threading.Thread(target=end) for _ in range(4)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    assert found == [names] * 4
+    assert contents(path) == contents(tmp_path / "new")
+
+
+def test_a_record_that_leads_nowhere(tmp_path):
+  source.save_folder(tmp_path, **model(1))
+  (tmp_path / "rm_jax.json").unlink()
+  (tmp_path / "rm_jax.json").symlink_to("gone")
+  with pytest.raises(ValueError, match=r"rm_jax\.json: not a readable JSON file"):
+    source.open_source(str(tmp_path))
