@@ -3,8 +3,8 @@
   python -m tests.studies.damage [--seed=0] [--kills=15] [--flips=80] [--rows=15] [--folder=DIR]
 
 Trains a tiny model on the generated world, in processes that are killed (-9) and started again, and
-in this process for the rest; some twenty minutes on two cores. It prints a line for each damage and a
-table of how they ended:
+in this process for the rest; some twenty minutes on two cores. It prints a line for each damage
+and a table of how they ended:
 
   kill   after kills the run is, bit for bit, the one that nothing disturbed: its parameters, its
          optimiser's state, its position, and metrics.jsonl
