@@ -33,6 +33,7 @@ from rm_jax.speed.flops import Work, forward_flops, step_flops
 from rm_jax.speed.hlo import KINDS, Program
 from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.train.architecture import build_network, planned_architecture
+from rm_jax.train.fields import check_fields
 from rm_jax.train.mesh import count_slices, make_mesh
 from rm_jax.train.workdir import resolve
 
@@ -211,6 +212,7 @@ def plan(
   Raises:
     ValueError: config, topology or mesh are not as they should be.
   """
+  check_fields(config)
   devices = topology_devices(topology, slices)
   over = make_mesh(parse_mesh(mesh) if mesh else config.mesh, devices)
   network = build_network(config, planned_architecture(config), mesh=over)

@@ -153,8 +153,10 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
         "those that are needed"
       )
     rate, weight = float(source.get("rate", 0.0)), float(source.get("weight", 1.0))
-    if rate < 0 or weight < 0:
-      raise ValueError(f"{field}: rate {rate}, weight {weight}; expected neither under 0")
+    if not (0 <= rate < np.inf and 0 <= weight < np.inf):
+      raise ValueError(
+        f"{field}: rate {rate}, weight {weight}; expected finite numbers, neither under 0"
+      )
     rates[name] = rate
     options = {"format": source["format"]} if source.get("format") else {}
     examples += [

@@ -105,7 +105,7 @@ FIELDS: dict[str, Rule] = {
   "model.lora.rank": _COUNT,
   "model.lora.alpha": _real(above=True),
   "model.lora.targets": _each(lambda x: x in MAPS, f"names of {', '.join(MAPS)}"),
-  "model.lora.base_dtype": _one_of(("float32", "bfloat16", "float16")),
+  "model.lora.base_dtype": _one_of(("float32", "bfloat16")),
   "model.dropout": _SWITCH,
   "data.train": _TEXT,
   "data.heldout": Rule(_fraction_or_name, "a path, 'world:N', or a fraction in [0, 1)"),

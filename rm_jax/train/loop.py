@@ -246,7 +246,7 @@ class _Loop:
     if step and step % self.config.train.eval_every and step < self.config.train.steps:
       return False
     lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
-    return not agree(any(x["split"] == "heldout" and x["step"] == step for x in lines))
+    return not agree(any(x.get("split") == "heldout" and x["step"] == step for x in lines))
 
   def _check(self, pulse: dict[str, jax.Array] | None, step: int) -> None:
     if pulse is None:

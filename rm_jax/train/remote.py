@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,8 @@ from rm_jax.data.cache import home
 log = logging.getLogger(__name__)
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://[^\s{]+")
+# Seconds without a byte after which a copy's process is taken to be gone.
+_LEFT = 24 * 3600
 # What storages say of an object's version, each by another word.
 _VERSION = ("size", "generation", "md5Hash", "etag", "ETag", "mtime", "created", "LastModified")
 
@@ -83,6 +86,17 @@ def _listed(files: Any, path: str) -> dict[str, dict[str, Any]]:
   return out
 
 
+def _sweep(folder: Path) -> None:
+  """Takes away what copies that were killed left; one that still comes has written something."""
+  for left in folder.glob(".tmp-*"):
+    try:
+      latest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+    except OSError:  # its process has just ended, and taken it away
+      continue
+    if time.time() - latest > _LEFT:
+      shutil.rmtree(left, ignore_errors=True)
+
+
 def _copy(files: Any, path: str, name: str, found: dict[str, dict[str, Any]]) -> Path:
   versions = {
     below: {key: str(info[key]) for key in _VERSION if key in info} for below, info in found.items()
@@ -94,6 +108,7 @@ def _copy(files: Any, path: str, name: str, found: dict[str, dict[str, Any]]) ->
     log.info("%s: the copy %s", name, target)
     return target
   folder.parent.mkdir(parents=True, exist_ok=True)
+  _sweep(folder.parent)
   scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
   try:
     for below, info in found.items():

@@ -28,7 +28,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
       value = json.loads(line)
     except ValueError:
       value = None
-    if isinstance(value, dict) and "step" in value:
+    if isinstance(value, dict):
       out.append(value)
     elif line and number < len(lines):
       bad.append(number)
@@ -76,7 +76,8 @@ class Writers:
     for name in ("metrics", "timing"):
       path = workdir / f"{name}.jsonl"
       # Nothing of a run that died before its first checkpoint: the beginning is written again.
-      kept = [line for line in read_lines(path) if line["step"] <= step] if step else []
+      known = [line for line in read_lines(path) if isinstance(line.get("step"), int)]
+      kept = [line for line in known if line["step"] <= step] if step else []
       write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
       self._files[name] = path.open("a", encoding="utf-8")
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else 0)

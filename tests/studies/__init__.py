@@ -1,0 +1,1 @@
+"""Long studies that print a table; pytest collects none of them."""

@@ -4,6 +4,8 @@ The storage is fsspec's in memory; gs:// differs from it in the client alone.
 """
 
 import json
+import os
+import time
 
 import fsspec
 import numpy as np
@@ -46,6 +48,20 @@ def test_a_copy_is_made_once_and_again_when_it_changed(bucket, monkeypatch):
   assert (there / "one.txt").read_bytes() == b"1"  # who reads it still can
   single = remote.Path(local("memory://b/f/one.txt"))
   assert (single.name, single.read_bytes()) == ("one.txt", b"one")
+
+
+def test_what_a_killed_copy_left_goes_and_one_that_still_comes_stays(bucket, tmp_path):
+  bucket.pipe("/b/f", b"1")
+  left, comes = (tmp_path / "cache" / "remote" / f".tmp-{name}" for name in ("left", "comes"))
+  for folder in (left, comes):
+    (folder / "new").mkdir(parents=True)
+    (folder / "new" / "part").write_bytes(b"x")
+  old = time.time() - 2 * remote._LEFT
+  for path in (left / "new" / "part", left / "new", left, comes / "new", comes):
+    os.utime(path, (old, old))
+  local("memory://b/f")
+  assert not left.exists()
+  assert (comes / "new" / "part").exists()
 
 
 def test_what_is_refused(bucket, monkeypatch, tmp_path):
