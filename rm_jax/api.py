@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from rm_jax.data.dialogue import key_of
 from rm_jax.data.group import Group, make_group
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
@@ -340,7 +341,7 @@ def _siblings(prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool) ->
   # prompt -> its latest chunk, and what that takes: (chunk, columns, marks, its longest sequence).
   open_chunk: dict[Any, tuple[int, int, int, int]] = {}
   for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
-    key = prompt if isinstance(prompt, str) else tuple((m["role"], m["content"]) for m in prompt)
+    key = key_of(prompt)
     at, columns, marks, longest = open_chunk.get(key, (-1, 0, 0, 0))
     columns, marks = columns + len(one.ids) - one.prompt, marks + len(one.marks)
     longest = max(longest, len(one.ids))

@@ -42,6 +42,7 @@ def read_row(row: Mapping[str, Any], i: int, *forms: str) -> Asked:
     raise DataError(f"row {i}: is {shown(row)}; expected {{column: value}}")
   forms = forms or tuple(_COLUMNS)
   found = [name for form in forms for name in _COLUMNS[form] if name in row]
+  found.sort(key=lambda name: row[name] is None)  # null is not given, where another column is
   if "prompt" not in row or not found:
     expected = " or ".join(_EXPECTED[form] for form in forms)
     raise DataError(f"row {i}: has columns {sorted(row)}; expected prompt and {expected}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from rm_jax.data import formats
 from rm_jax.data.cache import cache_folder
+from rm_jax.data.dialogue import key_of
 from rm_jax.data.group import Group
 from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
@@ -145,9 +146,8 @@ def _distinct(examples: list[Example], report: Report) -> list[Example]:
   """Without those whose texts another had before them, whatever their labels."""
   seen: dict[tuple, Example] = {}
   for example in examples:
-    first = seen.setdefault(
-      (example.kind, example.prompt, example.responses, example.steps), example
-    )
+    texts = tuple(map(key_of, (example.prompt, *example.responses)))
+    first = seen.setdefault((example.kind, texts, example.steps), example)
     if first is not example:
       same = "the same" if first.labels == example.labels else "other"
       detail = f"the texts of {first.origin}, with {same} labels"
@@ -161,7 +161,9 @@ def _decided(examples: list[Example], losses: Any, report: Report) -> list[Examp
   for example in examples:
     if example.kind in ("pair", "ranking") and not uses_ties(losses[example.kind]):
       pairs = example.pairs or ([0.0],) if example.ties or example.pairs else None
-      apart = any(map(any, pairs)) if pairs else len(set(example.labels)) > 1
+      # As the loss reads them: what differs in float64 alone is tied.
+      labels = np.asarray(example.labels, np.float32)
+      apart = any(map(any, pairs)) if pairs else bool((labels != labels[0]).any())
       if not apart:
         detail = f"all are tied, and loss.{example.kind} is {losses[example.kind]!r}"
         report.drop("all_tied", example.origin, detail, fault=False)

@@ -213,6 +213,45 @@ def test_texts_that_another_had_are_left_out_on_request(llama_folder, tmp_path):
   assert len(train.groups) + len(held.groups) == 11
 
 
+def test_repeats_of_messages_are_left_out_on_request(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+
+  def row(n, answer="yes"):
+    turn = {"role": "user", "content": f"question {n}"}
+    sides = ([{"role": "assistant", "content": text}] for text in (answer, "no"))
+    return {"prompt": [turn], **dict(zip(("chosen", "rejected"), sides, strict=True))}
+
+  rows = [row(n) for n in range(4)] + [row(2), row(2, "yes!")]
+  path = tmp_path / "messages.jsonl"
+  path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+  config.data.train, config.data.heldout, config.data.deduplicate = str(path), "0", True
+  train, _, report = load_data(config, build_model(config))
+  assert dict(report.dropped) == {"duplicate": 1}
+  assert len(train.groups) == 5
+
+
+def test_the_loss_decides_whether_tied_rankings_are_kept(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+  config.data.heldout, config.data.train = "0", str(tmp_path / "rankings.jsonl")
+  rows = [
+    {"prompt": "a ", "responses": ["1", "2", "3"], "scores": [1, 2, 2]},
+    {"prompt": "b ", "responses": ["1", "2", "3"], "scores": [2, 2, 2]},
+    {"prompt": "c ", "responses": ["1", "2", "3"], "ranks": [1, 1, 1]},
+    # Apart in float64 alone, which no loss sees.
+    {"prompt": "d ", "responses": ["1", "2"], "scores": [1, 1 + 1e-12]},
+    {"prompt": "e ", "responses": ["1", "2"], "comparisons": [[0, 1, "tie"]]},
+  ]
+  (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  for loss, kept in (("davidson", 5), ("rao_kupper", 5), ("logistic", 1), ("listnet", 1)):
+    config.loss.ranking = loss
+    train, _, report = load_data(config, build_model(config))
+    assert (len(train.groups), report.dropped["all_tied"]) == (kept, 5 - kept)
+  config.loss.ranking = "davidson"
+  train, _, _ = load_data(config, build_model(config))
+  pairs, ties = train.groups[1].comparisons()
+  assert (pairs.sum(), ties.sum()) == (0, 6)
+
+
 def test_the_world_takes_options_beside_its_name(llama_folder):
   config = small_config(llama_folder, steps=1)
   config.model.chat_template = "hh"
