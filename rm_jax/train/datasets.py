@@ -126,8 +126,8 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
         "those that are needed"
       )
     rate, weight = float(source.get("rate", 0.0)), float(source.get("weight", 1.0))
-    if rate < 0 or weight < 0:
-      raise ValueError(f"{field}: rate {rate}, weight {weight}; expected neither under 0")
+    if not (0 <= rate < np.inf and 0 <= weight < np.inf):
+      raise ValueError(f"{field}: rate {rate}, weight {weight}; expected both finite, not under 0")
     rates[name] = rate
     options = {"format": source["format"]} if source.get("format") else {}
     examples += [
@@ -170,6 +170,17 @@ def _decided(examples: list[Example], losses: Any, report: Report) -> list[Examp
         continue
     kept.append(example)
   return kept
+
+
+def _check_weights(examples: list[Example]) -> None:
+  """DataError where the weights' sum, by which a step is divided, is zero or no float32 number."""
+  total = sum(e.weight for e in examples)
+  if not 0 < total < float(np.finfo(np.float32).max):
+    heaviest = max(examples, key=lambda e: e.weight)
+    raise DataError(
+      f"the weights of the training data add up to {total}; expected more than 0, and what float32 "
+      f"holds (3.4e38): the largest is {heaviest.weight}, of {heaviest.origin}"
+    )
 
 
 def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
@@ -221,6 +232,13 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     train = [e for e in train if e.conversation not in known]
   else:
     train, held = formats.split(train, fraction, config.seed)
+    conversations = len({e.conversation for e in held})
+    if fraction and conversations < 2:
+      total = conversations + len({e.conversation for e in train})
+      raise DataError(
+        f"data.heldout is {fraction} of {total} conversations, which holds out {conversations}; "
+        "expected at least 2: give more data, a larger fraction, a file, or 0 to hold out none"
+      )
   if config.data.deduplicate:
     train, held = _distinct(train, report), _distinct(held, report)
   return train, held, rates
@@ -235,6 +253,9 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   datasets = [Dataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
+  if held and not datasets[1].groups:
+    raise DataError(f"data.heldout is {config.data.heldout}: no group of it is left. {report}")
+  _check_weights(datasets[0].examples)
   _check_attributes(config, model, datasets[0])
   largest = max(int(ids.max()) for d in datasets for g in d.groups for ids in g.ids)
   if largest >= model.network.backbone.vocab:
