@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.data import group, tokenise
+from rm_jax.data import group, templates, tokenise
 from rm_jax.data.group import Group, label, outcomes
 from rm_jax.data.report import Report, RowError
 from rm_jax.data.tokenise import TextEncoder
@@ -152,7 +152,9 @@ def key(examples: Seq[Example], encoder: TextEncoder) -> str | None:
     digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
 
   # The code too: nobody has to remember that a change of it makes old tokens wrong.
-  add([Path(module.__file__).read_text(encoding="utf-8") for module in (group, tokenise)])
+  add(
+    [Path(module.__file__).read_text(encoding="utf-8") for module in (group, tokenise, templates)]
+  )
   add(
     [Path(__file__).read_text(encoding="utf-8"), tokenizers.__version__, transformers.__version__]
   )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rm_jax.data import templates
 from rm_jax.data.report import RowError
 from rm_jax.types import Message, Text
 
@@ -119,6 +120,8 @@ class TextEncoder:
     # The length is the convention's business: without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
     self._appends = appends
+    if tokenizer.chat_template:
+      templates.check(self._template(), **self._variables())
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
 
   def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
@@ -189,19 +192,25 @@ class TextEncoder:
       )
     from jinja2 import TemplateError
 
-    # A macro of the name hides the function that would tell the template today's date.
-    date = self.convention.date
-    today = "{% macro strftime_now(form) %}" + date + "{% endmacro %}{{ '' }}"
+    if not messages:
+      raise RowError("template_error", "a conversation without messages; expected at least one")
     try:
-      return self.tokenizer.apply_chat_template(
-        [dict(m) for m in messages],
-        chat_template=today + self.tokenizer.get_chat_template(),
-        tokenize=False,
-        add_generation_prompt=generation,
-        date_string=date,
+      return templates.render(
+        self._template(), messages, add_generation_prompt=generation, **self._variables()
       )
     except TemplateError as error:
       raise RowError("template_error", f"the chat template refused the messages: {error}") from None
+    except Exception as error:  # whatever another's code comes to
+      found = f"{type(error).__name__}: {error}"
+      raise RowError("template_error", f"the chat template failed: {found}") from None
+
+  def _template(self) -> str:
+    # A macro of the name hides the function that would tell the template today's date.
+    today = "{% macro strftime_now(form) %}" + self.convention.date + "{% endmacro %}{{ '' }}"
+    return today + self.tokenizer.get_chat_template()
+
+  def _variables(self) -> dict[str, str]:
+    return {**self.tokenizer.special_tokens_map, "date_string": self.convention.date}
 
   # Decoders: prompt and response are one text.
 
