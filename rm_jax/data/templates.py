@@ -45,7 +45,7 @@ class _Budget:
     self.steps -= 1
     if self.steps < 0:
       raise LimitError(f"it takes more than {self.most:,} steps")
-    if time.thread_time() > self.until:
+    if not self.steps & 63 and time.thread_time() > self.until:
       raise LimitError(f"it takes more than {_SECONDS:.0f} seconds")
 
   def check(self, size: int) -> None:
@@ -191,6 +191,9 @@ def _environment():
     def call_binop(self, context, operator, left, right):
       budget = _BUDGET.get()
       budget.step()
+      if operator == "+" and type(left) is str and type(right) is str:
+        budget.charge(len(left) + len(right))
+        return left + right
       _check_operator(budget, operator, left, right)
       return budget.made(super().call_binop(context, operator, left, right))
 
@@ -203,7 +206,7 @@ def _environment():
   @pass_context  # with the context it is called when rendering alone, and not when compiling
   def finalize(context, value):
     budget = _BUDGET.get()
-    budget.charge(budget.written(value))
+    budget.charge(len(value) if type(value) is str else budget.written(value))
     return value
 
   environment = _compile_jinja_template("").environment.overlay(
