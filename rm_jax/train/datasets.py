@@ -12,7 +12,7 @@ import numpy as np
 from rm_jax.data import formats
 from rm_jax.data.cache import cache_folder
 from rm_jax.data.dialogue import key_of
-from rm_jax.data.group import Group
+from rm_jax.data.group import Group, check_vocabulary
 from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
 from rm_jax.train.objective import parse_call, uses_ties
@@ -257,12 +257,8 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
     raise DataError(f"data.heldout is {config.data.heldout}: no group of it is left. {report}")
   _check_weights(datasets[0].examples)
   _check_attributes(config, model, datasets[0])
-  largest = max(int(ids.max()) for d in datasets for g in d.groups for ids in g.ids)
-  if largest >= model.network.backbone.vocab:
-    raise ValueError(
-      f"the tokenizer gives id {largest} and the model has a vocabulary of "
-      f"{model.network.backbone.vocab}; set --config.model.tokenizer to the model's own"
-    )
+  for one in datasets:
+    check_vocabulary(one.groups, model.network.backbone.vocab)
   return *datasets, report
 
 
