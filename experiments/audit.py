@@ -14,7 +14,7 @@ import ml_collections
 from absl import flags
 
 from configs.base import get_config
-from experiments.launch import launch
+from experiments.launch import launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.audit import calibration, page, sections
 from rm_jax.audit.benchmarks import BENCHMARKS
@@ -179,6 +179,7 @@ def _steps(model: RewardModel):
 
 def main() -> None:
   benchmarks = _benchmarks()
+  output_folder("out", OUT.value)
   if REFERENCE.value == DATA.value == HELDOUT:
     raise ValueError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
   config = _config(MODEL.value)

@@ -128,6 +128,31 @@ def _join(hosts: bool) -> None:
   jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
+def output_folder(flag: str, path: str | Path) -> Path:
+  """Makes the folder that a flag names, before any work that it is to hold.
+
+  Raises:
+    ValueError: it is a file, or cannot be written in.
+  """
+  path = Path(path)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f"--{flag}={path} cannot be made: {error.strerror}") from None
+  if not os.access(path, os.W_OK):
+    raise ValueError(f"--{flag}={path}: there is no right to write there")
+  return path
+
+
+def output_file(flag: str, path: str | Path) -> Path:
+  """As `output_folder`, of a file that a flag names: the folder it is to stand in."""
+  path = Path(path)
+  if path.is_dir():
+    raise ValueError(f"--{flag}={path} is a folder; expected the path of a file")
+  output_folder(flag, path.parent)
+  return path
+
+
 def launch(main: Callable[[], None], *, hosts: bool = False) -> None:
   """Runs a command's `main` after its flags are parsed.
 

@@ -9,11 +9,10 @@ that a file of any length takes the same memory. The output stands there when it
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from absl import flags
 
-from experiments.launch import launch
+from experiments.launch import launch, output_file
 from rm_jax.api import RewardModel, cut_message
 from rm_jax.data.read import Row, read_rows
 from rm_jax.data.report import DataError, Report, shown
@@ -94,11 +93,8 @@ def check_rows() -> int:
 
 
 def main() -> None:
-  output = Path(OUTPUT.value)
-  if output.is_dir():
-    raise ValueError(f"--output={output} is a folder; expected the path of a file")
+  output = output_file("output", OUTPUT.value)
   count = check_rows()
-  output.parent.mkdir(parents=True, exist_ok=True)
   part_of_it = output.with_name(f".{output.name}.{os.getpid()}.part")
   with open(part_of_it, "w", encoding="utf-8") as file:
     try:

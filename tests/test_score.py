@@ -103,3 +103,18 @@ def test_a_row_that_fails_late_leaves_no_half_file(saved, tmp_path):
   code, _, err = finish(command("score", *flags[:2], f"--output={tmp_path}"))
   assert code == 1
   assert "is a folder; expected the path of a file" in err
+
+
+@pytest.mark.slow
+def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path):
+  (tmp_path / "file").write_text("")
+  taken = tmp_path / "file" / "folder"
+  model = f"--model={tmp_path / 'none'}"
+  for name, flags in (
+    ("evaluate", (model, f"--data={tmp_path / 'none.jsonl'}", f"--out={taken}")),
+    ("audit", (model, f"--data={tmp_path / 'none.jsonl'}", f"--out={taken}")),
+    ("curate", (f"--input={tmp_path / 'none.jsonl'}", "--output=x.jsonl", f"--report={taken}/r")),
+  ):
+    code, _, err = finish(command(name, *flags))
+    assert code == 1
+    assert f"{taken} cannot be made: Not a directory" in err
