@@ -124,8 +124,8 @@ def check_vocabulary(groups: Iterable[Group], vocab: int) -> None:
   largest = max((int(ids.max()) for g in groups for ids in g.ids if len(ids)), default=-1)
   if largest >= vocab:
     raise ValueError(
-      f"the tokenizer gives id {largest} and the model has a vocabulary of {vocab}; set the model's "
-      "own tokenizer (in training, --config.model.tokenizer)"
+      f"the tokenizer gives id {largest} and the model has a vocabulary of {vocab}; set the "
+      "model's own tokenizer (in training, --config.model.tokenizer)"
     )
 
 

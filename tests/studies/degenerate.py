@@ -239,14 +239,14 @@ def main() -> int:
   cases = options.data.split(",") if options.data else [name for name in data if name != "good"]
   cells = [(command, case) for command in options.commands.split(",") for case in cases]
   shutil.rmtree(root / "cells", ignore_errors=True)
+
+  def measured(one: tuple[str, str]) -> tuple[str, list[str]]:
+    said, faults = cell(*one, data, base, root / "cells" / "_".join(one))
+    print(*one, said[:200], *faults, sep=" | ", file=sys.stderr, flush=True)
+    return said, faults
+
   with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-    found = dict(
-      zip(
-        cells,
-        pool.map(lambda c: cell(*c, data, base, root / "cells" / "_".join(c)), cells),
-        strict=True,
-      )
-    )
+    found = dict(zip(cells, pool.map(measured, cells), strict=True))
   print("| command | data | |\n|---|---|---|")
   for (command, case), (said, faults) in found.items():
     said = said.replace(str(root), "").replace("|", "\\|")
