@@ -262,6 +262,14 @@ def test_a_token_that_the_model_does_not_know_is_refused_in_scoring_too(small):
     other.score([{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "word59"}])
 
 
+def test_a_template_that_renders_nothing_is_refused_when_the_model_is_loaded(small, tmp_path):
+  small.save_pretrained(tmp_path / "saved")
+  assert RewardModel.from_pretrained(tmp_path / "saved").attributes == ()
+  decoder_tokenizer(chat="{{ 'a' * 10**10 }}").save_pretrained(tmp_path / "saved")
+  with pytest.raises(ValueError, match="the chat template cannot be rendered: LimitError"):
+    RewardModel.from_pretrained(tmp_path / "saved")
+
+
 def test_cut_prompts_are_told_of(small, caplog):
   rows = [{"prompt": "p" * n, "response": "r"} for n in (10, 100, 61, 62)]
   with caplog.at_level("WARNING", logger="rm_jax.api"):

@@ -112,10 +112,11 @@ def make_data(folder: Path) -> dict[str, dict[str, Path]]:
   }
   made = {}
   for name, (feedback, rows) in cases.items():
-    kind = "parquet" if name == "nan" else "jsonl"
+    # Its files' name is no number either, and commands print names.
+    stem, kind = ("holes", "parquet") if name == "nan" else (name, "jsonl")
     made[name] = {
-      "feedback": write(folder / f"{name}.{kind}", feedback),
-      "rows": write(folder / f"{name}_rows.{kind}", rows),
+      "feedback": write(folder / f"{stem}.{kind}", feedback),
+      "rows": write(folder / f"{stem}_rows.{kind}", rows),
     }
   return made
 
