@@ -8,14 +8,13 @@ Each distinct text is scored once and kept in ~/.cache/rm_jax/scores: what was s
 
 import json
 import random
-import tempfile
 from pathlib import Path
 
 import ml_collections
 from absl import flags
 
 from configs.base import get_config
-from experiments.launch import launch
+from experiments.launch import launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.audit import calibration, page, sections
 from rm_jax.audit.benchmarks import BENCHMARKS
@@ -195,11 +194,7 @@ def main() -> None:
     _named(given)
   if REFERENCE.value == DATA.value == HELDOUT:
     raise ValueError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
-  out = Path(OUT.value)
-  if out.exists() and not out.is_dir():
-    raise ValueError(f"--out={out} is a file; expected a folder, or a new name for one")
-  out.mkdir(parents=True, exist_ok=True)
-  tempfile.TemporaryFile(dir=out).close()  # an hour later is late to learn that nothing can be kept
+  out = output_folder("out", OUT.value)
   config = _config(MODEL.value)
   model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
   report = Report(strict=STRICT.value)
@@ -217,8 +212,8 @@ def main() -> None:
   kinds = {e.kind for e in examples}
   if "attributes" in kinds:
     raise DataError(
-      f"{DATA.value} has feedback on attributes, which an audit does not read; experiments.evaluate "
-      "reports on it"
+      f"{DATA.value} has feedback on attributes, which an audit does not read; "
+      "experiments.evaluate reports on it"
     )
   if "step" in kinds and AGAINST.value:
     raise DataError(f"--against compares whole responses, and {DATA.value} has steps")

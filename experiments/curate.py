@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.launch import launch
+from experiments.launch import launch, output_file
 from rm_jax.curate import annotators, ledger, pipeline
 from rm_jax.curate.scorers import ConfigScorer, ContentModel
 from rm_jax.data import formats
@@ -95,7 +95,7 @@ def _check_output(output: Path, given: Path) -> None:
 
 
 def main() -> None:
-  report_path = Path(REPORT.value)
+  report_path = output_file("report", REPORT.value)
   if ANNOTATORS.value:
     if OUTPUT.value:
       raise DataError("--annotators makes a report and no rows; leave out --output")

@@ -7,11 +7,10 @@ the data that the model was trained on. --sample=N takes N of what is left, draw
 """
 
 import random
-from pathlib import Path
 
 from absl import flags
 
-from experiments.launch import launch
+from experiments.launch import launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.report import DataError, Report
@@ -30,6 +29,7 @@ flags.mark_flags_as_required(["model", "data", "out"])
 
 
 def main() -> None:
+  folder = output_folder("out", OUT.value)
   report = Report(strict=STRICT.value)
   examples = formats.load(DATA.value, report=report, format=FORMAT.value)
   if EXCLUDE.value:
@@ -52,11 +52,14 @@ def main() -> None:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
   scores = model.score_groups(groups, progress="evaluate")
   out = evaluate(scores, examples, model.attributes).report
-  data = {"kept": report.kept, "dropped": dict(sorted(report.dropped.items()))}
-  Path(OUT.value).mkdir(parents=True, exist_ok=True)
-  write_json(Path(OUT.value) / "report.json", {"heldout": out, "data": data})
+  cut = sum(g.cut > 0 for g in groups)
+  data = {"kept": report.kept, "dropped": dict(sorted(report.dropped.items())), "prompts_cut": cut}
+  write_json(folder / "report.json", {"heldout": out, "data": data})
   print(summary_table(out))
   print(report)
+  if cut:
+    limit = model.model.convention.max_length
+    print(f"{cut} prompts are cut: with a response they are longer than {limit} tokens")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,33 @@ def _join(hosts: bool) -> None:
       "expected all three, or --multihost alone where the cluster says them"
     )
   jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+
+
+def output_folder(flag: str, path: str | Path) -> Path:
+  """Makes the folder that a flag names, before any work that it is to hold.
+
+  Raises:
+    ValueError: it is a file, or cannot be written in.
+  """
+  path = Path(path)
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"--{flag}={path} is a file; expected a folder, or a new name for one")
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    # Rights are not all: a file system may be full, or read-only.
+    tempfile.TemporaryFile(dir=path).close()
+  except OSError as error:
+    raise ValueError(f"--{flag}={path} cannot be written in: {error.strerror}") from None
+  return path
+
+
+def output_file(flag: str, path: str | Path) -> Path:
+  """As `output_folder`, of a file that a flag names: the folder it is to stand in."""
+  path = Path(path)
+  if path.is_dir():
+    raise ValueError(f"--{flag}={path} is a folder; expected the path of a file")
+  output_folder(flag, path.parent)
+  return path
 
 
 def launch(main: Callable[[], None], *, hosts: bool = False) -> None:

@@ -1,19 +1,23 @@
 """Adds "reward" to each row of {prompt, response}, or of {prompt, completions} in steps, in order.
 
 python -m experiments.score --model=DIR --input=FILE.jsonl --output=FILE.jsonl
+
+Rows are read twice: first all are checked, then some thousands at a time are scored and written, so
+that a file of any length takes the same memory. The output stands there when it is whole.
 """
 
 import json
-from pathlib import Path
+import os
+from collections.abc import Iterator
 
 from absl import flags
 
-from experiments.launch import launch
-from rm_jax.api import RewardModel
-from rm_jax.data.read import read_rows
-from rm_jax.data.report import Report
+from experiments.launch import launch, output_file
+from rm_jax.api import RewardModel, cut_message
+from rm_jax.data.read import Row, read_rows
+from rm_jax.data.report import DataError, Report, shown
+from rm_jax.data.requests import read_row
 from rm_jax.losses.process import HOW
-from rm_jax.train.writers import write_atomically
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 INPUT = flags.DEFINE_string("input", None, "Rows to score; JSON lines or parquet.")
@@ -21,20 +25,105 @@ OUTPUT = flags.DEFINE_string("output", None, "JSON lines file that gets the rows
 AGGREGATE = flags.DEFINE_enum("aggregate", "min", HOW, "How a solution's steps become its reward.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
 MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a row; 0 = the model's own.")
+MARK_CUT = flags.DEFINE_bool(
+  "mark_cut", False, 'Add "cut" to each row: tokens of its prompt that were left out.'
+)
+ROWS = flags.DEFINE_integer(
+  "rows",
+  8192,
+  "Rows that are held at once; responses to one prompt share its reading where they are.",
+  lower_bound=1,
+)
 flags.mark_flags_as_required(["model", "input", "output"])
+
+_CHARACTERS = 2**26  # of the rows that are held at once: some may be books
+
+
+def written(origin: str, row: Row) -> str:
+  """A row as a JSON line.
+
+  Raises:
+    DataError: JSON has no word for a value of it; the column is named.
+  """
+  try:
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    line.encode("utf-8")
+    return line
+  except (TypeError, ValueError) as error:
+    for name, value in row.items():
+      try:
+        json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode("utf-8")
+      except (TypeError, ValueError):
+        raise DataError(
+          f"{origin}: column {name!r} is {shown(value)}, for which JSON has no word; expected "
+          "text, finite numbers, true, false, null, or lists and objects of these: convert or drop "
+          "the column"
+        ) from None
+    raise DataError(f"{origin}: {error}") from None
+
+
+def parts(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
+  """Rows in lists of at most --rows, and of about `_CHARACTERS` at most."""
+  part, size = [], 0
+  for origin, row in rows:
+    part.append((origin, row))
+    size += sum(len(str(value)) for value in row.values())
+    if len(part) == ROWS.value or size >= _CHARACTERS:
+      yield part
+      part, size = [], 0
+  if part:
+    yield part
+
+
+def check_rows() -> int:
+  """How many rows there are.
+
+  Raises:
+    DataError: one of them cannot be scored, or not be written.
+  """
+  count = 0
+  # Strict: a row without a reward would shift all that come after it for who reads by line.
+  for origin, row in read_rows(INPUT.value, Report(strict=True)):
+    read_row(row, origin)
+    written(origin, row)
+    count += 1
+  return count
 
 
 def main() -> None:
-  # Strict: a row without a reward would shift all that come after it for who reads by line.
-  rows = [row for _, row in read_rows(INPUT.value, Report(strict=True))]
-  model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value, max_length=MAX_LENGTH.value)
-  rewards = model.score(rows, aggregate=AGGREGATE.value, progress=True)
-  lines = (
-    json.dumps({**row, "reward": float(reward)}, ensure_ascii=False) + "\n"
-    for row, reward in zip(rows, rewards, strict=True)
-  )
-  write_atomically(Path(OUTPUT.value), "".join(lines))
-  print(f"{len(rows)} rows scored: {OUTPUT.value}")
+  output = output_file("output", OUTPUT.value)
+  count = check_rows()
+  part_of_it = output.with_name(f".{output.name}.{os.getpid()}.part")
+  with open(part_of_it, "w", encoding="utf-8") as file:
+    try:
+      model = RewardModel.from_pretrained(
+        MODEL.value, dtype=DTYPE.value, max_length=MAX_LENGTH.value
+      )
+      cuts: list[int] = []
+      for rows in parts(read_rows(INPUT.value, Report(strict=True))):
+        done, own = len(cuts), []
+        rewards = model.score(
+          [row for _, row in rows],
+          aggregate=AGGREGATE.value,
+          progress=f"rows {done + 1} to {done + len(rows)} of {count}",
+          origins=[origin for origin, _ in rows],
+          cuts=own,
+        )
+        for (origin, row), reward, cut in zip(rows, rewards, own, strict=True):
+          mark = {"cut": cut} if MARK_CUT.value else {}
+          file.write(written(origin, {**row, "reward": float(reward), **mark}))
+        cuts += own
+      if len(cuts) != count:
+        raise DataError(f"{INPUT.value}: {count} rows when checked and {len(cuts)} when scored")
+      file.flush()
+      os.fsync(file.fileno())
+      os.replace(part_of_it, output)
+    except BaseException:
+      part_of_it.unlink(missing_ok=True)
+      raise
+  if any(cuts):
+    print(f"{cut_message(cuts, model.model.convention.max_length)} (--mark_cut says of which rows)")
+  print(f"{count} rows scored: {output}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.data.group import Group, make_group
+from rm_jax.data.dialogue import key_of
+from rm_jax.data.group import Group, check_vocabulary, make_group
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
 from rm_jax.data.tokenise import Sequence as Tokens
@@ -102,6 +103,7 @@ class RewardModel:
       config=source.config,
       source=source,
     )
+    model.text_encoder()  # a template that renders nothing is refused before weights are read
     if not trained:
       flat = init_params(model, devices, jax.random.key(0), training=False)
       return cls(model, unflatten_dict(flat, sep="/"), devices)
@@ -113,9 +115,13 @@ class RewardModel:
     *,
     lower: float = 0.0,
     aggregate: str = "min",
-    progress: bool = False,
+    progress: bool | str = False,
+    origins: Sequence[str] = (),
+    cuts: list[int] | None = None,
   ) -> np.ndarray:
     """Rewards of rows, in their order; float32 [N].
+
+    Prompts that are cut because a row is longer than the model reads are warned of, once a call.
 
     Args:
       rows: each with `prompt` and `response` (or `completion`): strings, or message lists, which go
@@ -124,13 +130,18 @@ class RewardModel:
         a conservative reward for who optimises against it (Coste et al. 2023).
       aggregate: how a solution's steps become its score: 'min', 'product', 'mean' or 'last' (see
         `losses.process.aggregate`; 'product' is a log-probability, the others are log-odds).
-      progress: show a bar.
+      progress: show a bar; a text is its label.
+      origins: what rows are called in errors; default their numbers.
+      cuts: gets for each row how many tokens of its prompt were cut; then no warning is logged.
 
     Raises:
       DataError: a row that cannot be scored, named by its number.
-      ValueError: `lower` of a model that is no ensemble, or another `aggregate`.
+      ValueError: `lower` of a model that is no ensemble, or another `aggregate`; a score that is
+        not finite, or a token that the model does not know.
     """
-    scores_NM = self.score_members(rows, aggregate=aggregate, progress=progress)
+    scores_NM = self.score_members(
+      rows, aggregate=aggregate, progress=progress, origins=origins, cuts=cuts
+    )
     if lower and scores_NM.shape[1] == 1:
       raise ValueError(f"lower is {lower} and the model has one member; expected an ensemble")
     return scores_NM.mean(axis=1) - np.float32(lower) * scores_NM.std(axis=1)
@@ -140,15 +151,18 @@ class RewardModel:
     rows: Iterable[Mapping[str, Any]],
     *,
     aggregate: str = "min",
-    progress: bool = False,
+    progress: bool | str = False,
+    origins: Sequence[str] = (),
+    cuts: list[int] | None = None,
   ) -> np.ndarray:
     """Rewards by each member of an ensemble, float32 [N, M]; M = 1 where it is none.
 
     Arguments and errors: as `score`.
     """
-    asked = [read_row(row, i) for i, row in enumerate(rows)]
+    origins = origins or _Numbered()
+    asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]
     head = self.model.network.head
-    marks = self._score_marks(asked, head.ensemble, progress)
+    marks = self._score_marks(asked, head.ensemble, progress, origins, cuts)
     out = np.empty((len(asked), head.outputs if head.ensemble else 1), np.float32)
     solutions = [i for i, one in enumerate(asked) if one.steps is not None]
     for m in range(out.shape[1]):
@@ -214,18 +228,29 @@ class RewardModel:
     pooled_ND = np.empty((len(asked), self.model.network.backbone.width), np.float32)
     scores_NM = np.empty((len(asked), head.outputs if head.ensemble else 1), np.float32)
     found = self._run(read_groups, groups, "read" if progress else "", outputs=head.ensemble)
+    self._check_finite([scores_MK for _, scores_MK in found], chunks, asked, _Numbered())
     for chunk, (pooled_KD, scores_MK) in zip(chunks, found, strict=True):
       pooled_ND[chunk] = pooled_KD
       scores_NM[chunk] = scores_MK.reshape(-1, len(chunk)).T
     return pooled_ND, scores_NM
 
-  def _score_marks(self, asked: Sequence[Asked], outputs: bool, progress: bool) -> list[np.ndarray]:
+  def _score_marks(
+    self,
+    asked: Sequence[Asked],
+    outputs: bool,
+    progress: bool | str,
+    origins: Sequence[str] | None = None,
+    cuts: list[int] | None = None,
+  ) -> list[np.ndarray]:
     """For each row its marks' rewards, float32 [1, marks], or with `outputs` all the head's.
 
     A mark is a response or a step.
     """
-    chunks, groups = self._groups(asked)
-    scores = self.score_groups(groups, outputs=outputs, progress="score" if progress else "")
+    origins = origins or _Numbered()
+    chunks, groups = self._groups(asked, origins, cuts)
+    label = progress if isinstance(progress, str) else "score" if progress else ""
+    scores = self._run(score_groups, groups, label, outputs=outputs)
+    self._check_finite(scores, chunks, asked, origins)
     out: list[Any] = [None] * len(asked)
     for chunk, group, scores_OS in zip(chunks, groups, scores, strict=True):
       scores_OS = scores_OS.reshape(-1, len(group.marks))
@@ -233,8 +258,14 @@ class RewardModel:
         out[i] = scores_OS[:, group.response == n]
     return out
 
-  def _groups(self, asked: Sequence[Asked]) -> tuple[list[list[int]], list[Group]]:
+  def _groups(
+    self,
+    asked: Sequence[Asked],
+    origins: Sequence[str] | None = None,
+    cuts: list[int] | None = None,
+  ) -> tuple[list[list[int]], list[Group]]:
     """Rows as groups of what has its prompt in common: (which rows each holds, the groups)."""
+    origins = origins or _Numbered()
     encoder = self.model.text_encoder()
     whole = iter(encoder.sequences([(a.prompt, a.response) for a in asked if a.steps is None]))
     tokens = []
@@ -245,9 +276,14 @@ class RewardModel:
         else:
           tokens.append(encoder.step_sequence(one.prompt, one.steps))
       except ValueError as error:
-        raise DataError(f"row {i}: {error}") from None
+        raise DataError(f"{origins[i]}: {error}") from None
       if isinstance(tokens[-1], RowError):
-        raise DataError(f"row {i}: {tokens[-1].reason}: {tokens[-1].detail}")
+        raise DataError(f"{origins[i]}: {tokens[-1].reason}: {tokens[-1].detail}")
+    cut = [one.cut for one in tokens]
+    if cuts is not None:
+      cuts += cut
+    elif any(cut):
+      log.warning(cut_message(cut, encoder.convention.max_length))
     chunks = _siblings([a.prompt for a in asked], tokens, self.model.network.causal)
     return chunks, [_group([tokens[i] for i in chunk]) for chunk in chunks]
 
@@ -255,9 +291,41 @@ class RewardModel:
     self, groups: Sequence[Group], *, outputs: bool = False, progress: str = ""
   ) -> list[np.ndarray]:
     """Scores of tokenised groups, for those who bring their own `Example`s; see `train.score`."""
-    return self._run(score_groups, groups, progress, outputs=outputs)
+    scores = self._run(score_groups, groups, progress, outputs=outputs)
+    for i, one in enumerate(scores):
+      if not np.isfinite(one).all():
+        self._refuse(f"group {i}", one)
+    return scores
+
+  def _check_finite(
+    self,
+    scores: Sequence[np.ndarray],
+    chunks: Sequence[list[int]],
+    asked: Sequence[Asked],
+    origins: Sequence[str],
+  ) -> None:
+    """ValueError where a row's score is not finite."""
+    bad = [i for i, one in enumerate(scores) if not np.isfinite(one).all()]
+    # What is not finite in one row is so in all that are packed with it: each is asked alone.
+    for n in (n for i in bad for n in chunks[i]):
+      _, groups = self._groups([asked[n]], [origins[n]], [])
+      (alone,) = self._run(score_groups, groups, "", outputs=True)
+      if not np.isfinite(alone).all():
+        self._refuse(origins[n], alone)
+    if bad:
+      self._refuse(origins[chunks[bad[0]][0]], scores[bad[0]])
+
+  def _refuse(self, origin: str, scores: np.ndarray) -> None:
+    """ValueError: scores that are not finite, and whose."""
+    bad = scores[~np.isfinite(scores)][0]
+    whose = self.model.source.path if self.model.source else "the model"
+    raise ValueError(
+      f"{origin}: its score is {bad}; expected a finite number: the weights of "
+      f"{whose} are damaged, or overflow in {self.model.network.dtype}"
+    )
 
   def _run(self, what: Callable, groups: Sequence[Group], progress: str, **options) -> list:
+    check_vocabulary(groups, self.model.network.backbone.vocab)
     return what(
       self.model.network,
       self.params,
@@ -366,13 +434,32 @@ def _head(source: Source) -> HeadConfig:
   return dataclasses.replace(head, dropout=0.0)
 
 
+class _Numbered(Sequence):
+  """What rows are called: 'row 0', 'row 1' and so on."""
+
+  def __len__(self) -> int:
+    return 0
+
+  def __getitem__(self, i: int) -> str:
+    return f"row {i}"
+
+
+def cut_message(cuts: Sequence[int], max_length: int) -> str:
+  """What is said of rows of whose prompts tokens were cut."""
+  found = [cut for cut in cuts if cut]
+  return (
+    f"{len(found)} of {len(cuts)} rows are longer than {max_length} tokens: of their prompts "
+    f"{sum(found)} tokens are left out, the oldest first"
+  )
+
+
 def _siblings(prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool) -> list[list[int]]:
   """Rows by groups: those that have their prompt in common, as many as a group takes."""
   chunks: list[list[int]] = []
   # prompt -> its latest chunk, and what that takes: (chunk, columns, marks, its longest sequence).
   open_chunk: dict[Any, tuple[int, int, int, int]] = {}
   for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
-    key = prompt if isinstance(prompt, str) else tuple((m["role"], m["content"]) for m in prompt)
+    key = key_of(prompt)
     at, columns, marks, longest = open_chunk.get(key, (-1, 0, 0, 0))
     columns, marks = columns + len(one.ids) - one.prompt, marks + len(one.marks)
     longest = max(longest, len(one.ids))

@@ -1,5 +1,6 @@
 """A score depends on its prompt and response and on nothing else."""
 
+import dataclasses
 import json
 
 import jax
@@ -225,6 +226,68 @@ def test_steps_that_cannot_be_scored(model):
   ):
     with pytest.raises(DataError, match=message):
       model.score_steps([good, row])
+
+
+@pytest.fixture(scope="module")
+def small(llama_folder):
+  """A Llama with random weights, reading 64 tokens."""
+  config = small_config(llama_folder, steps=1)
+  config.data.max_length = 64
+  built = build_model(config)
+  mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  params = init_params(built, mesh, jax.random.key(0), training=True)
+  return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
+
+
+def test_a_score_that_is_not_finite_is_refused(small):
+  params = jax.tree.map(lambda x: x, small.params)
+  table = params["backbone"]["embed"]["embedding"]
+  token = small.model.tokenizer("z").input_ids[-1]
+  params["backbone"]["embed"]["embedding"] = table.at[token].set(np.nan)
+  damaged = RewardModel(small.model, params, small.mesh)
+  rows = [{"prompt": "a", "response": r} for r in ("b", "c", "zz", "d")]
+  assert np.isfinite(damaged.score([rows[0], rows[1], rows[3]])).all()
+  with pytest.raises(ValueError, match=r"row 2: its score is nan; expected a finite number"):
+    damaged.score(rows)
+  with pytest.raises(ValueError, match=r"f\.jsonl:9: its score is nan"):
+    damaged.score(rows[2:3], origins=["f.jsonl:9"])
+  with pytest.raises(ValueError, match="its score is nan"):
+    damaged.read(rows)
+  with pytest.raises(ValueError, match="row 2: its score is nan"):
+    damaged.score_members(rows)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused_in_scoring_too(small):
+  tokenizer = decoder_tokenizer()
+  tokenizer.add_tokens([f"word{i}" for i in range(60)])
+  other = RewardModel(
+    dataclasses.replace(small.model, tokenizer=tokenizer), small.params, small.mesh
+  )
+  assert np.isfinite(other.score([{"prompt": "a", "response": "word0"}])).all()
+  with pytest.raises(ValueError, match="gives id 318 and the model has a vocabulary of 300"):
+    other.score([{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "word59"}])
+
+
+def test_a_template_that_renders_nothing_is_refused_when_the_model_is_loaded(small, tmp_path):
+  small.save_pretrained(tmp_path / "saved")
+  assert RewardModel.from_pretrained(tmp_path / "saved").attributes == ()
+  decoder_tokenizer(chat="{{ 'a' * 10**10 }}").save_pretrained(tmp_path / "saved")
+  with pytest.raises(ValueError, match="the chat template cannot be rendered: LimitError"):
+    RewardModel.from_pretrained(tmp_path / "saved")
+
+
+def test_cut_prompts_are_told_of(small, caplog):
+  rows = [{"prompt": "p" * n, "response": "r"} for n in (10, 100, 61, 62)]
+  with caplog.at_level("WARNING", logger="rm_jax.api"):
+    scores = small.score(rows)
+  assert caplog.messages == [
+    "2 of 4 rows are longer than 64 tokens: of their prompts 40 tokens are left out, "
+    "the oldest first"
+  ]
+  caplog.clear()
+  cuts = []
+  np.testing.assert_array_equal(small.score(rows, cuts=cuts), scores)
+  assert (cuts, caplog.messages) == ([0, 39, 0, 1], [])
 
 
 def test_messages_go_through_the_chat_template(model):

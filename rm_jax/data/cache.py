@@ -8,6 +8,10 @@ that what is labelled or weighted anew is not tokenised anew.
   sequence  int64 [sequences], where each ends in `tokens`
   marks     int32 [marks, 4]: index in its sequence, its sequence, tokens of the response, start
   group     int64 [examples, 4]: ends in `sequence` and `marks`, shared ids, ids cut
+
+Who adds an entry clears away what nobody needs: entries that were not read for 60 days; while all
+take more than 64 GiB together, those that were not read for longest, though none of the last week;
+and what processes that were killed left half made, once it lay untouched for a day.
 """
 
 import contextlib
@@ -17,8 +21,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -26,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.data import group, tokenise
+from rm_jax.data import group, templates, tokenise
 from rm_jax.data.group import Group, label, outcomes
 from rm_jax.data.report import Report, RowError
 from rm_jax.data.tokenise import TextEncoder
@@ -35,6 +41,10 @@ from rm_jax.types import Example
 log = logging.getLogger(__name__)
 
 _HEADER = "header.json"
+_DAY = 24 * 3600.0  # seconds
+_KEPT, _FRESH, _SCRATCH = 60 * _DAY, 7 * _DAY, _DAY
+_LARGEST = 64 * 2**30  # bytes of all entries
+_ENTRY = re.compile(r"[0-9a-f]{32}")
 # What a tokenizer goes by that neither its file nor its special tokens show.
 _FLAGS = ("add_bos_token", "add_eos_token", "split_special_tokens")
 _ARRAYS = {
@@ -152,7 +162,9 @@ def key(examples: Seq[Example], encoder: TextEncoder) -> str | None:
     digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
 
   # The code too: nobody has to remember that a change of it makes old tokens wrong.
-  add([Path(module.__file__).read_text(encoding="utf-8") for module in (group, tokenise)])
+  add(
+    [Path(module.__file__).read_text(encoding="utf-8") for module in (group, tokenise, templates)]
+  )
   add(
     [Path(__file__).read_text(encoding="utf-8"), tokenizers.__version__, transformers.__version__]
   )
@@ -169,7 +181,10 @@ def _open_or_make(
 ) -> tuple[dict[str, np.ndarray], dict[int, RowError]]:
   if opened := _whole(path):
     log.info("tokens: %d examples from %s", len(examples), path)
+    with contextlib.suppress(OSError):  # another's folder may be read and not be touched
+      os.utime(path / _HEADER)
     return opened
+  clear(path.parent)
   scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=".tmp-"))
   try:
     _write(scratch / "new", _strict(examples, outcomes(examples, encoder), report))
@@ -182,6 +197,46 @@ def _open_or_make(
     return _open(path)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+  """Takes away what nobody needs any more: see the module. Others may use the folder meanwhile.
+
+  An entry goes under its lock, so that nobody is about to open it; who has it open keeps its pages,
+  for the disk does so until they are let go.
+  """
+  now = time.time()
+  entries = []
+  for path in folder.iterdir():
+    with contextlib.suppress(OSError):  # gone meanwhile, or not ours to touch
+      if path.name.startswith(".tmp-") and now - _touched(path) > _SCRATCH:
+        shutil.rmtree(path, ignore_errors=True)
+      elif _ENTRY.fullmatch(path.name) and (path / _HEADER).is_file():
+        size = sum(file.stat().st_size for file in path.iterdir())
+        entries.append(((path / _HEADER).stat().st_mtime, size, path))
+      elif (
+        path.suffix == ".lock"
+        and _ENTRY.fullmatch(path.stem)
+        and not path.with_suffix("").exists()
+        and now - path.stat().st_mtime > _KEPT
+      ):
+        path.unlink()
+  total = sum(size for _, size, _ in entries)
+  for used, size, path in sorted(entries):
+    age = now - used
+    if age > _KEPT or (total > _LARGEST and age > _FRESH):
+      with contextlib.suppress(OSError), _locked(folder, path.name, wait=False):
+        if (path / _HEADER).stat().st_mtime == used:  # nobody read it meanwhile
+          gone = Path(tempfile.mkdtemp(dir=folder, prefix=".tmp-"))
+          os.rename(path, gone / "old")
+          shutil.rmtree(gone, ignore_errors=True)
+          total -= size
+          log.info("tokens: %s was not read for %.0f days and is gone", path, age / _DAY)
+
+
+def _touched(path: Path) -> float:
+  """When anything in a folder was last written."""
+  return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
 
 
 def _whole(path: Path) -> tuple[dict[str, np.ndarray], dict[int, RowError]] | None:
@@ -204,12 +259,19 @@ def _strict(examples, found, report: Report) -> Iterator[Group | RowError]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-  """One process makes an entry and the others of its host wait for it; a dead one holds nothing."""
+def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
+  """One process makes an entry and the others of its host wait for it; a dead one holds nothing.
+
+  Raises:
+    OSError: not to wait, and another holds it or the file system has no locks.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / f"{name}.lock", "w") as file:
-    with contextlib.suppress(OSError):  # a file system without locks: each makes it, one is kept
-      fcntl.flock(file, fcntl.LOCK_EX)
+    if wait:
+      with contextlib.suppress(OSError):  # a file system without locks: each makes it, one is kept
+        fcntl.flock(file, fcntl.LOCK_EX)
+    else:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     yield
 
 

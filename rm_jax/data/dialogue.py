@@ -10,9 +10,19 @@ from rm_jax.data.report import RowError, shown
 from rm_jax.types import Message, Text
 
 _ROLES = ("system", "user", "assistant", "tool")
+# Other names of a role. OpenAI's newer models call the system's turn the developer's; most chat
+# templates know the older name alone, and refuse or leave out a role that they do not know.
+_ALIASES = {"developer": "system"}
+# The least number that is infinite in float32, which is what the devices compute in.
+_INFINITE = (2 - 2**-24) * 2.0**127
 _TURN = re.compile(r"\n\n(Human|Assistant): ")
 _TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
 _FIRST_HUMAN = re.compile(r"\s*Human:(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
+
+
+def key_of(text: Text) -> str | tuple[tuple[str, str], ...]:
+  """What stands for a text in sets and dicts, which take no messages: equal for equal texts."""
+  return text if isinstance(text, str) else tuple((m["role"], m["content"]) for m in text)
 
 
 def texts_of(text: Text) -> list[str]:
@@ -44,6 +54,8 @@ def text_of(value: object, column: str) -> str:
 def messages_of(value: object, column: str) -> tuple[Message, ...]:
   """A list of {role, content}; further keys of a message, such as ids, are left out.
 
+  The role 'developer' is read as 'system', its older name, whatever the chat template knows.
+
   Raises:
     RowError: wrong_type, bad_role, unsupported_message or lone_surrogate.
   """
@@ -55,18 +67,21 @@ def messages_of(value: object, column: str) -> tuple[Message, ...]:
     where = f"{column}[{index}]"
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
       raise RowError("wrong_type", f"{where} is {shown(message)}; expected {{role, content}}")
-    if message["role"] not in _ROLES:
-      raise RowError("bad_role", f"{where} has role {shown(message['role'])}; expected {_ROLES}")
+    role = message["role"]
+    role = _ALIASES.get(role, role) if isinstance(role, str) else role
+    if role not in _ROLES:
+      known = ", ".join((*_ROLES, *_ALIASES))
+      raise RowError("bad_role", f"{where} has role {shown(role)}; expected one of {known}")
     for extra in ("tool_calls", "function_call"):
       if message.get(extra):  # its text would be lost
         raise RowError("unsupported_message", f"{where} has {extra}; expected role and content")
     content = text_of(message["content"], f"{where}.content")
-    messages.append(Message(role=message["role"], content=content))
+    messages.append(Message(role=role, content=content))
   return tuple(messages)
 
 
 def number_of(value: object, column: str) -> float:
-  """A finite number.
+  """A number that is finite in float32, too: one that is not would end the run that trains on it.
 
   Raises:
     RowError: wrong_type (a bool is no number) or not_finite.
@@ -77,8 +92,9 @@ def number_of(value: object, column: str) -> float:
     number = float(value)
   except OverflowError:
     number = math.inf
-  if not math.isfinite(number):
-    raise RowError("not_finite", f"{column!r} is {shown(value)}; expected a finite number")
+  if not abs(number) < _INFINITE:
+    expected = "a finite number" + (" in float32, under 3.4e38" if math.isfinite(number) else "")
+    raise RowError("not_finite", f"{column!r} is {shown(value)}; expected {expected}")
   return number
 
 
@@ -94,6 +110,18 @@ def probability_of(value: object, column: str) -> float:
   return number
 
 
+def choice_of(value: object, known: dict, column: str, expected: str = "") -> object:
+  """What a word or a whole number stands for, of those that `known` has; True is no 1.
+
+  Raises:
+    RowError: out_of_range.
+  """
+  if isinstance(value, bool) or not isinstance(value, int | str) or value not in known:
+    expected = expected or "one of " + ", ".join(map(str, known))
+    raise RowError("out_of_range", f"{column!r} is {shown(value)}; expected {expected}")
+  return known[value]
+
+
 def flag_of(value: object, column: str) -> bool:
   """True or false; None is false.
 
@@ -106,12 +134,13 @@ def flag_of(value: object, column: str) -> bool:
 
 
 def weight_of(row: dict[str, object]) -> float:
-  """A row's `weight`, 1 where it has none.
+  """A row's `weight`, 1 where it has none or null.
 
   Raises:
     RowError: wrong_type, not_finite or out_of_range.
   """
-  weight = number_of(row.get("weight", 1.0), "weight")
+  weight = row.get("weight")
+  weight = 1.0 if weight is None else number_of(weight, "weight")
   if weight < 0:
     raise RowError("out_of_range", f"'weight' is {weight}; expected at least 0")
   return weight

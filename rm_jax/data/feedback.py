@@ -25,7 +25,8 @@ from rm_jax.types import Example, Matrix, Message, Text
 def _ranking(row: Row, origin: str) -> Example:
   """K responses with `scores` (higher is better), `ranks` (1 is best) or `comparisons`.
 
-  Equal scores or ranks are ties. `comparisons` is a list of [i, j, p]: i and j count from 0, and p
+  Equal scores or ranks are ties, and where all are, the loss decides whether it learns from them.
+  `comparisons` is a list of [i, j, p]: i and j count from 0, and p
   is the probability that i is the better, or the word "tie". Those of several people add up.
   """
   prompt, responses = prompt_of(row), responses_of(row)
@@ -39,8 +40,6 @@ def _ranking(row: Row, origin: str) -> Example:
   gains = _numbers(row.get(name), name, count, number_of)
   if name == "ranks":
     gains = [-rank for rank in gains]
-  if len(set(gains)) == 1:
-    raise RowError("no_comparison", f"{name!r} are all {gains[0]}; expected some that differ")
   return example_of(row, origin, prompt, responses, gains, "ranking")
 
 
@@ -218,7 +217,7 @@ def win_rates(pairs: Matrix, ties: Matrix) -> list[float]:
 
 
 def _one_response(row: Row) -> tuple[Text, ...]:
-  name = "completion" if "completion" in row else "response"
+  name = "response" if row.get("completion") is None and "response" in row else "completion"
   return (answer_of(row[name], isinstance(row.get("prompt"), str), name),)
 
 

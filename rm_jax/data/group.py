@@ -119,6 +119,16 @@ def label(tokens: Group, example: Example, attributes: Seq[str] = ()) -> Group:
   )
 
 
+def check_vocabulary(groups: Iterable[Group], vocab: int) -> None:
+  """ValueError where a token is none of the model's: it would read another's embedding."""
+  largest = max((int(ids.max()) for g in groups for ids in g.ids if len(ids)), default=-1)
+  if largest >= vocab:
+    raise ValueError(
+      f"the tokenizer gives id {largest} and the model has a vocabulary of {vocab}; set the "
+      "model's own tokenizer (in training, --config.model.tokenizer)"
+    )
+
+
 def _ratings(example: Example, attributes: Seq[str], marks: int) -> np.ndarray:
   if example.attributes is None:
     return np.full((marks, len(attributes)), np.nan, np.float32)

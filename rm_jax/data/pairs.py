@@ -1,8 +1,10 @@
 """Formats of two responses: prompt, chosen and rejected; the prompt implied; HH's dialogues.
 
 Optional columns: `margin` (units of score), `weight`, `preference` (probability that chosen is the
-better, in [0, 1]) and `tie` (true: neither is).
+better, in [0, 1]) and `tie` (true: neither is). One that is null is not given.
 """
+
+import itertools
 
 from rm_jax.data.dialogue import (
   check_prompt,
@@ -33,18 +35,27 @@ def _looks_like_dialogue(row: Row) -> bool:
 
 @register("pair", needs=("prompt", "chosen", "rejected"))
 def _pair(row: Row, origin: str) -> Example:
-  """All strings, or message lists; a string prompt before message lists is one user message."""
+  """All strings, or message lists; a string prompt before message lists is one user message.
+
+  After messages an answer may be given as its bare text. Sides may repeat the prompt; where both
+  begin with a system's turn and the prompt behind it, that turn is the prompt's.
+  """
   prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
-  if isinstance(chosen, str) and isinstance(rejected, str):
+  if isinstance(prompt, list):
+    chosen, rejected = (
+      [{"role": "assistant", "content": side}] if isinstance(side, str) else side
+      for side in (chosen, rejected)
+    )
+  elif isinstance(chosen, str) and isinstance(rejected, str):
     sides = text_of(chosen, "chosen"), text_of(rejected, "rejected")
     return _example(text_of(prompt, "prompt"), *sides, row, origin)
-  if isinstance(prompt, str):
-    front = (Message(role="user", content=text_of(prompt, "prompt")),)
-  else:
-    front = messages_of(prompt, "prompt")
+  elif isinstance(prompt, str):
+    prompt = [{"role": "user", "content": prompt}]
+  front = messages_of(prompt, "prompt")
   check_prompt(front)
   sides = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
   _check_differ(*sides)
+  front = _with_system(front, *sides)
   after = _after(front, sides[0], "chosen"), _after(front, sides[1], "rejected")
   return _example(front, *after, row, origin)
 
@@ -71,6 +82,13 @@ def _implicit(row: Row, origin: str) -> Example:
   _check_differ(*sides)
   front = common_front(*sides)
   return _example(sides[0][:front], sides[0][front:], sides[1][front:], row, origin)
+
+
+def _with_system(prompt: tuple[Message, ...], *sides: tuple[Message, ...]) -> tuple[Message, ...]:
+  """The prompt behind the system's turns with which all sides begin, where they repeat it."""
+  turns = itertools.takewhile(lambda m: m["role"] == "system", sides[0])
+  whole = (*turns, *prompt)
+  return whole if all(side[: len(whole)] == whole for side in sides) else prompt
 
 
 def _after(

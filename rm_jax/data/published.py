@@ -8,7 +8,7 @@ import itertools
 import random
 import re
 
-from rm_jax.data.dialogue import check_prompt, number_of, text_of
+from rm_jax.data.dialogue import check_prompt, choice_of, number_of, probability_of, text_of
 from rm_jax.data.feedback import (
   answer_of,
   attributes_example,
@@ -45,12 +45,12 @@ def _qa_feedback(row: Row, origin: str) -> Example:
   names = [f"prediction {i}" for i in (1, 2, 3, 4)]
   responses = tuple(answer_of(f" {text_of(row[n], n)}", True, n) for n in names)
   judged = row["preference"]
-  if not isinstance(judged, list) or len(judged) != 6 or not set(judged) <= {0, 1, 2}:
+  if not isinstance(judged, list) or len(judged) != 6:
     found = f"'preference' is {shown(judged)}"
     raise RowError("out_of_range", f"{found}; expected six of 0 (tie), 1 (first), 2 (second)")
   outcome = {0: "tie", 1: 1.0, 2: 0.0}
   comparisons = [
-    [i, j, outcome[x]]
+    [i, j, choice_of(x, outcome, "preference", "0 (tie), 1 (first), 2 (second)")]
     for (i, j), x in zip(itertools.combinations(range(4), 2), judged, strict=True)
   ]
   pairs, ties = comparisons_of(comparisons, 4)
@@ -89,12 +89,9 @@ def _prm800k(row: Row, origin: str) -> Example:
   if not isinstance(steps, list) or not isinstance(labels, list) or len(steps) != len(labels):
     found = f"'steps' is {shown(steps)} and 'labels' {shown(labels)}"
     raise RowError("lengths_differ", f"{found}; expected lists of one length")
-  unknown = [label for label in labels if label not in _STEP_LABELS]
-  if unknown:
-    found = f"'labels' has {shown(unknown[0])}"
-    raise RowError("out_of_range", f"{found}; expected one of {', '.join(_STEP_LABELS)}")
+  gains = [choice_of(label, _STEP_LABELS, f"labels[{i}]") for i, label in enumerate(labels)]
   prompt = f"{prompt_of(row, 'question')}\n"
-  return step_example(row, origin, prompt, steps, [_STEP_LABELS[label] for label in labels])
+  return step_example(row, origin, prompt, steps, gains)
 
 
 @register("gsm8k_solutions", needs=("question", "ground_truth", *_SYSTEMS))
@@ -111,7 +108,7 @@ def _gsm8k_solutions(row: Row, origin: str) -> Example:
   if not all(isinstance(s, dict) and isinstance(s.get("is_correct"), bool) for s in solutions):
     raise RowError("wrong_type", "a solution is not {solution, is_correct}; expected all four so")
   responses = tuple(answer_of(s.get("solution"), True, "solution") for s in solutions)
-  labels = [float(s["is_correct"]) for s in solutions]
+  labels = [probability_of(s["is_correct"], "is_correct") for s in solutions]
   answers = tuple(_final_answer(r) for r in responses)
   return example_of(
     row,
@@ -140,7 +137,7 @@ def _bigbench_mistake(row: Row, origin: str) -> Example:
   steps, first = row["steps"], row["mistake_index"]
   if not isinstance(steps, list) or not steps:
     raise RowError("wrong_type", f"'steps' is {shown(steps)}; expected a list of texts")
-  if first is not None and (not isinstance(first, int) or not 0 <= first < len(steps)):
+  if first is not None and (type(first) is not int or not 0 <= first < len(steps)):
     found = f"'mistake_index' is {shown(first)}"
     raise RowError("out_of_range", f"{found}; expected null or 0 to {len(steps) - 1}")
   labels = [float(first is None or i < first) for i in range(len(steps))]
@@ -153,7 +150,7 @@ def _prmbench(row: Row, origin: str) -> Example:
   steps, errors = row["modified_process"], row["error_steps"]
   if not isinstance(steps, list) or not isinstance(errors, list):
     raise RowError("wrong_type", "'modified_process' and 'error_steps' are not both lists")
-  wrong = [e for e in errors if not isinstance(e, int) or not 1 <= e <= len(steps)]
+  wrong = [e for e in errors if type(e) is not int or not 1 <= e <= len(steps)]
   if wrong:
     found = f"'error_steps' has {shown(wrong[0])}"
     raise RowError("out_of_range", f"{found}; expected 1 to {len(steps)}")
@@ -174,9 +171,7 @@ def _pandalm(row: Row, origin: str) -> Example:
   for name in sorted(column for column in row if re.fullmatch(r"annotator\d+", column)):
     if row[name] is None:
       continue
-    if row[name] not in said:
-      raise RowError("out_of_range", f"{name!r} is {shown(row[name])}; expected 0 (tie), 1 or 2")
-    judges[name] = said[row[name]]
+    judges[name] = choice_of(row[name], said, name, "0 (tie), 1 or 2")
   if not judges:
     raise RowError("no_annotation", "no annotator says anything; expected at least one")
   first, second, tied = (float(list(judges.values()).count(x)) for x in (1.0, 0.0, 0.5))

@@ -178,7 +178,7 @@ def _read_parquet(file: File, report: Report) -> Iterator[tuple[str, Row]]:
             report.drop("invalid_utf8", origin, f"{row}; expected UTF-8 text")
             continue
           yield origin, row
-  except (pyarrow.ArrowException, OSError) as error:
+  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
     report.rows += 1
     found = (
       f"not readable as parquet from here on ({error}); expected the whole file: fetch it anew"

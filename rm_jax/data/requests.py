@@ -27,24 +27,26 @@ _EXPECTED = {
 }
 
 
-def read_row(row: Mapping[str, Any], i: int, *forms: str) -> Asked:
+def read_row(row: Mapping[str, Any], i: int | str, *forms: str) -> Asked:
   """Reads a row: its prompt and `response` (or `completion`), or `completions` (or `steps`).
 
   Args:
     row: {column: value}; strings, or message lists. Steps are a list of strings.
-    i: its number, for errors.
+    i: its number, or what else it is called in errors.
     forms: 'response', 'steps': what it may be; by default either.
 
   Raises:
     DataError: a column is missing, or holds what cannot be read.
   """
+  where = f"row {i}" if isinstance(i, int) else i
   if not isinstance(row, Mapping):
-    raise DataError(f"row {i}: is {shown(row)}; expected {{column: value}}")
+    raise DataError(f"{where}: is {shown(row)}; expected {{column: value}}")
   forms = forms or tuple(_COLUMNS)
   found = [name for form in forms for name in _COLUMNS[form] if name in row]
+  found.sort(key=lambda name: row[name] is None)  # null is not given, where another column is
   if "prompt" not in row or not found:
     expected = " or ".join(_EXPECTED[form] for form in forms)
-    raise DataError(f"row {i}: has columns {sorted(row)}; expected prompt and {expected}")
+    raise DataError(f"{where}: has columns {sorted(row)}; expected prompt and {expected}")
   prompt, name = row["prompt"], found[0]
   try:
     if name in _COLUMNS["steps"]:
@@ -60,4 +62,4 @@ def read_row(row: Mapping[str, Any], i: int, *forms: str) -> Asked:
       response = [{"role": "assistant", "content": response}]
     return Asked(messages_of(prompt, "prompt"), messages_of(response, name), None)
   except RowError as error:
-    raise DataError(f"row {i}: {error.reason}: {error.detail}") from None
+    raise DataError(f"{where}: {error.reason}: {error.detail}") from None

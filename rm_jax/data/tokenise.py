@@ -8,10 +8,11 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from rm_jax.data import templates
 from rm_jax.data.report import RowError
 from rm_jax.types import Message, Text
 
@@ -26,6 +27,7 @@ HH_TEMPLATE = (
   "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 TEMPLATES = {"hh": HH_TEMPLATE}
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,8 @@ class TextEncoder:
     # The length is the convention's business: without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
     self._appends = appends
+    if tokenizer.chat_template:
+      templates.check(self._template(), **self._variables())
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
 
   def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
@@ -191,23 +195,29 @@ class TextEncoder:
       )
     from jinja2 import TemplateError
 
-    # A macro of the name hides the function that would tell the template today's date.
-    date = self.convention.date
-    today = "{% macro strftime_now(form) %}" + date + "{% endmacro %}{{ '' }}"
+    if not messages:
+      raise RowError("template_error", "a conversation without messages; expected at least one")
     try:
-      return self.tokenizer.apply_chat_template(
-        [dict(m) for m in messages],
-        chat_template=today + self.tokenizer.get_chat_template(),
-        tokenize=False,
-        add_generation_prompt=generation,
-        date_string=date,
+      return templates.render(
+        self._template(), messages, add_generation_prompt=generation, **self._variables()
       )
     except TemplateError as error:
       raise RowError("template_error", f"the chat template refused the messages: {error}") from None
+    except Exception as error:  # whatever another's code comes to
+      found = f"{type(error).__name__}: {error}"
+      raise RowError("template_error", f"the chat template failed: {found}") from None
+
+  def _template(self) -> str:
+    # A macro of the name hides the function that would tell the template today's date.
+    today = "{% macro strftime_now(form) %}" + self.convention.date + "{% endmacro %}{{ '' }}"
+    return today + self.tokenizer.get_chat_template()
+
+  def _variables(self) -> dict[str, str]:
+    return {**self.tokenizer.special_tokens_map, "date_string": self.convention.date}
 
   # Decoders: prompt and response are one text.
 
-  def _encode_texts(self, pairs, rendered, special: bool) -> list[Sequence]:
+  def _encode_texts(self, pairs, rendered, special: bool) -> list[Sequence | RowError]:
     whole = self._ids([full for _, full in rendered], special)
     prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
     own = dict(zip(prompts, self._ids(prompts, special), strict=True))
@@ -230,11 +240,16 @@ class TextEncoder:
       return ids
     return np.append(ids, np.int32(tokenizer.eos_token_id))
 
-  def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Sequence:
+  def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Sequence | RowError:
+    if not len(ids):
+      return RowError("no_tokens", "prompt and response give no token; expected text")
     cut = 0
     if len(ids) > self.convention.max_length:
       full = len(ids)
-      ids, prompt = self._cut(pair, ids, prompt)
+      try:
+        ids, prompt = self._cut(pair, ids, prompt)
+      except RowError as error:
+        return error
       cut = full - len(ids)
     return self._sequence(ids, prompt, self._mark(ids), None, cut)
 
@@ -244,16 +259,14 @@ class TextEncoder:
     messages, response = pair
     opening = common_prefix([ids, self._opening])
     if not isinstance(messages, str):
-      turns = list(messages)
-      while len(ids) > limit and (shorter := _without_oldest_turn(turns)):
-        try:
-          text = self.render((*shorter, *response))
-          own = self.render(shorter, generation=True)
-        except RowError:  # a template that insists on the first turn: cut tokens instead
-          break
-        turns = shorter
+
+      def tokens(turns: list[Message]) -> tuple[np.ndarray, int]:
+        text, own = self.render((*turns, *response)), self.render(turns, generation=True)
         whole, own_ids = self._ids([text, own], special=False)
-        ids, prompt = self._with_eos(whole, text), common_prefix([whole, own_ids])
+        return self._with_eos(whole, text), common_prefix([whole, own_ids])
+
+      turns, found = _shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
+      ids, prompt = found or (ids, prompt)
       # What stands before the first word of the oldest turn that is left: BOS, the system's turn.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
@@ -316,11 +329,13 @@ class TextEncoder:
 
     parts, own = whole(head)
     limit, full = self.convention.max_length, tokens(parts)
-    while tokens(parts) > limit and (turns := _without_oldest_turn(turns)):
-      try:
-        parts, own = whole(self.render(turns, generation=True))
-      except RowError:  # a template that insists on the first turn: cut tokens instead
-        break
+    if full > limit and turns:
+      _, found = _shortened(
+        turns,
+        lambda shorter: whole(self.render(shorter, generation=True)),
+        lambda found: tokens(found[0]) <= limit,
+      )
+      parts, own = found or (parts, own)
     excess = tokens(parts) - limit
     length = common_prefix([parts[0], own])
     if excess > 0:
@@ -391,12 +406,58 @@ class TextEncoder:
     return np.asarray([mark], np.int32)
 
 
-def _without_oldest_turn(turns: list[Message]) -> list[Message]:
-  """Drops the oldest exchange (system turns stay); empty where nothing would be left."""
-  system = [m for m in turns if m["role"] == "system"]
-  rest = [m for m in turns if m["role"] != "system"]
-  opener, rest = rest[:1], rest[1:]
-  # A conversation goes on opening with whom it opened: templates insist on it.
-  while rest and opener and rest[0]["role"] != opener[0]["role"]:
-    rest = rest[1:]
-  return system + rest if rest else []
+def _without_oldest_turns(turns: list[Message]) -> list[list[Message]]:
+  """A conversation without its oldest exchange, without its oldest two, and so on.
+
+  System turns stay, where they stand; and a conversation goes on opening with whom it opened, for
+  templates insist on it. Without its last exchange there would be nothing left.
+  """
+  spoken = [i for i, m in enumerate(turns) if m["role"] != "system"]
+  opener = turns[spoken[0]]["role"] if spoken else ""
+  opens = [i for i in spoken[1:] if turns[i]["role"] == opener]
+  return [[m for i, m in enumerate(turns) if i >= at or m["role"] == "system"] for at in opens]
+
+
+def _shortened(
+  turns: list[Message], read: Callable[[list[Message]], Item], fits: Callable[[Item], bool]
+) -> tuple[list[Message], Item | None]:
+  """(turns, what was read of them) without as few of the oldest exchanges as lets the rest fit.
+
+  Where no rest fits it is the shortest; where the template refuses a rest, as one that insists on
+  the first turn does, the last that it takes. Rests are tried from the shortest on, each with twice
+  the exchanges of the one before: of a conversation of any length, about as much is read as fits.
+
+  Args:
+    turns: of the prompt, which is too long as it is.
+    read: raises RowError where the template refuses.
+    fits: of what was read; of fewer turns, if of more.
+
+  Returns:
+    The turns themselves and None where not one exchange may be left out.
+  """
+  rests = _without_oldest_turns(turns)
+  # `rests[i]` is good where it fits or is refused; so are all after it.
+  known: dict[int, Item | None] = {}
+
+  def good(i: int) -> bool:
+    try:
+      known[i] = read(rests[i])
+    except RowError:
+      known[i] = None
+      return True
+    return fits(known[i])
+
+  low, high = -1, len(rests)  # the last that is known not to be good, the first that is
+  i, width = len(rests) - 1, 1
+  while i >= 0 and good(i):
+    high, i, width = i, i - width, 2 * width
+  low = max(low, i)
+  while high - low > 1:
+    middle = (low + high) // 2
+    if good(middle):
+      high = middle
+    else:
+      low = middle
+  # The first good one, unless it is refused or there is none: then the last before it.
+  best = high if high < len(rests) and known[high] is not None else high - 1
+  return (rests[best], known[best]) if best >= 0 else (turns, None)

@@ -11,7 +11,8 @@ import numpy as np
 
 from rm_jax.data import formats
 from rm_jax.data.cache import cache_folder
-from rm_jax.data.group import Group
+from rm_jax.data.dialogue import key_of
+from rm_jax.data.group import Group, check_vocabulary
 from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
 from rm_jax.train.objective import parse_call, parse_loss, uses_ties
@@ -175,9 +176,8 @@ def _distinct(examples: list[Example], report: Report) -> list[Example]:
   """Without those whose texts another had before them, whatever their labels."""
   seen: dict[tuple, Example] = {}
   for example in examples:
-    first = seen.setdefault(
-      (example.kind, example.prompt, example.responses, example.steps), example
-    )
+    texts = tuple(map(key_of, (example.prompt, *example.responses)))
+    first = seen.setdefault((example.kind, texts, example.steps), example)
     if first is not example:
       same = "the same" if first.labels == example.labels else "other"
       detail = f"the texts of {first.origin}, with {same} labels"
@@ -191,7 +191,9 @@ def _decided(examples: list[Example], losses: Any, report: Report) -> list[Examp
   for example in examples:
     if example.kind in ("pair", "ranking") and not uses_ties(losses[example.kind]):
       pairs = example.pairs or ([0.0],) if example.ties or example.pairs else None
-      apart = any(map(any, pairs)) if pairs else len(set(example.labels)) > 1
+      # As the loss reads them: what differs in float64 alone is tied.
+      labels = np.asarray(example.labels, np.float32)
+      apart = any(map(any, pairs)) if pairs else bool((labels != labels[0]).any())
       if not apart:
         detail = f"all are tied, and loss.{example.kind} is {losses[example.kind]!r}"
         report.drop("all_tied", example.origin, detail, fault=False)
@@ -214,6 +216,17 @@ def _check_fit(examples: list[Example], losses: Any) -> None:
       )
     if "pair_margin" in loss.needs and not any(e.margin for e in mine):
       raise DataError(f"loss.{kind} is {losses[kind]!r} and all margins are 0: nothing is learned")
+
+
+def _check_weights(examples: list[Example]) -> None:
+  """DataError where the weights' sum, by which a step is divided, is zero or no float32 number."""
+  total = sum(e.weight for e in examples)
+  if not 0 < total < float(np.finfo(np.float32).max):
+    heaviest = max(examples, key=lambda e: e.weight)
+    raise DataError(
+      f"the weights of the training data add up to {total}; expected more than 0, and what float32 "
+      f"holds (3.4e38): the largest is {heaviest.weight}, of {heaviest.origin}"
+    )
 
 
 def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
@@ -265,6 +278,13 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     # -1 as before there was the field: audits read configs of runs that are older.
     seed = config.data.get("split_seed", -1)
     train, held = formats.split(train, share, config.seed if seed < 0 else seed)
+    conversations = len({e.conversation for e in held})
+    if share and conversations < 2:
+      total = conversations + len({e.conversation for e in train})
+      raise DataError(
+        f"data.heldout is {share} of {total} conversations, which holds out {conversations}; "
+        "expected at least 2: give more data, a larger fraction, a file, or 0 to hold out none"
+      )
   if config.data.deduplicate:
     train, held = _distinct(train, report), _distinct(held, report)
   return train, held, rates
@@ -282,13 +302,12 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   datasets = [Dataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
+  if held and not datasets[1].groups:
+    raise DataError(f"data.heldout is {config.data.heldout}: no group of it is left. {report}")
+  _check_weights(datasets[0].examples)
   _check_attributes(config, model, datasets[0])
-  largest = max(int(ids.max()) for d in datasets for g in d.groups for ids in g.ids)
-  if largest >= model.network.backbone.vocab:
-    raise ValueError(
-      f"the tokenizer gives id {largest} and the model has a vocabulary of "
-      f"{model.network.backbone.vocab}; set --config.model.tokenizer to the model's own"
-    )
+  for one in datasets:
+    check_vocabulary(one.groups, model.network.backbone.vocab)
   return *datasets, report
 
 

@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import dataclasses
+import fcntl
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -265,3 +268,63 @@ def test_special_tokens_are_in_the_key():
   assert plain.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
   keys = [key(EXAMPLES, TextEncoder(t, Convention(max_length=64))) for t in (plain, other)]
   assert keys[0] != keys[1]
+
+
+def _aged(path, days):
+  """Makes a file or a folder look untouched for so long."""
+  then = time.time() - days * 86_400
+  for one in (path, *path.rglob("*")) if path.is_dir() else (path,):
+    os.utime(one, (then, then))
+
+
+def _made(tmp_path, n):
+  """The entry of some texts."""
+  examples = [Example(f"q{n} ", ("x", "yy"), (1.0, 0.0), origin="f:1")]
+  groups, _ = tokenise_cached(examples, encoder(), Report(), folder=tmp_path)
+  return tmp_path / key(examples, encoder()), groups
+
+
+def test_what_nobody_needs_is_cleared_when_an_entry_is_added(tmp_path):
+  (old, groups), (used, _), (new, _) = (_made(tmp_path, n) for n in range(3))
+  names = (".tmp-dead", ".tmp-alive", "notes", "f" * 31)
+  for name in names:
+    (tmp_path / name / "new").mkdir(parents=True)
+    (tmp_path / name / "new" / "tokens").write_bytes(b"x" * 9)
+    _aged(tmp_path / name, 100)
+  os.utime(tmp_path / ".tmp-alive" / "new" / "tokens")  # a day has not gone by since it wrote
+  orphan = tmp_path / f"{'0' * 32}.lock"
+  orphan.write_text("")
+  for path in (old, used, orphan):
+    _aged(path, 61)
+  assert _made(tmp_path, 1)[0] == used  # read, which counts as use
+  before = groups[0].ids[0].tolist()
+  added, _ = _made(tmp_path, 3)
+  left = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
+  assert left == {used.name, new.name, added.name, ".tmp-alive", "notes", "f" * 31}
+  assert not orphan.exists()
+  # Who had it open reads on.
+  assert groups[0].ids[0].tolist() == before
+
+
+def test_an_entry_that_another_is_about_to_open_stays(tmp_path):
+  old, _ = _made(tmp_path, 0)
+  _aged(old, 61)
+  with open(tmp_path / f"{old.name}.lock", "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    cache.clear(tmp_path)
+    assert old.exists()
+  cache.clear(tmp_path)
+  assert not old.exists()
+
+
+def test_over_the_size_the_longest_unread_go_first(tmp_path, monkeypatch):
+  entries = [_made(tmp_path, n)[0] for n in range(4)]
+  size = sum(file.stat().st_size for file in entries[0].iterdir())
+  for path, days in zip(entries, (30, 20, 10, 1), strict=True):
+    _aged(path, days)
+  monkeypatch.setattr(cache, "_LARGEST", int(2.5 * size))
+  cache.clear(tmp_path)
+  assert [path.exists() for path in entries] == [False, False, True, True]
+  monkeypatch.setattr(cache, "_LARGEST", 0)  # what the last week read stays, whatever it takes
+  cache.clear(tmp_path)
+  assert [path.exists() for path in entries] == [False, False, False, True]

@@ -3,10 +3,12 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from rm_jax.data.formats import FORMATS, detect, load
 from rm_jax.data.report import DataError, Report, RowError
+from rm_jax.data.requests import read_row
 
 DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -112,7 +114,13 @@ BAD = [
   (RANKING | {"scores": [1]}, "lengths_differ", "'scores' has 1 and there are 2"),
   (RANKING | {"scores": [1, [2]]}, "wrong_type", r"'scores\[1\]' is \[2\]; expected a number"),
   (RANKING | {"scores": [1, float("nan")]}, "not_finite", r"'scores\[1\]' is nan"),
-  (RANKING | {"scores": [2, 2]}, "no_comparison", "'scores' are all 2"),
+  (RANKING | {"scores": [1, 1e39]}, "not_finite", r"'scores\[1\]' is 1e\+39; .* under 3.4e38"),
+  (RANKING | {"scores": [1, -(10**400)]}, "not_finite", r"'scores\[1\]' is -10"),
+  (RANKING | {"weight": 1e39}, "not_finite", "'weight' is 1e\\+39"),
+  ({"prompt": "p", "completion": "c", "score": -3.5e38}, "not_finite", "'score' is -3.5e"),
+  (RATED | {"attributes": {"good": 1e39}}, "not_finite", "'attributes.good' is 1e\\+39"),
+  ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e39}, "not_finite", "'margin' is"),
+  ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "NaN"}, "wrong_type", "'margin' is"),
   (RANKING | {"responses": ["a", ""]}, "empty_response", r"'responses\[1\]' ends with ''"),
   (RANKING | {"responses": ["a", None]}, "wrong_type", r"'responses\[1\]' is None"),
   (RANKING | {"prompt": " "}, "empty_prompt", "prompt is ' '"),
@@ -148,6 +156,42 @@ BAD = [
     "expected one of the two",
   ),
 ]
+
+
+def test_numbers_are_those_that_float32_holds():
+  largest = float(np.finfo(np.float32).max)
+  row = {"prompt": "p", "completion": "c", "score": largest}
+  assert np.float32(convert(row).labels[0]) == np.finfo(np.float32).max
+  # Half a step further rounds to infinity, and not half a step back.
+  half = 2.0**103
+  assert np.isfinite(np.float32(convert(row | {"score": largest + half * 0.999}).labels[0]))
+  with pytest.raises(RowError, match="not_finite"):
+    convert(row | {"score": largest + half})
+
+
+def test_null_is_not_given():
+  pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+  nulls = dict.fromkeys(("weight", "margin", "preference", "tie"))
+  assert convert(pair | nulls) == convert(pair)
+  assert convert(RANKING | {"weight": None, "comparisons": None, "ranks": None}) == convert(RANKING)
+  outcome = {"prompt": "p", "response": "c", "label": True}
+  assert convert(outcome | {"completion": None, "weight": None}) == convert(outcome)
+  assert read_row({"prompt": "p", "response": None, "completion": "c"}, 0).response == "c"
+
+
+def test_a_choice_is_no_bool_and_no_list(tmp_path):
+  pandalm = {"instruction": "Sum", "input": "", "response1": "3", "response2": "4"}
+  prm800k = {"question": "q", "steps": ["a", "b"]}
+  prmbench = {"question": "q", "modified_process": ["a", "b"]}
+  for row, found in (
+    (pandalm | {"annotator1": [1]}, r"'annotator1' is \[1\]; expected 0 \(tie\), 1 or 2"),
+    (pandalm | {"annotator1": True}, "'annotator1' is True"),
+    (prm800k | {"labels": ["positive", ["negative"]]}, r"'labels\[1\]' is \['negative'\]"),
+    (prmbench | {"error_steps": [True]}, "'error_steps' has True"),
+  ):
+    with pytest.raises(RowError, match=found) as error:
+      convert(row)
+    assert error.value.reason == "out_of_range"
 
 
 @pytest.mark.parametrize(("row", "reason", "found"), BAD)

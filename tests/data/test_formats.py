@@ -77,6 +77,34 @@ def test_pair_of_messages_after_a_string_prompt():
     assert example.responses == ((bot("yes"),), (bot("no"),))
 
 
+def test_pair_of_bare_answers_after_messages():
+  prompt = [user("q")]
+  whole = _convert({"prompt": prompt, "chosen": [bot("a")], "rejected": [bot("b")]})
+  assert _convert({"prompt": prompt, "chosen": "a", "rejected": "b"}) == whole
+  assert _convert({"prompt": prompt, "chosen": "a", "rejected": [bot("b")]}) == whole
+
+
+def test_sides_that_begin_with_a_system_turn():
+  system = {"role": "system", "content": "s"}
+  sides = {"chosen": [system, user("q"), bot("a")], "rejected": [system, user("q"), bot("b")]}
+  implicit = _convert(sides)
+  assert implicit.prompt == (system, user("q"))
+  assert _convert(sides | {"prompt": "q"}) == implicit
+  assert _convert(sides | {"prompt": [user("q")]}) == implicit
+  assert _convert(sides | {"prompt": [system, user("q")]}) == implicit
+  # Another system's turn on the other side is another prompt.
+  other = [{"role": "system", "content": "t"}, user("q"), bot("b")]
+  with pytest.raises(RowError, match="prompts_differ"):
+    _convert(sides | {"prompt": "q", "rejected": other})
+
+
+def test_a_developers_turn_is_a_systems():
+  sides = {"chosen": [bot("a")], "rejected": [bot("b")]}
+  prompts = ([{"role": role, "content": "s"}, user("q")] for role in ("developer", "system"))
+  one, other = (_convert(sides | {"prompt": prompt}) for prompt in prompts)
+  assert one == other
+
+
 def test_message_keys_beyond_role_and_content_are_left_out():
   row = {"prompt": [user("Q") | {"id": 3}], "chosen": [bot("a")], "rejected": [bot("b")]}
   row["chosen"][0]["tool_calls"] = None  # what parquet makes of an absent field
@@ -209,7 +237,7 @@ BAD = [
   ("wrong_type", PAIR | {"prompt": None}, "'prompt' is None; expected text"),
   ("wrong_type", PAIR | {"chosen": None}, "'chosen' is None; expected a list of {role, content}"),
   ("wrong_type", PAIR | {"rejected": 3}, "'chosen' is 'a'; expected a list"),
-  ("wrong_type", CHAT | {"chosen": "a"}, "'chosen' is 'a'; expected a list"),
+  ("wrong_type", CHAT | {"prompt": "Q", "chosen": "a"}, "'chosen' is 'a'; expected a list"),
   ("wrong_type", CHAT | {"prompt": None}, "'prompt' is None"),
   ("wrong_type", CHAT | {"chosen": ["a"]}, "chosen[0] is 'a'; expected {role, content}"),
   ("wrong_type", CHAT | {"chosen": [{"from": "gpt", "value": "a"}]}, "chosen[0] is {'from'"),
@@ -217,7 +245,6 @@ BAD = [
   ("wrong_type", CHAT | {"chosen": [bot([{"type": "text"}])]}, "expected text"),
   ("wrong_type", PAIR | {"margin": "1"}, "'margin' is '1'; expected a number"),
   ("wrong_type", PAIR | {"margin": True}, "'margin' is True; expected a number"),
-  ("wrong_type", PAIR | {"weight": None}, "'weight' is None; expected a number"),
   ("not_finite", PAIR | {"margin": float("nan")}, "'margin' is nan; expected a finite number"),
   ("not_finite", PAIR | {"weight": float("inf")}, "'weight' is inf"),
   ("not_finite", PAIR | {"margin": 10**400}, "'margin' is 1000"),

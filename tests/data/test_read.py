@@ -162,6 +162,14 @@ def test_parquet_damage(tmp_path):
     _read(path, strict=True)
 
 
+def test_parquet_whose_columns_name_cannot_be_read_is_damaged(tmp_path):
+  path = tmp_path / "a.parquet"
+  pyarrow.parquet.write_table(pyarrow.table({"colname": ["a"]}), path, store_schema=False)
+  path.write_bytes(path.read_bytes().replace(b"colname", b"col\xffame"))
+  found, report = _read(path)
+  assert (found, dict(report.dropped)) == ([], {"damaged_file": 1})
+
+
 def test_parquet_same_column_twice(tmp_path):
   table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["t", "t"])
   pyarrow.parquet.write_table(table, tmp_path / "a.parquet")

@@ -9,9 +9,11 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.base import get_config
+from rm_jax.data.report import DataError
 from rm_jax.data.tokenise import HH_TEMPLATE
 from rm_jax.models.hf import export_params
 from rm_jax.models.source import save_folder
+from rm_jax.train import loop
 from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.datasets import load_data
 from rm_jax.train.mesh import make_mesh
@@ -211,6 +213,80 @@ def test_texts_that_another_had_are_left_out_on_request(llama_folder, tmp_path):
   # Sides the other way round are other texts: what contradicts is for curation to see.
   assert (report.kept, dict(report.dropped)) == (11, {"duplicate": 2})
   assert len(train.groups) + len(held.groups) == 11
+
+
+def test_a_fraction_that_holds_out_one_conversation_stops_before_the_workdir(
+  llama_folder, tmp_path
+):
+  config = small_config(llama_folder, steps=1)
+  config.data.train = str(write_pairs(tmp_path / "ten.jsonl", 10))
+  config.data.heldout = "0.1"
+  with pytest.raises(DataError, match=r"0.1 of 10 conversations, which holds out 1; .* at least 2"):
+    loop.train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+  config.data.heldout = "0.3"
+  _, held, _ = load_data(config, build_model(config))
+  assert len({e.conversation for e in held.examples}) >= 2
+
+
+@pytest.mark.parametrize(("weight", "found"), [(0, "add up to 0"), (3e38, r"add up to 3e\+39")])
+def test_weights_whose_sum_is_no_number_are_refused(llama_folder, tmp_path, weight, found):
+  config = small_config(llama_folder, steps=1)
+  path = write_pairs(tmp_path / "train.jsonl", 10)
+  rows = [json.loads(line) | {"weight": weight} for line in path.read_text().splitlines()]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config.data.train, config.data.heldout = str(path), "0"
+  with pytest.raises(DataError, match=rf"{found}.*the largest is .* of .*train\.jsonl:1"):
+    load_data(config, build_model(config))
+
+
+def test_heldout_data_of_which_nothing_is_left_are_an_error(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+  row = {"prompt": "a ", "chosen": "x" * 400 + "y" * 600, "rejected": "z" * 400 + "y" * 600}
+  (tmp_path / "held.jsonl").write_text(json.dumps(row) + "\n")
+  config.data.heldout = str(tmp_path / "held.jsonl")
+  config.data.max_length = 60
+  with pytest.raises(DataError, match=r"held\.jsonl: no group of it is left"):
+    load_data(config, build_model(config))
+
+
+def test_repeats_of_messages_are_left_out_on_request(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+
+  def row(n, answer="yes"):
+    turn = {"role": "user", "content": f"question {n}"}
+    sides = ([{"role": "assistant", "content": text}] for text in (answer, "no"))
+    return {"prompt": [turn], **dict(zip(("chosen", "rejected"), sides, strict=True))}
+
+  rows = [row(n) for n in range(4)] + [row(2), row(2, "yes!")]
+  path = tmp_path / "messages.jsonl"
+  path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+  config.data.train, config.data.heldout, config.data.deduplicate = str(path), "0", True
+  train, _, report = load_data(config, build_model(config))
+  assert dict(report.dropped) == {"duplicate": 1}
+  assert len(train.groups) == 5
+
+
+def test_the_loss_decides_whether_tied_rankings_are_kept(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+  config.data.heldout, config.data.train = "0", str(tmp_path / "rankings.jsonl")
+  rows = [
+    {"prompt": "a ", "responses": ["1", "2", "3"], "scores": [1, 2, 2]},
+    {"prompt": "b ", "responses": ["1", "2", "3"], "scores": [2, 2, 2]},
+    {"prompt": "c ", "responses": ["1", "2", "3"], "ranks": [1, 1, 1]},
+    # Apart in float64 alone, which no loss sees.
+    {"prompt": "d ", "responses": ["1", "2"], "scores": [1, 1 + 1e-12]},
+    {"prompt": "e ", "responses": ["1", "2"], "comparisons": [[0, 1, "tie"]]},
+  ]
+  (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  for loss, kept in (("davidson", 5), ("rao_kupper", 5), ("logistic", 1), ("listnet", 1)):
+    config.loss.ranking = loss
+    train, _, report = load_data(config, build_model(config))
+    assert (len(train.groups), report.dropped["all_tied"]) == (kept, 5 - kept)
+  config.loss.ranking = "davidson"
+  train, _, _ = load_data(config, build_model(config))
+  pairs, ties = train.groups[1].comparisons()
+  assert (pairs.sum(), ties.sum()) == (0, 6)
 
 
 def test_the_world_takes_options_beside_its_name(llama_folder):

@@ -1,0 +1,318 @@
+"""Chat templates: another's Jinja text, rendered within limits of work and size.
+
+A template comes with a checkpoint, and whoever wrote it writes what the model reads. transformers'
+sandbox keeps it from files and from Python's inner parts, and not from never ending or from taking
+all memory. Here it is compiled in that same environment, so that it renders the same text, with
+every loop, call, operator and filter counted: what goes beyond is an error of the row.
+"""
+
+import contextvars
+import functools
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+# Turns of loops, calls and operators of one rendering, beside what the messages allow: templates
+# that exist take some ten a turn, or look at every other turn for each.
+_STEPS = 200_000
+_SECONDS = 5.0  # of this thread's own work: a busy machine changes nothing
+# Characters of the largest text (elements of the largest list), and of all that are made on the
+# way, beside what the messages allow: a template that adds turn by turn makes turns²/2 of them.
+_LARGEST, _ALL = 2**24, 2**28
+_BITS = 2**16  # of a whole number
+_SOURCE = 2**20  # characters of a template: the longest that exist have some 20,000
+_FORMAT = re.compile(r"[%:{][^a-zA-Z%}]*\d{6}|%[^a-zA-Z%]*\*|\{[^{}]*\{")
+_WIDTHS = ("center", "ljust", "rjust", "zfill")
+# Filters that write out whatever they are given.
+_WRITE = ("string", "tojson", "pprint", "urlencode", "xmlattr", "escape", "e", "forceescape")
+
+
+class LimitError(Exception):
+  """A template takes more than any that renders a conversation needs."""
+
+
+class _Budget:
+  """What one rendering may still take."""
+
+  def __init__(self, size: int, turns: int):
+    self.most = self.steps = _STEPS + 100 * turns + turns**2
+    self.largest = _LARGEST + 16 * size
+    self.all = _ALL + (16 + 2 * turns) * size
+    self.until = time.thread_time() + _SECONDS
+
+  def step(self) -> None:
+    self.steps -= 1
+    if self.steps < 0:
+      raise LimitError(f"it takes more than {self.most:,} steps")
+    if not self.steps & 63 and time.thread_time() > self.until:
+      raise LimitError(f"it takes more than {_SECONDS:.0f} seconds")
+
+  def check(self, size: int) -> None:
+    """Whether a text or a list of this size may be made."""
+    if size > self.largest:
+      raise LimitError(f"it makes a text or a list of {size:,}; expected at most {self.largest:,}")
+
+  def charge(self, size: int) -> None:
+    """Counts a text or a list of this size."""
+    self.check(size)
+    self.all -= size
+    if self.all < 0:
+      raise LimitError("the texts and lists that it makes are too large together")
+
+  def made(self, value: Any) -> Any:
+    """Counts a value that was made, where it is a text or a list."""
+    if isinstance(value, str | bytes | list | tuple):
+      self.charge(len(value))
+    return value
+
+  def written(self, value: Any) -> int:
+    """About how many characters a value is when it is written out; stops where that is too many."""
+    total, waiting = 0, [value]
+    while waiting:
+      one = waiting.pop()
+      if isinstance(one, str | bytes):
+        total += len(one)
+        continue
+      total += 32
+      if isinstance(one, Mapping):
+        waiting += [*one.keys(), *one.values()]
+      elif isinstance(one, list | tuple | set):
+        waiting += one
+      self.check(total)
+    return total
+
+
+_BUDGET: contextvars.ContextVar[_Budget | None] = contextvars.ContextVar("budget", default=None)
+
+
+def render(template: str, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
+  """A template's text of a conversation, as transformers' `apply_chat_template` renders it.
+
+  May be called in any thread.
+
+  Args:
+    template: Jinja text.
+    messages: {role, content}.
+    variables: what else it may use: the tokenizer's special tokens, `add_generation_prompt`.
+
+  Raises:
+    jinja2.TemplateError: its syntax is wrong, or it refuses the messages.
+    Exception: of any other kind that Python's operators and methods raise; `LimitError` where it
+      takes too much.
+  """
+  compiled = _compiled(template)
+  size = sum(len(m["role"]) + len(m["content"]) for m in messages)
+  token = _BUDGET.set(_Budget(size, len(messages)))
+  try:
+    copies = [dict(m) for m in messages]
+    return compiled.render(messages=copies, tools=None, documents=None, **variables)
+  finally:
+    _BUDGET.reset(token)
+
+
+@functools.lru_cache(maxsize=32)
+def check(template: str, **variables: str) -> None:
+  """Tries a template once, on a conversation of two turns.
+
+  What it refuses or finds missing may be there in other conversations: that is each row's business.
+
+  Raises:
+    ValueError: no conversation can be rendered; the message says why.
+  """
+  from jinja2 import TemplateError, TemplateSyntaxError
+
+  turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+  try:
+    for messages, opening in ((turns[:1], True), (turns, False)):
+      render(template, messages, add_generation_prompt=opening, **variables)
+  except Exception as error:
+    if isinstance(error, TemplateError) and not isinstance(error, TemplateSyntaxError):
+      return
+    raise ValueError(
+      f"the chat template cannot be rendered: {type(error).__name__}: {error}; mend it, or set "
+      "another: --config.model.chat_template, or chat_template of the tokenizer"
+    ) from None
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(template: str):
+  if len(template) > _SOURCE:
+    raise LimitError(f"it has {len(template):,} characters; expected at most {_SOURCE:,}")
+  return _environment().from_string(template)
+
+
+@functools.cache
+def _environment():
+  """transformers' own environment, counted."""
+  from jinja2 import nodes, pass_context
+  from jinja2.sandbox import ImmutableSandboxedEnvironment
+  from jinja2.visitor import NodeTransformer
+  from transformers.utils.chat_template_utils import _compile_jinja_template
+
+  def call(name: str, arguments: list, line: int):
+    node = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
+    return node.set_lineno(line, override=True)
+
+  class Counting(NodeTransformer):
+    """Writes a step into the body of each loop and macro, and makes `~` a call."""
+
+    def visit_For(self, node):
+      self.generic_visit(node)
+      text = sum(len(data.data) for one in node.body for data in _texts(one, nodes))
+      step = nodes.ExprStmt(call("turn", [nodes.Const(text)], node.lineno))
+      node.body.insert(0, step.set_lineno(node.lineno, override=True))
+      return node
+
+    visit_Macro = visit_CallBlock = visit_For
+
+    def visit_Concat(self, node):
+      self.generic_visit(node)
+      return call("joined", node.nodes, node.lineno)
+
+  class Counted(ImmutableSandboxedEnvironment):
+    """See the module. What is not listed here behaves as in transformers."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def _parse(self, source, name, filename):
+      tree = Counting().visit(super()._parse(source, name, filename))
+      tree.set_environment(self)
+      return tree
+
+    def turn(self, text):
+      _BUDGET.get().charge(text)  # the call of this counts the step
+
+    def joined(self, *parts):
+      budget = _BUDGET.get()
+      budget.check(sum(map(budget.written, parts)))
+      return "".join(map(str, parts))
+
+    def call_binop(self, context, operator, left, right):
+      budget = _BUDGET.get()
+      budget.step()
+      if operator == "+" and type(left) is str and type(right) is str:
+        budget.charge(len(left) + len(right))
+        return left + right
+      _check_operator(budget, operator, left, right)
+      return budget.made(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context, __obj, *args, **kwargs):
+      budget = _BUDGET.get()
+      budget.step()
+      args = _check_method(budget, __obj, args, kwargs)
+      return budget.made(super().call(__context, __obj, *args, **kwargs))
+
+  @pass_context  # with the context it is called when rendering alone, and not when compiling
+  def finalize(context, value):
+    budget = _BUDGET.get()
+    budget.charge(len(value) if type(value) is str else budget.written(value))
+    return value
+
+  environment = _compile_jinja_template("").environment.overlay(
+    optimized=False, finalize=finalize, cache_size=0
+  )
+  environment.__class__ = Counted
+  environment.globals = {k: v for k, v in environment.globals.items() if k != "lipsum"}
+  filters = environment.filters
+  environment.filters = {name: _counted(name, filters[name]) for name in filters}
+  return environment
+
+
+def _texts(node, nodes) -> list:
+  found = list(node.find_all(nodes.TemplateData))
+  return [*found, node] if isinstance(node, nodes.TemplateData) else found
+
+
+def _check_operator(budget: _Budget, operator: str, left: Any, right: Any) -> None:
+  sized = (str, bytes, list, tuple)
+  whole = isinstance(left, int) and isinstance(right, int)
+  if operator == "+" and isinstance(left, sized) and isinstance(right, sized):
+    budget.check(len(left) + len(right))
+  elif operator == "*" and isinstance(left, sized) and isinstance(right, int):
+    budget.check(len(left) * right)
+  elif operator == "*" and isinstance(left, int) and isinstance(right, sized):
+    budget.check(left * len(right))
+  elif operator == "*" and whole and left.bit_length() + right.bit_length() > _BITS:
+    raise LimitError(f"it multiplies to a number of more than {_BITS:,} bits")
+  elif operator == "**" and whole and left.bit_length() * abs(right) > _BITS:
+    raise LimitError(f"it raises to a number of more than {_BITS:,} bits")
+  elif operator == "%" and isinstance(left, str):
+    _check_format(budget, left, right)
+
+
+def _check_format(budget: _Budget, form: str, *values: Any) -> None:
+  if _FORMAT.search(form):
+    raise LimitError("it formats to a width that is too large or comes from elsewhere")
+  # A field may be asked for many times.
+  times = 1 + form.count("{") + form.count("%")
+  budget.check(times * budget.written(values) + len(form) * 10**5 * bool(re.search(r"\d{5}", form)))
+
+
+def _check_replace(budget: _Budget, text: str, old: Any = "", new: Any = "", *_count: Any) -> None:
+  found = text.count(str(old)) if old else len(text) + 1
+  budget.check(len(text) + found * len(str(new)))
+
+
+def _check_join(budget: _Budget, parts: Any, between: Any = "") -> None:
+  budget.check(budget.written(parts) + len(parts) * len(str(between)))
+
+
+def _check_method(budget: _Budget, function: Callable, args: Sequence, kwargs: Mapping) -> Sequence:
+  """The arguments with which a text's method may be called: what it makes is bounded before."""
+  inner = getattr(function, "__wrapped__", function)
+  text, name = getattr(inner, "__self__", None), getattr(inner, "__name__", "")
+  if not isinstance(text, str | bytes):
+    return args
+  numbers = [x for x in (*args, *kwargs.values()) if isinstance(x, int)]
+  if name in _WIDTHS:
+    budget.check(max([0, *numbers]))
+  elif name == "expandtabs":
+    budget.check(len(text) + len(text) * max([8, *numbers]))
+  elif name == "replace" and len(args) > 1:
+    _check_replace(budget, text, *args)
+  elif name == "join" and args:
+    args = [list(args[0]), *args[1:]]
+    _check_join(budget, args[0], text)
+  elif name in ("format", "format_map"):
+    _check_format(budget, text, args, kwargs)
+  elif name in ("translate", "maketrans"):
+    raise LimitError(f"it calls {name!r} of a text")
+  return args
+
+
+def _counted(name: str, function: Callable) -> Callable:
+  """A filter whose work is counted, and bounded before it is done."""
+  first = 1 if hasattr(function, "jinja_pass_arg") else 0  # where the filtered value stands
+
+  @functools.wraps(function)
+  def counted(*args, **kwargs):
+    budget = _BUDGET.get()
+    budget.step()
+    args = list(args)
+    value, rest = args[first], [*args[first + 1 :], *kwargs.values()]
+    numbers = [x for x in rest if isinstance(x, int)]
+    if name in _WRITE:
+      if name in ("tojson", "pprint") and max([0, *numbers]) > 100:
+        raise LimitError(f"it indents by {max(numbers)}; expected at most 100")
+      budget.check(budget.written(value))
+    elif name == "center" or name == "batch" or name == "slice":
+      budget.check(max([0, *numbers]))
+    elif name == "indent":
+      width = max([4, *numbers, *(len(x) for x in rest if isinstance(x, str))])
+      budget.check(len(str(value)) + width * (str(value).count("\n") + 1))
+    elif name == "wordwrap":
+      between = max([1, *(len(x) for x in rest if isinstance(x, str))])
+      budget.check(len(str(value)) * (1 + between))
+    elif name == "replace" and len(rest) > 1:
+      _check_replace(budget, str(value), *rest)
+    elif name == "format":
+      _check_format(budget, str(value), rest)
+    elif name == "join":
+      value = args[first] = list(value)
+      _check_join(budget, value, rest[0] if rest else "")
+    elif name == "sum" and not all(isinstance(x, str | int | float | None) for x in rest):
+      raise LimitError("it sums what are no numbers")
+    return budget.made(function(*args, **kwargs))
+
+  return counted
