@@ -217,8 +217,8 @@ def main() -> None:
   kinds = {e.kind for e in examples}
   if "attributes" in kinds:
     raise DataError(
-      f"{DATA.value} has feedback on attributes, which an audit does not read; experiments.evaluate "
-      "reports on it"
+      f"{DATA.value} has feedback on attributes, which an audit does not read; "
+      "experiments.evaluate reports on it"
     )
   if "step" in kinds and AGAINST.value:
     raise DataError(f"--against compares whole responses, and {DATA.value} has steps")
