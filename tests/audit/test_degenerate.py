@@ -73,7 +73,9 @@ DATA = {
 
 
 @pytest.mark.parametrize("score", [scored, constant])
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=pytest.mark.slow if n in ("lists", "long") else ()) for n in DATA]
+)
 def test_a_page_is_written(name, score, tmp_path):
   scorer = Fake(score)
   reference = Reference(np.zeros(30, np.float32), np.ones((30, 3), np.float32), "train", "fake")
@@ -185,6 +187,7 @@ ODD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_any_name_of_a_source_can_be_drawn_and_shown(tmp_path):
   examples = [pair(100 * s + i, source=name) for s, name in enumerate(ODD) for i in range(2)]
