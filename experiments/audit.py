@@ -146,10 +146,6 @@ def _reference(
     return None
   examples = [e for e in examples if e.steps is None]
   _, examples = scorer.model.model.tokenise(examples, report)
-  if not examples:
-    if not REFERENCE.value:
-      return None
-    raise DataError(f"--reference={REFERENCE.value}: there is no whole response in it. {report}")
   made = sections.make_reference(scorer, examples, name, seed=SEED.value)
   if folder and REFERENCE.value != HELDOUT:
     made.save(folder)

@@ -127,7 +127,7 @@ class _Page(Writer):
     self.add(f"<h1>Audit of {text(about['model'])}</h1>")
     self.add(
       f"<p>On {text(about['data'])}. Intervals are 95 %, over conversations; of a "
-      "reliability diagram's bins, over items.</p>"
+      "reliability diagram's bins and a benchmark's subsets, over items.</p>"
     )
     said = []
     if "accuracy" in self.report.get("agreement", {}):

@@ -101,6 +101,8 @@ class Scorer:
       beside: others that will be wanted, of the same prompts: they are scored in one go with the
         rows where they are not known, so that a decoder computes each prompt once.
     """
+    if not rows:
+      return np.zeros((0, 0), np.float32)
     both = [*beside, *rows]
     keys, missing = self._ask(both)
     mine = keys[len(beside) :]

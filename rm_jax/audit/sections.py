@@ -137,7 +137,7 @@ def audit(
   wrong = sorted({e.kind for e in examples} - {*_PAIRED, "outcome", "score"})
   if wrong:
     raise ValueError(f"examples of kinds {wrong}; expected pairs, rankings, outcomes or scores")
-  if reference and len(drift_rows := _drift_rows(examples, settings.seed)) >= _FEWEST:
+  if reference and len(drift_rows := _drift_rows(examples, settings.seed)) >= FEWEST:
     # First, that nothing is read twice: scores come with it, those of the same prompts too.
     drawn = {key_of((prompt, "")) for prompt, _ in drift_rows}
     same = [e for e in examples if key_of((e.prompt, "")) in drawn]
@@ -232,7 +232,7 @@ def _robustness(
 _PAIRED = ("pair", "ranking")
 _DISAGREED = 2000  # pairs on which an ensemble's members are held against each other
 # Conversations that a comparison of distributions wants.
-_FEWEST = 20
+FEWEST = 20
 
 
 def one_each(examples: Sequence[Example], limit: int, seed: int) -> list[Row]:
@@ -270,10 +270,10 @@ def _drift(
   scorer: Scorer, examples: Sequence[Example], reference: Reference, seed: int
 ) -> dict[str, Any]:
   rows = _drift_rows(examples, seed)
-  if min(len(rows), len(reference.scores)) < _FEWEST:
+  if min(len(rows), len(reference.scores)) < FEWEST:
     return {
       "why": f"{len(rows)} conversations against {len(reference.scores)} of {reference.data}; a "
-      f"comparison of distributions wants {_FEWEST} of each"
+      f"comparison of distributions wants {FEWEST} of each"
     }
   found = drift.drift(scorer(rows), scorer.pooled(rows), reference, seed=seed)
   if scorer.outputs > 1 and (found_pairs := list(each_comparison(examples))):

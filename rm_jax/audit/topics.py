@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import sparse
 
 from rm_jax.data.dialogue import texts_of
 from rm_jax.metrics.text import words
@@ -41,22 +40,17 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
   most = max(2, len(prompts) // 5)  # a word of every fifth prompt says little of any
   vocabulary = [w for w, n in seen.most_common() if 2 <= n <= most][:_WORDS]
   place = {word: i for i, word in enumerate(vocabulary)}
-  # Sparse: a prompt has a few of the words, and all others' zeros would take a thousand times that.
-  cells = [
-    (n, place[word], (1 + math.log(count)) * math.log(len(prompts) / seen[word]))
-    for n, one in enumerate(counted)
-    for word, count in one.items()
-    if word in place
-  ]
-  names = ["other"] * len(prompts)
-  if not cells:
-    return names
-  row_E, column_E, value_E = (np.asarray(part) for part in zip(*cells, strict=True))
-  shape = len(prompts), len(vocabulary)
-  x_NV = sparse.csr_array((value_E.astype(np.float32), (row_E, column_E)), shape=shape)
-  length_N = np.sqrt(x_NV.power(2).sum(axis=1))
+  x_NV = np.zeros((len(prompts), len(vocabulary)), np.float32)
+  for n, one in enumerate(counted):
+    for word, count in one.items():
+      if word in place:
+        x_NV[n, place[word]] = (1 + math.log(count)) * math.log(len(prompts) / seen[word])
+  length_N = np.linalg.norm(x_NV, axis=1)
   known = np.flatnonzero(length_N > 0)
-  x_NV = sparse.diags_array(1 / length_N[known]) @ x_NV[known]
+  names = ["other"] * len(prompts)
+  if not len(known):
+    return names
+  x_NV = x_NV[known] / length_N[known, None]
   group_N, centre_KV = _cluster(x_NV, min(k, len(known)), np.random.default_rng(seed))
   away_KV = centre_KV - x_NV.mean(axis=0)
   called = [
@@ -67,22 +61,20 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
   return names
 
 
-def _cluster(
-  x_NV: sparse.csr_array, k: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _cluster(x_NV: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   """(group of each row, the groups' mean directions), the best of a few starts."""
   best, result = -1.0, None
   for _ in range(_STARTS):
-    centre_KV = x_NV[rng.choice(x_NV.shape[0], k, replace=False)].toarray()
-    group_N = np.full(x_NV.shape[0], -1)
+    centre_KV = x_NV[rng.choice(len(x_NV), k, replace=False)]
+    group_N = np.full(len(x_NV), -1)
     for _ in range(_ROUNDS):
       near_NK = x_NV @ centre_KV.T
       moved_N = near_NK.argmax(axis=1)
       if (moved_N == group_N).all():
         break
       group_N = moved_N
-      ones = np.ones(len(group_N), np.float32), (group_N, np.arange(len(group_N)))
-      total_KV = (sparse.csr_array(ones, shape=(k, len(group_N))) @ x_NV).toarray()
+      total_KV = np.zeros_like(centre_KV)
+      np.add.at(total_KV, group_N, x_NV)
       norm_K = np.linalg.norm(total_KV, axis=1, keepdims=True)
       # A group that lost all its rows stays where it was.
       centre_KV = np.where(norm_K > 0, total_KV / np.maximum(norm_K, 1e-9), centre_KV)

@@ -578,19 +578,6 @@ def test_humaneval_in_six_languages_is_one_problem(tmp_path):
   assert len({problem[0], maths, none}) == 3
 
 
-def test_a_subset_counts_the_pairs_of_one_prompt_as_one(tmp_path):
-  def written(prompt):
-    rows = [pair("donotanswer", i // 9 % 2, 0.5, prompt=prompt(i)) for i in range(270)]
-    lines(tmp_path / "filtered.jsonl", rows)
-    return run("rewardbench", last_number, tmp_path)["subsets"]["donotanswer"]
-
-  apart, together = written(lambda i: f"q {i}"), written(lambda i: f"q {i // 9}")
-  assert apart["accuracy"] == together["accuracy"] == 135 / 270
-  assert apart["interval"] == list(agreement.wilson(135, 270))
-  widths = [np.subtract(*one["interval"][::-1]) for one in (apart, together)]
-  assert widths[1] == pytest.approx(3 * widths[0], rel=0.15)
-
-
 def test_each_text_is_scored_once_in_one_call(tmp_path):
   rows = [followed(1, 0, 1), followed(1, 0, 2), followed(2, 0, 1)]
   rows[1]["input"] = rows[0]["input"]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from rm_jax.audit import agreement, drift, page, sections
 from rm_jax.audit.draw import stem
 from rm_jax.audit.drift import Reference
+from rm_jax.audit.scorer import Scorer
 from rm_jax.audit.sections import Settings
 from rm_jax.types import Example
 from tests.audit.planted import noise
@@ -73,7 +75,9 @@ DATA = {
 
 
 @pytest.mark.parametrize("score", [scored, constant])
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=pytest.mark.slow if n in ("lists", "long") else ()) for n in DATA]
+)
 def test_a_page_is_written(name, score, tmp_path):
   scorer = Fake(score)
   reference = Reference(np.zeros(30, np.float32), np.ones((30, 3), np.float32), "train", "fake")
@@ -126,6 +130,17 @@ def test_a_section_that_fails_leaves_the_others(tmp_path, monkeypatch, caplog):
   assert "<h2 id=agreement>" in shown
   said = json.loads((tmp_path / "report.json").read_text())
   assert said["agreement"]["n"] == 24
+
+
+def test_a_reference_of_nothing_is_said_to_be_so(tmp_path):
+  model = types.SimpleNamespace()
+  scorer = Scorer.__new__(Scorer)  # no row is asked of the model
+  scorer.model, scorer.name = model, "m"
+  assert scorer.pooled([]).shape == (0, 0)
+  nothing = Reference(np.zeros(0, np.float32), scorer.pooled([]), "what it held out", "m")
+  nothing.save(tmp_path)
+  found = sections.audit(Fake(scored), DATA["pairs"], reference=Reference.load(tmp_path))
+  assert found["drift"]["why"].startswith("24 conversations against 0 of what it held out")
 
 
 def test_drift_of_features_that_do_not_vary():
@@ -185,6 +200,7 @@ ODD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_any_name_of_a_source_can_be_drawn_and_shown(tmp_path):
   examples = [pair(100 * s + i, source=name) for s, name in enumerate(ODD) for i in range(2)]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.audit import figures
 from rm_jax.audit.benchmarks.items import Item
 from rm_jax.metrics import agreement
 from rm_jax.types import Text
@@ -74,19 +73,12 @@ def _key(text: Text) -> Hashable:
   return text if isinstance(text, str) else tuple((m["role"], m["content"]) for m in text)
 
 
-def rate(credits: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
-  """{accuracy, interval, n} of credits in [0, 1], one an item; None where there is none.
-
-  The interval is Wilson's over items that are each a cluster of their own, and else over clusters:
-  of several items made of one problem each tells less than another problem would.
-  """
+def rate(credits: npt.ArrayLike) -> dict[str, Any]:
+  """{accuracy, interval (Wilson's), n} of credits in [0, 1], one an item; None where none is."""
   credit_N = np.asarray(credits, np.float64)
   n = len(credit_N)
   if not n:
     return {"accuracy": None, "interval": None, "n": 0, "why": "no items"}
-  if len(set(clusters)) < n:
-    found = figures.unsure(figures.mean(credit_N, clusters), len(set(clusters)))
-    return {"accuracy": found.pop("value"), **found}
   # Rounding could leave a sum of thirds above n.
   right = min(float(credit_N.sum()), float(n))
   return {"accuracy": right / n, "interval": list(agreement.wilson(right, n)), "n": n}
@@ -147,14 +139,9 @@ def one_hot(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
 
 def by_subset(items: Sequence[Item], credits: npt.ArrayLike) -> dict[str, dict[str, Any]]:
   """{subset: `rate` of its items}, in the order in which subsets appear."""
+  credit_N = np.asarray(credits, np.float64)
   names = np.asarray([item.subset for item in items])
-  return {name: rate_of(items, credits, names == name) for name in dict.fromkeys(names.tolist())}
-
-
-def rate_of(items: Sequence[Item], credits: npt.ArrayLike, where: np.ndarray) -> dict[str, Any]:
-  """`rate` of the items where bool [N] is, by their conversations."""
-  at = np.flatnonzero(where)
-  return rate(np.asarray(credits)[at], [items[i].example.conversation for i in at])
+  return {name: rate(credit_N[names == name]) for name in dict.fromkeys(names.tolist())}
 
 
 def absent(items: Sequence[Item], order: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from rm_jax.audit.benchmarks.figures import (
   finite,
   one_hot,
   published,
-  rate_of,
+  rate,
   step_scores,
 )
 from rm_jax.audit.benchmarks.items import (
@@ -137,8 +137,8 @@ def evaluate_processbench(
   subsets = by_subset(items, right)
   for name, one in subsets.items():
     one["f1"] = finite(parts[name])
-    one["on_erroneous"] = rate_of(items, right, (names == name) & erroneous)
-    one["on_correct"] = rate_of(items, right, (names == name) & ~erroneous)
+    one["on_erroneous"] = rate(right[(names == name) & erroneous])
+    one["on_correct"] = rate(right[(names == name) & ~erroneous])
   return {
     "benchmark": "processbench",
     **figure,
