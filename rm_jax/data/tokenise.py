@@ -45,6 +45,8 @@ class Convention:
       of the step.
     date: what a chat template that asks for today's date is told, as 'DD Mon YYYY': the same text
       must have the same score tomorrow.
+    bos: 'add' puts before a chat template's text what the tokenizer itself puts before a string
+      (its BOS), where the text does not begin with it; 'template' leaves that to the template.
   """
 
   encoder: bool = False
@@ -53,11 +55,13 @@ class Convention:
   max_length: int = 1024
   separator: str = "\n"
   date: str = "26 Jul 2024"
+  bos: str = "add"
 
   def __post_init__(self):
     for name, value, known in (
       ("eos", self.eos, ("append", "none")),
       ("pooling", self.pooling, ("last", "first", "hf", "mean")),
+      ("bos", self.bos, ("add", "template")),
     ):
       if value not in known:
         raise ValueError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
@@ -120,6 +124,8 @@ class TextEncoder:
     tokenizer.model_max_length = int(1e30)
     self._appends = appends
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
+    adds = convention.bos == "add" and not convention.encoder
+    self.bos = self._own_opening() if adds else self._opening[:0]
 
   def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
     """Tokenises (prompt, response) pairs in one go; what fails is returned in its place."""
@@ -206,9 +212,9 @@ class TextEncoder:
   # Decoders: prompt and response are one text.
 
   def _encode_texts(self, pairs, rendered, special: bool) -> list[Sequence]:
-    whole = self._ids([full for _, full in rendered], special)
+    whole = self._opened([full for _, full in rendered], special)
     prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
-    own = dict(zip(prompts, self._ids(prompts, special), strict=True))
+    own = dict(zip(prompts, self._opened(prompts, special), strict=True))
     return [
       self._finish(pair, self._with_eos(ids, full), common_prefix([ids, own[prompt]]))
       for pair, (prompt, full), ids in zip(pairs, rendered, whole, strict=True)
@@ -219,6 +225,24 @@ class TextEncoder:
       return []
     encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
+
+  def _opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
+    """Ids of texts that nothing stands before: strings (`special`), or what a template rendered."""
+    done = self._ids(texts, special)
+    if special or not len(self.bos):
+      return done
+    return [
+      ids if common_prefix([ids, self.bos]) == len(self.bos) else np.concatenate([self.bos, ids])
+      for ids in done
+    ]
+
+  def _own_opening(self) -> np.ndarray:
+    """What the tokenizer puts before every string: BOS, or nothing."""
+    (whole,), (bare,) = self._ids(["a"], special=True), self._ids(["a"], special=False)
+    for start in range(len(whole) - len(bare) + 1):
+      if np.array_equal(whole[start : start + len(bare)], bare):
+        return whole[:start]
+    return whole[:0]
 
   def _with_eos(self, ids: np.ndarray, text: str) -> np.ndarray:
     tokenizer = self.tokenizer
@@ -250,12 +274,12 @@ class TextEncoder:
         except RowError:  # a template that insists on the first turn: cut tokens instead
           break
         turns = shorter
-        whole, own_ids = self._ids([text, own], special=False)
+        whole, own_ids = self._opened([text, own], special=False)
         ids, prompt = self._with_eos(whole, text), common_prefix([whole, own_ids])
       # What stands before the first word of the oldest turn that is left: BOS, the system's turn.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
-      opening = common_prefix([ids, self._ids([self.render(probe)], special=False)[0]])
+      opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
     excess = len(ids) - limit
     if excess <= 0:
       return ids, prompt
@@ -304,7 +328,7 @@ class TextEncoder:
 
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)
-      first, own = self._ids([head + steps[0], head], special)
+      first, own = self._opened([head + steps[0], head], special)
       if special and len(first) and first[-1] == eos:  # put there by the tokenizer: it comes later
         first = first[:-1]
       return [np.append(first, separator), *rest], own

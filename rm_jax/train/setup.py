@@ -86,8 +86,11 @@ class Model:
 
   def record(self) -> dict[str, Any]:
     """rm_jax.json: what config.json has no word for."""
+    convention = dataclasses.asdict(self.convention)
+    if convention["bos"] == "template":
+      del convention["bos"]  # as the records have it that were written before the field was there
     record = {
-      "convention": dataclasses.asdict(self.convention),
+      "convention": convention,
       "head": dataclasses.asdict(self.network.head),
       "frozen_layers": self.network.frozen,
     }
@@ -141,7 +144,8 @@ def convention_for(
       + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
     )
   if record:
-    saved = Convention(**record["convention"])
+    # Models made before the field was there have no BOS but the template's.
+    saved = Convention(**{"bos": "template"} | record["convention"])
     return dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
   if eos == "auto":
     eos = "append" if decoder and not imported and tokenizer.eos_token_id is not None else "none"
@@ -150,6 +154,8 @@ def convention_for(
     eos=eos,
     pooling=pooling or usual,
     max_length=min(max_length or positions, positions),
+    # Who trained a head on a template of their own read what it renders, and no BOS beside it.
+    bos="template" if imported and tokenizer.chat_template else "add",
   )
 
 
@@ -165,12 +171,15 @@ def _chat_template(name: str) -> str:
   )
 
 
-def build_model(config: Any, mesh: Mesh | None = None) -> Model:
+def build_model(
+  config: Any, mesh: Mesh | None = None, *, earlier: dict[str, Any] | None = None
+) -> Model:
   """The model that the `model` part of an experiment's config describes; no weights are read.
 
   Args:
     config: see configs/base.py.
     mesh: as `architecture.build_network` has it.
+    earlier: rm_jax.json of the run that goes on, whose texts keep the BOS that they had.
   """
   c = config.model
   source, hf_config = architecture(config)
@@ -189,6 +198,9 @@ def build_model(config: Any, mesh: Mesh | None = None) -> Model:
     max_length=config.data.max_length,
     pooling=c.pooling,
   )
+  if earlier:
+    bos = earlier.get("convention", {}).get("bos", "template")
+    convention = dataclasses.replace(convention, bos=bos)
   if convention.pooling == "last":
     hf_config = hf_config | {"pad_token_id": _distinct_pad(tokenizer)}
   return Model(

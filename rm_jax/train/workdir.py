@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from rm_jax.models.source import read_json, save_folder
+from rm_jax.models.source import RECORD, read_json, save_folder
 from rm_jax.train.hosts import agree
 from rm_jax.train.setup import Model
 from rm_jax.train.writers import write_json
@@ -33,10 +33,15 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def _saved(workdir: Path) -> dict[str, Any] | None:
+def _saved(workdir: Path, name: str = CONFIG) -> dict[str, Any] | None:
   """config.json of the run that the folder (of the first process) holds; None where it is new."""
-  path = workdir / CONFIG
+  path = workdir / name
   return agree(read_json(path) if path.exists() else None)
+
+
+def earlier_record(workdir: Path) -> dict[str, Any] | None:
+  """rm_jax.json of the run that the folder holds: how its texts become tokens; None: it is new."""
+  return _saved(workdir, f"model/{RECORD}")
 
 
 def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collections.ConfigDict:
