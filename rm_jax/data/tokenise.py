@@ -106,23 +106,25 @@ class TextEncoder:
   Args:
     tokenizer: a Hugging Face tokenizer; its chat template renders messages.
     convention: see `Convention`.
+    option: how the caller sets what is missing, for errors; {0} is the option's name.
 
   Raises:
     ValueError: the convention wants an EOS and the tokenizer has none.
   """
 
-  def __init__(self, tokenizer: Any, convention: Convention):
+  def __init__(self, tokenizer: Any, convention: Convention, *, option: str = "--config.model.{0}"):
     self.tokenizer = tokenizer
     self.convention = convention
+    self.option = option
     appends = convention.eos == "append" and not convention.encoder
     if appends and tokenizer.eos_token_id is None:
       raise ValueError(
-        "model.eos is 'append' and the tokenizer has no eos_token; set model.eos='none' or a "
-        "tokenizer that has one"
+        "eos is 'append' and the tokenizer has no eos_token; set "
+        f"{option.format('eos')} to 'none', or a tokenizer that has one"
       )
     # The length is the convention's business: without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
-    self._appends = appends
+    self.appends = appends
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
     adds = convention.bos == "add" and not convention.encoder
     self.bos = self._own_opening() if adds else self._opening[:0]
@@ -190,24 +192,27 @@ class TextEncoder:
     if not self.tokenizer.chat_template:
       raise ValueError(
         "the data holds messages and the tokenizer has no chat template; set "
-        "--config.model.chat_template to a Jinja template, a file of one, or one of: "
+        f"{self.option.format('chat_template')} to a Jinja template, a file of one, or one of: "
         + ", ".join(TEMPLATES)
       )
     from jinja2 import TemplateError
 
-    # A macro of the name hides the function that would tell the template today's date.
-    date = self.convention.date
-    today = "{% macro strftime_now(form) %}" + date + "{% endmacro %}{{ '' }}"
     try:
       return self.tokenizer.apply_chat_template(
         [dict(m) for m in messages],
-        chat_template=today + self.tokenizer.get_chat_template(),
+        chat_template=self.dated() + "{{ '' }}" + self.tokenizer.get_chat_template(),
         tokenize=False,
         add_generation_prompt=generation,
-        date_string=date,
+        date_string=self.convention.date,
       )
     except TemplateError as error:
       raise RowError("template_error", f"the chat template refused the messages: {error}") from None
+
+  def dated(self) -> str:
+    """What stands before a template's source, so that it is told the convention's date."""
+    # A macro of the name hides the function that would tell the template today's date.
+    date = self.convention.date
+    return "{% macro strftime_now(form) %}" + date + "{% endmacro %}"
 
   # Decoders: prompt and response are one text.
 
@@ -246,7 +251,7 @@ class TextEncoder:
 
   def _with_eos(self, ids: np.ndarray, text: str) -> np.ndarray:
     tokenizer = self.tokenizer
-    if not self._appends or text.rstrip().endswith(tokenizer.eos_token):
+    if not self.appends or text.rstrip().endswith(tokenizer.eos_token):
       return ids
     if len(ids) and ids[-1] == tokenizer.eos_token_id:  # the tokenizer adds one itself
       return ids
@@ -324,7 +329,7 @@ class TextEncoder:
       return error
     rest = [np.append(ids, separator) for ids in self._ids(list(steps[1:]), special=False)]
     eos = self.tokenizer.eos_token_id
-    end = [np.asarray([eos], np.int32)] if self._appends and separator[-1] != eos else []
+    end = [np.asarray([eos], np.int32)] if self.appends and separator[-1] != eos else []
 
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.models import files, gguf
+from rm_jax.models import clients, files, gguf
 
 RECORD = "rm_jax.json"
 
@@ -36,7 +36,11 @@ class Source:
 
   def tensors(self) -> Any:
     """A lazy reader of its tensors: names(), shape(name), get(name)."""
-    return self._gguf if self._gguf else files.read_tensors(self.path)
+    if self._gguf:
+      return self._gguf
+    reader = files.read_tensors(self.path)
+    packed = self.record.get("head_tensors")
+    return clients.Overlaid(reader, packed) if packed else reader
 
   def tokenizer(self) -> Any:
     """Its tokenizer. Raises ValueError where it has none."""
@@ -88,12 +92,14 @@ def load_tokenizer(name: str | Path) -> Any:
   from transformers import AutoTokenizer
 
   try:
-    return AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
   except (OSError, ValueError, KeyError, AttributeError) as error:
     raise ValueError(
       f"{path}: no tokenizer could be loaded ({error}); set --config.model.tokenizer to a folder, "
       "GGUF file or hub id that has one"
     ) from None
+  record = path / RECORD
+  return clients.as_trained(tokenizer, read_json(record)) if record.exists() else tokenizer
 
 
 def save_folder(

@@ -71,7 +71,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   loop = _Loop(run, workdir, heldout_set)
   # Only now: a run that could not begin leaves nothing behind.
   if is_main():
-    claim(workdir, config, model)
+    claim(workdir, config, model, {example.kind for example in train_set.examples})
   with jax.set_mesh(mesh):
     timing = loop.loop()
   if shifted_set:

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, and how a model is found in it again."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,12 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, model: Model) -> None:
+def claim(
+  workdir: Path, config: ml_collections.ConfigDict, model: Model, kinds: Iterable[str] = ()
+) -> None:
   """Makes the folder this config's: config.json, and model/, a Hugging Face folder without weights.
 
-  Those are in the checkpoints.
+  Those are in the checkpoints. The record names the `kinds` of feedback that are trained on.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(workdir / CONFIG, plain(config))
@@ -106,7 +109,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, model: Model) -> Non
     workdir / "model",
     config=model.exported_config(),
     tokenizer=model.tokenizer,
-    record=model.record(),
+    record=model.record() | {"kinds": sorted(kinds)},
   )
 
 
