@@ -21,13 +21,25 @@ OUTPUT = flags.DEFINE_string("output", None, "JSON lines file that gets the rows
 AGGREGATE = flags.DEFINE_enum("aggregate", "min", HOW, "How a solution's steps become its reward.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
 MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a row; 0 = the model's own.")
+CHAT_TEMPLATE = flags.DEFINE_string(
+  "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
+)
+EOS = flags.DEFINE_enum(
+  "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
+)
 flags.mark_flags_as_required(["model", "input", "output"])
 
 
 def main() -> None:
   # Strict: a row without a reward would shift all that come after it for who reads by line.
   rows = [row for _, row in read_rows(INPUT.value, Report(strict=True))]
-  model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value, max_length=MAX_LENGTH.value)
+  model = RewardModel.from_pretrained(
+    MODEL.value,
+    dtype=DTYPE.value,
+    max_length=MAX_LENGTH.value,
+    chat_template=CHAT_TEMPLATE.value,
+    eos=EOS.value,
+  )
   rewards = model.score(rows, aggregate=AGGREGATE.value, progress=True)
   lines = (
     json.dumps({**row, "reward": float(reward)}, ensure_ascii=False) + "\n"
