@@ -58,6 +58,15 @@ CACHE = flags.DEFINE_string("cache", "", "Folder of scores; '' = with the other 
 SEED = flags.DEFINE_integer("seed", 0, "Of samples, edits and draws.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the backbone.")
+CHAT_TEMPLATE = flags.DEFINE_string(
+  "chat_template",
+  "",
+  "For messages: 'hh', Jinja text or a file of it; '' = the model's own. Of --against, those alone "
+  "take it that have none.",
+)
+EOS = flags.DEFINE_enum(
+  "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
+)
 flags.mark_flags_as_required(["model", "data", "out"])
 
 
@@ -126,6 +135,15 @@ def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report)
   return examples
 
 
+def _other(name: str) -> RewardModel:
+  """A model to compare with; --chat_template is for messages where it has none of its own."""
+  model = RewardModel.from_pretrained(name, dtype=DTYPE.value)
+  if CHAT_TEMPLATE.value and not model.model.tokenizer.chat_template:
+    options = dict(dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value)
+    model = RewardModel.from_pretrained(name, **options)
+  return model
+
+
 def _reference(
   scorer: Scorer, config: ml_collections.ConfigDict, folder: Path | None
 ) -> Reference | None:
@@ -192,7 +210,9 @@ def main() -> None:
     raise ValueError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
   out = output_folder("out", OUT.value)
   config = _config(MODEL.value)
-  model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
+  model = RewardModel.from_pretrained(
+    MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
+  )
   report = Report(strict=STRICT.value)
   examples = _data(config, model, report)
   benchmarks = _benchmarks(model)
@@ -218,10 +238,7 @@ def main() -> None:
       raise DataError(f"{DATA.value} has {sorted(kinds)}; expected steps alone, or whole responses")
     found = sections.audit_steps(model, examples, seed=SEED.value)
   else:
-    against = {
-      name: Scorer(RewardModel.from_pretrained(name, dtype=DTYPE.value), folder=cache)
-      for name in AGAINST.value
-    }
+    against = {name: Scorer(_other(name), folder=cache) for name in AGAINST.value}
     names = datasets.heldout_names(config) if DATA.value == HELDOUT else [DATA.value]
     found = sections.audit(
       scorer,

@@ -25,6 +25,12 @@ EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are lef
 SAMPLE = flags.DEFINE_integer("sample", 0, "Examples to take, drawn at random; 0 = all.")
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
+CHAT_TEMPLATE = flags.DEFINE_string(
+  "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
+)
+EOS = flags.DEFINE_enum(
+  "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
+)
 flags.mark_flags_as_required(["model", "data", "out"])
 
 
@@ -46,7 +52,9 @@ def main() -> None:
       if i not in drawn:
         report.drop("not_sampled", example.origin, f"--sample={SAMPLE.value}", fault=False)
     examples = [examples[i] for i in sorted(drawn)]
-  model = RewardModel.from_pretrained(MODEL.value, dtype=DTYPE.value)
+  model = RewardModel.from_pretrained(
+    MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
+  )
   groups, examples = model.model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")

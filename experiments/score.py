@@ -34,6 +34,12 @@ ROWS = flags.DEFINE_integer(
   "Rows that are held at once; responses to one prompt share its reading where they are.",
   lower_bound=1,
 )
+CHAT_TEMPLATE = flags.DEFINE_string(
+  "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
+)
+EOS = flags.DEFINE_enum(
+  "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
+)
 flags.mark_flags_as_required(["model", "input", "output"])
 
 _CHARACTERS = 2**26  # of the rows that are held at once: some may be books
@@ -97,7 +103,11 @@ def main() -> None:
   with open(part_of_it, "w", encoding="utf-8") as file:
     try:
       model = RewardModel.from_pretrained(
-        MODEL.value, dtype=DTYPE.value, max_length=MAX_LENGTH.value
+        MODEL.value,
+        dtype=DTYPE.value,
+        max_length=MAX_LENGTH.value,
+        chat_template=CHAT_TEMPLATE.value,
+        eos=EOS.value,
       )
       cuts: list[int] = []
       for rows in parts(read_rows(INPUT.value, Report(strict=True))):

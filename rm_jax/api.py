@@ -17,16 +17,17 @@ from rm_jax.data.group import Group, check_vocabulary, make_group
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
 from rm_jax.data.tokenise import Sequence as Tokens
-from rm_jax.models import hf
 from rm_jax.models.config import HeadConfig, backbone_config, head_config
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
 from rm_jax.models.source import RECORD, Source, open_source, parse, save_folder
 from rm_jax.train.checkpoints import Checkpoints
+from rm_jax.train.export import export
 from rm_jax.train.mesh import make_mesh, parameter_shardings
 from rm_jax.train.remote import local
 from rm_jax.train.score import default_packing, read_groups, score_groups, solution_scores
 from rm_jax.train.setup import Model, convention_for, init_params, kept_dtype, read_params
+from rm_jax.train.setup import chat_template as template_of
 from rm_jax.train.workdir import is_workdir
 from rm_jax.types import Example, Text
 
@@ -69,6 +70,8 @@ class RewardModel:
     *,
     dtype: str = "float32",
     max_length: int = 0,
+    chat_template: str = "",
+    eos: str = "",
     mesh: Mapping[str, int] | None = None,
   ) -> "RewardModel":
     """Loads a model that has a reward head.
@@ -76,13 +79,18 @@ class RewardModel:
     Args:
       name: a run's workdir (its latest checkpoint), a folder saved by `save_pretrained`, or a
         Hugging Face sequence-classification folder or hub id; the last keeps its own pooling rule,
-        and no EOS is added.
+        and no EOS is added unless `eos` says so.
       dtype: of the backbone's compute.
       max_length: tokens of a prompt + response; 0 = as saved, or the architecture's most.
+      chat_template: for messages: 'hh', a Jinja text or a file of it; '' = the model's own.
+      eos: 'append' puts EOS behind every text that does not end in it, 'none' adds nothing; '' = as
+        saved, or none. TRL's RewardTrainer appends it to strings and not to messages, and nothing
+        in its checkpoint says which of them it was trained on (see docs/exports.md).
       mesh: {'data', 'fsdp', 'tensor'} -> devices; default all on 'data'.
 
     Raises:
-      ValueError: nothing is there, it has no reward head, or tensors do not fit.
+      ValueError: nothing is there, it has no reward head, or tensors do not fit; `chat_template` or
+        `eos` is none.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
     name = local(name) if isinstance(name, str) else name
@@ -94,14 +102,20 @@ class RewardModel:
     head = _head(source)
     if head.outputs != 1 and not head.ensemble and not head.attributes:
       raise ValueError(f"{name}: its head has {head.outputs} outputs; a reward has one")
+    convention = convention_for(
+      source.config, source.record, tokenizer, eos=eos or "none", max_length=max_length
+    )
+    if eos:
+      convention = dataclasses.replace(convention, eos=eos)
+    if chat_template:
+      tokenizer.chat_template = template_of(chat_template)
     model = Model(
       network=Network(backbone, head, dtype=dtype),
       tokenizer=tokenizer,
-      convention=convention_for(
-        source.config, source.record, tokenizer, eos="none", max_length=max_length
-      ),
+      convention=convention,
       config=source.config,
       source=source,
+      option="{0} of from_pretrained, or --{0} of a command,",
     )
     model.text_encoder()  # a template that renders nothing is refused before weights are read
     if not trained:
@@ -339,29 +353,21 @@ class RewardModel:
   def save_pretrained(self, path: str | Path) -> None:
     """Writes a Hugging Face sequence-classification folder (safetensors, float32), and our record.
 
-    transformers' AutoModelForSequenceClassification reads it; so does `from_pretrained`. Of
-    attributes, the first gets the ratings; their mix is in our record. A model that reads a mean
-    has other scores there, as transformers' classifiers read one token: that is warned of.
+    transformers' AutoModelForSequenceClassification reads it, and its tokenizer ends a text as the
+    model was trained; so does `from_pretrained`, by the record. The mean of an ensemble and the mix
+    of attributes are one row there; members and attributes are in our record. What such a folder
+    has no word for is warned of; docs/exports.md says what to call.
     """
-    if self.model.convention.pooling == "mean":
-      log.warning(
-        "%s: the model reads the mean over a response; transformers reads one token of it, so that "
-        "its scores are others. RewardModel.from_pretrained reads it as it was trained",
-        path,
-      )
-    head, params = self.model.network.head, self.params
-    if head.attributes:
-      head = dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
-    if lora := self.model.network.lora:
-      params = unflatten_dict(merged(flatten_dict(params, sep="/"), lora), sep="/")
-    network = dataclasses.replace(self.model.network, head=head, frozen=0, lora=None)
-    saved = dataclasses.replace(self.model, network=network)
+    source = self.model.source
+    made = export(self.model, self.params, kinds=source.record.get("kinds", ()) if source else ())
+    for limit in made.limits:
+      log.warning("%s: %s", path, limit)
     save_folder(
       Path(path),
-      config=saved.exported_config(),
-      tokenizer=saved.tokenizer,
-      record=saved.record(),
-      tensors=hf.export_params(self.model.network, params),
+      config=made.config,
+      tokenizer=made.tokenizer,
+      record=made.record,
+      tensors=made.tensors.items(),
     )
 
 

@@ -18,7 +18,7 @@ from rm_jax.models.source import save_folder
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.setup import build_model, init_params
 from rm_jax.types import Example
-from tests.conftest import decoder_tokenizer
+from tests.conftest import LLAMA, decoder_tokenizer
 from tests.train.runs import run, small_config
 
 
@@ -115,9 +115,7 @@ def test_transformers_reads_what_we_save(model, tmp_path, caplog):
     if encoder:
       inputs = tokenizer(row["prompt"], row["response"], return_tensors="pt")
     else:
-      text = row["prompt"] + row["response"] + tokenizer.eos_token
-      inputs = tokenizer(text, return_tensors="pt")
-    inputs.pop("token_type_ids", None) if not encoder else None
+      inputs = tokenizer(row["prompt"] + row["response"], return_tensors="pt")
     with torch.no_grad():
       if mean:
         # A token a byte: the response's and its EOS, or last separator, end the row.
@@ -140,7 +138,7 @@ def test_rows_in_every_form(model):
     ({"prompt": "a\ud800", "response": "a"}, "row 0: lone_surrogate"),
     ("ab", "row 0: is 'ab'; expected {column: value}"),
   ):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
       model.score([row])
 
 
@@ -224,7 +222,7 @@ def test_steps_that_cannot_be_scored(model):
     (good | {"completions": ["b" * 600]}, "row 1: steps_too_long"),
     (good | {"prompt": 3}, "row 1: wrong_type: 'prompt' is 3"),
   ):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
       model.score_steps([good, row])
 
 
@@ -331,8 +329,6 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
   torch = pytest.importorskip("torch", reason="torch is the oracle")
   from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-  from tests.conftest import LLAMA
-
   torch.manual_seed(0)
   # pad == eos: Hugging Face's rule reads the last token that is neither.
   config = LlamaConfig(**LLAMA | {"pad_token_id": 2, "num_labels": 1})
@@ -350,6 +346,79 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
       score = theirs(**inputs).logits.item()
     got = model.score([{"prompt": "ab", "response": response}])[0]
     assert got == pytest.approx(score, abs=2e-5)
+
+
+def classifier(folder, *, chat=None, pad="<pad>"):
+  """A classifier of transformers' with random weights, whose config says nothing of EOS."""
+  torch = pytest.importorskip("torch", reason="torch makes the checkpoint")
+  from transformers import LlamaConfig, LlamaForSequenceClassification
+
+  torch.manual_seed(0)
+  tokenizer = decoder_tokenizer(chat=chat, pad=pad)
+  config = LlamaConfig(**LLAMA | {"pad_token_id": tokenizer.pad_token_id, "num_labels": 1})
+  theirs = LlamaForSequenceClassification(config).eval()
+  torch.nn.init.normal_(theirs.score.weight)
+  theirs.save_pretrained(folder)
+  tokenizer.save_pretrained(folder)
+  return theirs, tokenizer
+
+
+def test_messages_for_a_model_without_a_chat_template(tmp_path):
+  classifier(tmp_path)
+  talk = {"prompt": [{"role": "user", "content": "ab"}], "response": "cd"}
+  message = r"no chat template; set chat_template of from_pretrained, or --chat_template of a comm"
+  with pytest.raises(ValueError, match=message):
+    RewardModel.from_pretrained(tmp_path).score([talk])
+  model = RewardModel.from_pretrained(tmp_path, chat_template="hh")
+  same = {"prompt": "\n\nHuman: ab\n\nAssistant:", "response": " cd"}  # with its BOS, too
+  scores = model.score([talk, same])
+  assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+  with pytest.raises(ValueError, match="chat_template 'hhh' is neither Jinja text, nor a file"):
+    RewardModel.from_pretrained(tmp_path, chat_template="hhh")
+  # What was given goes along.
+  model.save_pretrained(tmp_path / "saved")
+  again = RewardModel.from_pretrained(tmp_path / "saved")
+  np.testing.assert_array_equal(again.score([talk, same]), scores)
+
+
+def test_eos_of_a_classifier_that_others_trained_is_said_by_who_loads_it(tmp_path):
+  theirs, tokenizer = classifier(tmp_path)
+  import torch
+
+  def logits(text):
+    with torch.no_grad():
+      return theirs(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits
+
+  row = {"prompt": "ab", "response": "cd"}
+  for eos, text in (("", "abcd"), ("none", "abcd"), ("append", "abcd</s>")):
+    model = RewardModel.from_pretrained(tmp_path, eos=eos)
+    assert model.score([row])[0] == pytest.approx(logits(text).item(), abs=2e-5)
+    ended = model.score([row | {"response": "cd</s>"}])[0]
+    assert ended == pytest.approx(logits("abcd</s>").item(), abs=2e-5)
+  with pytest.raises(ValueError, match="eos is 'middle'; expected one of append, none"):
+    RewardModel.from_pretrained(tmp_path, eos="middle")
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "</s>"])
+def test_what_others_trained_is_saved_with_its_own_rule(pad, tmp_path):
+  torch = pytest.importorskip("torch", reason="torch is the oracle")
+  from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+  classifier(tmp_path / "theirs", pad=pad)
+  for eos in ("none", "append"):
+    model = RewardModel.from_pretrained(tmp_path / "theirs", eos=eos, chat_template="hh")
+    model.save_pretrained(tmp_path / eos)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / eos).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / eos)
+    talk = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
+    expected = model.score(
+      [{"prompt": "ab", "response": "cd"}, {"prompt": talk[:1], "response": talk[1:]}]
+    )
+    texts = tokenizer("abcd"), tokenizer.apply_chat_template(talk, return_dict=True)
+    inputs = tokenizer.pad([dict(t) for t in texts], return_tensors="pt")
+    with torch.no_grad():
+      logits = theirs(**inputs).logits[:, 0].numpy()
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
 
 
 def test_scoring_without_a_head_is_an_error(llama_folder, tmp_path):

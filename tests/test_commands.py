@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from experiments import _libc, launch, with_large_pages
+from rm_jax import RewardModel
 from rm_jax.train.writers import read_lines
 from tests.train.runs import write_pairs
 
@@ -313,3 +314,41 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   assert [{k: v for k, v in row.items() if k != "reward"} for row in scored] == singles
   assert all(isinstance(row["reward"], float) for row in scored)
   assert scored[4]["reward"] < 0  # a log-probability
+
+
+@pytest.mark.slow
+def test_messages_for_a_model_that_has_no_chat_template(tmp_path):
+  from tests.test_api import classifier
+
+  classifier(tmp_path / "theirs")
+  rows = tmp_path / "rows.jsonl"
+  talks = [[{"role": "user", "content": f"{i} ab"}] for i in range(6)]
+  rows.write_text("".join(json.dumps({"prompt": t, "response": "cd"}) + "\n" for t in talks))
+  sides = [
+    {
+      side: [{"role": "assistant", "content": c * 3}]
+      for side, c in (("chosen", "a"), ("rejected", "b"))
+    }
+    for _ in talks
+  ]
+  pairs = tmp_path / "pairs.jsonl"
+  pairs.write_text(
+    "".join(json.dumps({"prompt": t, **s}) + "\n" for t, s in zip(talks, sides, strict=True))
+  )
+  model = f"--model={tmp_path / 'theirs'}"
+  asked = {
+    "score": (f"--input={rows}", f"--output={tmp_path / 'scored.jsonl'}"),
+    "evaluate": (f"--data={pairs}", f"--out={tmp_path / 'e'}"),
+    "audit": (f"--data={pairs}", f"--out={tmp_path / 'a'}", "--cache=none"),
+  }
+  for name, flags in asked.items():
+    code, _, err = finish(command(name, model, *flags))
+    assert code == 1
+    assert "--chat_template of a command" in err
+    code, _, err = finish(command(name, model, *flags, "--chat_template=hh", "--eos=append"))
+    assert code == 0, err
+  expected = RewardModel.from_pretrained(tmp_path / "theirs", chat_template="hh", eos="append")
+  scores = expected.score([{"prompt": t, "response": "cd"} for t in talks])
+  assert [row["reward"] for row in read_lines(tmp_path / "scored.jsonl")] == pytest.approx(
+    scores.tolist(), abs=1e-5
+  )

@@ -47,6 +47,8 @@ class Convention:
       of the step.
     date: what a chat template that asks for today's date is told, as 'DD Mon YYYY': the same text
       must have the same score tomorrow.
+    bos: 'add' puts before a chat template's text what the tokenizer itself puts before a string
+      (its BOS), where the text does not begin with it; 'template' leaves that to the template.
   """
 
   encoder: bool = False
@@ -55,11 +57,13 @@ class Convention:
   max_length: int = 1024
   separator: str = "\n"
   date: str = "26 Jul 2024"
+  bos: str = "add"
 
   def __post_init__(self):
     for name, value, known in (
       ("eos", self.eos, ("append", "none")),
       ("pooling", self.pooling, ("last", "first", "hf", "mean")),
+      ("bos", self.bos, ("add", "template")),
     ):
       if value not in known:
         raise ValueError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
@@ -106,26 +110,30 @@ class TextEncoder:
   Args:
     tokenizer: a Hugging Face tokenizer; its chat template renders messages.
     convention: see `Convention`.
+    option: how the caller sets what is missing, for errors; {0} is the option's name.
 
   Raises:
     ValueError: the convention wants an EOS and the tokenizer has none.
   """
 
-  def __init__(self, tokenizer: Any, convention: Convention):
+  def __init__(self, tokenizer: Any, convention: Convention, *, option: str = "--config.model.{0}"):
     self.tokenizer = tokenizer
     self.convention = convention
+    self.option = option
     appends = convention.eos == "append" and not convention.encoder
     if appends and tokenizer.eos_token_id is None:
       raise ValueError(
-        "model.eos is 'append' and the tokenizer has no eos_token; set model.eos='none' or a "
-        "tokenizer that has one"
+        "eos is 'append' and the tokenizer has no eos_token; set "
+        f"{option.format('eos')} to 'none', or a tokenizer that has one"
       )
     # The length is the convention's business: without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
-    self._appends = appends
+    self.appends = appends
     if tokenizer.chat_template:
       templates.check(self._template(), **self._variables())
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
+    adds = convention.bos == "add" and not convention.encoder
+    self.bos = self._own_opening() if adds else self._opening[:0]
 
   def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
     """Tokenises (prompt, response) pairs in one go; what fails is returned in its place."""
@@ -190,7 +198,7 @@ class TextEncoder:
     if not self.tokenizer.chat_template:
       raise ValueError(
         "the data holds messages and the tokenizer has no chat template; set "
-        "--config.model.chat_template to a Jinja template, a file of one, or one of: "
+        f"{self.option.format('chat_template')} to a Jinja template, a file of one, or one of: "
         + ", ".join(TEMPLATES)
       )
     from jinja2 import TemplateError
@@ -208,19 +216,23 @@ class TextEncoder:
       raise RowError("template_error", f"the chat template failed: {found}") from None
 
   def _template(self) -> str:
-    # A macro of the name hides the function that would tell the template today's date.
-    today = "{% macro strftime_now(form) %}" + self.convention.date + "{% endmacro %}{{ '' }}"
-    return today + self.tokenizer.get_chat_template()
+    return self.dated() + "{{ '' }}" + self.tokenizer.get_chat_template()
 
   def _variables(self) -> dict[str, str]:
     return {**self.tokenizer.special_tokens_map, "date_string": self.convention.date}
 
+  def dated(self) -> str:
+    """What stands before a template's source, so that it is told the convention's date."""
+    # A macro of the name hides the function that would tell the template today's date.
+    date = self.convention.date
+    return "{% macro strftime_now(form) %}" + date + "{% endmacro %}"
+
   # Decoders: prompt and response are one text.
 
   def _encode_texts(self, pairs, rendered, special: bool) -> list[Sequence | RowError]:
-    whole = self._ids([full for _, full in rendered], special)
+    whole = self._opened([full for _, full in rendered], special)
     prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
-    own = dict(zip(prompts, self._ids(prompts, special), strict=True))
+    own = dict(zip(prompts, self._opened(prompts, special), strict=True))
     return [
       self._finish(pair, self._with_eos(ids, full), common_prefix([ids, own[prompt]]))
       for pair, (prompt, full), ids in zip(pairs, rendered, whole, strict=True)
@@ -232,9 +244,27 @@ class TextEncoder:
     encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
 
+  def _opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
+    """Ids of texts that nothing stands before: strings (`special`), or what a template rendered."""
+    done = self._ids(texts, special)
+    if special or not len(self.bos):
+      return done
+    return [
+      ids if common_prefix([ids, self.bos]) == len(self.bos) else np.concatenate([self.bos, ids])
+      for ids in done
+    ]
+
+  def _own_opening(self) -> np.ndarray:
+    """What the tokenizer puts before every string: BOS, or nothing."""
+    (whole,), (bare,) = self._ids(["a"], special=True), self._ids(["a"], special=False)
+    for start in range(len(whole) - len(bare) + 1):
+      if np.array_equal(whole[start : start + len(bare)], bare):
+        return whole[:start]
+    return whole[:0]
+
   def _with_eos(self, ids: np.ndarray, text: str) -> np.ndarray:
     tokenizer = self.tokenizer
-    if not self._appends or text.rstrip().endswith(tokenizer.eos_token):
+    if not self.appends or text.rstrip().endswith(tokenizer.eos_token):
       return ids
     if len(ids) and ids[-1] == tokenizer.eos_token_id:  # the tokenizer adds one itself
       return ids
@@ -262,7 +292,7 @@ class TextEncoder:
 
       def tokens(turns: list[Message]) -> tuple[np.ndarray, int]:
         text, own = self.render((*turns, *response)), self.render(turns, generation=True)
-        whole, own_ids = self._ids([text, own], special=False)
+        whole, own_ids = self._opened([text, own], special=False)
         return self._with_eos(whole, text), common_prefix([whole, own_ids])
 
       turns, found = _shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
@@ -270,7 +300,7 @@ class TextEncoder:
       # What stands before the first word of the oldest turn that is left: BOS, the system's turn.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
-      opening = common_prefix([ids, self._ids([self.render(probe)], special=False)[0]])
+      opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
     excess = len(ids) - limit
     if excess <= 0:
       return ids, prompt
@@ -315,11 +345,11 @@ class TextEncoder:
       return error
     rest = [np.append(ids, separator) for ids in self._ids(list(steps[1:]), special=False)]
     eos = self.tokenizer.eos_token_id
-    end = [np.asarray([eos], np.int32)] if self._appends and separator[-1] != eos else []
+    end = [np.asarray([eos], np.int32)] if self.appends and separator[-1] != eos else []
 
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)
-      first, own = self._ids([head + steps[0], head], special)
+      first, own = self._opened([head + steps[0], head], special)
       if special and len(first) and first[-1] == eos:  # put there by the tokenizer: it comes later
         first = first[:-1]
       return [np.append(first, separator), *rest], own

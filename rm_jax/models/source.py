@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rm_jax.models import files, gguf
+from rm_jax.models import clients, files, gguf
 from rm_jax.models.config import check_config
 
 CONFIG = "config.json"
@@ -73,7 +73,11 @@ class Source:
 
   def tensors(self) -> Any:
     """A lazy reader of its tensors: names(), shape(name), get(name)."""
-    return self._gguf if self._gguf else files.read_tensors(self.path)
+    if self._gguf:
+      return self._gguf
+    reader = files.read_tensors(self.path)
+    packed = self.record.get("head_tensors")
+    return clients.Overlaid(reader, packed) if packed else reader
 
   def tokenizer(self) -> Any:
     """Its tokenizer. Raises ValueError where it has none."""
@@ -180,7 +184,6 @@ def load_tokenizer(name: str | Path) -> Any:
     # that stands there for something else runs it.
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer("A first use: some tables are read by it alone.")
-    return tokenizer
   # Of a damaged file transformers and `tokenizers` raise whatever their code comes upon; what is
   # a panic in Rust is no Exception.
   except BaseException as error:
@@ -194,6 +197,8 @@ def load_tokenizer(name: str | Path) -> Any:
       f"{path}: no tokenizer could be loaded ({type(error).__name__}: {why}{mend}); set "
       "--config.model.tokenizer to a folder, GGUF file or hub id that has one"
     ) from None
+  record = path / RECORD
+  return clients.as_trained(tokenizer, read_json(record)) if record.exists() else tokenizer
 
 
 def _check_tokenizer_files(path: Path) -> None:

@@ -122,6 +122,9 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   """
   head = head_config(hf_config)
   own = source is not None and is_classifier(hf_config)
+  saved = source.record.get("head", {}) if own else {}
+  if saved:  # the folder's own files have our outputs as one row
+    head = dataclasses.replace(head, outputs=HeadConfig(**saved).outputs)
   names = tuple(c.attributes)
   if c.members < 1:
     raise ValueError(f"model.members is {c.members}; expected at least 1")
@@ -152,14 +155,14 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
       )
     return head
   labels = hf_config.get("id2label") or {}
-  labels = tuple(labels[i] for i in sorted(labels, key=int))
+  labels = tuple(saved.get("attributes", ())) or tuple(labels[i] for i in sorted(labels, key=int))
   if labels != names:
     raise ValueError(
       f"model.attributes is {names} and {c.pretrained} has a head of {labels}; expected these "
       "names in this order, or a checkpoint of the language model"
     )
-  saved = source.record.get("head", {}).get("mix")
-  return dataclasses.replace(head, attributes=names, mix=mix if c.mix or not saved else saved)
+  weights = mix if c.mix or not saved.get("mix") else saved["mix"]
+  return dataclasses.replace(head, attributes=names, mix=weights)
 
 
 def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:

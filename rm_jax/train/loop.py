@@ -24,7 +24,7 @@ from rm_jax.train.score import keep_features, score_groups
 from rm_jax.train.setup import build_model
 from rm_jax.train.shift import shift_report
 from rm_jax.train.step import window_metrics
-from rm_jax.train.workdir import check, claim, locked, plain, resolve
+from rm_jax.train.workdir import check, claim, earlier_record, locked, plain, resolve
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes, read_lines, write_json
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   check_fields(config)
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
-  model = build_model(config, mesh)
+  model = build_model(config, mesh, earlier=earlier_record(workdir))
   text.check(config.loss, model)
   train_set, heldout_set, report = load_data(config, model)
   shifted_set = load_shifted(config, model, heldout_set)
@@ -75,7 +75,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     loop = _Loop(run, workdir, heldout_set)
     # Only now: a run that could not begin leaves nothing behind.
     if is_main():
-      claim(workdir, config, model)
+      claim(workdir, config, model, {example.kind for example in train_set.examples})
     with jax.set_mesh(mesh):
       timing = loop.loop()
     if shifted_set:

@@ -44,6 +44,7 @@ class Model:
     convention: see `data.tokenise.Convention`.
     config: config.json's dictionary of the checkpoint it came from.
     source: where its weights are, or None for random ones.
+    option: how who made it sets what it lacks, for errors; {0} is the option's name.
   """
 
   network: Network
@@ -51,10 +52,11 @@ class Model:
   convention: Convention
   config: dict[str, Any]
   source: Source | None
+  option: str = "--config.model.{0}"
 
   def text_encoder(self) -> TextEncoder:
     """Text -> tokens by the model's convention."""
-    return TextEncoder(self.tokenizer, self.convention)
+    return TextEncoder(self.tokenizer, self.convention, option=self.option)
 
   def tokenise(
     self, examples: Sequence[Example], report: Report, folder: Path | None = None
@@ -86,8 +88,11 @@ class Model:
 
   def record(self) -> dict[str, Any]:
     """rm_jax.json: what config.json has no word for."""
+    convention = dataclasses.asdict(self.convention)
+    if convention["bos"] == "template":
+      del convention["bos"]  # as the records have it that were written before the field was there
     record = {
-      "convention": dataclasses.asdict(self.convention),
+      "convention": convention,
       "head": dataclasses.asdict(self.network.head),
       "frozen_layers": self.network.frozen,
     }
@@ -133,7 +138,10 @@ def convention_for(
   imported = is_classifier(hf_config)
   usual = ("hf" if imported else "last") if decoder else "first"
   if record:
-    saved = parse(Convention, record.get("convention"), f"{RECORD}: convention")
+    found = record.get("convention")
+    # Models made before the field was there have no BOS but the template's.
+    found = {"bos": "template"} | found if isinstance(found, dict) else found
+    saved = parse(Convention, found, f"{RECORD}: convention")
     usual = record["convention"].get("pooling", usual)
     if saved.encoder == decoder:
       raise ValueError(
@@ -155,10 +163,17 @@ def convention_for(
     eos=eos,
     pooling=pooling or usual,
     max_length=min(max_length or positions, positions),
+    # Who trained a head on a template of their own read what it renders, and no BOS beside it.
+    bos="template" if imported and tokenizer.chat_template else "add",
   )
 
 
-def _chat_template(name: str) -> str:
+def chat_template(name: str) -> str:
+  """A chat template: by its name in `TEMPLATES`, Jinja text, or a file of it.
+
+  Raises:
+    ValueError: it is none of them.
+  """
   if name in TEMPLATES:
     return TEMPLATES[name]
   if "{" in name:
@@ -166,24 +181,25 @@ def _chat_template(name: str) -> str:
   if Path(local(name)).is_file():
     return Path(local(name)).read_text(encoding="utf-8")
   raise ValueError(
-    f"model.chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
+    f"chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
   )
 
 
-def build_model(config: Any, mesh: Mesh | None = None) -> Model:
+def build_model(
+  config: Any, mesh: Mesh | None = None, *, earlier: dict[str, Any] | None = None
+) -> Model:
   """The model that the `model` part of an experiment's config describes; no weights are read.
 
   Args:
     config: see configs/base.py.
     mesh: as `architecture.build_network` has it.
+    earlier: rm_jax.json of the run that goes on, whose texts keep the BOS that they had.
   """
   c = config.model
   source, hf_config = architecture(config)
   if not c.tokenizer and source is None:
     raise ValueError("--config.model.config needs --config.model.tokenizer beside it")
   tokenizer = _tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
-  if c.chat_template:
-    tokenizer.chat_template = _chat_template(c.chat_template)
   network = build_network(config, hf_config, source, mesh=mesh)
   record = source.record if source else {}
   convention = convention_for(
@@ -194,8 +210,11 @@ def build_model(config: Any, mesh: Mesh | None = None) -> Model:
     max_length=config.data.max_length,
     pooling=c.pooling,
   )
-  if convention.pooling == "last":
-    hf_config = hf_config | {"pad_token_id": _distinct_pad(tokenizer)}
+  if c.chat_template:
+    tokenizer.chat_template = chat_template(c.chat_template)
+  if earlier:
+    bos = earlier.get("convention", {}).get("bos", "template")
+    convention = dataclasses.replace(convention, bos=bos)
   return Model(
     network=network,
     tokenizer=tokenizer,
@@ -207,25 +226,6 @@ def build_model(config: Any, mesh: Mesh | None = None) -> Model:
 
 def _tokenizer(name: str) -> Any:
   return make_tokenizer() if name == "world" else load_tokenizer(local(name))
-
-
-def _distinct_pad(tokenizer: Any) -> int | None:
-  """A pad token that no response ends in, for who loads what we save in transformers.
-
-  Its classifiers read the last token that is not the pad token: with pad == eos, as many decoders
-  have it, they would read the token before the mark.
-  """
-  if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-    others = (tokenizer.bos_token, tokenizer.unk_token)
-    fitting = [token for token in others if token not in (None, tokenizer.eos_token)]
-    if not fitting:
-      log.warning(
-        "the tokenizer has no pad token beside its EOS: transformers will read our saved "
-        "model one token before the mark"
-      )
-      return tokenizer.pad_token_id
-    tokenizer.pad_token = fitting[0]
-  return tokenizer.pad_token_id
 
 
 def kept_dtype(network: Network, path: str) -> np.dtype:

@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from rm_jax.models.source import read_json, recover, save_folder
+from rm_jax.models.source import RECORD, read_json, recover, save_folder
 from rm_jax.train.hosts import agree, is_main
 from rm_jax.train.setup import Model
 from rm_jax.train.writers import write_json
@@ -57,10 +57,15 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def _saved(workdir: Path) -> dict[str, Any] | None:
+def _saved(workdir: Path, name: str = CONFIG) -> dict[str, Any] | None:
   """config.json of the run that the folder (of the first process) holds; None where it is new."""
-  path = workdir / CONFIG
+  path = workdir / name
   return agree(read_json(path) if path.exists() else None)
+
+
+def earlier_record(workdir: Path) -> dict[str, Any] | None:
+  """rm_jax.json of the run that the folder holds: how its texts become tokens; None: it is new."""
+  return _saved(workdir, f"model/{RECORD}")
 
 
 def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collections.ConfigDict:
@@ -172,10 +177,12 @@ def locked(workdir: Path) -> Iterator[None]:
       file.close()
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, model: Model) -> None:
+def claim(
+  workdir: Path, config: ml_collections.ConfigDict, model: Model, kinds: Iterable[str] = ()
+) -> None:
   """Makes the folder this config's: config.json, and model/, a Hugging Face folder without weights.
 
-  Those are in the checkpoints.
+  Those are in the checkpoints. The record names the `kinds` of feedback that are trained on.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(workdir / CONFIG, plain(config))
@@ -183,7 +190,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, model: Model) -> Non
     workdir / "model",
     config=model.exported_config(),
     tokenizer=model.tokenizer,
-    record=model.record(),
+    record=model.record() | {"kinds": sorted(kinds)},
   )
 
 

@@ -1,5 +1,7 @@
 """What a model reads, and where its reward is read: the peers' users met each of these as a bug."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tokenizers
@@ -7,7 +9,9 @@ import tokenizers
 from rm_jax.data.group import make_group, tokenise
 from rm_jax.data.report import Report, RowError
 from rm_jax.data.tokenise import HH_TEMPLATE, Convention, TextEncoder, common_prefix
+from rm_jax.models.source import load_tokenizer
 from rm_jax.types import Example
+from rm_jax.world import make_tokenizer
 from tests.conftest import CHAT, decoder_tokenizer, encoder_tokenizer
 
 BOS, EOS = 1, 2
@@ -53,7 +57,7 @@ def test_chat_template_is_applied_once_and_brings_its_own_bos():
 def test_template_without_eos_gets_one():
   tokenizer = decoder_tokenizer(chat=HH_TEMPLATE)
   s = one(tokenizer, (user("hi"),), (assistant("yo"),))
-  assert text(tokenizer, s.ids) == "\n\nHuman: hi\n\nAssistant: yo</s>"
+  assert text(tokenizer, s.ids) == "<s>\n\nHuman: hi\n\nAssistant: yo</s>"
 
 
 def test_template_that_asks_for_the_date_gets_the_same_one_every_day():
@@ -62,7 +66,7 @@ def test_template_that_asks_for_the_date_gets_the_same_one_every_day():
     "{% for m in messages %}{{ m.content }}{% endfor %}"
   )
   s = one(tokenizer, (user("a"),), (assistant("b"),), eos="none", date="01 Jan 2020")
-  assert text(tokenizer, s.ids) == "01 Jan 2020|01 Jan 2020|ab"
+  assert text(tokenizer, s.ids) == "<s>01 Jan 2020|01 Jan 2020|ab"
 
 
 def test_hf_pooling_skips_what_equals_the_pad_token():
@@ -391,3 +395,82 @@ def test_a_tokenizer_that_appends_eos_itself_gives_the_same_ids():
   want, got = (TextEncoder(t, Convention()).step_sequence("ab", ("cd", "ef")) for t in (plain, own))
   np.testing.assert_array_equal(got.ids, want.ids)
   assert (got.prompt, got.marks.tolist()) == (want.prompt, want.marks.tolist())
+
+
+def both_forms(tokenizer, **convention):
+  """A conversation's ids by the chat template, and those of its text given as two strings."""
+  turns = (user("Is it Über 3 < 5?"), assistant("Yes."), user("Why?"))
+  encoder = TextEncoder(tokenizer, Convention(**convention))
+  prompt, whole = encoder.render(turns, generation=True), encoder.render((*turns, assistant("So.")))
+  pairs = [(turns, (assistant("So."),)), (prompt, whole[len(prompt) :])]
+  messages, strings = encoder.sequences(pairs)
+  return messages, strings
+
+
+REAL = {
+  "SmolLM2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+  "TinyStories": Path(__file__).parents[3] / "shared/weights/tinystories-llama-260k",
+  "MiniLM": "sentence-transformers/all-MiniLM-L6-v2",
+}
+
+
+def real(name, monkeypatch):
+  """The tokenizer of a published model; skips where it cannot be had."""
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  monkeypatch.setenv("PIP_NO_INDEX", "1")
+  try:
+    return load_tokenizer(REAL[name])
+  except (FileNotFoundError, ValueError) as error:
+    pytest.skip(f"{name} is not here: {error}")
+
+
+@pytest.mark.parametrize("name", ["bytes", "bytes, no BOS", "world", "SmolLM2", "TinyStories"])
+def test_messages_and_strings_have_the_same_ids(name, monkeypatch):
+  made = {
+    "bytes": decoder_tokenizer,
+    "bytes, no BOS": lambda: decoder_tokenizer(bos=False),
+    "world": make_tokenizer,
+  }
+  tokenizer = made[name]() if name in made else real(name, monkeypatch)
+  tokenizer.chat_template = HH_TEMPLATE
+  messages, strings = both_forms(tokenizer)
+  np.testing.assert_array_equal(messages.ids, strings.ids)
+  assert messages.prompt == strings.prompt
+  adds_bos = name in ("bytes", "TinyStories")
+  assert ((messages.ids == tokenizer.bos_token_id).sum() == 1) == adds_bos
+  assert (messages.ids == tokenizer.eos_token_id).sum() == 1
+
+
+@pytest.mark.parametrize("name", ["bytes", "MiniLM"])
+def test_an_encoders_pair_is_the_same_in_both_forms(name, monkeypatch):
+  tokenizer = encoder_tokenizer() if name == "bytes" else real(name, monkeypatch)
+  tokenizer.chat_template = HH_TEMPLATE
+  messages, strings = both_forms(tokenizer, encoder=True, eos="none", pooling="first")
+  np.testing.assert_array_equal(messages.ids, strings.ids)
+  np.testing.assert_array_equal(messages.token_type, strings.token_type)
+  assert (messages.ids == tokenizer.cls_token_id).sum() == 1
+
+
+def test_bos_is_the_templates_where_the_record_says_nothing_of_it():
+  tokenizer = decoder_tokenizer(chat=HH_TEMPLATE)
+  before, strings = both_forms(tokenizer, bos="template")
+  np.testing.assert_array_equal(before.ids, strings.ids[1:])
+  # A template's own BOS is not doubled.
+  own = decoder_tokenizer()
+  assert one(own, (user("hi"),), (assistant("yo"),)).ids.tolist()[:2] == [
+    BOS,
+    own("u").input_ids[1],
+  ]
+
+
+def test_bos_stays_where_messages_are_cut_and_before_steps():
+  tokenizer = decoder_tokenizer(chat=HH_TEMPLATE)
+  turns = (user("old"), assistant("older"), user("new"))
+  full = one(tokenizer, turns, (assistant("end"),))
+  cut = one(tokenizer, turns, (assistant("end"),), max_length=len(full.ids) - 1)
+  assert text(tokenizer, cut.ids) == "<s>\n\nHuman: new\n\nAssistant: end</s>"
+  tokens = one(tokenizer, turns, (assistant("end"),), max_length=len(cut.ids) - 2)
+  assert tokens.ids[0] == BOS
+  assert text(tokenizer, tokens.ids).endswith("w\n\nAssistant: end</s>")
+  steps = steps_of(tokenizer, (user("q"),), ["a", "b"])
+  assert text(tokenizer, steps.ids) == "<s>\n\nHuman: q\n\nAssistant:a\nb\n</s>"

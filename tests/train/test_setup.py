@@ -1,5 +1,6 @@
 """From a config to a model and data: what is decided, and what is refused."""
 
+import dataclasses
 import json
 import re
 
@@ -12,13 +13,14 @@ from configs.base import get_config
 from rm_jax.data.report import DataError
 from rm_jax.data.tokenise import HH_TEMPLATE
 from rm_jax.models.hf import export_params
-from rm_jax.models.source import save_folder
+from rm_jax.models.source import RECORD, save_folder
 from rm_jax.train import loop
 from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.datasets import load_data
 from rm_jax.train.mesh import make_mesh
 from rm_jax.train.run import make_packing
 from rm_jax.train.setup import build_model, convention_for, init_params
+from rm_jax.train.workdir import claim, earlier_record
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 from tests.train.runs import small_config, write_pairs
 
@@ -39,6 +41,37 @@ def test_convention_of_each_kind_of_checkpoint():
   saved = {"convention": {"eos": "none", "pooling": "last", "max_length": 100, "date": "x"}}
   again = convention_for(LLAMA, saved, decoder_tokenizer(), **options)
   assert (again.eos, again.date, again.max_length) == ("none", "x", 512)
+
+
+def test_bos_is_what_the_record_says_and_a_record_without_it_adds_none():
+  options = dict(eos="auto", max_length=0)
+  new = convention_for(LLAMA, {}, decoder_tokenizer(), **options)
+  assert new.bos == "add"
+  old = {"convention": {"eos": "append", "pooling": "last", "max_length": 64}}
+  assert convention_for(LLAMA, old, decoder_tokenizer(), **options).bos == "template"
+  kept = {"convention": dataclasses.asdict(new)}
+  assert convention_for(LLAMA, kept, decoder_tokenizer(), **options).bos == "add"
+  # A head that others trained, on their own template or, without one, on strings.
+  classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
+  assert convention_for(classifier, {}, decoder_tokenizer(), **options).bos == "template"
+  assert convention_for(classifier, {}, decoder_tokenizer(chat=None), **options).bos == "add"
+
+
+def test_a_run_that_goes_on_keeps_the_bos_that_it_had(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=1)
+  config.model.chat_template = "hh"
+  new = build_model(config)
+  claim(tmp_path, config, new)
+  assert build_model(config, earlier=earlier_record(tmp_path)).convention == new.convention
+  # A run of an earlier version: its record does not have the field.
+  path = tmp_path / "model" / RECORD
+  record = json.loads(path.read_text())
+  assert record["convention"].pop("bos") == "add"
+  path.write_text(json.dumps(record))
+  old = build_model(config, earlier=earlier_record(tmp_path))
+  assert old.convention.bos == "template"
+  assert json.loads(json.dumps(old.record())) == record
+  assert build_model(config, earlier=earlier_record(tmp_path / "new")).convention.bos == "add"
 
 
 def test_pooling_is_the_architectures_own_the_mean_or_the_trained_heads():

@@ -1,0 +1,217 @@
+"""Tokenizer and config as other readers take them: transformers 4.51 and 5, and what uses them.
+
+What only we can say stays in `rm_jax.json`: the tokenizer as the model was trained with it, and the
+head where it has more outputs than one.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import processors
+
+from rm_jax.models.config import DecoderConfig, EncoderConfig
+
+_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# What says how others' code, or another number format, is to be used: none of it is true of ours.
+_FOREIGN = ("auto_map", "quantization_config", "dtype", "_name_or_path", "num_labels")
+
+
+def client_config(
+  config: dict[str, Any], backbone: DecoderConfig | EncoderConfig
+) -> dict[str, Any]:
+  """config.json that each reader understands alike: nothing is left to a version's defaults.
+
+  Args:
+    config: a sequence classifier's.
+    backbone: what `models.config.backbone_config` makes of it.
+  """
+  config = {key: value for key, value in config.items() if key not in _FOREIGN}
+  config |= {"torch_dtype": "float32", "problem_type": "regression"}
+  if isinstance(backbone, EncoderConfig):
+    return config
+  # The older layout: transformers 5 reads it, too.
+  config.pop("rope_parameters", None)
+  config |= {
+    "rope_theta": backbone.rope.theta,
+    "rope_scaling": _rope_scaling(backbone),
+    "head_dim": backbone.head_dim,
+    "num_key_value_heads": backbone.kv_heads,
+    "max_position_embeddings": backbone.max_positions,
+    "rms_norm_eps": backbone.eps,
+    "hidden_act": backbone.activation,
+  }
+  if backbone.model_type in ("llama", "qwen3"):
+    config["attention_bias"] = backbone.out_bias
+  if backbone.model_type == "llama":
+    config["mlp_bias"] = backbone.mlp_bias
+  if backbone.windows is None:
+    # 4.51 looks at the window, whatever `use_sliding_window` says.
+    config |= {"sliding_window": None, "use_sliding_window": False}
+  return config
+
+
+def _rope_scaling(backbone: DecoderConfig) -> dict[str, Any] | None:
+  rope = backbone.rope
+  if rope.kind == "default":
+    return None
+  scaling = {"rope_type": rope.kind, "factor": rope.factor}
+  if rope.kind == "llama3":
+    scaling |= {
+      "low_freq_factor": rope.low_freq_factor,
+      "high_freq_factor": rope.high_freq_factor,
+      "original_max_position_embeddings": rope.original_length,
+    }
+  return scaling
+
+
+def client_tokenizer(
+  tokenizer: Any,
+  *,
+  chat_template: str | None,
+  append: str | None,
+  pad: str | None,
+  max_length: int,
+  pairs: bool,
+) -> Any:
+  """A copy of a tokenizer that reads text as the model was trained, without our code.
+
+  Args:
+    tokenizer: a fast one; it stays as it is.
+    chat_template: of the copy.
+    append: token that it puts behind every text, or None.
+    pad: its pad token; one that is not there is added.
+    max_length: tokens, its `model_max_length`.
+    pairs: whether it gives `token_type_ids` (encoders).
+  """
+  from transformers import PreTrainedTokenizerFast
+
+  backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+  backend.no_truncation()
+  backend.no_padding()
+  if append is not None:
+    ending = [(append, backend.token_to_id(append))]
+    last = processors.TemplateProcessing(
+      single=f"$A {append}", pair=f"$A $B:1 {append}:1", special_tokens=ending
+    )
+    own = backend.post_processor
+    backend.post_processor = last if own is None else processors.Sequence([own, last])
+  special = {f"{n}_token": getattr(tokenizer, f"{n}_token", None) for n in _SPECIAL}
+  special["pad_token"] = pad
+  inputs = ["input_ids", *(["token_type_ids"] if pairs else []), "attention_mask"]
+
+  class Client(PreTrainedTokenizerFast):
+    """transformers 5 calls the class otherwise, by a name that 4.51 does not know."""
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+      files = super().save_pretrained(save_directory, **kwargs)
+      path = Path(save_directory) / "tokenizer_config.json"
+      said = json.loads(path.read_text(encoding="utf-8"))
+      said["tokenizer_class"] = "PreTrainedTokenizerFast"
+      for key in ("backend", "is_local"):
+        said.pop(key, None)
+      path.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+      return files
+
+  return Client(
+    tokenizer_object=backend,
+    **{name: token for name, token in special.items() if token is not None},
+    chat_template=chat_template,
+    model_max_length=max_length,
+    model_input_names=inputs,
+    padding_side="right",
+    truncation_side="left",
+    clean_up_tokenization_spaces=False,
+    split_special_tokens=bool(getattr(tokenizer, "split_special_tokens", False)),
+  )
+
+
+def tokenizer_record(tokenizer: Any, client: Any) -> dict[str, Any]:
+  """Of a tokenizer what its `client_tokenizer` has otherwise, for `as_trained`."""
+  return {
+    "chat_template": tokenizer.get_chat_template() if tokenizer.chat_template else None,
+    "client_template": _hash(client.chat_template),
+    "post_processor": json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"],
+    "pad_token": tokenizer.pad_token,
+  }
+
+
+def _hash(text: str | None) -> str:
+  return hashlib.sha256((text or "").encode()).hexdigest()[:16]
+
+
+def as_trained(tokenizer: Any, record: Mapping[str, Any]) -> Any:
+  """The tokenizer of a folder that we exported, made again what it was in training.
+
+  A chat template that somebody changed in the folder stays changed.
+
+  Args:
+    tokenizer: as transformers reads it there.
+    record: the folder's rm_jax.json; without a "tokenizer" nothing is done.
+
+  Raises:
+    ValueError: the record is not one that we wrote.
+  """
+  saved = record.get("tokenizer")
+  if saved is None:
+    return tokenizer
+  try:
+    if _hash(tokenizer.chat_template) == saved["client_template"]:
+      tokenizer.chat_template = saved["chat_template"]
+    tokenizer.backend_tokenizer.post_processor = _post_processor(saved["post_processor"])
+    tokenizer.pad_token = saved["pad_token"]
+  except Exception as error:  # what `tokenizers` raises has no class of its own
+    raise ValueError(f"rm_jax.json: its tokenizer is not one that we wrote: {error}") from None
+  return tokenizer
+
+
+def _post_processor(said: dict[str, Any] | None) -> Any:
+  """A post-processor from its JSON, which `tokenizers` reads as part of a whole tokenizer alone."""
+  if said is None:
+    return None
+  empty = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE()).to_str())
+  return tokenizers.Tokenizer.from_str(json.dumps(empty | {"post_processor": said})).post_processor
+
+
+def packed_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """A few small arrays as JSON has them: {name: {shape, float32: base64, little-endian}}."""
+  return {
+    name: {
+      "shape": list(array.shape),
+      "float32": base64.b64encode(np.asarray(array, "<f4").tobytes()).decode(),
+    }
+    for name, array in tensors.items()
+  }
+
+
+class Overlaid:
+  """A reader of tensors, some of which are those of a record (see `packed_tensors`).
+
+  Raises ValueError where the record is not one that we wrote.
+  """
+
+  def __init__(self, reader: Any, packed: Mapping[str, Any]):
+    self._reader = reader
+    try:
+      self._own = {
+        name: np.frombuffer(base64.b64decode(one["float32"], validate=True), "<f4")
+        .astype(np.float32)
+        .reshape(one["shape"])
+        for name, one in packed.items()
+      }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+      raise ValueError(f"rm_jax.json: its head is not one that we wrote: {error}") from None
+
+  def names(self) -> Any:
+    return self._reader.names()
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return self._own[name].shape if name in self._own else self._reader.shape(name)
+
+  def get(self, name: str) -> np.ndarray:
+    return self._own[name] if name in self._own else self._reader.get(name)

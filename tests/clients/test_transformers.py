@@ -1,0 +1,77 @@
+"""An export read without our code, by two versions of transformers, has our scores."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rm_jax import RewardModel
+from tests.clients.exports import MODELS, client, conversations, made, python_of
+
+pytestmark = pytest.mark.slow
+
+INSTALL = "python -m venv tf451 && tf451/bin/pip install torch 'transformers==4.51.3'"
+CLIENTS = {"5": (None, ""), "4.51": ("RM_JAX_TEST_TF451", INSTALL)}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+  """name -> (the export's folder; the texts as a client gives them; our scores of each)."""
+  out = {}
+  for name in MODELS:
+    folder = tmp_path_factory.mktemp("export")
+    try:
+      model = made(name, folder / "made")
+    except pytest.skip.Exception:
+      continue
+    model.save_pretrained(folder / "saved")
+    talks = conversations(300)
+    messages = [{"prompt": turns, "response": answer} for turns, answer in talks]
+    strings = [{"prompt": turns[-1]["content"], "response": answer} for turns, answer in talks]
+    asked, ours = {}, {}
+    if model.model.convention.encoder:
+      asked["pairs"] = [[row["prompt"], row["response"]] for row in strings]
+      ours["pairs"] = model.score(strings)
+    else:
+      asked["strings"] = [row["prompt"] + row["response"] for row in strings]
+      ours["strings"] = model.score(strings)
+    if model.model.tokenizer.chat_template:
+      asked["messages"] = [
+        [*turns, {"role": "assistant", "content": answer}] for turns, answer in talks
+      ]
+      ours["messages"] = model.score(messages)
+    encoder = model.model.text_encoder()
+    pairs = [(row["prompt"], row["response"]) for row in strings]
+    assert not any(one.cut for one in encoder.sequences(pairs))
+    again = RewardModel.from_pretrained(folder / "saved")
+    for kind, rows in (("strings", strings), ("pairs", strings), ("messages", messages)):
+      if kind in ours:
+        np.testing.assert_array_equal(again.score(rows), ours[kind])
+    out[name] = str(folder / "saved"), asked, ours
+  return out
+
+
+@pytest.fixture(scope="module", params=CLIENTS)
+def scores(request, exports):
+  """folder -> what the client read there."""
+  python = python_of(*CLIENTS[request.param])
+  asked = {folder: texts for folder, texts, _ in exports.values()}
+  out = client(python, "read.py", stdin=json.dumps(asked))
+  assert out["transformers"].startswith(request.param)
+  return out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_reads_our_scores(exports, scores, name):
+  if name not in exports:
+    pytest.skip(f"the tokenizer of {name} is not here")
+  folder, _, ours = exports[name]
+  for kind, expected in ours.items():
+    assert expected.std() > 0.05
+    if name == "BERT" and kind == "messages":
+      # A pair's second half has token types of its own, which no template can render.
+      assert "reads a pair, which a chat template cannot render" in scores[folder][kind]["refused"]
+      continue
+    for how in ("alone", "padded"):
+      found = scores[folder][kind][how]
+      np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=f"{kind}, {how}")
