@@ -325,15 +325,20 @@ def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
     for at, factor in enumerate(resample.weights(keys, targets).tolist()):
       ledger.reweigh(kept[at], "reweighed", f"{options.resample_by} {keys[at]!r}", factor)
   of_key = dict(zip(kept, keys, strict=True))
-  table = {}
-  for name in sorted(set(keys)):
-    left = [i for i in ledger.kept if of_key[i] == name]
-    table[name] = {
-      "before": keys.count(name),
-      "after": len(left),
-      "weight_after": round(sum(ledger.examples[i].weight for i in left), 6),
+  counts = collections.Counter(keys)
+  left, weight = collections.Counter(), collections.Counter()
+  for i in ledger.kept:
+    left[of_key[i]] += 1
+    weight[of_key[i]] += ledger.examples[i].weight
+  table = {
+    name: {
+      "before": counts[name],
+      "after": left[name],
+      "weight_after": round(weight[name], 6),
       "target": targets[name],
     }
+    for name in sorted(counts)
+  }
   return {"by": options.resample_by, "how": options.resample_how, "keys": table, "why": why}
 
 
