@@ -368,11 +368,15 @@ def table(report: dict[str, Any]) -> str:
     lines += [f"  {what:<8}{count:>7}  {reason}" for reason, count in report[what].items()]
   if noise := report["denoise"]:
     low, high = noise["interval"]
-    lines.append(
-      f"denoise: out of fold {noise['accuracy']:.3f} [{low:.3f}, {high:.3f}] agree; noise at most "
-      f"{noise['noise_rate']:.3f} (confident joint) or "
-      f"{noise['disagreement_of_surest_tenth']:.3f} (surest tenth); {noise['flagged']} flagged"
-    )
+    surest = f"{noise['disagreement_of_surest_tenth']:.3f}"
+    if noise["surest_interval"]:
+      surest += " [{:.3f}, {:.3f}]".format(*noise["surest_interval"])
+    lines += [
+      f"denoise: out of fold {noise['accuracy']:.3f} [{low:.3f}, {high:.3f}] agree; of the surest "
+      f"tenth ({noise['surest_pairs']} pairs) {surest} disagree; {noise['flagged']} flagged",
+      f"  that is the share of wrong labels if {noise['assumes']}; judges who err on close pairs "
+      "are wrong more often, and there is no bound",
+    ]
   if done := report["resample"]:
     lines.append(f"resampled by {done['by']} ({done['how']})")
     lines += [

@@ -37,7 +37,7 @@ def test_planted_faults_are_found(tmp_path):
   assert precision["flip"] >= 0.3  # 0.680; chance is 0.05
   assert 0.02 <= report["denoise"]["disagreement_of_surest_tenth"] <= 0.2  # 0.078, planted 0.05
   rows, noise = report["rows"], report["denoise"]
-  # The light model's own errors are most of the joint's: the surest tenth bounds the count.
+  # The light model's own errors are most of the joint's: the surest tenth decides the count.
   assert noise["noise_rate"] > noise["disagreement_of_surest_tenth"]
   assert noise["estimated_count"] == round(noise["disagreement_of_surest_tenth"] * rows["kept"])
   assert rows["read"] == 2000 + 50 + 50 + 40
@@ -45,6 +45,8 @@ def test_planted_faults_are_found(tmp_path):
   entries = [e for e in report["listed"]["dropped"] if e["reason"] == "in_heldout"]
   assert all(f"with {tmp_path}/held.jsonl:" in e["detail"] for e in entries)
   json.dumps(report, allow_nan=False)
+  assert "at most" not in pipeline.table(report)
+  assert f"if {noise['assumes']}" in pipeline.table(report)
 
 
 @pytest.fixture(scope="module")
