@@ -68,7 +68,7 @@ def test_annotators_of_a_file(tmp_path):
   code, out, err = finish(command("curate", *flags, "--annotators=x,y"))
   assert code == 0, err
   assert "39 of 40 rows kept, 20 prompts" in out
-  assert "two annotators: not identified" in out
+  assert "Dawid-Skene: none: there are no three annotators of whom each two judged 30 rows" in out
   (dropped,) = json.loads(report.read_text())["dropped"]
   assert dropped["origin"].endswith("j.jsonl:4")
   assert dropped["reason"] == "unknown_judgement"
