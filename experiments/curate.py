@@ -55,6 +55,9 @@ flags.DEFINE_integer("folds", DEFAULT.folds, "Folds of the scorer.", lower_bound
 flags.DEFINE_string("resample_by", DEFAULT.resample_by, "'source', 'length' or a column.")
 flags.DEFINE_string("resample_to", DEFAULT.resample_to, "KEY=SHARE,... or 'equal'.")
 flags.DEFINE_integer("seed", DEFAULT.seed, "Of all that is drawn.", lower_bound=0)
+flags.DEFINE_bool(
+  "allow_large_drop", DEFAULT.allow_large_drop, "Let one rule drop more than half of the rows."
+)
 SCORER = flags.DEFINE_enum(
   "denoise_scorer", "none", ["none", "content"], "'content': a light model of words."
 )
@@ -125,8 +128,6 @@ def main() -> None:
   if HELDOUT.value:
     heldout = formats.load(HELDOUT.value, report=heldout_report, format=FORMAT.value)
   rows = ledger.read(INPUT.value, format=FORMAT.value, strict=STRICT.value)
-  report = pipeline.curate(rows, options, heldout=heldout, scorer=scorer, progress=True)
-  ledger.write(output, rows, format=FORMAT.value)
   files = {"input": INPUT.value, "output": OUTPUT.value, "files_not_read": rows.unread}
   if heldout is not None:
     files["heldout"] = {
@@ -134,6 +135,13 @@ def main() -> None:
       "kept": heldout_report.kept,
       "dropped": dict(heldout_report.dropped),
     }
+  try:
+    report = pipeline.curate(rows, options, heldout=heldout, scorer=scorer, progress=True)
+  except pipeline.LargeDropError as stopped:
+    _save(report_path, files | {"output": None} | stopped.report)
+    old = f"{output}, which was there before, is as it was" if output.exists() else "no output"
+    raise DataError(f"{stopped}. Written: {report_path}, and {old}") from stopped
+  ledger.write(output, rows, format=FORMAT.value)
   _save(report_path, files | report)
   print(pipeline.table(report))
 

@@ -22,6 +22,10 @@ from rm_jax.types import Example
 Scorer = Callable[[Sequence[Example], Sequence[Example]], np.ndarray]
 
 POLICIES = ("none", "drop", "flip", "downweight")
+# What makes the disagreement in the surest tenth the share of flipped labels.
+ASSUMES = (
+  "labels are flipped as often in these pairs as in close ones, and the scorer makes no error there"
+)
 
 
 def folds(examples: Sequence[Example], count: int, seed: int = 0) -> np.ndarray:
@@ -107,15 +111,15 @@ class Suspicion:
     probability: float64 [N], out of fold, P(chosen > rejected).
     ranked: int64 [N], indices, the likeliest flips first.
     noise_rate: the confident joint's estimate of the share of flipped labels.
-    bound: share of flipped labels that the surest pairs allow for, an estimate from above.
-    count: round(min(noise_rate, bound) · N): how many to flag by count.
+    surest: share of the surest tenth of the pairs whose labels the scorer disagrees with.
+    count: round(min(noise_rate, surest) · N): how many to flag by count.
     report: the numbers for a report.
   """
 
   probability: np.ndarray
   ranked: np.ndarray
   noise_rate: float
-  bound: float
+  surest: float
   count: int
   report: dict[str, Any]
 
@@ -128,11 +132,16 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
 
     noise rate = flipped / (flipped + right)                            (the confident joint's)
 
-  **This counts the model's own errors as noise**: of pairs whose labels are all true, a model that
-  is right in 65 % finds 30 % flipped. So the disagreement in the surest tenth of the pairs (largest
-  |p − 1/2|) stands beside it, where the model's own errors are fewest: were those none, it would be
-  the noise rate (Liu and Tao 2016, anchor points). Both are estimates from above; the count takes
-  the lower one. The ranking needs less than either: only the surest disagreements.
+  This counts the model's own errors as noise: of pairs whose labels are all true, a model that is
+  right in 65 % finds 30 % flipped. So the disagreement in the surest tenth of the pairs (largest
+  |p − 1/2|) stands beside it, where the model's own errors are fewest (Liu and Tao 2016, anchor
+  points), with its interval.
+
+  **Neither bounds the share of flipped labels, from either side.** The second is that share if
+  labels are flipped as often in the surest pairs as in the others, and the scorer makes no errors
+  there (`ASSUMES`, which reports repeat). Judges who err where two responses are close flip many
+  more: with the true reward for a scorer and 0.268 flipped by Bradley and Terry's odds, the two are
+  0.194 and 0.052. The ranking assumes less than either: that the surest disagreements are worst.
 
   Args:
     examples: N pairs, for their conversations.
@@ -143,8 +152,8 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
       1/2): there is nothing to denoise by.
   """
   found = accuracy(credit(margins, np.zeros(len(examples))), [e.conversation for e in examples])
-  if found["interval"][0] <= 0.5:
-    low, high = found["interval"]
+  if found["interval"] is None or found["interval"][0] <= 0.5:
+    low, high = found["interval"] or (0.0, 1.0)
     raise DataError(
       f"out of fold, the scorer agrees with {found['accuracy']:.3f} [{low:.3f}, {high:.3f}] of the "
       "labels, which is no better than a coin: it cannot say which are wrong. Train a better one "
@@ -156,8 +165,12 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
   flipped = int(((1 - p >= t) & (p < 0.5)).sum())
   rate = flipped / max(1, flipped + right)
   surest = np.argsort(-np.abs(p - 0.5), kind="stable")[: max(1, len(p) // 10)]
-  bound = float((p[surest] < 0.5).mean())
-  count = min(round(min(rate, bound) * len(p)), int((p < 0.5).sum()))
+  talks = [examples[i].conversation for i in surest.tolist()]
+  interval = None  # over one conversation there is none
+  if len(set(talks)) > 1:
+    interval = accuracy((p[surest] < 0.5).astype(np.float64), talks)["interval"]
+  disagreement = float((p[surest] < 0.5).mean())
+  count = min(round(min(rate, disagreement) * len(p)), int((p < 0.5).sum()))
   report = {
     "accuracy": found["accuracy"],
     "interval": found["interval"],
@@ -166,13 +179,16 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
     "confidently_right": right,
     "confidently_flipped": flipped,
     "noise_rate": rate,
-    "disagreement_of_surest_tenth": bound,
+    "disagreement_of_surest_tenth": disagreement,
+    "surest_interval": interval,
+    "surest_pairs": len(surest),
+    "assumes": ASSUMES,
     "estimated_count": count,
     "quantiles_of_probability": {
       f"p{q:02d}": float(np.percentile(p, q)) for q in (1, 5, 10, 25, 50)
     },
   }
-  return Suspicion(p, np.argsort(p, kind="stable"), rate, bound, count, report)
+  return Suspicion(p, np.argsort(p, kind="stable"), rate, disagreement, count, report)
 
 
 def apply(

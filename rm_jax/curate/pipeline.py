@@ -1,5 +1,6 @@
 """All parts of curation in one order, each by its policy; what became of the rows as a report."""
 
+import collections
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 from rm_jax.curate import denoise, resample
 from rm_jax.curate.contamination import PARTS, contaminated
 from rm_jax.curate.coverage import coverage, length_bucket, lengths, parts_early
-from rm_jax.curate.duplicates import find_duplicates, similar_sides
+from rm_jax.curate.duplicates import Match, find_duplicates, similar_sides
 from rm_jax.curate.ledger import Ledger
 from rm_jax.data.report import DataError, shown
 from rm_jax.types import Example
@@ -25,20 +26,34 @@ POLICIES = {
 }
 
 
+# Reason of a dropped row -> the rule that dropped it, as it is called where it drops too many.
+_RULES = {
+  "parts_early": "early (pairs that part before their last turn)",
+  "sides_equal_normalised": "sides (equal or near ones)",
+  "sides_near": "sides (equal or near ones)",
+  "exact_duplicate": "duplicates",
+  "near_duplicate": "duplicates",
+  "contradictory": "reversed (contradictions)",
+  "in_heldout": "contamination",
+  "suspected_flip": "denoise",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """What to look for, and what to do about it. What is kept although found is listed as noted.
 
   Attributes:
     early: pairs whose sides differ before the last assistant turn: 'keep' or 'drop'.
-    sides: pairs whose two responses are equal once normalised, or near: 'keep', 'drop_equal' or
-      'drop_near' (both kinds).
+    sides: pairs whose two responses are equal (`tokens.normal`), or near: 'keep', 'drop_equal' or
+      'drop_near' (both kinds). Near ones that differ in numbers, signs, case, indentation or a
+      negation are kept whatever the policy; so are near duplicates and contradictions.
     sides_similarity: Jaccard of the two responses from which they are near; 0 = equal only.
     duplicates: 'keep', or 'drop' all but the first.
     near: Jaccard from which two examples are near duplicates; 0 = equal only.
     shingle: words of a shingle.
     reversed: examples that repeat another with its label reversed: 'keep_all', 'keep_first' (the
-      later ones go), or 'drop_both'.
+      later ones go), or 'drop_both'. Where the prompts are not equal they are kept.
     contamination_n: words of an n-gram.
     contamination_share: of the shorter text's n-grams, from which a row is contaminated.
     contamination_part: 'prompt', 'response', 'either' or 'both'.
@@ -52,6 +67,8 @@ class Options:
     resample_to: 'KEY=SHARE,...' or 'equal'.
     resample_how: 'subsample' or 'weights'.
     seed: of all that is drawn.
+    allow_large_drop: let one rule drop more than half of the rows that it looks at. Resampling may
+      do so anyway: it was told which shares to leave.
 
   Raises:
     DataError: a policy is not one of those.
@@ -76,6 +93,7 @@ class Options:
   resample_to: str = "equal"
   resample_how: str = "subsample"
   seed: int = 0
+  allow_large_drop: bool = False
 
   def __post_init__(self):
     for name, known in POLICIES.items():
@@ -90,6 +108,19 @@ class Options:
     ):
       if not low <= getattr(self, name) <= high:
         raise DataError(f"{name} is {getattr(self, name)}; expected it in [{low}, {high}]")
+
+
+class LargeDropError(DataError):
+  """One rule would drop more than half of the rows: more often a mistake of the rule than of them.
+
+  Attributes:
+    report: as `curate` returns it, of what was done until then, with `stopped`: {rule, dropped,
+      of}; what was not come to is None.
+  """
+
+  def __init__(self, message: str, report: dict[str, Any]):
+    super().__init__(message)
+    self.report = report
 
 
 def curate(
@@ -111,27 +142,63 @@ def curate(
 
   Returns:
     {options, rows, dropped, changed, noted: counts by reason, coverage: before and after, denoise,
-    resample: None where not done, unverified, seconds: of each part, listed: every row}.
+    resample: None where not done, seconds: of each part, listed: every row, stopped: None}.
 
   Raises:
+    LargeDropError: a rule would drop more than half of the rows that the ones before it left.
     DataError: what was asked cannot be done with these rows.
   """
   if scorer is None and options.denoise != "none":
     raise DataError(f"denoise is {options.denoise!r} and there is no scorer; give one")
   seconds: dict[str, float] = {}
-  report: dict[str, Any] = {"options": dataclasses.asdict(options)}
   clock = _Clock(seconds)
   before = coverage([ledger.examples[i] for i in ledger.kept])
   clock("coverage")
+  noise = proportions = None
+
+  def report(after: dict[str, Any] | None, stopped: dict[str, Any] | None) -> dict[str, Any]:
+    return {"options": dataclasses.asdict(options)} | ledger.counts() | {
+      "denoise": noise,
+      "resample": proportions,
+      "coverage": {"before": before, "after": after},
+      "seconds": seconds,
+      "listed": ledger.listed(),
+      "stopped": stopped,
+    }  # fmt: skip
+
+  def checked(of: int) -> None:
+    """Stops where a rule has dropped more than half of the `of` rows that were there before it."""
+    gone = collections.Counter(entry.reason for entry in ledger.dropped[seen[0] :])
+    seen[0] = len(ledger.dropped)
+    by_rule = collections.Counter()
+    for reason, count in gone.items():
+      by_rule[_RULES[reason]] += count
+    for rule, count in by_rule.items():
+      if 2 * count > of and not options.allow_large_drop:
+        raise LargeDropError(
+          f"{rule} would drop {count} of {of} rows, more than half: look at some of them in the "
+          "report (is it their template that is alike?), and give --allow_large_drop if they "
+          "should go",
+          report(None, {"rule": rule, "dropped": count, "of": of}),
+        )
+
+  seen = [len(ledger.dropped)]
+  rows = len(ledger.kept)
   _early(ledger, options)
+  checked(rows)
+  rows = len(ledger.kept)
   _sides(ledger, options)
   clock("sides")
-  unverified = _duplicates(ledger, options, progress)
+  checked(rows)
+  rows = len(ledger.kept)
+  _duplicates(ledger, options, progress)
   clock("duplicates")
+  checked(rows)
   if heldout is not None:
+    rows = len(ledger.kept)
     _contamination(ledger, options, heldout, progress)
     clock("contamination")
-  noise = None
+    checked(rows)
   if scorer is not None:
     examples = [ledger.examples[i] for i in ledger.kept]
     margins = denoise.out_of_fold(examples, scorer, count=options.folds, seed=options.seed)
@@ -145,17 +212,12 @@ def curate(
       weight=options.denoise_weight,
     )
     clock("denoise")
-  proportions = _resample(ledger, options) if options.resample_by else None
+    checked(len(examples))
+  if options.resample_by:
+    proportions = _resample(ledger, options)
   after = coverage([ledger.examples[i] for i in ledger.kept])
   clock("coverage after")
-  return report | ledger.counts() | {
-    "unverified": unverified,
-    "denoise": noise,
-    "resample": proportions,
-    "coverage": {"before": before, "after": after},
-    "seconds": seconds,
-    "listed": ledger.listed(),
-  }  # fmt: skip
+  return report(after, None)
 
 
 class _Clock:
@@ -185,46 +247,45 @@ def _sides(ledger: Ledger, options: Options) -> None:
     equal = match.similarity == 1.0
     reason = "sides_equal_normalised" if equal else "sides_near"
     detail = (
-      "chosen and rejected are equal but for case, white space or Unicode form"
+      "chosen and rejected are equal but for white space at their ends or Unicode form"
       if equal
-      else f"Jaccard of chosen and rejected {match.similarity:.3f}"
+      else f"Jaccard of chosen and rejected {match.similarity:.3f}{_but(match)}"
     )
     goes = options.sides == "drop_near" or (equal and options.sides == "drop_equal")
-    (ledger.drop if goes else ledger.note)(kept[match.index], reason, detail)
+    act = ledger.drop if goes and not match.differs else ledger.note
+    act(kept[match.index], reason, detail)
 
 
-def _duplicates(ledger: Ledger, options: Options, progress: bool) -> int:
+def _but(match: Match) -> str:
+  return f"; kept, for they differ in {match.differs}" if match.differs else ""
+
+
+def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
   kept = ledger.kept
   examples = [ledger.examples[i] for i in kept]
-  found = find_duplicates(
-    examples,
-    threshold=options.near,
-    n=options.shingle,
-    seed=options.seed,
-    progress=progress,
-  )
-  act = ledger.drop if options.duplicates == "drop" else ledger.note
-  for match in found.exact:
-    act(kept[match.index], "exact_duplicate", f"of {examples[match.of].origin}")
-  for match in found.near:
-    detail = f"of {examples[match.of].origin}, Jaccard {match.similarity:.3f}"
-    act(kept[match.index], "near_duplicate", detail)
+  found = find_duplicates(examples, threshold=options.near, n=options.shingle, progress=progress)
+  for match in [*found.exact, *found.near]:
+    reason = "exact_duplicate" if match.similarity == 1 else "near_duplicate"
+    detail = f"of {examples[match.of].origin}"
+    if match.similarity < 1:
+      detail += f", similarity {match.similarity:.3f}{_but(match)}"
+    goes = options.duplicates == "drop" and not match.differs
+    (ledger.drop if goes else ledger.note)(kept[match.index], reason, detail)
   gone: set[int] = set()
   for match in found.reversed:
     for mine, other in ((match.index, match.of), (match.of, match.index)):
       detail = f"{examples[other].origin} has the same prompt and responses, the label reversed"
       if match.similarity < 1:
-        detail += f" (Jaccard {match.similarity:.3f})"
+        detail += f" (similarity {match.similarity:.3f}{_but(match)})"
       # 'keep_first' keeps the earlier of the two; a row may contradict several.
       goes = options.reversed == "drop_both" or (
         options.reversed == "keep_first" and mine == match.index
       )
-      if not goes:
+      if not goes or match.differs:
         ledger.note(kept[mine], "contradicted", detail)
       elif mine not in gone:
         gone.add(mine)
         ledger.drop(kept[mine], "contradictory", detail)
-  return found.unverified
 
 
 def _contamination(
@@ -264,15 +325,20 @@ def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
     for at, factor in enumerate(resample.weights(keys, targets).tolist()):
       ledger.reweigh(kept[at], "reweighed", f"{options.resample_by} {keys[at]!r}", factor)
   of_key = dict(zip(kept, keys, strict=True))
-  table = {}
-  for name in sorted(set(keys)):
-    left = [i for i in ledger.kept if of_key[i] == name]
-    table[name] = {
-      "before": keys.count(name),
-      "after": len(left),
-      "weight_after": round(sum(ledger.examples[i].weight for i in left), 6),
+  counts = collections.Counter(keys)
+  left, weight = collections.Counter(), collections.Counter()
+  for i in ledger.kept:
+    left[of_key[i]] += 1
+    weight[of_key[i]] += ledger.examples[i].weight
+  table = {
+    name: {
+      "before": counts[name],
+      "after": left[name],
+      "weight_after": round(weight[name], 6),
       "target": targets[name],
     }
+    for name in sorted(counts)
+  }
   return {"by": options.resample_by, "how": options.resample_how, "keys": table, "why": why}
 
 
@@ -300,15 +366,17 @@ def table(report: dict[str, Any]) -> str:
   ]
   for what in ("dropped", "changed", "noted"):
     lines += [f"  {what:<8}{count:>7}  {reason}" for reason, count in report[what].items()]
-  if report["unverified"]:
-    lines.append(f"  {report['unverified']} rows had too many candidates to verify all of them")
   if noise := report["denoise"]:
     low, high = noise["interval"]
-    lines.append(
-      f"denoise: out of fold {noise['accuracy']:.3f} [{low:.3f}, {high:.3f}] agree; noise at most "
-      f"{noise['noise_rate']:.3f} (confident joint) or "
-      f"{noise['disagreement_of_surest_tenth']:.3f} (surest tenth); {noise['flagged']} flagged"
-    )
+    surest = f"{noise['disagreement_of_surest_tenth']:.3f}"
+    if noise["surest_interval"]:
+      surest += " [{:.3f}, {:.3f}]".format(*noise["surest_interval"])
+    lines += [
+      f"denoise: out of fold {noise['accuracy']:.3f} [{low:.3f}, {high:.3f}] agree; of the surest "
+      f"tenth ({noise['surest_pairs']} pairs) {surest} disagree; {noise['flagged']} flagged",
+      f"  that is the share of wrong labels if {noise['assumes']}; judges who err on close pairs "
+      "are wrong more often, and there is no bound",
+    ]
   if done := report["resample"]:
     lines.append(f"resampled by {done['by']} ({done['how']})")
     lines += [

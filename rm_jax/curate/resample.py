@@ -52,9 +52,11 @@ def subsample(keys: Sequence[str], targets: Mapping[str, float], seed: int = 0) 
     raise DataError(f"resampling to {dict(targets)} leaves no row of {dict(counts)}")
   rng = np.random.Generator(np.random.PCG64(seed))
   keep = np.zeros(len(keys), bool)
+  rows_of: dict[str, list[int]] = {}
+  for i, key in enumerate(keys):
+    rows_of.setdefault(key, []).append(i)
   for key in sorted(named):
-    at = np.flatnonzero([k == key for k in keys])
-    keep[rng.permutation(at)[: quota[key]]] = True
+    keep[rng.permutation(np.asarray(rows_of[key]))[: quota[key]]] = True
   return keep
 
 

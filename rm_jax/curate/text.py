@@ -1,17 +1,14 @@
-"""Text as curation compares it: as sets of hashed word n-grams, and by language.
-
-Hashes are of the text alone (blake2b), so that they are the same in every process.
-"""
+"""Text as curation compares it: as sets of hashed n-grams of tokens, and by language."""
 
 import dataclasses
-import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rm_jax.metrics.text import normalise, words
+from rm_jax.curate.tokens import Tokens
+from rm_jax.metrics.text import words
 
+_PRIME = np.uint64(0x100000001B3)
 _CHUNK = 4096  # texts hashed at once: bounds memory, long enough for numpy to pay
 
 
@@ -34,15 +31,6 @@ class Sets:
     return self.values[self.starts[i] : self.starts[i + 1]]
 
 
-class _WordHashes(dict):
-  """word -> a 64-bit hash of its text, each computed once."""
-
-  def __missing__(self, word: str) -> int:
-    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    self[word] = value = int.from_bytes(digest)
-    return value
-
-
 def mixed(hashes: np.ndarray, salt: int = 0) -> np.ndarray:
   """Another hash of each hash, uint64 (the finaliser of splitmix64; Steele et al. 2014)."""
   with np.errstate(over="ignore"):
@@ -52,52 +40,97 @@ def mixed(hashes: np.ndarray, salt: int = 0) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def ngrams(texts: Sequence[str], n: int) -> Sets:
-  """The word n-grams (shingles) of each text, hashed.
+def ngrams(tokens: Tokens, n: int, masked: np.ndarray | None = None) -> Sets:
+  """The n-grams (shingles) of the tokens of each text, hashed.
 
-  A text of fewer than n words is one n-gram, all of it, and one without a word (only signs) its
-  normalised self: no set is empty, so that short texts match where they are equal and only there.
+  Of tokens that are masked, and of pieces of text between those: an n-gram counts that is all of
+  one piece, or has whole pieces and what is masked around them, but not a piece cut by its end. So
+  a question has the same n-grams in a template and without one, a piece that is too short for that
+  counts as a whole, and two questions that begin alike do not share what leads up to them.
+
+  A text of fewer than n tokens is one n-gram, all of it. One without an n-gram that counts (nothing
+  but full stops; or nothing but a template) is the text itself: no set is empty, and such texts
+  match where they are equal and only there.
 
   Args:
-    texts: N texts, not yet normalised.
-    n: words of an n-gram, at least 1.
+    tokens: of N texts.
+    n: tokens of an n-gram, at least 1.
+    masked: bool [V], tokens that say nothing, a template's; None: all say something.
 
   Raises:
     ValueError: n is below 1.
   """
   if n < 1:
     raise ValueError(f"n is {n}; expected n-grams of at least 1 word")
-  cache = _WordHashes()
-  values, sizes = [], [np.zeros(1, np.int64)]
-  for start in range(0, len(texts), _CHUNK):
-    chunk = [_padded(text, n) for text in texts[start : start + _CHUNK]]
-    hashes, text_of_word = _concatenated(chunk, cache)
-    grams = np.zeros(len(hashes) - n + 1, np.uint64)
-    with np.errstate(over="ignore"):
-      for j in range(n):
-        grams = grams * np.uint64(0x100000001B3) + hashes[j : j + len(grams)]
-    inside = text_of_word[: len(grams)] == text_of_word[n - 1 :]
-    grams, owner = mixed(grams[inside]), text_of_word[: len(grams)][inside]
+  if masked is None:
+    masked = np.zeros(len(tokens.ids), bool)
+  out, counts = [], [np.zeros(1, np.int64)]
+  for first in range(0, len(tokens), _CHUNK):
+    last = min(first + _CHUNK, len(tokens))
+    begin, end = tokens.starts[first], tokens.starts[last]
+    grams, owner = _counting(
+      tokens.hashes[tokens.ids[begin:end]] if end > begin else np.zeros(0, np.uint64),
+      masked[begin:end],
+      np.diff(tokens.starts[first : last + 1]),
+      n,
+    )
+    none = np.flatnonzero(np.bincount(owner, minlength=last - first) == 0)
+    grams = np.concatenate([grams, mixed(tokens.whole[first:last][none], 2)])
+    owner = np.concatenate([owner, none])
     order = np.lexsort((grams, owner))
     grams, owner = grams[order], owner[order]
-    first = np.ones(len(grams), bool)
-    first[1:] = (grams[1:] != grams[:-1]) | (owner[1:] != owner[:-1])
-    values.append(grams[first])
-    sizes.append(np.bincount(owner[first], minlength=len(chunk)))
-  all_values = np.concatenate(values) if values else np.zeros(0, np.uint64)
-  return Sets(all_values, np.cumsum(np.concatenate(sizes)))
+    new = np.ones(len(grams), bool)
+    new[1:] = (grams[1:] != grams[:-1]) | (owner[1:] != owner[:-1])
+    out.append(grams[new])
+    counts.append(np.bincount(owner[new], minlength=last - first))
+  return Sets(np.concatenate([np.zeros(0, np.uint64), *out]), np.cumsum(np.concatenate(counts)))
 
 
-def _padded(text: str, n: int) -> list[str]:
-  found = words(text) or [normalise(text)]
-  return found + [""] * (n - len(found))
+def _counting(
+  hashes: np.ndarray, masked: np.ndarray, sizes: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(the n-grams that count of texts of these sizes; which text each is of)."""
+  owner = np.repeat(np.arange(len(sizes)), sizes)
+  count = max(0, len(hashes) - n + 1)
+  grams = _rolled(hashes, n) if count else np.zeros(0, np.uint64)
+  inside = owner[:count] == owner[len(owner) - count :]
+  hidden = np.concatenate([[0], np.cumsum(masked)])
+  # Whether a token goes on with the piece of text that the one before it is of.
+  goes_on = np.zeros(len(hashes) + 1, bool)
+  goes_on[1:-1] = ~masked[1:] & ~masked[:-1] & (owner[1:] == owner[:-1])
+  at = np.flatnonzero(inside)
+  inside_hidden = hidden[at + n] - hidden[at]
+  counting = inside_hidden == 0
+  counting |= (inside_hidden < n) & ~goes_on[at] & ~goes_on[at + n]
+  at = at[counting]
+  grams, owner = mixed(grams[at]), owner[at]
+  starts = np.cumsum(sizes) - sizes
+  short = np.flatnonzero((sizes > 0) & (sizes < n))
+  short = short[hidden[starts[short] + sizes[short]] - hidden[starts[short]] < sizes[short]]
+  whole = np.zeros(len(short), np.uint64)
+  with np.errstate(over="ignore"):
+    for j in range(int(sizes[short].max(initial=0))):
+      more = j < sizes[short]
+      whole[more] = whole[more] * _PRIME + hashes[starts[short[more]] + j]
+  return np.concatenate([grams, mixed(whole, 1)]), np.concatenate([owner, short])
 
 
-def _concatenated(chunk: Sequence[list[str]], cache: _WordHashes) -> tuple[np.ndarray, np.ndarray]:
-  """(hash of each word of all texts, uint64; which text it is of)."""
-  lengths = [len(found) for found in chunk]
-  flat: Iterable[int] = (cache[word] for found in chunk for word in found)
-  return np.fromiter(flat, np.uint64, sum(lengths)), np.repeat(np.arange(len(chunk)), lengths)
+def _rolled(hashes: np.ndarray, n: int) -> np.ndarray:
+  """A hash of each n hashes in a row."""
+  grams = np.zeros(len(hashes) - n + 1, np.uint64)
+  with np.errstate(over="ignore"):
+    for j in range(n):
+      grams = grams * _PRIME + hashes[j : j + len(grams)]
+  return grams
+
+
+def all_ngrams(tokens: Tokens, i: int, n: int) -> np.ndarray:
+  """Every n-gram of one text, hashed as `ngrams` does, in the order of the text."""
+  hashes = tokens.hashes[tokens.of(i)]
+  size = min(n, len(hashes))
+  if not size:
+    return mixed(tokens.whole[i : i + 1], 2)
+  return mixed(_rolled(hashes, size), int(size < n))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

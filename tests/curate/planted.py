@@ -34,10 +34,12 @@ REASONS = {
 
 
 def respelled(text, rng):
-  """Another case of some words, wider spaces, full-width digits: equal once normalised."""
-  tokens = [w.upper() if rng.random() < 0.3 else w for w in text.split(" ")]
-  wide = "".join(chr(ord(c) + 0xFEE0) if c.isdigit() else c for c in "  ".join(tokens))
-  return wide + " \n"
+  """Full-width letters and digits, white space at the ends: equal in Unicode's NFKC, trimmed."""
+  wide = [
+    "".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in w) if rng.random() < 0.3 else w
+    for w in text.split(" ")
+  ]
+  return " \n" + " ".join(wide) + " \n"
 
 
 def reworded(text, rng):
@@ -86,8 +88,7 @@ def plant(n, seed=0):
       if fault == "exact":
         row = {column: respelled(text, rng) for column, text in row.items()}
       elif fault == "near":
-        column = rng.choice(["prompt", "chosen", "rejected"])
-        row[column] = reworded(row[column], rng)
+        row["prompt"] = reworded(row["prompt"], rng)
       else:
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
         tagged[i] = (rows[i], "reversed")

@@ -123,13 +123,45 @@ def test_reliability_has_intervals_that_hold_the_truth():
     assert low <= entry["reliability"] <= high
     assert 0 < high - low < 0.1
   assert found["converged"]
-  assert found["identified"]
+
+
+@pytest.mark.parametrize("resamples", [0, 20])
+def test_annotators_who_share_too_little_have_a_reason_and_no_numbers(resamples):
+  rng = np.random.default_rng(0)
+
+  def judged_by(labels):
+    n, rows = np.full((len(labels), 2), 5), [f"{i}" for i in range(len(labels))]
+    names = tuple("abcde"[: labels.shape[1]])
+    return reliability(
+      Judgements(names, labels, n, 0 * n, rows, rows, [], len(rows)), resamples=resamples
+    )
+
+  coins = np.full((300, 3), MISSING)  # each row by one of three who flip a coin
+  coins[np.arange(300), rng.integers(3, size=300)] = rng.integers(2, size=300)
+  assert judged_by(coins).startswith("none: there are no three annotators")
+  two = rng.integers(2, size=(300, 2))
+  assert judged_by(two).startswith("none: there are no three annotators")
+  truth = rng.integers(2, size=400)
+  four = np.where(rng.random((400, 5)) < 0.8, truth[:, None], 1 - truth[:, None])
+  chain = four[:, :3].copy()  # a with b, b with c, and never a with c
+  chain[:200, 0] = chain[200:, 2] = MISSING
+  assert judged_by(chain).startswith("none: there are no three annotators")
+  four[:200, 3] = MISSING  # d with all of the three, e with a alone
+  four[:, 4] = np.where(np.arange(400) < 29, four[:, 4], MISSING)
+  found = judged_by(four)["annotators"]
+  assert [isinstance(found[name], dict) for name in "abcde"] == [True, True, True, True, False]
+  assert found["e"].startswith("none: not one of three annotators of whom each two judged 30 rows")
+  for name in "abcd":
+    assert found[name]["reliability"] == pytest.approx(0.8, abs=0.08)
+  # The fourth's few rows change nothing of the others'.
+  again = judged_by(four[:, :4])["annotators"]
+  assert all(again[name] == found[name] for name in "abcd")
 
 
 def test_a_class_that_no_one_used_is_left_out():
-  labels = np.array([[0, 0, 0], [2, 2, 2], [0, 2, 0], [2, 2, MISSING]] * 5)
-  n, names = np.full((20, 2), 5), [f"{i}" for i in range(20)]
-  found = reliability(Judgements(("a", "b", "c"), labels, n, n, names, names, [], 20), resamples=0)
+  labels = np.array([[0, 0, 0], [2, 2, 2], [0, 2, 0], [2, 2, MISSING]] * 20)
+  n, names = np.full((80, 2), 5), [f"{i}" for i in range(80)]
+  found = reliability(Judgements(("a", "b", "c"), labels, n, n, names, names, [], 80), resamples=0)
   assert found["classes"] == ["first", "tie"]
   assert found["prior"]["tie"] == pytest.approx(0.5, abs=0.05)
   assert found["annotators"]["c"]["interval"] is None
@@ -143,7 +175,7 @@ def test_report_of_every_kind_of_file_is_json(tmp_path):
     json.dumps(report, allow_nan=False)
     assert report["rows"] == {"read": 30, "kept": 30, "dropped": 0}
     assert "first chosen" in table(report)
-  assert report["reliability"] == "none: one annotator"
+  assert report["reliability"].startswith("none: there are no three annotators")
   assert report["agreement"]["nominal"].startswith("none: no unit has two ratings")
   same = read_judgements(write(path, [{**ROW, "y": 1}] * 4), ["x", "y"])
   with pytest.raises(DataError, match="all judgements are 'first'"):

@@ -71,10 +71,34 @@ def test_annotators_of_a_file(tmp_path):
   code, out, err = finish(command("curate", *flags, "--annotators=x,y"))
   assert code == 0, err
   assert "39 of 40 rows kept, 20 prompts" in out
-  assert "two annotators: not identified" in out
+  assert "Dawid-Skene: none: there are no three annotators of whom each two judged 30 rows" in out
   (dropped,) = json.loads(report.read_text())["dropped"]
   assert dropped["origin"].endswith("j.jsonl:4")
   assert dropped["reason"] == "unknown_judgement"
+
+
+def test_a_large_drop_stops_with_a_report_and_no_output(tmp_path):
+  row = {"prompt": "why", "chosen": "a b", "rejected": "c"}
+  data = lines(tmp_path / "in.jsonl", [row] * 5)
+  output, report = tmp_path / "out.jsonl", tmp_path / "report.json"
+  flags = [f"--input={data}", f"--output={output}", f"--report={report}"]
+  code, _, err = finish(command("curate", *flags))
+  assert code == 1
+  message = err.splitlines()[-1]
+  assert message.startswith("error: duplicates would drop 4 of 5 rows, more than half")
+  assert "--allow_large_drop" in message
+  assert not output.exists()
+  got = json.loads(report.read_text())
+  assert got["stopped"] == {"rule": "duplicates", "dropped": 4, "of": 5}
+  assert len(got["listed"]["dropped"]) == 4
+  code, _, err = finish(command("curate", *flags, "--allow_large_drop"))
+  assert code == 0, err
+  assert json.loads(report.read_text())["stopped"] is None
+  assert len(output.read_text().splitlines()) == 1
+  before = output.read_bytes()
+  code, _, err = finish(command("curate", *flags))
+  assert (code, output.read_bytes()) == (1, before)
+  assert "out.jsonl, which was there before, is as it was" in err
 
 
 def test_mistakes_stop_at_once_with_one_message(tmp_path):

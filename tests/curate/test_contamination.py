@@ -88,3 +88,43 @@ def test_refuses_and_has_no_trouble_with_nothing():
     contaminated([], [], share=0)
   with pytest.raises(ValueError, match="part is 'prompts'; expected one of prompt"):
     contaminated([], [], part="prompts")
+
+
+TEMPLATE = (
+  "Below is an instruction that describes a task. Write a response that appropriately completes "
+  "the request.\n\n### Instruction:\n{}\n\n### Response:\n"
+)
+
+
+def letters(rng, n):
+  return " ".join("".join(rng.choice(list("abcdefghij"), 5)) for _ in range(n))
+
+
+@pytest.mark.parametrize("size", [5, 9, 30])
+def test_a_template_is_no_overlap_and_hides_none(size):
+  rng = np.random.default_rng(1)
+  held = [letters(rng, size) for _ in range(10)]
+  train = [letters(rng, size) for _ in range(100)]
+  train[3], train[60] = held[2], held[7].upper()
+  # Questions that begin alike share what leads up to them, and no more.
+  train[8] = " ".join(held[5].split()[: size // 3] + letters(rng, size).split()[size // 3 :])
+  wrap = [[pair(TEMPLATE.format(t)) for t in texts] for texts in (train, held)]
+  assert [(o.index, o.of, o.share) for o in contaminated(*wrap)] == [(3, 2, 1.0), (60, 7, 1.0)]
+  bare = [pair(t) for t in held]
+  if size >= 8:  # in another template, or in none
+    assert [(o.index, o.of) for o in contaminated(wrap[0], bare)] == [(3, 2), (60, 7)]
+
+
+def test_a_leak_in_many_wrappings_is_no_template():
+  rng = np.random.default_rng(2)
+  leak = letters(rng, 20)
+  train = [pair(f"{letters(rng, 30)} {leak} {letters(rng, 30)}") for _ in range(12)]
+  train += [pair(letters(rng, 30)) for _ in range(300)]
+  held = [pair(leak), *(pair(letters(rng, 20)) for _ in range(20))]
+  assert [o.index for o in contaminated(train, held)] == list(range(12))
+
+
+def test_a_sign_is_a_difference():
+  held = [pair("Is 3 < 5?"), pair("What is 7 + 5?")]
+  train = [pair("Is 3 > 5?"), pair("What is 7 - 5?"), pair("is 3 < 5")]
+  assert [(o.index, o.of) for o in contaminated(train, held)] == [(2, 0)]

@@ -97,7 +97,24 @@ def test_noise_of_a_model_that_knows_the_truth():
   s = denoise.suspect(examples_of(n), np.where(flipped, -size, size))
   # Standard error of a share of 500: 0.013.
   assert s.noise_rate == pytest.approx(noise, abs=0.02)
-  assert s.bound == pytest.approx(noise, abs=0.05)
+  assert s.surest == pytest.approx(noise, abs=0.05)
+  low, high = s.report["surest_interval"]
+  assert low < noise < high
+
+
+def test_no_bound_is_claimed():
+  """Judges by Bradley and Terry's odds, and a scorer that is the truth itself: both estimates are
+  far below the share of flipped labels, and the report says under what they would be it."""
+  rng = np.random.default_rng(0)
+  size = np.abs(rng.normal(size=5000)) * 1.5
+  flipped = rng.random(5000) < 1 / (1 + np.exp(size))
+  s = denoise.suspect(examples_of(5000), np.where(flipped, -size, size))
+  assert max(s.noise_rate, s.surest, s.report["surest_interval"][1]) < flipped.mean() - 0.05
+  assert s.report["assumes"] == denoise.ASSUMES
+  # Few pairs: six in the surest tenth, and an interval that says so.
+  wide = denoise.suspect(examples_of(60), np.where(np.arange(60) % 5 == 4, -0.1, 2.0))
+  assert (wide.surest, wide.report["surest_pairs"]) == (0.0, 6)
+  assert wide.report["surest_interval"][1] > 0.3
   assert flipped[s.ranked[: s.count]].mean() > 0.99
 
 
@@ -149,7 +166,7 @@ def test_by_count():
   margins[:20] = -np.linspace(3, 0.1, 20)
   s = denoise.suspect(book.examples, margins)
   done = denoise.apply(book, s, "drop", by="count")
-  assert done["flagged"] == s.count == min(round(min(s.noise_rate, s.bound) * 100), 20)
+  assert done["flagged"] == s.count == min(round(min(s.noise_rate, s.surest) * 100), 20)
   assert [e.origin for e in book.dropped] == [f"f:{i}" for i in range(s.count)]
 
 

@@ -37,7 +37,7 @@ def test_planted_faults_are_found(tmp_path):
   assert precision["flip"] >= 0.3  # 0.680; chance is 0.05
   assert 0.02 <= report["denoise"]["disagreement_of_surest_tenth"] <= 0.2  # 0.078, planted 0.05
   rows, noise = report["rows"], report["denoise"]
-  # The light model's own errors are most of the joint's: the surest tenth bounds the count.
+  # The light model's own errors are most of the joint's: the surest tenth decides the count.
   assert noise["noise_rate"] > noise["disagreement_of_surest_tenth"]
   assert noise["estimated_count"] == round(noise["disagreement_of_surest_tenth"] * rows["kept"])
   assert rows["read"] == 2000 + 50 + 50 + 40
@@ -45,6 +45,8 @@ def test_planted_faults_are_found(tmp_path):
   entries = [e for e in report["listed"]["dropped"] if e["reason"] == "in_heldout"]
   assert all(f"with {tmp_path}/held.jsonl:" in e["detail"] for e in entries)
   json.dumps(report, allow_nan=False)
+  assert "at most" not in pipeline.table(report)
+  assert f"if {noise['assumes']}" in pipeline.table(report)
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +162,11 @@ def test_a_row_that_contradicts_two_goes_once(policy):
     w = text.split()
     return " ".join("other" if i in at else word for i, word in enumerate(w))
 
-  c, r = (" ".join(f"{side}{i}" for i in range(40)) for side in "cr")
+  letters = "abcdefghij"
+  c, r = (" ".join(side + a + b for a in letters[:4] for b in letters) for side in "cr")
   rows = [
     {"prompt": "p", "chosen": c, "rejected": r},
-    # Both near the first reversed, at (76 - 12) / (76 + 12), and not near each other.
+    # Both near the first reversed, at (38 - 6) / (38 + 6), and not near each other.
     {"prompt": "p", "chosen": edited(r, (5, 15)), "rejected": edited(c, (5, 15))},
     {"prompt": "p", "chosen": edited(r, (25, 35)), "rejected": edited(c, (25, 35))},
   ]
@@ -174,7 +177,7 @@ def test_a_row_that_contradicts_two_goes_once(policy):
       for i, x in enumerate(rows)
     ],
   )
-  report = pipeline.curate(book, pipeline.Options(reversed=policy))
+  report = pipeline.curate(book, pipeline.Options(reversed=policy, allow_large_drop=True))
   gone = [e["origin"] for e in report["listed"]["dropped"]]
   assert sorted(gone) == (["f:0", "f:1", "f:2"] if policy == "drop_both" else ["f:1", "f:2"])
 
@@ -245,3 +248,37 @@ def test_length_buckets():
   assert names == [*low, "0", "1..10", "1..10", "11..50", "11..50", ">=51"]
   with pytest.raises(ValueError, match="increasing"):
     length_bucket(1, 2, (0, 0))
+
+
+def test_a_rule_that_drops_more_than_half_stops(tmp_path):
+  row = {"prompt": "why", "chosen": "a b", "rejected": "c"}
+  rows = [row, row, row, {**row, "prompt": "how"}]
+  (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  kept = pipeline.curate(ledgers.read(tmp_path / "in.jsonl"), pipeline.Options())
+  assert kept["rows"]["kept"] == 2  # two of four are half
+  assert kept["stopped"] is None
+  rows = [row, row, row]
+  (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  book = ledgers.read(tmp_path / "in.jsonl")
+  with pytest.raises(
+    pipeline.LargeDropError, match=r"^duplicates would drop 2 of 3 rows.*--allow_large_drop"
+  ) as caught:
+    pipeline.curate(book, pipeline.Options())
+  report = caught.value.report
+  assert report["stopped"] == {"rule": "duplicates", "dropped": 2, "of": 3}
+  assert len(report["listed"]["dropped"]) == 2
+  json.dumps(report, allow_nan=False)
+  book = ledgers.read(tmp_path / "in.jsonl")
+  report = pipeline.curate(book, pipeline.Options(allow_large_drop=True))
+  assert report["rows"]["kept"] == 1
+  # Each rule, of the rows that the ones before it left.
+  other = {**row, "chosen": "c", "rejected": "a b"}
+  (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
+  with pytest.raises(
+    pipeline.LargeDropError, match=r"^reversed \(contradictions\) would drop 2 of 2"
+  ):
+    pipeline.curate(ledgers.read(tmp_path / "in.jsonl"), pipeline.Options())
+  held = [Example("why", ("x", "y"), (1.0, 0.0))]
+  (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+  with pytest.raises(pipeline.LargeDropError, match=r"^contamination would drop 1 of 1 rows"):
+    pipeline.curate(ledgers.read(tmp_path / "in.jsonl"), pipeline.Options(), heldout=held)

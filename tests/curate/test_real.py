@@ -29,7 +29,6 @@ def test_hh():
     "helpful-online": 2,
     "helpful-rejection-sampled": 32,
   }
-  assert report["unverified"] == 0
 
 
 @pytest.mark.skipif(not (DATA / "pandalm").is_dir(), reason="../shared/data/pandalm is not here")

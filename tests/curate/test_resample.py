@@ -79,3 +79,29 @@ def test_targets_that_do_not_fit():
       function(KEYS, {"a": 0.5, "b": 0.2, "c": 0.2})
     with pytest.raises(DataError, match="no row to resample"):
       function([], {"a": 1.0})
+
+
+def test_the_cost_does_not_grow_with_the_keys():
+  """Looked at once, however many keys; the rows drawn are those that a scan for each key drew."""
+
+  class Counted(str):
+    compared = 0
+
+    def __eq__(self, other):
+      Counted.compared += 1
+      return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+  rng = np.random.default_rng(0)
+  keys = [Counted(f"k{i}") for i in rng.integers(0, 500, 5000)]
+  targets = parse_targets("equal", [str(k) for k in keys])
+  keep = subsample(keys, targets, seed=3)
+  assert Counted.compared <= 8 * len(keys)  # a scan a key: 2.5 million
+  draw = np.random.Generator(np.random.PCG64(3))
+  quota = min(np.unique(keys, return_counts=True)[1])
+  expected = np.zeros(len(keys), bool)
+  for key in sorted(targets):
+    at = np.flatnonzero([str(k) == key for k in keys])
+    expected[draw.permutation(at)[:quota]] = True
+  assert (keep == expected).all()

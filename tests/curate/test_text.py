@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rm_jax.curate.text import (
-  guess_language,
-  guess_script,
-  jaccard,
-  ngrams,
+from rm_jax.curate.text import all_ngrams, guess_language, guess_script, jaccard, ngrams
+from rm_jax.curate.tokens import (
+  INDENTATION,
+  NEGATION,
+  NUMBER,
+  SIGN,
+  WORD,
+  kind_of,
+  tokenise,
+  words_of,
 )
 from rm_jax.data.dialogue import plain
 
@@ -29,7 +34,7 @@ def test_ngrams_are_those_of_each_text():
   letters = list("abcdef")
   texts = [" ".join(rng.choice(letters, rng.integers(0, 12))) for _ in range(9000)]
   for n in (1, 3):
-    sets = ngrams(texts, n)
+    sets = ngrams(tokenise(texts), n)
     assert len(sets) == len(texts)
     known: dict[tuple, int] = {}
     for i in (*range(50), *range(4090, 4100), *range(8990, 9000)):  # chunks meet at 4096 and 8192
@@ -43,21 +48,50 @@ def test_ngrams_are_those_of_each_text():
 
 
 def test_short_and_wordless_texts_are_one_ngram_of_their_own():
-  sets = ngrams(["yes", "Yes!", "yes no", "?!", "?!?", ""], 3)
-  assert [len(sets[i]) for i in range(6)] == [1] * 6
+  sets = ngrams(tokenise(["yes", "yes.", "yes no", "?!", "?!?", "", "Yes"]), 3)
+  assert [len(sets[i]) for i in range(7)] == [1] * 7
   assert sets[0] == sets[1]
-  assert len({int(sets[i][0]) for i in (0, 2, 3, 4, 5)}) == 5
-  assert len(ngrams([], 3)) == 0
+  assert len({int(sets[i][0]) for i in (0, 2, 3, 4, 5, 6)}) == 6
+  assert len(ngrams(tokenise([]), 3)) == 0
   with pytest.raises(ValueError, match="n is 0"):
-    ngrams(["a"], 0)
+    ngrams(tokenise(["a"]), 0)
+
+
+def test_a_template_changes_no_ngram_of_what_it_holds():
+  texts = ["a b c d e", "x y a b c d e z", "x y a b z", "x y z"]
+  tokens = tokenise(texts)
+  hidden = np.isin(tokens.ids, [tokens.vocabulary.index(w) for w in "xyz"])
+  sets = ngrams(tokens, 3, hidden)
+  assert sets[1].tolist() == sets[0].tolist()
+  assert len(sets[2]) == 2  # y a b, a b z: whole, and not x y a
+  assert len(sets[3]) == 1  # nothing but the template: the text itself
+  assert sets[3][0] not in ngrams(tokens, 3)[3]
+  for i in range(4):
+    whole = np.unique(all_ngrams(tokens, i, 3))
+    assert whole.tolist() == ngrams(tokens, 3)[i].tolist()
+
+
+def test_tokens():
+  assert words_of("Is 3<5? It's 1,000.5 (5!) wow!") == [
+    "Is", "3", "<", "5", "It's", "1,000.5", "(", "5", "!", ")", "wow",
+  ]  # fmt: skip
+  assert words_of("<|im_start|>user\n  x10 10am \u6211\u4eec") == [
+    "<|im_start|>", "user", "  ", "x10", "10am", "\u6211", "\u4eec",
+  ]  # fmt: skip
+  assert words_of("PARIS \uff30aris", fold=True) == ["paris", "paris"]
+  kinds = [kind_of(t) for t in ("a", "x1", "+", "n't", "No", "\t", "_", "<|im_end|>", "\u20ac")]
+  assert kinds == [WORD, NUMBER, SIGN, NEGATION, NEGATION, INDENTATION, WORD, WORD, SIGN]
 
 
 def test_hashes_are_the_same_in_another_process():
-  code = "from rm_jax.curate.text import ngrams; print(ngrams(['a b c d', 'x'], 3).values.tolist())"
+  code = (
+    "from rm_jax.curate.text import ngrams; from rm_jax.curate.tokens import tokenise; "
+    "print(ngrams(tokenise(['a b c d', 'x']), 3).values.tolist())"
+  )
   out = subprocess.run(
     [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
   )
-  assert out.stdout.strip() == str(ngrams(["a b c d", "x"], 3).values.tolist())
+  assert out.stdout.strip() == str(ngrams(tokenise(["a b c d", "x"]), 3).values.tolist())
 
 
 def test_jaccard():
