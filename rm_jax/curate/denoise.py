@@ -143,6 +143,8 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
       1/2): there is nothing to denoise by.
   """
   found = accuracy(credit(margins, np.zeros(len(examples))), [e.conversation for e in examples])
+  if found["interval"] is None:
+    raise DataError(f"whether the scorer is better than a coin is not known: {found['why']}")
   if found["interval"][0] <= 0.5:
     low, high = found["interval"]
     raise DataError(

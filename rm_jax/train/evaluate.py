@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.metrics import agreement
+from rm_jax.metrics import agreement, interval
 from rm_jax.metrics.correlation import kendall
 from rm_jax.metrics.ranking import order
 from rm_jax.train import pointwise
@@ -116,7 +116,7 @@ def comparisons(
     values, clusters = zip(*fine, strict=True)
     report["kendall"] = {
       "value": float(np.mean(values)),
-      "interval": list(agreement.cluster_bootstrap(values, clusters)),
+      **interval.mean(values, clusters, bounds=(-1.0, 1.0)).report(),
       "n": len(values),
       "undefined": len(taus) - len(values),
     }
@@ -164,12 +164,7 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
     here = np.flatnonzero(sources == source)
     best = max(("longest", "shortest"), key=lambda name: rules[name][here].mean())
     mine = [clusters[i] for i in here]
-    # One conversation alone says nothing of how conversations differ: no interval.
-    entry = (
-      agreement.accuracy(credit[here], mine)
-      if len(set(mine)) > 1
-      else {"accuracy": float(credit[here].mean()), "n": len(here)}
-    )
+    entry = agreement.accuracy(credit[here], mine)
     entry["best_length_rule"] = {"rule": best, "accuracy": float(rules[best][here].mean())}
     report["sources"][source] = entry
   return report
@@ -192,15 +187,11 @@ def summary_line(report: dict[str, Any]) -> str:
   if "attributes" in report:
     return f"held-out {_errors(report)} on {report['n']} {unit}"
   if "accuracy" not in report:
-    rho, (low, high) = report["spearman"]["value"], report["spearman"]["interval"]
-    return (
-      f"held-out Spearman correlation {rho:.3f} [{low:.3f}, {high:.3f}] on {report['n']} {unit}"
-    )
-  low, high = report["interval"]
+    return f"held-out Spearman correlation {_valued(report['spearman'])} on {report['n']} {unit}"
   reachable = report.get("best_reachable")
   baselines = ", ".join(f"{name} {value:.3f}" for name, value in report["baselines"].items())
   return (
-    f"held-out accuracy {report['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {report['n']} {unit}"
+    f"held-out accuracy {_valued(report, 'accuracy')} on {report['n']} {unit}"
     + (f"; best reachable {reachable:.3f}" if reachable is not None else "")
     + f"; {baselines}"
   )
@@ -212,9 +203,14 @@ def _errors(report: dict[str, Any]) -> str:
   )
 
 
-def _valued(one: dict[str, Any]) -> str:
+def _valued(one: dict[str, Any], key: str = "value", form: str = ".3f") -> str:
+  """'0.712 [0.651, 0.770]'; without an interval its reason."""
+  if one[key] is None:
+    return f"not defined ({one.get('why', 'for these data')})"
+  if one.get("interval") is None:
+    return f"{one[key]:{form}} (no interval: {one.get('why', 'none was made')})"
   low, high = one["interval"]
-  return f"{one['value']:.3f} [{low:.3f}, {high:.3f}]"
+  return f"{one[key]:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def summary_table(report: dict[str, Any]) -> str:
@@ -225,8 +221,7 @@ def summary_table(report: dict[str, Any]) -> str:
   """
   lines = [summary_line(report)]
   for name, paired in report.get("paired", {}).items():
-    low, high = paired["interval"]
-    lines.append(f"  {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}] to {name}, paired")
+    lines.append(f"  {_valued(paired, 'difference', '+.3f')} to {name}, paired")
   valued = {name: report.get(name) for name in ("auroc", "kendall", "spearman")}
   valued |= {f"solution auroc, {how}": x for how, x in report.get("solution_auroc", {}).items()}
   for name, one in valued.items():
@@ -249,9 +244,8 @@ def summary_table(report: dict[str, Any]) -> str:
     width = max(map(len, report["sources"]))
     for source, one in report["sources"].items():
       rule = one["best_length_rule"]
-      low, high = one.get("interval", (float("nan"),) * 2)
       lines.append(
-        f"  {source:{width}} {one['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {one['n']} pairs; "
+        f"  {source:{width}} {_valued(one, 'accuracy')} on {one['n']} pairs; "
         f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
       )
   for kind, one in report.get("kinds", {}).items():

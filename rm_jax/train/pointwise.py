@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rm_jax.losses.process import HOW
-from rm_jax.metrics import agreement
+from rm_jax.metrics import agreement, interval
 from rm_jax.metrics.correlation import auroc, bootstrap, spearman
 from rm_jax.train.score import solution_scores
 from rm_jax.types import Example
@@ -37,7 +37,7 @@ def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> di
     "loss": float(loss.mean()),
     "brier": float(np.square(probability - label_N).mean()),
     "base_rate": float(label_N.mean()),
-    "auroc": bootstrap(auroc, (score_N, good_N), clusters),
+    "auroc": bootstrap(auroc, (score_N, good_N), clusters, scale="probability"),
     "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
     "paired": {
       name: agreement.paired_difference(right_N, rule, clusters) for name, rule in rules.items()
@@ -99,7 +99,7 @@ def best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
   return report | {
     "kind": "best_of",
     "accuracy": float(np.mean(picked)),
-    "interval": list(agreement.cluster_bootstrap(picked, clusters)),
+    **interval.mean(picked, clusters, bounds=(0.0, 1.0), share=True).report(),
     "n": len(lists),
     "baselines": {name: float(np.mean(rule)) for name, rule in rules.items()},
     "paired": {
@@ -134,7 +134,8 @@ def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[di
   sound = np.asarray([min(e.labels) > 0.5 for e in examples])
   mine = [e.conversation for e in examples]
   report["solution_auroc"] = {
-    how: bootstrap(auroc, (solution_scores(scores, how), sound), mine) for how in HOW
+    how: bootstrap(auroc, (solution_scores(scores, how), sound), mine, scale="probability")
+    for how in HOW
   }
   report["first_error"] = first_error(scores, examples)
   good = label_N > 0.5
@@ -170,7 +171,7 @@ def first_error(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   return {
     "kind": "first_error",
     "accuracy": float(right.mean()),
-    "interval": list(agreement.cluster_bootstrap(right, clusters)),
+    **interval.mean(right, clusters, bounds=(0.0, 1.0), share=True).report(),
     "n": len(right),
     "on_erroneous": mean(truth >= 0),
     "on_sound": mean(truth < 0),
@@ -198,7 +199,7 @@ def _regression(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -
   }
   # One conversation alone says nothing of how conversations differ.
   if len(set(clusters)) > 1:
-    report["spearman"] = bootstrap(spearman, (score_N, label_N), clusters)
+    report["spearman"] = bootstrap(spearman, (score_N, label_N), clusters, scale="correlation")
   return report
 
 

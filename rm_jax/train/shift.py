@@ -70,7 +70,7 @@ def separation(
   report: dict[str, Any] = {}
   for at, name in enumerate(("auroc", "auroc_centered")):
     variance = np.concatenate([pair[at] for pair in found])
-    report[name] = bootstrap(auroc, (variance, is_shifted), clusters)
+    report[name] = bootstrap(auroc, (variance, is_shifted), clusters, scale="probability")
   for name, (raw, centered) in zip(("heldout", "shifted"), found, strict=True):
     report[name] = {
       "n": len(raw),

@@ -123,8 +123,10 @@ def draw_report(
   held = [x for x in held if "accuracy" in x]
   if held:
     at = [x["step"] for x in held]
-    low = [x["accuracy"] - x["interval"][0] for x in held]
-    high = [x["interval"][1] - x["accuracy"] for x in held]
+    # Of few conversations there is no interval.
+    ends = [x["interval"] or (x["accuracy"],) * 2 for x in held]
+    low = [x["accuracy"] - end for x, (end, _) in zip(held, ends, strict=True)]
+    high = [end - x["accuracy"] for x, (_, end) in zip(held, ends, strict=True)]
     middle.errorbar(
       at,
       [x["accuracy"] for x in held],
