@@ -77,7 +77,7 @@ def audit(
       score that is not finite.
   """
   settings = settings or Settings()
-  if reference and len(drift_rows := _drift_rows(examples, settings.seed)) >= _FEWEST:
+  if reference and len(drift_rows := _drift_rows(examples, settings.seed)) >= FEWEST:
     # First, that nothing is read twice: scores come with it, those of the same prompts too.
     drawn = {key_of((prompt, "")) for prompt, _ in drift_rows}
     same = [e for e in examples if key_of((e.prompt, "")) in drawn]
@@ -168,7 +168,7 @@ def _robustness(
 _PAIRED = ("pair", "ranking")
 _DISAGREED = 2000  # pairs on which an ensemble's members are held against each other
 # Conversations that a comparison of distributions wants.
-_FEWEST = 20
+FEWEST = 20
 
 
 def one_each(examples: Sequence[Example], limit: int, seed: int) -> list[Row]:
@@ -190,12 +190,27 @@ def one_each(examples: Sequence[Example], limit: int, seed: int) -> list[Row]:
 
 
 def make_reference(
-  scorer: Scorer, examples: Sequence[Example], data: str, *, limit: int = 1000, seed: int = 0
+  scorer: Scorer,
+  examples: Sequence[Example],
+  data: str,
+  *,
+  known: bool = True,
+  limit: int = 1000,
+  seed: int = 0,
 ) -> Reference:
-  """Scores and features of training data, one response a conversation: kept with the model."""
+  """Scores and features of data, one response a conversation: what others are compared with.
+
+  Args:
+    scorer: the model's.
+    examples: of whole responses.
+    data: its name.
+    known: whether the model was trained on it.
+    limit: rows at most.
+    seed: of the draws.
+  """
   rows = one_each(examples, limit, seed)
   pooled_ND = scorer.pooled(rows)  # before the scores, which come with it
-  return Reference(scorer(rows), pooled_ND, data, scorer.name)
+  return Reference(scorer(rows), pooled_ND, data, scorer.name, known)
 
 
 def _drift_rows(examples: Sequence[Example], seed: int) -> list[Row]:
@@ -206,10 +221,10 @@ def _drift(
   scorer: Scorer, examples: Sequence[Example], reference: Reference, seed: int
 ) -> dict[str, Any]:
   rows = _drift_rows(examples, seed)
-  if min(len(rows), len(reference.scores)) < _FEWEST:
+  if min(len(rows), len(reference.scores)) < FEWEST:
     return {
       "why": f"{len(rows)} conversations against {len(reference.scores)} of {reference.data}; a "
-      f"comparison of distributions wants {_FEWEST} of each"
+      f"comparison of distributions wants {FEWEST} of each"
     }
   found = drift.drift(scorer(rows), scorer.pooled(rows), reference, seed=seed)
   if scorer.outputs > 1 and (found_pairs := list(each_comparison(examples))):
