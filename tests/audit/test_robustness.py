@@ -148,6 +148,6 @@ def test_the_sentence_makes_nothing_of_a_few_texts():
   same = [pair(i, f"p{i}", f"It is {i} metres long.", f"No {i}.") for i in range(60)]
   found = robustness(lambda rows: np.zeros(len(rows)), same, edits=["certainty", "truncated"])
   assert found["says"] == (
-    "worse answers are not always scored lower: truncated 50%; with fewer than 30 texts or pairs "
-    "to tell by: certainty"
+    "worse answers are not always scored lower: truncated 50%; with fewer than 30 texts or pairs, "
+    "or 5 conversations, to tell by: certainty"
   )

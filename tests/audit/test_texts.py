@@ -7,6 +7,7 @@ import pytest
 
 from rm_jax.audit import figures
 from rm_jax.audit.texts import (
+  compared,
   comparisons,
   distinct_rows,
   elsewhere,
@@ -115,3 +116,15 @@ def test_top_weights_share_ties_out():
   assert figures.top_clusters([5, 9, 5, 1], 0.5, ["a", "b", "a", "c"]) == 2
   with pytest.raises(ValueError, match=r"share is 1; expected it in \(0, 1\)"):
     figures.top_weights([1], 1)
+
+
+def test_comparisons_of_a_long_list_are_linear_and_of_a_short_one_all():
+  short = Example("p", tuple("abcdefghijklmnopq"), tuple(range(17)), "ranking")
+  assert len(compared(short)) == 17 * 16 // 2
+  long = Example("p", tuple(map(str, range(300))), tuple(range(300)), "ranking")
+  found = compared(long)
+  assert found == compared(long)
+  assert len(set(found)) == len(found) == 300 * 8
+  assert all(i > j for i, j in found)
+  met = np.bincount(np.ravel(found), minlength=300)
+  assert set(met.tolist()) == {16}

@@ -48,6 +48,8 @@ COVERS = {
   "spearman": "lists/pooled spearman",
   "attributes/*/spearman": "lists/pooled spearman",
   "best_of": "accuracy",
+  "best_of/paired/*": "paired",
+  "first_error/paired/*": "paired",
   "first_error": "accuracy",
   "shift/auroc": "auroc",
   "shift/auroc_centered": "auroc",
