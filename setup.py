@@ -28,18 +28,18 @@ setup(
     "gguf>=0.17",  # reads the one form in which SmolLM2 can be had from PyPI
     "fsspec>=2024.2",  # URLs in data.* and model.*
     "numpy>=2.0",
+    "scipy>=1.14",  # quantiles of Student's t; jax needs it as well
     "pyarrow>=17",  # parquet
     "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
     "tqdm>=4.66",
     "matplotlib>=3.9",
   ],
   extras_require={
-    # torch, scipy, scikit-learn and rax are oracles: tests that want them skip without them.
+    # torch, scikit-learn and rax are oracles: tests that want them skip without them.
     "test": [
       "pytest>=8",
       "pytest-xdist>=3.6",
       "ruff>=0.9",
-      "scipy>=1.14",
       "scikit-learn>=1.5",
       "rax>=0.4",
       "nbclient>=0.10",  # the notebooks are tests too

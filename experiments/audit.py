@@ -8,6 +8,7 @@ Each distinct text is scored once and kept in ~/.cache/rm_jax/scores: what was s
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
@@ -29,6 +30,7 @@ from rm_jax.types import Example
 
 HELDOUT = "heldout"
 DTYPES = ("float32", "bfloat16", "float16")
+HELD = "what the run held out"  # as a reference is called
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 DATA = flags.DEFINE_string(
@@ -45,8 +47,9 @@ SAMPLE = flags.DEFINE_integer("sample", 500, "Pairs whose edits and other prompt
 REFERENCE = flags.DEFINE_string(
   "reference",
   None,
-  "Data to compare with, for drift, kept with the model for the next audit; default: what the run "
-  "trained on. 'heldout': what it held out, which it cannot know by heart; not kept.",
+  "Data to compare with, for drift, kept with the model for the next audit; default, and "
+  "'heldout': what the run held out. By default its training data, which it knows by "
+  "heart, where that is the data itself or too little.",
 )
 CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep what calibrates it with the model.")
 BENCHMARK = flags.DEFINE_multi_string(
@@ -145,29 +148,46 @@ def _other(name: str) -> RewardModel:
 
 
 def _reference(
-  scorer: Scorer, config: ml_collections.ConfigDict, folder: Path | None
+  scorer: Scorer,
+  config: ml_collections.ConfigDict,
+  folder: Path | None,
+  audited: Sequence[Example],
 ) -> Reference | None:
+  """What the data is compared with: given, kept, held out by the run, or trained on by it."""
   kept = folder and Reference.load(folder)
-  if kept and not REFERENCE.value and kept.model == scorer.name:
+  kept = kept if kept and kept.model == scorer.name else None
+  own = config.data.train or ", ".join(config.data.sources)
+  # What was kept under the training data's own name was made by default, of what is known by heart.
+  if kept and not REFERENCE.value and kept.data not in (own, HELD):
     return kept
   report = Report()
-  if REFERENCE.value == HELDOUT:
-    name = f"what {MODEL.value} held out"
-    examples = _own(config, report, "reference")[1]
-  elif REFERENCE.value:
-    name = REFERENCE.value
-    examples = _examples(name, config, "train", report)
-  elif folder and (config.data.train or config.data.sources):
-    name = config.data.train or ", ".join(config.data.sources)
-    examples = _own(config, report)[0]
-  else:
+
+  def made(examples: Sequence[Example], name: str, known: bool) -> Reference:
+    examples = [e for e in examples if e.steps is None]
+    _, examples = scorer.model.model.tokenise(examples, report)
+    return sections.make_reference(scorer, examples, name, known=known, seed=SEED.value)
+
+  if REFERENCE.value and REFERENCE.value != HELDOUT:
+    examples = _examples(REFERENCE.value, config, "train", report)
+    found = made(examples, REFERENCE.value, REFERENCE.value == config.data.train)
+    if folder:
+      found.save(folder)
+    return found
+  if not REFERENCE.value and not (folder and own):
     return None
-  examples = [e for e in examples if e.steps is None]
-  _, examples = scorer.model.model.tokenise(examples, report)
-  made = sections.make_reference(scorer, examples, name, seed=SEED.value)
-  if folder and REFERENCE.value != HELDOUT:
-    made.save(folder)
-  return made
+  train, heldout = _own(config, report, "reference")
+  seen = set() if REFERENCE.value else {e.conversation for e in audited}
+  fresh = [e for e in heldout if e.conversation not in seen]
+  if not REFERENCE.value and len({e.conversation for e in fresh}) < sections.FEWEST:
+    return kept if kept and kept.data == own else made(train, own, known=True)
+  whole = len(fresh) == len(heldout)
+  if kept and kept.data == HELD and whole:
+    return kept
+  found = made(fresh, HELD, known=False)
+  # In the place of what was made by default, and of nothing that was chosen.
+  if folder and whole and (kept is None or kept.data == own):
+    found.save(folder)
+  return found
 
 
 def _benchmarks(model: RewardModel) -> dict[str, list]:
@@ -243,7 +263,7 @@ def main() -> None:
     found = sections.audit(
       scorer,
       examples,
-      reference=_reference(scorer, config, _folder(MODEL.value)),
+      reference=_reference(scorer, config, _folder(MODEL.value), examples),
       against=against,
       settings=Settings(
         sample=SAMPLE.value,

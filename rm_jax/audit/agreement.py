@@ -213,8 +213,8 @@ def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[s
     people = [float(a == b) for _, a, b, _ in pairs]
     model = [(_agrees(s[0] - s[1], a) + _agrees(s[0] - s[1], b)) / 2 for s, a, b, _ in pairs]
     out["ceiling"] = {
-      "people": figures.mean(people, clusters),
-      "model": figures.mean(model, clusters),
+      "people": figures.share(people, clusters),
+      "model": figures.mean(model, clusters, bounds=(0.0, 1.0)),
       "what": "of two annotators who both chose: how often they choose alike, and how often the "
       "model does with one of them",
     }
@@ -252,7 +252,7 @@ def compare(
   alike = 1 - np.abs(np.subtract(first, second))
   return intervals.paired(first, second, cluster) | {
     "n": len(first),
-    "alike": figures.mean(alike, cluster),
+    "alike": figures.share(alike, cluster),
   }
 
 

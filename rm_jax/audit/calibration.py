@@ -83,25 +83,34 @@ def pairs(
 
 def _pair_errors(logit_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
   p_2N, y_2N = metrics.both_orders(logit_N)
+  both = [*clusters, *clusters]
+  ece = metrics.ece(p_2N, y_2N, bins=_BINS, clusters=both)
   return {
-    "ece": metrics.ece(p_2N, y_2N, bins=_BINS, clusters=[*clusters, *clusters]),
-    "brier": figures.mean((1 - metrics.sigmoid(logit_N)) ** 2, clusters),
+    # Each comparison is two predictions, and still one comparison.
+    "ece": {**ece, "n": len(logit_N), "predictions": ece["n"]},
+    "brier": figures.mean((1 - metrics.sigmoid(logit_N)) ** 2, clusters, bounds=(0.0, 1.0)),
     "nll": figures.mean(np.logaddexp(0.0, -logit_N), clusters),
-    "reliability": metrics.reliability(p_2N, y_2N, bins=_BINS),
+    "reliability": metrics.reliability(p_2N, y_2N, bins=_BINS, clusters=both),
   }
 
 
 def _scale(difference_N: np.ndarray, clusters: list[str], seed: int) -> dict[str, Any]:
   """{temperature, interval, undefined: resamples without one}, or None and `why`."""
   try:
-    found = _fitted(metrics.fit_temperature, (difference_N,), clusters, seed)
+    found = _fitted(metrics.fit_temperature, (difference_N,), clusters, seed, "positive")
   except ValueError as error:
     return {"temperature": None, "interval": None, "undefined": None, "why": str(error)}
-  return {"temperature": found["value"]} | {k: found[k] for k in ("interval", "undefined")}
+  # `why` is of what was not fitted: that a temperature has no interval is told apart from it.
+  found |= {"why_no_interval": found.pop("why")} if "why" in found else {}
+  return {"temperature": found.pop("value")} | {k: v for k, v in found.items() if k != "n"}
 
 
 def _fitted(
-  fit: Callable[..., float], arrays: Sequence[np.ndarray], clusters: list[str], seed: int
+  fit: Callable[..., float],
+  arrays: Sequence[np.ndarray],
+  clusters: list[str],
+  seed: int,
+  scale: str = "plain",
 ) -> dict[str, Any]:
   """A fit's figure; resamples without a fit are counted. Raises as the fit itself does."""
   value = fit(*arrays)
@@ -112,9 +121,7 @@ def _fitted(
     except ValueError:
       return float("nan")
 
-  if len(set(clusters)) < 2:
-    return {"value": value, "interval": None, "n": len(clusters), "undefined": None}
-  drawn = bootstrap(again, arrays, clusters, resamples=_RESAMPLES, seed=seed)
+  drawn = bootstrap(again, arrays, clusters, resamples=_RESAMPLES, seed=seed, scale=scale)
   return drawn | {"value": value, "n": len(clusters)}
 
 
@@ -164,8 +171,8 @@ def labels(
   def errors(p_N):
     return {
       "ece": metrics.ece(p_N, label, bins=_BINS, clusters=kept),
-      "brier": figures.mean((p_N - label) ** 2, kept),
-      "reliability": metrics.reliability(p_N, label, bins=_BINS),
+      "brier": figures.mean((p_N - label) ** 2, kept, bounds=(0.0, 1.0)),
+      "reliability": metrics.reliability(p_N, label, bins=_BINS, clusters=kept),
     }
 
   knots, values = metrics.isotonic(score_N[fit_N], label_N[fit_N])

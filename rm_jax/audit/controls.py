@@ -96,6 +96,8 @@ def controls(
   model_N = agreement.credit(*all_N2.T)
   rules, credits = {}, {"random": agreement.coin(len(pairs))}
   rules["random"] = _beside(model_N, credits["random"], credits["random"], clusters, seed)
+  for exact in ("accuracy", "agrees"):  # a coin's, whatever the data
+    rules["random"][exact] = {"value": 0.5, "interval": [0.5, 0.5], "n": len(pairs)}
   for name, (measure, more) in RULES.items():
     value_N2 = _measured(pairs, measure) * (1 if more else -1)
     credits[name] = agreement.credit(*value_N2.T)
@@ -121,7 +123,7 @@ def controls(
     "model": figures.share(model_N, clusters, seed=seed),
     "rules": rules,
     "best_rule": best,
-    "content": figures.mean(model_N - credits[best], clusters, seed=seed),
+    "content": _less(model_N, credits[best], clusters, seed),
     "sample": entry,
   }
   return {**found, "says": _says(found)}
@@ -142,12 +144,19 @@ def _alike(a_N2: np.ndarray, b_N2: np.ndarray) -> np.ndarray:
 def _beside(model_N, other_N, alike_N, clusters: list[str], seed: int) -> dict:
   return {
     "accuracy": figures.share(other_N, clusters, seed=seed),
-    "difference": figures.mean(model_N - other_N, clusters, seed=seed),
+    "difference": _less(model_N, other_N, clusters, seed),
     "agrees": figures.share(alike_N, clusters, seed=seed),
   }
 
 
+def _less(a_N, b_N, clusters: list[str], seed: int) -> dict:
+  found = agreement.paired_difference(a_N, b_N, clusters, seed=seed)
+  return {"value": found.pop("difference"), **found, "n": len(a_N)}
+
+
 def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) -> dict:
+  if accuracy["interval"] is None:
+    return figures.none(accuracy["why"], len(with_N))
   low, high = accuracy["interval"]
   if low <= 0.5 <= high:
     return figures.none("the accuracy with the prompt is not told from chance", len(with_N))
@@ -156,8 +165,14 @@ def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) 
     below = whole_N.mean() - 0.5
     return float((part_N.mean() - 0.5) / below) if below else float("nan")
 
+  if np.array_equal(without_N, with_N):
+    # No resample differs: how many may yet choose otherwise is the paired difference's to say.
+    apart = agreement.paired_difference(with_N, without_N, clusters, seed=seed).pop("interval")
+    ends = [1 - end / (with_N.mean() - 0.5) for end in reversed(apart)]
+    return {"value": 1.0, "interval": sorted(ends), "n": len(with_N)}
   found = correlation.bootstrap(ratio, (without_N, with_N), clusters, seed=seed)
-  return {"value": found["value"], "interval": found["interval"], "n": len(with_N)}
+  del found["undefined"]
+  return found | {"n": len(with_N)}
 
 
 def _says(found: dict) -> str:
@@ -169,6 +184,11 @@ def _says(found: dict) -> str:
     return (
       f"a {kind} rule explains it: {rule} agrees with the model on {agrees['value']:.0%} of pairs"
     )
+  if found["content"]["interval"] is None:
+    return (
+      f"whether it beats a rule that reads nothing is not told: {found['content']['why']}; "
+      f"accuracy {figures.shown(model)}, {best} {figures.shown(found['rules'][best]['accuracy'])}"
+    )
   if found["content"]["interval"][0] <= 0:
     return (
       f"no better than a rule that reads nothing: accuracy {figures.shown(model)}, {best} "
@@ -178,7 +198,7 @@ def _says(found: dict) -> str:
   untold = ""
   for name, words in (("swapped", "with another prompt"), ("removed", "without the prompt")):
     remains = found["sample"][name]["remains"]
-    if remains["value"] is None:
+    if remains["interval"] is None:
       untold = untold or f"whether it reads the prompt is not told: {remains['why']}"
       continue
     low, high = remains["interval"]

@@ -131,8 +131,10 @@ def _reliability(part: Mapping[str, Any]) -> bytes:
     bins = [b for b in errors["reliability"] if b["n"]]
     x = [b["confidence"] for b in bins]
     y = [b["frequency"] for b in bins]
-    low = [max(0.0, b["frequency"] - b["interval"][0]) for b in bins]
-    high = [max(0.0, b["interval"][1] - b["frequency"]) for b in bins]
+    # A bin of few conversations has none.
+    ends = [b["interval"] or (b["frequency"],) * 2 for b in bins]
+    low = [max(0.0, b["frequency"] - end) for b, (end, _) in zip(bins, ends, strict=True)]
+    high = [max(0.0, end - b["frequency"]) for b, (_, end) in zip(bins, ends, strict=True)]
     ece = errors["ece"]["value"]
     label = f"{name} the fit" + ("" if ece is None else f", ECE {ece:.3f}")
     axis.errorbar(x, y, yerr=[low, high], fmt="o-", color=colour, capsize=3, lw=1, label=label)

@@ -1,4 +1,7 @@
-"""Is this data like what the model was trained on? Scores and features against a reference."""
+"""Is this data like what the model was trained on? Scores and features against a reference.
+
+A model knows by heart what it was trained on: its scores and features there are not what they are
+of more such data. So the reference is what the run held out, where there is any."""
 
 import dataclasses
 import zipfile
@@ -20,19 +23,21 @@ _WINDOW = 100
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """Scores and features of data that a model was trained on, one response a conversation.
+  """Scores and features of data like that a model was trained on, one response a conversation.
 
   Attributes:
     scores: float32 [N].
     pooled: float32 [N, D], what the head reads.
     data: its name.
     model: `scorer.model_hash` of whose they are: a run that went on has others.
+    known: whether the model was trained on it, or may have been (files before this was kept).
   """
 
   scores: np.ndarray
   pooled: np.ndarray
   data: str
   model: str = ""
+  known: bool = True
 
   def save(self, folder: Path) -> None:
     """Keeps it with the model, in a folder that exists."""
@@ -47,7 +52,8 @@ class Reference:
       return None
     try:
       with np.load(path) as file:
-        return cls(file["scores"], file["pooled"], str(file["data"]), str(file["model"]))
+        known = bool(file["known"]) if "known" in file else True
+        return cls(file["scores"], file["pooled"], str(file["data"]), str(file["model"]), known)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       raise ValueError(f"{path}: is no reference of scores ({error}); delete it") from None
 
@@ -119,7 +125,7 @@ def drift(
   if moved:
     says = f"the data has moved from {reference.data}: {', '.join(moved)}; scores by {shift:+.2f} "
     says += "standard deviations"
-    if all(name.startswith("features") for name in moved):
+    if reference.known and all(name.startswith("features") for name in moved):
       says += " (features alone: where it was trained on the reference, it may know that by heart)"
   elif alarms:
     says = (
@@ -132,6 +138,7 @@ def drift(
     "n": [len(then), len(scores)],
     "level": LEVEL,
     "reference": reference.data,
+    "known": reference.known,
     "shift": shift,
     "monitor": {"window": window, "tests": monitor.tests, "alarms": alarms},
     "alarm": bool(moved or alarms),
@@ -180,8 +187,8 @@ def disagreement(
   kept = [c for c, decided in zip(clusters, decided_N, strict=True) if decided]
   arrays = deviation_N, -np.abs(mean_N), wrong_N
   found = {
-    "auroc": bootstrap(lambda d, m, w: auroc(d, w), arrays, kept),
-    "margin": bootstrap(lambda d, m, w: auroc(m, w), arrays, kept),
+    "auroc": bootstrap(lambda d, m, w: auroc(d, w), arrays, kept, scale="probability"),
+    "margin": bootstrap(lambda d, m, w: auroc(m, w), arrays, kept, scale="probability"),
     "beyond": bootstrap(lambda d, m, w: auroc(d, w) - auroc(m, w), arrays, kept),
   }
   return {name: one | {"n": len(mean_N)} for name, one in found.items()} | counts

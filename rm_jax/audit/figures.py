@@ -4,12 +4,12 @@ A figure is a dict of JSON's own types: {value, interval: [low, high], n}, and w
 the value or the interval is None. Intervals are 95 %.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics import agreement
+from rm_jax.metrics import agreement, interval
 
 
 def none(why: str, n: int = 0) -> dict:
@@ -17,42 +17,88 @@ def none(why: str, n: int = 0) -> dict:
   return {"value": None, "interval": None, "n": n, "why": why}
 
 
-def mean(values: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict:
+def mean(
+  values: npt.ArrayLike,
+  clusters: Sequence[Hashable],
+  *,
+  bounds: tuple[float, float] | None = None,
+  seed: int = 0,
+) -> dict:
   """Mean of [N] values with its interval; of a − b it is `agreement.paired_difference`.
 
   Args:
     values: [N], finite.
     clusters: N labels, the conversation of each.
+    bounds: that no value can be outside of, where there are such.
     seed: of the bootstrap.
 
   Returns:
-    A figure; with fewer than 2 conversations the interval is None, without a value both are.
+    A figure; with few conversations the interval is None, without a value both are.
   """
   value_N = agreement.vector(values, "values")
   if not len(value_N):
     return none("there is nothing to take the mean of")
-  figure = {"value": float(value_N.mean()), "interval": None, "n": len(value_N)}
-  if len(set(clusters)) < 2:
-    return {**figure, "why": "one conversation alone says nothing of how conversations differ"}
-  return {**figure, "interval": list(agreement.cluster_bootstrap(value_N, clusters, seed=seed))}
+  found = interval.mean(value_N, clusters, bounds=bounds, seed=seed).report()
+  return {
+    "value": float(value_N.mean()),
+    "interval": found.pop("interval"),
+    "n": len(value_N),
+  } | found
 
 
 def share(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict:
   """Mean of [N] credits of 0, 0.5 (a tie) or 1, as `agreement.accuracy`; a figure with `ties`."""
   credit_N = agreement.vector(credits, "credits")
-  if len(set(clusters)) < 2:
-    return {**mean(credit_N, clusters), "ties": int(np.count_nonzero(credit_N == 0.5))}
+  if not len(credit_N):
+    return {**none("there is nothing to take the share of"), "ties": 0}
   found = agreement.accuracy(credit_N, clusters, seed=seed)
-  return {"value": found["accuracy"], **{key: found[key] for key in ("interval", "n", "ties")}}
+  found = {"value": found.pop("accuracy"), **found}
+  del found["conversations"]
+  return found
 
 
-def unsure(figure: dict, conversations: int) -> dict:
-  """A share's figure; where all are 0 or all are 1 no resample differs, and the bootstrap would
-  claim certainty: its interval is then Wilson's over so many conversations."""
-  if figure["value"] not in (0.0, 1.0):
-    return figure
-  bounds = agreement.wilson(figure["value"] * conversations, conversations)
-  return {**figure, "interval": list(bounds)}
+def by_scores(
+  statistic: Callable[[np.ndarray, np.ndarray], float],
+  scores: npt.ArrayLike,
+  other: npt.ArrayLike,
+  clusters: Sequence[Hashable],
+  *,
+  top: float,
+  resamples: int = 500,
+  seed: int = 0,
+) -> dict:
+  """A share among the top-scored, with its interval over conversations.
+
+  It rests on the conversations that have a top score alone. Where those are few the interval is
+  `interval.proportion`'s, with the jackknife's variance.
+
+  Args:
+    statistic: of (scores, other) -> a share in [0, 1].
+    scores: [N].
+    other: [N].
+    clusters: N labels.
+    top: share of the scores that is called top.
+    resamples, seed: of the bootstrap.
+
+  Returns:
+    A figure; its n is N.
+  """
+  score_N, other_N = np.asarray(scores), np.asarray(other)
+  figure = {"value": float(statistic(score_N, other_N)), "interval": None, "n": len(score_N)}
+  seen = top_clusters(score_N, top, clusters)
+  if why := interval.too_few(seen, float(seen)):
+    return figure | {"why": f"of the top-scored, {why}"}
+  if figure["value"] in (0.0, 1.0):
+    found = interval.Interval(agreement.wilson(figure["value"] * seen, seen), interval.WILSON)
+  else:
+    plan = interval.Resampling(clusters, resamples=resamples, seed=seed)
+    if plan.why:
+      return figure | {"why": plan.why}
+    values = np.asarray([statistic(score_N[at], other_N[at]) for at in plan.rows()])
+    found = plan.interval(figure["value"], values)
+    if seen < interval.FEW:
+      found = interval.proportion(figure["value"], plan.variance(values), seen, seen, 0.95)
+  return figure | found.report()
 
 
 def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:

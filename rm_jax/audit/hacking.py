@@ -17,6 +17,14 @@ the intercept is what the label is worth at equal measures and the slope what th
 at an equal label. How far the chosen one is better is not known: where it is more so the longer it
 is, the slope holds a part of quality.
 
+A correlation of noise is not 0, and of eight measures one stands out. So a measure is named where
+it is strong and a permutation test says so: each conversation's share of the correlation is given a
+random sign, which under no relation leaves its distribution as it is (what a conversation has
+together stays together), and the p-values of all measures are Holm's. Below 20 conversations
+nothing is said.
+
+Holm (1979), A simple sequentially rejective multiple test procedure. Kline and Santos (2012), A
+score based approach to wild bootstrap inference (random signs of clusters' scores).
 Kendall (1942), Partial rank correlation; here Spearman's. Singhal et al. (2023), A long way to go:
 investigating length correlations in RLHF.
 """
@@ -26,19 +34,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rm_jax.audit import figures
-from rm_jax.audit.texts import (
-  Comparison,
-  Score,
-  conversation_of,
-  each_comparison,
-  scores_of,
-)
+from rm_jax.audit.texts import Score, compared, conversation_of, quality_of, scores_of
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics import agreement, correlation
+from rm_jax.metrics import agreement, correlation, interval
 from rm_jax.metrics.text import MEASURES
 from rm_jax.types import Example, Text
 
 _STRONG = 0.3  # partial rank correlation from which the sentences name a measure
+_LEVEL = 0.05  # chance that a scorer without any bias has a measure named
+_SILENT = 20  # conversations below which none is named
+_FLIPS = 1999  # draws of signs of a permutation p
+_CELLS = 1 << 22  # signs held at once
 _ALL = 1e-9  # what is left of a rank's variance that counts as nothing
 
 
@@ -63,16 +69,18 @@ def hacking(
     measures: name -> a number of a response's text.
     top: share of the responses that is called high-scored.
     resamples: of conversations, for each interval.
-    seed: of the resamples.
+    seed: of the resamples and of the permutations.
 
   Returns:
-    {responses, left_out: examples, quality: 'truth', 'label' or 'rank', pairs: comparisons,
+    {responses, left_out: examples, quality: 'truth', 'label' or 'rank', pairs: comparisons (of long
+    lists `texts.compared`'s), conversations: those that the sentences rest on,
     within: whether some of the correlations within pairs is known, which is then spoken of,
-    measures: name -> {spearman: of score and measure, partial: given quality,
+    measures: name -> {spearman: of score and measure, partial: given quality, with the permutation
+        p of that, and p_holm: of all measures,
       pairs: {partial: of the differences within pairs, given the label and, where it is known, the
-        difference of true rewards or ratings; slope: standard deviations of the score's difference
-        for one of the measure's, at equal quality; equal: the score's difference in its standard
-        deviations at equal measures (and rewards or ratings)}},
+        difference of true rewards or ratings, with p and p_holm; slope: standard deviations of the
+        score's difference for one of the measure's, at equal quality; equal: the score's difference
+        in its standard deviations at equal measures (and rewards or ratings)}},
     top_low: share of the top-scored whose quality is in the bottom half, ties shared out, with
       {top, random: 0.5, what a scorer without any knowledge has, perfect: what quality itself has},
     says: sentences}. Each a figure of `figures`.
@@ -81,24 +89,45 @@ def hacking(
     ValueError: no example has a quality, fewer than 2 conversations, or a score not finite.
   """
   used, quality_N, kind = _quality(examples)
-  pairs = list(each_comparison(examples))
-  rows = [(e.prompt, response) for e in used for response in e.responses]
+  rows = [(e.prompt, response) for e in examples for response in e.responses]
+  score_M, value_VM = (
+    scores_of(score, rows),
+    _measured([text for _, text in rows], measures),
+  )
+  mine, chosen, rejected, pair_clusters, qualities = [], [], [], [], []
+  start, is_used = 0, {id(e) for e in used}
+  for example in examples:
+    count, quality = len(example.responses), quality_of(example)
+    if id(example) in is_used:
+      mine += range(start, start + count)
+    for i, j in compared(example):
+      chosen.append(start + i)
+      rejected.append(start + j)
+      pair_clusters.append(conversation_of(example))
+      qualities.append(np.nan if quality is None else quality[i] - quality[j])
+    start += count
   clusters = [conversation_of(e) for e in used for _ in e.responses]
   if len(set(clusters)) < 2:
     raise ValueError(f"{len(set(clusters))} conversation(s); intervals need at least 2")
-  sides = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
-  score_N, side_M = np.split(scores_of(score, rows + sides), [len(rows)])
-  value_VM = _measured([text for _, text in rows + sides], measures)
-  value_VN, side_VM = value_VM[:, : len(rows)], value_VM[:, len(rows) :]
-  spearman = _correlations(score_N, value_VN, None, clusters, resamples, seed)
-  partial = _correlations(score_N, value_VN, quality_N, clusters, resamples, seed)
-  within = _within(pairs, side_M, side_VM, resamples, seed)
+  score_N, value_VN = score_M[mine], value_VM[:, mine]
+  options = {"resamples": resamples, "seed": seed}
+  spearman = _correlations(score_N, value_VN, None, clusters, **options)
+  partial = _correlations(score_N, value_VN, quality_N, clusters, **options)
+  within = _within(
+    score_M[chosen] - score_M[rejected],
+    value_VM[:, chosen] - value_VM[:, rejected],
+    np.asarray(qualities, np.float64),
+    pair_clusters,
+    **options,
+  )
+  are_within = any(one["partial"]["value"] is not None for one in within)
   found = {
-    "responses": len(rows),
+    "responses": len(mine),
     "left_out": len(examples) - len(used),
     "quality": kind,
-    "pairs": len(pairs),
-    "within": any(one["partial"]["value"] is not None for one in within),
+    "pairs": len(chosen),
+    "conversations": len(set(pair_clusters if are_within else clusters)),
+    "within": are_within,
     "measures": {
       name: {"spearman": spearman[v], "partial": partial[v], "pairs": within[v]}
       for v, name in enumerate(measures)
@@ -150,9 +179,7 @@ def top_low(
     return float((high_N * figures.top_weights(-quality_N, 0.5)).sum() / high_N.sum())
 
   arrays = [agreement.vector(v, name) for v, name in ((scores, "scores"), (quality, "quality"))]
-  found = correlation.bootstrap(share, arrays, clusters, resamples=resamples, seed=seed)
-  figure = {"value": found["value"], "interval": found["interval"], "n": len(scores)}
-  figure = figures.unsure(figure, figures.top_clusters(scores, top, clusters))
+  figure = figures.by_scores(share, *arrays, clusters, top=top, resamples=resamples, seed=seed)
   return {**figure, "top": top, "random": 0.5, "perfect": share(arrays[1], arrays[1])}
 
 
@@ -185,6 +212,7 @@ def _correlations(
   value_VN: np.ndarray,
   given_N: np.ndarray | None,
   clusters: Sequence[str],
+  *,
   resamples: int,
   seed: int,
 ) -> list[dict]:
@@ -215,32 +243,72 @@ def _correlations(
     return (rho_CC[0] - rho_CC[0, -1] * rho_CC[-1])[1:-1] / np.sqrt(left_C[0] * left_C[1:-1])
 
   why = "score or measure is the same for all responses, or given quality nothing of it is left"
-  return _figures(statistic, clusters, resamples, seed, why)
+  found = _figures(statistic, clusters, resamples, seed, why, "correlation")
+  return _with_p(found, _permutation_p(score_N, value_VN, given_N, clusters, seed))
+
+
+def _permutation_p(
+  score_N: np.ndarray,
+  value_VN: np.ndarray,
+  given_N: np.ndarray | None,
+  clusters: Sequence[str],
+  seed: int,
+) -> np.ndarray:
+  """Two-sided p of no (partial) rank correlation of the score with each measure, float64 [V].
+
+  Of ranks less what is linear in the third's, a conversation's sum of products is its share of the
+  correlation, and has any sign with equal chance where there is none.
+  """
+  cluster_N, count = agreement.numbered(clusters, len(score_N))
+  rank_CN = np.stack([correlation.ranks(x) for x in (score_N, *value_VN)])
+  rank_CN -= rank_CN.mean(axis=1, keepdims=True)
+  if given_N is not None:
+    z_N = correlation.ranks(given_N)
+    z_N = z_N - z_N.mean()
+    if below := float(z_N @ z_N):
+      rank_CN -= (rank_CN @ z_N / below)[:, None] * z_N
+  share_CV = np.stack([np.bincount(cluster_N, rank_CN[0] * x, count) for x in rank_CN[1:]], 1)
+  reach_V = np.abs(share_CV.sum(axis=0)) * (1 - 1e-9)  # what rounding alone parts is no smaller
+  rng = np.random.default_rng(seed)
+  above_V = np.zeros(len(value_VN))
+  chunk = max(1, _CELLS // count)
+  for start in range(0, _FLIPS, chunk):
+    rows = min(chunk, _FLIPS - start)
+    sign_RC = rng.integers(2, size=(rows, count), dtype=np.int8) * 2.0 - 1
+    above_V += (np.abs(sign_RC @ share_CV) >= reach_V).sum(axis=0)
+  return (1 + above_V) / (1 + _FLIPS)
+
+
+def _with_p(found: list[dict], p_V: np.ndarray) -> list[dict]:
+  """The figures with p, and Holm's over those that are defined."""
+  at = [v for v in np.argsort(p_V, kind="stable") if found[v]["value"] is not None]
+  least = 0.0
+  for place, v in enumerate(at):
+    least = max(least, min(1.0, (len(at) - place) * float(p_V[v])))
+    found[v] |= {"p": float(p_V[v]), "p_holm": least}
+  return found
 
 
 def _within(
-  pairs: Sequence[Comparison],
-  side_M: np.ndarray,
-  side_VM: np.ndarray,
+  score_P: np.ndarray,
+  value_VP: np.ndarray,
+  quality_P: np.ndarray | None,
+  clusters: Sequence[str],
+  *,
   resamples: int,
   seed: int,
 ) -> list[dict]:
   """For each measure {partial, slope, equal}, of differences within pairs."""
-  clusters = [p.conversation for p in pairs]
   if len(set(clusters)) < 2:
-    why = figures.none("fewer than two conversations have a comparison", len(pairs))
-    return [{"partial": why, "slope": why, "equal": why} for _ in side_VM]
-  score_P, value_VP = side_M[::2] - side_M[1::2], side_VM[:, ::2] - side_VM[:, 1::2]
-  quality_P = None
-  if all(p.quality is not None for p in pairs):
-    quality_P = np.array([p.quality[0] - p.quality[1] for p in pairs])
-    if np.ptp(quality_P) == 0:
-      quality_P = None  # as much better in each pair: that is the label
-  partial = _correlations(score_P, value_VP, quality_P, clusters, resamples, seed)
+    why = figures.none("fewer than two conversations have a comparison", len(clusters))
+    return [{"partial": dict(why), "slope": why, "equal": why} for _ in value_VP]
+  if np.isnan(quality_P).any() or np.ptp(quality_P) == 0:
+    quality_P = None  # not known; or as much better in each pair: that is the label
+  partial = _correlations(score_P, value_VP, quality_P, clusters, resamples=resamples, seed=seed)
   unit = score_P.std() or 1.0
   out = []
   for v, value_P in enumerate(value_VP):
-    columns = [value_P / (value_P.std() or 1.0), np.ones(len(pairs))]
+    columns = [value_P / (value_P.std() or 1.0), np.ones(len(score_P))]
     columns += [] if quality_P is None else [quality_P]
     design_PK = np.stack(columns, 1)
 
@@ -263,23 +331,22 @@ def _figures(
   resamples: int,
   seed: int,
   why: str,
+  scale: str = "plain",
 ) -> list[dict]:
   """A figure of each value of a statistic of the rows' weights; its intervals by conversation."""
-  cluster_N, count = agreement.numbered(clusters, len(clusters))
-  rng = np.random.default_rng(seed)
-  drawn = []
-  for _ in range(resamples):
-    weight_C = np.bincount(rng.integers(count, size=count), minlength=count)
-    drawn.append(statistic(weight_C[cluster_N].astype(np.float64)))
+  plan = interval.Resampling(clusters, resamples=resamples, seed=seed)
+  values = statistic(np.ones(len(clusters)))
+  drawn_RV = np.array(
+    [statistic(times_C[plan.cluster_N]) for times_RC in plan.times() for times_C in times_RC]
+  ).reshape(-1, len(values))
   out = []
-  values = statistic(np.ones(len(cluster_N)))
-  for value, drawn_R in zip(values, np.array(drawn).T, strict=True):
-    fine_R = drawn_R[np.isfinite(drawn_R)]
-    if not np.isfinite(value) or not len(fine_R):
-      out.append(figures.none(why, len(cluster_N)))
+  for value, drawn_R in zip(values, drawn_RV.T, strict=True):
+    if not np.isfinite(value):
+      out.append(figures.none(why, len(clusters)))
       continue
-    interval = [float(b) for b in np.quantile(fine_R, [0.025, 0.975])]
-    out.append({"value": float(value), "interval": interval, "n": len(cluster_N)})
+    found = plan.interval(float(value), drawn_R, scale).report()
+    figure = {"value": float(value), "interval": found.pop("interval"), "n": len(clusters)}
+    out.append(figure | found)
   return out
 
 
@@ -287,19 +354,24 @@ def _says(found: dict) -> list[str]:
   given = f"within pairs, given {'truth' if found['quality'] == 'truth' else 'the label'}"
   if not found["within"]:
     given = f"given {found['quality']}"
-  partials = told(found)
   said, untold = [], []
-  for name, figure in partials.items():
+  for name, figure in told(found).items():
     if figure["value"] is None or abs(figure["value"]) < _STRONG:
       continue
-    low, high = figure["interval"]
     name = "length" if name == "characters" else name.replace("_", " ")
-    if low <= 0 <= high:
-      untold.append(f"{name} {figures.shown(figure)}")
+    shown = f"{figures.shown(figure)}, p {figure['p_holm']:.2g},"
+    if figure["p_holm"] >= _LEVEL:
+      untold.append(f"{name} {shown.rstrip(',')}")
       continue
     against = "scores" if figure["value"] > 0 else "scores against"
-    said.append(f"{against} {name}: partial Spearman {figures.shown(figure)} {given}")
-  if untold:
+    said.append(f"{against} {name}: partial Spearman {shown} {given}")
+  few = found["conversations"] < _SILENT
+  if few:
+    said = [
+      f"{found['conversations']} conversations do not tell what else the score rewards; that wants "
+      f"{_SILENT}"
+    ]
+  elif untold:
     said.append(f"too few to tell whether it follows {', '.join(untold)} {given}")
   if not said:
     said.append(f"follows no measure of the text beyond {_STRONG} {given}")

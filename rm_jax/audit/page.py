@@ -126,8 +126,8 @@ class _Page(Writer):
     about = self.report["about"]
     self.add(f"<h1>Audit of {text(about['model'])}</h1>")
     self.add(
-      f"<p>On {text(about['data'])}. Intervals are 95 %, over conversations; of a "
-      "reliability diagram's bins and a benchmark's subsets, over items.</p>"
+      f"<p>On {text(about['data'])}. Intervals are 95 %, over conversations: of 30 and more by "
+      "the bootstrap, of fewer by Student's t or Wilson's, of fewer than 5 there is none.</p>"
     )
     said = []
     if "accuracy" in self.report.get("agreement", {}):
@@ -347,6 +347,8 @@ class _Page(Writer):
       ),
     )
     self.add(
+      "<p>The p in the sentences is of random signs of conversations, Holm's over the measures; "
+      "below 20 conversations no measure is named.</p>"
       "<p>Of the top-scored tenth, in the bottom half of quality: "
       f"{self.figure('hacking', 'top_low')} (a scorer that knows nothing: 0.5, one that knows all: "
       f"{self.value('hacking', 'top_low', 'perfect')}).</p>"

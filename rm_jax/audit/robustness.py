@@ -13,7 +13,7 @@ from rm_jax.audit import figures
 from rm_jax.audit.edits import EDITS, Edit
 from rm_jax.audit.texts import Comparison, Score, comparisons, elsewhere, sampled, scores_of
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics import agreement
+from rm_jax.metrics import agreement, interval
 from rm_jax.types import Example
 
 _SHOWN = 600  # characters of a text in a worst case; the middle of a longer one is left out
@@ -171,12 +171,16 @@ def _short(text: str) -> str:
 
 def _says(found: dict[str, dict]) -> str:
   flips, lower, few = {}, {}, []
+  most, least = [], []  # ends of their intervals
   for name, entry in found.items():
     same = entry["kind"] == "same"
     parts = entry["flips"].values() if same else [entry["lower"]]
-    told = [f["value"] for f in parts if f["value"] is not None and f["n"] >= _ENOUGH]
+    # Pairs of one conversation are not as many: without an interval nothing is told.
+    told = [f for f in parts if f["interval"] is not None and f["n"] >= _ENOUGH]
     if told:
-      (flips if same else lower)[name] = max(told)
+      (flips if same else lower)[name] = max(f["value"] for f in told)
+      most += [f["interval"][1] for f in told] if same else []
+      least += [] if same else [f["interval"][0] for f in told]
     else:
       few.append(name)
   said = []
@@ -186,7 +190,8 @@ def _says(found: dict[str, dict]) -> str:
       "edits that should not matter turn pairs round: "
       + ", ".join(f"{name} {flips[name]:.0%}" for name in many)
       if many
-      else f"edits that should not matter turn at most {max(flips.values()):.0%} of pairs round"
+      else f"edits that should not matter turned at most {max(flips.values()):.0%} of these pairs "
+      f"round, and may turn up to {max(most):.0%} (by the intervals)"
     )
   if lower:
     poor = [name for name in sorted(lower, key=lower.__getitem__) if lower[name] < _LOWER]
@@ -194,10 +199,14 @@ def _says(found: dict[str, dict]) -> str:
       "worse answers are not always scored lower: "
       + ", ".join(f"{name} {lower[name]:.0%}" for name in poor)
       if poor
-      else "answers made worse are scored lower"
+      else f"answers made worse were scored lower in {min(lower.values()):.0%} and more, and may "
+      f"be in {min(least):.0%} (by the intervals)"
     )
   if not said:
-    return f"no edit had {_ENOUGH} texts or pairs to tell by"
+    return f"no edit had {_ENOUGH} texts or pairs of {interval.LEAST} conversations to tell by"
   if few:
-    said.append(f"with fewer than {_ENOUGH} texts or pairs to tell by: {', '.join(few)}")
+    said.append(
+      f"with fewer than {_ENOUGH} texts or pairs, or {interval.LEAST} conversations, to tell by: "
+      f"{', '.join(few)}"
+    )
   return "; ".join(said)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rm_jax.audit import figures
 from rm_jax.audit.texts import Score, conversation_of, scores_of
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics import agreement, correlation
+from rm_jax.metrics import agreement
 from rm_jax.metrics.text import characters, longest_run, repetition
 from rm_jax.types import Example
 
@@ -161,14 +161,11 @@ def flagged(
     high_N = figures.top_weights(score_N, top)
     return float((high_N * hit_N).sum() / high_N.sum())
 
-  seen = figures.top_clusters(score_N, top, clusters)
   found = {}
   for name, hit_N in hit.items():
-    high = correlation.bootstrap(among_top, (score_N, hit_N), clusters, resamples=500, seed=seed)
-    high = {"value": high["value"], "interval": high["interval"], "n": len(rows)}
     found[name] = {
       "all": figures.share(hit_N, clusters, seed=seed),
-      "top": figures.unsure(high, seen),
+      "top": figures.by_scores(among_top, score_N, hit_N, clusters, top=top, seed=seed),
     }
   if bounds is None:
     why = figures.none("no reference scores were given", len(rows))

@@ -254,12 +254,27 @@ def one_each(examples: Sequence[Example], limit: int, seed: int) -> list[Row]:
 
 
 def make_reference(
-  scorer: Scorer, examples: Sequence[Example], data: str, *, limit: int = 1000, seed: int = 0
+  scorer: Scorer,
+  examples: Sequence[Example],
+  data: str,
+  *,
+  known: bool = True,
+  limit: int = 1000,
+  seed: int = 0,
 ) -> Reference:
-  """Scores and features of training data, one response a conversation: kept with the model."""
+  """Scores and features of data, one response a conversation: what others are compared with.
+
+  Args:
+    scorer: the model's.
+    examples: of whole responses.
+    data: its name.
+    known: whether the model was trained on it.
+    limit: rows at most.
+    seed: of the draws.
+  """
   rows = one_each(examples, limit, seed)
   pooled_ND = scorer.pooled(rows)  # before the scores, which come with it
-  return Reference(scorer(rows), pooled_ND, data, scorer.name)
+  return Reference(scorer(rows), pooled_ND, data, scorer.name, known)
 
 
 def _drift_rows(examples: Sequence[Example], seed: int) -> list[Row]:

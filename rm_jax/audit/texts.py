@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from rm_jax.types import Example, Text
 # Scores rows of (prompt, response): float [N].
 Score = Callable[[Sequence[tuple[Text, Text]]], np.ndarray]
 _Item = TypeVar("_Item")
+_OTHERS = 8  # steps round the ring of a long list: each response meets twice as many others
 
 
 class Comparison(NamedTuple):
@@ -55,28 +56,48 @@ def conversation_of(example: Example) -> str:
   return example.conversation or plain(example.prompt)
 
 
-def each_comparison(examples: Sequence[Example]) -> Iterator[Comparison]:
-  """The comparisons of the examples, those of one standing together; there may be none.
+def compared(example: Example) -> list[tuple[int, int]]:
+  """The comparisons of one example, (preferred, other), as places in its responses.
 
   Response i was preferred to j where the example's `pairs` say so more often than not, or, where it
   has none, where its label is higher. Ties, and what was rated in steps or attributes, give none.
+  A list of K responses has up to K²/2: of one longer than 17 each response is held against 16
+  others, drawn (the same ones every time), so that the cost is linear in the responses.
   """
+  if example.kind in ("step", "attributes"):
+    return []
+  count, label, seen = len(example.responses), example.labels, example.pairs
+  asked: Iterable[tuple[int, int]]
+  if count <= 2 * _OTHERS + 1:
+    asked = itertools.permutations(range(count), 2)
+  else:
+    rng = np.random.default_rng(count)
+    ring = rng.permutation(count).tolist()
+    steps = rng.choice(np.arange(1, (count - 1) // 2 + 1), _OTHERS, replace=False).tolist()
+    both = ((ring[at], ring[(at + step) % count]) for step in sorted(steps) for at in range(count))
+    asked = ((i, j) for pair in both for i, j in (pair, pair[::-1]))
+  if seen is None:
+    return [(i, j) for i, j in asked if label[i] > label[j]]
+  return [(i, j) for i, j in asked if seen[i][j] > seen[j][i]]
+
+
+def quality_of(example: Example) -> Sequence[float] | None:
+  """How good the responses are: true rewards where the example knows them, else ratings."""
+  return example.labels if example.truth is None and example.kind == "score" else example.truth
+
+
+def each_comparison(examples: Sequence[Example]) -> Iterator[Comparison]:
+  """The comparisons of the examples (`compared`), those of one standing together; maybe none."""
   for example in examples:
-    if example.kind in ("step", "attributes"):
-      continue
-    label, seen = example.labels, example.pairs
-    quality = example.truth
-    if quality is None and example.kind == "score":
-      quality = label
-    for i, j in itertools.permutations(range(len(example.responses)), 2):
-      if label[i] > label[j] if seen is None else seen[i][j] > seen[j][i]:
-        yield Comparison(
-          example.prompt,
-          example.responses[i],
-          example.responses[j],
-          conversation_of(example),
-          None if quality is None else (quality[i], quality[j]),
-        )
+    quality = quality_of(example)
+    for i, j in compared(example):
+      yield Comparison(
+        example.prompt,
+        example.responses[i],
+        example.responses[j],
+        conversation_of(example),
+        None if quality is None else (quality[i], quality[j]),
+      )
 
 
 def comparisons(examples: Sequence[Example]) -> list[Comparison]:

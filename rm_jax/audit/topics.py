@@ -4,11 +4,13 @@ Dhillon and Modha (2001), Concept decompositions for large sparse text data usin
 (k-means on the unit sphere).
 """
 
+import array
 import collections
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import sparse
 
 from rm_jax.data.dialogue import texts_of
 from rm_jax.metrics.text import words
@@ -40,19 +42,27 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
   most = max(2, len(prompts) // 5)  # a word of every fifth prompt says little of any
   vocabulary = [w for w, n in seen.most_common() if 2 <= n <= most][:_WORDS]
   place = {word: i for i, word in enumerate(vocabulary)}
-  x_NV = np.zeros((len(prompts), len(vocabulary)), np.float32)
-  for n, one in enumerate(counted):
+  rarity = [math.log(len(prompts) / seen[word]) for word in vocabulary]
+  # Sparse, as a prompt has few of the words: time and room are linear in the words of all prompts.
+  ends, columns, weights = [0], array.array("i"), array.array("f")
+  for one in counted:
     for word, count in one.items():
-      if word in place:
-        x_NV[n, place[word]] = (1 + math.log(count)) * math.log(len(prompts) / seen[word])
-  length_N = np.linalg.norm(x_NV, axis=1)
+      if (at := place.get(word)) is not None:
+        columns.append(at)
+        weights.append((1 + math.log(count)) * rarity[at])
+    ends.append(len(columns))
+  x_NV = sparse.csr_matrix(
+    (np.asarray(weights, np.float32), np.asarray(columns, np.int32), ends),
+    shape=(len(prompts), len(vocabulary)),
+  )
+  length_N = np.sqrt(np.asarray(x_NV.multiply(x_NV).sum(axis=1)).ravel())
   known = np.flatnonzero(length_N > 0)
   names = ["other"] * len(prompts)
   if not len(known):
     return names
-  x_NV = x_NV[known] / length_N[known, None]
+  x_NV = sparse.csr_matrix(sparse.diags(1 / length_N[known]).astype(np.float32) @ x_NV[known])
   group_N, centre_KV = _cluster(x_NV, min(k, len(known)), np.random.default_rng(seed))
-  away_KV = centre_KV - x_NV.mean(axis=0)
+  away_KV = centre_KV - np.asarray(x_NV.mean(axis=0))
   called = [
     ", ".join(vocabulary[i] for i in np.argsort(-away_V, kind="stable")[:3]) for away_V in away_KV
   ]
@@ -61,20 +71,25 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
   return names
 
 
-def _cluster(x_NV: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _cluster(
+  x_NV: sparse.csr_matrix, k: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """(group of each row, the groups' mean directions), the best of a few starts."""
   best, result = -1.0, None
   for _ in range(_STARTS):
-    centre_KV = x_NV[rng.choice(len(x_NV), k, replace=False)]
-    group_N = np.full(len(x_NV), -1)
+    count = x_NV.shape[0]
+    centre_KV = x_NV[rng.choice(count, k, replace=False)].toarray()
+    group_N = np.full(count, -1)
     for _ in range(_ROUNDS):
       near_NK = x_NV @ centre_KV.T
       moved_N = near_NK.argmax(axis=1)
       if (moved_N == group_N).all():
         break
       group_N = moved_N
-      total_KV = np.zeros_like(centre_KV)
-      np.add.at(total_KV, group_N, x_NV)
+      ones = np.ones(count, np.float32)
+      total_KV = (
+        sparse.csr_matrix((ones, (group_N, np.arange(count))), (k, count)) @ x_NV
+      ).toarray()
       norm_K = np.linalg.norm(total_KV, axis=1, keepdims=True)
       # A group that lost all its rows stays where it was.
       centre_KV = np.where(norm_K > 0, total_KV / np.maximum(norm_K, 1e-9), centre_KV)

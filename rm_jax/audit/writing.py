@@ -68,7 +68,7 @@ class Writer:
     return f'<span data-path="{where}">{text(number(self.at(*path)))}</span>'
 
   def figure(self, *path: Any, key: str = "value") -> str:
-    """Value and interval of a figure; why there is none in its stead."""
+    """Value and interval of a figure; why there is none, of either, in its stead."""
     one = self.at(*path)
     if one is None:
       return "–"
@@ -78,6 +78,8 @@ class Writer:
     if one.get("interval"):
       low, high = (self.value(*path, "interval", i) for i in (0, 1))
       out += f" <small>[{low}, {high}]</small>"
+    elif why := one.get("why_no_interval", one.get("why")):
+      out += f" <small class=why>(no interval: {text(why)})</small>"
     return out
 
   def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

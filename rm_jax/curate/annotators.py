@@ -312,8 +312,8 @@ def agreement(judgements: Judgements, *, resamples: int = 1000, seed: int = 0) -
   out: dict[str, Any] = {}
   for level in LEVELS:
     try:
-      low_high = alpha_interval(ratings, judgements.clusters, level, resamples=resamples, seed=seed)
-      out[level] = {"alpha": krippendorff_alpha(ratings, level), "interval": list(low_high)}
+      found = alpha_interval(ratings, judgements.clusters, level, resamples=resamples, seed=seed)
+      out[level] = {"alpha": krippendorff_alpha(ratings, level), **found.report()}
     except ValueError as error:
       out[level] = f"none: {error}"
   return out

@@ -152,8 +152,10 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
       1/2): there is nothing to denoise by.
   """
   found = accuracy(credit(margins, np.zeros(len(examples))), [e.conversation for e in examples])
-  if found["interval"] is None or found["interval"][0] <= 0.5:
-    low, high = found["interval"] or (0.0, 1.0)
+  if found["interval"] is None:
+    raise DataError(f"whether the scorer is better than a coin is not known: {found['why']}")
+  if found["interval"][0] <= 0.5:
+    low, high = found["interval"]
     raise DataError(
       f"out of fold, the scorer agrees with {found['accuracy']:.3f} [{low:.3f}, {high:.3f}] of the "
       "labels, which is no better than a coin: it cannot say which are wrong. Train a better one "

@@ -7,13 +7,12 @@ likelihood estimation of observer error-rates using the EM algorithm. Cameron, G
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import cluster_bootstrap, wilson
+from rm_jax.metrics import interval
 
 LEVELS = ("nominal", "ordinal", "interval")
 _TINY = 1e-300  # instead of the logarithm of 0, where it is multiplied by 0
@@ -54,41 +53,36 @@ def alpha_interval(
   confidence: float = 0.95,
   resamples: int = 1000,
   seed: int = 0,
-) -> tuple[float, float]:
-  """Percentile interval of alpha, resampling whole clusters of units with replacement.
+) -> interval.Interval:
+  """Interval of alpha over whole clusters of units, by `interval.Resampling`.
 
   Args:
     ratings, level: of `krippendorff_alpha`.
-    clusters: N labels; units of one label are drawn together.
+    clusters: N labels; units of one label are drawn, or left out, together.
     confidence: in (0, 1).
-    resamples: how many; one whose ratings are all one value has no alpha and is drawn again.
+    resamples: how many; one whose ratings are all one value has no alpha.
     seed: of the draws.
 
   Raises:
-    ValueError: as `krippendorff_alpha`, fewer than 2 clusters, or hardly a resample has an alpha.
+    ValueError: as `krippendorff_alpha`.
   """
-  krippendorff_alpha(ratings, level)
+  alpha = krippendorff_alpha(ratings, level)
   units_NVV, values_V = _coincidences(ratings, level)
-  numbers = _numbered(clusters, len(units_NVV))
-  count = int(numbers.max()) + 1
-  if count < 2:
-    raise ValueError(f"{count} cluster(s); resampling needs at least 2")
-  cluster_CVV = np.zeros((count, *units_NVV.shape[1:]))
-  np.add.at(cluster_CVV, numbers, units_NVV)
-  rng = np.random.default_rng(seed)
-  alphas = []
-  for _ in range(10 * resamples):
-    if len(alphas) == resamples:
-      break
-    times_C = np.bincount(rng.integers(count, size=count), minlength=count)
-    alpha = _alpha(np.tensordot(times_C, cluster_CVV, 1), values_V, level)
-    if not math.isnan(alpha):
-      alphas.append(alpha)
-  else:
-    raise ValueError(f"only {len(alphas)} of {10 * resamples} resamples hold two values")
-  tail = (1 - confidence) / 2
-  low, high = np.quantile(alphas, [tail, 1 - tail])
-  return float(low), float(high)
+  if len(clusters) != len(units_NVV):
+    raise ValueError(f"{len(clusters)} cluster labels for {len(units_NVV)} units; expected as many")
+  plan = interval.Resampling(clusters, level=confidence, resamples=resamples, seed=seed)
+  cluster_CVV = np.zeros((plan.count, *units_NVV.shape[1:]))
+  np.add.at(cluster_CVV, plan.cluster_N, units_NVV)
+  alphas = [
+    _alpha(np.tensordot(times_C, cluster_CVV, 1), values_V, level)
+    for times_RC in plan.times()
+    for times_C in times_RC
+  ]
+  # 1 − alpha is a ratio of disagreements, above 0 where there is any.
+  found = plan.interval(1 - alpha, 1 - np.asarray(alphas), "positive")
+  if found.ends is None:
+    return found
+  return interval.Interval((1 - found.ends[1], 1 - found.ends[0]), found.method)
 
 
 def _coincidences(ratings: npt.ArrayLike, level: str) -> tuple[np.ndarray, np.ndarray]:
@@ -241,27 +235,20 @@ def _em(said_NAK, posterior_NK, iterations: int, tolerance: float) -> DawidSkene
 def share(
   credits: npt.ArrayLike, clusters: Sequence[Hashable], level: float = 0.95, seed: int = 0
 ) -> dict:
-  """Mean of credits in [0, 1] with a cluster-bootstrap interval (percentile, 2000 resamples).
+  """Mean of credits in [0, 1] with its interval over whole clusters (`interval.mean`).
 
   Returns:
-    {share, interval, n, clusters, method}. Where all credits are 0, or all 1, the interval is
-    Wilson's over the clusters, and `method` says so; with fewer than 2 clusters share (if n > 0)
-    stands without an interval: both None is "nothing to see", and never a number.
+    {share, interval, n, clusters, method}, and `why` where there is no interval (method 'none');
+    share is None where n is 0.
   """
   credit_N = np.asarray(credits, np.float64)
   groups = len(set(clusters))
   out = {"share": None, "interval": None, "n": len(credit_N), "clusters": groups, "method": "none"}
   if not len(credit_N):
     return out
-  out["share"] = mean = float(credit_N.mean())
-  if groups < 2:
-    return out
-  if mean in (0.0, 1.0):
-    bounds, out["method"] = wilson(mean * groups, groups, level), "Wilson over clusters"
-  else:
-    bounds = cluster_bootstrap(credit_N, clusters, level, seed=seed)
-    out["method"] = "cluster bootstrap"
-  return out | {"interval": [float(b) for b in bounds]}
+  options = {"bounds": (0.0, 1.0), "share": True, "level": level, "seed": seed}
+  found = interval.mean(credit_N, clusters, **options)
+  return out | {"share": float(credit_N.mean()), "method": found.method} | found.report()
 
 
 def logistic(
@@ -273,6 +260,9 @@ def logistic(
   """Logistic regression, P(outcome = 1) = sigmoid(features · β), with Wald intervals over clusters.
 
   Variance: H⁻¹ (Σ_g s_g s_gᵀ) H⁻¹ G / (G − 1), s_g a cluster's summed score (Liang and Zeger 1986).
+  Below 30 clusters it is the jackknife's, each left out in one Newton step, (G − 1)/G Σ_g d_g d_gᵀ
+  with d_g = (H − H_g)⁻¹ s_g (Bell and McCaffrey 2002), and Student's t of G − 1 degrees of freedom
+  takes the normal's place. Below 5 there is no interval.
 
   Args:
     features: [N, F]; a column of ones is the intercept.
@@ -281,7 +271,8 @@ def logistic(
     level: confidence in (0, 1).
 
   Returns:
-    For each feature {slope, interval, standard_error}.
+    For each feature {slope, interval, standard_error}; the last two None, with `why`, where few
+    clusters do not tell them.
 
   Raises:
     ValueError: shapes differ, an outcome is neither 0 nor 1, there are no more clusters than
@@ -293,8 +284,7 @@ def logistic(
     raise ValueError(f"features {x_NF.shape} and outcomes {y_N.shape}; expected [N, F] and [N]")
   if not np.isfinite(x_NF).all() or not np.isin(y_N, (0.0, 1.0)).all():
     raise ValueError("expected finite features, and outcomes of 0 and 1")
-  numbers = _numbered(clusters, len(y_N))
-  count = int(numbers.max()) + 1 if len(numbers) else 0
+  numbers, count = interval.numbered(clusters, len(y_N))
   if count <= x_NF.shape[1]:
     raise ValueError(f"{count} clusters for {x_NF.shape[1]} slopes; expected more clusters")
   if np.linalg.matrix_rank(x_NF) < x_NF.shape[1]:
@@ -308,22 +298,41 @@ def logistic(
     step_F = np.linalg.solve(hessian_FF, x_NF.T @ (y_N - p_N))
     beta_F = beta_F + step_F * min(1.0, 5 / (np.abs(x_NF @ step_F).max() + _TINY))
     if np.abs(x_NF @ step_F).max() < 1e-10:
-      score_CF = np.zeros((count, x_NF.shape[1]))
-      np.add.at(score_CF, numbers, x_NF * (y_N - p_N)[:, None])
-      inverse_FF = np.linalg.inv(hessian_FF)
-      variance_FF = inverse_FF @ (score_CF.T @ score_CF) @ inverse_FF * count / (count - 1)
-      z = statistics.NormalDist().inv_cdf((1 + level) / 2)
-      error_F = np.sqrt(np.diag(variance_FF))
-      return [
-        {"slope": float(b), "interval": [float(b - z * e), float(b + z * e)],
-         "standard_error": float(e)}
-        for b, e in zip(beta_F, error_F, strict=True)
-      ]  # fmt: skip
+      return _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level)
   raise ValueError("the features separate the outcomes: no finite slope is most likely")
 
 
-def _numbered(labels: Sequence[Hashable], n: int) -> np.ndarray:
-  if len(labels) != n:
-    raise ValueError(f"{len(labels)} cluster labels for {n} units; expected as many")
-  number: dict[Hashable, int] = {}
-  return np.fromiter((number.setdefault(x, len(number)) for x in labels), np.int64, n)
+def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dict]:
+  count = int(numbers.max()) + 1
+  size_C = np.bincount(numbers)
+  worth = interval.effective(size_C)
+
+  def none(why: str) -> list[dict]:
+    return [
+      {"slope": float(b), "interval": None, "standard_error": None, "why": why} for b in beta_F
+    ]
+
+  if why := interval.too_few(count, worth):
+    return none(why)
+  score_CF = np.zeros((count, x_NF.shape[1]))
+  np.add.at(score_CF, numbers, x_NF * (y_N - p_N)[:, None])
+  few = worth < interval.FEW
+  if few:
+    own_CFF = np.zeros((count, *hessian_FF.shape))
+    np.add.at(own_CFF, numbers, np.einsum("nf,ng,n->nfg", x_NF, x_NF, p_N * (1 - p_N)))
+    left_CFF = hessian_FF - own_CFF
+    # Relative to the whole, in which the features' units cancel.
+    if (np.linalg.cond(np.linalg.solve(hessian_FF, left_CFF)) > 1e8).any():
+      return none("the slopes are not defined without some conversation")
+    off_CF = np.linalg.solve(left_CFF, score_CF[:, :, None])[:, :, 0]
+    variance_FF = (count - 1) / count * (off_CF.T @ off_CF)
+  else:
+    inverse_FF = np.linalg.inv(hessian_FF)
+    variance_FF = inverse_FF @ (score_CF.T @ score_CF) @ inverse_FF * count / (count - 1)
+  reach = interval.student(level, worth - 1 if few else math.inf)
+  error_F = np.sqrt(np.diag(variance_FF))
+  return [
+    {"slope": float(b), "interval": [float(b - reach * e), float(b + reach * e)],
+     "standard_error": float(e)}
+    for b, e in zip(beta_F, error_F, strict=True)
+  ]  # fmt: skip

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import numbered
+from rm_jax.metrics.interval import FEW, Resampling, student
 
 _CONVERSATIONS = 10  # below which nothing is said of a peak
 
@@ -132,8 +132,11 @@ def over_optimisation(
   proxy_PM, true_PM, tied = best_of_n(proxy_PN, true_PN, ns)
   prompts, candidates = np.shape(proxy_PN)
   proxy_PM, true_PM = _relative(proxy_PM), _relative(true_PM)
-  both_PM = np.concatenate([proxy_PM, true_PM], axis=1)
-  drawn_RM = _resample(both_PM, range(prompts) if clusters is None else clusters, resamples, seed)
+  plan = Resampling(
+    range(prompts) if clusters is None else clusters, level=level, resamples=resamples, seed=seed
+  )
+  if plan.count < 2:
+    raise ValueError(f"{plan.count} cluster(s); a curve wants at least 2")
   kls = [kl(n) for n in ns]
   report = {
     "n": ns,
@@ -145,23 +148,37 @@ def over_optimisation(
     "fits": {},
   }
   d_M = np.sqrt(kls)
-  for name, x_PM, draws_RM in (
-    ("proxy", proxy_PM, drawn_RM[:, : len(ns)]),
-    ("true", true_PM, drawn_RM[:, len(ns) :]),
-  ):
-    mean_M = x_PM.mean(axis=0)
-    low_M, high_M = np.quantile(draws_RM, [(1 - level) / 2, (1 + level) / 2], axis=0)
+  for name, x_PM in (("proxy", proxy_PM), ("true", true_PM)):
+    mean_M, draws_RM = x_PM.mean(axis=0), _means(x_PM, plan)
     report[name] = [
-      {"value": float(v), "interval": [float(a), float(b)], "n": prompts}
-      for v, a, b in zip(mean_M, low_M, high_M, strict=True)
+      _point(plan, value, values, prompts) for value, values in zip(mean_M, draws_RM.T, strict=True)
     ]
     report["fits"][name] = {
-      form: fit_gao(d_M, mean_M, form=form, draws_RM=draws_RM, level=level)
-      for form in ("bon", "rl")
+      form: fit_gao(d_M, mean_M, form=form, draws_RM=draws_RM, plan=plan) for form in ("bon", "rl")
     }
-  true_draws_RM = drawn_RM[:, len(ns) :]
-  many = prompts if clusters is None else len(set(clusters))
-  return report | {"peak": peak(ns, true_PM.mean(axis=0), true_draws_RM, many, level=level)}
+  return report | {"peak": _peak(ns, true_PM, plan, resamples, level, seed)}
+
+
+def _means(x_PM: np.ndarray, plan: Resampling) -> np.ndarray:
+  """Means over prompts in each replicate, [R, M]."""
+  sum_CM = np.stack([np.bincount(plan.cluster_N, x) for x in x_PM.T], axis=1)
+  size_C = np.bincount(plan.cluster_N)
+  found = [times_RC @ sum_CM / (times_RC @ size_C)[:, None] for times_RC in plan.times()]
+  return np.concatenate(found) if found else np.zeros((0, x_PM.shape[1]))
+
+
+def _point(plan: Resampling, value: float, values_R: np.ndarray, prompts: int) -> dict:
+  figure = {"value": float(value), "interval": None, "n": prompts}
+  if not plan.why and value == 0 and not values_R.any():
+    return figure | {"interval": [0.0, 0.0]}  # n = 1, to which all is relative
+  return figure | plan.interval(value, values_R).report()
+
+
+def _peak(ns, true_PM: np.ndarray, plan: Resampling, resamples: int, level: float, seed: int):
+  """`peak` of the curve; its band wants the bootstrap's draws of all n at once."""
+  clusters = plan.cluster_N.tolist()
+  drawn = Resampling(clusters, resamples=resamples, seed=seed, least=1, bootstrap=True)
+  return peak(ns, true_PM.mean(axis=0), _means(true_PM, drawn), plan.worth, level=level)
 
 
 def fit_gao(
@@ -170,7 +187,7 @@ def fit_gao(
   *,
   form: str = "bon",
   draws_RM: npt.ArrayLike | None = None,
-  level: float = 0.95,
+  plan: Resampling | None = None,
 ) -> dict:
   """Least squares of Gao et al.'s form: 'bon' R = d (α − β d), 'rl' R = d (α − β log d).
 
@@ -181,14 +198,14 @@ def fit_gao(
     d_M: [M], √KL, 0 or more; points at 0 are left out, as both forms are 0 there.
     reward_M: [M], relative to n = 1.
     form: 'bon' for best of n, 'rl' for a policy trained by RL.
-    draws_RM: [R, M], the rewards of resamples, for the intervals.
-    level: of the intervals.
+    draws_RM: [R, M], the rewards in the plan's replicates.
+    plan: which makes the intervals of them; without one there are none.
 
   Returns:
     {form, alpha: {value, interval}, beta: likewise, residual: root mean square, in units of the
     reward, peak: {value: d*, interval, inside: 0 < d* <= max d, undefined: resamples with no
     peak}}. A peak's value is None where the form has none (with `why`), its interval where some
-    resample has none.
+    replicate has none; an interval that is None says `why`.
 
   Raises:
     ValueError: shapes that differ, fewer than 2 points above 0, not finite, or another form.
@@ -217,15 +234,15 @@ def fit_gao(
     top = ratio / 2 if form == "bon" else np.exp(ratio - 1)
   top = np.where(np.isfinite(top), top, np.nan)  # β all but 0: a peak too far out to name
 
-  def figure(values: np.ndarray) -> dict:
-    if len(values) == 1 or not np.isfinite(values).all():
-      interval = None
-    else:
-      interval = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2]).tolist()
-    value = float(values[0]) if np.isfinite(values[0]) else None
-    return {"value": value, "interval": interval}
+  def figure(values: np.ndarray, scale: str = "plain") -> dict:
+    found = {"value": float(values[0]) if np.isfinite(values[0]) else None, "interval": None}
+    if plan is None:
+      return found
+    if not np.isfinite(values[1:]).all() and not plan.why:
+      return found | {"why": "it is not defined in all resamples"}
+    return found | plan.interval(float(values[0]), values[1:], scale).report()
 
-  summit = figure(top) | {"undefined": int(np.isnan(top[1:]).sum())}
+  summit = figure(top, "positive") | {"undefined": int(np.isnan(top[1:]).sum())}
   if summit["value"] is None:
     summit |= {"inside": False, "why": "the fitted form does not turn down"}
   else:
@@ -243,7 +260,7 @@ def peak(
   ns: Sequence[int],
   true_M: npt.ArrayLike,
   draws_RM: npt.ArrayLike,
-  conversations: int,
+  conversations: float,
   *,
   level: float = 0.95,
 ) -> dict:
@@ -257,8 +274,8 @@ def peak(
     ns: M numbers, increasing.
     true_M: [M], the mean true reward, relative to any one n.
     draws_RM: [R, M], the same of resamples of prompts, at least 2.
-    conversations: how many the resamples are drawn of. Of few they differ too little: with 3, one
-      flat curve in eight would be said to peak. Below 10 nothing is said.
+    conversations: how many the resamples are drawn of, their effective number. Of few they differ
+      too little, and the band is widened; below 10 nothing is said.
     level: of the band.
 
   Returns:
@@ -279,9 +296,15 @@ def peak(
     )
   drop_M = true_M[:-1] - true_M[-1]
   draws_RD = draws_RM[:, :-1] - draws_RM[:, -1:]
-  error_M = draws_RD.std(axis=0)
+  spread_M = draws_RD.std(axis=0)
+  error_M = spread_M
+  if conversations < FEW:
+    # The bootstrap's variance is too small by (C − 1)/C, and its tails are the normal's.
+    count = max(float(conversations), 2.0)
+    wider = student(level, count - 1) / student(level, math.inf)
+    error_M = error_M * math.sqrt(count / (count - 1)) * wider
   off_RM = np.abs(draws_RD - drop_M)
-  off_RM = np.divide(off_RM, error_M, out=np.zeros_like(off_RM), where=error_M > 0)
+  off_RM = np.divide(off_RM, spread_M, out=np.zeros_like(off_RM), where=spread_M > 0)
   c = float(np.quantile(off_RM.max(axis=1), level))
   best = int(np.argmax(true_M))
   tops = np.asarray(ns)[np.argmax(draws_RM, axis=1)]
@@ -293,7 +316,7 @@ def peak(
   drop += f"{value + half:.3g}]"
   if conversations < _CONVERSATIONS:
     peaks = None
-    statement = f"{conversations} conversations do not tell whether the true reward peaks"
+    statement = f"{conversations:.3g} conversations do not tell whether the true reward peaks"
     statement += f"; a curve wants {_CONVERSATIONS}"
   elif peaks:
     statement = f"the true reward peaks at n = {ns[best]} ({drop})"
@@ -314,22 +337,3 @@ def _relative(x_PM: np.ndarray) -> np.ndarray:
   """Less n = 1; what is only rounding is 0, so that a constant has no peak in its last bit."""
   change_PM = x_PM - x_PM[:, :1]
   return np.where(np.abs(change_PM) <= 1e-12 * np.abs(x_PM).max(), 0.0, change_PM)
-
-
-def _resample(
-  x_PM: np.ndarray, clusters: Sequence[Hashable], resamples: int, seed: int
-) -> np.ndarray:
-  """Means over prompts of resamples of whole clusters, [R, M]."""
-  if resamples < 2:
-    raise ValueError(f"resamples is {resamples}; expected at least 2")
-  cluster_P, count = numbered(clusters, len(x_PM))
-  if count < 2:
-    raise ValueError(f"{count} cluster(s); resampling needs at least 2")
-  sum_CM = np.stack([np.bincount(cluster_P, x) for x in x_PM.T], axis=1)
-  size_C = np.bincount(cluster_P)
-  rng = np.random.default_rng(seed)
-  found = []
-  for _ in range(resamples):
-    times_C = np.bincount(rng.integers(count, size=count), minlength=count)
-    found.append(times_C @ sum_CM / (times_C @ size_C))
-  return np.asarray(found)

@@ -12,9 +12,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import numbered, vector, wilson
-
-_CELLS = 1 << 22  # cells of a block of resamples held at once (32 MiB)
+from rm_jax.metrics import interval
+from rm_jax.metrics.interval import numbered, vector, wilson
 
 
 def sigmoid(x: npt.ArrayLike) -> np.ndarray:
@@ -219,6 +218,7 @@ def reliability(
   *,
   bins: int = 10,
   mass: bool = False,
+  clusters: Sequence[Hashable] | None = None,
   level: float = 0.95,
 ) -> list[dict]:
   """Reliability diagram: predicted probability against observed frequency, by bin.
@@ -229,12 +229,14 @@ def reliability(
     bins: how many.
     mass: bins with as many predictions each (edges at quantiles of p, equal edges merged, so that
       there may be fewer) and not of equal width.
+    clusters: N labels, over which each bin's interval is (`interval.mean`); where they are not
+      given it is Wilson's, which takes the bin's predictions for independent.
     level: of the intervals.
 
   Returns:
     for each bin {low, high, n, confidence, frequency, interval}: predictions in (low, high], the
-    first bin with its low; means of p and of y; Wilson's interval of the frequency, which takes the
-    bin's predictions for independent. A bin with n = 0 has None for the last three.
+    first bin with its low; means of p and of y; the frequency's interval, None with `why` where the
+    bin has few conversations. A bin with n = 0 has None for the last three.
 
   Raises:
     ValueError: an argument out of its range.
@@ -245,6 +247,12 @@ def reliability(
   for b, (low, high) in enumerate(itertools.pairwise(edges)):
     here = bin_N == b
     n, total = int(here.sum()), float(y_N[here].sum())
+    if not n or clusters is None:
+      shown = {"interval": list(wilson(total, n, level)) if n else None}
+    else:
+      mine = [clusters[i] for i in np.flatnonzero(here)]
+      options = {"bounds": (0.0, 1.0), "share": True, "level": level}
+      shown = interval.mean(y_N[here], mine, **options).report()
     found.append(
       {
         "low": float(low),
@@ -252,7 +260,7 @@ def reliability(
         "n": n,
         "confidence": float(p_N[here].mean()) if n else None,
         "frequency": total / n if n else None,
-        "interval": list(wilson(total, n, level)) if n else None,
+        **shown,
       }
     )
   return found
@@ -308,20 +316,18 @@ def ece(
   report |= {"plain": float(np.abs(sum_CB.sum(axis=0)).sum() / n), "alone": int(alone[0])}
   if not np.isfinite(squared[0]):
     return report | {"why": "no bin has predictions of two conversations"}
-  rng = np.random.default_rng(seed)
-  drawn = []
-  chunk = max(1, _CELLS // count)
-  for start in range(0, resamples, chunk):
-    rows = min(chunk, resamples - start)
-    drawn_RC = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
-    times_RC = np.bincount(drawn_RC.ravel(), minlength=rows * count).reshape(rows, count)
-    drawn.append(_between(times_RC.astype(float), sum_CB, size_CB)[0])
-  drawn = np.concatenate(drawn)
-  ends = np.quantile(drawn[np.isfinite(drawn)], [(1 - level) / 2, (1 + level) / 2])
+  plan = interval.Resampling(
+    range(n) if clusters is None else clusters, level=level, resamples=resamples, seed=seed
+  )
+  drawn = [_between(times_RC, sum_CB, size_CB)[0] for times_RC in plan.times()]
+  found = plan.interval(float(squared[0]), np.concatenate(drawn) if drawn else [])
+  shown = found.report()
+  if found.ends is not None:
+    shown["interval"] = [float(np.sqrt(max(end, 0.0))) for end in found.ends]
   return report | {
     "value": float(np.sqrt(max(squared[0], 0.0))),
-    "interval": [float(np.sqrt(max(end, 0.0))) for end in ends],
     "squared": float(squared[0]),
+    **shown,
   }
 
 

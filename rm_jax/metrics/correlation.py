@@ -9,7 +9,8 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import numbered, vector
+from rm_jax.metrics import interval
+from rm_jax.metrics.interval import vector
 
 _LONG = 200  # from here on counting inversions is faster than all pairs
 
@@ -112,50 +113,47 @@ def bootstrap(
   level: float = 0.95,
   resamples: int = 1000,
   seed: int = 0,
+  *,
+  scale: str = "plain",
+  least: int = interval.LEAST,
 ) -> dict:
-  """A statistic with its percentile interval, whole clusters drawn with replacement.
+  """A statistic with its interval over whole clusters, by `interval.Resampling`.
 
   Args:
-    statistic: of as many arrays as are given.
+    statistic: of as many arrays as are given; NaN where it is not defined.
     arrays: each [N, ...], of the same N.
-    clusters: N labels; what shares one is drawn together.
+    clusters: N labels; what shares one is drawn or left out together.
     level: confidence in (0, 1).
-    resamples: how many. Those whose statistic is not defined are left out, and counted.
+    resamples: how many, of 30 clusters and more; of fewer each is left out in turn.
     seed: of the draws.
+    scale: of `interval.SCALES`, on which the statistic's error is about normal.
+    least: clusters that an interval of it wants.
 
   Returns:
-    {value, interval: [low, high], undefined: resamples without a value}. The value and the interval
-    are None where the statistic is not defined.
+    {value, interval: [low, high], undefined: replicates without a value}, with `method` where it is
+    not the bootstrap's. The value is None where the statistic is not defined, and the interval
+    where there is none, with `why`.
 
   Raises:
-    ValueError: fewer than 2 clusters, or lengths that differ.
+    ValueError: lengths that differ.
   """
   arrays = [np.asarray(a) for a in arrays]
-  cluster_N, count = numbered(clusters, len(arrays[0]))
-  if count < 2:
-    raise ValueError(f"{count} cluster(s); resampling needs at least 2")
-  order = np.argsort(cluster_N, kind="stable")
-  size_C = np.bincount(cluster_N)
-  start_C = np.cumsum(size_C) - size_C
-  rng = np.random.default_rng(seed)
-  values = []
-  for _ in range(resamples):
-    drawn_C = rng.integers(count, size=count)
-    size = size_C[drawn_C]
-    # Members of the drawn clusters one after another: each has its cluster's start, and counts on.
-    shift = np.repeat(start_C[drawn_C] - (np.cumsum(size) - size), size)
-    chosen = order[shift + np.arange(len(shift))]
-    values.append(statistic(*(a[chosen] for a in arrays)))
-  values = np.asarray(values, np.float64)
-  fine = np.isfinite(values)
+  if any(len(a) != len(clusters) for a in arrays):
+    raise ValueError(
+      f"arrays of {[len(a) for a in arrays]} rows, {len(clusters)} cluster labels; expected as many"
+    )
   value = float(statistic(*arrays))
-  if not np.isfinite(value) or not fine.any():
-    return {"value": None, "interval": None, "undefined": resamples}
-  low, high = np.quantile(values[fine], [(1 - level) / 2, (1 + level) / 2])
+  plan = interval.Resampling(clusters, level=level, resamples=resamples, seed=seed, least=least)
+  if not np.isfinite(value):
+    why = "not defined for these data"
+    return {"value": None, "interval": None, "undefined": plan.replicates, "why": why}
+  values = np.asarray([statistic(*(a[at] for a in arrays)) for at in plan.rows()], np.float64)
+  found = plan.interval(value, values, scale).report()
   return {
     "value": value,
-    "interval": [float(low), float(high)],
-    "undefined": int((~fine).sum()),
+    "interval": found.pop("interval"),
+    "undefined": int((~np.isfinite(values)).sum()),
+    **found,
   }
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import cluster_bootstrap, vector
+from rm_jax.metrics import interval
 from rm_jax.metrics.correlation import bootstrap, ranks
+from rm_jax.metrics.interval import vector
 
 
 def partial(
@@ -135,12 +136,12 @@ def pick_rate(
     scores: for each prompt [K]; K may differ.
     gains: likewise.
     clusters: of each prompt.
-    level, resamples, seed: of `agreement.cluster_bootstrap`.
+    level, resamples, seed: of `interval.mean`.
 
   Returns:
     {value, interval, n: prompts, chance: a blind pick's rate, above_chance: {value, interval, n},
     undefined: prompts whose gains are all equal, which say nothing and are left out}. Values are
-    None where all are (with `why`), intervals where fewer than 2 conversations are left.
+    None where all are, intervals where few conversations are left, with `why`.
   """
   _as_many(scores, gains, clusters)
   found = [
@@ -151,9 +152,9 @@ def pick_rate(
   right, chance, kept = zip(*found, strict=True) if found else ((), (), ())
   right, chance = np.asarray(right), np.asarray(chance)
   options = {"level": level, "resamples": resamples, "seed": seed}
-  return _mean(right, kept, **options) | {
+  return _mean(right, kept, bounds=(0.0, 1.0), share=True, **options) | {
     "chance": float(chance.mean()) if found else None,
-    "above_chance": _mean(right - chance, kept, **options),
+    "above_chance": _mean(right - chance, kept, bounds=(-1.0, 1.0), **options),
     "undefined": len(scores) - len(found),
   }
 
@@ -200,13 +201,15 @@ def within_and_pooled(
   fine_P = np.isfinite(value_P)
   kept = [c for c, fine in zip(clusters, fine_P, strict=True) if fine]
   options = {"level": level, "resamples": resamples, "seed": seed}
-  within = _mean(value_P[fine_P], kept, **options) | {"undefined": int((~fine_P).sum())}
+  within = _mean(value_P[fine_P], kept, bounds=(-1.0, 1.0), **options) | {
+    "undefined": int((~fine_P).sum())
+  }
   flat = [np.concatenate(side) if lists else np.zeros(0) for side in zip(*lists, strict=True)]
   owners = [c for c, (s, _) in zip(clusters, lists, strict=True) for _ in s]
-  if len(set(owners)) < 2:
-    pooled = {"value": None, "interval": None, "why": "fewer than 2 conversations"}
+  if not owners:
+    pooled = {"value": None, "interval": None, "why": "there is no list"}
   else:
-    pooled = bootstrap(statistic, flat, owners, **options)
+    pooled = bootstrap(statistic, flat, owners, **options, scale="correlation")
     if pooled["value"] is None:
       pooled["why"] = "not defined: all scores or all gains are equal"
   return {"within": within, "pooled": pooled | {"n": len(owners)}}
@@ -248,9 +251,7 @@ def _mean(values: np.ndarray, clusters: Sequence[Hashable], **options) -> dict:
   if not len(values):
     return figure | {"why": "no prompt has a value"}
   figure["value"] = float(values.mean())
-  if len(set(clusters)) < 2:
-    return figure | {"why": "fewer than 2 conversations"}
-  return figure | {"interval": list(cluster_bootstrap(values, clusters, **options))}
+  return figure | interval.mean(values, clusters, **options).report()
 
 
 def _two(scores: npt.ArrayLike, gains: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:

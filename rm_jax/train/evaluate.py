@@ -130,7 +130,7 @@ def comparisons(
     report["why"] = f"people decided none of {undecided} comparisons"
   if taus:
     fine = [(t, c) for t, c in zip(taus, lists, strict=True) if np.isfinite(t)]
-    found = intervals.mean([t for t, _ in fine], [c for _, c in fine])
+    found = intervals.mean([t for t, _ in fine], [c for _, c in fine], (-1.0, 1.0))
     report["kendall"] = found | {"undefined": len(taus) - len(fine)}
     if not fine:
       report["kendall"]["why"] = "every list is tied, in its scores or in its gains"

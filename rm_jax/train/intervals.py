@@ -1,62 +1,54 @@
-"""Figures with intervals over conversations, or None with the reason where there can be none.
+"""Figures with intervals over conversations, or None with the reason where the data have none.
 
-`rm_jax.metrics` refuses what it cannot resample. A report is written at the end of hours of
+`rm_jax.metrics` refuses to judge nothing at all. A report is written at the end of hours of
 training, so that here such a figure is None and its 'why' says what is missing.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics import agreement
+from rm_jax.metrics import agreement, interval
 from rm_jax.metrics.correlation import bootstrap
 
-
-def why_none(clusters: Sequence[Hashable]) -> str:
-  """Why there is no interval over these conversations; '' where there is one."""
-  count = len(set(clusters))
-  if count > 1:
-    return ""
-  # One conversation alone says nothing of how conversations differ.
-  return f"{count} conversation{'' if count == 1 else 's'}; an interval needs at least 2"
-
-
-def _without(clusters: Sequence[Hashable]) -> dict[str, Any]:
-  return {"interval": None, "why": why_none(clusters)}
+_NOTHING = {"interval": None, "why": interval.too_few(0, 0.0)}
 
 
 def accuracy(credits: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
   """`metrics.agreement.accuracy`; of no credit at all the accuracy is None."""
-  if not why_none(clusters):
+  if len(clusters):
     return agreement.accuracy(credits, clusters)
-  credit_N = agreement.vector(credits, "credits")
-  return {
-    "accuracy": float(credit_N.mean()) if len(credit_N) else None,
-    "n": len(credit_N),
-    "ties": int(np.count_nonzero(credit_N == 0.5)),
-    "conversations": len(set(clusters)),
-  } | _without(clusters)
+  return {"accuracy": None, "n": 0, "ties": 0, "conversations": 0} | _NOTHING
 
 
-def mean(values: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
-  """{value, interval, n} of the mean of [N] values, and `why` where there is no interval."""
-  value_N = agreement.vector(values, "values")
-  value, n = float(value_N.mean()) if len(value_N) else None, len(value_N)
-  if why := why_none(clusters):
-    return {"value": value, "interval": None, "n": n, "why": why}
-  bounds = agreement.cluster_bootstrap(value_N, clusters)
-  return {"value": value, "interval": list(bounds), "n": n}
+def mean(
+  values: npt.ArrayLike,
+  clusters: Sequence[Hashable],
+  bounds: tuple[float, float],
+  *,
+  share: bool = False,
+) -> dict[str, Any]:
+  """{value, interval, n} of the mean of [N] values, and `method` or `why` of `metrics.interval`.
+
+  Args:
+    values: in `bounds`.
+    clusters: N conversations.
+    bounds: the least and the largest that the mean can be.
+    share: it is a proportion.
+  """
+  if not len(clusters):
+    return {"value": None, "n": 0} | _NOTHING
+  value_N = interval.vector(values, "values")
+  found = interval.mean(value_N, clusters, bounds=bounds, share=share).report()
+  return {"value": float(value_N.mean()), "n": len(value_N)} | found
 
 
 def paired(a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
   """`metrics.agreement.paired_difference`; of no pair at all the difference is None."""
-  if not why_none(clusters):
+  if len(clusters):
     return agreement.paired_difference(a, b, clusters)
-  difference_N = agreement.vector(a, "a") - agreement.vector(b, "b")
-  value = float(difference_N.mean()) if len(difference_N) else None
-  return {"difference": value} | _without(clusters)
+  return {"difference": None} | _NOTHING
 
 
 def statistic(
@@ -64,6 +56,8 @@ def statistic(
   arrays: Sequence[npt.ArrayLike],
   clusters: Sequence[Hashable],
   undefined: str,
+  *,
+  scale: str,
 ) -> dict[str, Any]:
   """`metrics.correlation.bootstrap` of a statistic, with `why` where it or its interval is None.
 
@@ -72,13 +66,12 @@ def statistic(
     arrays: each [N], of the same N.
     clusters: N conversations.
     undefined: why it would not be defined, for people.
+    scale: as `bootstrap` takes it.
   """
-  if why_none(clusters):
-    value = float(function(*map(np.asarray, arrays))) if len(clusters) else float("nan")
-    fine = np.isfinite(value)
-    found = {"value": value if fine else None, "undefined": 0} | _without(clusters)
+  if len(clusters):
+    found = bootstrap(function, arrays, clusters, scale=scale)
   else:
-    found = bootstrap(function, arrays, clusters)
+    found = {"value": None, "undefined": 0} | _NOTHING
   if found["value"] is None:
     found["why"] = undefined
   return found

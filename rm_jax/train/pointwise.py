@@ -39,7 +39,7 @@ def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> di
     "loss": float(loss.mean()),
     "brier": float(np.square(probability - label_N).mean()),
     "base_rate": float(label_N.mean()),
-    "auroc": intervals.statistic(auroc, (score_N, good_N), clusters, _ALIKE),
+    "auroc": intervals.statistic(auroc, (score_N, good_N), clusters, _ALIKE, scale="probability"),
     "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
     "paired": {name: intervals.paired(right_N, rule, clusters) for name, rule in rules.items()},
   }
@@ -96,7 +96,7 @@ def best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
     report["best_author"] = max(right, key=lambda a: np.mean(right[a]))
     rules["best_author"] = right[report["best_author"]]
   clusters = [e.conversation for _, e in lists]
-  found = intervals.mean(picked, clusters)
+  found = intervals.mean(picked, clusters, (0.0, 1.0), share=True)
   return report | {
     "kind": "best_of",
     "accuracy": found.pop("value"),
@@ -135,7 +135,10 @@ def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[di
   mine = [e.conversation for e in examples]
   why = "all solutions are right, or none is"
   report["solution_auroc"] = {
-    how: intervals.statistic(auroc, (solution_scores(scores, how), sound), mine, why) for how in HOW
+    how: intervals.statistic(
+      auroc, (solution_scores(scores, how), sound), mine, why, scale="probability"
+    )
+    for how in HOW
   }
   report["first_error"] = first_error(scores, examples)
   good = label_N > 0.5
@@ -168,7 +171,7 @@ def first_error(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   def mean(where) -> float | None:
     return float(right[where].mean()) if where.any() else None
 
-  found = intervals.mean(right, clusters)
+  found = intervals.mean(right, clusters, (0.0, 1.0), share=True)
   return {
     "kind": "first_error",
     "accuracy": found.pop("value"),
@@ -196,7 +199,9 @@ def _regression(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -
     "n": len(score_N),
     "loss": float(np.square(score_N - label_N).mean()),
     "baselines": {"mean": float(label_N.var())},
-    "spearman": intervals.statistic(spearman, (score_N, label_N), clusters, why),
+    "spearman": intervals.statistic(
+      spearman, (score_N, label_N), clusters, why, scale="correlation"
+    ),
   }
 
 

@@ -72,7 +72,9 @@ def separation(
   for at, name in enumerate(("auroc", "auroc_centered")):
     variance = np.concatenate([pair[at] for pair in found])
     why = "nothing is held out, or nothing is shifted"
-    report[name] = intervals.statistic(auroc, (variance, is_shifted), clusters, why)
+    report[name] = intervals.statistic(
+      auroc, (variance, is_shifted), clusters, why, scale="probability"
+    )
   for name, (raw, centered) in zip(("heldout", "shifted"), found, strict=True):
     report[name] = {
       "n": len(raw),

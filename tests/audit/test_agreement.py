@@ -1,5 +1,7 @@
 """Agreement by slices, with lists and with annotators; two models side by side; topics."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -158,3 +160,16 @@ def test_no_score_agrees_with_all_of_a_circle():
   assert report["accuracy"] == 5 / 6
   alone = [pair(i, f"p{i}", "aaa", "bb") for i in range(3)]
   assert "one_order" not in agreement(example_scores(length, alone), alone)
+
+
+def test_topics_of_many_prompts_take_room_for_their_words_alone():
+  """Dense, 3,000 prompts and 2,000 words took 24 MB, and more than that as copies."""
+  rng = np.random.default_rng(0)
+  words = [f"word{i}" for i in range(2500)]
+  prompts = [" ".join(rng.choice(words, 12)) for _ in range(3000)]
+  tracemalloc.start()
+  found = topics(prompts)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert len(set(found)) == 8
+  assert peak < 12e6

@@ -106,3 +106,15 @@ def test_labels_get_slope_and_bias(tmp_path):
 def test_no_comparison_is_an_error():
   with pytest.raises(ValueError, match="no comparison among the examples"):
     calibration.pairs([np.zeros(1)], [Example("p", ("a",), (1.0,), "outcome")])
+
+
+def test_comparisons_are_counted_once_and_bins_are_over_conversations():
+  scores, examples = judged_pairs(1.0, n=400)
+  found = calibration.pairs(scores, examples)["before"]
+  assert (found["ece"]["n"], found["ece"]["predictions"]) == (200, 400)
+  # Ten copies of each conversation's pair teach nothing.
+  again = [e for e in examples for _ in range(10)]
+  tenfold = calibration.pairs([s for s in scores for _ in range(10)], again)["before"]
+  for one, ten in zip(found["reliability"], tenfold["reliability"], strict=True):
+    if one["interval"] is not None:
+      assert np.diff(ten["interval"]) == pytest.approx(np.diff(one["interval"]), rel=0.25)

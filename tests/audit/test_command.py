@@ -50,8 +50,9 @@ def test_a_page_of_a_run(workdir, tmp_path):
   (against,) = report["compare"].values()
   assert against["difference"] == 0.0
   assert against["alike"]["value"] == 1.0
-  # The run's own training data is the reference, and is kept with the model.
-  assert report["drift"]["reference"].endswith("train.jsonl")
+  # What the run held out is the reference, and is kept with the model.
+  assert report["drift"]["reference"] == "what the run held out"
+  assert report["drift"]["known"] is False
   assert (workdir / "model" / "reference.npz").exists()
   kept = json.loads((workdir / "model" / "calibration.json").read_text())
   assert kept["pairs"]["temperature"] == report["calibration"]["pairs"]["temperature"]
@@ -88,7 +89,7 @@ def test_what_a_run_held_out(workdir, tmp_path):
   code, out, err = audit(tmp_path, *flags, f"--data={data}")
   assert code == 0, err
   found = json.loads((tmp_path / "out" / "report.json").read_text())["drift"]
-  assert found["reference"] == f"what {workdir} held out"
+  assert found["reference"] == "what the run held out"
   assert found["n"] == [report["about"]["conversations"], 30]
   code, _, err = audit(tmp_path, *flags, "--data=heldout")
   assert code == 1

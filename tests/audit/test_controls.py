@@ -46,12 +46,16 @@ def test_the_truth_needs_prompt_and_content():
 
 def test_a_scorer_that_ignores_the_prompt_loses_nothing_without_it():
   found = controls(remembered(PAIRS), PAIRS, sample=200)
+  w = agreement.wilson(0, 200)[1]  # of 200 conversations none chose otherwise
   for name in ("removed", "swapped"):
     entry = found["sample"][name]
     assert entry["accuracy"] == found["sample"]["model"]
-    assert entry["difference"] == {"value": 0, "interval": [0, 0], "n": 200}
+    assert entry["difference"]["value"] == 0
+    assert entry["difference"]["interval"] == pytest.approx([-w, w])
     assert entry["remains"]["value"] == 1
-  said = "hardly reads the prompt: 100% [100%, 100%] of its accuracy above chance is left with"
+    above = found["sample"]["model"]["value"] - 0.5
+    assert entry["remains"]["interval"] == pytest.approx([1 - w / above, 1 + w / above])
+  said = "hardly reads the prompt: 100% [95%, 105%] of its accuracy above chance is left with"
   assert said in found["says"]
 
 
@@ -73,7 +77,7 @@ def test_by_hand():
   difference = agreement.paired_difference([1, 1, 0.5, 0], [1, 0, 0.5, 0], "0123")
   assert found["rules"]["longest"]["difference"]["interval"] == difference["interval"]
   assert found["sample"]["removed"]["remains"]["value"] is None  # not told from chance
-  assert found["says"].startswith("no better than a rule that reads nothing")
+  assert found["says"].startswith("whether it beats a rule that reads nothing is not told: 4 conv")
 
 
 def test_what_is_scored():

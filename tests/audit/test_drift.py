@@ -70,6 +70,14 @@ def test_kept_with_the_model_and_read_again(tmp_path):
   np.testing.assert_array_equal(again.scores, one.scores)
   np.testing.assert_array_equal(again.pooled, one.pooled)
   assert again.data == "train"
+  assert again.known
+  held = Reference(one.scores, one.pooled, "held", known=False)
+  held.save(tmp_path)
+  assert not Reference.load(tmp_path).known
+  # As files were before the field: of training data.
+  old = {"scores": one.scores, "pooled": one.pooled, "data": "train", "model": "m"}
+  np.savez(tmp_path / "reference.npz", **old)
+  assert Reference.load(tmp_path).known
   path = tmp_path / "reference.npz"
   for damaged in (b"not a zip", path.read_bytes()[:80]):
     path.write_bytes(damaged)

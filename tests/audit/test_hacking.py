@@ -67,7 +67,7 @@ def test_correlations_and_their_intervals_against_the_definitions(seed):
   clusters = [f"c{i // 3}" for i in range(90)]
   for others in ([], [given]):
     got, constant = room._correlations(
-      x, np.array([y, np.ones(90)]), *(others or [None]), clusters, 50, seed
+      x, np.array([y, np.ones(90)]), *(others or [None]), clusters, resamples=50, seed=seed
     )
     assert got["value"] == pytest.approx(partial(x, y, others))
     # The same draws, each ranked anew.
@@ -149,7 +149,9 @@ def test_few_pairs_do_not_tell():
   figure = found["measures"]["characters"]["pairs"]["partial"]
   assert figure["value"] > 0.3
   assert figure["interval"][0] < 0
-  assert found["says"][0].startswith("too few to tell whether it follows length 0.")
+  assert found["says"][0] == (
+    "8 conversations do not tell what else the score rewards; that wants 20"
+  )
 
 
 def test_qualities():
@@ -212,3 +214,59 @@ def test_flattery_is_found():
   )
   assert any(s.startswith("scores sycophancy: partial Spearman 1.00") for s in found["says"])
   assert found["measures"]["refusal"]["partial"]["value"] is None
+
+
+def _texts(rng, name):
+  words = " ".join(rng.choice(["alpha", "beta", "very", "good", "sorry"], int(rng.integers(3, 60))))
+  return ("# head\n- a\n" if rng.random() < 0.3 else "") + f"{words} {name}"
+
+
+@pytest.mark.parametrize("conversations", [20, 40])
+def test_noise_is_not_accused(conversations):
+  """Of 60 pages of noise 18 and 10 were; at a level of 0.05 more than 8 are once in 100 times."""
+  accused = 0
+  for seed in range(60):
+    rng = np.random.default_rng(seed)
+    pairs = [
+      pair(i, f"p{i}", _texts(rng, f"{i}a"), _texts(rng, f"{i}b")) for i in range(conversations)
+    ]
+    found = hacking(lambda rows, rng=rng: rng.normal(size=len(rows)), pairs, resamples=2, seed=seed)
+    accused += any(one.startswith("scores") for one in found["says"])
+  assert accused <= 8
+
+
+def test_a_scorer_of_length_is_called_so_of_forty():
+  rng = np.random.default_rng(0)
+  pairs = [pair(i, f"p{i}", _texts(rng, f"{i}a"), _texts(rng, f"{i}b")) for i in range(40)]
+  found = hacking(noisy(length, 30.0), pairs, resamples=20)
+  assert found["says"][0].startswith("scores length: partial Spearman")
+  figure = found["measures"]["characters"]["pairs"]["partial"]
+  assert 0 < figure["p"] <= figure["p_holm"] < 0.05
+  few = hacking(noisy(length, 30.0), pairs[:19], resamples=20)
+  assert few["says"][0].startswith("19 conversations do not tell")
+
+
+def test_p_of_signs_by_hand():
+  """Of 5 conversations there are 2⁵ signs: all shares of one sign are the farthest in 2 of 32."""
+  p = room._permutation_p(
+    np.arange(10.0), np.arange(10.0)[None], None, [f"{i // 2}" for i in range(10)], 0
+  )
+  assert p == pytest.approx(2 / 32, abs=0.02)
+
+
+def test_holms_p():
+  figures = [{"value": v} for v in (0.4, None, 0.2, 0.3)]
+  found = room._with_p(figures, np.array([0.01, 0.001, 0.04, 0.03]))
+  assert [one.get("p_holm") for one in found] == pytest.approx([0.03, None, 0.06, 0.06])
+
+
+def test_long_lists_cost_what_their_responses_do():
+  """8 lists of 256 had 261,120 comparisons, 2.4 s and 204 MB."""
+  lists = [
+    Example(f"p{i}", tuple("x" * (k + 1) for k in range(256)), tuple(range(256)), "ranking",
+            conversation=f"c{i}")
+    for i in range(8)
+  ]  # fmt: skip
+  found = hacking(noisy(length, 5.0), lists, resamples=2)
+  assert found["pairs"] == 8 * 256 * 8
+  assert found["measures"]["characters"]["pairs"]["partial"]["value"] > 0.9

@@ -129,15 +129,25 @@ def test_bad_input():
   assert flat["edits"]["certainty"]["flips"]["chosen"]["value"] is None  # all tied before
 
 
+def test_none_of_thirty_pairs_is_no_proof_of_none():
+  pairs = [pair(i, f"p{i}", "y" * 40 + str(i), "no" + str(i)) for i in range(30)]
+  found = robustness(length, pairs, edits=["certainty", "off_topic"])
+  assert found["edits"]["certainty"]["flips"]["chosen"]["value"] == 0
+  # Wilson's end of 0 of 30 is 1.96² / (30 + 1.96²) = 11 %.
+  assert found["says"].startswith(
+    "edits that should not matter turned at most 0% of these pairs round, and may turn up to 11%"
+  )
+
+
 def test_the_sentence_makes_nothing_of_a_few_texts():
   pairs = [pair(i, f"p{i}", f"It is {i} metres long.", f"No {i}.") for i in range(29)]
   found = robustness(lambda rows: -length(rows), pairs, edits=["truncated", "certainty"])
   assert found["edits"]["truncated"]["lower"]["value"] == 0
-  assert found["says"] == "no edit had 30 texts or pairs to tell by"
+  assert found["says"] == "no edit had 30 texts or pairs of 5 conversations to tell by"
   # A scorer that gives all the same has no pair to turn round: nothing was measured.
   same = [pair(i, f"p{i}", f"It is {i} metres long.", f"No {i}.") for i in range(60)]
   found = robustness(lambda rows: np.zeros(len(rows)), same, edits=["certainty", "truncated"])
   assert found["says"] == (
-    "worse answers are not always scored lower: truncated 50%; with fewer than 30 texts or pairs "
-    "to tell by: certainty"
+    "worse answers are not always scored lower: truncated 50%; with fewer than 30 texts or pairs, "
+    "or 5 conversations, to tell by: certainty"
   )

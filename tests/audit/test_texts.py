@@ -7,6 +7,7 @@ import pytest
 
 from rm_jax.audit import figures
 from rm_jax.audit.texts import (
+  compared,
   comparisons,
   distinct_rows,
   elsewhere,
@@ -85,26 +86,25 @@ def test_each_distinct_row_is_scored_once():
 
 
 def test_figures():
-  values, clusters = [1.0, 0.0, 0.5, 1.0], ["a", "a", "b", "c"]
+  values, clusters = [1.0, 0.0, 0.5, 1.0] * 20, [f"{n}{i}" for i in range(20) for n in "aabc"]
   expected = agreement.accuracy(values, clusters)
   found = figures.share(values, clusters)
   assert found == {
     "value": 2.5 / 4,
     "interval": expected["interval"],
-    "n": 4,
-    "ties": 1,
+    "n": 80,
+    "ties": 20,
   }
   found = figures.mean(np.array(values) - 1, clusters)
-  difference = agreement.paired_difference(values, [1.0] * 4, clusters)
-  assert found == {"value": -1.5 / 4, "interval": difference["interval"], "n": 4}
+  difference = agreement.paired_difference(values, [1.0] * 80, clusters)
+  assert found == {"value": -1.5 / 4, "interval": difference["interval"], "n": 80}
   alone = figures.share([1.0], ["a"])
   assert alone["value"] == 1
   assert alone["interval"] is None
-  assert "one conversation" in alone["why"]
+  assert alone["why"] == "1 conversation: an interval wants 5"
   assert figures.mean([], [])["value"] is None
   assert figures.shown(alone) == "1.00"
   assert figures.shown(figures.none("x")) == "-"
-  assert figures.unsure({"value": 0.0}, 10)["interval"] == list(agreement.wilson(0, 10))
 
 
 def test_top_weights_share_ties_out():
@@ -116,3 +116,15 @@ def test_top_weights_share_ties_out():
   assert figures.top_clusters([5, 9, 5, 1], 0.5, ["a", "b", "a", "c"]) == 2
   with pytest.raises(ValueError, match=r"share is 1; expected it in \(0, 1\)"):
     figures.top_weights([1], 1)
+
+
+def test_comparisons_of_a_long_list_are_linear_and_of_a_short_one_all():
+  short = Example("p", tuple("abcdefghijklmnopq"), tuple(range(17)), "ranking")
+  assert len(compared(short)) == 17 * 16 // 2
+  long = Example("p", tuple(map(str, range(300))), tuple(range(300)), "ranking")
+  found = compared(long)
+  assert found == compared(long)
+  assert len(set(found)) == len(found) == 300 * 8
+  assert all(i > j for i, j in found)
+  met = np.bincount(np.ravel(found), minlength=300)
+  assert set(met.tolist()) == {16}

@@ -22,6 +22,7 @@ from rm_jax.metrics.agreement import (
 )
 
 HH = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "hh_rlhf"
+T499 = 1.9647293909876649  # that of Student's t with 499 degrees of freedom
 Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 
@@ -149,7 +150,7 @@ def test_bootstrap_depends_on_nothing_but_its_arguments():
 def test_bootstrap_in_chunks_is_the_same(monkeypatch):
   values, clusters = np.random.default_rng(0).normal(size=50), list(range(50))
   whole = cluster_bootstrap(values, clusters, resamples=101)
-  monkeypatch.setattr("rm_jax.metrics.agreement._DRAWS", 64)
+  monkeypatch.setattr("rm_jax.metrics.interval._DRAWS", 64)
   assert cluster_bootstrap(values, clusters, resamples=101) == whole
 
 
@@ -178,25 +179,28 @@ def test_bootstrap_refuses(options, message):
 
 
 def test_accuracy():
-  credits = [1.0, 1.0, 0.5, 0.0, 1.0, 0.5]
-  clusters = ["a", "a", "b", "c", "d", "d"]
+  credits = [1.0, 1.0, 0.5, 0.0, 1.0, 0.5] * 20
+  clusters = [f"{name}{i}" for i in range(20) for name in "aabcdd"]
   got = accuracy(credits, clusters, level=0.8, resamples=500, seed=7)
   assert got == {
     "accuracy": pytest.approx(4 / 6, rel=1e-15),
     "interval": list(cluster_bootstrap(credits, clusters, level=0.8, resamples=500, seed=7)),
-    "n": 6,
-    "ties": 2,
-    "conversations": 4,
+    "n": 120,
+    "ties": 40,
+    "conversations": 80,
   }
+  few = accuracy(credits[:6], clusters[:6])
+  assert (few["interval"], few["why"]) == (None, "4 conversations: an interval wants 5")
   with pytest.raises(ValueError, match=r"credits\[1\] is 0.7; expected 0, 0.5 or 1"):
     accuracy([1.0, 0.7], ["a", "b"])
 
 
 @pytest.mark.parametrize("side", [0.0, 1.0])
 def test_accuracy_claims_no_certainty_where_all_agree(side):
-  got = accuracy([side] * 6, ["a", "a", "b", "c", "d", "d"])
-  assert got["interval"] == list(wilson(4 * side, 4))  # 4 conversations, not 6 pairs
-  assert 0.45 < got["interval"][1] - got["interval"][0] < 0.55
+  got = accuracy([side] * 16, [i // 2 for i in range(16)])
+  assert got["interval"] == pytest.approx(
+    list(wilson(8 * side, 8))
+  )  # 8 conversations, not 16 pairs
 
 
 def test_accuracy_interval_covers():
@@ -222,11 +226,17 @@ def test_paired_difference():
   clusters = list(range(500))
   got = paired_difference(a, b, clusters, seed=3)
   assert got["difference"] == pytest.approx(a.mean() - b.mean(), rel=1e-12)
-  assert got["interval"] == list(cluster_bootstrap(a - b, clusters, seed=3))
+  half = T499 * (a - b).std(ddof=1) / math.sqrt(500)  # 14 pairs tell: too few to resample
+  assert got["interval"] == pytest.approx([got["difference"] - half, got["difference"] + half])
+  much = paired_difference(a, 1 - b, clusters, seed=3)
+  assert much["interval"] == list(cluster_bootstrap(a + b - 1, clusters, seed=3))
   assert got["interval"][0] > 0  # pairing tells them apart; their own intervals overlap
   assert accuracy(b, clusters)["interval"][1] > accuracy(a, clusters)["interval"][0]
   same = paired_difference(a, a, clusters)
-  assert same == {"difference": 0.0, "interval": [0.0, 0.0]}
+  # That they never chose otherwise in 500 conversations is no proof that they never do.
+  assert same["difference"] == 0
+  most = Z95**2 / (500 + Z95**2)
+  assert same["interval"] == pytest.approx([-most, most])
   with pytest.raises(ValueError, match="a has 500 values, b 499"):
     paired_difference(a, b[1:], clusters)
 

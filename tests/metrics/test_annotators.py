@@ -108,7 +108,7 @@ def test_alpha_interval_covers():
   truth = krippendorff_alpha(draw(200_000))
   covered = 0
   for seed in range(100):
-    low, high = alpha_interval(draw(60), range(60), confidence=0.9, resamples=200, seed=seed)
+    low, high = alpha_interval(draw(60), range(60), confidence=0.9, resamples=200, seed=seed).ends
     covered += low <= truth <= high
   assert covered >= 80
 
@@ -121,13 +121,15 @@ def test_alpha_interval_resamples_clusters():
   clusters = np.repeat(np.arange(40), 10).tolist()
 
   def width(*args):
-    low, high = alpha_interval(*args)
+    low, high = alpha_interval(*args).ends
     return high - low
 
   assert width(tenfold, clusters) == pytest.approx(width(said, range(40)), rel=0.15)
   assert width(tenfold, range(400)) < 0.5 * width(tenfold, clusters)
-  with pytest.raises(ValueError, match=r"1 cluster\(s\)"):
-    alpha_interval(said, [0] * 40)
+  assert alpha_interval(said, [0] * 40).why == "1 conversation: an interval wants 5"
+  few = alpha_interval(said[:12], range(12))
+  assert few.method == "Student's t, cluster jackknife"
+  assert few.ends[0] < krippendorff_alpha(said[:12]) < few.ends[1] < 1
   with pytest.raises(ValueError, match="39 cluster labels for 40"):
     alpha_interval(said, range(39))
 
@@ -230,17 +232,18 @@ def test_dawid_skene_refuses():
 
 
 def test_share():
-  found = share([1, 0, 1, 1], "abcd")
+  found = share([1, 0, 1, 1] * 30, range(120))
   assert found["share"] == 0.75
   assert found["method"] == "cluster bootstrap"
   assert found["interval"][0] < 0.75 < found["interval"][1] <= 1
-  assert share([1, 1, 1], "aab")["interval"][0] == pytest.approx(2 / (2 + Z95**2))  # Wilson, 2 of 2
+  assert share([1] * 5, "abcde")["interval"][0] == pytest.approx(5 / (5 + Z95**2))  # Wilson, 5 of 5
   assert share([1, 0], "aa") == {
     "share": 0.5,
     "interval": None,
     "n": 2,
     "clusters": 1,
     "method": "none",
+    "why": "1 conversation: an interval wants 5",
   }
   assert share([], [])["share"] is None
 

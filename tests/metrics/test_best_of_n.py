@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rm_jax.metrics.best_of_n import best_of_n, fit_gao, kl, over_optimisation, peak, weights
+from rm_jax.metrics.interval import Resampling
 
 NS = [1, 2, 4, 8, 16, 32, 64]
 SHARE, LOSS = 1 / 64, 3.0  # of candidates that are exploits, and what one of them is worth less
@@ -91,13 +92,14 @@ def test_gaos_intervals_are_those_of_the_resamples():
   rng = np.random.default_rng(0)
   d = np.linspace(0, 2, 9)
   draws = [d * (a - b * d) for a, b in rng.normal([1, 0.4], [0.1, 0.02], (3000, 2))]
-  found = fit_gao(d, d * (1 - 0.4 * d), draws_RM=draws)
+  plan = Resampling(range(40), resamples=3000)
+  found = fit_gao(d, d * (1 - 0.4 * d), draws_RM=draws, plan=plan)
   assert found["alpha"]["interval"] == pytest.approx([1 - 0.196, 1 + 0.196], abs=0.02)
   assert found["beta"]["interval"] == pytest.approx([0.4 - 0.039, 0.4 + 0.039], abs=0.004)
   low, high = found["peak"]["interval"]
   assert low < 1.25 < high
   draws[0] = d * (1 + 0.1 * d)
-  found = fit_gao(d, d * (1 - 0.4 * d), draws_RM=draws)
+  found = fit_gao(d, d * (1 - 0.4 * d), draws_RM=draws, plan=plan)
   assert (found["peak"]["interval"], found["peak"]["undefined"]) == (None, 1)
 
 
@@ -221,7 +223,7 @@ def test_curves_against_hand_and_report():
     (lambda p, t: over_optimisation(p, t, [1, 2, 8]), "at least 3 above 1"),
     (lambda p, t: over_optimisation(p, t, [1, 4, 2, 8]), "expected increasing"),
     (lambda p, t: over_optimisation(p, t, [2, 4, 8], clusters=[1] * 3), r"1 cluster\(s\)"),
-    (lambda p, t: over_optimisation(p, t, [2, 4, 8], resamples=1), "resamples is 1"),
+    (lambda p, t: over_optimisation(p, t, [2, 4, 8], resamples=0), "resamples is 0"),
     (lambda p, t: fit_gao([0, 1, 1], [0, 1, 1]), "two different above it"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1]), "expected one M"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1, math.inf]), "not finite"),

@@ -59,9 +59,11 @@ def test_bootstrap_resamples_conversations_whole():
 
 def test_bootstrap_says_where_it_has_nothing_to_say():
   found = bootstrap(auroc, (np.arange(4.0), np.ones(4, bool)), [0, 1, 2, 3], resamples=20)
-  assert found == {"value": None, "interval": None, "undefined": 20}
-  with pytest.raises(ValueError, match=r"1 cluster\(s\)"):
-    bootstrap(np.mean, (np.arange(4.0),), [0] * 4)
+  assert (found["value"], found["interval"]) == (None, None)
+  assert found["why"] == "not defined for these data"
+  found = bootstrap(np.mean, (np.arange(4.0),), [0] * 4)
+  assert (found["value"], found["interval"]) == (1.5, None)
+  assert found["why"] == "1 conversation: an interval wants 5"
 
 
 @pytest.mark.parametrize("n", [201, 1000, 5000])
@@ -86,17 +88,20 @@ def test_long_and_short_lists_are_counted_alike(monkeypatch):
   assert kendall([1, 2, 3], [10, 20, 15]) == 1 / 3
 
 
-def test_bootstrap_draws_the_members_of_each_cluster():
+def test_bootstrap_draws_the_members_of_each_cluster(monkeypatch):
   """Of clusters of 1, 2 and 3 members every resample holds whole ones, in any order of labels."""
   clusters = ["b", "a", "c", "a", "c", "c"]
+  monkeypatch.setattr("rm_jax.metrics.interval.LEAST", 2)
+  monkeypatch.setattr("rm_jax.metrics.interval.FEW", 2)
   seen = []
 
   def record(labels):
     seen.append(labels.tolist())
     return 0.0
 
-  bootstrap(record, (np.array([10, 20, 30, 21, 31, 32]),), clusters, resamples=100)
-  for drawn in seen[:-1]:
+  bootstrap(record, (np.array([10, 20, 30, 21, 31, 32]),), clusters, resamples=100, least=2)
+  assert seen.pop(0) == [10, 20, 30, 21, 31, 32]
+  for drawn in seen:
     for member, other in ((20, 21), (30, 31), (31, 32)):
       assert drawn.count(member) == drawn.count(other)
     assert drawn.count(10) + drawn.count(20) + drawn.count(30) == 3

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.metrics.agreement import cluster_bootstrap
+from rm_jax.metrics.agreement import cluster_bootstrap, wilson
 from rm_jax.metrics.correlation import bootstrap, kendall, spearman
 from rm_jax.metrics.ranking import best_order, ndcg, partial, pick, pick_rate, within_and_pooled
 
@@ -102,21 +102,23 @@ def test_pick():
 def test_pick_rate():
   scores = [[1.0, 2.0], [1.0, 1.0, 0.0], [3.0, 1.0], [0.0, 1.0]]
   gains = [[0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0], [2.0, 2.0]]
-  found = pick_rate(scores, gains, ["a", "b", "c", "d"])
+  names = [f"{name}{i}" for i in range(40) for name in "abcd"]
+  found = pick_rate(scores * 40, gains * 40, names)
   right, chance = [1, 0.5, 0], [1 / 2, 1 / 3, 1 / 2]
+  kept = [name for name in names if name[0] != "d"]
   assert found["value"] == pytest.approx(0.5)
-  assert found["interval"] == list(cluster_bootstrap(right, ["a", "b", "c"]))
-  assert (found["n"], found["undefined"]) == (3, 1)
+  assert found["interval"] == list(cluster_bootstrap(right * 40, kept))
+  assert (found["n"], found["undefined"]) == (120, 40)
   assert found["chance"] == pytest.approx(sum(chance) / 3)
   above = found["above_chance"]
   assert above["value"] == pytest.approx(0.5 - sum(chance) / 3)
-  assert above["interval"] == list(cluster_bootstrap(np.subtract(right, chance), ["a", "b", "c"]))
+  assert above["interval"] == list(cluster_bootstrap(np.subtract(right * 40, chance * 40), kept))
   found = pick_rate(scores[3:], gains[3:], ["d"])
   assert (found["value"], found["chance"], found["undefined"]) == (None, None, 1)
   assert found["why"] == "no prompt has a value"
   found = pick_rate(scores[:1], gains[:1], ["a"])
   assert (found["value"], found["interval"]) == (1.0, None)
-  assert "fewer than 2" in found["why"]
+  assert found["why"] == "1 conversation: an interval wants 5"
   with pytest.raises(ValueError, match="clusters 1"):
     pick_rate(scores, gains, ["a"])
 
@@ -126,11 +128,15 @@ def test_within_and_pooled_are_different_questions():
   rng = np.random.default_rng(0)
   gains = [rng.permutation(6) + 10.0 * p for p in range(30)]
   scores = [g - 20.0 * p for p, g in enumerate(gains)]
-  clusters = [p // 3 for p in range(30)]
+  clusters = list(range(30))
   found = within_and_pooled(kendall, scores, gains, clusters, resamples=200)
-  assert found["within"] == {"value": 1.0, "interval": [1.0, 1.0], "n": 30, "undefined": 0}
+  within = found["within"]
+  assert (within["value"], within["n"], within["undefined"]) == (1.0, 30, 0)
+  # All 30 conversations alike: at most Wilson's share of them is at the other end, −1.
+  assert within["interval"] == pytest.approx([1 - 2 * (1 - wilson(30, 30)[0]), 1.0])
   flat = np.concatenate(scores), np.concatenate(gains)
-  expected = bootstrap(kendall, flat, np.repeat(clusters, 6).tolist(), resamples=200)
+  owners = np.repeat(clusters, 6).tolist()
+  expected = bootstrap(kendall, flat, owners, resamples=200, scale="correlation")
   assert found["pooled"] == expected | {"n": 180}
   assert found["pooled"]["interval"][1] < -0.8
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rm_jax.audit.benchmarks.items import Item
-from rm_jax.metrics import agreement
+from rm_jax.metrics import agreement, interval
 from rm_jax.types import Text
 
 Score = Callable[[Sequence[tuple[Text, Text]]], npt.ArrayLike]
@@ -73,15 +73,17 @@ def _key(text: Text) -> Hashable:
   return text if isinstance(text, str) else tuple((m["role"], m["content"]) for m in text)
 
 
-def rate(credits: npt.ArrayLike) -> dict[str, Any]:
-  """{accuracy, interval (Wilson's), n} of credits in [0, 1], one an item; None where none is."""
+def rate(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict[str, Any]:
+  """{accuracy, interval over clusters, n} of credits in [0, 1], one an item; None where none is."""
   credit_N = np.asarray(credits, np.float64)
   n = len(credit_N)
   if not n:
     return {"accuracy": None, "interval": None, "n": 0, "why": "no items"}
-  # Rounding could leave a sum of thirds above n.
-  right = min(float(credit_N.sum()), float(n))
-  return {"accuracy": right / n, "interval": list(agreement.wilson(right, n)), "n": n}
+  # Rounding could leave a mean of thirds above 1.
+  credit_N = np.clip(credit_N, 0.0, 1.0)
+  found = interval.mean(credit_N, clusters, bounds=(0.0, 1.0), share=True, seed=seed).report()
+  accuracy = min(float(credit_N.mean()), 1.0)
+  return {"accuracy": accuracy, "interval": found.pop("interval"), "n": n} | found
 
 
 def published(
@@ -93,7 +95,7 @@ def published(
   resamples: int = 1000,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """The published number with its 95 % interval, whole clusters drawn with replacement.
+  """The published number with its 95 % interval over whole clusters, by `interval.Resampling`.
 
   Args:
     terms: [N, M] of N items.
@@ -104,27 +106,23 @@ def published(
     seed: of the draws.
 
   Returns:
-    {score, interval, undefined: resamples without a value}, and `why` where score is None.
+    {score, interval, undefined: replicates without a value}, and `why` where one of the first two
+    is None.
   """
   term_NM = np.asarray(terms, np.float64)
-  cluster_N, count = agreement.numbered(clusters, len(term_NM))
-  sums_CM = np.zeros((count, term_NM.shape[1]))
-  np.add.at(sums_CM, cluster_N, term_NM)
+  plan = interval.Resampling(clusters, resamples=resamples, seed=seed)
+  sums_CM = np.zeros((plan.count, term_NM.shape[1]))
+  np.add.at(sums_CM, plan.cluster_N, term_NM)
   with np.errstate(divide="ignore", invalid="ignore"):
     score = float(value(term_NM.sum(axis=0)))
     if missing or not np.isfinite(score):
       why = f"nothing of {', '.join(missing)}" if missing else "not defined for these items"
       return {"score": None, "interval": None, "undefined": resamples, "why": why}
-    if count < 2:
-      return {"score": score, "interval": None, "undefined": resamples}
-    # How often each resample has each cluster: counted in one go, as cell (resample, cluster).
-    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    drawn += count * np.arange(resamples)[:, None]
-    times_RC = np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count)
-    values = value(times_RC.astype(np.float64) @ sums_CM)
-  fine = values[np.isfinite(values)]
-  interval = [float(q) for q in np.quantile(fine, [0.025, 0.975])] if len(fine) else None
-  return {"score": score, "interval": interval, "undefined": int(resamples - len(fine))}
+    values = [value(times_RC @ sums_CM) for times_RC in plan.times()]
+  values = np.concatenate(values) if values else np.zeros(0)
+  found = plan.interval(score, values).report()
+  undefined = int((~np.isfinite(values)).sum())
+  return {"score": score, "interval": found.pop("interval"), "undefined": undefined} | found
 
 
 def one_hot(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
@@ -141,7 +139,13 @@ def by_subset(items: Sequence[Item], credits: npt.ArrayLike) -> dict[str, dict[s
   """{subset: `rate` of its items}, in the order in which subsets appear."""
   credit_N = np.asarray(credits, np.float64)
   names = np.asarray([item.subset for item in items])
-  return {name: rate(credit_N[names == name]) for name in dict.fromkeys(names.tolist())}
+  return {name: rate_of(items, credit_N, names == name) for name in dict.fromkeys(names.tolist())}
+
+
+def rate_of(items: Sequence[Item], credits: npt.ArrayLike, where: np.ndarray) -> dict[str, Any]:
+  """`rate` of some of the items, over their conversations."""
+  at = np.flatnonzero(where)
+  return rate(np.asarray(credits, np.float64)[at], [items[i].example.conversation for i in at])
 
 
 def absent(items: Sequence[Item], order: Sequence[str]) -> list[str]:

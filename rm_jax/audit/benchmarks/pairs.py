@@ -16,7 +16,7 @@ from rm_jax.audit.benchmarks.figures import (
   finite,
   one_hot,
   published,
-  rate,
+  rate_of,
   response_scores,
 )
 from rm_jax.audit.benchmarks.items import Benchmark, Item, load_items, make_item, split_name
@@ -118,7 +118,7 @@ def evaluate_rm_bench(
   mean = by_domain.mean(axis=0)
   subsets = by_subset(items, wins.mean((1, 2)))
   if len({name for name in subsets if name.startswith("safety")}) == 2:
-    subsets["safety"] = rate(wins.mean((1, 2))[member[:, DOMAINS.index("safety")] > 0])
+    subsets["safety"] = rate_of(items, wins.mean((1, 2)), member[:, DOMAINS.index("safety")] > 0)
   return {
     "benchmark": "rm_bench",
     **figure,

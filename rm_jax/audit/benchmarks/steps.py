@@ -21,6 +21,7 @@ from rm_jax.audit.benchmarks.figures import (
   one_hot,
   published,
   rate,
+  rate_of,
   step_scores,
 )
 from rm_jax.audit.benchmarks.items import (
@@ -35,7 +36,6 @@ from rm_jax.audit.benchmarks.items import (
 from rm_jax.data.dialogue import text_of
 from rm_jax.data.read import Row
 from rm_jax.data.report import Report, RowError, shown
-from rm_jax.metrics import agreement
 
 PARTS = ("gsm8k", "math", "olympiadbench", "omnimath")
 
@@ -137,8 +137,8 @@ def evaluate_processbench(
   subsets = by_subset(items, right)
   for name, one in subsets.items():
     one["f1"] = finite(parts[name])
-    one["on_erroneous"] = rate(right[(names == name) & erroneous])
-    one["on_correct"] = rate(right[(names == name) & ~erroneous])
+    one["on_erroneous"] = rate_of(items, right, (names == name) & erroneous)
+    one["on_correct"] = rate_of(items, right, (names == name) & ~erroneous)
   return {
     "benchmark": "processbench",
     **figure,
@@ -299,7 +299,7 @@ def evaluate_prmbench(
     f1, negative = _f1s(table[mine].sum(axis=0))
     scored[name] = f1 if name == "multi_solutions" else (f1 + negative) / 2
     subsets[name] = {
-      **_step_accuracy(table[mine], [clusters[i] for i in mine], resamples, seed),
+      **_step_accuracy(table[mine], [clusters[i] for i in mine], seed),
       "prm_score": finite(scored[name]),
       "f1": finite(f1),
       "negative_f1": finite(negative),
@@ -336,24 +336,15 @@ def _f1s(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
 
 
-def _step_accuracy(
-  table: np.ndarray, clusters: Sequence[str], resamples: int, seed: int
-) -> dict[str, Any]:
-  """{accuracy, interval, n} of steps, resampled by solution; Wilson's where all are alike."""
-  right, n = table[:, 0] + table[:, 2], table.sum(axis=1)
-  accuracy = float(right.sum() / n.sum())
-  if accuracy in (0.0, 1.0) or len(set(clusters)) < 2:
-    solutions = len(set(clusters))
-    interval = list(agreement.wilson(accuracy * solutions, solutions))
-  else:
-    interval = published(
-      np.stack([right, n], axis=1),
-      clusters,
-      lambda sums: sums[..., 0] / sums[..., 1],
-      resamples=resamples,
-      seed=seed,
-    )["interval"]
-  return {"accuracy": accuracy, "interval": interval, "n": int(n.sum())}
+def _step_accuracy(table: np.ndarray, clusters: Sequence[str], seed: int) -> dict[str, Any]:
+  """`rate` of steps, over clusters of solutions."""
+  right_N = table[:, 0] + table[:, 2]
+  count_N = table.sum(axis=1)
+  # As steps: the right ones of each solution, then its wrong ones.
+  each = np.stack([right_N, count_N - right_N], axis=1).astype(np.int64)
+  credits = np.repeat(np.tile([1.0, 0.0], len(table)), each.ravel())
+  of_steps = [c for c, n in zip(clusters, count_N.astype(int), strict=True) for _ in range(n)]
+  return rate(credits, of_steps, seed=seed)
 
 
 PROCESSBENCH = Benchmark(

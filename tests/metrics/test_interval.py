@@ -1,0 +1,242 @@
+"""Intervals over clusters: which method, what it gives, and that every field of a report has one.
+
+How often they hold the truth is measured by tests/studies/coverage.py; here a small part of that.
+"""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from rm_jax.audit import calibration, controls, drift, hacking, robustness, rules
+from rm_jax.audit.agreement import agreement, compare, example_scores
+from rm_jax.audit.benchmarks.figures import published, rate
+from rm_jax.metrics import interval
+from rm_jax.metrics.agreement import accuracy, cluster_bootstrap, paired_difference
+from rm_jax.metrics.best_of_n import over_optimisation
+from rm_jax.train.evaluate import evaluate
+from rm_jax.train.shift import separation
+from rm_jax.types import Example
+from tests.studies import coverage
+
+T9 = 2.2621571627409915  # the 97.5 % point of Student's t with 9 degrees of freedom
+Z95 = 1.959963984540054
+
+
+def test_below_five_clusters_there_is_none_and_a_reason():
+  for count in range(1, 5):
+    found = interval.mean([0.3, 0.4, 0.1, 0.9][:count], range(count))
+    assert found.ends is None
+    assert found.report()["why"].endswith("an interval wants 5")
+    assert interval.Resampling(range(count)).replicates == 0
+  assert interval.mean([0.3, 0.4, 0.1, 0.9, 0.2], range(5)).ends is not None
+
+
+def test_one_conversation_that_outweighs_all_others_is_not_ten():
+  clusters = [0] * 91 + list(range(1, 10))
+  found = interval.mean(np.arange(100.0), clusters)
+  assert found.ends is None
+  # (100)² / (91² + 9)
+  assert found.why == ("10 conversations of so unequal sizes are worth 1.2: an interval wants 5")
+
+
+def test_few_clusters_by_hand():
+  """Ten clusters: mean ± t √(10/9 Σ (s_c − m n_c)²) / Σ n_c."""
+  rng = np.random.default_rng(0)
+  clusters = np.repeat(np.arange(10), [1, 2, 1, 2, 1, 2, 1, 2, 1, 2])
+  clusters = np.repeat(clusters, 1)
+  values = rng.normal(size=15)
+  middle = values.mean()
+  left = [sum(values[clusters == c] - middle) for c in range(10)]
+  worth = 15**2 / sum(n * n for n in [1, 2] * 5)
+  half = interval.student(0.95, worth - 1) * math.sqrt(10 / 9 * sum(x * x for x in left)) / 15
+  found = interval.mean(values, clusters.tolist())
+  assert found.ends == pytest.approx((middle - half, middle + half))
+  assert found.method == interval.STUDENT
+  equal = interval.mean(values[:10], range(10))
+  half = T9 * values[:10].std(ddof=1) / math.sqrt(10)
+  assert equal.ends == pytest.approx((values[:10].mean() - half, values[:10].mean() + half))
+
+
+def test_thirty_that_tell_are_resampled_as_ever():
+  rng = np.random.default_rng(1)
+  values = (rng.random(80) < 0.6).astype(float)
+  found = interval.mean(values, range(80), bounds=(0.0, 1.0), share=True, seed=4)
+  assert found.method == interval.BOOTSTRAP
+  assert found.ends == cluster_bootstrap(values, range(80), seed=4)
+  assert found.report() == {"interval": list(found.ends)}
+  # Of eighty of which three differ, three tell.
+  values = np.ones(80)
+  values[:3] = 0
+  found = interval.mean(values, range(80), bounds=(0.0, 1.0), share=True)
+  assert found.report()["method"] == interval.EFFECTIVE
+  n, p, t = 79.0, 77 / 80, interval.student(0.95, 79)  # p (1 − p) / (p (1 − p) / 79)
+  for bound in found.ends:
+    assert abs(p - bound) == pytest.approx(t * math.sqrt(bound * (1 - bound) / n))
+
+
+def test_all_alike_is_no_certainty():
+  most = Z95**2 / (20 + Z95**2)
+  found = interval.mean([1.0] * 20, range(20), bounds=(0.0, 1.0), share=True)
+  assert found.ends == pytest.approx((1 - most, 1.0))
+  found = interval.mean([0.0] * 20, range(20), bounds=(-1.0, 1.0))
+  assert found.ends == pytest.approx((-most, most))
+  found = interval.mean([0.3] * 20, range(20))
+  assert found.ends is None
+  assert "how they differ is not known" in found.why
+  with pytest.raises(ValueError, match=r"values in 0\.0 \.\. 2\.0; expected 0\.0 \.\. 1\.0"):
+    interval.mean([0.0, 2.0] * 5, range(10), bounds=(0.0, 1.0))
+
+
+def test_a_rival_that_was_always_right_is_no_coin():
+  """Of 5 pairs it may be so by chance: the difference can be above 0 in truth."""
+  found = paired_difference([1.0, 1, 1, 1, 0], [1.0] * 5, range(5))
+  assert found["interval"][1] > 0
+  coin = paired_difference([1.0, 1, 1, 1, 0], [0.5] * 5, range(5))
+  assert coin["interval"] == pytest.approx(
+    [end - 0.5 for end in accuracy([1.0, 1, 1, 1, 0], range(5))["interval"]]
+  )
+
+
+def test_jackknife_of_a_mean_is_students_and_scales_turn_back():
+  values = np.random.default_rng(2).normal(size=10)
+  plan = interval.Resampling(range(10))
+  replicates = [values[at].mean() for at in plan.rows()]
+  found = plan.interval(values.mean(), replicates)
+  assert found.ends == pytest.approx(interval.mean(values, range(10)).ends)
+  assert found.method == interval.JACKKNIFE
+  for name, (there, back) in interval.SCALES.items():
+    assert back(there(0.4)) == pytest.approx(0.4), name
+  by_times = [block @ values / block.sum(axis=1) for block in plan.times()]
+  assert np.concatenate(by_times) == pytest.approx(replicates)
+
+
+@pytest.mark.parametrize(
+  ("count", "values", "why"),
+  [
+    (10, [0.5] * 10, "the same without any conversation"),
+    (10, [math.nan] + [0.5] * 9, r"not defined without some conversations \(1 of 10\)"),
+    (40, [0.5] * 100, "the same in all resamples"),
+    (40, [math.nan] * 3 + [0.4, 0.6] * 48 + [0.5], "not defined in 3 of 100 resamples"),
+  ],
+)
+def test_what_tells_nothing_gives_none(count, values, why):
+  found = interval.Resampling(range(count), resamples=100).interval(0.5, values)
+  assert found.ends is None
+  assert re.search(why, found.why)
+
+
+def test_correlations_stay_in_their_range():
+  plan = interval.Resampling(range(6))
+  low, high = plan.interval(0.95, [0.9, 0.97, 0.96, 0.93, 0.99, 0.94], "correlation").ends
+  assert -1 < low < 0.95 < high < 1
+  found = plan.interval(1.0, [1.0, 1.0, 0.9, 1.0, 1.0, 1.0], "correlation")
+  assert "end of its range" in found.why
+
+
+@pytest.mark.parametrize("mean", [0.75, 0.95])
+@pytest.mark.parametrize(("clusters", "size"), [(5, 8), (10, 8), (20, 8), (20, 1)])
+def test_accuracy_over_few_conversations_covers(clusters, size, mean):
+  """400 runs: two standard errors below 0.90 are 0.87; the bootstrap held 0.55 to 0.87 of them."""
+  held = 0
+  for run in range(400):
+    (low, high) = coverage.accuracy(np.random.default_rng(run), clusters, size, mean, run)[
+      "accuracy"
+    ]
+    held += low <= mean <= high
+  assert held / 400 >= 0.87
+
+
+# Every field of a report with an interval.
+
+
+def _walk(node, path=()):
+  if isinstance(node, dict):
+    if "interval" in node:
+      yield "/".join(path)
+    for key, value in node.items():
+      yield from _walk(value, (*path, str(key)))
+  elif isinstance(node, list):
+    for at, value in enumerate(node):
+      yield from _walk(value, (*path, str(at)))
+
+
+def _reports():
+  """The sections' reports, small, with every part that they can have."""
+  rng = np.random.default_rng(0)
+  judged = {"ann": 1.0, "bob": 0.0}
+  pairs = [
+    Example(
+      f"p{i}", (f"It is {i} metres.\n- a\n- b", f"No, {i}."), (1.0, 0.0), "pair",
+      source=f"s{i % 2}", conversation=f"c{i}", judges=judged, margin=1.0 + i % 3,
+    )
+    for i in range(24)
+  ]  # fmt: skip
+  beats = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
+  lists = [
+    Example(
+      f"l{i}", (f"a{i}", f"bb{i}", f"ccc{i}"), (2.0, 1.0, 0.0), "ranking", conversation=f"l{i}",
+      pairs=beats if i % 2 else None,
+    )
+    for i in range(24)
+  ]  # fmt: skip
+  outcomes = [
+    Example(f"o{i}", ("x", "y", "z"), (1.0, 0.0, float(i % 2)), "outcome", conversation=f"o{i}")
+    for i in range(24)
+  ]
+  ratings = [
+    Example(f"r{i}", ("x", "y", "z"), (i % 5, 2.0, 3.0), "score", conversation=f"r{i}")
+    for i in range(24)
+  ]
+  steps = [
+    Example(
+      f"q{i}", ("a b",), (1.0, float(i % 2)), "step", steps=(("a", "b"),), conversation=f"q{i}"
+    )
+    for i in range(24)
+  ]
+
+  def score(rows):
+    return rng.normal(size=len(rows))
+
+  def scores(examples):
+    return [rng.normal(size=len(e.labels)) for e in examples]
+
+  for examples in (pairs + lists, outcomes, ratings):
+    yield agreement(example_scores(score, examples), examples)
+  yield evaluate(scores(steps), steps).report
+  yield compare(scores(pairs), scores(pairs), pairs)
+  yield controls.controls(score, pairs)
+  right = [np.array([1.0 + x, 0.0]) for x in rng.normal(size=24)]
+  yield {"pairs": calibration.pairs(right, pairs)}
+  label = (rng.random(96) < 0.5).astype(float)
+  yield {"labels": calibration.labels(rng.normal(size=96), label, [i // 4 for i in range(96)])}
+  yield robustness.robustness(score, pairs)
+  members = rng.normal(size=(2, 24, 3))
+  yield {"disagreement": drift.disagreement(*members, [str(i) for i in range(24)])}
+  yield hacking.hacking(score, pairs, resamples=10)
+  curve = over_optimisation(rng.normal(size=(12, 16)), rng.normal(size=(12, 16)), [1, 2, 4, 8])
+  yield {"variants": {"score": curve}}
+  yield rules.flagged(score, pairs)
+  terms = np.stack([label, np.ones(96)], axis=1)
+  figure = published(terms, range(96), lambda s: s[..., 0] / s[..., 1])
+  yield {"benchmark": figure, "subsets": {"a": rate(label, range(96))}}
+
+  class Data:
+    examples = pairs
+
+  by_member = [[rng.normal(size=(3, 2)) for _ in pairs] for _ in range(2)]
+  yield {"shift": separation(by_member, (Data, Data))}
+
+
+def test_every_interval_of_a_report_is_simulated():
+  patterns = {
+    re.compile(re.sub(r"\\\*", "[^/]*", re.escape(name)) + "$"): what
+    for name, what in coverage.COVERS.items()
+  }
+  found = {path for report in _reports() for path in _walk(report)}
+  assert len(found) > 150
+  missing = sorted(path for path in found if path and not any(p.match(path) for p in patterns))
+  assert not missing
+  simulated = {name for name, _ in (what.partition("/")[::2] for what in patterns.values())}
+  assert simulated <= {cell["name"] for cell in coverage.cells()}
