@@ -48,7 +48,7 @@ def test_the_table_has_every_baseline_and_every_source_with_its_length_rule():
   assert "+0.200 [" in next(line for line in table if "to longest, paired" in line)
   assert "0.700 [" in table[0]
   # Source b: credits 0.5 and 0 to longest's 0.5 and 1; one pair alone has no interval.
-  few = "0.250 (no interval: 2 conversations: an interval wants 5) on 2 pairs"
+  few = "0.250 [no interval: 2 conversations: an interval wants 5] on 2 pairs"
   assert few in next(line for line in table if line.startswith("  b "))
   assert "best length rule: longest 0.750" in next(
     line for line in table if line.startswith("  b ")
