@@ -104,7 +104,8 @@ class GGUF(contextlib.AbstractContextManager):
   def get(self, name: str) -> np.ndarray:
     """A tensor, de-quantised: float32 [*shape(name)], a fresh array."""
     stored, kind = self._file.data(self._names[name]), self._file.tensors[self._names[name]].kind
-    array = gguf.dequantize(stored, kind)
+    with np.errstate(invalid="ignore", over="ignore"):  # `hf.read_tensor` finds what is not finite
+      array = gguf.dequantize(stored, kind)
     if np.may_share_memory(array, stored):
       array = array.copy()
     if self._permuted and ".q_proj." in name:
