@@ -150,6 +150,12 @@ def curate(
   """
   if scorer is None and options.denoise != "none":
     raise DataError(f"denoise is {options.denoise!r} and there is no scorer; give one")
+  for example in ledger.examples:
+    if len(example.responses) != 2:
+      raise DataError(
+        f"{example.origin}: {len(example.responses)} responses ({example.kind}); only pairs are "
+        "curated. Leave such rows in a file of their own"
+      )
   seconds: dict[str, float] = {}
   clock = _Clock(seconds)
   before = coverage([ledger.examples[i] for i in ledger.kept])

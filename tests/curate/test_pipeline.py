@@ -203,7 +203,11 @@ def test_options_refuse():
       pipeline.Options(**wrong)
 
 
-def test_curate_refuses(faulty):
+def test_curate_refuses(faulty, tmp_path):
+  lists = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
+  (tmp_path / "lists.jsonl").write_text(json.dumps(lists) + "\n")
+  with pytest.raises(DataError, match=r"lists.jsonl:1: 3 responses \(\w+\); only pairs"):
+    pipeline.curate(ledgers.read(tmp_path / "lists.jsonl"), pipeline.Options())
   book = ledgers.read(faulty / "rows.jsonl")
   with pytest.raises(DataError, match="denoise is 'drop' and there is no scorer"):
     pipeline.curate(book, pipeline.Options(denoise="drop"))
