@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tests import mutate
+from tests.mutations import is_real, mutations_of
 
 TOY = '''"""A docstring with 3 < 4."""
 
@@ -59,7 +60,7 @@ def tree(tmp_path):
 
 
 def mutations():
-  return [m for m in mutate.mutations_of(TOY, "rm_jax/data/toy.py") if mutate.is_real(m, TOY)]
+  return [m for m in mutations_of(TOY, "rm_jax/data/toy.py") if is_real(m, TOY)]
 
 
 def test_a_mutation_is_one_line_of_code():
