@@ -1,7 +1,7 @@
 """A run's folder: whose it is, and how a model is found in it again."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def claim(
-  workdir: Path, config: ml_collections.ConfigDict, model: Model, kinds: Iterable[str] = ()
+  workdir: Path, config: ml_collections.ConfigDict, model: Model, kinds: Collection[str] = ()
 ) -> None:
   """Makes the folder this config's: config.json, and model/, a Hugging Face folder without weights.
 
@@ -109,7 +109,7 @@ def claim(
     workdir / "model",
     config=model.exported_config(),
     tokenizer=model.tokenizer,
-    record=model.record() | {"kinds": sorted(kinds)},
+    record=model.record() | ({"kinds": sorted(kinds)} if kinds else {}),
   )
 
 
