@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def claim(
-  workdir: Path, config: ml_collections.ConfigDict, model: Model, kinds: Iterable[str] = ()
+  workdir: Path, config: ml_collections.ConfigDict, model: Model, kinds: Collection[str] = ()
 ) -> None:
   """Makes the folder this config's: config.json, and model/, a Hugging Face folder without weights.
 
@@ -190,7 +190,7 @@ def claim(
     workdir / "model",
     config=model.exported_config(),
     tokenizer=model.tokenizer,
-    record=model.record() | {"kinds": sorted(kinds)},
+    record=model.record() | ({"kinds": sorted(kinds)} if kinds else {}),
   )
 
 

@@ -106,7 +106,7 @@ def test_chat_template_by_name_text_and_file(llama_folder, tmp_path):
   config.model.chat_template = str(tmp_path / "t.jinja")
   assert build_model(config).tokenizer.chat_template == "{{ 1 }}"
   config.model.chat_template = "nope"
-  with pytest.raises(ValueError, match=r"model\.chat_template 'nope'"):
+  with pytest.raises(ValueError, match=r"chat_template 'nope' is neither"):
     build_model(config)
 
 
