@@ -129,7 +129,7 @@ class TextEncoder:
     # The length is the convention's business: without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
     self.appends = appends
-    if tokenizer.chat_template:
+    if isinstance(tokenizer.chat_template, str):  # not several by name, of which none may be ours
       templates.check(self._template(), **self._variables())
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
     adds = convention.bos == "add" and not convention.encoder
@@ -218,7 +218,7 @@ class TextEncoder:
   def _template(self) -> str:
     return self.dated() + "{{ '' }}" + self.tokenizer.get_chat_template()
 
-  def _variables(self) -> dict[str, str]:
+  def _variables(self) -> dict[str, Any]:
     return {**self.tokenizer.special_tokens_map, "date_string": self.convention.date}
 
   def dated(self) -> str:

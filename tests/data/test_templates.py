@@ -250,6 +250,13 @@ def test_what_fails_on_some_rows_is_a_fault_of_these(fault):
   assert found[1].reason == "template_error"
 
 
+def test_more_special_tokens_are_no_hindrance():
+  tokenizer = decoder_tokenizer(chat="{{ bos_token }}{{ messages[0].content }}")
+  tokenizer.add_special_tokens({"additional_special_tokens": ["<x>", "<y>"]})
+  encoder = TextEncoder(tokenizer, Convention())
+  assert encoder.render([{"role": "user", "content": "a"}]) == "<s>a"
+
+
 def test_long_conversations_are_within_the_limits():
   messages = [
     {"role": ("user", "assistant")[n % 2], "content": "some words " * 40} for n in range(2001)

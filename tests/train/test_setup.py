@@ -273,6 +273,16 @@ def test_weights_whose_sum_is_no_number_are_refused(llama_folder, tmp_path, weig
     load_data(config, build_model(config))
 
 
+def test_a_sources_weight_that_is_no_number_is_refused(llama_folder):
+  config = small_config(llama_folder, steps=1)
+  path, config.data.train = config.data.train, ""
+  for key in ("weight", "rate"):
+    for value in (float("nan"), float("inf"), -1.0):
+      config.data.sources = {"a": {"path": path, key: value}}
+      with pytest.raises(ValueError, match=f"data.sources.a: .*{value}.*expected both finite"):
+        load_data(config, build_model(config))
+
+
 def test_heldout_data_of_which_nothing_is_left_are_an_error(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=1)
   row = {"prompt": "a ", "chosen": "x" * 400 + "y" * 600, "rejected": "z" * 400 + "y" * 600}
