@@ -230,9 +230,10 @@ def mean(
 
   Clusters *tell* where not all their values are the commonest one. With 30 that tell it is
   `cluster_bootstrap`'s. With fewer it is t of the linearised variance of the ratio Σ sums / Σ
-  sizes, or, of a share, `proportion`. Where all values are equal, at most a share w of the clusters
-  (Wilson's upper bound of 0 of them) may be at the other end of the bounds: of a share of 0 or of 1
-  that is Wilson's interval over the clusters.
+  sizes, or, of a share, `proportion`. Between bounds it is on the scale of log-odds, and the
+  variance is at least that of values with a correlation of 0.1 within clusters. Where all values
+  are equal, at most a share w of the clusters (Wilson's upper bound of 0 of them) may be at the
+  other end of the bounds: of a share of 0 or of 1 that is Wilson's interval over the clusters.
 
   Args:
     values: [N], finite.
@@ -254,6 +255,7 @@ def mean(
     slack = 1e-9 * (high - low)  # what rounding may leave beyond them
     if value_N.min() < low - slack or value_N.max() > high + slack:
       raise ValueError(f"values in {value_N.min()} .. {value_N.max()}; expected {low} .. {high}")
+    value_N = np.clip(value_N, low, high)
   if share and bounds is None:
     raise ValueError("bounds is None for a share; expected the values of its two sides")
   size_C = np.bincount(cluster_N, minlength=count).astype(np.float64)
@@ -282,14 +284,18 @@ def mean(
   if len(kinds) == 1 or (flat and not share):
     most = wilson(0, worth, level)[1]
     return Interval((middle - most * (middle - low), middle + most * (high - middle)), WILSON)
+  design = 1 + _CORRELATION * (float(size_C @ size_C / size_C.sum()) - 1)
+  p = (middle - low) / reach
   if share:
-    size = float(size_C @ size_C / size_C.sum())
-    most = len(value_N) / (1 + _CORRELATION * (size - 1))
-    p = (middle - low) / reach
+    most = len(value_N) / design
     found = proportion(p, 0.0 if flat else variance / reach**2, worth, most, level)
     return Interval(tuple(low + reach * end for end in found.ends), found.method)
-  half = student(level, worth - 1) * math.sqrt(variance)
-  return Interval((max(low, middle - half), min(high, middle + half)), STUDENT)
+  # On the scale of log-odds between the bounds: nearer to one of them, the error is skewed.
+  there, back = SCALES["probability"]
+  variance = max(variance, float(value_N.var()) * design / len(value_N))
+  half = student(level, worth - 1) * math.sqrt(variance) / (reach * p * (1 - p))
+  ends = (float(low + reach * back(there(p) + way * half)) for way in (-1, 1))
+  return Interval(tuple(ends), STUDENT)
 
 
 # Name -> (to where the statistic's error is about normal, and back).

@@ -226,8 +226,11 @@ def test_paired_difference():
   clusters = list(range(500))
   got = paired_difference(a, b, clusters, seed=3)
   assert got["difference"] == pytest.approx(a.mean() - b.mean(), rel=1e-12)
-  half = T499 * (a - b).std(ddof=1) / math.sqrt(500)  # 14 pairs tell: too few to resample
-  assert got["interval"] == pytest.approx([got["difference"] - half, got["difference"] + half])
+  # 14 pairs tell, too few to resample: t, on the log-odds of (1 + difference) / 2.
+  p = (1 + got["difference"]) / 2
+  half = T499 * (a - b).std(ddof=1) / math.sqrt(500) / 2 / (p * (1 - p))
+  ends = [math.log(p / (1 - p)) + way * half for way in (-1, 1)]
+  assert got["interval"] == pytest.approx([2 / (1 + math.exp(-end)) - 1 for end in ends])
   much = paired_difference(a, 1 - b, clusters, seed=3)
   assert much["interval"] == list(cluster_bootstrap(a + b - 1, clusters, seed=3))
   assert got["interval"][0] > 0  # pairing tells them apart; their own intervals overlap

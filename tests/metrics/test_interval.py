@@ -89,6 +89,29 @@ def test_all_alike_is_no_certainty():
     interval.mean([0.0, 2.0] * 5, range(10), bounds=(0.0, 1.0))
 
 
+def test_what_rounding_leaves_beyond_a_bound_is_the_bound():
+  found = interval.mean([1.0, 1.0 + 2e-16, 1.0, 1.0, 1.0], range(5), bounds=(0.0, 1.0))
+  assert found.ends == pytest.approx((1 - Z95**2 / (5 + Z95**2), 1.0))
+
+
+def test_near_a_bound_the_interval_reaches_further_from_it():
+  """NDCG's mean over 10 prompts was held in 0.87 of the cases by a plain t, and so in 0.94."""
+  low, high = interval.mean([0.99] * 9 + [0.9], range(10), bounds=(0.0, 1.0)).ends
+  assert low < 0.981
+  assert 0 < high - 0.981 < 0.981 - low
+  assert high < 1
+
+
+def test_few_conversations_that_agree_within_do_not_make_their_pairs_independent():
+  values = np.zeros((10, 8))
+  values[0, 0] = values[1, 0] = 1.0
+  low, high = interval.mean(values.ravel(), np.repeat(range(10), 8), bounds=(-1.0, 1.0)).ends
+  t, p = T9, (1 + 2 / 80) / 2
+  half = t * math.sqrt(values.var() * (1 + 0.1 * 7) / 80) / 2 / (p * (1 - p))
+  ends = [math.log(p / (1 - p)) + way * half for way in (-1, 1)]
+  assert (low, high) == pytest.approx([2 / (1 + math.exp(-end)) - 1 for end in ends])
+
+
 def test_a_rival_that_was_always_right_is_no_coin():
   """Of 5 pairs it may be so by chance: the difference can be above 0 in truth."""
   found = paired_difference([1.0, 1, 1, 1, 0], [1.0] * 5, range(5))
