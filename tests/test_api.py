@@ -22,7 +22,7 @@ from tests.conftest import LLAMA, decoder_tokenizer
 from tests.train.runs import run, small_config
 
 
-def rows_of(seed=0, prompts=5, each=4):
+def rows_of(seed=0, prompts=4, each=3):
   rng = np.random.default_rng(seed)
 
   def words(longest):
