@@ -191,12 +191,8 @@ def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
     "chosen": [{"role": "assistant", "content": "a"}],
     "rejected": [{"role": "assistant", "content": "b"}],
   }
-  messages.write_text(
-    json.dumps(row)
-    + "\n"
-    + json.dumps(row | {"prompt": [{"role": "user", "content": "yo"}]})
-    + "\n"
-  )
+  others = [row | {"prompt": [{"role": "user", "content": f"yo {i}"}]} for i in range(8)]
+  messages.write_text("".join(json.dumps(one) + "\n" for one in (row, *others)))
   bare = tmp_path / "bare"
   bare.mkdir()
   for file in llama_folder.iterdir():

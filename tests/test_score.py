@@ -117,4 +117,4 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path):
   ):
     code, _, err = finish(command(name, *flags))
     assert code == 1
-    assert f"{taken} is a file; expected a folder" in err
+    assert f"{taken} cannot be written in: Not a directory" in err

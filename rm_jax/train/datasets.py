@@ -296,8 +296,6 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
   train, held, rates = read_both(config, report)
   train = _decided(train, config.loss, report)
   _check_fit(train, config.loss)
-  if train and not any(e.weight for e in train):
-    raise DataError("all training examples have weight 0: nothing would be learned")
   kept = cache_folder(config.data.cache)
   datasets = [Dataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
   if not datasets[0].groups:

@@ -149,8 +149,9 @@ def locked(workdir: Path) -> Iterator[None]:
   Raises:
     ValueError: another run is in it.
   """
-  problem, file = "", None
+  problem, file, new = "", None, False
   if is_main():
+    new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     try:
       file = (workdir / _LOCK).open("a+", encoding="utf-8")
@@ -174,6 +175,11 @@ def locked(workdir: Path) -> Iterator[None]:
     yield
   finally:
     if file:
+      # A run that could not begin leaves nothing behind.
+      if new and [path.name for path in workdir.iterdir()] == [_LOCK]:
+        with contextlib.suppress(OSError):
+          (workdir / _LOCK).unlink()
+          workdir.rmdir()
       file.close()
 
 

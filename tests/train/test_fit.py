@@ -44,7 +44,7 @@ def ratings(scores):
       {"score": "ordinal(classes=5)"},
       r"rows.jsonl:1: .*its label -1 is no grade",
     ),
-    (pairs(3, weight=0.0), {}, "all training examples have weight 0"),
+    (pairs(3, weight=0.0), {}, "the weights of the training data add up to 0"),
   ],
 )
 def test_what_a_loss_cannot_use_is_refused_before_the_folder_is_made(

@@ -177,7 +177,7 @@ def test_other_data_are_refused(whole, llama_folder, tmp_path):
 @pytest.mark.parametrize(
   ("heldout", "why"),
   [
-    ("0.1", "1 conversation"),
+    ({"prompt": "H"}, "1 conversation"),
     ({"tie": True}, "decided none of 6 comparisons"),
     ({"preference": 0.5}, "decided none of 6 comparisons"),
   ],
@@ -185,12 +185,9 @@ def test_other_data_are_refused(whole, llama_folder, tmp_path):
 def test_held_out_data_that_say_little_do_not_end_a_run(heldout, why, llama_folder, tmp_path):
   config = small_config(llama_folder, steps=1)
   config.data.train = str(write_pairs(tmp_path / "ten.jsonl", 10))
-  if isinstance(heldout, str):
-    config.data.heldout = heldout
-  else:
-    config.data.heldout = str(tmp_path / "held.jsonl")
-    rows = [{"prompt": f"H {i}", "chosen": "a", "rejected": "bb"} | heldout for i in range(6)]
-    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config.data.heldout = str(tmp_path / "held.jsonl")
+  rows = [{"prompt": f"H {i}", "chosen": "a", "rejected": "bb"} | heldout for i in range(6)]
+  (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   summary = run(config, tmp_path / "run", devices=1)
   assert why in summary["heldout"]["why"]
   assert why in read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["why"]
@@ -362,9 +359,10 @@ def test_a_window_that_is_infinite_already_does_not_doom_the_restart(llama_folde
 
 
 def test_a_run_shorter_than_max_skipped_does_not_pass_for_one(llama_folder, tmp_path):
-  config = poisoned(llama_folder, tmp_path / "rows.jsonl", 5, weight=1e38)
+  config = poisoned(llama_folder, tmp_path / "rows.jsonl", 5, margin=1e38)
   path = tmp_path / "rows.jsonl"
-  rows = [json.loads(x) | {"weight": 3e38} for x in path.read_text().splitlines()]
+  # Each is a number of float32, and the sum of a step's losses is none.
+  rows = [json.loads(x) | {"margin": 3e38} for x in path.read_text().splitlines()]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   config.train.steps = 3
   with pytest.raises(loop.NotFiniteError, match="all 3 steps were skipped"):

@@ -279,7 +279,7 @@ def test_a_sources_weight_that_is_no_number_is_refused(llama_folder):
   for key in ("weight", "rate"):
     for value in (float("nan"), float("inf"), -1.0):
       config.data.sources = {"a": {"path": path, key: value}}
-      with pytest.raises(ValueError, match=f"data.sources.a: .*{value}.*expected both finite"):
+      with pytest.raises(ValueError, match=f"data.sources.a: .*{value}.*expected finite numbers"):
         load_data(config, build_model(config))
 
 
