@@ -1,6 +1,7 @@
 """An export read without our code, by two versions of transformers, has our scores."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from tests.clients.exports import MODELS, client, conversations, made, python_of
 pytestmark = pytest.mark.slow
 
 INSTALL = "python -m venv tf451 && tf451/bin/pip install torch 'transformers==4.51.3'"
+# Texts that each model scores; RM_JAX_TEST_TEXTS=300 for the figures of docs/exports.md.
+TEXTS = int(os.environ.get("RM_JAX_TEST_TEXTS", "40"))
 CLIENTS = {"5": (None, ""), "4.51": ("RM_JAX_TEST_TF451", INSTALL)}
 
 
@@ -25,7 +28,7 @@ def exports(tmp_path_factory):
     except pytest.skip.Exception:
       continue
     model.save_pretrained(folder / "saved")
-    talks = conversations(300)
+    talks = conversations(TEXTS)
     messages = [{"prompt": turns, "response": answer} for turns, answer in talks]
     strings = [{"prompt": turns[-1]["content"], "response": answer} for turns, answer in talks]
     asked, ours = {}, {}
