@@ -4,8 +4,8 @@ python -m experiments.sweep --config=configs/NAME.py --workdir=DIR [--seeds=10] 
 
 `sweep()` beside `get_config()` yields settings: {name: {field: value}}, fields as 'loss.pair'. What
 stands before a '/' in the names is a group, a table of its own, whose settings are compared with
-its first. `MEASURES` beside it names the held-out figures of the tables, as 'kendall.value'; a
-group whose reports lack one goes without. `pools()`, where there is one, names ensembles whose
+its first. `MEASURES` beside it names the held-out figures of the tables, as 'kendall.value' (by
+default accuracy, or the loss where reports have none); a group whose reports lack one goes without. `pools()`, where there is one, names ensembles whose
 members are the runs of a setting, one a seed: {name: (setting, shifted data)}.
 
 Runs that are done are not run again, so that the same command goes on where it stopped, and more
@@ -52,7 +52,7 @@ class Study:
 
   Attributes:
     settings: {name: {field: value}}.
-    measures: held-out figures, as 'kendall.value'.
+    measures: held-out figures, as 'kendall.value'; () = the usual one.
     pools: {name: (setting, shifted data as data.shifted takes it)}.
   """
 
@@ -79,7 +79,7 @@ def study_of(path: str) -> Study:
   for name, (setting, _) in pools.items():
     if setting not in settings:
       raise ValueError(f"{path}: pool {name!r} is of {setting!r}, which sweep() does not have")
-  return Study(settings, tuple(getattr(study, "MEASURES", ("accuracy",))), pools)
+  return Study(settings, tuple(getattr(study, "MEASURES", ())), pools)
 
 
 def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: str) -> dict:
@@ -171,6 +171,12 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
   return mean, mean - half, mean + half
 
 
+def usual(runs: dict[str, list[dict]]) -> tuple[str]:
+  """The figure that a table has where nobody names one."""
+  some = any(figure_of(x, "accuracy") is not None for xs in runs.values() for x in xs)
+  return ("accuracy",) if some else ("loss",)
+
+
 Table = dict[str, dict[str, dict[str, dict]]]
 
 
@@ -203,8 +209,11 @@ def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
         some = True
         table.setdefault(group, {})[measure] = _compare(settings)
     if not some:
-      known = sorted(next(iter(runs.values()))[0]["heldout"])
-      raise ValueError(f"{measure!r} is in no report; they have {', '.join(known)}")
+      known = sorted(next(iter(runs.values()))[0]["heldout"] or ())
+      raise ValueError(
+        f"{measure!r} is in no report; they have {', '.join(known) or 'nothing: none was held out'}. "
+        "All runs are done and stay: --measures=NAME,... makes the table of others"
+      )
   return table
 
 
@@ -295,7 +304,7 @@ def main() -> None:
       json.loads(done.read_text(encoding="utf-8")) if done.exists() else loop.train(config, folder)
     )
     runs[name].append(summary)
-  table = tabulate(runs, MEASURES.value or study.measures)
+  table = tabulate(runs, MEASURES.value or study.measures or usual(runs))
   write_json(workdir / "table.json", table)
   text = as_text(table, SEEDS.value)
   pools = {}

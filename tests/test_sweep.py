@@ -171,3 +171,12 @@ def test_runs_of_another_config_are_not_taken_into_the_table(tmp_path):
       check_done([("bt", 1, apply(config, {fields: 0.05}, 1))], tmp_path)
   with pytest.raises(ValueError, match=r"train.steps: 20 there, 21 now"):
     check_done([("bt", 1, apply(config, {"train.steps": 21}, 1))], tmp_path)
+
+
+def test_without_a_name_the_table_has_what_the_reports_have():
+  assert sweep.usual(summaries(a=[0.5], b=[0.75])) == ("accuracy",)
+  ratings = {"a": [{"heldout": {"loss": 2.0, "spearman": {"value": None}}}]}
+  assert sweep.usual(ratings) == ("loss",)
+  assert sweep.tabulate({"a": ratings["a"] * 2}, ["loss"])[""]["loss"]["a"]["mean"] == 2
+  with pytest.raises(ValueError, match="nothing: none was held out.* --measures="):
+    sweep.tabulate({"a": [{"heldout": None}]}, ["accuracy"])
