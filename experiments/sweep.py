@@ -5,8 +5,9 @@ python -m experiments.sweep --config=configs/NAME.py --workdir=DIR [--seeds=10] 
 `sweep()` beside `get_config()` yields settings: {name: {field: value}}, fields as 'loss.pair'. What
 stands before a '/' in the names is a group, a table of its own, whose settings are compared with
 its first. `MEASURES` beside it names the held-out figures of the tables, as 'kendall.value' (by
-default accuracy, or the loss where reports have none); a group whose reports lack one goes without. `pools()`, where there is one, names ensembles whose
-members are the runs of a setting, one a seed: {name: (setting, shifted data)}.
+default accuracy, or the loss where reports have none); a group whose reports lack one goes without.
+`pools()`, where there is one, names ensembles whose members are the runs of a setting, one a seed:
+{name: (setting, shifted data)}.
 
 Runs that are done are not run again, so that the same command goes on where it stopped, and more
 seeds or settings can be added; runs of another config are refused. Where data.heldout is a fraction
@@ -209,9 +210,9 @@ def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
         some = True
         table.setdefault(group, {})[measure] = _compare(settings)
     if not some:
-      known = sorted(next(iter(runs.values()))[0]["heldout"] or ())
+      known = ", ".join(sorted(next(iter(runs.values()))[0]["heldout"] or ()))
       raise ValueError(
-        f"{measure!r} is in no report; they have {', '.join(known) or 'nothing: none was held out'}. "
+        f"{measure!r} is in no report; they have {known or 'nothing: none was held out'}. "
         "All runs are done and stay: --measures=NAME,... makes the table of others"
       )
   return table

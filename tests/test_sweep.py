@@ -178,5 +178,5 @@ def test_without_a_name_the_table_has_what_the_reports_have():
   ratings = {"a": [{"heldout": {"loss": 2.0, "spearman": {"value": None}}}]}
   assert sweep.usual(ratings) == ("loss",)
   assert sweep.tabulate({"a": ratings["a"] * 2}, ["loss"])[""]["loss"]["a"]["mean"] == 2
-  with pytest.raises(ValueError, match="nothing: none was held out.* --measures="):
+  with pytest.raises(ValueError, match=r"nothing: none was held out.* --measures="):
     sweep.tabulate({"a": [{"heldout": None}]}, ["accuracy"])
