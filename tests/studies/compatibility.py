@@ -7,8 +7,8 @@ tests/golden/make.py), go on with each run, and score. Then the code of this che
 folders: scores of workdirs and exports, what calibrates them, and the drift reference must be equal
 bit by bit, and a run that it goes on with must come to the same parameters and optimiser's state
 and write the same metrics. Their intervals are left out: how these are made was mended since.
-Prints a table; exit status 1 where something differs. `--golden` keeps the small copy instead, which
-tests/test_golden.py holds to 1e-6 on any machine.
+Prints a table; exit status 1 where something differs. `--golden` keeps the small copy instead,
+which tests/test_golden.py holds to 1e-6 on any machine.
 """
 
 import argparse
