@@ -111,10 +111,15 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **variables: An
     _BUDGET.reset(token)
 
 
-def check(template: str, **variables: Any) -> None:
+def check(template: str, *, option: str = "chat_template", **variables: Any) -> None:
   """Tries a template once, on a conversation of two turns.
 
   What it refuses or finds missing may be there in other conversations: that is each row's business.
+
+  Args:
+    template: Jinja text.
+    option: how another is set, for the message.
+    variables: as `render` takes them.
 
   Raises:
     ValueError: no conversation can be rendered; the message says why.
@@ -130,7 +135,7 @@ def check(template: str, **variables: Any) -> None:
       return
     raise ValueError(
       f"the chat template cannot be rendered: {type(error).__name__}: {error}; mend it, or set "
-      "another: --config.model.chat_template, or chat_template of the tokenizer"
+      f"another: {option}"
     ) from None
 
 

@@ -130,7 +130,8 @@ class TextEncoder:
     tokenizer.model_max_length = int(1e30)
     self.appends = appends
     if isinstance(tokenizer.chat_template, str):  # not several by name, of which none may be ours
-      templates.check(self._template(), **self._variables())
+      said = option.format("chat_template").rstrip(",")
+      templates.check(self._template(), option=said, **self._variables())
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
     adds = convention.bos == "add" and not convention.encoder
     self.bos = self._own_opening() if adds else self._opening[:0]
@@ -225,7 +226,7 @@ class TextEncoder:
     """What stands before a template's source, so that it is told the convention's date."""
     # A macro of the name hides the function that would tell the template today's date.
     date = self.convention.date
-    return "{% macro strftime_now(form) %}" + date + "{% endmacro %}"
+    return "{% macro strftime_now(format) %}" + date + "{% endmacro %}"
 
   # Decoders: prompt and response are one text.
 

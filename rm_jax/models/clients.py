@@ -131,10 +131,18 @@ def client_tokenizer(
   )
 
 
+def template_of(tokenizer: Any) -> str | None:
+  """The chat template of messages; None where there is none, or several and no default."""
+  templates = tokenizer.chat_template
+  if not templates or (isinstance(templates, Mapping) and "default" not in templates):
+    return None
+  return tokenizer.get_chat_template()
+
+
 def tokenizer_record(tokenizer: Any, client: Any) -> dict[str, Any]:
   """Of a tokenizer what its `client_tokenizer` has otherwise, for `as_trained`."""
   return {
-    "chat_template": tokenizer.get_chat_template() if tokenizer.chat_template else None,
+    "chat_template": template_of(tokenizer) or tokenizer.chat_template,
     "client_template": _hash(client.chat_template),
     "post_processor": json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"],
     "pad_token": tokenizer.pad_token,

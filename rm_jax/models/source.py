@@ -51,7 +51,11 @@ T = TypeVar("T")
 # Bytes of a config.json or a record, and of a tokenizer's file (Gemma's tokenizer.json has 33 MB).
 _MOST_JSON = 2**20
 _MOST_TOKENIZER = 2**26
-_READ_WHOLE = (".json", ".txt", ".jinja", ".model")
+# By their ends alone, or by their ends and beginnings: a trainer's state or results may lie beside.
+_READ_WHOLE = re.compile(
+  r".*\.(jinja|model)|(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|tekken|"
+  r"config|rm_jax|(pre)?processor_config).*\.(json|txt)"
+)
 _MOST_GROWTH = 64  # characters that a normalizer may make of one
 
 
@@ -214,7 +218,7 @@ def _check_tokenizer_files(path: Path) -> None:
     if type(vocab := config.get("vocab_size")) is int:
       most = min(most, 2**21 + 512 * vocab)
   for child in [*path.iterdir(), *path.glob(f"{_TEMPLATES}/*")]:
-    if child.is_dir() or child.suffix not in _READ_WHOLE or child.name == files.INDEX:
+    if child.is_dir() or not _READ_WHOLE.fullmatch(child.name):
       continue
     try:
       files.check_file(child, most)
@@ -342,7 +346,8 @@ def _listed(written: Path) -> dict[str, Any]:
   said = read_json(written / _LIST)
   names, weights = said.get("files"), said.get("weights")
   # A folder is data from elsewhere: it must not make us move a file from or to outside of it.
-  plain = re.compile(rf"({_TEMPLATES}/)?[\w-][\w.-]*")
+  # A template is called as its author likes.
+  plain = re.compile(rf"[\w-][\w.-]*|{_TEMPLATES}/[^./\\\0][^/\\\0]*")
   if (
     not isinstance(names, list)
     or not all(isinstance(name, str) and plain.fullmatch(name) for name in names)

@@ -158,11 +158,12 @@ def _tokenizer(model: Model) -> Any:
 
 def _template(encoder: TextEncoder) -> str | None:
   """A chat template that renders all of a conversation's text, as `TextEncoder` reads it."""
-  if not encoder.tokenizer.chat_template:
+  own = clients.template_of(encoder.tokenizer)
+  if own is None:
     return None
   if encoder.convention.encoder:
     return "{{ raise_exception(" + _quoted(_PAIR_ONLY) + ") }}"
-  tokenizer, own = encoder.tokenizer, encoder.tokenizer.get_chat_template()
+  tokenizer = encoder.tokenizer
   before = after = ""
   if len(encoder.bos):
     bos = _quoted("".join(tokenizer.convert_ids_to_tokens(encoder.bos.tolist())))
@@ -201,7 +202,7 @@ def _pad(model: Model) -> str | None:
   tokenizer = model.tokenizer
   if model.convention.pooling != "last" and tokenizer.pad_token_id is not None:
     return tokenizer.pad_token
-  template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+  template = clients.template_of(tokenizer) or ""
   taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, None}
   added = sorted(tokenizer.backend_tokenizer.get_added_tokens_decoder().items())
   fitting = [

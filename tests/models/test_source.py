@@ -452,3 +452,17 @@ def test_a_record_that_leads_nowhere(tmp_path):
   (tmp_path / "rm_jax.json").symlink_to("gone")
   with pytest.raises(ValueError, match=r"rm_jax\.json: not a readable JSON file"):
     source.open_source(str(tmp_path))
+
+
+def test_what_lies_beside_a_tokenizer_is_nothing_to_it(tmp_path):
+  source.save_folder(tmp_path, **model(1))
+  (tmp_path / "trainer_state.json").write_bytes(b" " * 20_000_000)
+  (tmp_path / "notes.txt").symlink_to(tmp_path / "gone.txt")
+  assert source.load_tokenizer(tmp_path)("a").input_ids
+
+
+def test_a_template_may_have_any_name(tmp_path):
+  one = model(1)
+  one["tokenizer"].chat_template = {"default": "{{ 1 }}", "tool use (v2)": "{{ 2 }}"}
+  source.save_folder(tmp_path, **one)
+  assert source.load_tokenizer(tmp_path).chat_template == one["tokenizer"].chat_template

@@ -83,6 +83,17 @@ def test_a_long_string_is_cut_as_we_cut_it(tmp_path):
     assert len(got) == 9
 
 
+def test_several_templates_of_which_none_is_the_default(tmp_path):
+  tokenizer = decoder_tokenizer(chat=None)
+  tokenizer.chat_template = {"rag": CHAT, "tool_use": CHAT}
+  rm = modelled(tmp_path / "m", tokenizer)
+  rm.save_pretrained(tmp_path / "saved")
+  again = RewardModel.from_pretrained(tmp_path / "saved")
+  rows = [{"prompt": "a", "response": "b"}]
+  np.testing.assert_array_equal(again.score(rows), rm.score(rows))
+  assert again.model.tokenizer.chat_template == tokenizer.chat_template
+
+
 def test_we_read_our_own_export_bitwise(tmp_path):
   rm = modelled(tmp_path / "m", decoder_tokenizer(pad="</s>"), chat_template="hh")
   rm.save_pretrained(tmp_path / "saved")
