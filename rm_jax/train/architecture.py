@@ -11,7 +11,7 @@ from rm_jax.models import kernels
 from rm_jax.models.config import HeadConfig, backbone_config, head_config, is_classifier
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
-from rm_jax.models.source import Source, open_source, read_json
+from rm_jax.models.source import RECORD, Source, open_source, parse, read_json
 from rm_jax.train.remote import local
 
 
@@ -122,9 +122,10 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   """
   head = head_config(hf_config)
   own = source is not None and is_classifier(hf_config)
-  saved = source.record.get("head", {}) if own else {}
-  if saved:  # the folder's own files have our outputs as one row
-    head = dataclasses.replace(head, outputs=HeadConfig(**saved).outputs)
+  saved = None
+  if own and "head" in source.record:  # the folder's own files have our outputs as one row
+    saved = parse(HeadConfig, source.record["head"], f"{source.path / RECORD}: head")
+    head = dataclasses.replace(head, outputs=saved.outputs)
   names = tuple(c.attributes)
   if c.members < 1:
     raise ValueError(f"model.members is {c.members}; expected at least 1")
@@ -155,13 +156,13 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
       )
     return head
   labels = hf_config.get("id2label") or {}
-  labels = tuple(saved.get("attributes", ())) or tuple(labels[i] for i in sorted(labels, key=int))
+  labels = (saved.attributes if saved else ()) or tuple(labels[i] for i in sorted(labels, key=int))
   if labels != names:
     raise ValueError(
       f"model.attributes is {names} and {c.pretrained} has a head of {labels}; expected these "
       "names in this order, or a checkpoint of the language model"
     )
-  weights = mix if c.mix or not saved.get("mix") else saved["mix"]
+  weights = mix if c.mix or not (saved and saved.mix) else saved.mix
   return dataclasses.replace(head, attributes=names, mix=weights)
 
 

@@ -169,6 +169,7 @@ def locked(workdir: Path) -> Iterator[None]:
       else:
         # A read-only folder says what it is when the run writes to it.
         log.warning("%s: cannot be locked (%s): start no other run in it", workdir, error)
+  new &= not problem  # in the moment between, another has made it: it is that one's
   try:
     if problem := agree(problem):
       raise ValueError(problem)
@@ -176,8 +177,8 @@ def locked(workdir: Path) -> Iterator[None]:
   finally:
     if file:
       # A run that could not begin leaves nothing behind.
-      if new and [path.name for path in workdir.iterdir()] == [_LOCK]:
-        with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError):
+        if new and [path.name for path in workdir.iterdir()] == [_LOCK]:
           (workdir / _LOCK).unlink()
           workdir.rmdir()
       file.close()

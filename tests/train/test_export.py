@@ -276,3 +276,15 @@ def test_a_tokenizer_that_reads_a_rendered_text_otherwise_is_warned_of(tmp_path)
   rm = modelled(tmp_path / "m", tokenizer)
   (_, limit) = exported(rm).limits
   assert "messages have other tokens in transformers" in limit
+
+
+@pytest.mark.parametrize("head", [{"x": 1}, [1], {"outputs": "2"}])
+def test_a_damaged_record_is_named_in_training_too(head, tmp_path):
+  modelled(tmp_path / "m", decoder_tokenizer()).save_pretrained(tmp_path / "saved")
+  record = json.loads((tmp_path / "saved" / RECORD).read_text())
+  (tmp_path / "saved" / RECORD).write_text(json.dumps(record | {"head": head}))
+  c = small_config(tmp_path / "m", steps=1)
+  c.model.config = c.model.tokenizer = ""
+  c.model.pretrained = str(tmp_path / "saved")
+  with pytest.raises(ValueError, match=r"rm_jax\.json: head"):
+    build_model(c)
