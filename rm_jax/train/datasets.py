@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from rm_jax.train.remote import local
 from rm_jax.train.setup import Model
 from rm_jax.types import KINDS, Example
 from rm_jax.world import World
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,10 +222,21 @@ def _check_fit(examples: list[Example], losses: Any) -> None:
 
 
 def _check_weights(examples: list[Example]) -> None:
-  """DataError where the weights' sum, by which a step is divided, is zero or no float32 number."""
+  """DataError where the weights' sum, by which a step is divided, is zero or no float32 number.
+
+  One example that outweighs all others together is warned of.
+  """
   total = sum(e.weight for e in examples)
+  heaviest = max(examples, key=lambda e: e.weight)
+  if len(examples) > 2 and heaviest.weight > total / 2:
+    log.warning(
+      "%s has weight %g of %g in all: the other %d training examples hardly count",
+      heaviest.origin,
+      heaviest.weight,
+      total,
+      len(examples) - 1,
+    )
   if not 0 < total < float(np.finfo(np.float32).max):
-    heaviest = max(examples, key=lambda e: e.weight)
     raise DataError(
       f"the weights of the training data add up to {total}; expected more than 0, and what float32 "
       f"holds (3.4e38): the largest is {heaviest.weight}, of {heaviest.origin}"

@@ -273,6 +273,21 @@ def test_weights_whose_sum_is_no_number_are_refused(llama_folder, tmp_path, weig
     load_data(config, build_model(config))
 
 
+def test_one_example_that_outweighs_all_others_is_warned_of(llama_folder, tmp_path, caplog):
+  config = small_config(llama_folder, steps=1)
+  path = write_pairs(tmp_path / "train.jsonl", 10)
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  config.data.train, config.data.heldout = str(path), "0"
+  for weight in (1.0, 10.0):
+    rows[3]["weight"] = weight
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load_data(config, build_model(config))
+    warned = (
+      "train.jsonl:4 has weight 10 of 19 in all: the other 9 training examples" in caplog.text
+    )
+    assert warned == (weight == 10)
+
+
 def test_a_sources_weight_that_is_no_number_is_refused(llama_folder):
   config = small_config(llama_folder, steps=1)
   path, config.data.train = config.data.train, ""
