@@ -61,8 +61,8 @@ def contaminated(
   prompt counts as one. Texts of fewer than n words match where they are equal as a whole. What
   is a template's (`rm_jax.curate.templates`, over training and held-out prompts together) is left
   out, so that a question is known again in another template, and two questions are not taken for
-  one for theirs. What stands in one held-out prompt alone is no template's, however often training
-  has it (but for one prompt in twenty): it may be the leak.
+  one for theirs. What stands in fewer than 5 held-out prompts is no template's, however often
+  training has it (but for one prompt in twenty): it may be the leak.
   Where there are templates half of the share will do if 0.9 of the words are in common, too.
 
   Args:

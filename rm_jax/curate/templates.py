@@ -38,8 +38,8 @@ def template_tokens(
     tokens: of N texts.
     document: int64 [N]: texts of one document (a prompt with all of its responses) count once.
     guarded: bool [N], of texts that must not be hidden by being copied (held-out ones): an n-gram
-      that only one document among them has is a template's only if it stands in one document of
-      twenty, and 4 · `MANY` at least. None: no text is.
+      that fewer than `MANY` documents among them have is a template's only if it stands in one
+      document of twenty, and 4 · `MANY` at least. None: no text is.
 
   Returns:
     bool [V], of each token.
@@ -189,7 +189,7 @@ def _common(
   if guarded is not None:
     held = distinct((gram * documents + document_of)[guarded[text_of[places]]])
     held = np.bincount(held // documents, minlength=len(values))
-    common &= (held != 1) | (df >= max(4 * MANY, len(distinct(document)) / 20))
+    common &= (held == 0) | (held >= MANY) | (df >= max(4 * MANY, len(distinct(document)) / 20))
   level = np.zeros(len(hash_V), np.int32)
   level[places] = np.where(common, df, 0)[gram]
   return _Common(level, places, gram, document_of, df)

@@ -128,3 +128,13 @@ def test_a_sign_is_a_difference():
   held = [pair("Is 3 < 5?"), pair("What is 7 + 5?")]
   train = [pair("Is 3 > 5?"), pair("What is 7 - 5?"), pair("is 3 < 5")]
   assert [(o.index, o.of) for o in contaminated(train, held)] == [(2, 0)]
+
+
+def test_a_leak_that_two_held_out_prompts_have_is_no_template():
+  rng = np.random.default_rng(3)
+  leak = letters(rng, 30)
+  held = [pair(f"{leak} {letters(rng, 10)}") for _ in range(2)]
+  held += [pair(letters(rng, 40)) for _ in range(20)]
+  train = [pair(leak), *(pair(f"{leak} {letters(rng, 10)}") for _ in range(5))]
+  train += [pair(letters(rng, 40)) for _ in range(50)]
+  assert [o.index for o in contaminated(train, held)] == list(range(6))
