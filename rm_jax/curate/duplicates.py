@@ -315,6 +315,9 @@ class _Search:
 
   def _rather_reversed(self, i: int, j: int) -> bool:
     """Where a pair's own sides are near each other, what repeats it is near its reverse, too."""
+    (x, y), turned = self.sides[i].tolist(), self.sides[j][::-1].tolist()
+    if x != y and [x, y] == turned:
+      return True  # sides that differ in what is no token, as 'x[1:]' and 'x[:1]'
     forward, back = (
       min(map(self.responses.similarity, self.sides[i].tolist(), sides.tolist()))
       for sides in (self.sides[j], self.sides[j][::-1])

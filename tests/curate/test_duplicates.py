@@ -253,6 +253,15 @@ def test_a_pair_of_near_sides_contradicts_its_reverse_and_does_not_repeat_it():
   assert [(m.index, m.of) for m in found.reversed] == [(1, 0)]
 
 
+@pytest.mark.parametrize(("one", "other"), [("x[1:]", "x[:1]"), ("eat, Grandma", "eat Grandma")])
+def test_sides_that_differ_in_no_token_contradict_their_reverse(one, other):
+  prompt = "Which of the two ways to write it is the right one in such a case?"
+  a, b = (f"I would say that you should write it as {x} and in no other way" for x in (one, other))
+  found = find_duplicates([pair(prompt, a, b), pair(prompt, b, a)])
+  assert found.near == []
+  assert [(m.index, m.of, m.similarity) for m in found.reversed] == [(1, 0, 1.0)]
+
+
 def test_similar_sides():
   text = sentence(np.random.default_rng(5))
   sides = [
