@@ -36,7 +36,7 @@ from rm_jax.train.datasets import load_data, load_shifted
 from rm_jax.train.evaluate import evaluate, summary_table
 from rm_jax.train.setup import build_model
 from rm_jax.train.shift import separation
-from rm_jax.train.workdir import differences
+from rm_jax.train.workdir import differences, resolve
 from rm_jax.train.writers import write_atomically, write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study's config file.")
@@ -147,7 +147,12 @@ def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workd
     if not (folder / "config.json").exists():
       continue
     there = read_json(folder / "config.json")
-    if found := differences(there, config):
+    found = differences(there, config)
+    if not found and (folder / "summary.json").exists():
+      # What was filled in then, or given, against what would be now, of as many groups.
+      groups = read_json(folder / "summary.json").get("data", {}).get("train")
+      found = differences(there, resolve(config, groups, folder)) if groups else []
+    if found:
       raise ValueError(
         f"{folder} holds a run of another config, and one table would mix them:\n  "
         + "\n  ".join(found)

@@ -171,6 +171,11 @@ def test_runs_of_another_config_are_not_taken_into_the_table(tmp_path):
       check_done([("bt", 1, apply(config, {fields: 0.05}, 1))], tmp_path)
   with pytest.raises(ValueError, match=r"train.steps: 20 there, 21 now"):
     check_done([("bt", 1, apply(config, {"train.steps": 21}, 1))], tmp_path)
+  # Steps that were given are not those of the data, which are asked for now.
+  write_json(folder / "config.json", plain(resolve(apply(config, {"train.steps": 4}, 1), 640)))
+  write_json(folder / "summary.json", {"data": {"train": 640}})
+  with pytest.raises(ValueError, match=r"train.steps: 4 there, 20 now"):
+    check_done([("bt", 1, config)], tmp_path)
 
 
 def test_without_a_name_the_table_has_what_the_reports_have():
