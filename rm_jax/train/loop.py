@@ -230,9 +230,10 @@ class _Loop:
         if end or done % config.eval_every == 0:
           with clock.pause():
             self._evaluate(writers, done)
-    if last > first and self.run.skipped() == last:
+    # Of a run that goes on, too: it was saved before this was said.
+    if (steps := int(self.run.state.step)) and self.run.skipped() == steps:
       raise NotFiniteError(
-        f"all {last} steps were skipped, for their gradient, loss or update was not finite: the "
+        f"all {steps} steps were skipped, for their gradient, loss or update was not finite: the "
         "model is as it was; lower --config.optimizer.learning_rate, or look at the data"
       )
     if self.report is None:
