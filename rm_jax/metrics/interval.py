@@ -36,6 +36,7 @@ _TINY = 1e-12  # of a scale, below which a difference is rounding
 BOOTSTRAP = "cluster bootstrap"
 STUDENT = "Student's t over clusters"
 JACKKNIFE = "Student's t, cluster jackknife"
+RESAMPLED = "Student's t, cluster bootstrap"
 WILSON = "Wilson's over clusters"
 EFFECTIVE = "Wilson's, effective sample size"
 NONE = "none"
@@ -428,7 +429,7 @@ class Resampling:
       ends = float(back(middle - half)), float(back(middle + half))
     if not all(map(math.isfinite, ends)):
       return Interval.none("so few conversations leave it without bounds")
-    return Interval(ends, JACKKNIFE)
+    return Interval(ends, RESAMPLED if self.bootstraps else JACKKNIFE)
 
 
 def _check_resamples(resamples: int) -> None:

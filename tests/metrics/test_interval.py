@@ -263,3 +263,14 @@ def test_every_interval_of_a_report_is_simulated():
   assert not missing
   simulated = {name for name, _ in (what.partition("/")[::2] for what in patterns.values())}
   assert simulated <= {cell["name"] for cell in coverage.cells()}
+
+
+def test_the_method_is_named_that_made_the_interval():
+  # Of very many clusters that a few outweigh.
+  labels = [*np.repeat(range(6), 200), *range(6, 300)]
+  plan = interval.Resampling(labels, resamples=200)
+  assert plan.bootstraps
+  assert plan.worth < interval.FEW
+  values = np.random.default_rng(0).normal(size=len(labels))
+  found = plan.interval(values.mean(), [values[at].mean() for at in plan.rows()])
+  assert found.method == "Student's t, cluster bootstrap"
