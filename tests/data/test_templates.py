@@ -201,6 +201,9 @@ HOSTILE = (
   "{% set x = namespace(v=[]) %}{% for i in range(60) %}{% set x.v = [x.v, x.v] %}{% endfor %}"
   "{{ x.v }}",
   "{% set x = 'a' * 10**7 %}{% set y %}{% for i in range(9999) %}{{ x }}{% endfor %}{% endset %}",
+  "{% for i in range(12) %}{{ ('ab' * 10**6) | list | sort | length }}{% endfor %}",
+  "{{ ('ab' * 8 * 10**6) | unique | list }}",
+  "{{ ('www.a ' * 10**6) | urlize | length }}",
   "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
   "{% include '/etc/passwd' %}",
   "{% if %}",
