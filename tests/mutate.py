@@ -7,8 +7,10 @@ slow ones last; if it survives them, on what `-m 'not slow'` holds beside; then 
 tests. A test that fails is run again without the mutation, where it has to pass. A hang counts as
 noticed, and is said.
 
-Results are kept, a JSON line a mutation; the same command goes on where it stopped. Mutations
-without consequence stand in mutants_equal.json with the reason, and are not counted:
+Results are kept, a JSON line a mutation; the same command goes on where it stopped. With --fast no
+slow test is run, and the command without it goes on with what survived: a survivor costs four
+minutes so and not twenty-five, which is right while tests are still being written for them.
+Mutations without consequence stand in mutants_equal.json with the reason, and are not counted:
 
   [{"file": "rm_jax/...", "before": "the line", "after": "the line", "reason": "..."}]
 """
@@ -189,8 +191,8 @@ class Copy:
     for old in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
       old.unlink()
 
-  def try_out(self, mutation: Mutation) -> dict:
-    """What became of a mutation: {'outcome', 'stage', 'by', 'seconds'}."""
+  def try_out(self, mutation: Mutation, fast: bool = False) -> dict:
+    """What became of a mutation: {'outcome', 'stage', 'by', 'seconds'}; fast: no slow test."""
     began = time.monotonic()
     source = (self.root / mutation.file).read_text()
     near = tests_of(self.root, mutation.file)
@@ -199,8 +201,10 @@ class Copy:
     if near:  # of these, too, those that are soon done come first
       own = {"near": ["-m", "not slow", *near], "near, slow": ["-m", "slow", *near]}
       stages = own | stages
+    if fast:
+      stages = {stage: arguments for stage, arguments in stages.items() if "slow" not in stage}
     self.write(mutation.file, mutation.apply(source))
-    found = {"outcome": "survived", "stage": "slow", "by": ""}
+    found = {"outcome": "survived", "stage": [*stages][-1], "by": ""}
     for stage, arguments in stages.items():
       code, out = self.pytest(*arguments)
       if code in (0, 5):  # 5: no test is left to run
@@ -248,6 +252,13 @@ def read_results(path: Path, seed: str) -> dict[tuple, dict]:
   return {(r["file"], r["line"], r["before"], r["after"]): r for r in rows if r["seed"] == seed}
 
 
+def is_waiting(result: dict | None, fast: bool, again: bool) -> bool:
+  """Is a mutation to be tried, given its last result? A survivor of the fast tests is, on all."""
+  if result is None or result["outcome"] != "survived":
+    return result is None
+  return again or (result["stage"] == "fast" and not fast)
+
+
 def summary(drawn: list[Mutation], results: dict[tuple, dict]) -> str:
   """Killed and survived, what has no consequence, and each survivor as a diff."""
   equal = known_equal()
@@ -273,6 +284,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--jobs", type=int, default=2, help="mutations side by side")
   parser.add_argument("--rooms", default=",".join(ROOMS), help="of rm_jax/")
   parser.add_argument("--results", type=Path, default=ROOT / "mutants.jsonl", help="a file kept")
+  parser.add_argument("--fast", action="store_true", help="leave out the slow tests")
   parser.add_argument("--again", action="store_true", help="try survivors again: tests were added")
   parser.add_argument("--list", action="store_true", help="print what is drawn, and stop")
   flags = parser.parse_args(argv)
@@ -285,8 +297,7 @@ def main(argv: list[str] | None = None) -> int:
   waiting = [
     one
     for one in drawn
-    if _equal_key(one) not in equal
-    and (one.key not in results or (flags.again and results[one.key]["outcome"] == "survived"))
+    if _equal_key(one) not in equal and is_waiting(results.get(one.key), flags.fast, flags.again)
   ]
   lock = threading.Lock()
   with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
@@ -299,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
     def one_of(mutation: Mutation) -> None:
       copy = copies.get()
       try:
-        found = copy.try_out(mutation)
+        found = copy.try_out(mutation, flags.fast)
       finally:
         copies.put(copy)
       row = {"seed": flags.seed, **dataclasses.asdict(mutation), **found}

@@ -139,12 +139,30 @@ def test_what_becomes_of_a_mutation(tree, tmp_path):
   (tmp_path / "second").mkdir()
   found = mutate.Copy(tree, tmp_path / "second").try_out(by["if x > 1001:"])
   assert (found["outcome"], found["stage"]) == ("killed", "slow")
+  (tmp_path / "fast").mkdir()
+  found = mutate.Copy(tree, tmp_path / "fast").try_out(by["if x > 1001:"], fast=True)
+  assert (found["outcome"], found["stage"]) == ("survived", "fast")
   assert (tree / "rm_jax/data/toy.py").read_text() == TOY
   # A test that fails by itself kills nothing.
   other.write_text("def test_far():\n  assert False\n")
   (tmp_path / "third").mkdir()
   with pytest.raises(RuntimeError, match="fails without a mutation too"):
     mutate.Copy(tree, tmp_path / "third").try_out(by["if x > 1001:"])
+
+
+@pytest.mark.parametrize(
+  ("outcome", "stage", "fast", "again", "waits"),
+  [
+    ("survived", "fast", True, False, False),
+    ("survived", "fast", False, False, True),
+    ("survived", "slow", False, False, False),
+    ("survived", "slow", True, True, True),
+    ("killed", "fast", False, True, False),
+  ],
+)
+def test_what_the_same_command_tries_again(outcome, stage, fast, again, waits):
+  assert mutate.is_waiting({"outcome": outcome, "stage": stage}, fast, again) == waits
+  assert mutate.is_waiting(None, fast, again)
 
 
 def test_what_is_told_in_the_end(tmp_path, monkeypatch):
