@@ -20,13 +20,13 @@ from rm_jax.api import RewardModel
 from rm_jax.audit import calibration, page, sections
 from rm_jax.audit.benchmarks import BENCHMARKS
 from rm_jax.audit.drift import Reference
-from rm_jax.audit.overoptimisation import true_world
 from rm_jax.audit.scorer import Scorer
 from rm_jax.audit.sections import Settings
 from rm_jax.data.report import DataError, Report
 from rm_jax.train import datasets
-from rm_jax.train.workdir import CONFIG, is_workdir
+from rm_jax.train.datasets import true_world
 from rm_jax.types import Example
+from rm_jax.workdir.folder import CONFIG, is_workdir
 
 HELDOUT = "heldout"
 DTYPES = ("float32", "bfloat16", "float16")

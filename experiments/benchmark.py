@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from experiments.launch import launch
 from rm_jax.speed.benchmark import benchmark, table
-from rm_jax.train.writers import write_json
+from rm_jax.storage.files import write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The benchmark's config file.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file that gets the figures.")

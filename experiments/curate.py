@@ -22,7 +22,7 @@ from rm_jax.curate import annotators, ledger, pipeline
 from rm_jax.curate.scorers import ConfigScorer, ContentModel
 from rm_jax.data import formats
 from rm_jax.data.report import DataError, Report
-from rm_jax.train.writers import write_json
+from rm_jax.storage.files import write_json
 
 DEFAULT = pipeline.Options()
 INPUT = flags.DEFINE_string("input", None, "File, folder or hub id of pairs.")

@@ -14,8 +14,8 @@ from experiments.launch import launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.report import DataError, Report
-from rm_jax.train.evaluate import evaluate, summary_table
-from rm_jax.train.writers import write_json
+from rm_jax.heldout.evaluate import evaluate, summary_table
+from rm_jax.storage.files import write_json
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 DATA = flags.DEFINE_string("data", None, "File, folder or hub id of feedback of any kind.")

@@ -24,8 +24,8 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from rm_jax.train.checkpoints import CheckpointError
 from rm_jax.train.loop import NotFiniteError, Stopped
+from rm_jax.workdir.checkpoints import CheckpointError
 
 gc.enable()
 

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from experiments.launch import launch
 from rm_jax.speed.plan import plan, table
-from rm_jax.train.writers import write_json
+from rm_jax.storage.files import write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 TOPOLOGY = flags.DEFINE_string(

@@ -30,14 +30,14 @@ from tqdm import tqdm
 
 from experiments.launch import launch
 from rm_jax.api import RewardModel
-from rm_jax.models.source import read_json
+from rm_jax.heldout.evaluate import evaluate, summary_table
+from rm_jax.heldout.shift import separation
+from rm_jax.pretrained.source import read_json
+from rm_jax.reward.setup import build_model
+from rm_jax.storage.files import write_atomically, write_json
 from rm_jax.train import loop
 from rm_jax.train.datasets import load_data, load_shifted
-from rm_jax.train.evaluate import evaluate, summary_table
-from rm_jax.train.setup import build_model
-from rm_jax.train.shift import separation
-from rm_jax.train.workdir import differences, resolve
-from rm_jax.train.writers import write_atomically, write_json
+from rm_jax.workdir.folder import differences, resolve
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plot.")
@@ -261,7 +261,7 @@ def as_text(table: Table, seeds: int) -> str:
 
 def draw(path: Path, table: Table) -> None:
   """Each setting's runs, mean and interval: a row of plots a group, one a measure."""
-  from rm_jax.train import drawing  # matplotlib takes a while to load
+  from rm_jax.storage import pictures as drawing
 
   columns = max(len(measures) for measures in table.values())
   heights = [0.8 + 0.35 * len(next(iter(measures.values()))) for measures in table.values()]

@@ -8,9 +8,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.launch import launch
+from rm_jax.heldout.evaluate import summary_table
+from rm_jax.parallel.hosts import is_main
 from rm_jax.train import loop
-from rm_jax.train.evaluate import summary_table
-from rm_jax.train.hosts import is_main
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's files.")

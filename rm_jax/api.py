@@ -12,24 +12,24 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from rm_jax.batch.group import Group, check_vocabulary, make_group
+from rm_jax.batch.tokenise import Sequence as Tokens
 from rm_jax.data.dialogue import key_of
-from rm_jax.data.group import Group, check_vocabulary, make_group
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
-from rm_jax.data.tokenise import Sequence as Tokens
 from rm_jax.models.config import HeadConfig, backbone_config, head_config
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
-from rm_jax.models.source import RECORD, Source, open_source, parse, save_folder
-from rm_jax.train.checkpoints import Checkpoints
-from rm_jax.train.export import export
-from rm_jax.train.mesh import make_mesh, parameter_shardings
-from rm_jax.train.remote import local
-from rm_jax.train.score import default_packing, read_groups, score_groups, solution_scores
-from rm_jax.train.setup import Model, convention_for, init_params, kept_dtype, read_params
-from rm_jax.train.setup import chat_template as template_of
-from rm_jax.train.workdir import is_workdir
+from rm_jax.parallel.mesh import make_mesh, parameter_shardings
+from rm_jax.pretrained.source import RECORD, Source, open_source, parse, save_folder
+from rm_jax.reward.export import export
+from rm_jax.reward.score import default_packing, read_groups, score_groups, solution_scores
+from rm_jax.reward.setup import Model, convention_for, init_params, kept_dtype, read_params
+from rm_jax.reward.setup import chat_template as template_of
+from rm_jax.storage.remote import local
 from rm_jax.types import Example, Text
+from rm_jax.workdir.checkpoints import Checkpoints
+from rm_jax.workdir.folder import is_workdir
 
 log = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ class RewardModel:
   def score_groups(
     self, groups: Sequence[Group], *, outputs: bool = False, progress: str = ""
   ) -> list[np.ndarray]:
-    """Scores of tokenised groups, for those who bring their own `Example`s; see `train.score`."""
+    """Scores of tokenised groups, for those who bring their own `Example`s; see `reward.score`."""
     scores = self._run(score_groups, groups, progress, outputs=outputs)
     for i, one in enumerate(scores):
       if not np.isfinite(one).all():

@@ -41,7 +41,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.mutations import Mutation, is_real, mutations_of
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "models", "losses", "metrics", "train", "curate", "audit")
+ROOMS = (
+  "data", "batch", "models", "pretrained", "losses", "metrics", "reward", "heldout", "workdir",
+  "train", "curate", "audit",
+)  # fmt: skip
 EQUAL = Path(__file__).with_name("mutants_equal.json")
 # Seconds after which one test hangs, and a whole stage does. The slowest test takes a minute.
 TEST_LIMIT, STAGE_LIMIT = 400, 3600

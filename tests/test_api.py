@@ -10,13 +10,13 @@ from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
 from rm_jax.api import _siblings
-from rm_jax.data.group import tokenise
+from rm_jax.batch.group import tokenise
+from rm_jax.batch.tokenise import Sequence as Tokens
 from rm_jax.data.report import DataError, Report
-from rm_jax.data.tokenise import Sequence as Tokens
-from rm_jax.models.hf import WeightsError, export_params
-from rm_jax.models.source import save_folder
-from rm_jax.train.mesh import make_mesh
-from rm_jax.train.setup import build_model, init_params
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.pretrained.hf import WeightsError, export_params
+from rm_jax.pretrained.source import save_folder
+from rm_jax.reward.setup import build_model, init_params
 from rm_jax.types import Example
 from tests.conftest import LLAMA, decoder_tokenizer
 from tests.train.runs import run, small_config

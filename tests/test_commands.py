@@ -15,7 +15,7 @@ import pytest
 
 from experiments import _libc, launch, with_large_pages
 from rm_jax import RewardModel
-from rm_jax.train.writers import read_lines
+from rm_jax.storage.files import read_lines
 from tests.train.runs import write_pairs
 
 ROOT = Path(__file__).parents[1]

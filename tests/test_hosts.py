@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rm_jax import RewardModel
-from rm_jax.train.writers import read_lines
+from rm_jax.storage.files import read_lines
 from tests.test_commands import command, finish, train_flags
 from tests.train.runs import write_pairs
 

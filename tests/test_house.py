@@ -7,15 +7,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Room -> rooms of the house that it may import.
-SIBLINGS = {"world", "data", "models", "losses", "metrics"}
+FUNCTIONS = {"types", "losses", "metrics", "parallel", "storage", "world"}  # each knows types alone
+TEXT = FUNCTIONS | {"data", "batch"}
+MODEL = TEXT | {"models", "pretrained", "reward"}
 MAY_IMPORT = {
   "types": set(),
-  **{room: {"types"} for room in SIBLINGS},
-  "train": {"types"} | SIBLINGS,
-  "api": {"types", "train"} | SIBLINGS,
-  "curate": {"types", "train", "api"} | SIBLINGS,
-  "speed": {"types", "train"} | SIBLINGS,
-  "audit": {"types", "train", "api"} | SIBLINGS,
+  **{room: {"types"} for room in FUNCTIONS - {"types"}},
+  "data": {"types"},
+  "models": {"types", "parallel"},
+  "batch": {"types", "data", "storage"},
+  "pretrained": {"types", "models", "storage"},
+  "reward": MODEL,
+  "heldout": MODEL,
+  "workdir": MODEL,
+  "api": MODEL | {"workdir"},
+  "audit": MODEL | {"workdir", "heldout", "api"},
+  "train": MODEL | {"workdir", "heldout"},
+  "curate": MODEL | {"workdir", "heldout", "api", "train"},
+  "speed": MODEL | {"workdir", "heldout", "train"},
 }
 
 

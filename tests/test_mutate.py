@@ -103,7 +103,9 @@ def test_a_draw_is_the_seeds_and_a_larger_one_begins_as_a_smaller_one(tree):
 
 
 def test_a_draw_is_even_over_the_rooms():
-  rooms = [one.file.split("/")[1] for one in mutate.draw(mutate.ROOT, "seed", 14)]
+  rooms = [
+    one.file.split("/")[1] for one in mutate.draw(mutate.ROOT, "seed", 2 * len(mutate.ROOMS))
+  ]
   assert {room: rooms.count(room) for room in rooms} == dict.fromkeys(mutate.ROOMS, 2)
 
 

@@ -12,8 +12,8 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
-from rm_jax.train.mesh import make_mesh
-from rm_jax.train.setup import build_model, init_params
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.reward.setup import build_model, init_params
 from tests.test_commands import command, finish
 from tests.train.runs import small_config
 

@@ -9,9 +9,9 @@ from configs.base import get_config
 from experiments import sweep
 from experiments.sweep import apply, check_done
 from rm_jax.data.report import Report
+from rm_jax.storage.files import write_json
 from rm_jax.train.datasets import read_both
-from rm_jax.train.workdir import plain, resolve
-from rm_jax.train.writers import write_json
+from rm_jax.workdir.folder import plain, resolve
 from tests.test_commands import command, finish, train_flags
 from tests.train.runs import write_pairs
 

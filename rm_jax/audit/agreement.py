@@ -8,11 +8,11 @@ import numpy as np
 from rm_jax.audit import figures
 from rm_jax.audit.texts import Score, conversation_of, scores_of
 from rm_jax.audit.topics import topics
+from rm_jax.heldout import intervals
+from rm_jax.heldout.evaluate import characters, evaluate, judged
 from rm_jax.metrics import agreement as metrics
 from rm_jax.metrics.correlation import kendall, spearman
 from rm_jax.metrics.ranking import best_order, ndcg, pick_rate, within_and_pooled
-from rm_jax.train import intervals
-from rm_jax.train.evaluate import characters, evaluate, judged
 from rm_jax.types import Example
 
 _PARTS = 5  # bins of a length gap or a margin
@@ -34,7 +34,7 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
     examples: pairs, rankings, outcomes and scores; at least 2 conversations.
 
   Returns:
-    what `train.evaluate.evaluate` reports of them, and with comparisons
+    what `heldout.evaluate.evaluate` reports of them, and with comparisons
     ties: {people: comparisons that they left undecided, model: exact ties of scores, which count
       half},
     by: source, topic, length_gap, human_margin, model_margin -> [{name, value, interval, n, ties}],

@@ -11,10 +11,10 @@ import numpy as np
 
 from rm_jax.audit import figures
 from rm_jax.audit.texts import conversation_of
+from rm_jax.heldout.evaluate import judged
 from rm_jax.metrics import calibration as metrics
 from rm_jax.metrics.correlation import bootstrap
-from rm_jax.train.evaluate import judged
-from rm_jax.train.writers import write_json
+from rm_jax.storage.files import write_json
 from rm_jax.types import Example
 
 FILE = "calibration.json"

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rm_jax.audit.hacking import told
-from rm_jax.train import drawing
+from rm_jax.storage import pictures as drawing
 
 log = logging.getLogger(__name__)
 

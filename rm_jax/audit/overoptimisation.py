@@ -10,14 +10,12 @@ Gao, Schulman and Hilton (2023), Scaling laws for reward model overoptimization.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from rm_jax.audit.texts import Score, conversation_of, distinct_rows, scores_of
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics.text import characters
-from rm_jax.train import datasets
 from rm_jax.types import Example, Text
 from rm_jax.world import World
 
@@ -49,23 +47,6 @@ class Candidates:
   distinct: int
   left_out: int = 0
   unused: int = 0
-
-
-def true_world(names: Sequence[str], config: Any) -> World | str | None:
-  """The generated world by whose true reward data were judged.
-
-  Args:
-    names: of the data, as `datasets.read` takes them; options in a name go before the config's.
-    config: the run's, whose data.world is the rest.
-
-  Returns:
-    the world; None where no data are of one, or a reason where they are of several.
-  """
-  asked = [datasets.world_of(name, config, "heldout") for name in names]
-  worlds = list(dict.fromkeys(one[0] for one in asked if one))
-  if len(worlds) > 1:
-    return f"the data are of {len(worlds)} generated worlds, each with a true reward of its own"
-  return worlds[0] if worlds else None
 
 
 def overoptimisation(

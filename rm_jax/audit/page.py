@@ -10,7 +10,7 @@ from typing import Any
 from rm_jax.audit.draw import pictures, stem
 from rm_jax.audit.writing import STYLE, Writer, number, text
 from rm_jax.data.dialogue import plain
-from rm_jax.train.writers import write_atomically, write_json
+from rm_jax.storage.files import write_atomically, write_json
 
 log = logging.getLogger(__name__)
 

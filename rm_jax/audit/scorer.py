@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from rm_jax.api import RewardModel
-from rm_jax.data.cache import home
-from rm_jax.train.checkpoints import fingerprint
+from rm_jax.storage.files import home
 from rm_jax.types import Text
+from rm_jax.workdir.checkpoints import fingerprint
 
 log = logging.getLogger(__name__)
 

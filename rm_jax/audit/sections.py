@@ -20,8 +20,8 @@ from rm_jax.audit.robustness import robustness
 from rm_jax.audit.rules import Rules, flagged
 from rm_jax.audit.scorer import Row, Scorer, key_of
 from rm_jax.audit.texts import conversation_of, each_comparison, sampled
+from rm_jax.heldout.evaluate import evaluate, judged
 from rm_jax.metrics.best_of_n import over_optimisation
-from rm_jax.train.evaluate import evaluate, judged
 from rm_jax.types import Example
 from rm_jax.world import World
 

@@ -1,4 +1,4 @@
-"""Data: read any format, check it, tokenise with marks, pack into a few shapes, order."""
+"""Feedback as text: any format read, every row checked, what is dropped counted."""
 
 # The formats register themselves.
 from rm_jax.data import feedback, pairs, published  # noqa: F401

@@ -1,0 +1,1 @@
+"""Networks: a decoder, an encoder, their attention and layers, heads and adapters."""

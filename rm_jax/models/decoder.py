@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 
 from rm_jax.models.attention import Sight, attend, attend_at, columns, look, visible_at, within
-from rm_jax.models.axes import looked_up
 from rm_jax.models.config import DecoderConfig, Rope
 from rm_jax.models.layers import RMSNorm, activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
+from rm_jax.parallel.axes import looked_up
 from rm_jax.types import Batch
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rm_jax.models.attention import Sight, attend, attend_at, columns, look, visible_at
-from rm_jax.models.axes import looked_up
 from rm_jax.models.config import EncoderConfig
 from rm_jax.models.layers import activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
 from rm_jax.models.numerics import drop
+from rm_jax.parallel.axes import looked_up
 from rm_jax.types import Batch
 
 

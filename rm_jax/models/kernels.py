@@ -1,6 +1,6 @@
 """Kernels that attention can run on instead of XLA's own products: which, where, what they ask.
 
-Neither knows branches, so that they see windows of whole sequences (`data.layout.Packing`): there
+Neither knows branches, so that they see windows of whole sequences (`batch.layout.Packing`): there
 'same group, same branch or prompt, not later' is 'same sequence, not later'.
 
 Shape letters as in attention.py; W windows of a size, of all rows together.
@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rm_jax.models.axes import by_rows_and_heads
 from rm_jax.models.config import DecoderConfig, EncoderConfig
+from rm_jax.parallel.axes import by_rows_and_heads
 
 log = logging.getLogger(__name__)
 

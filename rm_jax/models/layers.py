@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rm_jax.models.axes import by_rows, gathered
 from rm_jax.models.lora import Adapted, Lora
 from rm_jax.models.numerics import precision
+from rm_jax.parallel.axes import by_rows, gathered
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rm_jax.models.attention import columns
-from rm_jax.models.axes import on_one_cpu
 from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.decoder import Decoder
 from rm_jax.models.encoder import Encoder
@@ -16,6 +15,7 @@ from rm_jax.models.kernels import PACKING
 from rm_jax.models.layers import REMAT, activation, linear
 from rm_jax.models.lora import Lora
 from rm_jax.models.numerics import drop
+from rm_jax.parallel.axes import on_one_cpu
 from rm_jax.types import Batch
 
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from rm_jax.data.fit import up
-from rm_jax.data.layout import Shape
+from rm_jax.batch.fit import up
+from rm_jax.batch.layout import Shape
 from rm_jax.models.network import Network
+from rm_jax.parallel.mesh import AXES, BATCH, replicated, rows_multiple
 from rm_jax.speed.flops import Work
-from rm_jax.train.mesh import AXES, BATCH, replicated, rows_multiple
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
 from rm_jax.train.run import abstract_state, compile_step, make_packing

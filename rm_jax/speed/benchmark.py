@@ -16,19 +16,20 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rm_jax.data.group import Group
-from rm_jax.data.iterate import ahead
+from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.group import Group
+from rm_jax.batch.iterate import ahead
 from rm_jax.data.report import DataError
 from rm_jax.models.network import reads_marks_alone
 from rm_jax.models.numerics import precision
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.reward.score import run_groups
+from rm_jax.reward.setup import Model, build_model
 from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
-from rm_jax.train.datasets import Dataset, load_data
-from rm_jax.train.mesh import make_mesh
+from rm_jax.train.datasets import load_data
 from rm_jax.train.run import Run
-from rm_jax.train.score import run_groups
-from rm_jax.train.setup import Model, build_model
-from rm_jax.train.workdir import resolve
 from rm_jax.train.writers import peak_memory_bytes
+from rm_jax.workdir.folder import resolve
 
 log = logging.getLogger(__name__)
 

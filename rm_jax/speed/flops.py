@@ -9,7 +9,7 @@ and what rematerialisation makes again.
 import dataclasses
 from collections.abc import Iterable
 
-from rm_jax.data.group import Group
+from rm_jax.batch.group import Group
 from rm_jax.models.config import DecoderConfig, EncoderConfig
 from rm_jax.models.network import Network
 

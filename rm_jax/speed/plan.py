@@ -26,18 +26,18 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rm_jax.models.network import Network
+from rm_jax.parallel.mesh import count_slices, make_mesh
+from rm_jax.reward.architecture import build_network, planned_architecture
 from rm_jax.speed.abstract import Layout, lower_step, parse_mesh, planned_layout, topology_devices
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import Chip, chip_of
 from rm_jax.speed.flops import Work, forward_flops, step_flops
 from rm_jax.speed.hlo import KINDS, Program
 from rm_jax.speed.memory import main_memory_bytes
-from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.fields import check_fields
-from rm_jax.train.mesh import count_slices, make_mesh
-from rm_jax.train.workdir import resolve
+from rm_jax.workdir.folder import resolve
 
-# Micro-batches on a device: the one at work and those that are made ahead (`data.iterate.ahead`).
+# Micro-batches on a device: the one at work and those that are made ahead (`batch.iterate.ahead`).
 _BATCHES = 3
 # How the targets of attention's custom calls begin: Pallas' (nothing else here is its) and cuDNN's.
 _ATTENTION = ("tpu_custom_call", "__cudnn$fmha")

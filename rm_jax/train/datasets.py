@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
 import logging
 import re
 from collections.abc import Sequence
@@ -10,75 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from rm_jax.batch.cache import cache_folder
+from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.group import check_vocabulary
 from rm_jax.data import formats
-from rm_jax.data.cache import cache_folder
 from rm_jax.data.dialogue import key_of
-from rm_jax.data.group import Group, check_vocabulary
 from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
+from rm_jax.reward.setup import Model
+from rm_jax.storage.remote import local
 from rm_jax.train.objective import parse_call, parse_loss, uses_ties
-from rm_jax.train.remote import local
-from rm_jax.train.setup import Model
 from rm_jax.types import KINDS, Example
 from rm_jax.world import World
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """Groups, and the examples that they came from, in the same order.
-
-  `rates`: source -> its share of every step; 0 or not named where it comes by its size.
-  """
-
-  groups: Sequence[Group]
-  examples: list[Example]
-  rates: dict[str, float] = dataclasses.field(default_factory=dict)
-
-  def parts(self, size: int) -> tuple[list[np.ndarray], list[float]]:
-    """What `iterate.step_groups` takes: one part, or one a source where sources have rates.
-
-    Args:
-      size: groups of a step.
-
-    Raises:
-      ValueError: a step is too small for its sources, or a source has no group left.
-    """
-    if not any(self.rates.values()):
-      return [np.arange(len(self.groups))], [1.0]
-    of = np.asarray([g.source for g in self.groups])
-    parts = [np.flatnonzero(of == name) for name in self.rates]
-    empty = [name for name, part in zip(self.rates, parts, strict=True) if not len(part)]
-    if empty:
-      raise ValueError(f"data.sources: nothing is left of {', '.join(empty)} to train on")
-    total = sum(self.rates.values())
-    rates = [rate / total for rate in self.rates.values()]
-    if size * max(rates) < len(rates):
-      raise ValueError(
-        f"data.batch_groups is {size}, too few for {len(rates)} sources at their rates; expected "
-        f"at least {int(np.ceil(len(rates) / max(rates)))}"
-      )
-    return parts, rates
-
-  def ratings(self, attributes: Sequence[str]) -> dict[str, int]:
-    """How many responses have a rating on each attribute of a model."""
-    if not attributes or not self.groups:
-      return dict.fromkeys(attributes, 0)
-    rated_A = sum(np.isfinite(g.attributes).sum(axis=0) for g in self.groups)
-    return dict(zip(attributes, rated_A.tolist(), strict=True))
-
-  def fingerprint(self) -> str:
-    """Changes with any token, label or weight, so that a run does not resume on other data."""
-    digest = hashlib.blake2b(digest_size=12)
-    for group in self.groups:
-      for ids in group.ids:
-        digest.update(ids.tobytes())
-      digest.update(group.labels.tobytes())
-      digest.update(repr((group.kind, group.weight, group.margin)).encode())
-      for matrix in (group.pairs, group.ties, group.attributes):
-        digest.update(b"" if matrix is None else matrix.tobytes())
-    return digest.hexdigest()
 
 
 _WORLD = re.compile(r"world:([1-9]\d*)(?::([1-9]\d*))?(\(.*\))?", re.DOTALL)
@@ -104,6 +48,23 @@ def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None
   except (TypeError, ValueError) as error:
     raise ValueError(f"data.{split} is {name!r}: {error}") from None
   return world, int(found[1]), int(found[2]) if found[2] else None
+
+
+def true_world(names: Sequence[str], config: Any) -> World | str | None:
+  """The generated world by whose true reward data were judged.
+
+  Args:
+    names: of the data, as `read` takes them; options in a name go before the config's.
+    config: the run's, whose data.world is the rest.
+
+  Returns:
+    the world; None where no data are of one, or a reason where they are of several.
+  """
+  asked = [world_of(name, config, "heldout") for name in names]
+  worlds = list(dict.fromkeys(one[0] for one in asked if one))
+  if len(worlds) > 1:
+    return f"the data are of {len(worlds)} generated worlds, each with a true reward of its own"
+  return worlds[0] if worlds else None
 
 
 def read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:

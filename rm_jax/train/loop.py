@@ -10,22 +10,25 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rm_jax.data.iterate import ahead
-from rm_jax.train import evaluate, text
-from rm_jax.train.checkpoints import Checkpoints
-from rm_jax.train.datasets import Dataset, data_summary, load_data, load_shifted
+from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.iterate import ahead
+from rm_jax.heldout import evaluate
+from rm_jax.heldout.shift import shift_report
+from rm_jax.parallel.hosts import agree, asked_to_stop, check_same, is_main, is_shared
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.reward.score import keep_features, score_groups
+from rm_jax.reward.setup import build_model
+from rm_jax.storage.files import read_lines, write_json
+from rm_jax.storage.remote import refuse
+from rm_jax.train import text
+from rm_jax.train.datasets import data_summary, load_data, load_shifted
 from rm_jax.train.fields import check_fields
-from rm_jax.train.hosts import agree, asked_to_stop, check_same, is_main, is_shared
-from rm_jax.train.mesh import make_mesh
 from rm_jax.train.progress import Clock, Signals
-from rm_jax.train.remote import refuse
 from rm_jax.train.run import Run, plan_shapes
-from rm_jax.train.score import keep_features, score_groups
-from rm_jax.train.setup import build_model
-from rm_jax.train.shift import shift_report
 from rm_jax.train.step import window_metrics
-from rm_jax.train.workdir import check, claim, earlier_record, locked, plain, resolve
-from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes, read_lines, write_json
+from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes
+from rm_jax.workdir.checkpoints import Checkpoints
+from rm_jax.workdir.folder import check, claim, earlier_record, locked, plain, resolve
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers as Dimensions
 from optax.contrib import scale_by_muon as orthogonalise
 
-from rm_jax.models.axes import matrix_axes
+from rm_jax.parallel.axes import matrix_axes
 
 
 def make_schedule(config: Any) -> optax.Schedule:

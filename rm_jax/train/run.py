@@ -12,15 +12,14 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.data.group import Group
-from rm_jax.data.iterate import bootstrap_counts, step_groups
-from rm_jax.data.layout import Micro, Packing, Shape, need, pack, plan
-from rm_jax.data.pack import assemble, optional_fields
+from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.group import Group
+from rm_jax.batch.iterate import bootstrap_counts, step_groups
+from rm_jax.batch.layout import Micro, Packing, Shape, need, pack, plan
+from rm_jax.batch.pack import assemble, optional_fields
 from rm_jax.models.kernels import PACKING
 from rm_jax.models.network import Network
-from rm_jax.train import text
-from rm_jax.train.datasets import Dataset
-from rm_jax.train.mesh import (
+from rm_jax.parallel.mesh import (
   like_parameters,
   parameter_shardings,
   place_batch,
@@ -28,6 +27,8 @@ from rm_jax.train.mesh import (
   replicated,
   rows_multiple,
 )
+from rm_jax.reward.setup import Model, init_params, kept_dtype
+from rm_jax.train import text
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import (
   applied,
@@ -36,9 +37,7 @@ from rm_jax.train.optimizer import (
   make_schedule,
   split_frozen,
 )
-from rm_jax.train.setup import Model, init_params, kept_dtype
 from rm_jax.train.step import (
-  TrainState,
   all_finite,
   checked,
   make_accumulate,
@@ -48,6 +47,7 @@ from rm_jax.train.step import (
   zero_window,
 )
 from rm_jax.types import Batch
+from rm_jax.workdir.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
 def plan_shapes(
   groups: Sequence[Group], step_groups: int, packing: Packing
 ) -> tuple[tuple[Shape, ...], ...] | None:
-  """`data.layout.plan` of a data set's groups; None where there are none."""
+  """`batch.layout.plan` of a data set's groups; None where there are none."""
   return plan(groups, step_groups, packing) if groups else None
 
 

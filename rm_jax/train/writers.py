@@ -1,8 +1,6 @@
 """What a run leaves behind: metrics.jsonl, timing.jsonl, TensorBoard files, summary, report.png."""
 
 import json
-import logging
-import os
 import resource
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,42 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-log = logging.getLogger(__name__)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-  """The objects of a JSON lines file that we wrote; what a crash or a bad disk left is passed over.
-
-  A last line that was cut off is usual; others are warned of.
-  """
-  if not path.exists():
-    return []
-  out, bad = [], []
-  lines = path.read_bytes().split(b"\n")
-  for number, line in enumerate(lines, 1):
-    try:
-      value = json.loads(line)
-    except ValueError:
-      value = None
-    if isinstance(value, dict):
-      out.append(value)
-    elif line and number < len(lines):
-      bad.append(number)
-  if bad:
-    log.warning("%s: lines %s cannot be read, and are left out", path, bad[:10])
-  return out
-
-
-def write_atomically(path: Path, text: str) -> None:
-  """All of it or nothing, whenever the process dies."""
-  part = path.with_name(path.name + ".part")
-  part.write_text(text, encoding="utf-8")
-  os.replace(part, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Indented JSON; not-a-number is an error, since JSON has no word for it."""
-  write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+from rm_jax.storage.files import read_lines, write_atomically
 
 
 def peak_memory_bytes() -> int:
@@ -115,7 +78,7 @@ def draw_report(
     heldout: report of `evaluate.evaluate`, or None.
     scores: its scores, (name, float [n]) of the good and the bad; empty where there are none.
   """
-  from rm_jax.train import drawing  # matplotlib takes a while to load
+  from rm_jax.storage import pictures as drawing
 
   figure = drawing.figure(13, 4.6)
   left, middle, right = figure.subplots(1, 3)

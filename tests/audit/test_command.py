@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rm_jax.api import RewardModel
-from rm_jax.train.writers import read_lines
+from rm_jax.storage.files import read_lines
 from tests.test_commands import command, finish
 from tests.train.runs import run, small_config, write_pairs
 

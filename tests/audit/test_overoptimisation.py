@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from rm_jax.audit.overoptimisation import overoptimisation, rated, true_world
+from rm_jax.audit.overoptimisation import overoptimisation, rated
 from rm_jax.data.dialogue import plain
 from rm_jax.data.report import Report
 from rm_jax.train import datasets
+from rm_jax.train.datasets import true_world
 from rm_jax.types import Example
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, noisy, truth

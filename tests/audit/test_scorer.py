@@ -7,8 +7,8 @@ from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
 from rm_jax.audit.scorer import Scorer, model_hash
-from rm_jax.train.mesh import make_mesh
-from rm_jax.train.setup import build_model, init_params
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.reward.setup import build_model, init_params
 from tests.train.runs import small_config
 
 ROWS = [("a b", "ccc"), ("a b", "dd"), ("e", "ccc"), ("a b", "ccc")]

@@ -13,9 +13,9 @@ from flax.traverse_util import unflatten_dict
 
 from configs.base import get_config
 from rm_jax import RewardModel
-from rm_jax.models.source import load_tokenizer
-from rm_jax.train.mesh import make_mesh
-from rm_jax.train.setup import build_model, init_params
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.pretrained.source import load_tokenizer
+from rm_jax.reward.setup import build_model, init_params
 from rm_jax.world import make_tokenizer
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 

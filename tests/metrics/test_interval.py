@@ -12,11 +12,11 @@ import pytest
 from rm_jax.audit import calibration, controls, drift, hacking, robustness, rules
 from rm_jax.audit.agreement import agreement, compare, example_scores
 from rm_jax.audit.benchmarks.figures import published, rate
+from rm_jax.heldout.evaluate import evaluate
+from rm_jax.heldout.shift import separation
 from rm_jax.metrics import interval
 from rm_jax.metrics.agreement import accuracy, cluster_bootstrap, paired_difference
 from rm_jax.metrics.best_of_n import over_optimisation
-from rm_jax.train.evaluate import evaluate
-from rm_jax.train.shift import separation
 from rm_jax.types import Example
 from tests.studies import coverage
 

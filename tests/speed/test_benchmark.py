@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import benchmark as config_file
-from rm_jax.data.group import Group
+from rm_jax.batch.group import Group
 from rm_jax.speed.benchmark import MODES, benchmark, comparisons, matmul_flops, table
 from tests.train.runs import write_pairs
 

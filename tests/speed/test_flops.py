@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from rm_jax.data.group import Group
-from rm_jax.data.layout import Packing, need, pack, plan
-from rm_jax.data.pack import assemble, optional_fields
+from rm_jax.batch.group import Group
+from rm_jax.batch.layout import Packing, need, pack, plan
+from rm_jax.batch.pack import assemble, optional_fields
 from rm_jax.models.attention import visible
 from rm_jax.models.config import HeadConfig, backbone_config
 from rm_jax.models.lora import Lora

@@ -14,6 +14,9 @@ from flax.traverse_util import flatten_dict
 
 from rm_jax.models.config import HeadConfig, backbone_config
 from rm_jax.models.network import Network
+from rm_jax.parallel.mesh import count_slices, make_mesh
+from rm_jax.reward.architecture import build_network, planned_architecture
+from rm_jax.reward.setup import build_model
 from rm_jax.speed import chips
 from rm_jax.speed.abstract import lower_step, parse_mesh, planned_layout, topology_devices
 from rm_jax.speed.advice import advice
@@ -21,12 +24,9 @@ from rm_jax.speed.chips import CHIPS, chip_of
 from rm_jax.speed.hlo import Program, arrays_of, replica_groups
 from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.speed.plan import plan, table
-from rm_jax.train.architecture import build_network, planned_architecture
 from rm_jax.train.datasets import load_data
-from rm_jax.train.mesh import count_slices, make_mesh
 from rm_jax.train.run import Run, abstract_state
-from rm_jax.train.setup import build_model
-from rm_jax.train.workdir import resolve
+from rm_jax.workdir.folder import resolve
 from tests.test_commands import ROOT, command, finish
 from tests.train.runs import small_config
 

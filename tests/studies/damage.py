@@ -43,10 +43,10 @@ import orbax.checkpoint as ocp
 from configs.base import get_config
 from rm_jax import RewardModel
 from rm_jax.data.report import Report
+from rm_jax.heldout.evaluate import evaluate
+from rm_jax.storage.files import read_lines
 from rm_jax.train import loop
 from rm_jax.train.datasets import read_both
-from rm_jax.train.evaluate import evaluate
-from rm_jax.train.writers import read_lines
 
 TINY = {
   "model_type": "llama",

@@ -55,12 +55,12 @@ def make_bases(folder: Path) -> tuple[Path, Path]:
   """(a saved model's folder, a GGUF file): small, whole and with a tokenizer."""
   import jax
 
-  from rm_jax.models import hf
   from rm_jax.models.config import backbone_config, head_config
   from rm_jax.models.network import Network
-  from rm_jax.models.source import save_folder
+  from rm_jax.pretrained import hf
+  from rm_jax.pretrained.source import save_folder
   from tests.conftest import LLAMA, decoder_tokenizer
-  from tests.models import test_gguf, test_gguf_tokenizer
+  from tests.pretrained import test_gguf, test_gguf_tokenizer
 
   config = {
     **LLAMA,
@@ -98,10 +98,10 @@ def sha(array: np.ndarray) -> str:
 def load(path: str) -> dict[str, Any]:
   """What a model is to us: hashes of its weights, its config, tokens of a text."""
   from rm_jax.api import RewardModel
-  from rm_jax.models import hf
   from rm_jax.models.config import backbone_config, head_config
   from rm_jax.models.network import Network
-  from rm_jax.models.source import open_source
+  from rm_jax.pretrained import hf
+  from rm_jax.pretrained.source import open_source
 
   if not path.endswith(".gguf"):
     model = RewardModel.from_pretrained(path)
@@ -304,7 +304,7 @@ def gguf_mutant(base: Path, target: Path, rng: random.Random) -> None:
 
 def render(template: str) -> str:
   """What comes of a chat template: the number of tokens, or the reason that a row is left out."""
-  from rm_jax.data.tokenise import Convention, TextEncoder
+  from rm_jax.batch.tokenise import Convention, TextEncoder
   from rm_jax.world import make_tokenizer
 
   tokenizer = make_tokenizer()

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from configs.base import get_config
+from rm_jax.parallel import mesh as meshes
 from rm_jax.train import loop
-from rm_jax.train import mesh as meshes
 
 
 def write_pairs(path, count, seed=0):

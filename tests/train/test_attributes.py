@@ -7,9 +7,9 @@ import pytest
 
 from rm_jax import RewardModel
 from rm_jax.data.report import DataError, Report
+from rm_jax.reward.setup import build_model
+from rm_jax.storage.files import read_lines
 from rm_jax.train.datasets import load_data
-from rm_jax.train.setup import build_model
-from rm_jax.train.writers import read_lines
 from tests.train.runs import run, small_config
 
 NAMES = ("letter", "brevity")

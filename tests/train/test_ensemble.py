@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rm_jax import RewardModel
-from rm_jax.train.setup import build_model
+from rm_jax.reward.setup import build_model
 from tests.train.runs import run, small_config
 
 pytestmark = pytest.mark.slow  # processes, or whole runs

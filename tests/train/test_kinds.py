@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rm_jax.train.writers import read_lines
+from rm_jax.storage.files import read_lines
 from tests.train.runs import run, small_config
 
 

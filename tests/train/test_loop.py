@@ -14,13 +14,13 @@ import pytest
 
 from configs.base import get_config
 from rm_jax import RewardModel
-from rm_jax.data import cache
+from rm_jax.batch import cache
+from rm_jax.storage.files import read_lines
 from rm_jax.train import loop
 from rm_jax.train import run as run_parts
-from rm_jax.train import workdir as workdirs
-from rm_jax.train.checkpoints import CheckpointError
 from rm_jax.train.run import Run
-from rm_jax.train.writers import read_lines
+from rm_jax.workdir import folder as workdirs
+from rm_jax.workdir.checkpoints import CheckpointError
 from tests.train.runs import flip_a_byte, run, small_config, write_pairs
 
 

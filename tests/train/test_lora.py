@@ -11,14 +11,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rm_jax import RewardModel
 from rm_jax.models.config import HeadConfig, backbone_config
-from rm_jax.models.hf import export_params
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
-from rm_jax.models.source import save_folder
+from rm_jax.pretrained.hf import export_params
+from rm_jax.pretrained.source import save_folder
+from rm_jax.reward.setup import build_model
+from rm_jax.storage.files import read_lines
 from rm_jax.train import loop
-from rm_jax.train.checkpoints import CheckpointError
-from rm_jax.train.setup import build_model
-from rm_jax.train.writers import read_lines
+from rm_jax.workdir.checkpoints import CheckpointError
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 from tests.models.layouts import layout
 from tests.train.runs import run, small_config

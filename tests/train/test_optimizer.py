@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
+from rm_jax.storage.files import read_lines
 from rm_jax.train.optimizer import decayed, make_optimizer, make_schedule, split_frozen
-from rm_jax.train.writers import read_lines
 from tests.train.runs import run, small_config
 
 

@@ -9,14 +9,15 @@ import optax
 import pytest
 
 from configs.base import get_config
-from rm_jax.data.group import make_group
-from rm_jax.data.tokenise import Convention, TextEncoder
-from rm_jax.train import workdir as workdirs
-from rm_jax.train.datasets import Dataset
+from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.group import make_group
+from rm_jax.batch.tokenise import Convention, TextEncoder
+from rm_jax.storage.files import read_lines, write_json
 from rm_jax.train.run import Run
-from rm_jax.train.step import TrainState, make_apply, zero_sums, zero_window
-from rm_jax.train.writers import read_lines, write_json
+from rm_jax.train.step import make_apply, zero_sums, zero_window
 from rm_jax.types import Example
+from rm_jax.workdir import folder as workdirs
+from rm_jax.workdir.state import TrainState
 from tests.conftest import decoder_tokenizer
 from tests.train.runs import run, small_config
 

@@ -14,18 +14,18 @@ from safetensors.numpy import load_file
 
 from configs.base import get_config
 from rm_jax import RewardModel
-from rm_jax.data.group import make_group
-from rm_jax.data.layout import Packing, need, pack, plan
-from rm_jax.data.pack import assemble, optional_fields
-from rm_jax.data.tokenise import Convention, TextEncoder
-from rm_jax.models.hf import export_params
-from rm_jax.models.source import save_folder
+from rm_jax.batch.group import make_group
+from rm_jax.batch.layout import Packing, need, pack, plan
+from rm_jax.batch.pack import assemble, optional_fields
+from rm_jax.batch.tokenise import Convention, TextEncoder
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.pretrained.hf import export_params
+from rm_jax.pretrained.source import save_folder
+from rm_jax.reward.setup import build_model, init_params
+from rm_jax.storage.files import read_lines
 from rm_jax.train import loop, text
-from rm_jax.train.mesh import make_mesh
 from rm_jax.train.objective import Objective
-from rm_jax.train.setup import build_model, init_params
 from rm_jax.train.step import make_accumulate, zero_sums
-from rm_jax.train.writers import read_lines
 from rm_jax.types import Batch, Example
 from tests.conftest import LLAMA, decoder_tokenizer
 from tests.train.runs import run, small_config

@@ -2,7 +2,7 @@
 
 import re
 
-from rm_jax.data.tokenise import HH_TEMPLATE
+from rm_jax.batch.tokenise import HH_TEMPLATE
 from rm_jax.world import World, make_tokenizer
 
 

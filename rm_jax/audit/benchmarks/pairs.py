@@ -23,7 +23,7 @@ from rm_jax.audit.benchmarks.items import Benchmark, Item, load_items, make_item
 from rm_jax.data import formats
 from rm_jax.data.read import File, Row
 from rm_jax.data.report import DataError, Report, RowError, shown
-from rm_jax.train import pointwise
+from rm_jax.heldout import pointwise
 
 DOMAINS = ("chat", "math", "code", "safety")
 _RM_SUBSETS = ("chat", "code", "math", "safety-refuse", "safety-response")
@@ -319,7 +319,7 @@ def evaluate_gsm8k(score: Score, items: Sequence[Item]) -> dict[str, Any]:
   samples, which are not published: the same rule on those that are.
 
   Returns:
-    also `baselines` and `paired`, as `rm_jax.train.pointwise.best_of` has them.
+    also `baselines` and `paired`, as `rm_jax.heldout.pointwise.best_of` has them.
   """
   scores = response_scores(score, items)
   found = pointwise.best_of([(s, item.example) for s, item in zip(scores, items, strict=True)])

@@ -1,0 +1,66 @@
+"""A data set as tokens: groups, the examples they came from, parts by source, a fingerprint."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from rm_jax.batch.group import Group
+from rm_jax.types import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Groups, and the examples that they came from, in the same order.
+
+  `rates`: source -> its share of every step; 0 or not named where it comes by its size.
+  """
+
+  groups: Sequence[Group]
+  examples: list[Example]
+  rates: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def parts(self, size: int) -> tuple[list[np.ndarray], list[float]]:
+    """What `iterate.step_groups` takes: one part, or one a source where sources have rates.
+
+    Args:
+      size: groups of a step.
+
+    Raises:
+      ValueError: a step is too small for its sources, or a source has no group left.
+    """
+    if not any(self.rates.values()):
+      return [np.arange(len(self.groups))], [1.0]
+    of = np.asarray([g.source for g in self.groups])
+    parts = [np.flatnonzero(of == name) for name in self.rates]
+    empty = [name for name, part in zip(self.rates, parts, strict=True) if not len(part)]
+    if empty:
+      raise ValueError(f"data.sources: nothing is left of {', '.join(empty)} to train on")
+    total = sum(self.rates.values())
+    rates = [rate / total for rate in self.rates.values()]
+    if size * max(rates) < len(rates):
+      raise ValueError(
+        f"data.batch_groups is {size}, too few for {len(rates)} sources at their rates; expected "
+        f"at least {int(np.ceil(len(rates) / max(rates)))}"
+      )
+    return parts, rates
+
+  def ratings(self, attributes: Sequence[str]) -> dict[str, int]:
+    """How many responses have a rating on each attribute of a model."""
+    if not attributes or not self.groups:
+      return dict.fromkeys(attributes, 0)
+    rated_A = sum(np.isfinite(g.attributes).sum(axis=0) for g in self.groups)
+    return dict(zip(attributes, rated_A.tolist(), strict=True))
+
+  def fingerprint(self) -> str:
+    """Changes with any token, label or weight, so that a run does not resume on other data."""
+    digest = hashlib.blake2b(digest_size=12)
+    for group in self.groups:
+      for ids in group.ids:
+        digest.update(ids.tobytes())
+      digest.update(group.labels.tobytes())
+      digest.update(repr((group.kind, group.weight, group.margin)).encode())
+      for matrix in (group.pairs, group.ties, group.attributes):
+        digest.update(b"" if matrix is None else matrix.tobytes())
+    return digest.hexdigest()

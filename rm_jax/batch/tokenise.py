@@ -1,0 +1,494 @@
+"""Text -> token ids with a mark: the one place that decides what a model reads, and where.
+
+Training, scoring, export and server all go through `TextEncoder` with the `Convention` that is
+saved with the model, so that a score in production is the score that was trained.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rm_jax.batch import templates
+from rm_jax.data.report import RowError
+from rm_jax.types import Message, Text
+
+# The dialogue form of Anthropic's HH data, for tokenizers that have no template of their own; with
+# it a parsed HH dialogue renders to its published text.
+HH_TEMPLATE = (
+  "{% for m in messages %}"
+  "{% if m['role'] == 'user' %}{{ '\n\nHuman: ' + m['content'] }}"
+  "{% elif m['role'] == 'assistant' %}{{ '\n\nAssistant: ' + m['content'] }}"
+  "{% else %}{{ raise_exception('HH dialogues have user and assistant turns only') }}{% endif %}"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+TEMPLATES = {"hh": HH_TEMPLATE}
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+  """What was decided about tokens when the model was made; saved beside its weights.
+
+  Attributes:
+    encoder: each response has its own copy of the prompt, joined by the tokenizer's pair encoding;
+      the mark is the first token. Else prompt and response are one text.
+    eos: 'append' puts the tokenizer's EOS after a response whose text does not already end in it;
+      'none' adds nothing.
+    pooling: 'last' reads the last token; 'first' the first; 'hf' the rightmost token that is not
+      the pad token, as Hugging Face's sequence classifiers do; 'mean' the mean over the response's
+      own tokens, its EOS (an encoder's last separator) too, or over those of each step.
+    max_length: tokens of one prompt + response; a longer prompt is cut.
+    separator: stands behind every step of a solution, the last one too; its last token is the mark
+      of the step.
+    date: what a chat template that asks for today's date is told, as 'DD Mon YYYY': the same text
+      must have the same score tomorrow.
+    bos: 'add' puts before a chat template's text what the tokenizer itself puts before a string
+      (its BOS), where the text does not begin with it; 'template' leaves that to the template.
+  """
+
+  encoder: bool = False
+  eos: str = "append"
+  pooling: str = "last"
+  max_length: int = 1024
+  separator: str = "\n"
+  date: str = "26 Jul 2024"
+  bos: str = "add"
+
+  def __post_init__(self):
+    for name, value, known in (
+      ("eos", self.eos, ("append", "none")),
+      ("pooling", self.pooling, ("last", "first", "hf", "mean")),
+      ("bos", self.bos, ("add", "template")),
+    ):
+      if value not in known:
+        raise ValueError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
+    if self.max_length < 1:
+      raise ValueError(f"convention.max_length is {self.max_length}; expected tokens, 1 or more")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sequence:
+  """One prompt + response as tokens.
+
+  Attributes:
+    ids: int32 [N], at most `Convention.max_length`.
+    prompt: how many leading ids are the prompt's own.
+    marks: int32 [M], indices of the tokens where rewards are read: one, or one a step.
+    token_type: int32 [N] where the tokenizer's pair encoding has one (encoders), else None.
+    cut: ids left out because the whole was too long.
+    starts: int32 [M], where a reward is read from a mean, the first token of it; the last is its
+      mark. Else None.
+  """
+
+  ids: np.ndarray
+  prompt: int
+  marks: np.ndarray
+  token_type: np.ndarray | None
+  cut: int
+  starts: np.ndarray | None = None
+
+
+def common_prefix(sequences: Seq[np.ndarray]) -> int:
+  """Length of the longest prefix that all have."""
+  shortest = min(len(s) for s in sequences)
+  first = sequences[0][:shortest]
+  for other in sequences[1:]:
+    differs = np.flatnonzero(first[:shortest] != other[:shortest])
+    if len(differs):
+      shortest = int(differs[0])
+  return shortest
+
+
+class TextEncoder:
+  """Renders, tokenises, cuts and marks.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer; its chat template renders messages.
+    convention: see `Convention`.
+    option: how the caller sets what is missing, for errors; {0} is the option's name.
+
+  Raises:
+    ValueError: the convention wants an EOS and the tokenizer has none.
+  """
+
+  def __init__(self, tokenizer: Any, convention: Convention, *, option: str = "--config.model.{0}"):
+    self.tokenizer = tokenizer
+    self.convention = convention
+    self.option = option
+    appends = convention.eos == "append" and not convention.encoder
+    if appends and tokenizer.eos_token_id is None:
+      raise ValueError(
+        "eos is 'append' and the tokenizer has no eos_token; set "
+        f"{option.format('eos')} to 'none', or a tokenizer that has one"
+      )
+    # The length is the convention's business: without this the tokenizer warns of its own limit.
+    tokenizer.model_max_length = int(1e30)
+    self.appends = appends
+    if isinstance(tokenizer.chat_template, str):  # not several by name, of which none may be ours
+      said = option.format("chat_template").rstrip(",")
+      templates.check(self._template(), option=said, **self._variables())
+    self._opening = np.asarray(tokenizer("").input_ids, np.int32)
+    adds = convention.bos == "add" and not convention.encoder
+    self.bos = self._own_opening() if adds else self._opening[:0]
+
+  def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
+    """Tokenises (prompt, response) pairs in one go; what fails is returned in its place."""
+    return self.encoded(pairs, self.rendered(pairs))
+
+  def rendered(self, pairs: Seq[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
+    """The texts of (prompt, response) pairs, for `encoded`: (the prompt's, the whole), or why not.
+
+    May be called in another thread than the rest.
+    """
+    out, last, own = [], None, ""
+    for prompt, response in pairs:
+      if last is None or prompt is not last:  # a group's responses have one prompt: rendered once
+        last, own = prompt, self._attempt(self._prompt, prompt)
+      if isinstance(own, RowError):
+        out.append(own)
+        continue
+      whole = self._attempt(self._whole, prompt, response)
+      out.append(whole if isinstance(whole, RowError) else (own, whole))
+    return out
+
+  def encoded(
+    self, pairs: Seq[tuple[Text, Text]], rendered: Seq[tuple[str, str] | RowError]
+  ) -> list[Sequence | RowError]:
+    """The tokens of pairs whose texts are there."""
+    good = [i for i, r in enumerate(rendered) if not isinstance(r, RowError)]
+    out: list[Sequence | RowError] = list(rendered)
+    encode = self._encode_pairs if self.convention.encoder else self._encode_texts
+    # Strings take the tokenizer's special tokens, a rendered template has brought its own.
+    for special in (True, False):
+      mine = [i for i in good if isinstance(pairs[i][0], str) is special]
+      for start in range(0, len(mine), 1024):
+        chunk = mine[start : start + 1024]
+        done = encode([pairs[i] for i in chunk], [rendered[i] for i in chunk], special)
+        for i, sequence in zip(chunk, done, strict=True):
+          out[i] = sequence
+    return out
+
+  # Rendering.
+
+  def _attempt(self, function: Callable[..., str], *args) -> str | RowError:
+    """A text that can be tokenised, or why it cannot."""
+    try:
+      text = function(*args)
+      text.encode("utf-8")
+      return text
+    except UnicodeEncodeError as error:
+      return RowError("lone_surrogate", f"the text holds a lone surrogate: {error}")
+    except RowError as error:
+      return error
+
+  def _prompt(self, prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else self.render(prompt, generation=True)
+
+  def _whole(self, prompt: Text, response: Text) -> str:
+    if isinstance(prompt, str):
+      return prompt + response
+    return self.render((*prompt, *response))
+
+  def render(self, messages: Seq[Message], *, generation: bool = False) -> str:
+    """The chat template's text of a conversation; `generation` adds the assistant's opening."""
+    if not self.tokenizer.chat_template:
+      raise ValueError(
+        "the data holds messages and the tokenizer has no chat template; set "
+        f"{self.option.format('chat_template')} to a Jinja template, a file of one, or one of: "
+        + ", ".join(TEMPLATES)
+      )
+    from jinja2 import TemplateError
+
+    if not messages:
+      raise RowError("template_error", "a conversation without messages; expected at least one")
+    try:
+      return templates.render(
+        self._template(), messages, add_generation_prompt=generation, **self._variables()
+      )
+    except TemplateError as error:
+      raise RowError("template_error", f"the chat template refused the messages: {error}") from None
+    except Exception as error:  # whatever another's code comes to
+      found = f"{type(error).__name__}: {error}"
+      raise RowError("template_error", f"the chat template failed: {found}") from None
+
+  def _template(self) -> str:
+    return self.dated() + "{{ '' }}" + self.tokenizer.get_chat_template()
+
+  def _variables(self) -> dict[str, Any]:
+    return {**self.tokenizer.special_tokens_map, "date_string": self.convention.date}
+
+  def dated(self) -> str:
+    """What stands before a template's source, so that it is told the convention's date."""
+    # A macro of the name hides the function that would tell the template today's date.
+    date = self.convention.date
+    return "{% macro strftime_now(format) %}" + date + "{% endmacro %}"
+
+  # Decoders: prompt and response are one text.
+
+  def _encode_texts(self, pairs, rendered, special: bool) -> list[Sequence | RowError]:
+    whole = self._opened([full for _, full in rendered], special)
+    prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
+    own = dict(zip(prompts, self._opened(prompts, special), strict=True))
+    return [
+      self._finish(pair, self._with_eos(ids, full), common_prefix([ids, own[prompt]]))
+      for pair, (prompt, full), ids in zip(pairs, rendered, whole, strict=True)
+    ]
+
+  def _ids(self, texts: list[str], special: bool) -> list[np.ndarray]:
+    if not texts:  # the tokenizer fails on none
+      return []
+    encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
+    return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
+
+  def _opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
+    """Ids of texts that nothing stands before: strings (`special`), or what a template rendered."""
+    done = self._ids(texts, special)
+    if special or not len(self.bos):
+      return done
+    return [
+      ids if common_prefix([ids, self.bos]) == len(self.bos) else np.concatenate([self.bos, ids])
+      for ids in done
+    ]
+
+  def _own_opening(self) -> np.ndarray:
+    """What the tokenizer puts before every string: BOS, or nothing."""
+    (whole,), (bare,) = self._ids(["a"], special=True), self._ids(["a"], special=False)
+    for start in range(len(whole) - len(bare) + 1):
+      if np.array_equal(whole[start : start + len(bare)], bare):
+        return whole[:start]
+    return whole[:0]
+
+  def _with_eos(self, ids: np.ndarray, text: str) -> np.ndarray:
+    tokenizer = self.tokenizer
+    if not self.appends or text.rstrip().endswith(tokenizer.eos_token):
+      return ids
+    if len(ids) and ids[-1] == tokenizer.eos_token_id:  # the tokenizer adds one itself
+      return ids
+    return np.append(ids, np.int32(tokenizer.eos_token_id))
+
+  def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Sequence | RowError:
+    if not len(ids):
+      return RowError("no_tokens", "prompt and response give no token; expected text")
+    cut = 0
+    if len(ids) > self.convention.max_length:
+      full = len(ids)
+      try:
+        ids, prompt = self._cut(pair, ids, prompt)
+      except RowError as error:
+        return error
+      cut = full - len(ids)
+    return self._sequence(ids, prompt, self._mark(ids), None, cut)
+
+  def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
+    """Leaves out the prompt's oldest turns, then its oldest tokens; the response's end stays."""
+    limit = self.convention.max_length
+    messages, response = pair
+    opening = common_prefix([ids, self._opening])
+    if not isinstance(messages, str):
+
+      def tokens(turns: list[Message]) -> tuple[np.ndarray, int]:
+        text, own = self.render((*turns, *response)), self.render(turns, generation=True)
+        whole, own_ids = self._opened([text, own], special=False)
+        return self._with_eos(whole, text), common_prefix([whole, own_ids])
+
+      turns, found = _shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
+      ids, prompt = found or (ids, prompt)
+      # What stands before the first word of the oldest turn that is left: BOS, the system's turn.
+      first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
+      probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
+      opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
+    excess = len(ids) - limit
+    if excess <= 0:
+      return ids, prompt
+    if prompt - opening >= excess:
+      return np.concatenate([ids[:opening], ids[opening + excess :]]), prompt - excess
+    # The response alone is too long: only its end fits, behind BOS where there is one.
+    keep = min(common_prefix([ids, self._opening]), limit - 1)
+    return np.concatenate([ids[:keep], ids[len(ids) - (limit - keep) :]]), keep
+
+  # Solutions in steps.
+
+  def step_sequence(self, prompt: Text, steps: Seq[str]) -> Sequence | RowError:
+    """Tokenises a prompt and the steps of its solution, with a mark behind each step.
+
+    Each step is tokenised by itself and followed by the same separator, so that the token at a mark
+    tells nothing: in one text, a separator may merge with what stands beside it.
+
+    Args:
+      prompt: a string, or messages, which the chat template opens an answer to.
+      steps: at least one; none of them may be empty.
+
+    Raises:
+      ValueError: the model is an encoder, which reads one place only, or the separator is no token.
+    """
+    if self.convention.encoder:
+      raise ValueError(
+        "the data holds solutions in steps, and an encoder reads one mark, its first token; set "
+        "--config.model.pretrained to a decoder"
+      )
+    separator = self._ids([self.convention.separator], special=False)[0]
+    if not len(separator):
+      raise ValueError(
+        f"convention.separator {self.convention.separator!r} gives no token; set another"
+      )
+    try:
+      turns, head = self._head(prompt)
+      for part in (head, *steps):
+        part.encode("utf-8")
+    except UnicodeEncodeError as error:
+      return RowError("lone_surrogate", f"the text holds a lone surrogate: {error}")
+    except RowError as error:
+      return error
+    rest = [np.append(ids, separator) for ids in self._ids(list(steps[1:]), special=False)]
+    eos = self.tokenizer.eos_token_id
+    end = [np.asarray([eos], np.int32)] if self.appends and separator[-1] != eos else []
+
+    def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
+      special = isinstance(prompt, str)
+      first, own = self._opened([head + steps[0], head], special)
+      if special and len(first) and first[-1] == eos:  # put there by the tokenizer: it comes later
+        first = first[:-1]
+      return [np.append(first, separator), *rest], own
+
+    def tokens(parts: list[np.ndarray]) -> int:
+      return sum(map(len, [*parts, *end]))
+
+    parts, own = whole(head)
+    limit, full = self.convention.max_length, tokens(parts)
+    if full > limit and turns:
+      _, found = _shortened(
+        turns,
+        lambda shorter: whole(self.render(shorter, generation=True)),
+        lambda found: tokens(found[0]) <= limit,
+      )
+      parts, own = found or (parts, own)
+    excess = tokens(parts) - limit
+    length = common_prefix([parts[0], own])
+    if excess > 0:
+      opening = common_prefix([parts[0], self._opening])
+      if length - opening < excess:
+        return RowError(
+          "steps_too_long",
+          f"its steps alone take more than {limit} tokens; expected a larger data.max_length",
+        )
+      parts[0] = np.concatenate([parts[0][:opening], parts[0][opening + excess :]])
+      length -= excess
+    marks = np.cumsum([len(part) for part in parts]) - 1
+    ids = np.concatenate([*parts, *end])
+    return self._sequence(ids, length, marks.astype(np.int32), None, full - len(ids))
+
+  def _head(self, prompt: Text) -> tuple[list[Message], str]:
+    """A prompt's turns (none of a string), and its text up to where the answer begins."""
+    if isinstance(prompt, str):
+      return [], prompt
+    return list(prompt), self.render(prompt, generation=True)
+
+  # Encoders: the tokenizer's pair encoding.
+
+  def _encode_pairs(self, pairs, rendered, special: bool) -> list[Sequence]:
+    del pairs, special  # a pair encoding is special tokens and all, whatever the text came from
+    firsts, seconds = [], []
+    for prompt, full in rendered:
+      if not full.startswith(prompt):  # a template whose generation prompt is not in the whole
+        same = (a == b for a, b in zip(prompt, full, strict=False))
+        prompt = full[: sum(itertools.takewhile(bool, same))]
+      firsts.append(prompt)
+      seconds.append(full[len(prompt) :])
+    encoded = self.tokenizer(firsts, seconds, return_token_type_ids=True)
+    limit = self.convention.max_length
+    out = []
+    for i in range(len(firsts)):
+      ids = np.asarray(encoded.input_ids[i], np.int32)
+      types = np.asarray(encoded.token_type_ids[i], np.int32)
+      side = np.asarray([-1 if s is None else s for s in encoded.sequence_ids(i)])
+      # First the prompt's oldest tokens go, then the response's; the special ones stay.
+      candidates = np.concatenate([np.flatnonzero(side == 0), np.flatnonzero(side == 1)])
+      excess = max(0, len(ids) - limit)
+      keep = np.ones(len(ids), bool)
+      keep[candidates[:excess]] = False
+      prompt = int(np.flatnonzero(side == 1)[0]) if (side == 1).any() else len(ids)
+      kept = ids[keep]
+      out.append(
+        self._sequence(
+          kept, int(keep[:prompt].sum()), self._mark(kept), types[keep], len(ids) - len(kept)
+        )
+      )
+    return out
+
+  def _sequence(self, ids, prompt: int, marks: np.ndarray, token_type, cut: int) -> Sequence:
+    starts = None
+    if self.convention.pooling == "mean":
+      own = np.append(np.int32(prompt), marks[:-1] + 1)
+      starts = np.minimum(own, marks).astype(np.int32)  # a response of no token has its mark alone
+    return Sequence(ids, prompt, marks, token_type, cut, starts)
+
+  def _mark(self, ids: np.ndarray) -> np.ndarray:
+    mark = len(ids) - 1
+    if self.convention.pooling == "first":
+      mark = 0
+    elif self.convention.pooling == "hf" and self.tokenizer.pad_token_id is not None:
+      real = np.flatnonzero(ids != self.tokenizer.pad_token_id)
+      mark = int(real[-1]) if len(real) else 0
+    return np.asarray([mark], np.int32)
+
+
+def _without_oldest_turns(turns: list[Message]) -> list[list[Message]]:
+  """A conversation without its oldest exchange, without its oldest two, and so on.
+
+  System turns stay, where they stand; and a conversation goes on opening with whom it opened, for
+  templates insist on it. Without its last exchange there would be nothing left.
+  """
+  spoken = [i for i, m in enumerate(turns) if m["role"] != "system"]
+  opener = turns[spoken[0]]["role"] if spoken else ""
+  opens = [i for i in spoken[1:] if turns[i]["role"] == opener]
+  return [[m for i, m in enumerate(turns) if i >= at or m["role"] == "system"] for at in opens]
+
+
+def _shortened(
+  turns: list[Message], read: Callable[[list[Message]], Item], fits: Callable[[Item], bool]
+) -> tuple[list[Message], Item | None]:
+  """(turns, what was read of them) without as few of the oldest exchanges as lets the rest fit.
+
+  Where no rest fits it is the shortest; where the template refuses a rest, as one that insists on
+  the first turn does, the last that it takes. Rests are tried from the shortest on, each with twice
+  the exchanges of the one before: of a conversation of any length, about as much is read as fits.
+
+  Args:
+    turns: of the prompt, which is too long as it is.
+    read: raises RowError where the template refuses.
+    fits: of what was read; of fewer turns, if of more.
+
+  Returns:
+    The turns themselves and None where not one exchange may be left out.
+  """
+  rests = _without_oldest_turns(turns)
+  # `rests[i]` is good where it fits or is refused; so are all after it.
+  known: dict[int, Item | None] = {}
+
+  def good(i: int) -> bool:
+    try:
+      known[i] = read(rests[i])
+    except RowError:
+      known[i] = None
+      return True
+    return fits(known[i])
+
+  low, high = -1, len(rests)  # the last that is known not to be good, the first that is
+  i, width = len(rests) - 1, 1
+  while i >= 0 and good(i):
+    high, i, width = i, i - width, 2 * width
+  low = max(low, i)
+  while high - low > 1:
+    middle = (low + high) // 2
+    if good(middle):
+      high = middle
+    else:
+      low = middle
+  # The first good one, unless it is refused or there is none: then the last before it.
+  best = high if high < len(rests) and known[high] is not None else high - 1
+  return (rests[best], known[best]) if best >= 0 else (turns, None)

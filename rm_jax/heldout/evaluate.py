@@ -1,0 +1,288 @@
+"""Agreement with held-out judgements, with the baselines that need no model beside it."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rm_jax.heldout import intervals, pointwise
+from rm_jax.metrics import agreement
+from rm_jax.metrics.correlation import kendall
+from rm_jax.metrics.ranking import order
+from rm_jax.types import Example, Text
+from rm_jax.world import best_reachable
+
+
+def characters(text: Text) -> int:
+  """Length of a response as people see it: characters, whatever the tokenizer."""
+  return len(text) if isinstance(text, str) else sum(len(m["content"]) for m in text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What was found: `report`, JSON's own types alone, and scores to draw.
+
+  `scores` are two named sets, of what people found good and bad: (name, float [n]).
+  """
+
+  report: dict[str, Any]
+  scores: tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
+
+
+def evaluate(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str] = ()
+) -> Evaluation:
+  """Held-out agreement, for whatever kinds of feedback there are.
+
+  Args:
+    scores: for each example float [M], of its marks; of feedback on attributes [A, M].
+    examples: in the same order.
+    attributes: the model's, in order.
+
+  Returns:
+    the report of the comparisons (pairs and rankings together) where any is decided, else of the
+    first kind of `types.KINDS`; `report["kinds"]` has each kind's where there are several. A figure
+    that the data do not have is None, and `why` beside it says what they lack.
+
+  Raises:
+    ValueError: a score that is not finite.
+  """
+  for score, example in zip(scores, examples, strict=True):
+    if not np.isfinite(score).all():
+      raise ValueError(
+        f"{example.origin or example.conversation}: its scores are {np.asarray(score).tolist()}; "
+        "expected finite ones. The weights have grown too large: try a lower learning rate"
+      )
+  chunks: dict[str, list[int]] = {}
+  for i, example in enumerate(examples):
+    name = "comparison" if example.kind in ("pair", "ranking") else example.kind
+    chunks.setdefault(name, []).append(i)
+  on_attributes = functools.partial(pointwise.attributes, names=attributes)
+  makers = {"comparison": comparisons} | pointwise.MAKERS | {"attributes": on_attributes}
+  done = {}
+  for kind, make in makers.items():
+    if kind in chunks:
+      mine = chunks[kind]
+      report, drawn = make([scores[i] for i in mine], [examples[i] for i in mine])
+      done[kind] = Evaluation({"kind": kind, **report}, drawn)
+  if not done:
+    return Evaluation({"kind": "comparison", **pair_report([], []), "undecided": 0}, _UNDRAWN)
+  first = next((one for one in done.values() if one.report["n"]), next(iter(done.values())))
+  if len(done) == 1:
+    return first
+  kinds = {kind: one.report for kind, one in done.items()}
+  return Evaluation({**first.report, "kinds": kinds}, first.scores)
+
+
+_UNDRAWN = (("chosen", np.zeros(0)), ("rejected", np.zeros(0)))
+
+
+def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
+  """Comparisons that people decided, (better, worse), and how many they left undecided.
+
+  Where several were asked the majority decides; a tie, or as many for as against, does not.
+  """
+  count = len(example.responses)
+  if example.pairs is None and example.ties is None:
+    value = [[float(a > b) for b in example.labels] for a in example.labels]
+    asked = [[1.0] * count for _ in range(count)]
+  else:
+    zero = [[0.0] * count for _ in range(count)]
+    value = example.pairs or zero
+    ties = example.ties or zero
+    asked = [[value[i][j] + value[j][i] + ties[i][j] for j in range(count)] for i in range(count)]
+  better = [(i, j) for i in range(count) for j in range(count) if value[i][j] > value[j][i]]
+  total = sum(asked[i][j] > 0 for i in range(count) for j in range(i))
+  return better, total - len(better)
+
+
+def comparisons(
+  scores: Sequence[np.ndarray], examples: Sequence[Example]
+) -> tuple[dict[str, Any], Any]:
+  """Report of pairs and rankings, each of whose decided comparisons counts as a pair.
+
+  Beside `pair_report`'s: `undecided` comparisons (people's ties), and for lists of three and more
+  `kendall`: mean τ-b of a list's scores with its gains, {value, interval, n, undefined}.
+  """
+  pairs, expanded, undecided, taus, lists = [], [], 0, [], []
+  for score, example in zip(scores, examples, strict=True):
+    better, tied = judged(example)
+    undecided += tied
+    for i, j in better:
+      pairs.append(np.asarray([score[i], score[j]]))
+      expanded.append(
+        dataclasses.replace(
+          example,
+          responses=(example.responses[i], example.responses[j]),
+          labels=(1.0, 0.0),
+          truth=example.truth and (example.truth[i], example.truth[j]),
+          pairs=None,
+          ties=None,
+        )
+      )
+    if len(example.responses) > 2:
+      taus.append(order(kendall, np.asarray(score), np.asarray(example.labels)))
+      lists.append(example.conversation)
+  report = pair_report(pairs, expanded) | {"undecided": undecided}
+  if not pairs:
+    report["why"] = f"people decided none of {undecided} comparisons"
+  if taus:
+    fine = [(t, c) for t, c in zip(taus, lists, strict=True) if np.isfinite(t)]
+    found = intervals.mean([t for t, _ in fine], [c for _, c in fine], (-1.0, 1.0))
+    report["kendall"] = found | {"undefined": len(taus) - len(fine)}
+    if not fine:
+      report["kendall"]["why"] = "every list is tied, in its scores or in its gains"
+  if not pairs:
+    return report, _UNDRAWN
+  stacked = np.stack(pairs)
+  return report, (("chosen", stacked[:, 0]), ("rejected", stacked[:, 1]))
+
+
+def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
+  """Held-out agreement of scores with pairs.
+
+  Args:
+    scores: [2] of each example: of its chosen and its rejected response.
+    examples: pairs, labels (1, 0), in the same order.
+
+  Returns:
+    {accuracy, interval, n, ties, conversations, loss (Bradley–Terry's, nats), margin,
+    baselines: {random, longest, shortest} accuracies, paired: {baseline: {difference, interval}},
+    sources: {source: {accuracy, interval, n, best_length_rule}}, and best_reachable, the agreement
+    of the true reward with the same labels, where every example knows it}. A tie counts half;
+    intervals are 95 %, over conversations, and None with `why` where there are too few. Without
+    any pair all figures are None.
+  """
+  pairs = np.asarray([s[:2] for s in scores], np.float64).reshape(-1, 2)
+  lengths = np.asarray([[characters(r) for r in e.responses] for e in examples]).reshape(-1, 2)
+  clusters = [e.conversation for e in examples]
+  credit = agreement.credit(pairs[:, 0], pairs[:, 1])
+  rules = {
+    "random": agreement.coin(len(examples)),
+    "longest": agreement.longest(lengths[:, 0], lengths[:, 1]),
+    "shortest": agreement.shortest(lengths[:, 0], lengths[:, 1]),
+  }
+  difference = pairs[:, 0] - pairs[:, 1]
+
+  def mean(values) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+  report = intervals.accuracy(credit, clusters) | {
+    "loss": mean(np.logaddexp(0.0, -difference)),
+    "margin": mean(difference),
+    "baselines": {name: mean(rule) for name, rule in rules.items()},
+    "paired": {name: intervals.paired(credit, rule, clusters) for name, rule in rules.items()},
+  }
+  if examples and all(e.truth is not None for e in examples):
+    report["best_reachable"] = best_reachable(examples)
+  sources = np.asarray([e.source for e in examples])
+  report["sources"] = {}
+  for source in sorted(set(sources)):
+    here = np.flatnonzero(sources == source)
+    best = max(("longest", "shortest"), key=lambda name: rules[name][here].mean())
+    entry = intervals.accuracy(credit[here], [clusters[i] for i in here])
+    entry["best_length_rule"] = {"rule": best, "accuracy": float(rules[best][here].mean())}
+    report["sources"][source] = entry
+  return report
+
+
+_UNITS = {
+  "comparison": "pairs",
+  "outcome": "responses",
+  "score": "responses",
+  "attributes": "responses",
+  "step": "steps",
+  "best_of": "questions",
+  "first_error": "solutions",
+}
+
+
+def summary_line(report: dict[str, Any]) -> str:
+  """One line for people; of a figure that is None it says why."""
+  unit = _UNITS[report.get("kind", "comparison")]
+  if not report["n"]:
+    return f"held-out: no figure, {report.get('why', 'nothing is held out')}"
+  if "attributes" in report:
+    return f"held-out {_errors(report)} on {report['n']} {unit}"
+  if "accuracy" not in report:
+    rho = report["spearman"]
+    if rho["value"] is None:
+      return (
+        f"held-out {_errors(report)} on {report['n']} {unit}; no Spearman correlation: {rho['why']}"
+      )
+    return f"held-out Spearman correlation {_valued(rho)} on {report['n']} {unit}"
+  reachable = report.get("best_reachable")
+  baselines = ", ".join(f"{name} {value:.3f}" for name, value in report["baselines"].items())
+  return (
+    f"held-out accuracy {_valued(report, 'accuracy')} on {report['n']} {unit}"
+    + (f"; best reachable {reachable:.3f}" if reachable is not None else "")
+    + f"; {baselines}"
+  )
+
+
+def _errors(report: dict[str, Any]) -> str:
+  return (
+    f"mean square error {report['loss']:.3f}, of always the mean {report['baselines']['mean']:.3f}"
+  )
+
+
+def _valued(one: dict[str, Any], name: str = "value", form: str = ".3f") -> str:
+  """'0.750 [0.700, 0.800]', or '0.750 [no interval: WHY]'."""
+  if not one.get("interval"):
+    return f"{one[name]:{form}} [no interval: {one.get('why', 'too little is held out')}]"
+  low, high = one["interval"]
+  return f"{one[name]:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def summary_table(report: dict[str, Any]) -> str:
+  """The line for people, how far each baseline is behind, and each source beside its length rule.
+
+  Differences are over the same pairs, resampled by conversation; one whose interval holds zero may
+  be luck.
+  """
+  lines = [summary_line(report)]
+  for name, paired in report.get("paired", {}).items():
+    if paired["difference"] is not None:
+      lines.append(f"  {_valued(paired, 'difference', '+.3f')} to {name}, paired")
+  valued = {name: report.get(name) for name in ("auroc", "kendall", "spearman")}
+  valued |= {f"solution auroc, {how}": x for how, x in report.get("solution_auroc", {}).items()}
+  for name, one in valued.items():
+    # Ratings' own line has it already, and why there is none.
+    if one and (one["value"] is not None or "accuracy" in report):
+      found = f"none: {one['why']}" if one["value"] is None else _valued(one)
+      lines.append(f"  {name} {found}")
+  for name, one in report.get("attributes", {}).items():
+    rho = one["spearman"]
+    known = rho["value"] is not None
+    found = f"Spearman correlation {_valued(rho)}; " if known else ""
+    lines.append(
+      f"  {name}: {found}{_errors(one)}, on {one['n']}"
+      + ("" if known else f"; no Spearman correlation: {rho['why']}")
+    )
+  for name in ("best_of", "first_error"):
+    if name in report:
+      lines.append(f"  {name.replace('_', ' ')}: {summary_line(report[name])}")
+  if "shift" in report:
+    shift = report["shift"]
+    found = [
+      f"none: {one['why']}" if one["value"] is None else _valued(one)
+      for one in (shift["auroc"], shift["auroc_centered"])
+    ]
+    lines.append(
+      f"  members' disagreement, {shift['shifted']['n']} shifted against held out: AUROC "
+      f"{found[0]}, of centered scores {found[1]}"
+    )
+  if len(report.get("sources", ())) > 1:
+    width = max(map(len, report["sources"]))
+    for source, one in report["sources"].items():
+      rule = one["best_length_rule"]
+      lines.append(
+        f"  {source:{width}} {_valued(one, 'accuracy')} on {one['n']} pairs; "
+        f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
+      )
+  for kind, one in report.get("kinds", {}).items():
+    if kind != report["kind"]:
+      lines.append(f"{kind}: {summary_table(one)}")
+  return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Checkpoints of pretrained models, in and out: safetensors, GGUF, the hub; their tokenizers."""

@@ -1,0 +1,385 @@
+"""A checkpoint to start from: a Hugging Face folder, a GGUF file or a folder that we saved.
+
+What we save is a Hugging Face folder too (config.json, safetensors, tokenizer), with one file more:
+`rm_jax.json`, the record of how text becomes tokens and where the reward is read.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rm_jax.models.config import check_config
+from rm_jax.pretrained import clients, files, gguf
+
+CONFIG = "config.json"
+RECORD = "rm_jax.json"
+# Folders inside one that is saved to: while its files are written, and when they are all there.
+_WRITING, _WRITTEN = ".rm_jax-writing-", ".rm_jax-written"
+_LIST = ".files.json"
+_TEMPLATES = "additional_chat_templates"
+# What tokenizers and we write beside weights: what a new model does not have must go.
+_MODEL_FILES = (
+  CONFIG,
+  RECORD,
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "chat_template.jinja",
+  "chat_template.json",
+  f"{_TEMPLATES}/*.jinja",
+  "vocab.json",
+  "vocab.txt",
+  "merges.txt",
+  "tokenizer.model",
+)
+T = TypeVar("T")
+# Bytes of a config.json or a record, and of a tokenizer's file (Gemma's tokenizer.json has 33 MB).
+_MOST_JSON = 2**20
+_MOST_TOKENIZER = 2**26
+# By their ends alone, or by their ends and beginnings: a trainer's state or results may lie beside.
+_READ_WHOLE = re.compile(
+  r".*\.(jinja|model)|(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|tekken|"
+  r"config|rm_jax|(pre)?processor_config).*\.(json|txt)"
+)
+_MOST_GROWTH = 64  # characters that a normalizer may make of one
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A checkpoint that has been found but not read.
+
+  Attributes:
+    name: what it was asked for by.
+    path: folder or GGUF file.
+    config: dictionary of its config.json (made from the metadata of a GGUF file).
+    record: dictionary of its rm_jax.json; empty where it is not one that we saved.
+  """
+
+  name: str
+  path: Path
+  config: dict[str, Any]
+  record: dict[str, Any]
+
+  def tensors(self) -> Any:
+    """A lazy reader of its tensors: names(), shape(name), get(name)."""
+    if self._gguf:
+      return self._gguf
+    reader = files.read_tensors(self.path)
+    packed = self.record.get("head_tensors")
+    return clients.Overlaid(reader, packed) if packed else reader
+
+  def tokenizer(self) -> Any:
+    """Its tokenizer. Raises ValueError where it has none."""
+    return gguf.tokenizer(self.path) if self._gguf else load_tokenizer(self.path)
+
+  @functools.cached_property
+  def _gguf(self) -> Any:
+    return gguf.read(self.path) if self.path.suffix == ".gguf" else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON file's object, of at most a megabyte. Raises ValueError naming the file."""
+  try:
+    files.check_file(path, _MOST_JSON)
+    value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=files.unique)
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: not a readable JSON file: {error}") from None
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: holds a {type(value).__name__}; expected an object")
+  return value
+
+
+def parse(cls: type[T], value: Any, where: str) -> T:
+  """A dataclass from a record's JSON object.
+
+  Args:
+    cls: a dataclass whose fields are of plain types, unions of them, or a tuple of one of them.
+    value: what was read.
+    where: the file and key, for the message.
+
+  Raises:
+    ValueError: it is no object, or has a key that is not a field or a value of another type; and
+      what the dataclass itself raises. The message names the file and the key.
+  """
+  if not isinstance(value, dict):
+    raise ValueError(f"{where} is {value!r:.80}; expected an object")
+  hints = typing.get_type_hints(cls)
+  if unknown := sorted(value.keys() - hints.keys()):
+    raise ValueError(
+      f"{where} has {', '.join(unknown)!r:.80}, which we do not know; expected of "
+      f"{', '.join(hints)}. Was it saved by a newer version?"
+    )
+  for key, one in value.items():
+    hint = hints[key]
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    many = origin is tuple  # tuple[of, ...]
+    if many:
+      parts = parts[:1]
+    elif origin not in (typing.Union, types.UnionType):
+      parts = (hint,)
+    allowed = [typing.get_origin(of) or of for of in parts]
+    found = one if many and isinstance(one, list | tuple) else [one]
+    good = all(type(x) in allowed or (float in allowed and type(x) is int) for x in found)
+    # JSON as Python reads it has NaN and infinities.
+    good &= all(math.isfinite(x) for x in found if type(x) is float)
+    if not good or many != isinstance(one, list | tuple):
+      names = " or ".join(of.__name__ for of in allowed)
+      expected = f"a list of {names}" if many else f"a {names}"
+      raise ValueError(f"{where}.{key} is {one!r:.80}; expected {expected}")
+  try:
+    return cls(**value)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{where}: {_one_line(error)}") from None
+
+
+def _find(name: str) -> Path:
+  # A folder need not have weights: a tokenizer's has none, a run's are in its checkpoints.
+  folder = Path(name).expanduser()
+  if not folder.is_dir():
+    return files.resolve(name)
+  recover(folder)
+  return folder
+
+
+def open_source(name: str) -> Source:
+  """Finds a folder, GGUF file or hub id (see `files.resolve`) and reads its config.
+
+  Raises:
+    ValueError, OSError: nothing is there, or it has no config.json.
+  """
+  path = _find(name)
+  if path.suffix == ".gguf":
+    return Source(name, path, gguf.read(path).config, {})
+  if not (path / CONFIG).is_file():
+    raise ValueError(f"{path}: has no config.json; expected a Hugging Face model folder")
+  record = path / RECORD
+  # A link that leads nowhere is an error: without its record a model gives other scores.
+  saved = read_json(record) if record.exists() or record.is_symlink() else {}
+  config = read_json(path / CONFIG)
+  check_config(config, str(path / CONFIG))
+  return Source(name, path, config, saved)
+
+
+def load_tokenizer(name: str | Path) -> Any:
+  """A tokenizer from a folder, GGUF file or hub id. Raises ValueError where there is none."""
+  path = _find(str(name))
+  if path.suffix == ".gguf":
+    return gguf.tokenizer(path)
+  _check_tokenizer_files(path)
+  from transformers import AutoTokenizer
+
+  try:
+    # Left open, whether a checkpoint's own Python (`auto_map`) may run is asked on stdin, and a "y"
+    # that stands there for something else runs it.
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer("A first use: some tables are read by it alone.")
+  # Of a damaged file transformers and `tokenizers` raise whatever their code comes upon; what is
+  # a panic in Rust is no Exception.
+  except BaseException as error:
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+      raise
+    why, mend = _one_line(error), ""
+    if "trust_remote_code" in str(error):
+      why = "tokenizer_config.json or config.json has it made by Python of its own, by auto_map"
+      mend = "; we run none: where you trust it, save it as a tokenizer.json with transformers"
+    raise ValueError(
+      f"{path}: no tokenizer could be loaded ({type(error).__name__}: {why}{mend}); set "
+      "--config.model.tokenizer to a folder, GGUF file or hub id that has one"
+    ) from None
+  record = path / RECORD
+  return clients.as_trained(tokenizer, read_json(record)) if record.exists() else tokenizer
+
+
+def _check_tokenizer_files(path: Path) -> None:
+  """Raises ValueError where a tokenizer's files would take more memory than is sensible to read.
+
+  Decoded, a vocabulary takes some twenty times its file, and one that is far larger than the
+  model's belongs to another. A replacement by a long text, applied again and again, multiplies it.
+  """
+  most = _MOST_TOKENIZER
+  if (path / CONFIG).is_file():
+    config = read_json(path / CONFIG)
+    check_config(config, str(path / CONFIG))
+    if type(vocab := config.get("vocab_size")) is int:
+      most = min(most, 2**21 + 512 * vocab)
+  for child in [*path.iterdir(), *path.glob(f"{_TEMPLATES}/*")]:
+    if child.is_dir() or not _READ_WHOLE.fullmatch(child.name):
+      continue
+    try:
+      files.check_file(child, most)
+    except (OSError, ValueError) as error:
+      raise ValueError(f"{child}: cannot be a tokenizer's file: {error}") from None
+  if not (path / "tokenizer.json").is_file():
+    return
+  try:
+    said = json.loads((path / "tokenizer.json").read_bytes())
+    steps = [said.get("normalizer"), said.get("pre_tokenizer")]
+  except (ValueError, RecursionError, AttributeError):
+    return  # said better by who reads all of it
+  longest = 1
+  while steps:
+    step = steps.pop()
+    if isinstance(step, dict):
+      steps += step.values()
+      if isinstance(text := step.get("content"), str):
+        longest *= max(1, len(text))
+    elif isinstance(step, list):
+      steps += step
+  if longest > _MOST_GROWTH:
+    raise ValueError(
+      f"{path / 'tokenizer.json'}: its normalizer replaces a piece of text by up to {longest:.3g} "
+      f"characters; expected at most {_MOST_GROWTH}"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+  """What an error of another library says, on one line and not endless."""
+  said = " ".join(str(error).split()) or type(error).__name__
+  return said if len(said) <= 300 else said[:300] + " ..."
+
+
+def save_folder(
+  path: Path,
+  *,
+  config: dict[str, Any],
+  tokenizer: Any,
+  record: dict[str, Any],
+  tensors: Iterable[tuple[str, np.ndarray]] | None = None,
+) -> None:
+  """Writes a Hugging Face folder with our record; without `tensors`, all but the weights.
+
+  A model that was there is replaced as a whole, whenever the process ends: all files are written
+  and flushed to the disk in a folder inside, one rename makes them the model, and then they are
+  moved to their places, which `recover` ends where it was cut short. Files that are no part of a
+  model (a README, a calibration) stay as they are.
+
+  Raises OSError where it cannot be written, and ValueError as `files.write_tensors`; what was there
+  is unchanged then.
+  """
+  path.mkdir(parents=True, exist_ok=True)
+  recover(path)
+  for stale in path.glob(f"{_WRITING}*"):  # of a process that was killed
+    shutil.rmtree(stale, ignore_errors=True)
+  scratch = Path(tempfile.mkdtemp(dir=path, prefix=_WRITING))
+  try:
+    tokenizer.save_pretrained(scratch)
+    if tensors is not None:
+      files.write_tensors(scratch, dict(tensors))
+    _write(scratch / RECORD, record)
+    _write(scratch / CONFIG, config)
+    names = sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file())
+    _write(scratch / _LIST, {"files": names, "weights": tensors is not None})
+    _listed(scratch)
+    for file in scratch.rglob("*"):
+      _flush(file)
+    _flush(scratch)
+    os.rename(scratch, path / _WRITTEN)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+  _flush(path)
+  recover(path)
+
+
+def _write(path: Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def recover(path: Path) -> None:
+  """Moves a model that `save_folder` has written to its place, where it was interrupted at that.
+
+  While they are moved there is no config.json, so that nobody reads an old file beside a new one.
+  Several processes may do it at once.
+
+  Raises:
+    ValueError: the folder cannot be written to.
+  """
+  written = path / _WRITTEN
+  try:
+    while written.is_dir():
+      # One at a time; who waited finds that there is nothing left, or is told so.
+      with contextlib.suppress(FileNotFoundError), _alone(written):
+        if (written / _LIST).exists():
+          _move(written, path, **_listed(written))
+        _flush(path)
+        shutil.rmtree(written)
+  except OSError as error:
+    raise ValueError(
+      f"{path}: a model was saved here and the process ended before its files were at their places "
+      f"(they are in {_WRITTEN}); to move them failed: {error}. Make the folder writable"
+    ) from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+  """Waits until no other process is in this block with the folder.
+
+  Raises FileNotFoundError where it is gone by then, or is another of the same name.
+  """
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # not every network's file system has locks
+      fcntl.flock(handle, fcntl.LOCK_EX)
+    if not os.path.samestat(os.fstat(handle), os.stat(folder)):
+      raise FileNotFoundError(f"{folder} was another's meanwhile")
+    yield
+  finally:
+    os.close(handle)
+
+
+def _listed(written: Path) -> dict[str, Any]:
+  """What `save_folder` noted of a model: names of its files, and whether weights are among them."""
+  said = read_json(written / _LIST)
+  names, weights = said.get("files"), said.get("weights")
+  # A folder is data from elsewhere: it must not make us move a file from or to outside of it.
+  # A template is called as its author likes.
+  plain = re.compile(rf"[\w-][\w.-]*|{_TEMPLATES}/[^./\\\0][^/\\\0]*")
+  if (
+    not isinstance(names, list)
+    or not all(isinstance(name, str) and plain.fullmatch(name) for name in names)
+    or any((written.parent / link).is_symlink() for link in (_WRITTEN, _TEMPLATES))
+    or (written / _TEMPLATES).is_symlink()
+  ):
+    raise ValueError(f"{written}: not what a save leaves ({names!r:.200}); remove it")
+  return {"names": names, "weights": weights is True}
+
+
+def _move(written: Path, path: Path, names: list[str], weights: bool) -> None:
+  """Puts the files of a saved model into their places; those moved before are there already."""
+  if (written / CONFIG).exists():
+    (path / CONFIG).unlink(missing_ok=True)
+  for stale in _model_files(path, weights) - set(names):
+    (path / stale).unlink(missing_ok=True)
+  for name in sorted(names, key=CONFIG.__eq__):  # config.json is the last
+    if (written / name).exists():
+      (path / name).parent.mkdir(exist_ok=True)
+      os.replace(written / name, path / name)
+
+
+def _model_files(path: Path, weights: bool) -> set[str]:
+  """Names of the files in a folder that are a saved model's, of its weights only if asked for."""
+  patterns = _MODEL_FILES + (files.WEIGHTS if weights else ())
+  return {str(file.relative_to(path)) for pattern in patterns for file in path.glob(pattern)}
+
+
+def _flush(path: Path) -> None:
+  """To the disk: else a power cut could leave a name without the bytes."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)

@@ -1,0 +1,184 @@
+"""From a config to the network alone: its architecture, its head, its adapters; no tokenizer."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from rm_jax.models import kernels
+from rm_jax.models.config import HeadConfig, backbone_config, head_config, is_classifier
+from rm_jax.models.lora import Lora
+from rm_jax.models.network import Network
+from rm_jax.pretrained.source import RECORD, Source, open_source, parse, read_json
+from rm_jax.storage.remote import local
+
+
+def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
+  """(where a config's weights are, None for random ones; config.json's dictionary).
+
+  Raises:
+    ValueError: neither model.pretrained nor model.config is set, or both and they differ.
+  """
+  c = config.model
+  if not (c.pretrained or c.config):
+    raise ValueError(
+      "set --config.model.pretrained (folder, hub id or GGUF file) or --config.model.config (a "
+      "config.json: random weights); found neither"
+    )
+  source = None
+  if c.pretrained:
+    source = dataclasses.replace(open_source(local(c.pretrained)), name=c.pretrained)
+  said = read_json(Path(local(c.config))) if c.config else source.config
+  if source and (found := _sizes(said)) != (expected := _sizes(source.config)):
+    raise ValueError(
+      f"model.config {c.config} is {found} and model.pretrained {c.pretrained} is {expected}; "
+      "expected the same, or only one of them"
+    )
+  return source, _lowest(source.config if source else said, c.layers)
+
+
+def _sizes(hf_config: dict[str, Any]) -> dict[str, Any]:
+  """What a model's parameters and work depend on."""
+  names = ("model_type", "vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ffn")
+  backbone = backbone_config(hf_config)
+  return {name: getattr(backbone, name) for name in names if hasattr(backbone, name)}
+
+
+def planned_architecture(config: Any) -> dict[str, Any]:
+  """config.json's dictionary alone: where model.config is set, model.pretrained is not looked at.
+
+  So the size of a model can be planned with where its weights cannot be had. Raises ValueError as
+  `architecture`.
+  """
+  if not config.model.config:
+    return architecture(config)[1]
+  return _lowest(read_json(Path(local(config.model.config))), config.model.layers)
+
+
+def build_network(
+  config: Any,
+  hf_config: dict[str, Any],
+  source: Source | None = None,
+  *,
+  mesh: Mesh | None = None,
+) -> Network:
+  """The network that the `model` part of an experiment's config makes of an architecture.
+
+  Args:
+    config: see configs/base.py.
+    hf_config: config.json's dictionary.
+    source: where the weights are; None: the head is a new one.
+    mesh: the devices that its step is compiled for, from which follows what attention runs on.
+      None: no step is, and it is XLA.
+  """
+  c = config.model
+  backbone = backbone_config(hf_config)
+  if not c.dropout:
+    backbone = _without_dropout(backbone)
+  if config.optimizer.mix_rate and not c.attributes:
+    raise ValueError(
+      f"optimizer.mix_rate is {config.optimizer.mix_rate} and model.attributes is (); name some"
+    )
+  head = _head(c, hf_config, source)
+  attention = "xla"
+  if mesh is not None:
+    device = mesh.devices.flat[0]
+    options = dict(dtype=c.dtype, packed=config.data.pack, device=device)
+    attention = kernels.choose(c.attention, backbone, **options)
+  network = Network(
+    backbone,
+    head if c.dropout else dataclasses.replace(head, dropout=0.0),
+    frozen=c.frozen_layers,
+    dtype=c.dtype,
+    remat=c.remat,
+    lora=Lora(**c.lora) if c.lora.rank else None,
+    attention=attention,
+  )
+  _check_lora(network)
+  return network
+
+
+def _check_lora(network: Network) -> None:
+  """ValueError where a target of the adapters is not in the network."""
+  if network.lora is None:
+    return
+  paths = flatten_dict(network.abstract(), sep="/")
+  adapted = {path.split("/")[-2] for path in paths if path.endswith("/lora_a")}
+  if missing := [name for name in network.lora.targets if name not in adapted] or not adapted:
+    found = f"model.lora.targets has {missing}" if adapted else "model.lora.rank is set"
+    raise ValueError(
+      f"{found}, and of the layers that are not frozen (model.frozen_layers={network.frozen}) "
+      f"there is nothing of that name to adapt; expected of {', '.join(sorted(adapted)) or 'none'}"
+    )
+
+
+def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfig:
+  """The head that the `model` part of a config asks for.
+
+  Raises:
+    ValueError: it makes no sense, or the checkpoint has a head that is another one.
+  """
+  head = head_config(hf_config)
+  own = source is not None and is_classifier(hf_config)
+  saved = None
+  if own and "head" in source.record:  # the folder's own files have our outputs as one row
+    saved = parse(HeadConfig, source.record["head"], f"{source.path / RECORD}: head")
+    head = dataclasses.replace(head, outputs=saved.outputs)
+  names = tuple(c.attributes)
+  if c.members < 1:
+    raise ValueError(f"model.members is {c.members}; expected at least 1")
+  if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
+    raise ValueError(f"model.attributes is {names}; expected names, each once")
+  if len(c.mix) not in (0, len(names)):
+    raise ValueError(
+      f"model.mix is {tuple(c.mix)}; expected none, or as many as model.attributes {names}"
+    )
+  if c.members > 1 and (own or names):
+    found = "model.attributes is set" if names else f"{c.pretrained} has a head of its own"
+    raise ValueError(
+      f"model.members is {c.members} and {found}; expected model.members=1, or a checkpoint of the "
+      "language model and no attributes"
+    )
+  mix = tuple(map(float, c.mix)) or (1 / len(names),) * len(names) if names else ()
+  if not own:
+    outputs = len(names) or c.members
+    return dataclasses.replace(
+      head, outputs=outputs, ensemble=c.members > 1, attributes=names, mix=mix
+    )
+  if not names:
+    if head.outputs != 1:
+      raise ValueError(
+        f"{c.pretrained}: its head has {head.outputs} outputs; a reward has one. Start from a "
+        "checkpoint of the language model, or of a classifier with num_labels 1; or name the "
+        "outputs in model.attributes"
+      )
+    return head
+  labels = hf_config.get("id2label") or {}
+  labels = (saved.attributes if saved else ()) or tuple(labels[i] for i in sorted(labels, key=int))
+  if labels != names:
+    raise ValueError(
+      f"model.attributes is {names} and {c.pretrained} has a head of {labels}; expected these "
+      "names in this order, or a checkpoint of the language model"
+    )
+  weights = mix if c.mix or not (saved and saved.mix) else saved.mix
+  return dataclasses.replace(head, attributes=names, mix=weights)
+
+
+def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:
+  """The config of the lowest `layers` layers; 0 = all of them."""
+  if not layers:
+    return hf_config
+  all_layers = backbone_config(hf_config).layers
+  if not 0 < layers <= all_layers:
+    raise ValueError(f"model.layers is {layers}; expected 1 to {all_layers}, or 0 for all")
+  out = hf_config | {"num_hidden_layers": layers}
+  if out.get("layer_types"):
+    out["layer_types"] = out["layer_types"][:layers]
+  return out
+
+
+def _without_dropout(backbone):
+  rates = [f.name for f in dataclasses.fields(backbone) if f.name.endswith("_dropout")]
+  return dataclasses.replace(backbone, **dict.fromkeys(rates, 0.0))

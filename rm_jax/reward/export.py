@@ -1,0 +1,243 @@
+"""A trained model as a folder whose own files give its scores to who reads it without our code.
+
+Hugging Face's sequence classifiers read one row of a linear head at the rightmost token that is not
+the pad token. So the head is folded into one row, the chat template and the tokenizer end a text as
+the model was trained, and the pad token is one that no text ends in. What such files have no word
+for is named.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rm_jax.batch.tokenise import TextEncoder
+from rm_jax.data.report import RowError
+from rm_jax.models.lora import merged
+from rm_jax.pretrained import clients, hf
+from rm_jax.reward.setup import Model
+
+# A pad token of our own, where the tokenizer has none that no text ends in.
+PAD = "<|rm_jax_pad|>"
+_PAIR_ONLY = (
+  "this encoder reads a pair, which a chat template cannot render: tokenise (prompt, response) as "
+  "docs/exports.md of rm_jax has it, or read the folder with rm_jax"
+)
+# Texts that both readings are compared on when a model is saved.
+_PROBES = (("Is 3 < 5?\n", " Yes, it is."), ("  Über 日本 12 ", "no\n\n"), ("a", "b"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """What a folder is written from; see `pretrained.source.save_folder`.
+
+  Attributes:
+    config: config.json's dictionary.
+    tokenizer: the clients'.
+    record: rm_jax.json's, which `RewardModel.from_pretrained` goes by.
+    tensors: Hugging Face name -> float32 array.
+    limits: sentences, each naming what the files have no word for.
+  """
+
+  config: dict[str, Any]
+  tokenizer: Any
+  record: dict[str, Any]
+  tensors: dict[str, np.ndarray]
+  limits: tuple[str, ...]
+
+
+def export(model: Model, params: dict, *, kinds: Sequence[str] = ()) -> Export:
+  """Makes a model's export.
+
+  Args:
+    model: network, tokenizer and convention.
+    params: nested dict.
+    kinds: of the feedback that it was trained on, where that is known.
+  """
+  head, network = model.network.head, model.network
+  if head.attributes:
+    head = dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
+  if lora := network.lora:
+    params = unflatten_dict(merged(flatten_dict(params, sep="/"), lora), sep="/")
+  tensors = dict(hf.export_params(network, params))
+  saved = dataclasses.replace(
+    model, network=dataclasses.replace(network, head=head, frozen=0, lora=None)
+  )
+  record = saved.record()
+  if kinds:
+    record["kinds"] = list(kinds)
+  config = clients.client_config(saved.exported_config(), network.backbone)
+  if head.ensemble or head.attributes:
+    own = _fold_head(network, head, tensors)
+    record["head_tensors"] = clients.packed_tensors(own)
+    config |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+  limits = list(_limits(model, kinds))
+  if not hasattr(model.tokenizer, "backend_tokenizer"):
+    limits.append(
+      "its tokenizer is no fast one, and is written as it is: without the EOS, BOS and date that "
+      "the model was trained with"
+    )
+    return Export(config, model.tokenizer, record, tensors, tuple(limits))
+  tokenizer = _tokenizer(model)
+  if (pad := tokenizer.pad_token_id) is not None:
+    config["pad_token_id"] = pad
+    if pad >= network.backbone.vocab:
+      _make_room(config, tensors, pad, network.backbone.vocab)
+  record["tokenizer"] = clients.tokenizer_record(model.tokenizer, tokenizer)
+  limits += _differences(model, tokenizer)
+  return Export(config, tokenizer, record, tensors, tuple(limits))
+
+
+def _fold_head(network: Any, head: Any, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Makes the head's last layer one row, the reward's; returns what it was.
+
+  An ensemble's mean and a mix of attributes are linear in the outputs.
+  """
+  weights_O = np.asarray(head.mix or [1 / head.outputs] * head.outputs, np.float64)
+  paths = [path for path in flatten_dict(network.abstract(), sep="/") if "head/out/" in path]
+  own = {name: tensors[name] for path in paths for name in hf.hf_names(network, path)}
+  for name, array in own.items():
+    tensors[name] = np.tensordot(weights_O, array.astype(np.float64), 1)[None].astype(np.float32)
+  return own
+
+
+def _make_room(
+  config: dict[str, Any], tensors: dict[str, np.ndarray], token: int, vocab: int
+) -> None:
+  """A row of the embedding for a token that is beyond it: the pad token, which nothing reads."""
+  embeddings = ("embed_tokens.weight", "word_embeddings.weight")
+  (name,) = [name for name in tensors if name.endswith(embeddings)]
+  tensors[name] = np.pad(tensors[name], ((0, token + 1 - vocab), (0, 0)))
+  config["vocab_size"] = token + 1
+
+
+def _limits(model: Model, kinds: Sequence[str]) -> Sequence[str]:
+  convention = model.convention
+  if convention.pooling == "mean":
+    yield (
+      "the model reads the mean over a response; transformers reads one token of it, so that its "
+      "scores are others. RewardModel.from_pretrained reads it as it was trained"
+    )
+  if "step" in kinds:
+    yield (
+      "the model was trained on steps, and has a score behind each; transformers reads one token "
+      "of a text. RewardModel.score_steps reads them all"
+    )
+  if model.tokenizer.chat_template and not convention.encoder:
+    yield (
+      f"conversations over {convention.max_length} tokens are cut by whole turns, oldest first; "
+      "transformers reads them whole, or with truncation=True cuts their oldest tokens"
+    )
+  if model.tokenizer.chat_template and convention.encoder:
+    yield (
+      "messages become a pair (prompt, response), which apply_chat_template cannot give: it "
+      "refuses them, and docs/exports.md has what to call"
+    )
+
+
+def _tokenizer(model: Model) -> Any:
+  tokenizer, convention = model.tokenizer, model.convention
+  encoder = model.text_encoder()
+  append = None
+  if encoder.appends:
+    (ids,) = tokenizer(["a"]).input_ids
+    append = tokenizer.eos_token if ids[-1] != tokenizer.eos_token_id else None
+  return clients.client_tokenizer(
+    tokenizer,
+    chat_template=_template(encoder),
+    append=append,
+    pad=_pad(model),
+    max_length=convention.max_length,
+    pairs=convention.encoder,
+  )
+
+
+def _template(encoder: TextEncoder) -> str | None:
+  """A chat template that renders all of a conversation's text, as `TextEncoder` reads it."""
+  own = clients.template_of(encoder.tokenizer)
+  if own is None:
+    return None
+  if encoder.convention.encoder:
+    return "{{ raise_exception(" + _quoted(_PAIR_ONLY) + ") }}"
+  tokenizer = encoder.tokenizer
+  before = after = ""
+  if len(encoder.bos):
+    bos = _quoted("".join(tokenizer.convert_ids_to_tokens(encoder.bos.tolist())))
+    before = "{% if not rm_jax_text.startswith(" + bos + ") %}{{ " + bos + " }}{% endif %}"
+  if encoder.appends:
+    eos = _quoted(tokenizer.eos_token)
+    ends = f"rm_jax_text.rstrip().endswith({eos})"
+    after = "{% if not add_generation_prompt and not " + ends + " %}{{ " + eos + " }}{% endif %}"
+  dated = re.search("strftime_now|date_string", own)
+  if not (before or after or dated):
+    return own
+  date = "{% set date_string = " + _quoted(encoder.convention.date) + " %}"
+  # Jinja leaves out the one line's end that a template's source ends in, and here it does not end.
+  # The empty texts keep what stands at either end from being trimmed.
+  return (
+    (encoder.dated() + date if dated else "")
+    + "{% set rm_jax_text %}{{ '' }}"
+    + re.sub(r"(\r\n|\r|\n)\Z", "", own)
+    + "{{ '' }}{% endset %}"
+    + before
+    + "{{ rm_jax_text }}"
+    + after
+  )
+
+
+def _quoted(text: str) -> str:
+  """A text as Jinja's source has it."""
+  return json.dumps(text, ensure_ascii=False)
+
+
+def _pad(model: Model) -> str | None:
+  """The clients' pad token: one that no text ends in, since their pooling passes over it.
+
+  A head that reads by that very rule, and an encoder, which reads its first token, keep theirs.
+  """
+  tokenizer = model.tokenizer
+  if model.convention.pooling != "last" and tokenizer.pad_token_id is not None:
+    return tokenizer.pad_token
+  template = clients.template_of(tokenizer) or ""
+  taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, None}
+  added = sorted(tokenizer.backend_tokenizer.get_added_tokens_decoder().items())
+  fitting = [
+    token.content
+    for i, token in added
+    if token.special
+    and token.content not in taken
+    and token.content not in template
+    and i < model.network.backbone.vocab
+  ]
+  if tokenizer.pad_token in fitting:
+    return tokenizer.pad_token
+  return min(fitting, key=lambda token: "pad" not in token.lower(), default=PAD)
+
+
+def _differences(model: Model, tokenizer: Any) -> Sequence[str]:
+  """Where the clients' tokens are not ours, on a few texts: a tokenizer of a kind unknown to us."""
+  encoder = model.text_encoder()
+  for prompt, response in _PROBES:
+    turns = ({"role": "user", "content": prompt},), ({"role": "assistant", "content": response},)
+    for what, pair in (("strings", (prompt, response)), ("messages", turns)):
+      if what == "messages" and (encoder.convention.encoder or not tokenizer.chat_template):
+        continue
+      (ours,) = encoder.sequences([pair])
+      if isinstance(ours, RowError):  # the template wants other messages, there too
+        continue
+      if what == "messages":
+        theirs = tokenizer.apply_chat_template([*turns[0], *turns[1]], tokenize=True)["input_ids"]
+      elif encoder.convention.encoder:
+        theirs = tokenizer(prompt, response).input_ids
+      else:
+        theirs = tokenizer(prompt + response).input_ids
+      if not ours.cut and list(theirs) != ours.ids.tolist():
+        yield (
+          f"{what} have other tokens in transformers: of {(prompt, response)} {list(theirs)}, and "
+          f"here {ours.ids.tolist()}"
+        )
+        return

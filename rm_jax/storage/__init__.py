@@ -1,0 +1,1 @@
+"""Files: of this machine, of remote storage copied to it, and pictures."""

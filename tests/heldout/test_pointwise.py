@@ -1,0 +1,201 @@
+"""Held-out reports of rankings, outcomes, scores and steps, on scores whose agreement is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rm_jax.heldout.evaluate import evaluate, judged, summary_table
+from rm_jax.reward.score import solution_scores
+from rm_jax.types import Example
+
+
+def example(i, responses, labels, kind, **more):
+  return Example("p", responses, labels, kind, conversation=f"c{i}", **more)
+
+
+def test_a_majority_decides_and_what_is_undecided_is_counted():
+  ordered = example(0, ("a", "b", "c"), (2.0, 1.0, 1.0), "ranking")
+  assert judged(ordered) == ([(0, 1), (0, 2)], 1)
+  asked = example(
+    0,
+    ("a", "b", "c"),
+    (0.0, 0.0, 0.0),
+    "ranking",
+    pairs=((0, 2, 1), (1, 0, 0), (1, 0, 0)),
+    ties=((0, 0, 0), (0, 0, 1), (0, 1, 0)),
+  )
+  assert judged(asked) == ([(0, 1)], 2)  # a and c are even, b and c tied
+
+
+def test_rankings():
+  examples = [
+    example(0, ("a", "bb", "ccc"), (3.0, 2.0, 1.0), "ranking"),
+    example(1, ("a", "bb", "ccc"), (1.0, 2.0, 3.0), "ranking"),
+  ]
+  found = evaluate([np.asarray([3.0, 1.0, 2.0]), np.asarray([0.0, 0.0, 1.0])], examples)
+  report = found.report
+  # First: 2 of 3; second: its tie in score a half, and 2.
+  assert report["accuracy"] == pytest.approx((2 + 2.5) / 6)
+  assert (report["n"], report["ties"], report["undecided"]) == (6, 1, 0)
+  assert report["baselines"]["longest"] == 0.5
+  assert report["kendall"]["value"] == pytest.approx((1 / 3 + 2 / math.sqrt(2 * 3)) / 2)
+  assert [name for name, _ in found.scores] == ["chosen", "rejected"]
+
+
+def test_outcomes_and_best_of_n():
+  examples = [
+    example(0, ("a", "b"), (1.0, 0.0), "outcome"),
+    example(1, ("a", "b"), (0.0, 1.0), "outcome"),
+    example(2, ("a", "b"), (0.0, 0.0), "outcome"),
+  ]
+  scores = [np.asarray(s) for s in ([2.0, -1.0], [1.0, 1.0], [-2.0, -3.0])]
+  report = evaluate(scores, examples).report
+  assert report["accuracy"] == 5 / 6
+  assert report["base_rate"] == pytest.approx(2 / 6)
+  assert report["baselines"] == {"random": 0.5, "most_frequent": pytest.approx(4 / 6)}
+  # Good 2 and 1, bad -1, 1, -2, -3: (4 + 3.5) / 8.
+  assert report["auroc"]["value"] == pytest.approx(7.5 / 8)
+  nll = [math.log1p(math.exp(x)) for x in (-2, -1, 1, -1, -2, -3)]
+  assert report["loss"] == pytest.approx(sum(nll) / 6)
+  best = report["best_of"]
+  assert best["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
+  assert best["baselines"] == {"random": pytest.approx(1 / 3), "oracle": pytest.approx(2 / 3)}
+  table = summary_table(report)
+  assert "best of: held-out accuracy 0.500" in table
+  assert "on 3 questions" in table
+
+
+def test_best_of_n_beside_votes_and_authors():
+  examples = [
+    # Two of three say 7, and are right.
+    example(
+      0, ("a", "b", "c"), (1.0, 0.0, 1.0), "outcome", authors=tuple("xyz"), answers=("7", "8", "7")
+    ),
+    # Each says another thing, the last is right.
+    example(
+      1, ("a", "b", "c"), (0.0, 0.0, 1.0), "outcome", authors=tuple("zyx"), answers=("1", "2", "3")
+    ),
+  ]
+  scores = [np.asarray([-3.0, 2.0, -3.0]), np.asarray([0.0, 0.0, 0.1])]
+  best = evaluate(scores, examples).report["best_of"]
+  assert best["accuracy"] == 0.5
+  assert best["baselines"] == {
+    "random": pytest.approx((2 / 3 + 1 / 3) / 2),
+    "oracle": 1.0,
+    "majority": pytest.approx((1 + 1 / 3) / 2),
+    "best_author": 1.0,
+  }
+  assert best["best_author"] == "x"
+  # 2 σ(-3) < σ(2) for the first; the second's largest is the right one.
+  assert best["vote"] == 0.5
+  assert set(best["paired"]) == {"random", "majority", "best_author"}
+
+
+def test_steps_and_the_first_error():
+  def solution(i, labels):
+    steps = tuple(f"s{j}" for j in range(len(labels)))
+    return example(i, ("x",), labels, "step", steps=(steps,))
+
+  examples = [solution(0, (1.0, 0.0)), solution(1, (1.0, 1.0, 1.0)), solution(2, (1.0, 1.0, 0.0))]
+  scores = [np.asarray(s) for s in ([1.0, -1.0], [1.0, 2.0, 3.0], [1.0, -1.0, -1.0])]
+  report = evaluate(scores, examples).report
+  assert report["n"] == 8
+  assert report["accuracy"] == 7 / 8
+  first = report["first_error"]
+  assert first["accuracy"] == pytest.approx(2 / 3)
+  assert (first["on_erroneous"], first["on_sound"]) == (0.5, 1.0)
+  assert first["baselines"] == {
+    "last_step": pytest.approx(2 / 3),
+    "no_error": pytest.approx(1 / 3),
+    "random_step": pytest.approx((1 / 3 + 1 / 4 + 1 / 4) / 3),
+  }
+  # Whether all is right: no, yes, no. Each rule puts the sound solution above both others.
+  assert {how: one["value"] for how, one in report["solution_auroc"].items()} == {
+    "min": 1,
+    "product": 1,
+    "mean": 1,
+    "last": 1,
+  }
+  table = summary_table(report)
+  assert "first error: held-out accuracy 0.667" in table
+  assert "on 3 solutions" in table
+
+
+def test_a_solutions_score_by_each_rule():
+  # A sound solution of three middling steps; one that begins well and breaks; one all but sound.
+  steps = [[1.0, 1.0, 1.0], [5.0, -2.0], [0.0, 3.0]]
+  labels = [(1.0, 1.0, 1.0), (1.0, 0.0), (1.0, 0.0)]
+  examples = [example(i, ("-",), y, "step", steps=(("-",) * len(y),)) for i, y in enumerate(labels)]
+  scores = [np.asarray(s, np.float32) for s in steps]
+
+  def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+  expected = {
+    "min": [1, -2, 0],
+    "product": [sum(map(log_sigmoid, s)) for s in steps],
+    "mean": [1, 1.5, 1.5],
+    "last": [1, -2, 3],
+  }
+  for how, values in expected.items():
+    np.testing.assert_allclose(solution_scores(scores, how), values, rtol=1e-6)
+  found = evaluate(scores, examples).report["solution_auroc"]
+  # How many of the two faulty ones each rule puts below the sound one: its product is -0.940,
+  # theirs are -2.13 and -0.742.
+  assert {how: one["value"] for how, one in found.items()} == {
+    "min": 1,
+    "product": 0.5,
+    "mean": 0,
+    "last": 0.5,
+  }
+  table = summary_table(evaluate(scores, examples).report)
+  assert "solution auroc, product 0.500" in table
+
+
+def test_scores():
+  examples = [example(i, ("a",), (float(y),), "score") for i, y in enumerate((1, 2, 3, 4))]
+  report = evaluate([np.asarray([s]) for s in (1.0, 2.0, 4.0, 3.0)], examples).report
+  assert report["spearman"]["value"] == pytest.approx(0.8)
+  assert report["loss"] == 0.5
+  assert report["baselines"]["mean"] == 1.25
+  assert "Spearman correlation 0.800" in summary_table(report)
+
+
+def test_attributes():
+  ratings = [{"a": 1.0, "b": 0.0}, {"a": 2.0}, {"a": 3.0, "b": 2.0}, {"a": 4.0, "c": 1.0}]
+  examples = [
+    example(i, ("-",), (0.0,), "attributes", attributes=(r,)) for i, r in enumerate(ratings)
+  ]
+  a, b = (1.0, 2.0, 4.0, 3.0), (1.0, 9.0, 1.0, 9.0)
+  scores = [np.asarray(s)[:, None] for s in zip(a, b, (0.0,) * 4, strict=True)]
+  found = evaluate(scores, examples, ("a", "b", "unrated"))
+  report = found.report
+  assert report["n"] == 4
+  assert set(report["attributes"]) == {"a", "b"}
+  one, two = report["attributes"].values()
+  assert one["spearman"]["value"] == pytest.approx(0.8)
+  assert (one["n"], one["loss"], one["baselines"]["mean"]) == (4, 0.5, 1.25)
+  assert (two["n"], two["loss"], two["baselines"]["mean"]) == (2, 1.0, 1.0)
+  assert two["spearman"]["value"] is None  # the scores are all ties
+  assert report["loss"] == pytest.approx((4 * 0.5 + 2 * 1.0) / 6)
+  assert report["baselines"]["mean"] == pytest.approx((4 * 1.25 + 2 * 1.0) / 6)
+  assert [name for name, _ in found.scores] == ["rated high", "rated low"]
+  table = summary_table(report)
+  assert "a: Spearman correlation 0.800 [" in table
+  assert "b: mean square error 1.000, of always the mean 1.000, on 2" in table
+
+
+def test_several_kinds_stand_beside_one_another():
+  examples = [
+    example(0, ("a", "b"), (1.0, 0.0), "pair"),
+    example(1, ("a", "b"), (1.0, 0.0), "pair"),
+    example(2, ("a",), (1.0,), "outcome"),
+    example(3, ("a",), (0.0,), "outcome"),
+  ]
+  scores = [np.asarray(s) for s in ([1.0, 0.0], [1.0, 2.0], [1.0], [2.0])]
+  report = evaluate(scores, examples).report
+  assert report["kind"] == "comparison"
+  assert report["accuracy"] == 0.5
+  assert report["kinds"]["outcome"]["accuracy"] == 0.5
+  assert "outcome: held-out accuracy 0.500" in summary_table(report)

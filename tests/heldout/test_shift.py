@@ -1,0 +1,58 @@
+"""Disagreement of an ensemble, held-out against shifted prompts."""
+
+import numpy as np
+import pytest
+
+from rm_jax.batch.dataset import Dataset
+from rm_jax.heldout.shift import disagreement, separation
+from rm_jax.train import loop
+from rm_jax.types import Example
+from tests.train.runs import small_config, write_pairs
+
+
+def dataset(name, n):
+  examples = [Example("p", ("a", "b"), (1.0, 0.0), conversation=f"{name}{i}") for i in range(n)]
+  return Dataset([], examples)
+
+
+def test_a_constant_of_the_prompt_is_no_disagreement_once_centered():
+  # Two members that differ by 2 in both scores; and two that differ in one.
+  raw, centered = disagreement([np.asarray([[0, 1], [2, 3.0]]), np.asarray([[0, 1], [0, 3.0]])])
+  np.testing.assert_allclose(raw, [1.0, 0.5])
+  # (0, 1) -> (-1/2, 1/2) and (0, 3) -> (-3/2, 3/2): variance 1/4 at each mark.
+  np.testing.assert_allclose(centered, [0.0, 0.25])
+  _, alone = disagreement([np.asarray([[1.0], [5.0]])])
+  assert alone == 0
+
+
+def test_separation():
+  rng = np.random.default_rng(0)
+  held = [rng.normal(0, 1, (4, 2)) for _ in range(200)]
+  same = [rng.normal(0, 1, (4, 2)) for _ in range(200)]
+  wide = [rng.normal(0, 3, (4, 2)) for _ in range(200)]
+  sets = dataset("h", 200), dataset("s", 200)
+  found = separation((held, wide), sets)
+  assert found["auroc"]["interval"][0] > 0.8
+  assert found["auroc_centered"]["interval"][0] > 0.7
+  assert found["shifted"]["variance"] > 4 * found["heldout"]["variance"]
+  low, high = separation((held, same), sets)["auroc"]["interval"]
+  assert low < 0.5 < high
+
+
+@pytest.mark.slow
+def test_a_run_reports_it_and_refuses_what_has_no_members(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=2)
+  config.data.train = str(write_pairs(tmp_path / "train.jsonl", 24))
+  config.data.heldout = "0.3"
+  config.data.shifted = str(write_pairs(tmp_path / "other.jsonl", 12, seed=5))
+  with pytest.raises(ValueError, match=r"data\.shifted is .* expected an ensemble"):
+    loop.train(config, tmp_path / "one")
+  config.model.members = 3
+  shift = loop.train(config, tmp_path / "many")["heldout"]["shift"]
+  assert shift["shifted"]["n"] == 12
+  assert shift["heldout"]["variance"] > 0
+  low, high = shift["auroc"]["interval"]
+  assert 0 <= low <= shift["auroc"]["value"] <= high <= 1
+  config.data.heldout = "0.00"
+  with pytest.raises(ValueError, match=r"compared with data\.heldout"):
+    loop.train(config, tmp_path / "nothing")

@@ -1,0 +1,65 @@
+"""Process 0 alone writes what all write together, and either reads the other's, bit for bit.
+
+Several real processes are in tests/test_hosts.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.workdir.checkpoints import fingerprint
+from rm_jax.workdir.stores import FromFirst, Together
+
+
+def trees():
+  mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, jax.devices())
+  divided = NamedSharding(mesh, PartitionSpec("fsdp"))
+  whole = NamedSharding(mesh, PartitionSpec())
+  kernel = jnp.where(jnp.arange(64) % 3 == 0, -0.0, jnp.linspace(-1, 1, 64)).reshape(16, 4)
+  return {
+    "params": {
+      "a": {"kernel": jax.device_put(kernel, divided)},
+      "b": jax.device_put(jnp.linspace(-3, 3, 8, dtype=jnp.bfloat16), divided),
+    },
+    "train": {"step": jax.device_put(jnp.asarray(7, jnp.int32), whole)},
+  }
+
+
+def like(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+@pytest.mark.parametrize("writer", [Together, FromFirst])
+@pytest.mark.parametrize("reader", [Together, FromFirst])
+def test_either_reads_what_either_writes(writer, reader, tmp_path):
+  items, position = trees(), {"seed": 3, "fingerprint": {"params": [1]}}
+  store = writer(tmp_path, 2)
+  for step in (1, 2, 3):
+    store.save(step, items, position)
+  assert store.steps() == [2, 3]
+  store.close()
+  store = reader(tmp_path, 2)
+  found = store.read(3, like(items))
+  store.close()
+  assert found.pop("position") == position
+  assert jax.tree.structure(found) == jax.tree.structure(items)
+  for one, other in zip(jax.tree.leaves(items), jax.tree.leaves(found), strict=True):
+    assert (other.dtype, other.sharding) == (one.dtype, one.sharding)
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+  assert fingerprint(found) == fingerprint(items)  # which knows -0.0 from 0.0
+
+
+def test_what_cannot_be_read_or_written_is_an_error_for_all(tmp_path):
+  items = trees()
+  store = FromFirst(tmp_path, 2)
+  store.save(1, items, {})
+  (tmp_path / "2").mkdir()
+  with pytest.raises(OSError, match="Error: "):
+    store.read(2, like(items))
+  with pytest.raises(OSError, match="TypeError: "):
+    store.save(3, items, {"not JSON": object()})
+  assert store.read(1, like(items))["position"] == {}
+  store.close()
