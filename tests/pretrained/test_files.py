@@ -153,7 +153,7 @@ def test_download_from_a_hub(tmp_path):
     "HF_HOME": str(tmp_path),
     "HF_HUB_DISABLE_XET": "1",
   }
-  code = "from rm_jax.models import files; print(files.resolve('org/name'))"
+  code = "from rm_jax.pretrained import files; print(files.resolve('org/name'))"
 
   def resolve(**more):
     done = subprocess.run(

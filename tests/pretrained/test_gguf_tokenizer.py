@@ -289,7 +289,7 @@ def test_all_contradictions_are_one_error(tmp_path):
 def test_nothing_here_imports_torch(tmp_path):
   path = test_gguf.write(tmp_path / "t.gguf", "llama", tokenizer_keys(trained("smollm"), "smollm"))
   code = (
-    "import sys; from rm_jax.models import files, gguf;"
+    "import sys; from rm_jax.pretrained import files, gguf;"
     f" assert len(gguf.tokenizer({str(path)!r})('the')['input_ids']); print('torch' in sys.modules)"
   )
   root = pathlib.Path(__file__).parents[2]

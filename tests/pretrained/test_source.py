@@ -54,7 +54,7 @@ def test_python_in_a_folder_does_not_run_after_a_yes(tmp_path):
   plant(folder, ran)
   code = (
     "import sys\n"
-    "from rm_jax.models import source\n"
+    "from rm_jax.pretrained import source\n"
     "try:\n  source.load_tokenizer(sys.argv[1])\n"
     "except ValueError as error:\n  print(error)"
   )
