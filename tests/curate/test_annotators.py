@@ -120,7 +120,9 @@ def test_an_empty_response_has_the_length_of_one_word():
   options = (0 * words, names, names, [], 400)
   found = biases(Judgements(("a",), labels, words, *options))["a"]["logistic"]
   assert np.isfinite(found["length"]["interval"]).all()
-  assert found == biases(Judgements(("a",), labels, np.maximum(words, 1), *options))["a"]["logistic"]
+  assert (
+    found == biases(Judgements(("a",), labels, np.maximum(words, 1), *options))["a"]["logistic"]
+  )
 
 
 def test_reliability_has_intervals_that_hold_the_truth():
