@@ -19,7 +19,8 @@ _STEPS = 200_000
 _SECONDS = 5.0  # of this thread's own work: a busy machine changes nothing
 # Characters of the largest text (elements of the largest list), and of all that are made on the
 # way, beside what the messages allow: a template that adds turn by turn makes turns²/2 of them.
-_LARGEST, _ALL = 2**24, 2**28
+# A text of that size has some MB, and its tokens take a second: templates that exist add thousands.
+_LARGEST, _ALL = 2**20, 2**28
 _BITS = 2**16  # of a whole number
 _SOURCE = 2**20  # characters of a template: the longest that exist have some 20,000
 _FORMAT = re.compile(r"[%:{][^a-zA-Z%}]*\d{6}|%[^a-zA-Z%]*\*|\{[^{}]*\{")

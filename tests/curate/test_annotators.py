@@ -112,6 +112,19 @@ def test_a_position_bias_and_ties():
   assert found["a"]["logistic"].startswith("not fitted: the features are collinear")
 
 
+def test_an_empty_response_has_the_length_of_one_word():
+  rng = np.random.default_rng(0)
+  words = rng.integers(0, 4, (400, 2))
+  labels = (rng.random((400, 1)) > 1 / (1 + np.exp(words[:, 1:] - words[:, :1]))).astype(np.int64)
+  names = [f"{i}" for i in range(400)]
+  options = (0 * words, names, names, [], 400)
+  found = biases(Judgements(("a",), labels, words, *options))["a"]["logistic"]
+  assert np.isfinite(found["length"]["interval"]).all()
+  assert (
+    found == biases(Judgements(("a",), labels, np.maximum(words, 1), *options))["a"]["logistic"]
+  )
+
+
 def test_reliability_has_intervals_that_hold_the_truth():
   # Skills as slopes on a standard normal quality; truth is its sign.
   j = judged(n=1500, length=0.0, accuracy=(8.0, 4.0, 4.0, 1.0))

@@ -226,3 +226,16 @@ def test_examples_written_for_a_fold_read_back(tmp_path):
     fields = [(e.prompt, e.responses, e.weight, e.margin, e.conversation) for e in again]
     expected = [(e.prompt, e.responses, e.weight, e.margin) for e in examples]
     assert [f[:4] for f in fields] == expected
+
+
+def test_a_pairs_features_are_cut_to_length_one():
+  """One that differs in much does not outweigh others; one that differs in little stays small."""
+  long = Example("p", (" a few words in an order", " other ones entirely"), (1.0, 0.0))
+  found = ContentModel().differences([long])
+  assert np.linalg.norm(found.value) == pytest.approx(1, rel=1e-6)
+  same = Example("p", (" a few words", " a few words"), (1.0, 0.0))
+  assert not len(ContentModel().differences([same]).value)
+  repeated = " " + "a b " * 500
+  near = Example("p", (repeated, repeated + "a b "), (1.0, 0.0))
+  value = ContentModel().differences([near]).value
+  assert 0 < np.linalg.norm(value) < 0.02  # each feature: log(1 + 501) - log(1 + 500)

@@ -208,6 +208,13 @@ def test_dawid_skene_says_when_it_did_not_converge_and_repeats_itself():
   )
 
 
+def test_dawid_skene_tries_as_many_starts_as_asked_and_says_which_won():
+  labels = np.random.default_rng(1).integers(0, 2, (12, 3))  # noise: the maxima are many
+  one, two = (dawid_skene(labels, 2, starts=n, iterations=100) for n in (1, 2))
+  assert (one.start, two.start) == (0, 1)
+  assert two.log_likelihood[-1] > one.log_likelihood[-1] + 1
+
+
 def test_dawid_skene_of_perfect_annotators_and_an_unused_class():
   labels = np.repeat(np.array([0, 1, 0, 1, 1])[:, None], 3, axis=1)
   fit = dawid_skene(labels, 3)

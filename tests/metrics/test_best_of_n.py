@@ -74,12 +74,14 @@ def test_kl():
 def test_gaos_forms_are_found_with_their_peaks():
   d = np.sqrt([kl(n) for n in [1, *range(2, 200, 7)]])
   found = fit_gao(d, d * (0.9 - 0.3 * d))
+  assert found["form"] == "bon"
   assert (found["alpha"]["value"], found["beta"]["value"]) == pytest.approx((0.9, 0.3))
   assert found["peak"]["value"] == pytest.approx(1.5)
   assert found["peak"]["inside"]
   assert found["residual"] == pytest.approx(0, abs=1e-12)
   rl = d * (0.9 - 0.3 * np.log(np.where(d > 0, d, 1)))
   found = fit_gao(d, rl, form="rl")
+  assert found["form"] == "rl"
   assert (found["alpha"]["value"], found["beta"]["value"]) == pytest.approx((0.9, 0.3))
   assert found["peak"]["value"] == pytest.approx(math.exp(2))  # d (α − β log d)' = 0
   assert not found["peak"]["inside"]

@@ -207,6 +207,9 @@ def test_reliability_against_scikit_learn(mass):
 
 
 def test_reliability_of_empty_bins_and_of_one_value():
+  for measure in (reliability, ece):
+    with pytest.raises(ValueError, match="bins is 0; expected at least 1"):
+      measure([0.0, 1.0], [0, 1], bins=0)
   found = reliability([0.0, 1.0], [0, 1], bins=3)
   assert [b["n"] for b in found] == [1, 0, 1]
   assert found[1]["frequency"] is found[1]["confidence"] is found[1]["interval"] is None

@@ -274,3 +274,16 @@ def test_the_method_is_named_that_made_the_interval():
   values = np.random.default_rng(0).normal(size=len(labels))
   found = plan.interval(values.mean(), [values[at].mean() for at in plan.rows()])
   assert found.method == "Student's t, cluster bootstrap"
+
+
+@pytest.mark.parametrize(
+  "draw",
+  [
+    lambda **options: interval.cluster_bootstrap([0.0, 1.0], ["a", "b"], **options),
+    lambda **options: interval.mean([0.0, 1.0], ["a", "b"], **options),
+    lambda **options: interval.Resampling(["a", "b"], **options),
+  ],
+)
+def test_no_resample_is_refused(draw):
+  with pytest.raises(ValueError, match="resamples is 0; expected at least 1"):
+    draw(resamples=0)

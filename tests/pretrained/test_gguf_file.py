@@ -99,6 +99,13 @@ def test_what_does_not_fit_is_one_error(good, tmp_path, what):
   assert "\n" not in str(error.value)
 
 
+def test_a_type_that_there_is_none_of_is_named(good, tmp_path):
+  path = tmp_path / "m.gguf"
+  path.write_bytes(HEADER["a type"](good[1]))
+  with pytest.raises(ValueError, match="is of type 77, which is none"):
+    gguf.read(path)
+
+
 def test_every_beginning_of_a_file_is_refused(good, tmp_path):
   path = tmp_path / "m.gguf"
   ends = [*range(0, 200), *range(200, len(good[1]), 997), len(good[1]) - 1]

@@ -194,6 +194,12 @@ def test_the_pad_token_is_one_that_no_text_ends_in(tmp_path):
   out = exported(tight)
   assert (out.config["vocab_size"], out.config["pad_token_id"]) == (260, 259)
   assert out.tensors["model.embed_tokens.weight"].shape == (260, 32)
+  # An unknown word may end a text, and its token may not be what the pooling passes over.
+  unknown = decoder_tokenizer(pad="<unk>")
+  unknown.unk_token = "<unk>"
+  unknown.backend_tokenizer.add_special_tokens(["<mask>", "<unk>"])
+  out = exported(modelled(tmp_path / "e", unknown))
+  assert out.tokenizer.pad_token == "<mask>"
   bert = exported(modelled(tmp_path / "d", encoder_tokenizer(), BERT))
   assert bert.config["pad_token_id"] == 0
   assert bert.tokenizer.model_input_names == ["input_ids", "token_type_ids", "attention_mask"]

@@ -40,8 +40,6 @@ SHORT = {
 STUDY = '''"""Two settings of the base config."""
 from configs import base
 
-MEASURES = ("accuracy",)
-
 
 def get_config():
   return base.get_config()
