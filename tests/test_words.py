@@ -35,7 +35,9 @@ def test_consecutive_comment_lines_are_one_text_and_directives_are_none():
 def test_a_term_is_counted_across_lines_and_not_inside_another_word():
   texts = [("a.py", 1, "# gradient\n# accumulation; Padding"), ("a.py", 2, "unsharded")]
   found = occurrences(texts)
-  assert found["gradient accumulation"] == 1 and found["padding"] == 1 and found["sharded"] == 0
+  assert found["gradient accumulation"] == 1
+  assert found["padding"] == 1
+  assert found["sharded"] == 0
 
 
 def test_the_population_is_sorted_by_file_and_is_not_empty():
