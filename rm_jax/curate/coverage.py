@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.curate.text import guess_language
+from rm_jax.curate.language import guess_language
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics.text import words
+from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
 
 # Words chosen − words rejected: bounds of the buckets (low inclusive), named by `length_bucket`.
@@ -69,7 +69,7 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
     words: {part: quantiles}, length_buckets: {words chosen − rejected: rows},
     languages: {guess of the prompt: rows}, languages_of_responses: likewise of the chosen one,
     language_differs: rows whose two responses are guessed to be of two languages, neither
-    'unsure'}. The guesses are `text.guess_language`'s, a heuristic.
+    'unsure'}. The guesses are `language.guess_language`'s, a heuristic.
   """
   length_N3 = lengths(examples)
   longer = np.where(

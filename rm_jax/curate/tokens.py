@@ -1,7 +1,7 @@
-"""Text as curation compares it: words with their case, numbers, signs, negations, indentation.
+"""Tokens that curation compares texts by: words with their case, numbers, signs, indentation.
 
-What audits measure of a text (`rm_jax.metrics.text`) leaves case and signs out. Here they stay: two
-texts that differ in them may be each other's opposite.
+`rm_jax.metrics.surface`, which audits measure texts with, folds case and drops signs. Curation keeps
+them, because two texts that differ only in a sign or in a negation may be opposite answers.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from rm_jax.types import Text
 WORD, NUMBER, SIGN, NEGATION, INDENTATION = range(5)
 KINDS = ("words", "numbers", "signs", "a negation", "indentation")
 
-# Scripts written without spaces: each letter is a token, as in `rm_jax.metrics.text`.
+# Scripts written without spaces: each letter is a token, as in `rm_jax.metrics.surface`.
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 # Mathematical and currency symbols, and what ASCII writes for them. Prose is full of full stops,
 # commas and quotation marks, which are no tokens; an exclamation mark is one after a digit (5!) or
@@ -37,7 +37,7 @@ _TOKEN = re.compile(
   rf"|[^\W{_ALONE}]+(?:['\u2019][^\W\d_{_ALONE}]+)*"
   rf"|[{_SIGNS}]|(?<=\d)!|!(?==)"
 )
-# English, and the commonest of the languages that `text.guess_language` knows. A contraction
+# English, and the commonest of the languages that `language.guess_language` knows. A contraction
 # ("isn't") is known by its end.
 _NEGATION_WORDS = (
   "not no never none nor neither nothing nobody nowhere without cannot unless except hardly "

@@ -21,7 +21,7 @@ _WORDS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Dataset:
+class HubId:
   """A data set of the hub, 'org/name@config:split'; None where the id does not say."""
 
   repo: str
@@ -29,10 +29,10 @@ class Dataset:
   split: str | None = None
 
 
-def parse(text: str) -> Dataset | None:
+def parse(text: str) -> HubId | None:
   """The data set that an id names, or None if `text` is not of that form."""
   match = _ID.fullmatch(text)
-  return Dataset(**match.groupdict()) if match else None
+  return HubId(**match.groupdict()) if match else None
 
 
 def kind(path: pathlib.PurePath) -> str | None:
@@ -62,7 +62,7 @@ def check_once(where: str, found: list[pathlib.PurePath]) -> None:
     )
 
 
-def fetch(dataset: Dataset) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
+def fetch(dataset: HubId) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
   """Downloads a data set (or finds it in the cache) and selects the files of its split.
 
   Returns:
@@ -99,7 +99,7 @@ def fetch(dataset: Dataset) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
 
 
 def select(
-  dataset: Dataset, found: list[pathlib.PurePath], configs: list[dict] | None
+  dataset: HubId, found: list[pathlib.PurePath], configs: list[dict] | None
 ) -> list[pathlib.PurePath]:
   """The files of a data set's config and split.
 
@@ -136,7 +136,7 @@ def select(
 
 
 def _by_card(
-  dataset: Dataset, found: list[pathlib.PurePath], configs: list[dict]
+  dataset: HubId, found: list[pathlib.PurePath], configs: list[dict]
 ) -> list[pathlib.PurePath]:
   names = {config.get("config_name", "default"): config for config in configs}
   if dataset.config is not None:

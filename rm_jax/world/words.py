@@ -1,8 +1,8 @@
 """The words of the world: two vocabularies that share no name, item, value or sentence.
 
-`{item}` and `{value}` stand for one entry of a note, `{name}` for the person who asks. A scene's
-values, the names and the layouts' and tones' wordings are also what `text.py` reads by, so none of
-them may occur in another table's sentences (tests/world holds this).
+`{item}` and `{value}` stand for one entry of a note, `{name}` for the person who asks. `grammar.py`
+reads a text back by searching it for a scene's values, for names and for the wordings of layouts and
+tones. So none of these may occur in another table's sentences; tests/world checks it.
 """
 
 import dataclasses

@@ -364,10 +364,10 @@ def test_hub_by_environment_alone(cache):
 @pytest.mark.parametrize(
   ("text", "expected"),
   [
-    ("org/name", hub.Dataset("org/name")),
-    ("org/na.me-1:te_st", hub.Dataset("org/na.me-1", split="te_st")),
-    ("org/name@con.fig:test", hub.Dataset("org/name", "con.fig", "test")),
-    ("org/name@config", hub.Dataset("org/name", "config")),
+    ("org/name", hub.HubId("org/name")),
+    ("org/na.me-1:te_st", hub.HubId("org/na.me-1", split="te_st")),
+    ("org/name@con.fig:test", hub.HubId("org/name", "con.fig", "test")),
+    ("org/name@config", hub.HubId("org/name", "config")),
     ("name", None),
     ("./name", None),
     ("a/b/c", None),
