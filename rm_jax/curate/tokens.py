@@ -1,7 +1,7 @@
 """Tokens that curation compares texts by: words with their case, numbers, signs, indentation.
 
-`rm_jax.metrics.surface`, which audits measure texts with, folds case and drops signs. Curation keeps
-them, because two texts that differ only in a sign or in a negation may be opposite answers.
+The measures of `rm_jax.metrics.surface` fold case and drop signs. Curation keeps both, because two
+texts that differ only in a sign or in a negation may be opposite answers.
 """
 
 import dataclasses
