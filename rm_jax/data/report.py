@@ -1,5 +1,4 @@
-"""What became of every row: `Report` counts rows, `RowError` says what is wrong with one row, and
-`DataError` says that the data as a whole cannot be used.
+"""Counts what became of every row: `Report`, and the errors `RowError` and `DataError`.
 
 Every row that is read is either kept, or dropped for a reason that is counted; no stage may lose a
 row silently. A run has one `Report`, which all its stages share, so `kept` is right after the last.
