@@ -1,10 +1,11 @@
-"""Guesses of a text's script and language: heuristics without a model, and named as guesses."""
+"""Guesses a text's script and language by simple heuristics, without a trained model."""
 
 import unicodedata
 
 from rm_jax.metrics.surface import words
 
-# Words that English writes alike ('a', 'do', 'die', 'no', 'come') are in English's list alone.
+# Stop words of each language. A word that is also an English word ('a', 'do', 'die', 'no', 'come')
+# is left out of the other lists, so that English text does not count for them.
 _STOP_WORDS = {
   "English": "the of and to in is that it for you was with on are this a i do can what how my",
   "German": "der und das ist nicht ich ein zu den mit sie es auf für wie eine von im auch",
@@ -21,7 +22,7 @@ for _language, _list in _STOP_WORDS.items():
 
 
 class _Scripts(dict):
-  """letter -> the first word of its Unicode name ('LATIN', 'CYRILLIC', 'CJK' ...)."""
+  """Cache: letter -> first word of its Unicode name ('LATIN', 'CJK' ...); '' for non-letters."""
 
   def __missing__(self, letter: str) -> str:
     name = unicodedata.name(letter, "UNNAMED").split()[0].split("-")[0] if letter.isalpha() else ""
@@ -33,11 +34,11 @@ _SCRIPTS = _Scripts()
 
 
 def guess_script(text: str) -> str:
-  """A heuristic: the script that most of the letters are named after in Unicode.
+  """Guesses the script of a text: the first word of most of its letters' Unicode names.
 
   Returns:
-    'LATIN', 'CYRILLIC', 'CJK' ...; 'mixed' where none has 80 % of the letters, 'none' where there
-    are no letters. Japanese is CJK or HIRAGANA or mixed, as it is written.
+    'LATIN', 'CYRILLIC', 'CJK' ...; 'mixed' if no script has 80 % of the letters, 'none' if there
+    are no letters. Japanese text may be CJK, HIRAGANA or mixed, depending on how it is written.
   """
   counts: dict[str, int] = {}
   for letter in text:
@@ -50,13 +51,15 @@ def guess_script(text: str) -> str:
 
 
 def guess_language(text: str) -> str:
-  """A heuristic for seven languages in Latin script: whose stop words (about twenty) occur most.
+  """Guesses which of seven languages a text is in: the one whose stop words occur most.
+
+  There are about twenty stop words of each language. This is not a trained language identifier: it
+  calls any other language in Latin script 'unsure' at best.
 
   Returns:
-    'English', 'German', 'French', 'Spanish', 'Portuguese', 'Italian' or 'Dutch'; 'unsure' where
-    fewer than one word in ten is a stop word of the best, or two are equal (short texts often);
-    for other scripts 'script:' and `guess_script`. Not a language identifier: it never saw a
-    corpus, and calls another Latin language 'unsure' at best.
+    'English', 'German', 'French', 'Spanish', 'Portuguese', 'Italian' or 'Dutch'; 'unsure' if fewer
+    than one word in ten is a stop word of the best language or if two languages are equal, which is
+    frequent in short texts; for other scripts 'script:' followed by `guess_script`.
   """
   script = guess_script(text)
   if script != "LATIN":

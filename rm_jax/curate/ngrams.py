@@ -7,15 +7,15 @@ import numpy as np
 from rm_jax.curate.tokens import Tokens
 
 _PRIME = np.uint64(0x100000001B3)
-_CHUNK = 4096  # texts hashed at once: bounds memory, long enough for numpy to pay
+_CHUNK = 4096  # Texts hashed at once: few enough to bound memory, enough for numpy to be fast.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sets:
-  """N sets of hashes.
+  """N sets of hashes in one array.
 
   Attributes:
-    values: uint64 [V]; those of a set are sorted and unique.
+    values: uint64 [V]; the values of each set are sorted and unique.
     starts: int64 [N + 1]; set i is values[starts[i] : starts[i + 1]].
   """
 
@@ -30,7 +30,10 @@ class Sets:
 
 
 def mixed(hashes: np.ndarray, salt: int = 0) -> np.ndarray:
-  """Another hash of each hash, uint64 (the finaliser of splitmix64; Steele et al. 2014)."""
+  """Hashes each hash again, uint64: the finaliser of splitmix64 (Steele et al. 2014).
+
+  Different salts give independent hashes, so that values of different meanings do not collide.
+  """
   with np.errstate(over="ignore"):
     x = hashes + np.uint64((salt * 0x9E3779B97F4A7C15) & (2**64 - 1))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,21 +42,22 @@ def mixed(hashes: np.ndarray, salt: int = 0) -> np.ndarray:
 
 
 def ngrams(tokens: Tokens, n: int, masked: np.ndarray | None = None) -> Sets:
-  """The n-grams (shingles) of the tokens of each text, hashed.
+  """The set of hashed token n-grams (shingles) of each text.
 
-  Of tokens that are masked, and of pieces of text between those: an n-gram counts that is all of
-  one piece, or has whole pieces and what is masked around them, but not a piece cut by its end. So
-  a question has the same n-grams in a template and without one, a piece that is too short for that
-  counts as a whole, and two questions that begin alike do not share what leads up to them.
+  Masked tokens, those of templates, divide a text into pieces of content. An n-gram counts if it
+  lies inside one piece, or if it consists of masked tokens and of whole pieces. One whose first or
+  last token cuts a piece does not count. Thus a question has the same n-grams with and without a
+  template, a piece shorter than n still counts as a whole, and two questions that merely start
+  alike do not share the n-grams that lead from the template into them.
 
-  A text of fewer than n tokens is one n-gram, all of it. One without an n-gram that counts (nothing
-  but full stops; or nothing but a template) is the text itself: no set is empty, and such texts
-  match where they are equal and only there.
+  A text of fewer than n tokens is one n-gram. A text in which no n-gram counts, because it has no
+  token or only template tokens, gets the hash of the whole text instead. So no set is empty, and
+  such texts match only if they are equal.
 
   Args:
-    tokens: of N texts.
+    tokens: of N texts, V tokens in all.
     n: tokens of an n-gram, at least 1.
-    masked: bool [V], tokens that say nothing, a template's; None: all say something.
+    masked: bool [V], tokens that belong to a template; None: no token does.
 
   Raises:
     ValueError: n is below 1.
@@ -87,13 +91,24 @@ def ngrams(tokens: Tokens, n: int, masked: np.ndarray | None = None) -> Sets:
 def _counting(
   hashes: np.ndarray, masked: np.ndarray, sizes: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(the n-grams that count of texts of these sizes; which text each is of)."""
+  """The n-grams that count, as `ngrams` defines it, of a chunk of texts.
+
+  Args:
+    hashes: uint64 [V], of the texts' tokens, one text after the other.
+    masked: bool [V].
+    sizes: int64 [N], number of tokens of each text.
+    n: tokens of an n-gram.
+
+  Returns:
+    (uint64 hashes of n-grams; the text that each is from).
+  """
   owner = np.repeat(np.arange(len(sizes)), sizes)
   count = max(0, len(hashes) - n + 1)
   grams = _rolled(hashes, n) if count else np.zeros(0, np.uint64)
   inside = owner[:count] == owner[len(owner) - count :]
-  hidden = np.concatenate([[0], np.cumsum(masked)])
-  # Whether a token goes on with the piece of text that the one before it is of.
+  hidden = np.concatenate([[0], np.cumsum(masked)])  # Differences count the masked tokens between.
+  # Whether a token is in the same piece of content as the token before it. An n-gram cuts a piece
+  # where this holds for its first token, or for the token behind its last.
   goes_on = np.zeros(len(hashes) + 1, bool)
   goes_on[1:-1] = ~masked[1:] & ~masked[:-1] & (owner[1:] == owner[:-1])
   at = np.flatnonzero(inside)
@@ -114,7 +129,7 @@ def _counting(
 
 
 def _rolled(hashes: np.ndarray, n: int) -> np.ndarray:
-  """A hash of each n hashes in a row."""
+  """A polynomial hash of each n consecutive hashes, uint64 [V - n + 1]."""
   grams = np.zeros(len(hashes) - n + 1, np.uint64)
   with np.errstate(over="ignore"):
     for j in range(n):
@@ -123,7 +138,7 @@ def _rolled(hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 def all_ngrams(tokens: Tokens, i: int, n: int) -> np.ndarray:
-  """Every n-gram of one text, hashed as `ngrams` does, in the order of the text."""
+  """All n-grams of one text, masked tokens included, hashed as in `ngrams`, in the text's order."""
   hashes = tokens.hashes[tokens.of(i)]
   size = min(n, len(hashes))
   if not size:
@@ -132,7 +147,7 @@ def all_ngrams(tokens: Tokens, i: int, n: int) -> np.ndarray:
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-  """|a ∩ b| / |a ∪ b| of two sorted arrays of unique values; 1 for two empty ones."""
+  """Jaccard's index |a ∩ b| / |a ∪ b| of sorted arrays of unique values; 1 if both are empty."""
   if not len(a) and not len(b):
     return 1.0
   both = len(np.intersect1d(a, b, assume_unique=True))
