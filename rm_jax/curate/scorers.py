@@ -233,7 +233,7 @@ class ConfigScorer:
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
-  """Writes pairs as JSON lines of the format 'pair'; a file that has this content stays as it is."""
+  """Writes pairs as JSON lines of the format 'pair'; a file of this content is not written again."""
   lines = []
   for e in examples:
     row = {"prompt": e.prompt, "chosen": e.responses[0], "rejected": e.responses[1]}
