@@ -233,7 +233,7 @@ class ConfigScorer:
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
-  """Writes pairs as JSON lines of the format 'pair'; a file of this content is not written again."""
+  """Writes pairs as JSON lines of the format 'pair', unless the file has this content already."""
   lines = []
   for e in examples:
     row = {"prompt": e.prompt, "chosen": e.responses[0], "rejected": e.responses[1]}

@@ -411,7 +411,9 @@ def truth(name: str) -> dict[str, float]:
   if name == "lists":
     score, gain = _scored(rng, _MANY, 4)
     mine = list(range(_MANY))
-    kendall = [ranking.order(correlation.kendall, s, g) for s, g in zip(score, gain, strict=True)]
+    kendall = [
+      ranking.list_correlation(correlation.kendall, s, g) for s, g in zip(score, gain, strict=True)
+    ]
     picked = ranking.pick_rate(list(score), list(gain), mine, resamples=1)
     ndcg = [ranking.ndcg(s, g + 8) for s, g in zip(score, gain, strict=True)]
     return {
