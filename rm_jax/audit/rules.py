@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rm_jax.audit import figures
 from rm_jax.audit.texts import Score, conversation_of, scores_of
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics import agreement
+from rm_jax.metrics import interval
 from rm_jax.metrics.surface import characters, longest_run, repetition
 from rm_jax.types import Example
 
@@ -92,7 +92,7 @@ def limits(reference: npt.ArrayLike, rules: Rules) -> tuple[float, float]:
   Raises:
     ValueError: fewer than 100, or one that is not finite.
   """
-  reference_R = agreement.vector(reference, "reference")
+  reference_R = interval.vector(reference, "reference")
   if len(reference_R) < _REFERENCE:
     raise ValueError(f"reference has {len(reference_R)} scores; expected at least {_REFERENCE}")
   low, high = np.quantile(reference_R, rules.quantiles)

@@ -11,12 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rm_jax.metrics import interval
-from rm_jax.metrics.interval import cluster_bootstrap, numbered, vector, wilson
-
-__all__ = [
-  "accuracy", "cluster_bootstrap", "coin", "credit", "longest", "numbered", "paired_difference",
-  "shortest", "vector", "wilson",
-]  # fmt: skip
+from rm_jax.metrics.interval import vector
 
 
 def credit(scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike) -> np.ndarray:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import vector
+from rm_jax.metrics.interval import vector
 
 _EXACT = 30_000_000  # Largest number of steps for an exact KS p-value, about a second.
 _CELLS = 1 << 22  # Cells of a block of permutations. This bounds memory to 32 MiB a block.

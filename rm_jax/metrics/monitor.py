@@ -10,8 +10,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import vector
 from rm_jax.metrics.drift import ks_signed
+from rm_jax.metrics.interval import vector
 
 
 class DriftMonitor:

@@ -19,7 +19,7 @@ from rm_jax.curate.annotators import Judgements, biases, reliability
 from rm_jax.curate.scorers import ContentModel
 from rm_jax.data import formats
 from rm_jax.data.report import Report
-from rm_jax.metrics.agreement import wilson
+from rm_jax.metrics.interval import wilson
 from rm_jax.world import World
 
 SHARES = {"exact": 0.025, "near": 0.025, "reversed": 0.02, "heldout": 0.02, "flip": 0.05}

@@ -12,14 +12,13 @@ from rm_jax.data.formats import load
 from rm_jax.data.report import Report
 from rm_jax.metrics.agreement import (
   accuracy,
-  cluster_bootstrap,
   coin,
   credit,
   longest,
   paired_difference,
   shortest,
-  wilson,
 )
+from rm_jax.metrics.interval import cluster_bootstrap, wilson
 
 HH = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "hh_rlhf"
 T499 = 1.9647293909876649  # that of Student's t with 499 degrees of freedom

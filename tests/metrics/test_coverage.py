@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.metrics.agreement import accuracy, paired_difference, wilson
+from rm_jax.metrics.agreement import accuracy, paired_difference
 from rm_jax.metrics.correlation import bootstrap
+from rm_jax.metrics.interval import wilson
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.3, 0.5, 0.65, 0.9])

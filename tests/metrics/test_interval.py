@@ -15,7 +15,7 @@ from rm_jax.audit.benchmarks.figures import published, rate
 from rm_jax.heldout.evaluate import evaluate
 from rm_jax.heldout.shift import separation
 from rm_jax.metrics import interval
-from rm_jax.metrics.agreement import accuracy, cluster_bootstrap, paired_difference
+from rm_jax.metrics.agreement import accuracy, paired_difference
 from rm_jax.metrics.best_of_n import over_optimisation
 from rm_jax.types import Example
 from tests.studies import coverage
@@ -64,7 +64,7 @@ def test_thirty_that_tell_are_resampled_as_ever():
   values = (rng.random(80) < 0.6).astype(float)
   found = interval.mean(values, range(80), bounds=(0.0, 1.0), share=True, seed=4)
   assert found.method == interval.BOOTSTRAP
-  assert found.ends == cluster_bootstrap(values, range(80), seed=4)
+  assert found.ends == interval.cluster_bootstrap(values, range(80), seed=4)
   assert found.report() == {"interval": list(found.ends)}
   # Of eighty of which three differ, three tell.
   values = np.ones(80)

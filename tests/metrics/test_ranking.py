@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.metrics.agreement import cluster_bootstrap, wilson
 from rm_jax.metrics.correlation import bootstrap, kendall, spearman
+from rm_jax.metrics.interval import cluster_bootstrap, wilson
 from rm_jax.metrics.ranking import best_order, ndcg, partial, pick, pick_rate, within_and_pooled
 
 
