@@ -21,7 +21,7 @@ from rm_jax.curate.language import guess_language, guess_script
     ("привет hello мир world", "mixed", "script:mixed"),
     ("42 !", "none", "script:none"),
     ("Obama Chicago Hawaii", "LATIN", "unsure"),
-    ("que Obama", "LATIN", "unsure"),  # of two languages
+    ("que Obama", "LATIN", "unsure"),  # A stop word of two languages.
   ],
 )
 def test_guesses(text, script, language):

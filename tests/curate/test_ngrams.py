@@ -37,7 +37,7 @@ def test_ngrams_are_those_of_each_text():
     sets = ngrams(tokenise(texts), n)
     assert len(sets) == len(texts)
     known: dict[tuple, int] = {}
-    for i in (*range(50), *range(4090, 4100), *range(8990, 9000)):  # chunks meet at 4096 and 8192
+    for i in (*range(50), *range(4090, 4100), *range(8990, 9000)):  # Chunks end at 4096 and 8192.
       w = texts[i].split()
       grams = {tuple(w[j : j + n]) for j in range(len(w) - n + 1)} or {("all", *w)}
       assert len(sets[i]) == len(grams), texts[i]
@@ -63,8 +63,8 @@ def test_a_template_changes_no_ngram_of_what_it_holds():
   hidden = np.isin(tokens.ids, [tokens.vocabulary.index(w) for w in "xyz"])
   sets = ngrams(tokens, 3, hidden)
   assert sets[1].tolist() == sets[0].tolist()
-  assert len(sets[2]) == 2  # y a b, a b z: whole, and not x y a
-  assert len(sets[3]) == 1  # nothing but the template: the text itself
+  assert len(sets[2]) == 2  # y a b and a b z contain the piece a b; x y a cuts it.
+  assert len(sets[3]) == 1  # Only template tokens: the whole text's hash.
   assert sets[3][0] not in ngrams(tokens, 3)[3]
   for i in range(4):
     whole = np.unique(all_ngrams(tokens, i, 3))
