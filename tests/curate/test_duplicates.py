@@ -37,7 +37,7 @@ def sentence(rng, n=40):
 
 
 def test_the_join_misses_no_similar_row():
-  """Candidates against a comparison of all pairs, on sets that share much and sets that share little."""
+  """Candidates against a comparison of all pairs, on sets that share much and that share little."""
   rng = np.random.default_rng(0)
   rows = [np.unique(rng.integers(0, 60, rng.integers(2, 25))).astype(np.uint64) for _ in range(300)]
   for i in range(0, 300, 3):  # Near copies.

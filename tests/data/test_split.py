@@ -56,9 +56,7 @@ def test_split():
   assert split(examples[::-1], 0.25, seed=3) == (train[::-1], held[::-1])
   assert split(examples, 0.25, seed=4) != (train, held)
   fewer = {e.origin for e in split(examples, 0.1, seed=3)[1]}
-  assert fewer < {
-    e.origin for e in held
-  }  # What a smaller fraction holds out, a larger one does too.
+  assert fewer < {e.origin for e in held}  # A larger fraction holds out these and more.
 
 
 def test_split_is_the_same_in_every_process():
