@@ -102,7 +102,7 @@ class Join:
     at += np.repeat(self._low[a:b] - (ends - length), length)
     i, j = np.repeat(self._owner[a:b], length), self._rows[at]
     pair = np.sort((i[j < i] - first) * len(self.size) + j[j < i])
-    new = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])) if len(pair) else at
+    new = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])[: len(pair)])
     times = np.diff(np.append(new, len(pair)))
     i, j = np.divmod(pair[new], len(self.size))
     size, other = self.size[i + first], self.size[j]

@@ -99,6 +99,14 @@ def test_roles_keep_apart_what_strings_would_not():
   assert key("10\u00b2") != key("102")  # 10 squared.
 
 
+def test_a_row_that_shares_elements_only_with_itself_has_no_candidates():
+  """The two parts of each row are equal, so every element occurs twice, and in no other row."""
+  rows = np.arange(3)
+  sets = Sets(np.arange(12, dtype=np.uint64) << np.uint64(52), np.arange(0, 13, 4))
+  join = Join([(sets, rows), (sets, rows)], 0.5)
+  assert [join.before(i).tolist() for i in range(3)] == [[], [], []]
+
+
 def test_near_duplicates_are_those_of_all_pairs():
   """Against brute force over pairs without templates: the prompt and each response have a
   similarity, and the smallest of the three decides."""
