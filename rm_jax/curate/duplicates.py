@@ -344,7 +344,7 @@ class _Search:
     """
     (x, y), turned = self.sides[i].tolist(), self.sides[j][::-1].tolist()
     if x != y and [x, y] == turned:
-      return True  # 'x[1:]' and 'x[:1]' have equal tokens, so similarity cannot tell them apart.
+      return True  # 'Yes.' and 'Yes?' have equal tokens, so similarity cannot tell them apart.
     forward, back = (
       min(map(self.responses.similarity, self.sides[i].tolist(), sides.tolist()))
       for sides in (self.sides[j], self.sides[j][::-1])

@@ -22,9 +22,11 @@ KINDS = ("words", "numbers", "signs", "a negation", "indentation")
 
 # Letters of scripts written without spaces. Each is a token, as in `rm_jax.metrics.surface`.
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-# Mathematical and currency symbols, and the ASCII characters that stand for them, are tokens. Full
-# stops, commas and quotation marks are not, because prose varies in them without a change of
-# meaning. An exclamation mark is a token only after a digit (5!) and before an equals sign.
+# Mathematical and currency symbols, and the ASCII characters that stand for them, are tokens. The
+# punctuation of prose (. , ? : ! # and quotation marks) is not, because texts vary in it without a
+# change of meaning. Some of it is a token where it is no punctuation: an exclamation mark after a
+# digit (5!) or before an equals sign, a # behind a word (C#), and a colon between digits (3:15) or
+# at a bracket (x[1:]).
 _SYMBOLS = "".join(
   chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) in ("Sm", "Sc")
 )
@@ -35,7 +37,7 @@ _TOKEN = re.compile(
   r"|(?<![\w.])\.\d+|\d+(?:[.,]\d+)+"  # Numbers with a point or commas: .5, 1,000.5.
   rf"|[{_ALONE}]"  # One letter of a script without spaces.
   rf"|[^\W{_ALONE}]+(?:['\u2019][^\W\d_{_ALONE}]+)*"  # A word or number, with contractions.
-  rf"|[{_SIGNS}]|(?<=\d)!|!(?==)"  # A sign.
+  rf"|[{_SIGNS}]|(?<=\d)!|!(?==)|(?<=\w)#|(?<=\d):(?=\d)|(?<=\[):|:(?=\])"  # A sign.
 )
 # English words of negation, and the most frequent ones of the languages that
 # `language.guess_language` knows. `kind_of` recognises contractions ("isn't") by their ending.

@@ -289,6 +289,25 @@ def test_similar_sides():
   assert not [m for m in similar_sides([pair("p", *s) for s in marked], 0.9) if not m.differs]
 
 
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [("C", "C#"), ("at 3:15", "at 3 15"), ("return x[1:]", "return x[:1]"), ("a[:n]", "a[n]")],
+)
+def test_a_sign_is_a_difference_of_meaning(one, other):
+  """Such rows are no duplicates to drop and contradict no other: they are noted for people."""
+  same = find_duplicates([pair("Which?", one, "Java"), pair("Which?", other, "Java")])
+  assert not same.exact
+  assert all(match.differs for match in same.near)
+  opposite = find_duplicates([pair("Which?", one, "Java"), pair("Which?", "Java", other)])
+  assert all(match.differs for match in opposite.reversed)
+
+
+@pytest.mark.parametrize("other", ["It is so?", "It is: so", "It is 'so'", "# It is so"])
+def test_punctuation_is_none(other):
+  (match,) = find_duplicates([pair("Say it", "It is so.", "no"), pair("Say it", other, "no")]).near
+  assert (match.similarity < 1, match.differs) == (True, "")
+
+
 def test_refuses():
   with pytest.raises(ValueError, match="threshold is 1"):
     find_duplicates([], threshold=1)
