@@ -109,7 +109,7 @@ def best_of_n(
   return proxy_PN @ weight_MN.T, true_PN @ weight_MN.T, tied
 
 
-def over_optimisation(
+def best_of_n_curve(
   proxy_PN: npt.ArrayLike,
   true_PN: npt.ArrayLike,
   ns: Sequence[int],
