@@ -124,12 +124,15 @@ def read_judgements(
 
 
 class _Bad(Exception):
+  """A row cannot be used; `reason` and `detail` are as in `Report.drop`."""
+
   def __init__(self, reason: str, detail: str):
     super().__init__(detail)
     self.reason, self.detail = reason, detail
 
 
 def _label(row: Row, column: str, meaning: dict[str, int]) -> int:
+  """An annotator's label in a row; raises `_Bad` if the value has no meaning."""
   value = row.get(column)
   if value in (None, ""):
     return MISSING

@@ -104,6 +104,11 @@ def contaminated(
 def _overlaps(
   train: Sequence[Example], heldout: Sequence[Example], part: str, n: int, share: float, bar: bool
 ) -> dict[int, Overlap]:
+  """Index of a training example -> its largest overlap in one part.
+
+  Each distinct text is compared once. A text that is held out as well as trained on is a held-out
+  text, so that templates cannot hide it.
+  """
   if not train or not heldout:
     return {}
   texts_of = _PARTS[part]

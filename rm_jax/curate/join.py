@@ -12,8 +12,8 @@ import numpy as np
 from rm_jax.curate.ngrams import Sets
 
 _AT_ONCE = 1 << 21  # Common elements that are counted at once. This bounds memory.
-# Elements that two prefixes must share. With 1, the usual prefix filter, many pairs of rows of
-# which few elements are rare would pass.
+# Elements that two prefixes must share. With 1, as in the plain prefix filter, rows of few elements
+# would have far more candidates.
 _COMMON = 3
 
 

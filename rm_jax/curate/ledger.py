@@ -249,6 +249,7 @@ def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> N
 
 
 def _line(row: Mapping[str, Any], origin: str) -> bytes:
+  """A row as a line of JSON; DataError if JSON cannot hold a value of it."""
   try:
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
   except (TypeError, ValueError) as error:
@@ -263,6 +264,7 @@ def _line(row: Mapping[str, Any], origin: str) -> bytes:
 
 
 def _check_written(path: Path, examples: list[Example], format: str) -> None:
+  """Reads a written file back and raises DataError if its examples are not the given ones."""
   report = Report()
   again = formats.load(path, report=report, format=format)
   fields = [(e.prompt, e.responses, e.weight, e.margin) for e in examples]

@@ -244,6 +244,7 @@ class _Clock:
 
 
 def _early(ledger: Ledger, options: Options) -> None:
+  """Drops or notes pairs whose sides differ before the last assistant turn."""
   for i in ledger.kept:
     if parts_early(ledger.examples[i]):
       turns = [1 if isinstance(r, str) else len(r) for r in ledger.examples[i].responses]
@@ -255,6 +256,7 @@ def _early(ledger: Ledger, options: Options) -> None:
 
 
 def _sides(ledger: Ledger, options: Options) -> None:
+  """Drops or notes pairs whose own two responses are equal or near."""
   kept = ledger.kept
   found = similar_sides([ledger.examples[i] for i in kept], options.sides_similarity)
   for match in found:
@@ -271,10 +273,12 @@ def _sides(ledger: Ledger, options: Options) -> None:
 
 
 def _but(match: Match) -> str:
+  """The end of a match's detail that says why the row is kept; '' if it is not for a difference."""
   return f"; kept, for they differ in {match.differs}" if match.differs else ""
 
 
 def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
+  """Drops or notes duplicates, and pairs that contradict each other."""
   kept = ledger.kept
   examples = [ledger.examples[i] for i in kept]
   found = find_duplicates(examples, threshold=options.near, n=options.shingle, progress=progress)
@@ -306,6 +310,7 @@ def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
 def _contamination(
   ledger: Ledger, options: Options, heldout: Sequence[Example], progress: bool
 ) -> None:
+  """Drops rows that contain held-out text."""
   kept = ledger.kept
   found = contaminated(
     [ledger.examples[i] for i in kept],
@@ -324,6 +329,7 @@ def _contamination(
 
 
 def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
+  """Drops or reweighs rows to the target shares: {by, how, keys: counts before and after, why}."""
   kept = ledger.kept
   keys = [_key(ledger, i, options.resample_by) for i in kept]
   if options.resample_by == "length":
@@ -358,6 +364,7 @@ def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
 
 
 def _key(ledger: Ledger, index: int, by: str) -> str:
+  """A row's key to resample by: its source, or a column's value. The caller buckets lengths."""
   if by == "length":
     return ""
   if by == "source":

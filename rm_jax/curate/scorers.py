@@ -73,6 +73,7 @@ class ContentModel:
     )
 
   def _read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """(columns int32, values float32) of an example's x, see the class."""
     before = _before(example.prompt)
     total: dict[int, float] = {}
     for sign, response in zip((1.0, -1.0), example.responses, strict=True):

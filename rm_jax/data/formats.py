@@ -119,6 +119,7 @@ def load(
 
 
 def _examples(file: File, fmt: Format | None, report: Report) -> Iterator[Example]:
+  """Yields the examples of one file; `fmt` None means that the format is detected."""
   first = True
   for origin, row in read_file(file, report):
     if first:
@@ -166,6 +167,7 @@ def _known() -> str:
 
 
 def _source(path: str | os.PathLike, file: File) -> str:
+  """The default source of a file's examples: the hub id, or the file's name without suffixes."""
   text = os.fspath(path)
   if not os.path.exists(os.path.expanduser(text)):
     return text  # a hub id

@@ -142,6 +142,11 @@ def select(
 def _by_card(
   dataset: HubId, found: list[pathlib.PurePath], configs: list[dict]
 ) -> list[pathlib.PurePath]:
+  """The files that a data set's card lists for a config and split; see `select`.
+
+  An id without a config means the only config, the one marked `default`, or the one called
+  'default'.
+  """
   names = {config.get("config_name", "default"): config for config in configs}
   if dataset.config is not None:
     config = names.get(dataset.config)

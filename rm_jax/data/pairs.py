@@ -104,6 +104,11 @@ def _after(
 
 
 def _example(prompt: Text, chosen: Text, rejected: Text, row: Row, origin: str) -> Example:
+  """Checks the three texts, reads the optional columns and builds the `Example`.
+
+  A preference p other than 1 becomes soft labels (p, 1 − p) and the same in `pairs`; a tie becomes
+  equal labels and `ties`.
+  """
   _check_differ(chosen, rejected)
   check_prompt(prompt)
   check_response(chosen, "chosen")

@@ -90,6 +90,10 @@ def read_file(file: File, report: Report) -> Iterator[tuple[str, Row]]:
 
 
 def _read_json_lines(file: File, report: Report) -> Iterator[tuple[str, Row]]:
+  """Yields (origin, row) of a file of JSON lines, gzipped or not.
+
+  A damaged gzip stream ends the reading and counts as one dropped row.
+  """
   with open(file.path, "rb") as opened:
     # The content decides, because a download or a rename may leave a wrong suffix.
     zipped = opened.read(2) == _GZIP
@@ -148,6 +152,7 @@ def parse_line(line: bytes) -> Row:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+  """A JSON object's dict; RowError if a key occurs twice, of which `json` would keep the last."""
   made = dict(pairs)
   if len(made) < len(pairs):
     names = [name for name, _ in pairs]
@@ -161,6 +166,7 @@ def _no_constant(name: str) -> None:
 
 
 def _read_parquet(file: File, report: Report) -> Iterator[tuple[str, Row]]:
+  """Yields (origin, row) of a parquet file; damage ends the reading, as one dropped row."""
   import pyarrow  # Imported here: it is slow, and many runs read no parquet.
   import pyarrow.parquet
 

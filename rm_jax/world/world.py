@@ -274,6 +274,7 @@ def best_reachable(examples: Sequence[Example]) -> float:
 
 
 def _generator(split: str, seed: int, stream: str) -> np.random.Generator:
+  """The random stream of one of `_STREAMS`, independent for each split and seed."""
   if split not in SPLITS:
     raise ValueError(f"split: {split!r}; expected one of {list(SPLITS)}")
   if seed < 0:
