@@ -35,9 +35,9 @@ _DRAWS = 1 << 22  # Cluster draws in memory at once, 32 MiB of indices.
 # Smallest correlation within clusters that is assumed if there are few clusters. A few clusters
 # may show no correlation by chance, and their items would then count as independent.
 _CORRELATION = 0.1
-_UNEVEN = (
-  200  # From this many clusters on, the jackknife takes too long, and the bootstrap is used.
-)
+# From this many clusters on, however unequal, the jackknife takes too long and bootstrap replicates
+# are used.
+_UNEVEN = 200
 _TINY = 1e-12  # Differences below this fraction of a scale are rounding errors.
 
 BOOTSTRAP = "cluster bootstrap"
@@ -268,7 +268,7 @@ def mean(
 
   A cluster is called *informative* here if one of its values is not the most frequent value.
 
-  - With 30 informative clusters: `cluster_bootstrap`.
+  - With 30 informative clusters (their effective number): `cluster_bootstrap`.
   - With fewer: Student's t with the linearised variance of the ratio Σ sums / Σ sizes; for a
     share, `proportion` with that variance. If there are bounds, t is on the scale of log-odds
     between them, and the variance is at least that of values with a correlation of 0.1 within
