@@ -59,9 +59,8 @@ def test_parts():
   assert indices("either") == [(0, "prompt"), (1, "response"), (2, "prompt")]
   assert [i for i, _ in indices("both")] == [2]
   two = pair(text[3], text[1], " ".join(text[2].split()[:14]) + " " + text[4][:30])
-  assert [o.share for o in contaminated([two], held, part="response")] == [
-    1.0
-  ]  # The larger of two overlaps.
+  # The larger of two overlaps.
+  assert [o.share for o in contaminated([two], held, part="response")] == [1.0]
 
 
 def test_many_against_sets_of_words():

@@ -68,9 +68,8 @@ def test_scale_is_the_most_likely_one():
   )  # fmt: skip
   assert scale == pytest.approx(best.x, rel=1e-5)
   assert p == pytest.approx(1 / (1 + np.exp(-scale * m)))
-  assert denoise.probabilities(100 * m)[0] == pytest.approx(
-    p
-  )  # The unit of the scores does not matter.
+  # The unit of the scores does not matter.
+  assert denoise.probabilities(100 * m)[0] == pytest.approx(p)
   assert denoise.probabilities(-m)[1] == 0
   assert denoise.probabilities(np.zeros(3))[0].tolist() == [0.5] * 3
   all_agree, _ = denoise.probabilities(np.array([1.0, 1.0]))

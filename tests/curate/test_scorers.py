@@ -21,9 +21,8 @@ def test_a_reward_model_finds_flips(llama_folder, tmp_path):
   # Better responses have more of one letter. Measured: 0.94. Chance plus 3 standard errors: 0.65.
   assert suspicion.report["accuracy"] > 0.8
   assert set(flipped) <= set(suspicion.ranked[:12].tolist())
-  assert config.data.train != str(
-    tmp_path / "folds/fold0/train.jsonl"
-  )  # The caller's config is unchanged.
+  # The caller's config is unchanged.
+  assert config.data.train != str(tmp_path / "folds/fold0/train.jsonl")
   sizes = [
     [len((tmp_path / f"folds/fold{k}/{name}.jsonl").read_text().splitlines()) for k in (0, 1)]
     for name in ("train", "heldout")

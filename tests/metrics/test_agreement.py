@@ -197,9 +197,8 @@ def test_accuracy():
 @pytest.mark.parametrize("side", [0.0, 1.0])
 def test_accuracy_claims_no_certainty_where_all_agree(side):
   got = accuracy([side] * 16, [i // 2 for i in range(16)])
-  assert got["interval"] == pytest.approx(
-    list(wilson(8 * side, 8))
-  )  # The sample size is 8 conversations, not 16 pairs.
+  # The sample size is 8 conversations, not 16 pairs.
+  assert got["interval"] == pytest.approx(list(wilson(8 * side, 8)))
 
 
 def test_accuracy_interval_covers():

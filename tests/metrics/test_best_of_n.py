@@ -10,10 +10,8 @@ from rm_jax.metrics.best_of_n import best_of_n, best_of_n_curve, fit_gao, kl, pe
 from rm_jax.metrics.interval import Resampling
 
 NS = [1, 2, 4, 8, 16, 32, 64]
-SHARE, LOSS = (
-  1 / 64,
-  3.0,
-)  # Share of exploits among candidates, and by how much an exploit's true reward is lower.
+# Share of exploits among candidates, and by how much an exploit's true reward is lower.
+SHARE, LOSS = 1 / 64, 3.0
 
 
 def brute(proxy, true, n):
@@ -84,9 +82,8 @@ def test_gaos_forms_are_found_with_their_peaks():
   rl = d * (0.9 - 0.3 * np.log(np.where(d > 0, d, 1)))
   found = fit_gao(d, rl, form="rl")
   assert (found["alpha"]["value"], found["beta"]["value"]) == pytest.approx((0.9, 0.3))
-  assert found["peak"]["value"] == pytest.approx(
-    math.exp(2)
-  )  # The root of d/dd [d (α − β log d)] = 0.
+  # The root of d/dd [d (α − β log d)] = 0.
+  assert found["peak"]["value"] == pytest.approx(math.exp(2))
   assert not found["peak"]["inside"]
   found = fit_gao(d, d * (0.9 + 0.1 * d))
   assert found["peak"]["value"] is None

@@ -94,9 +94,8 @@ def test_permutation_p_is_near_that_of_every_split():
   got = permutation_p(apart, a, b, permutations=4000)
   assert got == pytest.approx(exact, abs=4 * math.sqrt(exact / 4000))
   assert permutation_p(apart, [0.0] * 30, [9.0] * 30, permutations=99) == 1 / 100
-  assert (
-    permutation_p(apart, [1.0, 1.0], [1.0], permutations=9) == 1
-  )  # No split has a smaller statistic.
+  # No split has a smaller statistic.
+  assert permutation_p(apart, [1.0, 1.0], [1.0], permutations=9) == 1
   with pytest.raises(ValueError, match="permutations is 0"):
     permutation_p(apart, a, b, permutations=0)
   with pytest.raises(ValueError, match="not finite"):
@@ -127,9 +126,8 @@ def test_psi_expected_is_its_mean_where_nothing_moved():
   found = [
     psi(rng.normal(size=1000), rng.normal(size=400), permutations=1)["value"] for _ in range(300)
   ]
-  assert np.mean(found) == pytest.approx(
-    9 * (1 / 1000 + 1 / 400), rel=0.1
-  )  # The standard error is 0.03.
+  # The standard error is 0.03.
+  assert np.mean(found) == pytest.approx(9 * (1 / 1000 + 1 / 400), rel=0.1)
 
 
 @pytest.mark.parametrize(("n", "d"), [(50, 1), (50, 8), (40, 100), (2000, 20)])
