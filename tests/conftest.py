@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, strict promotion of ranks, and small tokenizers made here."""
+"""Settings and fixtures of all tests: eight CPU devices, strict rank promotion, tokenizers."""
 
 import gc
 import importlib.metadata
@@ -7,10 +7,10 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compilation, and programs this small gain nothing by LLVM's passes, nor
-# by the fusions' own MLIR pipeline, which is half of what is left (jaxlib from 0.11 has no other,
-# and stops at a flag that it does not know). The README's commands, which .ci/run runs too, have
-# them all.
+# Most of the tests' time is compilation, and programs this small gain nothing from optimisation. So
+# LLVM's passes are switched off, and so is the MLIR pipeline for fusions, which takes half of the
+# remaining time. jaxlib 0.11 and later has no other pipeline and stops at the unknown flag.
+# .ci/run also runs the README's commands, and these use the default flags.
 os.environ.setdefault(
   "XLA_FLAGS",
   "--xla_backend_optimization_level=0"
@@ -24,8 +24,9 @@ import tokenizers
 import transformers
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Runs of the same shapes compile once for all tests: most of a small run is compilation.
-# A folder that RM_JAX_TEST_CACHE names stays for the next run; one made here goes with this one.
+# All tests share a compilation cache, since most of a small run's time is compilation. If
+# RM_JAX_TEST_CACHE names a folder, it is kept for the next run; otherwise a temporary one is made
+# here and removed at the end.
 _OWN = "RM_JAX_TEST_CACHE" not in os.environ
 if _OWN:
   os.environ["RM_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="rm_jax_tests_")
@@ -42,7 +43,7 @@ CHAT = (
 
 
 def pytest_collection_finish(session):
-  """What was imported and collected stays, and is not looked through for garbage ever again."""
+  """Excludes all imported modules and collected tests from garbage collection, to save its time."""
   gc.collect()
   gc.freeze()
   gc.set_threshold(100_000, 50, 100)
@@ -50,7 +51,10 @@ def pytest_collection_finish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-  """Neighbours stay on one worker, which makes a module's fixtures once, until another is idle."""
+  """Schedules neighbouring tests on one xdist worker, so that it makes a module's fixtures once.
+
+  An idle worker takes tests from a busy one.
+  """
   if config.getvalue("dist") == "load":
     from xdist.scheduler import WorkStealingScheduling
 
@@ -59,7 +63,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_unconfigure(config):
-  if _OWN and not hasattr(config, "workerinput"):  # the one process that made it
+  if _OWN and not hasattr(config, "workerinput"):  # Only the main process made the folder.
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
@@ -76,7 +80,10 @@ def _byte_level(specials: list[str], merges: list[tuple[str, str]] = ()) -> toke
 
 
 def decoder_tokenizer(merges=(), *, bos: bool = True, pad: str = "<pad>", chat: str | None = CHAT):
-  """A byte-level tokenizer: <pad> 0, <s> 1, </s> 2, then a token a byte; BOS added by default."""
+  """A byte-level tokenizer: <pad> 0, <s> 1, </s> 2, then one token for each byte and merge.
+
+  With `bos`, <s> is added in front of every text.
+  """
   backend = _byte_level(["<pad>", "<s>", "</s>"], merges)
   if bos:
     backend.post_processor = tokenizers.processors.TemplateProcessing(

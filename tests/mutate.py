@@ -1,16 +1,18 @@
-"""One-line mutations of rm_jax/, and whether the tests notice: `python tests/mutate.py --seed=S`.
+"""Mutation testing of rm_jax/: `python tests/mutate.py --seed=S`.
 
 A mutation changes one line of code: a comparison, a constant, `and` to `or`, a sign, a keyword
-argument left out ... They are drawn by a seed, evenly over the rooms and then over their lines.
-Each is made in a copy of the tree and tried on the tests that mirror its file or import it, the
-slow ones last; if it survives them, on what `-m 'not slow'` holds beside; then on the other slow
-tests. A test that fails is run again without the mutation, where it has to pass. A hang counts as
-noticed, and is said.
+argument left out ... If no test fails with it, it survives, and a test is missing. Mutations are
+drawn by a seed, evenly over the rooms and then over their lines. Each is made in a copy of the
+tree. The tests run in stages, until one fails: first those that mirror the file or import it, fast
+ones before slow ones; then all other fast tests; then all other slow tests. The failing test is run
+again without the mutation, where it has to pass. A test that hangs counts as failing, and the
+report says so.
 
-Results are kept, a JSON line a mutation; the same command goes on where it stopped. With --fast no
-slow test is run, and the command without it goes on with what survived: a survivor costs four
-minutes so and not twenty-five, which is right while tests are still being written for them.
-Mutations without consequence stand in mutants_equal.json with the reason, and are not counted:
+Results are appended to a file, one JSON line a mutation, and the same command resumes where it
+stopped. With --fast no slow test is run; the command without it later runs the slow tests on the
+survivors. That way a survivor takes four minutes rather than twenty-five while tests are still
+being written. Mutations that change nothing are listed in mutants_equal.json with the reason, and
+are not counted:
 
   [{"file": "rm_jax/...", "before": "the line", "after": "the line", "reason": "..."}]
 """
@@ -46,16 +48,17 @@ ROOMS = (
   "train", "curate", "audit",
 )  # fmt: skip
 EQUAL = Path(__file__).with_name("mutants_equal.json")
-# Seconds after which one test hangs, and a whole stage does. The slowest test takes a minute.
+# Seconds after which a single test, and a whole stage, counts as hanging. The slowest test takes a
+# minute.
 TEST_LIMIT, STAGE_LIMIT = 400, 3600
-# Bytes of data that a process of tests may hold: a mutation that asks for all memory is noticed.
+# Limit of a test process's memory in bytes, so that a mutation that allocates without end fails.
 MEMORY = 12 << 30
 
 
 def draw(root: Path, seed: str, n: int, rooms: Iterable[str] = ROOMS) -> list[Mutation]:
-  """`n` mutations: a room after the other, of it a line, of that one mutation.
+  """Draws n mutations: from each room in turn a line, and of that line one mutation.
 
-  The first of a larger draw are those of a smaller one.
+  A larger draw starts with the mutations of a smaller one.
   """
   rng = random.Random(seed)
   sources: dict[str, str] = {}
@@ -91,7 +94,7 @@ def draw(root: Path, seed: str, n: int, rooms: Iterable[str] = ROOMS) -> list[Mu
 
 
 def tests_of(root: Path, file: str) -> list[str]:
-  """The test files that mirror a file, then those that import it, by themselves or a helper."""
+  """The test files that mirror a source file by their names, then those that import it."""
   module = Path(file).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
   room, name = Path(file).parts[1], Path(file).stem
   mirrors = sorted((root / "tests" / room).glob(f"test_{name}*.py"))
@@ -113,11 +116,11 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 _QUIET = ("-q", "-p", "no:cacheprovider", "--no-header", "--tb=line", "-rfE")
-# A plugin of pytest in the copy: a test that hangs ends its process with a code of its own.
+# A pytest plugin for the copy: a test that hangs is named and ends its process with code 77.
 _PLUGIN = """
 import os, signal, pytest
 
-ERR = os.dup(2)  # pytest captures the other
+ERR = os.dup(2)  # pytest captures file descriptor 2 itself
 
 def hang(*_):
   os.write(ERR, b"HANGS " + item.encode() + b"\\n")
@@ -136,18 +139,19 @@ def pytest_runtest_protocol(item, nextitem):
 
 
 class Copy:
-  """A copy of the tree in a folder of its own, which mutations are tried in, one at a time.
+  """A copy of the tree in which mutations are tried, one at a time.
 
   Args:
-    root: of the tree.
-    folder: an empty one.
-    limit: seconds after which a test hangs.
+    root: root of the tree.
+    folder: an empty folder for the copy.
+    limit: seconds after which a test counts as hanging.
   """
 
   def __init__(self, root: Path, folder: Path, limit: int = TEST_LIMIT):
     self.limit = limit
     self.root, self.tree, self.cache = root, folder / "tree", folder / "cache"
-    # Generated folders and what git keeps; `shared`, which some tests read, lies beside the tree.
+    # The copy leaves out generated folders and git's own. Some tests read the folder `shared`
+    # beside the tree, so it is linked.
     left_out = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "runs")
     shutil.copytree(root, self.tree, ignore=left_out)
     (folder / "plugin").mkdir()
@@ -157,8 +161,8 @@ class Copy:
     self.plugin = folder / "plugin"
 
   def pytest(self, *arguments: str) -> tuple[int | None, str]:
-    """(exit code or None after too long, output) of pytest on one process."""
-    # Tokens of the mutation before would be read in place of this one's.
+    """Runs pytest in one process: (exit code, or None after STAGE_LIMIT; output)."""
+    # The token cache is cleared, because it could hold tokens made by the mutation before.
     shutil.rmtree(self.cache / "tokens", ignore_errors=True)
     self.cache.mkdir(exist_ok=True)
     process = subprocess.Popen(
@@ -183,25 +187,29 @@ class Copy:
     except subprocess.TimeoutExpired:
       return None, ""
     finally:
-      with contextlib.suppress(ProcessLookupError):  # what the tests started goes with it
+      with contextlib.suppress(ProcessLookupError):  # Ends the processes that tests started, too.
         os.killpg(process.pid, signal.SIGKILL)
       process.communicate()
 
   def write(self, file: str, text: str) -> None:
-    """Other code, which no compiled file of before stands for."""
+    """Writes a source file and removes its compiled files, which could be taken for current."""
     path = self.tree / file
     path.write_text(text)
     for old in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
       old.unlink()
 
   def try_out(self, mutation: Mutation, fast: bool = False) -> dict:
-    """What became of a mutation: {'outcome', 'stage', 'by', 'seconds'}; fast: no slow test."""
+    """Tries a mutation: {'outcome', 'stage', 'by', 'seconds'}. With `fast` no slow test is run.
+
+    Raises:
+      RuntimeError: the test that fails also fails without the mutation.
+    """
     began = time.monotonic()
     source = (self.root / mutation.file).read_text()
     near = tests_of(self.root, mutation.file)
     ignored = [f"--ignore={path}" for path in near]
     stages = {"fast": ["-m", "not slow", *ignored], "slow": ["-m", "slow", *ignored]}
-    if near:  # of these, too, those that are soon done come first
+    if near:  # The tests of the file come first, its fast ones before its slow ones.
       own = {"near": ["-m", "not slow", *near], "near, slow": ["-m", "slow", *near]}
       stages = own | stages
     if fast:
@@ -210,7 +218,7 @@ class Copy:
     found = {"outcome": "survived", "stage": [*stages][-1], "by": ""}
     for stage, arguments in stages.items():
       code, out = self.pytest(*arguments)
-      if code in (0, 5):  # 5: no test is left to run
+      if code in (0, 5):  # 5 means that no test was selected.
         continue
       found = {"outcome": "killed", "stage": stage, "by": _culprit(code, out)}
       break
@@ -223,7 +231,7 @@ class Copy:
 
 
 def _culprit(code: int | None, out: str) -> str:
-  """The test that noticed, or in what way none came so far."""
+  """The test that failed or hung; without one, how pytest ended."""
   if code is None:
     return "hangs: a whole stage"
   if hangs := re.search(r"^HANGS (.+)$", out, re.MULTILINE):
@@ -234,7 +242,7 @@ def _culprit(code: int | None, out: str) -> str:
 
 
 def known_equal(path: Path = EQUAL) -> dict[tuple[str, str, str], str]:
-  """(file, line before, line after) -> why the mutation has no consequence."""
+  """(file, line before, line after) -> the reason why the mutation changes nothing."""
   if not path.exists():
     return {}
   return {
@@ -248,7 +256,7 @@ def _equal_key(mutation: Mutation) -> tuple[str, str, str]:
 
 
 def read_results(path: Path, seed: str) -> dict[tuple, dict]:
-  """A seed's results by mutation; of two of one mutation the later."""
+  """The results of a seed, by mutation. If a mutation has several, the last one counts."""
   if not path.exists():
     return {}
   rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
@@ -256,14 +264,18 @@ def read_results(path: Path, seed: str) -> dict[tuple, dict]:
 
 
 def is_waiting(result: dict | None, fast: bool, again: bool) -> bool:
-  """Is a mutation to be tried, given its last result? A survivor of the fast tests is, on all."""
+  """Whether a mutation with this last result has to be tried.
+
+  It has to if it was never tried, if it survived and `again` is set, or if it survived the fast
+  tests and slow ones may run now.
+  """
   if result is None or result["outcome"] != "survived":
     return result is None
   return again or (result["stage"] == "fast" and not fast)
 
 
 def summary(drawn: list[Mutation], results: dict[tuple, dict]) -> str:
-  """Killed and survived, what has no consequence, and each survivor as a diff."""
+  """The report: each survivor as a diff, the mutations that change nothing, and the counts."""
   equal = known_equal()
   without = [m for m in drawn if _equal_key(m) in equal]
   counted = [m for m in drawn if m not in without and m.key in results]

@@ -35,7 +35,7 @@ def mean(
   Returns:
     A figure; with few conversations the interval is None, without a value both are.
   """
-  value_N = agreement.vector(values, "values")
+  value_N = interval.vector(values, "values")
   if not len(value_N):
     return none("there is nothing to take the mean of")
   found = interval.mean(value_N, clusters, bounds=bounds, seed=seed).report()
@@ -48,7 +48,7 @@ def mean(
 
 def share(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict:
   """Mean of [N] credits of 0, 0.5 (a tie) or 1, as `agreement.accuracy`; a figure with `ties`."""
-  credit_N = agreement.vector(credits, "credits")
+  credit_N = interval.vector(credits, "credits")
   if not len(credit_N):
     return {**none("there is nothing to take the share of"), "ties": 0}
   found = agreement.accuracy(credit_N, clusters, seed=seed)
@@ -89,7 +89,7 @@ def by_scores(
   if why := interval.too_few(seen, float(seen)):
     return figure | {"why": f"of the top-scored, {why}"}
   if figure["value"] in (0.0, 1.0):
-    found = interval.Interval(agreement.wilson(figure["value"] * seen, seen), interval.WILSON)
+    found = interval.Interval(interval.wilson(figure["value"] * seen, seen), interval.WILSON)
   else:
     plan = interval.Resampling(clusters, resamples=resamples, seed=seed)
     if plan.why:
@@ -112,7 +112,7 @@ def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:
   """
   if not 0 < share < 1:
     raise ValueError(f"share is {share}; expected it in (0, 1)")
-  score_N = agreement.vector(scores, "scores")
+  score_N = interval.vector(scores, "scores")
   values, place, count = np.unique(score_N, return_inverse=True, return_counts=True)
   above = np.cumsum(count[::-1])[::-1] - count  # how many score higher
   room = np.clip((share * len(score_N) - above) / count, 0, 1) if len(values) else above

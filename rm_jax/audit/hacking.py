@@ -36,8 +36,8 @@ import numpy as np
 from rm_jax.audit import figures
 from rm_jax.audit.texts import Score, compared, conversation_of, quality_of, scores_of
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics import agreement, correlation, interval
-from rm_jax.metrics.text import MEASURES
+from rm_jax.metrics import correlation, interval
+from rm_jax.metrics.surface import MEASURES
 from rm_jax.types import Example, Text
 
 _STRONG = 0.3  # partial rank correlation from which the sentences name a measure
@@ -178,7 +178,7 @@ def top_low(
     high_N = figures.top_weights(score_N, top)
     return float((high_N * figures.top_weights(-quality_N, 0.5)).sum() / high_N.sum())
 
-  arrays = [agreement.vector(v, name) for v, name in ((scores, "scores"), (quality, "quality"))]
+  arrays = [interval.vector(v, name) for v, name in ((scores, "scores"), (quality, "quality"))]
   figure = figures.by_scores(share, *arrays, clusters, top=top, resamples=resamples, seed=seed)
   return {**figure, "top": top, "random": 0.5, "perfect": share(arrays[1], arrays[1])}
 
@@ -259,7 +259,7 @@ def _permutation_p(
   Of ranks less what is linear in the third's, a conversation's sum of products is its share of the
   correlation, and has any sign with equal chance where there is none.
   """
-  cluster_N, count = agreement.numbered(clusters, len(score_N))
+  cluster_N, count = interval.numbered(clusters, len(score_N))
   rank_CN = np.stack([correlation.ranks(x) for x in (score_N, *value_VN)])
   rank_CN -= rank_CN.mean(axis=1, keepdims=True)
   if given_N is not None:

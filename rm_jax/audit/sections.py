@@ -21,7 +21,7 @@ from rm_jax.audit.rules import Rules, flagged
 from rm_jax.audit.scorer import Row, Scorer, key_of
 from rm_jax.audit.texts import conversation_of, each_comparison, sampled
 from rm_jax.heldout.evaluate import evaluate, judged
-from rm_jax.metrics.best_of_n import over_optimisation
+from rm_jax.metrics.best_of_n import best_of_n_curve
 from rm_jax.types import Example
 from rm_jax.world import World
 
@@ -345,7 +345,7 @@ def _curve(drawn: Candidates, seed: int) -> dict[str, Any]:
     "candidates": count,
     "distinct": drawn.distinct,
     "variants": {
-      name: over_optimisation(proxy, drawn.true, ns, clusters=drawn.clusters, seed=seed)
+      name: best_of_n_curve(proxy, drawn.true, ns, clusters=drawn.clusters, seed=seed)
       for name, proxy in drawn.proxies.items()
     },
   }

@@ -1,1 +1,1 @@
-"""Curation of preference data: what to keep, and why each row went; functions for notebooks too."""
+"""Curation of preference data: finds rows to drop or change, and gives a reason for each one."""

@@ -1,6 +1,6 @@
-"""Annotators of pairs: how far they agree, how reliable each is, and what sways each.
+"""Annotators of pairs: how far they agree, how reliable each is, and which biases each has.
 
-Rows have two responses and a column for each annotator that says which is better.
+Each row has two responses, and a column for each annotator that says which response is better.
 """
 
 import dataclasses
@@ -24,11 +24,13 @@ from rm_jax.metrics.annotators import (
   logistic,
   share,
 )
-from rm_jax.metrics.text import formatting, normalise, words
+from rm_jax.metrics.surface import formatting, normalise, words
 
-# Rows that each two of three annotators must share for a reliability. Simulated, two classes, right
-# in 0.8, 0.7 and 0.65: at 10, 30, 50, 100 rows the estimate is off by 0.16, 0.11, 0.09, 0.08 on
-# average and the 95 % interval 0.49, 0.44, 0.35, 0.27 wide; it covers 0.88 at 10 and 0.94 at 30.
+# A reliability is estimated only if each two of three annotators judged this many rows in common.
+# In simulations with two classes and annotators who are right in 0.8, 0.7 and 0.65 of the rows, the
+# mean error of the estimate at 10, 30, 50, 100 rows was 0.16, 0.11, 0.09, 0.08 and the width of the
+# 95 % interval 0.49, 0.44, 0.35, 0.27; the interval covered the truth in 0.88 of the cases at 10
+# rows and in 0.94 at 30.
 ENOUGH = 30
 FIRST, SECOND, TIE, MISSING = 0, 1, 2, -1
 CLASSES = ("first", "second", "tie")
@@ -36,17 +38,17 @@ CLASSES = ("first", "second", "tie")
 
 @dataclasses.dataclass(frozen=True)
 class Judgements:
-  """What annotators said of N pairs.
+  """What A annotators said of N pairs.
 
   Attributes:
-    names: A annotators.
-    labels: int64 [N, A]: 0 first better, 1 second, 2 tie, -1 missing.
-    words: int64 [N, 2] of the first and the second response.
-    formatting: int64 [N, 2], Markdown marks.
-    clusters: N prompts; intervals resample them.
-    origins: N, 'file:line'.
-    unread: rows that are left out, with reasons.
-    rows: rows read: N and the unread.
+    names: of the A annotators.
+    labels: int64 [N, A]: 0 the first is better, 1 the second is, 2 a tie, -1 missing.
+    words: int64 [N, 2], number of words of the first and of the second response.
+    formatting: int64 [N, 2], number of Markdown marks of each.
+    clusters: the prompt of each pair. Intervals resample whole prompts.
+    origins: where each pair came from, 'file:line'.
+    unread: rows that were left out, each with its reason.
+    rows: number of rows read, N plus those left out.
   """
 
   names: tuple[str, ...]
@@ -68,19 +70,18 @@ def read_judgements(
   prompt: Sequence[str] = (),
   values: Sequence[str] = ("1", "2", "0"),
 ) -> Judgements:
-  """Reads judgements from a file.
+  """Reads judgements from a file. Rows with another value or without text are listed in `unread`.
 
   Args:
     path: see `rm_jax.data.read.ACCEPTED`.
-    annotators: their columns. null, '' or no such column in a row: missing.
+    annotators: the annotators' columns. A judgement that is null, '' or has no column is missing.
     first: column of the first response.
-    second: column of the second one.
-    prompt: columns that make a prompt together; none: every row is a cluster of its own.
-    values: what a column holds for: first better, second better, a tie ('' = there are none).
+    second: column of the second response.
+    prompt: columns that together are the prompt; if empty, each row is a cluster of its own.
+    values: the values that say: first better, second better, tie. '' as the third: no ties.
 
   Raises:
-    DataError: there is nothing to read, a column is in no row, or no row is left. Rows with another
-      value, or without text, are listed in `unread`.
+    DataError: there is nothing to read, a column is in no row, or no row is left.
   """
   if len(values) != 3 or len({v for v in values if v}) < len([v for v in values if v]):
     raise DataError(
@@ -123,16 +124,20 @@ def read_judgements(
 
 
 class _Bad(Exception):
+  """A row cannot be used; `reason` and `detail` are as in `Report.drop`."""
+
   def __init__(self, reason: str, detail: str):
     super().__init__(detail)
     self.reason, self.detail = reason, detail
 
 
 def _label(row: Row, column: str, meaning: dict[str, int]) -> int:
+  """An annotator's label in a row; raises `_Bad` if the value has no meaning."""
   value = row.get(column)
   if value in (None, ""):
     return MISSING
-  whole = isinstance(value, float) and value.is_integer()  # 1.0, as tables with gaps have it
+  # pandas stores a column of whole numbers with gaps as floats, so 1.0 is read as 1.
+  whole = isinstance(value, float) and value.is_integer()
   label = meaning.get(str(int(value) if whole else value))
   if label is None:
     detail = f"{column!r} is {shown(value)}; expected one of {', '.join(meaning)}"
@@ -148,7 +153,11 @@ def _text(row: Row, column: str) -> str:
 
 
 def identified(labels: np.ndarray, enough: int = ENOUGH) -> np.ndarray:
-  """bool [A]: annotators who are one of three of whom each two judged `enough` rows in common."""
+  """bool [A]: who is one of three annotators of whom each two judged `enough` rows in common.
+
+  These three are a triangle in the graph of annotators that share enough rows, and the diagonal of
+  the graph's third power counts the triangles of each.
+  """
   there_NA = (labels != MISSING).astype(np.int64)
   shared_AA = there_NA.T @ there_NA >= enough
   np.fill_diagonal(shared_AA, False)
@@ -159,23 +168,27 @@ def identified(labels: np.ndarray, enough: int = ENOUGH) -> np.ndarray:
 def reliability(
   judgements: Judgements, *, resamples: int = 200, seed: int = 0
 ) -> dict[str, Any] | str:
-  """Dawid–Skene's reliabilities with intervals, and what EM did.
+  """Reliabilities by the model of Dawid and Skene (1979), with intervals, and how EM converged.
 
-  Three annotators identify one another where each two of them judged rows in common: agreement of
-  two has one equation for two unknowns. So annotators count who are one of three of whom each two
-  share `ENOUGH` rows; the others have a reason and no numbers, and no say in the fit.
+  Two annotators' agreement is one equation for two unknown reliabilities; three annotators have
+  three equations, which identify them. So the fit includes an annotator only if two others exist
+  such that each two of the three judged `ENOUGH` rows in common. Any other annotator gets a reason
+  in place of numbers, and its judgements are left out of the fit.
 
-  Intervals are percentiles of refits on resampled clusters (prompts), each by EM from the majority
-  vote.
+  Intervals are percentiles over bootstrap resamples of clusters (prompts), each fitted anew by EM
+  that starts from the majority vote.
 
   Args:
     judgements: of any annotators.
-    resamples: refits; 0 = no intervals.
-    seed: of starts and resamples.
+    resamples: bootstrap resamples; 0 = no intervals.
+    seed: of EM's random starts and of the resamples.
 
   Returns:
-    {classes, prior, annotators: {name: {reliability, interval, confusion} or a reason}, ...}; or
-    the reason why there is nothing, where no annotator counts.
+    {classes, prior, annotators: {name: {reliability, interval, confusion} or a reason}, ...}; or a
+    reason as a string, where no annotator is included.
+
+  Raises:
+    DataError: all judgements are of one class.
   """
   used = [k for k in range(len(CLASSES)) if (judgements.labels == k).any()]
   if len(used) < 2:
@@ -227,20 +240,23 @@ def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
 
 
 def biases(judgements: Judgements) -> dict[str, dict[str, Any]]:
-  """What sways each annotator, over the pairs in which they chose (ties left out, and counted).
+  """How each annotator's choices relate to position, length and formatting; ties are left out.
 
-  An association is not yet a bias: longer answers may be better. So beside each share stands
-  `beyond_others`, the annotator's credit less the mean of the other annotators' on the same pairs
-  (who chose too): what they all see in the texts cancels, and what is left is the annotator's own.
+  Such an association need not be a bias: longer answers may be better. `beyond_others` therefore
+  subtracts, pair by pair, the mean choice of the other annotators who chose in that pair. What
+  everybody sees in the texts cancels, and the rest is the annotator's own bias.
 
   Returns:
-    annotator -> {n, ties, missing,
-    position: P(first chosen); length: share of the longer chosen (in words; equal ones left out);
-    formatting: share of the heavier in Markdown chosen (likewise): each {share, interval, n,
-    clusters, method, beyond_others: {difference, interval, n}},
-    logistic: P(first) = sigmoid(position + length · ln(words₁/words₂) + formatting · (marks₁ −
-    marks₂)), each {slope, interval (Wald over clusters), standard_error}, or the reason why not}.
-    With one annotator there are no others.
+    annotator -> {n (pairs in which they chose), ties, missing, position, length, formatting,
+    logistic}.
+    position: share of pairs in which the first response was chosen. length: share in which the
+    response with more words was, over pairs of unequal lengths. formatting: share in which the one
+    with more Markdown marks was, over pairs with unequal numbers. Each is {share, interval, n,
+    clusters, method, beyond_others: {difference, interval, n}}; `beyond_others` is None where no
+    other annotator chose.
+    logistic: the fit P(first) = sigmoid(position + length · ln(words₁/words₂) + formatting ·
+    (marks₁ − marks₂)); for each of the three {slope, interval (Wald over clusters),
+    standard_error}; or a string that says why there is no fit.
   """
   label_NA = judgements.labels
   chose_NA = (label_NA == FIRST) | (label_NA == SECOND)
@@ -258,7 +274,7 @@ def biases(judgements: Judgements) -> dict[str, dict[str, Any]]:
     }
     for what, side_N in (("position", ones_N), ("length", longer_N), ("formatting", heavier_N)):
       at = np.flatnonzero(mine & (side_N != 0))
-      # Credit 1 where the choice is the first and it leads, or the second and that one leads.
+      # Credit is 1 where the chosen response is the one that leads (is first, longer, heavier).
       credit_NA = np.where(side_N[:, None] > 0, first_NA, 1 - first_NA)
       entry = share(credit_NA[at, a], [judgements.clusters[i] for i in at])
       entry["beyond_others"] = _beyond(credit_NA, chose_NA, at, a, judgements.clusters)
@@ -268,21 +284,24 @@ def biases(judgements: Judgements) -> dict[str, dict[str, Any]]:
 
 
 def _beyond(credit_NA, chose_NA, at, a: int, clusters: list[str]) -> dict[str, Any] | None:
+  """Annotator a's credit minus the others' mean, over the pairs `at` in which another one chose."""
   others = np.delete(np.arange(chose_NA.shape[1]), a)
   at = at[chose_NA[at][:, others].any(axis=1)]
   if not len(at):
     return None
   weight = chose_NA[at][:, others]
   mean = (credit_NA[at][:, others] * weight).sum(axis=1) / weight.sum(axis=1)
-  # In [-1, 1]; `share` takes any finite number, and only 0 and 1 are special to it.
+  # The difference lies in [-1, 1]. It is moved into [0, 1], the range of a share, because `share`
+  # treats samples that are all 0 or all 1 in a way of their own.
   found = share((credit_NA[at, a] - mean + 1) / 2, [clusters[i] for i in at])
   interval = found["interval"] and [2 * b - 1 for b in found["interval"]]
   return {"difference": 2 * found["share"] - 1, "interval": interval, "n": len(at)}
 
 
 def _slopes(judgements: Judgements, first_N: np.ndarray, mine: np.ndarray) -> dict[str, Any] | str:
+  """The logistic fit of `biases` for one annotator, over the pairs that `mine` marks."""
   at = np.flatnonzero(mine)
-  ratio = np.log(np.maximum(judgements.words[at], 1))  # an empty response counts as one word
+  ratio = np.log(np.maximum(judgements.words[at], 1))  # ln 0 is -inf: count no words as one.
   columns = {
     "position": np.ones(len(at)),
     "length": ratio[:, 0] - ratio[:, 1],
@@ -300,14 +319,16 @@ def _slopes(judgements: Judgements, first_N: np.ndarray, mine: np.ndarray) -> di
 
 
 def agreement(judgements: Judgements, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-  """Krippendorff's alpha at each level, with cluster-bootstrap intervals.
+  """Krippendorff's alpha at each level of measurement, with cluster-bootstrap intervals.
 
-  For 'ordinal' and 'interval' a tie stands between the two: first 1, tie 0, second −1.
+  The levels 'ordinal' and 'interval' place a tie between the two choices: first 1, tie 0,
+  second −1.
 
   Returns:
-    level -> {alpha, interval}, or the reason why there is none.
+    level -> {alpha, interval}, or a string that says why there is none.
   """
-  value = np.array([1.0, -1.0, 0.0, math.nan])  # of first, second, tie; the last is MISSING
+  # Values of FIRST, SECOND and TIE. MISSING is -1 and indexes the last one, NaN.
+  value = np.array([1.0, -1.0, 0.0, math.nan])
   ratings = value[judgements.labels]
   out: dict[str, Any] = {}
   for level in LEVELS:
@@ -320,9 +341,11 @@ def agreement(judgements: Judgements, *, resamples: int = 1000, seed: int = 0) -
 
 
 def annotator_report(judgements: Judgements, *, seed: int = 0) -> dict[str, Any]:
-  """{rows, dropped, agreement, reliability, biases} of judgements; see the functions of this room.
+  """The whole report on judgements, as plain values.
 
-  `reliability` is a reason in words where there are no three annotators to identify one another.
+  Returns:
+    {rows: {read, kept, dropped}, prompts, agreement, reliability, biases, dropped: every row that
+    was left out}; `agreement`, `reliability` and `biases` are the results of those functions.
   """
   rows = {
     "read": judgements.rows,
@@ -341,7 +364,7 @@ def annotator_report(judgements: Judgements, *, seed: int = 0) -> dict[str, Any]
 
 
 def table(report: dict[str, Any]) -> str:
-  """The report as lines for people; intervals are 95 %."""
+  """Formats the report as lines to read; intervals are 95 %."""
 
   def number(entry: dict[str, Any] | str | None, name: str) -> str:
     if not isinstance(entry, dict) or entry[name] is None:

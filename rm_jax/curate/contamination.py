@@ -1,8 +1,9 @@
-"""Training examples that held-out ones have been seen in: overlap of word n-grams.
+"""Finds training examples that contain held-out text, by the overlap of their token n-grams.
 
-After Brown et al. (2020), Language models are few-shot learners, appendix C (13-grams; those in
-many documents are left out), with the overlap measured against one held-out text at a time, so that
-every flag names what it repeats. Case and full stops count nothing; numbers and signs do.
+The method follows Brown et al. (2020), Language models are few-shot learners, appendix C: 13-grams,
+without those that occur in many documents. Here the overlap is measured against one held-out text
+at a time, so that each flag names the text that is repeated. Case and punctuation are ignored;
+numbers, signs and negations are not.
 """
 
 import dataclasses
@@ -11,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from rm_jax.curate.ngrams import all_ngrams, ngrams
 from rm_jax.curate.templates import template_tokens
-from rm_jax.curate.text import all_ngrams, ngrams
 from rm_jax.curate.tokens import Part, Tokens
 from rm_jax.types import Example, Text
 
@@ -21,8 +22,9 @@ _PARTS: dict[str, Callable[[Example], list[Text]]] = {
   "prompt": lambda e: [e.prompt],
   "response": lambda e: list(e.responses),
 }
-# Between two texts with templates, where pieces of text are short and a changed word cuts most of
-# their n-grams, half of the share asked for will do if they have this share of words in common.
+# In texts made from templates the pieces of content are short, and one changed word destroys most
+# of their n-grams. There, half of the required share of n-grams is enough if the two texts also
+# have this share of their words in common.
 _WORDS = 0.9
 PARTS = ("prompt", "response", "either", "both")
 
@@ -32,11 +34,12 @@ class Overlap:
   """Training example `index` shares `shared` n-grams with held-out example `of`.
 
   Attributes:
-    index: of the training example.
-    of: of the held-out one.
-    part: 'prompt' or 'response'.
-    shared: n-grams in common.
-    share: of the n-grams of the shorter of the two texts (of its words, where those decided).
+    index: index of the training example.
+    of: index of the held-out example.
+    part: the part that overlaps, 'prompt' or 'response'.
+    shared: number of n-grams in common.
+    share: `shared` divided by the n-grams of the shorter text; where common words decided, the
+      share of its words in common.
   """
 
   index: int
@@ -55,26 +58,30 @@ def contaminated(
   part: str = "prompt",
   progress: bool = False,
 ) -> list[Overlap]:
-  """Training examples of which at least `share` occurs in a held-out example.
+  """Finds training examples that share many n-grams with a held-out example.
 
-  The share is of the shorter text's distinct n-grams: a held-out prompt inside of a longer training
-  prompt counts as one. Texts of fewer than n words match where they are equal as a whole. What
-  is a template's (`rm_jax.curate.templates`, over training and held-out prompts together) is left
-  out, so that a question is known again in another template, and two questions are not taken for
-  one for theirs. What stands in fewer than 5 held-out prompts is no template's, however often
-  training has it (but for one prompt in twenty): it may be the leak.
-  Where there are templates half of the share will do if 0.9 of the words are in common, too.
+  The share is of the shorter text's distinct n-grams, so a held-out prompt that is quoted inside a
+  longer training prompt has share 1. Texts of fewer than n tokens match only if their tokens are
+  equal.
+
+  Tokens of templates are left out (`rm_jax.curate.templates`, computed over the training and the
+  held-out texts together). Thus a question is recognised in another template, and two questions in
+  the same template do not match because of it. N-grams that occur in fewer than 5 held-out prompts
+  are not taken for a template, unless one prompt in twenty has them: a text that training repeats
+  many times and that is held out once or twice is a leak, and must not be hidden as a template.
+  Between texts with templates, half of `share` is enough if they also have 0.9 of their words in
+  common.
 
   Args:
-    train: examples; of a pair both responses are looked at, and the larger overlap counts.
+    train: examples; all responses of an example are compared, and the largest overlap counts.
     heldout: examples.
-    n: words of an n-gram.
-    share: in (0, 1].
+    n: tokens of an n-gram.
+    share: smallest share that counts as contamination, in (0, 1].
     part: 'prompt', 'response', 'either' of them, or 'both'.
     progress: show a bar.
 
   Returns:
-    For each contaminated example the largest overlap, in order.
+    The largest overlap of each contaminated example, in the order of `train`.
 
   Raises:
     ValueError: an argument is out of its range.
@@ -97,6 +104,11 @@ def contaminated(
 def _overlaps(
   train: Sequence[Example], heldout: Sequence[Example], part: str, n: int, share: float, bar: bool
 ) -> dict[int, Overlap]:
+  """Index of a training example -> its largest overlap in one part.
+
+  Each distinct text is compared once. A text that is held out as well as trained on is a held-out
+  text, so that templates cannot hide it.
+  """
   if not train or not heldout:
     return {}
   texts_of = _PARTS[part]
@@ -106,7 +118,8 @@ def _overlaps(
   texts = Part([text for e in examples for text in texts_of(e)], fold=True)
   owner = np.asarray([i for i, e in enumerate(examples) for _ in texts_of(e)])
   count = len(texts.tokens)
-  # Read backwards, so that the first example that has a text is the one that is named.
+  # For each distinct text, the first example that has it. Assigned in reverse order, so that the
+  # first example is written last and stays.
   first = np.zeros(count, np.int64)
   first[texts.number[::-1]] = owner[::-1]
   held = first < len(heldout)
@@ -133,22 +146,25 @@ def _best_overlaps(
   least: float,
   bar: str | bool,
 ) -> dict[int, tuple[float, int, int]]:
-  """Text -> (share, n-grams shared, the held-out text) of its largest overlap of at least `least`.
+  """Training text -> (share, shared n-grams, held-out text) of its largest overlap.
 
   Args:
     tokens: of all texts.
-    masked: which of them are a template's.
+    masked: bool [V], which tokens belong to a template.
     n: tokens of an n-gram.
     mine: numbers of the training texts.
-    held: of the held-out ones.
-    least: share from which an overlap counts.
-    bar: what the texts are called on a progress bar; False: no bar.
+    held: numbers of the held-out texts.
+    least: smallest share that counts; texts whose overlaps are all smaller are left out.
+    bar: what the progress bar calls the texts; False: no bar.
   """
   sets = ngrams(tokens, n, masked)
 
   def smaller(text: int, other: int, shared: int) -> int:
-    """Of the text with fewer, the n-grams that count; those that the other has in a template do not
-    (in a copy of a template with a word changed some are content)."""
+    """The number of n-grams of the shorter text, without those inside the other text's template.
+
+    A copy of a template with one changed word is content in its own text and a template in the
+    other. Its n-grams would count as unshared content, though both texts contain them.
+    """
     sides = [set(sets[i].tolist()) for i in (text, other)]
     every = [set(all_ngrams(tokens, i, n).tolist()) for i in (text, other)]
     return min(
@@ -156,7 +172,7 @@ def _best_overlaps(
     )
 
   def words_shared(*texts: int) -> float:
-    """Of the distinct tokens of the text with fewer, templates left out, the share in common."""
+    """Share of the distinct tokens, outside templates, of the shorter text that the other has."""
     sides = [
       set(tokens.of(i)[~masked[tokens.starts[i] : tokens.starts[i + 1]]].tolist()) for i in texts
     ]
@@ -166,7 +182,7 @@ def _best_overlaps(
   templated = hidden[tokens.starts[1:]] > hidden[tokens.starts[:-1]]
   best: dict[int, tuple[float, int, int]] = {}
   sizes = np.diff(sets.starts)
-  # n-gram -> the held-out texts that have it, as one sorted array.
+  # An inverted index: the n-grams of all held-out texts, sorted, and the text that each is from.
   values = np.concatenate([np.zeros(0, np.uint64), *(sets[i] for i in held.tolist())])
   order = np.argsort(values, kind="stable")
   grams, owners = values[order], np.repeat(held, sizes[held])[order]

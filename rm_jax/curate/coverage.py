@@ -1,4 +1,4 @@
-"""What a data set covers: sources, lengths, scripts and languages; and pairs that part early."""
+"""What a data set contains, as tables: sources, lengths and languages; and early divergence."""
 
 import collections
 import itertools
@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.curate.text import guess_language
+from rm_jax.curate.language import guess_language
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics.text import words
+from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
 
-# Words chosen − words rejected: bounds of the buckets (low inclusive), named by `length_bucket`.
+# Bounds of the buckets of (words of chosen − words of rejected); a bucket includes its lower bound.
 EDGES = (-50, -10, 0, 1, 11, 51)
 
 
 def parts_early(example: Example) -> bool:
-  """Whether the two sides differ before the last assistant turn, so that more than it is judged.
+  """Whether the two sides differ before the last assistant turn.
 
-  Of messages: a side has more than one after the common prompt. Of strings: a 'Human:' turn in
-  Anthropic's form stands in a response.
+  Then the label judges whole dialogues, and not two answers to the same prompt. A response of
+  messages shows it by having more than one message, a string by a '\\n\\nHuman:' turn in it.
   """
 
   def more(response: Text) -> bool:
@@ -35,9 +35,9 @@ def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> s
   """Name of the bucket that chosen − rejected lies in: '<-50', '-50..-11', ... '>=51'.
 
   Args:
-    chosen: words of the chosen response.
-    rejected: words of the rejected one.
-    edges: increasing; a bucket holds its lower edge and not its upper one.
+    chosen: number of words of the chosen response.
+    rejected: number of words of the rejected response.
+    edges: increasing; a bucket includes its lower edge and excludes its upper one.
 
   Raises:
     ValueError: the edges do not increase.
@@ -54,7 +54,7 @@ def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> s
 
 
 def lengths(examples: Sequence[Example]) -> np.ndarray:
-  """Words of the prompt, of the chosen and of the rejected response, int64 [N, 3]."""
+  """Number of words of the prompt, the chosen and the rejected response, int64 [N, 3]."""
   return np.asarray(
     [[len(words(plain(text))) for text in (e.prompt, *e.responses)] for e in examples], np.int64
   ).reshape(-1, 3)
@@ -64,12 +64,12 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
   """Tables of pairs by source, length and language.
 
   Returns:
-    {sources: {source: {rows, conversations, words: means of prompt, chosen and rejected,
-    longer_chosen: share of pairs whose chosen response has more words, equal ones half}},
-    words: {part: quantiles}, length_buckets: {words chosen − rejected: rows},
-    languages: {guess of the prompt: rows}, languages_of_responses: likewise of the chosen one,
-    language_differs: rows whose two responses are guessed to be of two languages, neither
-    'unsure'}. The guesses are `text.guess_language`'s, a heuristic.
+    {sources: {source: {rows, conversations, words: mean words of prompt, chosen and rejected,
+    longer_chosen: share of pairs whose chosen response has more words; equal lengths count half}},
+    words: {part: quantiles}, length_buckets: {bucket of words chosen − rejected: rows},
+    languages: {guessed language of the prompt: rows}, languages_of_responses: the same of the
+    chosen response, language_differs: rows whose two responses are guessed to be in two languages,
+    neither of them 'unsure'}. `language.guess_language` guesses, and it is a heuristic.
   """
   length_N3 = lengths(examples)
   longer = np.where(

@@ -1,8 +1,9 @@
-"""Likely wrong labels, by disagreement of models that did not train on them.
+"""Finds labels that are likely wrong: those that a model trained on the other rows disagrees with.
 
-Northcutt, Jiang and Chuang (2021), Confident learning: estimating uncertainty in dataset labels,
-adapted to pairs. A pair has no class of its own: which response is first is a convention, so both
-of the paper's thresholds are one, the mean P(chosen > rejected).
+This is confident learning (Northcutt, Jiang and Chuang 2021, Confident learning: estimating
+uncertainty in dataset labels), adapted to pairs. The paper has a threshold for each class. In a
+pair, which response is called first is a convention and not a class, so there is one threshold, the
+mean P(chosen > rejected).
 """
 
 import dataclasses
@@ -18,21 +19,22 @@ from rm_jax.data.report import DataError
 from rm_jax.metrics.agreement import accuracy, credit
 from rm_jax.types import Example
 
-# (examples to train on, examples to score) -> margins: score of the chosen less the rejected.
+# (examples to train on, examples to score) -> margins [N]: score of chosen − score of rejected.
 Scorer = Callable[[Sequence[Example], Sequence[Example]], np.ndarray]
 
 POLICIES = ("none", "drop", "flip", "downweight")
-# What makes the disagreement in the surest tenth the share of flipped labels.
+# The disagreement in the surest tenth equals the share of flipped labels only under this
+# assumption; reports repeat it beside the number.
 ASSUMES = (
   "labels are flipped as often in these pairs as in close ones, and the scorer makes no error there"
 )
 
 
 def folds(examples: Sequence[Example], count: int, seed: int = 0) -> np.ndarray:
-  """A fold for each example, int64 [N] in 0 .. count − 1; a conversation is in one fold whole.
+  """Assigns each example a fold, int64 [N] in 0 .. count − 1; a conversation is never split.
 
-  Conversations are dealt out in the order of a hash of their text and the seed, so that folds hold
-  as many of them, give or take one.
+  Conversations are sorted by a hash of their text and the seed, and dealt to the folds in turn, so
+  that the folds' numbers of conversations differ by one at most.
 
   Raises:
     DataError: there are fewer conversations than folds, or an example has none.
@@ -58,10 +60,10 @@ def folds(examples: Sequence[Example], count: int, seed: int = 0) -> np.ndarray:
 def out_of_fold(
   examples: Sequence[Example], scorer: Scorer, *, count: int = 5, seed: int = 0
 ) -> np.ndarray:
-  """Margins of every example by a scorer that trained on the other folds, float64 [N].
+  """Margins of every example by a scorer trained on the other folds, float64 [N].
 
   Raises:
-    DataError: as `folds`, or the scorer did not give one finite margin an example.
+    DataError: as `folds`, or the scorer did not return one finite margin for each example.
   """
   fold_N = folds(examples, count, seed)
   margins = np.empty(len(examples))
@@ -81,11 +83,15 @@ def out_of_fold(
 
 
 def probabilities(margins: np.ndarray) -> tuple[np.ndarray, float]:
-  """(P(chosen > rejected) [N], s): sigmoid(s · margin), s >= 0 the most likely scale.
+  """Calibrates margins to probabilities: sigmoid(s · margin), with the most likely scale s >= 0.
 
-  One number mends a model that is too sure or not sure enough, and changes no ranking (Platt
-  1999, without an intercept: a pair has no side). Where every margin is above 0 no finite scale is
-  best, and the one that gives the mean margin a probability of 0.95 is taken.
+  This is Platt scaling (Platt 1999) without an intercept, because swapping the two responses must
+  turn p into 1 − p. It corrects an overconfident or underconfident scorer and keeps the ranking.
+  If no margin is negative, the likelihood has no maximum at a finite s; then s is chosen so that
+  the mean of |margin| gets the probability 0.95. If the mean margin is not positive, s is 0.
+
+  Returns:
+    (P(chosen > rejected) float64 [N], s).
   """
   m = np.asarray(margins, np.float64)
   size = float(np.abs(m).mean())
@@ -94,7 +100,8 @@ def probabilities(margins: np.ndarray) -> tuple[np.ndarray, float]:
   if m.min() >= 0:
     scale = math.log(19) / size
   else:
-    low, high = 0.0, 1000 / size  # the slope of the likelihood falls with the scale
+    # Bisection: the log-likelihood is concave in the scale, so its slope changes sign once.
+    low, high = 0.0, 1000 / size
     for _ in range(100):
       middle = (low + high) / 2
       rising = float((m * 0.5 * (1 - np.tanh(middle * m / 2))).sum()) > 0
@@ -105,14 +112,15 @@ def probabilities(margins: np.ndarray) -> tuple[np.ndarray, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Suspicion:
-  """What `suspect` found.
+  """What `suspect` found about N pairs.
 
   Attributes:
-    probability: float64 [N], out of fold, P(chosen > rejected).
-    ranked: int64 [N], indices, the likeliest flips first.
+    probability: float64 [N], out-of-fold P(chosen > rejected).
+    ranked: int64 [N], indices of the pairs, the most likely flips first.
     noise_rate: the confident joint's estimate of the share of flipped labels.
-    surest: share of the surest tenth of the pairs whose labels the scorer disagrees with.
-    count: round(min(noise_rate, surest) · N): how many to flag by count.
+    surest: share of labels that the scorer disagrees with, over the surest tenth of the pairs.
+    count: round(min(noise_rate, surest) · N), the number of pairs that the policy 'count' flags;
+      at most as many as have a probability below 1/2.
     report: the numbers for a report.
   """
 
@@ -125,31 +133,33 @@ class Suspicion:
 
 
 def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
-  """Ranks pairs by how likely their label is flipped, and estimates how many are.
+  """Ranks pairs by how likely their label is flipped, and estimates how many labels are.
 
-  With p = P(chosen > rejected) and t = mean p: a label is confidently right where p >= t and
-  p >= 1/2, confidently flipped where 1 − p >= t and 1 − p > 1/2, and
+  With p = P(chosen > rejected) and t = mean p, a label is confidently right where p >= t and
+  p >= 1/2, and confidently flipped where 1 − p >= t and 1 − p > 1/2. The first estimate is the
+  confident joint's:
 
-    noise rate = flipped / (flipped + right)                            (the confident joint's)
+    noise rate = flipped / (flipped + right)
 
-  This counts the model's own errors as noise: of pairs whose labels are all true, a model that is
-  right in 65 % finds 30 % flipped. So the disagreement in the surest tenth of the pairs (largest
-  |p − 1/2|) stands beside it, where the model's own errors are fewest (Liu and Tao 2016, anchor
-  points), with its interval.
+  It counts the scorer's own errors as noise: if all labels are true, a scorer that is right in 65 %
+  of the pairs estimates 30 % flipped. The second estimate is therefore the share of labels that the
+  scorer disagrees with among the surest tenth of the pairs (largest |p − 1/2|), where its own
+  errors are fewest (Liu and Tao 2016, anchor points). It comes with an interval.
 
-  **Neither bounds the share of flipped labels, from either side.** The second is that share if
-  labels are flipped as often in the surest pairs as in the others, and the scorer makes no errors
-  there (`ASSUMES`, which reports repeat). Judges who err where two responses are close flip many
-  more: with the true reward for a scorer and 0.268 flipped by Bradley and Terry's odds, the two are
-  0.194 and 0.052. The ranking assumes less than either: that the surest disagreements are worst.
+  **Neither is an upper or a lower bound of the share of flipped labels.** The second equals it only
+  if labels are flipped as often in the surest pairs as in the others and the scorer makes no errors
+  there (`ASSUMES`). But judges mostly err where two responses are close. In a simulation with the
+  true reward as the scorer and 0.268 of the labels flipped by Bradley–Terry judges, the two
+  estimates are 0.194 and 0.052. The ranking assumes less: only that the labels which the scorer
+  most surely disagrees with are the most likely to be wrong.
 
   Args:
-    examples: N pairs, for their conversations.
+    examples: N pairs; their conversations are the clusters of the intervals.
     margins: [N], out of fold.
 
   Raises:
-    DataError: the margins agree with the labels no better than a coin (the 95 % interval reaches
-      1/2): there is nothing to denoise by.
+    DataError: the margins agree with the labels no better than a coin (the 95 % interval of the
+      accuracy reaches 1/2), so they cannot say which labels are wrong.
   """
   found = accuracy(credit(margins, np.zeros(len(examples))), [e.conversation for e in examples])
   if found["interval"] is None:
@@ -168,7 +178,7 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
   rate = flipped / max(1, flipped + right)
   surest = np.argsort(-np.abs(p - 0.5), kind="stable")[: max(1, len(p) // 10)]
   talks = [examples[i].conversation for i in surest.tolist()]
-  interval = None  # over one conversation there is none
+  interval = None  # One conversation says nothing of the spread between conversations.
   if len(set(talks)) > 1:
     interval = accuracy((p[surest] < 0.5).astype(np.float64), talks)["interval"]
   disagreement = float((p[surest] < 0.5).mean())
@@ -202,15 +212,19 @@ def apply(
   threshold: float = 0.1,
   weight: float = 0.5,
 ) -> dict[str, Any]:
-  """Does a policy to the suspected rows of a ledger; returns what it did, for a report.
+  """Applies a policy to the suspected rows of a ledger.
 
   Args:
-    ledger: whose kept rows, in order, the suspicion is of.
-    suspicion: of `suspect`.
-    policy: 'drop', 'flip' (swap chosen and rejected), 'downweight', or 'none' (list them only).
-    by: 'threshold': rows whose probability is below `threshold`; 'count': the estimated count.
+    ledger: its kept rows, in order, are the pairs that `suspicion` is about.
+    suspicion: the result of `suspect`.
+    policy: 'drop', 'flip' (swap chosen and rejected), 'downweight', or 'none' (only list them).
+    by: which rows are suspected: 'threshold', those whose probability is below `threshold`; or
+      'count', the first `suspicion.count` of the ranking.
     threshold: in (0, 0.5].
-    weight: factor of 'downweight', in [0, 1).
+    weight: factor of the weights under 'downweight', in [0, 1).
+
+  Returns:
+    The suspicion's report with {policy, by, flagged: number of suspected rows}.
 
   Raises:
     ValueError: an argument is out of its range.

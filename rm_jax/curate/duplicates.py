@@ -1,8 +1,9 @@
-"""Duplicates: of whole examples, exact and near; with the label reversed; and of a pair's sides.
+"""Finds duplicates: equal examples, near ones, ones with the label reversed, and similar sides.
 
-What is equal is dropped whoever looks at it; what is near is a matter of what the difference means.
-So near pairs that differ in numbers, signs, negations, indentation or case are named and said to
-differ, and templates (`rm_jax.curate.templates`) count neither for nor against a similarity.
+Equal texts are duplicates without question. Whether near ones are depends on what differs: one
+digit may turn a right answer into a wrong one. So a match whose texts differ in numbers, signs,
+negations, indentation or case is reported together with that difference, for people to look at.
+Tokens of templates (`rm_jax.curate.templates`) count neither for nor against a similarity.
 """
 
 import dataclasses
@@ -12,28 +13,33 @@ import numpy as np
 from tqdm import tqdm
 
 from rm_jax.curate.join import Join, overlaps
+from rm_jax.curate.ngrams import Sets, all_ngrams, mixed, ngrams
 from rm_jax.curate.templates import MANY, template_tokens
-from rm_jax.curate.text import Sets, all_ngrams, mixed, ngrams
 from rm_jax.curate.tokens import Part, difference, key
 from rm_jax.types import Example, Text
 
-# A candidate shares this much of the smaller one's shingles in each part; where templates are, less
-# than the threshold may do (a template's broken copy is content in one text and not in the other).
+# Where there are templates, two texts can be near although they share less than the threshold of
+# their counted shingles: a copy of a template with one changed word counts as content in the one
+# text and not in the other. The search for candidates then asks only for this share.
 _LEAST = 0.3
-# Shingles that two rows' responses must share to tell what was asked: 'Yes.' over 'No.' answers
-# many questions.
+# Responses that share this many shingles tell that their prompts ask the same. Shorter ones do not:
+# 'Yes.' and 'No.' answer many questions.
 _TELLING = 8
-_FEW = 32  # candidates that are compared one by one; more are sorted out all at once before
-_KNOWN = 20_000  # texts whose shingles are kept as sets
-_TRIED = 100  # near ones that differ in meaning that are looked at for one that does not
+_FEW = 32  # If a row has more candidates, a vectorised filter goes before the exact comparison.
+_KNOWN = 20_000  # Texts whose shingles are cached as Python sets. This bounds memory.
+_TRIED = 100  # After this many matches that differ in meaning, one that does not is given up.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Match:
-  """Example `index` matches the earlier example `of`; `similarity` 1.0 where they are equal.
+  """A match of two examples.
 
-  `differs` says in what the two differ that may change their meaning ('' = in nothing of that
-  kind): such a match is for people to look at, and no reason to drop a row.
+  Attributes:
+    index: the later example.
+    of: the earlier example that it matches.
+    similarity: in (0, 1]; 1.0 only if the two are equal.
+    differs: the kind of difference that may change the meaning, such as 'numbers'; '' if there is
+      none. A match that differs is for people to look at, and is not a reason to drop the row.
   """
 
   index: int
@@ -44,15 +50,16 @@ class Match:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Duplicates:
-  """What `find_duplicates` found.
+  """The result of `find_duplicates`.
 
   Attributes:
-    exact: examples whose texts an earlier one has, chosen and rejected alike (`tokens.normal`).
-    near: examples that are not exact ones, and near an earlier one. Those that do not differ in
-      meaning are near one that is neither.
-    reversed: examples, neither exact nor near (but for those that differ in meaning), with an
-      earlier example's prompt and responses (equal or near) but the other response chosen: they
-      contradict each other.
+    exact: examples whose prompt, chosen and rejected texts all equal those of an earlier example
+      after `tokens.normal`.
+    near: examples that are near an earlier one and not in `exact`. If `differs` is '', the earlier
+      one is a row that stays: it is neither an exact duplicate nor near one without a difference.
+    reversed: examples with an earlier example's prompt and responses, equal or near, but with the
+      other response chosen: the two contradict each other. Exact duplicates are left out, and so
+      are near ones without a difference, because they are dropped anyway.
   """
 
   exact: list[Match]
@@ -67,33 +74,36 @@ def find_duplicates(
   n: int = 3,
   progress: bool = False,
 ) -> Duplicates:
-  """Duplicates among pairs; each names the earliest example that it repeats.
+  """Finds duplicates among pairs; each match names the earliest example that is repeated.
 
-  Two examples are near each other when their prompts, their chosen responses and their rejected
-  ones each have a Jaccard similarity of at least `threshold`; the least of the three is theirs. A
-  similarity is of shingles with a token that is no template's, those in one text alone counting
-  against it where the other one has them nowhere, not even in a template:
+  Two examples are near each other if their prompts, their chosen responses and their rejected
+  responses each have a similarity of at least `threshold`. The smallest of the three is the
+  match's. The similarity of two texts compares A and B, their sets of shingles (n-grams of tokens,
+  Broder 1997) outside templates:
 
     |A ∩ B| / (|A ∩ B| + |A − all of B| + |B − all of A|)
 
-  Without templates this is Jaccard's. Shingles of a short prompt hardly survive a changed word, nor
-  those of any prompt another template that is there once. So where the responses are near and tell
-  what was asked (they share 8 shingles or more, and not both stand under many prompts), prompts are
-  near, too, of which the shorter one has a share of `threshold` of its words in common with the
-  other, those of templates left out. Where the responses do not tell it, rows are said to differ in
-  meaning if either prompt has a word that the other has not.
+  'All of B' includes the shingles inside B's templates. So a shingle of A does not count against
+  the similarity if B has it in a template. Without templates this is Jaccard's index.
 
-  What is reversed is said to differ in 'the wording of the prompt' where the prompts are not equal:
-  a word is enough to turn the answer round, and two labels say that it did.
+  One changed word destroys most shingles of a short prompt, and a template that occurs only once
+  adds shingles to a prompt of any length. Therefore two prompts are also near if the shorter one
+  shares `threshold` of its words outside templates with the other, provided that the responses are
+  near and tell that the same was asked: they share at least 8 shingles, and one of the two stands
+  under fewer than 5 prompts. If the responses do not tell that, a match differs in meaning as soon
+  as each prompt has a word that the other lacks.
+
+  A reversed match differs in 'the wording of the prompt' whenever the prompts are not equal. One
+  word can turn a question round, and the two opposite labels suggest that it did.
 
   Args:
     examples: N pairs.
-    threshold: in (0, 1), or 0 to look for equal ones only.
-    n: words of a shingle.
+    threshold: in (0, 1), or 0 to look for equal examples only.
+    n: tokens of a shingle.
     progress: show bars.
 
   Raises:
-    ValueError: an argument is out of its range, or an example is no pair.
+    ValueError: an argument is out of its range, or an example is not a pair.
   """
   if not 0 <= threshold < 1:
     raise ValueError(f"threshold is {threshold}; expected it in (0, 1), or 0 for equal texts only")
@@ -110,7 +120,8 @@ def find_duplicates(
       [dataclasses.replace(m, index=single[m.index], of=single[m.of]) for m in found]
       for found in search.run(progress)
     )
-  # A near duplicate is dropped already: it contradicts no one, what it repeats may.
+  # A near duplicate is dropped anyway, so it needs no contradiction. The example that it repeats
+  # stays, and may still contradict another one.
   gone = {m.index for m in near if not m.differs}
   reversed_of = {}
   for (prompt, chosen, rejected), i in first.items():
@@ -123,9 +134,9 @@ def find_duplicates(
 
 
 def _exact(examples: Sequence[Example]) -> tuple[list[Match], dict[tuple, int]]:
-  """(repetitions, (prompt, chosen, rejected) -> the first example that has them)."""
-  numbers: dict[tuple, int] = {}  # texts as numbers: the keys below are compared often
-  known: dict[Text, int] = {}  # strings as they are: most are one of few forms
+  """(matches of equal examples, (prompt, chosen, rejected) -> the first example that has them)."""
+  numbers: dict[tuple, int] = {}  # Texts are numbered, because numbers are compared fast.
+  known: dict[Text, int] = {}  # A string that was seen before need not be normalised again.
 
   def number(text: Text) -> int:
     if not isinstance(text, str):
@@ -143,12 +154,12 @@ def _exact(examples: Sequence[Example]) -> tuple[list[Match], dict[tuple, int]]:
 
 
 class _Texts:
-  """The distinct texts of one part: how similar two are, and in what they differ.
+  """The distinct texts of one part of the examples, with measures of how any two of them compare.
 
   Args:
     part: the texts.
-    document: int64, of each distinct text (see `template_tokens`).
-    n: words of a shingle.
+    document: int64, the document of each distinct text (see `template_tokens`).
+    n: tokens of a shingle.
   """
 
   def __init__(self, part: Part, document: np.ndarray, n: int):
@@ -161,7 +172,7 @@ class _Texts:
     self._known: dict[int, tuple[set[int], set[int]]] = {}
 
   def shingles(self, i: int) -> tuple[set[int], set[int]]:
-    """(those that count, all of them and those that count) of a text."""
+    """The hashed shingles of a text: (those outside templates, all of them)."""
     if i not in self._known:
       if len(self._known) >= _KNOWN:
         self._known.clear()
@@ -173,7 +184,7 @@ class _Texts:
     return self._known[i]
 
   def similarity(self, a: int, b: int) -> float:
-    """As `find_duplicates` has it."""
+    """The similarity of two texts that `find_duplicates` defines."""
     if a == b:
       return 1.0
     (mine, all_mine), (other, all_other) = self.shingles(a), self.shingles(b)
@@ -181,8 +192,10 @@ class _Texts:
     return both / (both + len(mine - all_other) + len(other - all_mine)) if both else 0.0
 
   def shared_words(self, a: int, b: int) -> float:
-    """Of the distinct tokens of the text that has fewer, those of templates left out: how many the
-    other text has, as a share. Texts that are all template share nothing unless they are equal."""
+    """Share of the distinct tokens of the shorter text that the other one has, without templates.
+
+    Texts that are all template share nothing unless they are equal.
+    """
     if a == b:
       return 1.0
     mine, other = (np.unique(self.tokens.of(i)[~h]) for i, h in self._hidden(a, b))
@@ -191,11 +204,14 @@ class _Texts:
     return len(np.intersect1d(mine, other, assume_unique=True)) / min(len(mine), len(other))
 
   def shared(self, a: int, b: int) -> int:
-    """Shingles in common."""
+    """Number of shingles outside templates that two texts have in common."""
     return len(self.shingles(a)[0] & self.shingles(b)[0])
 
   def difference(self, a: int, b: int, *, content: bool = False) -> str:
-    """In what two texts differ that may change their meaning; `content`: outside of templates."""
+    """The kind of difference that may change the meaning, '' for none; see `tokens.difference`.
+
+    With `content`, only tokens outside templates are compared.
+    """
     if a == b:
       return ""
     sides = [self.tokens.of(i) for i in (a, b)]
@@ -204,12 +220,12 @@ class _Texts:
     return difference(self.tokens, *sides)
 
   def substituted(self, a: int, b: int) -> bool:
-    """Whether each of two texts has a token that the other has not."""
+    """Whether each of two texts has a token that the other lacks."""
     sides = [self.tokens.of(i) for i in (a, b)]
     return bool(len(np.setdiff1d(*sides)) and len(np.setdiff1d(*sides[::-1])))
 
   def one_template(self, a: int, b: int) -> bool:
-    """Whether the tokens of templates are the same in both."""
+    """Whether two texts have the same set of template tokens."""
     if a == b or not (self.templated[a] or self.templated[b]):
       return True
     sides = [self.tokens.of(i)[hidden] for i, hidden in self._hidden(a, b)]
@@ -220,7 +236,7 @@ class _Texts:
 
 
 class _Search:
-  """The near ones among N distinct pairs."""
+  """The search for near and reversed pairs among N distinct pairs."""
 
   def __init__(self, examples: Sequence[Example], threshold: float, n: int):
     self.threshold = threshold
@@ -230,10 +246,11 @@ class _Search:
     self.sides = responses.number.reshape(-1, 2)
     _, same = np.unique(prompts.tokens.whole, return_inverse=True)
     document = np.zeros(len(responses.tokens), np.int64)
-    # A response that several prompts have is of the first one's document: read backwards.
+    # A response under several prompts belongs to the document of the first one. Assigned in reverse
+    # order, so that the first one is written last and stays.
     document[self.sides[::-1]] = same[self.prompt][::-1, None]
     self.same_prompt = same[self.prompt]
-    # Under how many prompts each response stands.
+    # The number of distinct prompts that each response answers.
     under = np.unique(np.stack([self.sides.ravel(), np.repeat(self.same_prompt, 2)], 1), axis=0)
     self.popular = np.bincount(under[:, 0], minlength=len(responses.tokens))
     self.prompts = _Texts(prompts, same, n)
@@ -242,7 +259,8 @@ class _Search:
     sides = [(self.responses.sets, self.sides[:, k]) for k in (0, 1)]
     templates = self.prompts.masked.any() or self.responses.masked.any()
     least = min(threshold, _LEAST + 0.1) if templates else threshold
-    # Chosen and rejected shingles are looked up alike, so that one search finds the reversed, too.
+    # Shingles of prompts are hashed anew, so that they match no response. Those of chosen and
+    # rejected are hashed alike, so that one search finds the reversed pairs as well.
     self.whole = Join([(tagged, self.prompt), *sides], least)
     size = sum((s.starts[1:] - s.starts[:-1])[number] for s, number in sides)
     self.answers = Join(sides, least, size >= _TELLING)
@@ -267,7 +285,7 @@ class _Search:
     return near, against
 
   def _first(self, i: int, others: np.ndarray, compare: Callable) -> Match | None:
-    """The first match that does not differ in meaning; or else the first."""
+    """The first match without a difference in meaning; if there is none, the first match."""
     noted, tried = None, 0
     flip = compare == self._reversed
     if len(others) > _FEW:
@@ -283,7 +301,11 @@ class _Search:
     return noted
 
   def _likely(self, i: int, others: np.ndarray, flip: bool) -> np.ndarray:
-    """Those of which the responses share enough, all at once: there can be thousands."""
+    """The candidates whose responses share enough shingles.
+
+    This filter is vectorised over all candidates, because a row can have thousands of them. Where a
+    text has template tokens, it only asks for the share `_LEAST`; the exact comparison follows.
+    """
     for k in (0, 1):
       of, number = self.sides[i, k], self.sides[others, 1 - k if flip else k]
       sets = self.responses.sets
@@ -302,10 +324,12 @@ class _Search:
     return others
 
   def _same(self, i: int, j: int) -> Match | None:
+    """The match of two pairs, if they are near; None if they are nearer with the label reversed."""
     match = self._compared(i, j, self.sides[j])
     return match if match and not self._rather_reversed(i, j) else None
 
   def _reversed(self, i: int, j: int) -> Match | None:
+    """The match of pair i with the reverse of pair j, if these are near and nearer than i and j."""
     match = self._compared(i, j, self.sides[j][::-1])
     if not match or not self._rather_reversed(i, j):
       return None
@@ -314,10 +338,13 @@ class _Search:
     return match
 
   def _rather_reversed(self, i: int, j: int) -> bool:
-    """Where a pair's own sides are near each other, what repeats it is near its reverse, too."""
+    """Whether pair i is nearer to the reverse of pair j than to j.
+
+    If the two responses of a pair are near each other, another pair can be near to both.
+    """
     (x, y), turned = self.sides[i].tolist(), self.sides[j][::-1].tolist()
     if x != y and [x, y] == turned:
-      return True  # sides that differ in what is no token, as 'x[1:]' and 'x[:1]'
+      return True  # 'Yes.' and 'Yes?' have equal tokens, so similarity cannot tell them apart.
     forward, back = (
       min(map(self.responses.similarity, self.sides[i].tolist(), sides.tolist()))
       for sides in (self.sides[j], self.sides[j][::-1])
@@ -325,6 +352,10 @@ class _Search:
     return back > forward
 
   def _compared(self, i: int, j: int, sides: np.ndarray) -> Match | None:
+    """The match of pair i with pair j's prompt and the responses `sides`; None if not near.
+
+    The responses are compared first: candidates often share their prompt and little else.
+    """
     a, b = self.prompt[i], self.prompt[j]
     pairs = list(zip(self.sides[i].tolist(), sides.tolist(), strict=True))
     value = 1.0
@@ -354,12 +385,16 @@ class _Search:
 
 
 def similar_sides(examples: Sequence[Example], threshold: float, n: int = 3) -> list[Match]:
-  """Pairs whose own two responses are equal (1.0, see `tokens.normal`) or near; `of` is the index.
+  """Finds pairs whose own two responses are equal or near each other.
 
   Args:
     examples: pairs.
-    threshold: Jaccard of the responses' shingles from which they are near; 0 = equal only.
-    n: words of a shingle.
+    threshold: smallest similarity, as `find_duplicates` defines it, of near responses; 0 = find
+      only those that are equal after `tokens.normal`.
+    n: tokens of a shingle.
+
+  Returns:
+    Matches in order; `of` equals `index`, and `similarity` is 1.0 only for equal responses.
   """
   found = {
     i: Match(i, i, 1.0)
@@ -375,6 +410,6 @@ def similar_sides(examples: Sequence[Example], threshold: float, n: int = 3) -> 
     for i, (a, b) in enumerate(part.number.reshape(-1, 2).tolist()):
       value = texts.similarity(a, b)
       if value >= threshold and i not in found:
-        # Same shingles, other full stops: near, and 1.0 is for the equal.
+        # Texts that differ only in full stops have the same shingles, but 1.0 means equal.
         found[i] = Match(i, i, min(value, 1 - 1e-9), texts.difference(a, b))
   return [found[i] for i in sorted(found)]

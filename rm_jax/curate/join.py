@@ -1,33 +1,36 @@
-"""Sets that may be similar, found without comparing all of them; and none that is similar missed.
+"""Finds candidates for similar sets without comparing all pairs of sets; no similar pair is missed.
 
-The prefix filter (Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007, Scaling up all
-pairs similarity search) with more than one common element asked for (Wang, Li and Feng 2012, Can we
-beat the prefix filtering?).
+This is the prefix filter (Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007, Scaling
+up all pairs similarity search), with more than one common element required (Wang, Li and Feng 2012,
+Can we beat the prefix filtering?).
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from rm_jax.curate.text import Sets
+from rm_jax.curate.ngrams import Sets
 
-_AT_ONCE = 1 << 21  # common elements that are counted at once: bounds memory
-_COMMON = 3  # elements that two prefixes must share: one is too weak where elements are few
+_AT_ONCE = 1 << 21  # Common elements that are counted at once. This bounds memory.
+# Elements that two prefixes must share. With 1, as in the plain prefix filter, rows of few elements
+# would have far more candidates.
+_COMMON = 3
 
 
 class Join:
-  """Rows that may have a Jaccard similarity of at least `threshold` with a row.
+  """For each row, the earlier rows that may have a Jaccard index of at least `threshold` with it.
 
-  A row is the union of its parts, an element of two parts being two. Elements are ordered by how
-  few rows have them. If |x ∩ y| ≥ a then the first |x| − a + k elements of x and the first
-  |y| − a + k of y share min(k, |x ∩ y|), and a Jaccard of t or more needs a ≥ t · max(|x|, |y|): so
-  that rows with few common prefix elements are left out, and no other. Most rows of most data have
-  so many elements of their own that they are compared with none.
+  A row is the multiset union of one set of each part. The elements of all rows are put in one
+  order, the rarest first. If |x ∩ y| >= a, then the first |x| − a + k elements of x and the first
+  |y| − a + k elements of y have at least min(k, |x ∩ y|) elements in common. A Jaccard index of t
+  needs |x ∩ y| >= t · max(|x|, |y|). So rows whose prefixes share fewer than k elements cannot be
+  similar, and only these are left out. In most data, most rows start with elements that no other
+  row has, and are compared with no other row.
 
   Args:
-    parts: for each part its sets and, int64 [N], which of them each row has.
-    threshold: in (0, 1].
-    rows: bool [N], rows to look at; None: all.
+    parts: for each part its sets and an int64 [N] that says which of the sets each row has.
+    threshold: smallest Jaccard index, in (0, 1].
+    rows: bool [N], rows to search among; None: all.
   """
 
   def __init__(
@@ -44,8 +47,9 @@ class Join:
       values.append(found)
       owner.append(np.repeat(chosen, sizes))
     value_V, owner_V = np.concatenate(values), np.concatenate(owner)
-    # How many rows have an element: by buckets, where two elements may be counted as one. Any order
-    # of the elements is a right one; this only has to be the same for all rows.
+    # The number of rows that have each element, counted by hash bucket. Two elements in one bucket
+    # get the sum of their counts. That is harmless: the filter is right for any order of elements,
+    # as long as all rows use the same one.
     bits = int(np.clip(np.ceil(np.log2(len(value_V) + 1)) + 1, 10, 25))
     bucket = (value_V >> np.uint64(64 - bits)).astype(np.int64)
     often_V = np.bincount(bucket, minlength=1 << bits)[bucket]
@@ -53,36 +57,42 @@ class Join:
     self.size = size
     self._needed = np.minimum(_COMMON, np.ceil(threshold * size - 1e-9)).astype(np.int64)
     prefix = size - np.ceil(threshold * size - 1e-9).astype(np.int64) + _COMMON
-    # An element that one row has comes before all others, and finds no one.
+    # Elements that only one row has come first in the order. They take up a part of the prefix, but
+    # no other row can share them, so they are not stored.
     left = np.minimum(prefix, size) - np.bincount(owner_V[often_V == 1], minlength=count)
     kept = (often_V > 1) & (left > 0)[owner_V]
     value, own, often = value_V[kept], owner_V[kept], often_V[kept]
     order = np.lexsort((value, often, own))
     value, own = value[order], own[order]
-    first = np.searchsorted(own, own)  # where its row begins
+    first = np.searchsorted(own, own)  # For each element, where the elements of its row begin.
     kept = np.arange(len(own)) - first < left[own]
     value, own = value[kept], own[kept]
     order = np.argsort(value, kind="stable")
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    # Elements of each row; rows that have each element, in order; where among those the row stands.
+    # `_starts`: where each row's prefix elements begin. `_rows`: the rows that have an element, in
+    # order, those of all elements one after the other. `_low`, `_length`: for each prefix element,
+    # where its rows begin in `_rows`, and how many of them come before this row.
     self._starts = np.searchsorted(own, np.arange(count + 1))
     self._owner, self._rows = own, own[order]
     self._low = np.searchsorted(value[order], value)
     self._length = place - self._low
     self._cost = np.concatenate([[0], np.cumsum(self._length)])[self._starts]
     self._threshold = threshold
-    self._first = self._last = 0  # rows whose candidates are known
+    self._first = self._last = 0  # The range of rows whose candidates are computed.
 
   def before(self, i: int) -> np.ndarray:
-    """int64: the earlier rows that may be similar to row i, in order. Ask for rows in order."""
+    """int64: the earlier rows that may be similar to row i, in order.
+
+    Candidates are computed for a block of rows at a time, so it is fast to ask for rows in order.
+    """
     if not self._first <= i < self._last:
       self._look(i)
     at = i - self._first
     return self._found[self._bounds[at] : self._bounds[at + 1]]
 
   def _look(self, first: int) -> None:
-    """Candidates of as many rows as have at most `_AT_ONCE` common elements in all."""
+    """Computes the candidates of row `first` and of as many next rows as `_AT_ONCE` allows."""
     last = int(np.searchsorted(self._cost, self._cost[first] + _AT_ONCE, side="right")) - 1
     last = min(max(last, first + 1), len(self.size))
     a, b = self._starts[first], self._starts[last]
@@ -92,7 +102,7 @@ class Join:
     at += np.repeat(self._low[a:b] - (ends - length), length)
     i, j = np.repeat(self._owner[a:b], length), self._rows[at]
     pair = np.sort((i[j < i] - first) * len(self.size) + j[j < i])
-    new = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])) if len(pair) else at
+    new = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]])[: len(pair)])
     times = np.diff(np.append(new, len(pair)))
     i, j = np.divmod(pair[new], len(self.size))
     size, other = self.size[i + first], self.size[j]
@@ -104,7 +114,7 @@ class Join:
 
 
 def gathered(sets: Sets, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(the values of these sets, one after the other; the size of each)."""
+  """(the values of the sets `number`, concatenated; the size of each of these sets)."""
   sizes = (sets.starts[1:] - sets.starts[:-1])[number]
   ends = np.cumsum(sizes)
   at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
@@ -114,7 +124,7 @@ def gathered(sets: Sets, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlaps(sets: Sets, of: int, others: np.ndarray) -> np.ndarray:
-  """int64: how many values of one set each of the others has; no set is empty."""
+  """int64: the size of the intersection of set `of` with each of `others`; no set may be empty."""
   if not len(others):
     return np.zeros(0, np.int64)
   mine = sets[of]

@@ -1,7 +1,7 @@
-"""What became of every row: kept, dropped or changed, each for a reason, none unlisted.
+"""Keeps account of what curation did to every row: kept, dropped or changed, and for what reason.
 
-`read` makes a `Ledger` of a file; the parts of this room find things, and `drop`, `change` and
-`note` write down what was done about them; `write` writes the rows that are left.
+`read` makes a `Ledger` from a file. The other modules of curation find rows to act on and record
+each action with `drop`, `change` or `note`. `write` writes the rows that remain.
 """
 
 import collections
@@ -22,7 +22,13 @@ from rm_jax.types import Example
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-  """One thing that was found of one row: where it came from, the reason, and what was found."""
+  """One finding about one row.
+
+  Attributes:
+    origin: where the row came from, 'file:line'.
+    reason: snake_case word that it is counted under.
+    detail: what was found, in words.
+  """
 
   origin: str
   reason: str
@@ -31,33 +37,34 @@ class Entry:
 
 @dataclasses.dataclass
 class FullReport(Report):
-  """A `Report` that keeps every dropped row and not the first few of each reason."""
+  """A `Report` that lists every dropped row, where a plain one keeps a few for each reason."""
 
   entries: list[Entry] = dataclasses.field(default_factory=list)
 
   def drop(self, reason: str, origin: str, detail: str, *, fault: bool = True) -> None:
-    """As `Report.drop`, and lists it."""
+    """Counts a row as dropped, as `Report.drop` does, and lists it."""
     self.entries.append(Entry(origin, reason, detail))
     super().drop(reason, origin, detail, fault=fault)
 
 
 class Ledger:
-  """Rows with the examples read from them, and what was decided of each.
+  """Rows, the examples read from them, and what was decided about each.
 
   Args:
     rows: N rows as they were read.
-    examples: N examples, of those rows.
-    unreadable: rows that are no example, dropped when read.
+    examples: the N examples of these rows.
+    unreadable: rows that were dropped when read, because no example could be made of them.
 
   Attributes:
-    rows: as given; `change` replaces one by a changed copy.
-    examples: as given; `change` replaces one too.
-    kept: indices of rows not dropped, in order.
-    dropped, changed, noted: what was done, in order; `noted` rows were left as they are.
-    unread: files of a folder that were passed over, as `Report.unread`.
+    rows: as given; `change` replaces a row by a changed copy.
+    examples: as given; `change` replaces them likewise.
+    kept: indices of the rows that are not dropped, in order.
+    dropped, changed, noted: entries in the order in which they were made. A noted row is left
+      unchanged: something was found that does not call for an action.
+    unread: files of a folder that were skipped, as `Report.unread`.
 
   Raises:
-    ValueError: there are not as many rows as examples.
+    ValueError: the numbers of rows and examples differ.
   """
 
   def __init__(self, rows: list[Row], examples: list[Example], unreadable: tuple[Entry, ...] = ()):
@@ -74,14 +81,15 @@ class Ledger:
 
   @property
   def kept(self) -> list[int]:
-    """Indices of the rows not dropped, in order."""
+    """Indices of the rows that are not dropped, in order."""
     return [i for i, kept in enumerate(self._kept) if kept]
 
   def drop(self, index: int, reason: str, detail: str) -> None:
     """Drops a row.
 
     Raises:
-      ValueError: it was dropped before; a row goes for one reason, so that counts add up.
+      ValueError: the row was dropped before. Each row is dropped for one reason only, so that the
+        counts of all reasons add up to the number of dropped rows.
     """
     if not self._kept[index]:
       raise ValueError(f"{self.examples[index].origin}: dropped twice, the second for {reason!r}")
@@ -89,7 +97,11 @@ class Ledger:
     self.dropped.append(Entry(self.examples[index].origin, reason, detail))
 
   def change(self, index: int, reason: str, detail: str, row: Row, example: Example) -> None:
-    """Puts another row and its example in the place of one that is kept."""
+    """Replaces a kept row and its example by others.
+
+    Raises:
+      ValueError: the row was dropped before.
+    """
     if not self._kept[index]:
       raise ValueError(
         f"{self.examples[index].origin}: changed for {reason!r} after it was dropped"
@@ -99,10 +111,10 @@ class Ledger:
     self.changed.append(Entry(example.origin, reason, detail))
 
   def flip(self, index: int, reason: str, detail: str) -> None:
-    """Swaps chosen and rejected, and columns named after them (`score_chosen` ...).
+    """Swaps the columns chosen and rejected, and columns named after them (`score_chosen` ...).
 
     Raises:
-      DataError: the row does not keep its sides in columns of these names.
+      DataError: the row has no columns of these two names.
     """
     row, example = self.rows[index], self.examples[index]
     columns = [c for c in row if "chosen" in c and c.replace("chosen", "rejected") in row]
@@ -125,7 +137,7 @@ class Ledger:
     self.change(index, reason, f"{detail}; swapped {', '.join(columns)}", swapped, flipped)
 
   def reweigh(self, index: int, reason: str, detail: str, factor: float) -> None:
-    """Multiplies a row's weight, 1 where it has none."""
+    """Multiplies a row's weight by `factor`; a row without a weight has weight 1."""
     example = self.examples[index]
     weight = example.weight * factor
     self.change(
@@ -137,13 +149,13 @@ class Ledger:
     )
 
   def note(self, index: int, reason: str, detail: str) -> None:
-    """Lists a row that is left as it is."""
+    """Lists a finding about a row that is left unchanged."""
     self.noted.append(Entry(self.examples[index].origin, reason, detail))
 
   def counts(self) -> dict[str, Any]:
-    """{rows: {read, kept, dropped, changed}, dropped, changed, noted: counts by reason}.
+    """Counts, as {rows: {read, kept, dropped, changed}, dropped, changed, noted: {reason: count}}.
 
-    `rows.changed` counts kept rows that differ from what was read, whatever the number of changes.
+    `rows.changed` counts each kept row that was changed once, however many changes it had.
     """
     kept = self.kept
     rows = {
@@ -160,7 +172,7 @@ class Ledger:
     return {"rows": rows, **by_reason}
 
   def listed(self) -> dict[str, list[dict[str, str]]]:
-    """Every row that was dropped, changed or noted, as plain values."""
+    """All entries as plain values: {dropped, changed, noted: [{origin, reason, detail}]}."""
     return {
       name: [dataclasses.asdict(entry) for entry in entries]
       for name, entries in self._lists().items()
@@ -173,7 +185,7 @@ class Ledger:
 def read(
   path: str | os.PathLike, *, format: str = "auto", strict: bool = False, source: str | None = None
 ) -> Ledger:
-  """Reads pairs and the rows that they came from.
+  """Reads examples together with the rows that they came from.
 
   Args:
     path: a file, a folder or a hub id; see `rm_jax.data.read.ACCEPTED`.
@@ -182,7 +194,7 @@ def read(
     source: of the examples; by default each file's name.
 
   Raises:
-    DataError: as `formats.load`; or two files were given one origin.
+    DataError: as `formats.load`, or two rows have the same origin.
   """
   report = FullReport(strict=strict)
   examples = formats.load(path, report=report, format=format, source=source)
@@ -196,20 +208,24 @@ def read(
 
 
 def check_output(path: Path) -> None:
-  """Raises DataError where `write` would, for the name alone: before work is done for nothing."""
+  """Raises DataError if `write` cannot write a file of this name.
+
+  A command calls it first, so that a wrong name does not end hours of work.
+  """
   if not path.name.endswith((".jsonl", ".jsonl.gz")):
     raise DataError(f"{path}: output is JSON lines; expected a name with .jsonl or .jsonl.gz")
 
 
 def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> None:
-  """Writes the rows that are kept as JSON lines (.gz: compressed), all or nothing, and reads them.
+  """Writes the kept rows as JSON lines (compressed if the name ends in .gz), all or none of them.
 
-  A row that was not changed has the values that were read, in the same order of columns.
+  The file is first written under another name, read back and compared with the kept examples, and
+  only then renamed. An unchanged row has the values that were read, in the same order of columns.
 
   Raises:
-    DataError: the name is no .jsonl or .jsonl.gz, nothing is kept, a value has no form in JSON
-      (dates, NaN), or the file would not be read back as the examples that are kept (files of
-      several formats do not go into one).
+    DataError: the name does not end in .jsonl or .jsonl.gz, no row is kept, JSON cannot hold a
+      value (a date, NaN), or the file would not be read back as the kept examples, as when rows of
+      several formats are written into one file.
   """
   path = Path(path)
   check_output(path)
@@ -217,12 +233,12 @@ def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> N
   if not kept:
     raise DataError(f"{path}: no row is left to write; see why in {ledger.counts()['dropped']}")
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name("part." + path.name)  # keeps the suffix, by which it is read
+  part = path.with_name("part." + path.name)  # Keeps the suffix, which says how to read the file.
   try:
     with contextlib.ExitStack() as stack:
       file = stack.enter_context(open(part, "wb"))
       if path.suffix == ".gz":
-        # No time stamp and no name in the header: the same rows make the same bytes.
+        # The header gets no time stamp and no name, so that the same rows give the same bytes.
         file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
       for i in kept:
         file.write(_line(ledger.rows[i], ledger.examples[i].origin))
@@ -233,6 +249,7 @@ def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> N
 
 
 def _line(row: Mapping[str, Any], origin: str) -> bytes:
+  """A row as a line of JSON; DataError if JSON cannot hold a value of it."""
   try:
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
   except (TypeError, ValueError) as error:
@@ -241,11 +258,13 @@ def _line(row: Mapping[str, Any], origin: str) -> bytes:
     ) from error
   try:
     return text.encode() + b"\n"
-  except UnicodeEncodeError:  # half a surrogate pair, in a column that is not read
+  except UnicodeEncodeError:
+    # Half of a surrogate pair in a column that no format reads. As an escape it can be written.
     return json.dumps(row).encode() + b"\n"
 
 
 def _check_written(path: Path, examples: list[Example], format: str) -> None:
+  """Reads a written file back and raises DataError if its examples are not the given ones."""
   report = Report()
   again = formats.load(path, report=report, format=format)
   fields = [(e.prompt, e.responses, e.weight, e.margin) for e in examples]

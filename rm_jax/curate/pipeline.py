@@ -1,4 +1,4 @@
-"""All parts of curation in one order, each by its policy; what became of the rows as a report."""
+"""Runs all parts of curation in a fixed order, each with its policy, and reports on the rows."""
 
 import collections
 import dataclasses
@@ -26,7 +26,7 @@ POLICIES = {
 }
 
 
-# Reason of a dropped row -> the rule that dropped it, as it is called where it drops too many.
+# Reason of a dropped row -> the rule that drops for it, as named in the error about large drops.
 _RULES = {
   "parts_early": "early (pairs that part before their last turn)",
   "sides_equal_normalised": "sides (equal or near ones)",
@@ -41,37 +41,41 @@ _RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to look for, and what to do about it. What is kept although found is listed as noted.
+  """What curation looks for, and its policy for what it finds.
+
+  A row that a policy keeps although something was found is listed as noted. Near matches that
+  differ in numbers, signs, case, indentation or a negation are always kept and noted: near sides,
+  near duplicates and contradictions.
 
   Attributes:
     early: pairs whose sides differ before the last assistant turn: 'keep' or 'drop'.
-    sides: pairs whose two responses are equal (`tokens.normal`), or near: 'keep', 'drop_equal' or
-      'drop_near' (both kinds). Near ones that differ in numbers, signs, case, indentation or a
-      negation are kept whatever the policy; so are near duplicates and contradictions.
-    sides_similarity: Jaccard of the two responses from which they are near; 0 = equal only.
+    sides: pairs whose own two responses are equal (after `tokens.normal`) or near: 'keep',
+      'drop_equal', or 'drop_near' for both kinds.
+    sides_similarity: smallest similarity of near responses; 0 = look for equal ones only.
     duplicates: 'keep', or 'drop' all but the first.
-    near: Jaccard from which two examples are near duplicates; 0 = equal only.
-    shingle: words of a shingle.
-    reversed: examples that repeat another with its label reversed: 'keep_all', 'keep_first' (the
-      later ones go), or 'drop_both'. Where the prompts are not equal they are kept.
-    contamination_n: words of an n-gram.
-    contamination_share: of the shorter text's n-grams, from which a row is contaminated.
+    near: smallest similarity of near duplicates, see `find_duplicates`; 0 = equal ones only.
+    shingle: tokens of a shingle.
+    reversed: examples that repeat an earlier one with the label reversed: 'keep_all', 'keep_first'
+      (drop the later one), or 'drop_both'. They are always kept if the prompts are not equal.
+    contamination_n: tokens of an n-gram.
+    contamination_share: share of the shorter text's n-grams from which a row is contaminated.
     contamination_part: 'prompt', 'response', 'either' or 'both'.
-    denoise: 'none' (where there is a scorer: list suspected flips), 'drop', 'flip', 'downweight'.
-    denoise_by: 'threshold' or 'count' (estimated).
+    denoise: suspected flips, if there is a scorer: 'none' (only list them), 'drop', 'flip' or
+      'downweight'.
+    denoise_by: which labels are suspected: 'threshold' or 'count', see `denoise.apply`.
     denoise_threshold: P(chosen > rejected) below which a label is suspected.
-    denoise_weight: factor of 'downweight'.
-    folds: of the scorer.
+    denoise_weight: factor of the weights under 'downweight'.
+    folds: number of folds of the out-of-fold scorer.
     resample_by: 'source', 'length' (bucket of words chosen − rejected) or a column of the rows;
       '' = no resampling.
     resample_to: 'KEY=SHARE,...' or 'equal'.
     resample_how: 'subsample' or 'weights'.
-    seed: of all that is drawn.
-    allow_large_drop: let one rule drop more than half of the rows that it looks at. Resampling may
-      do so anyway: it was told which shares to leave.
+    seed: of all random draws.
+    allow_large_drop: whether one rule may drop more than half of the rows that it looks at.
+      Resampling always may, because its targets say how much remains.
 
   Raises:
-    DataError: a policy is not one of those.
+    DataError: a policy is unknown or a number is out of its range.
   """
 
   early: str = "keep"
@@ -111,11 +115,11 @@ class Options:
 
 
 class LargeDropError(DataError):
-  """One rule would drop more than half of the rows: more often a mistake of the rule than of them.
+  """One rule would drop more than half of the rows; then the rule is more likely wrong than they.
 
   Attributes:
-    report: as `curate` returns it, of what was done until then, with `stopped`: {rule, dropped,
-      of}; what was not come to is None.
+    report: what `curate` returns, for the parts that ran until then, with `stopped`: {rule,
+      dropped, of}. Parts that did not run are None.
   """
 
   def __init__(self, message: str, report: dict[str, Any]):
@@ -131,22 +135,24 @@ def curate(
   scorer: denoise.Scorer | None = None,
   progress: bool = False,
 ) -> dict[str, Any]:
-  """Goes through a ledger: early divergence, sides, duplicates, contamination, noise, proportions.
+  """Curates a ledger: early divergence, sides, duplicates, contamination, noise, proportions.
+
+  The parts run in this order, and each sees the rows that the ones before it left.
 
   Args:
-    ledger: of `ledger.read`; what is done is written into it.
-    options: see there.
-    heldout: examples that the training rows must not repeat; None = not looked at.
-    scorer: gives margins out of fold, for suspected flips; None = not looked at.
+    ledger: of `ledger.read`; all actions are recorded in it.
+    options: what to look for, and the policies.
+    heldout: examples that the training rows must not repeat; None = skip this part.
+    scorer: returns out-of-fold margins, which suspect labels; None = skip this part.
     progress: show bars.
 
   Returns:
-    {options, rows, dropped, changed, noted: counts by reason, coverage: before and after, denoise,
-    resample: None where not done, seconds: of each part, listed: every row, stopped: None}.
+    {options, rows, dropped, changed, noted: counts by reason, coverage: {before, after}, denoise
+    and resample (None where skipped), seconds: of each part, listed: every entry, stopped: None}.
 
   Raises:
-    LargeDropError: a rule would drop more than half of the rows that the ones before it left.
-    DataError: what was asked cannot be done with these rows.
+    LargeDropError: a rule would drop more than half of the rows that the rules before it left.
+    DataError: the options do not fit these rows.
   """
   if scorer is None and options.denoise != "none":
     raise DataError(f"denoise is {options.denoise!r} and there is no scorer; give one")
@@ -173,7 +179,7 @@ def curate(
     }  # fmt: skip
 
   def checked(of: int) -> None:
-    """Stops where a rule has dropped more than half of the `of` rows that were there before it."""
+    """Raises LargeDropError if a rule has dropped more than half of the `of` rows before it."""
     gone = collections.Counter(entry.reason for entry in ledger.dropped[seen[0] :])
     seen[0] = len(ledger.dropped)
     by_rule = collections.Counter()
@@ -227,6 +233,8 @@ def curate(
 
 
 class _Clock:
+  """Records in `seconds`, under the name of each part, the time since the part before it."""
+
   def __init__(self, seconds: dict[str, float]):
     self._seconds, self._last = seconds, time.perf_counter()
 
@@ -236,6 +244,7 @@ class _Clock:
 
 
 def _early(ledger: Ledger, options: Options) -> None:
+  """Drops or notes pairs whose sides differ before the last assistant turn."""
   for i in ledger.kept:
     if parts_early(ledger.examples[i]):
       turns = [1 if isinstance(r, str) else len(r) for r in ledger.examples[i].responses]
@@ -247,6 +256,7 @@ def _early(ledger: Ledger, options: Options) -> None:
 
 
 def _sides(ledger: Ledger, options: Options) -> None:
+  """Drops or notes pairs whose own two responses are equal or near."""
   kept = ledger.kept
   found = similar_sides([ledger.examples[i] for i in kept], options.sides_similarity)
   for match in found:
@@ -263,10 +273,12 @@ def _sides(ledger: Ledger, options: Options) -> None:
 
 
 def _but(match: Match) -> str:
+  """The end of a match's detail that says why the row is kept; '' if it is not for a difference."""
   return f"; kept, for they differ in {match.differs}" if match.differs else ""
 
 
 def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
+  """Drops or notes duplicates, and pairs that contradict each other."""
   kept = ledger.kept
   examples = [ledger.examples[i] for i in kept]
   found = find_duplicates(examples, threshold=options.near, n=options.shingle, progress=progress)
@@ -283,7 +295,8 @@ def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
       detail = f"{examples[other].origin} has the same prompt and responses, the label reversed"
       if match.similarity < 1:
         detail += f" (similarity {match.similarity:.3f}{_but(match)})"
-      # 'keep_first' keeps the earlier of the two; a row may contradict several.
+      # 'keep_first' keeps the earlier of the two. A row may contradict several others, but it is
+      # dropped once.
       goes = options.reversed == "drop_both" or (
         options.reversed == "keep_first" and mine == match.index
       )
@@ -297,6 +310,7 @@ def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
 def _contamination(
   ledger: Ledger, options: Options, heldout: Sequence[Example], progress: bool
 ) -> None:
+  """Drops rows that contain held-out text."""
   kept = ledger.kept
   found = contaminated(
     [ledger.examples[i] for i in kept],
@@ -315,6 +329,7 @@ def _contamination(
 
 
 def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
+  """Drops or reweighs rows to the target shares: {by, how, keys: counts before and after, why}."""
   kept = ledger.kept
   keys = [_key(ledger, i, options.resample_by) for i in kept]
   if options.resample_by == "length":
@@ -349,6 +364,7 @@ def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
 
 
 def _key(ledger: Ledger, index: int, by: str) -> str:
+  """A row's key to resample by: its source, or a column's value. The caller buckets lengths."""
   if by == "length":
     return ""
   if by == "source":
@@ -364,7 +380,7 @@ def _key(ledger: Ledger, index: int, by: str) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-  """The report's counts as lines for people."""
+  """Formats the report's counts as lines to read."""
   rows = report["rows"]
   lines = [
     f"{rows['read']} rows read = {rows['kept']} kept + {rows['dropped']} dropped; "

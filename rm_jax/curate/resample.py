@@ -1,4 +1,4 @@
-"""Target proportions: of sources, topics, length buckets; by leaving rows out or by weights."""
+"""Changes the proportions of sources, topics or length buckets, by dropping rows or by weights."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from rm_jax.data.report import DataError
 
 
 def _shares(keys: Sequence[str], targets: Mapping[str, float]) -> collections.Counter:
-  """Counts of the keys, after a look at the targets."""
+  """Counts the keys, and raises DataError if the targets do not fit them."""
   counts = collections.Counter(keys)
   if not counts:
     raise DataError("no row to resample")
@@ -27,26 +27,28 @@ def _shares(keys: Sequence[str], targets: Mapping[str, float]) -> collections.Co
 
 
 def subsample(keys: Sequence[str], targets: Mapping[str, float], seed: int = 0) -> np.ndarray:
-  """Which rows to keep so that the keys have the target shares; as many as there can be.
+  """Chooses as many rows as possible such that the keys have the target shares.
 
-  Without replacement: total = min over keys of count / share, rounded down, and each key gets its
-  share of it by largest remainder, so that a count is within one of share · total.
+  Rows are drawn without replacement. The total is the minimum over the keys of count / share,
+  rounded down. It is divided among the keys by the largest-remainder method, so that each key's
+  number of rows differs from share · total by less than one.
 
   Args:
-    keys: [N], of each row.
-    targets: key -> share; they sum to 1 and name every key.
-    seed: of which rows.
+    keys: [N], the key of each row.
+    targets: key -> share; the shares sum to 1 and every key is named.
+    seed: of the draw of rows.
 
   Returns:
-    bool [N].
+    bool [N], the rows to keep.
 
   Raises:
-    DataError: targets that do not fit the keys, or leave no row.
+    DataError: the targets do not fit the keys, or leave no row.
   """
   counts = _shares(keys, targets)
   named = [key for key in targets if targets[key] > 0]
   total = int(min(counts[key] / targets[key] for key in named) + 1e-9)
-  # No quota is over its count: share · total <= count, a whole number, so rounding up is too.
+  # No quota exceeds its count: share · total <= count, and count is a whole number, so the quota
+  # is at most count even when it is rounded up.
   quota = _largest_remainder(named, targets, total)
   if not total:
     raise DataError(f"resampling to {dict(targets)} leaves no row of {dict(counts)}")
@@ -61,6 +63,7 @@ def subsample(keys: Sequence[str], targets: Mapping[str, float], seed: int = 0) 
 
 
 def _largest_remainder(named: list[str], targets: Mapping[str, float], total: int):
+  """{key: number of rows}: share · total rounded down, and the rest to the largest fractions."""
   exact = {key: targets[key] * total for key in named}
   quota = {key: int(value + 1e-9) for key, value in exact.items()}
   left = total - sum(quota.values())
@@ -70,9 +73,10 @@ def _largest_remainder(named: list[str], targets: Mapping[str, float], total: in
 
 
 def weights(keys: Sequence[str], targets: Mapping[str, float]) -> np.ndarray:
-  """Factors of the rows' weights that give the keys the target shares, their mean 1; float64 [N].
+  """Factors of the rows' weights that give the keys the target shares, float64 [N].
 
-  target / (count / N) of the row's key: every row stays, and those of a key with target 0 weigh 0.
+  The factor of a row is target / (count / N) of its key, so the factors' mean is 1. No row is
+  dropped; the rows of a key with target 0 get weight 0.
 
   Raises:
     DataError: as `subsample`.
@@ -82,10 +86,10 @@ def weights(keys: Sequence[str], targets: Mapping[str, float]) -> np.ndarray:
 
 
 def parse_targets(text: str, keys: Sequence[str]) -> dict[str, float]:
-  """'a=0.7,b=0.3', or 'equal': the same share for each key that there is.
+  """Parses targets: 'a=0.7,b=0.3', or 'equal' for the same share of each key in `keys`.
 
   Raises:
-    DataError: the text has not this form.
+    DataError: the text does not have this form.
   """
   if text == "equal":
     names = sorted(set(keys))

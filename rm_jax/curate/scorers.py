@@ -1,4 +1,4 @@
-"""Out-of-fold scorers for denoising: a light one on words, and a reward model trained on a config.
+"""Out-of-fold scorers for denoising: logistic regression on words, and a trained reward model.
 
 A scorer is a function (examples to train on, examples to score) -> margins [N].
 """
@@ -17,47 +17,48 @@ import numpy as np
 from tqdm import tqdm
 
 from rm_jax.api import RewardModel
-from rm_jax.curate.text import mixed
+from rm_jax.curate.ngrams import mixed
 from rm_jax.data.dialogue import plain
 from rm_jax.data.report import DataError
-from rm_jax.metrics.text import words
+from rm_jax.metrics.surface import words
 from rm_jax.train import loop
 from rm_jax.types import Example, Text
 
 log = logging.getLogger(__name__)
 
 
-# The light one.
+# Logistic regression on words.
 
 
 class ContentModel:
-  """A light scorer: logistic regression on differences of hashed words. For a quick look.
+  """A scorer for a quick look: logistic regression on differences of hashed bags of words.
 
-  It knows which words and word pairs the chosen responses have more of, their length, and which
-  words are taken from the prompt (and after which of its words they stood there). It understands
-  nothing: expect it to find crude flips, and a reward model (`ConfigScorer`) to find more.
+  Its features are words, pairs of neighbouring words, the length, and for each word of a response
+  whether the prompt contains it and behind which word. It sees no meaning, so it finds crude flips
+  only; expect a reward model (`ConfigScorer`) to find more.
 
-  x = φ(chosen) − φ(rejected), φ = log(1 + count) of each feature, |x| cut to 1;
-  P = sigmoid(w · x), no intercept; Σ log(1 + exp(−w · x)) + l2/2 |w|² least (`fit_logistic`).
+  With φ = log(1 + count) of each feature, x = φ(chosen) − φ(rejected), scaled down to |x| <= 1. The
+  model is P(chosen > rejected) = sigmoid(w · x), without an intercept, as swapping the responses
+  must turn P into 1 − P. `fit_logistic` minimises Σ log(1 + exp(−w · x)) + l2/2 |w|².
 
   Args:
     l2: strength of the penalty, above 0.
-    bits: the features are hashed to 2^bits.
-    progress: show a bar while features are read (once for each example, in the first fold).
+    bits: the features are hashed into 2^bits columns.
+    progress: show a bar while features are computed, once for each example.
   """
 
   def __init__(self, l2: float = 1.0, bits: int = 18, progress: bool = False):
     self.l2, self.bits, self.progress = l2, bits, progress
     self._hashes: dict[str, int] = {}
-    # By identity, with the example so that its id stays its own: examples hold dicts, which have
-    # no hash.
+    # Features by the example's `id`, because examples hold dicts and cannot be hashed. The example
+    # is stored too: while it is alive, no other object can get its id.
     self._known: dict[int, tuple[Example, np.ndarray, np.ndarray]] = {}
 
   def __call__(self, train: Sequence[Example], test: Sequence[Example]) -> np.ndarray:
     return self.differences(test).times(fit_logistic(self.differences(train), self.l2))
 
   def differences(self, examples: Sequence[Example]) -> "Differences":
-    """Features of each chosen response less those of the rejected one."""
+    """x of each example: features of the chosen response minus those of the rejected one."""
     new = [e for e in examples if id(e) not in self._known]
     for e in tqdm(new, desc="features", unit="pair", disable=not (self.progress and new)):
       self._known[id(e)] = (e, *self._read(e))
@@ -72,6 +73,7 @@ class ContentModel:
     )
 
   def _read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """(columns int32, values float32) of an example's x, see the class."""
     before = _before(example.prompt)
     total: dict[int, float] = {}
     for sign, response in zip((1.0, -1.0), example.responses, strict=True):
@@ -86,7 +88,14 @@ class ContentModel:
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-  """A sparse matrix [N, D]: values at columns; `row` says whose, sorted."""
+  """A sparse matrix X [N, D] of V entries, as coordinates.
+
+  Attributes:
+    row: int64 [V], sorted.
+    column: int32 [V].
+    value: float [V].
+    shape: (N, D).
+  """
 
   row: np.ndarray
   column: np.ndarray
@@ -103,13 +112,13 @@ class Differences:
 
 
 def _before(prompt: Text) -> dict[str, str]:
-  """Each word of a prompt -> the word before it, where it stands first."""
+  """Each word of a prompt -> the word before its first occurrence, '' at the beginning."""
   found = words(plain(prompt))
   return dict(reversed(list(zip(found, ["", *found], strict=False))))
 
 
 def _features(response: Text, before: dict[str, str], cache: dict[str, int]) -> dict[int, int]:
-  """Feature -> count, of a response to a prompt."""
+  """Hashed feature -> count, of a response. `before` is `_before` of the prompt."""
   found = words(plain(response))
   names = [f"w {w}" for w in found]
   names += [f"b {a} {b}" for a, b in itertools.pairwise(found)]
@@ -125,18 +134,21 @@ def _features(response: Text, before: dict[str, str], cache: dict[str, int]) -> 
 
 
 def _hash(name: str) -> int:
-  value = 0xCBF29CE484222325  # FNV-1a: Python's own differs from process to process
+  value = 0xCBF29CE484222325  # FNV-1a, because Python's own hash differs between processes.
   for byte in name.encode("utf-8", "surrogatepass"):
     value = ((value ^ byte) * 0x100000001B3) & (2**64 - 1)
   return value
 
 
 def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float = 1e-4):
-  """w [D] that minimises Σ log(1 + exp(−x w)) + l2/2 |w|²; Newton with conjugate gradients.
+  """The w [D] that minimises Σ log(1 + exp(−x w)) + l2/2 |w|².
+
+  Newton's method; each step is computed by conjugate gradients, which need no Hessian matrix, and
+  is halved until the loss falls enough (Armijo's rule).
 
   Raises:
     ValueError: l2 is not above 0.
-    DataError: it did not converge within `steps`.
+    DataError: it did not converge within `steps` Newton steps.
   """
   if l2 <= 0:
     raise ValueError(f"l2 is {l2}; expected above 0")
@@ -163,12 +175,13 @@ def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float
     while loss(margin + scale * towards, w + scale * step) > now + 1e-4 * scale * slope:
       scale /= 2
       if scale < 1e-8:
-        return w  # rounding is all that is left
+        return w  # Only rounding errors keep the loss from falling: w is the minimum.
     w, margin = w + scale * step, margin + scale * towards
   raise DataError(f"the content model did not converge in {steps} Newton steps; raise its l2")
 
 
 def _conjugate_gradients(matrix, b: np.ndarray, tolerance: float, most: int = 200) -> np.ndarray:
+  """Solves A x = b until |A x − b| <= tolerance; `matrix` computes A v for a v."""
   out, residual, direction = np.zeros_like(b), b.copy(), b.copy()
   square = float(residual @ residual)
   for _ in range(most):
@@ -187,13 +200,13 @@ def _conjugate_gradients(matrix, b: np.ndarray, tolerance: float, most: int = 20
 
 
 class ConfigScorer:
-  """Trains a reward model on each fold's training part, as a config says, and scores the fold.
+  """Trains a reward model on the examples outside each fold, as a config says, and scores the fold.
 
-  A fold's run is in its own folder of `workdir`, and goes on where it stopped.
+  Each fold's run has its own folder, so an interrupted run is resumed.
 
   Args:
-    config: an experiment's; its `data.train` and `data.heldout` are set to the fold's files.
-    workdir: gets fold0/, fold1/ ...
+    config: an experiment's config; its `data.train` and `data.heldout` are replaced by the fold's.
+    workdir: folder of the runs, fold0/, fold1/ ...
   """
 
   def __init__(self, config: Any, workdir: str | Path):
@@ -221,7 +234,7 @@ class ConfigScorer:
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
-  """Pairs as JSON lines of the format 'pair'; an equal file is left untouched."""
+  """Writes pairs as JSON lines of the format 'pair', unless the file has this content already."""
   lines = []
   for e in examples:
     row = {"prompt": e.prompt, "chosen": e.responses[0], "rejected": e.responses[1]}

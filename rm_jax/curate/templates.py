@@ -1,10 +1,10 @@
-"""Text that many prompts have in common: system prompts, templates, fixed examples, boilerplate.
+"""Finds text that many prompts share: system prompts, templates, few-shot examples, boilerplate.
 
-It says nothing of what a row is about. Brown et al. (2020), Language models are few-shot learners,
-appendix C, leave out n-grams that stand in many documents; here they are counted over distinct
-prompts, and a text that is merely copied often is told from a template by what stands beside it:
-after a template comes something else in every prompt (its slot), after a passage of a copied text
-comes nearly always the same.
+Such text does not say what a row is about, so comparisons leave it out. Brown et al. (2020),
+Language models are few-shot learners, appendix C, leave out n-grams that occur in many documents.
+Here n-grams are counted over distinct prompts. A template is told from a text that was copied many
+times by what follows it: behind a template comes something else in every prompt (a slot), and
+behind a passage of a copied text comes nearly always the same continuation.
 """
 
 import dataclasses
@@ -13,36 +13,38 @@ import numpy as np
 
 from rm_jax.curate.tokens import Tokens
 
-LENGTH = 8  # tokens of the n-grams that are counted: shorter ones are phrases of any prose
-MANY = 5  # distinct prompts from which an n-gram may be a template's
+LENGTH = 8  # Tokens of the n-grams that are counted. Shorter ones recur as phrases of any prose.
+MANY = 5  # An n-gram must occur in this many distinct prompts to be part of a template.
 
 
 def template_tokens(
   tokens: Tokens, document: np.ndarray, *, guarded: np.ndarray | None = None
 ) -> np.ndarray:
-  """Which tokens are a template's.
+  """Finds the tokens that belong to templates.
 
-  An n-gram of `LENGTH` tokens is common where it stands in `MANY` documents or more, and in no less
-  than half as many as any n-gram that it overlaps (one that reaches out of a template into a slot,
-  over a word that often comes first there, does not). Common n-grams in a row make a run. The end
-  of a run is open where its most frequent neighbour follows in less than half of its documents: a
-  slot. A text in which something uncommon stands at an open end is made by a template, and all of
-  its runs are the template's; in any other text (a template without content, or a copy with small
-  changes of a text that is there often) only runs with an open end are.
+  1. An n-gram of `LENGTH` tokens is common if it occurs in at least `MANY` documents, and in at
+     least half as many as each n-gram that it overlaps. The second condition excludes an n-gram
+     that reaches from a template into its slot, over a word that is frequent there.
+  2. Consecutive common n-grams form a run. An end of a run is open if no single token stands next
+     to it in at least half of its documents: a slot begins there.
+  3. A text with an uncommon token next to an open end was made from a template, and all its runs
+     belong to the template. In any other text only runs with an open end do. Such a text is a
+     template without content, or a slightly changed copy of a frequent text.
 
-  What this misses: a copy whose change is the first word behind a template; a template of fewer
-  than `MANY` prompts or `LENGTH` tokens, which is content like any other; and a text to which
-  `MANY` different endings were added is a template with these as content.
+  Known errors: a copy whose change is the first word behind a template is taken for the template
+  with other content. A template of fewer than `MANY` prompts or `LENGTH` tokens is taken for
+  content. A text that occurs with `MANY` different endings is taken for a template.
 
   Args:
-    tokens: of N texts.
-    document: int64 [N]: texts of one document (a prompt with all of its responses) count once.
-    guarded: bool [N], of texts that must not be hidden by being copied (held-out ones): an n-gram
-      that fewer than `MANY` documents among them have is a template's only if it stands in one
-      document of twenty, and 4 · `MANY` at least. None: no text is.
+    tokens: of N texts, V tokens in all.
+    document: int64 [N], the document of each text. An n-gram counts once in a document, which is a
+      prompt with all its responses.
+    guarded: bool [N], texts that must not be hidden because they were copied often: held-out ones.
+      An n-gram that occurs in some but fewer than `MANY` guarded documents is a template's only if
+      one document in twenty, and at least 4 · `MANY`, have it. None: no text is guarded.
 
   Returns:
-    bool [V], of each token.
+    bool [V], whether each token belongs to a template.
   """
   text_of = tokens.text_of()
   hash_V = tokens.hashes[tokens.ids] if len(tokens.ids) else np.zeros(0, np.uint64)
@@ -51,8 +53,8 @@ def template_tokens(
   if found is None:
     return masked
   level = found.level
-  # The most frequent n-gram among those that overlap each. An n-gram never begins in the last
-  # LENGTH - 1 tokens of a text, so that no window reaches from one text into the next.
+  # For each place, the largest count of an n-gram that overlaps the one that begins there. No
+  # n-gram begins in the last LENGTH - 1 tokens of a text, so none reaches into the next text.
   highest = level.copy()
   for shift in range(1, LENGTH):
     highest[shift:] = np.maximum(highest[shift:], level[:-shift])
@@ -66,19 +68,20 @@ def template_tokens(
     | (2 * level[inner[1:]] < level[inner[:-1]])
     | (2 * level[inner[:-1]] < level[inner[1:]])
   )
-  first, last = inner[breaks[:-1]], inner[breaks[1:]]  # n-grams that begin and end each run
+  first, last = inner[breaks[:-1]], inner[breaks[1:]]  # The first and last n-gram of each run.
   open_right = found.open(last, LENGTH, hash_V, text_of)
   open_left = found.open(first, -1, hash_V, text_of)
   masked = _covered(inner, len(hash_V))
 
   def slot(at: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Whether an uncommon token of the same text stands at these places."""
+    """Whether the tokens at the places `at` are uncommon and in the same texts as those at `of`."""
     inside = (at >= 0) & (at < len(hash_V))
     at = np.where(inside, at, 0)
     return inside & (text_of[at] == text_of[of]) & ~masked[at]
 
-  # Behind an open end some words come often. What stands there begins where the last common n-gram
-  # ends, and says something if that one's end is open: else it is a change in a copy.
+  # Some words are frequent at the start of a slot, so common n-grams may reach beyond the end of a
+  # run. What fills the slot starts where the last of these ends. If the end of that n-gram is open
+  # too, it is the content of a template; otherwise it is a change in a copied text.
   common = level > 0
   behind, ahead = (
     _ends(common, last, inner),
@@ -96,10 +99,12 @@ def template_tokens(
 
 
 def _ends(common: np.ndarray, last: np.ndarray, inner: np.ndarray) -> np.ndarray:
-  """The last of the common n-grams in a row that begin behind each of these; past the end of all
-  (and so no place) where another run is among them."""
+  """For each n-gram in `last`, the last of the consecutive common n-grams that start with it.
+
+  If these reach another run, the result is len(common), which is not a place: no slot lies between.
+  """
   stop = np.where(common, len(common), np.arange(len(common)))
-  stop = np.minimum.accumulate(stop[::-1])[::-1]  # the next that is not common
+  stop = np.minimum.accumulate(stop[::-1])[::-1]  # The next place that is not common.
   ends = stop[last] - 1
   following = np.searchsorted(inner, last, side="right")
   none = np.append(inner, len(common))[following] <= ends
@@ -113,10 +118,12 @@ def _margins(
   document: np.ndarray,
   masked: np.ndarray,
 ) -> np.ndarray:
-  """bool [V]: the ends and beginnings, of fewer than LENGTH tokens, that a template has besides.
+  """bool [V]: the tokens of short margins, parts of a template at the start or end of a text.
 
-  Of the texts whose first masked tokens are the same, `MANY` documents and half of all must have
-  one: '[/INST]' behind the question, or 'Q:' before it, where the template is longer elsewhere.
+  A margin has fewer than LENGTH tokens, so n-grams miss it: '[/INST]' behind the question, or 'Q:'
+  before it. It is found only in texts that also contain a longer part of a template. Among the
+  documents whose first template tokens are equal, at least `MANY` and at least half must have the
+  same margin.
   """
   out = np.zeros(len(masked), bool)
   at = np.flatnonzero(masked)
@@ -126,7 +133,7 @@ def _margins(
   starts, ends = tokens.starts[texts], tokens.starts[texts + 1]
   template = np.zeros(len(texts), np.uint64)
   with np.errstate(over="ignore"):
-    for j in range(LENGTH):  # a run has LENGTH tokens at least
+    for j in range(LENGTH):  # Every run has at least LENGTH tokens.
       template = template * np.uint64(0x100000001B3) + hash_V[at[first] + j]
   template = np.unique(template, return_inverse=True)[1]
   documents = int(document.max()) + 1
@@ -159,7 +166,7 @@ def _margins(
 def _common(
   hash_V: np.ndarray, text_of: np.ndarray, document: np.ndarray, guarded: np.ndarray | None
 ) -> "_Common | None":
-  """The n-grams that stand in many documents; None where none may."""
+  """The n-grams that occur in at least `MANY` documents; None if there is no candidate for one."""
   count = len(hash_V) - LENGTH + 1
   if count < MANY:
     return None
@@ -167,18 +174,19 @@ def _common(
   with np.errstate(over="ignore"):
     for j in range(LENGTH):
       grams = grams * np.uint64(0x100000001B3) + hash_V[j : j + count]
-    # Multiplied, the upper bits depend on all: they are the bucket.
+    # After this multiplication the upper bits, which are the hash bucket below, depend on all bits.
     grams *= np.uint64(0x9E3779B97F4A7C15)
   valid = text_of[:count] == text_of[LENGTH - 1 :]
-  # Most n-grams stand in one place. They are sorted out by a table of counts, since sorting them
-  # all would be most of the work; two in one bucket are told apart below.
+  # Most n-grams occur once, and sorting all of them would be most of the work. So those in hash
+  # buckets with fewer than MANY entries are discarded first. N-grams that share a bucket are told
+  # apart afterwards, when the rest is sorted.
   bits = int(np.clip(np.ceil(np.log2(count)), 10, 25))
   bucket = (grams >> np.uint64(64 - bits)).astype(np.int64)
   often = np.bincount(bucket[valid], minlength=1 << bits) >= MANY
   places = np.flatnonzero(valid & often[bucket])
   if not len(places):
     return None
-  # Sorting values is several times as fast as sorting places by them, hence no argsort.
+  # np.sort of the values with a search is several times faster than np.argsort of the places.
   values = distinct(grams[places])
   gram = np.searchsorted(values, grams[places])
   documents = int(document.max()) + 1
@@ -197,14 +205,15 @@ def _common(
 
 @dataclasses.dataclass(frozen=True)
 class _Common:
-  """Common n-grams of V tokens; P places of n-grams that may be common.
+  """Common n-grams among V tokens; P is the number of places where a candidate begins.
 
   Attributes:
-    level: int32 [V], documents of the n-gram that begins at each token; 0 where it is not common.
-    places: int64 [P], tokens at which one begins, in order.
-    gram: int64 [P], its number.
-    document: int64 [P], of its text.
-    df: int64 [grams], documents of each.
+    level: int32 [V], number of documents with the n-gram that begins at each token; 0 where that
+      n-gram is not common.
+    places: int64 [P], the tokens at which candidates begin, in order.
+    gram: int64 [P], the number of the n-gram at each place.
+    document: int64 [P], the document of each place.
+    df: int64 [grams], document frequency of each n-gram.
   """
 
   level: np.ndarray
@@ -216,8 +225,11 @@ class _Common:
   def open(
     self, begins: np.ndarray, offset: int, hash_V: np.ndarray, text_of: np.ndarray
   ) -> np.ndarray:
-    """bool, of the n-gram that begins at each of these tokens: whether no one token stands at the
-    offset in half of its documents (or more). The text's end or beginning counts as a token."""
+    """bool: for the n-gram that begins at each of these tokens, whether its neighbour varies.
+
+    It varies if no single token stands at `offset` from the n-gram's begin in at least half of its
+    documents. The beginning or end of a text counts as a token.
+    """
     if not len(begins):
       return np.zeros(0, bool)
     wanted = self.gram[np.searchsorted(self.places, begins)]
@@ -226,7 +238,7 @@ class _Common:
     at = np.flatnonzero(asked[self.gram])
     order = at[np.lexsort((self.document[at], self.gram[at]))]
     gram, document, place = self.gram[order], self.document[order], self.places[order]
-    once = _changes(gram, document)  # a document counts with its first place
+    once = _changes(gram, document)  # Each document counts once, with its first place.
     gram, place = gram[once], place[once]
     side = place + offset
     inside = (side >= 0) & (side < len(hash_V))
@@ -242,18 +254,18 @@ class _Common:
 
 
 def _changes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Where (a, b) differs from what is before it; the first place is one."""
+  """The places where (a, b) differs from its predecessor; the first place is always one."""
   return np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (b[1:] != b[:-1])]))
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
-  """The distinct values, sorted: as `np.unique`, which is five times as slow (it hashes)."""
+  """The distinct values, sorted. This is `np.unique`, five times faster, as that one hashes."""
   values = np.sort(values)
   return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _covered(begins: np.ndarray, size: int) -> np.ndarray:
-  """bool [size]: the tokens of the n-grams that begin at these places."""
+  """bool [size]: whether a token is inside an n-gram that begins at one of these places."""
   change = np.zeros(size + 1, np.int64)
   np.add.at(change, begins, 1)
   np.add.at(change, begins + LENGTH, -1)

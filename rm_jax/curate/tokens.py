@@ -1,7 +1,7 @@
-"""Text as curation compares it: words with their case, numbers, signs, negations, indentation.
+"""Tokens that curation compares texts by: words with their case, numbers, signs, indentation.
 
-What audits measure of a text (`rm_jax.metrics.text`) leaves case and signs out. Here they stay: two
-texts that differ in them may be each other's opposite.
+The measures of `rm_jax.metrics.surface` fold case and drop signs. Curation keeps both, because two
+texts that differ only in a sign or in a negation may be opposite answers.
 """
 
 import dataclasses
@@ -16,29 +16,31 @@ import numpy as np
 from rm_jax.data.dialogue import plain
 from rm_jax.types import Text
 
-# What a token is. A pair of texts whose tokens differ in anything but words differs in meaning.
+# Kinds of tokens. Two texts whose tokens of any kind but WORD differ may differ in meaning.
 WORD, NUMBER, SIGN, NEGATION, INDENTATION = range(5)
 KINDS = ("words", "numbers", "signs", "a negation", "indentation")
 
-# Scripts written without spaces: each letter is a token, as in `rm_jax.metrics.text`.
+# Letters of scripts written without spaces. Each is a token, as in `rm_jax.metrics.surface`.
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-# Mathematical and currency symbols, and what ASCII writes for them. Prose is full of full stops,
-# commas and quotation marks, which are no tokens; an exclamation mark is one after a digit (5!) or
-# before an equals sign.
+# Mathematical and currency symbols, and the ASCII characters that stand for them, are tokens. The
+# punctuation of prose (. , ? : ! # and quotation marks) is not, because texts vary in it without a
+# change of meaning. Some of it is a token where it is no punctuation: an exclamation mark after a
+# digit (5!) or before an equals sign, a # behind a word (C#), and a colon between digits (3:15) or
+# at a bracket (x[1:]).
 _SYMBOLS = "".join(
   chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) in ("Sm", "Sc")
 )
 _SIGNS = re.escape(_SYMBOLS + "-\u2010\u2011\u2012\u2013\u2014*/%&^@\\()[]{}")
 _TOKEN = re.compile(
-  r"<\|[^|<>\s]{1,40}\|>"  # a chat template's mark, such as <|im_start|>
-  r"|(?<=\n)[ \t]+(?=\S)"
-  r"|(?<![\w.])\.\d+|\d+(?:[.,]\d+)+"
-  rf"|[{_ALONE}]"
-  rf"|[^\W{_ALONE}]+(?:['\u2019][^\W\d_{_ALONE}]+)*"
-  rf"|[{_SIGNS}]|(?<=\d)!|!(?==)"
+  r"<\|[^|<>\s]{1,40}\|>"  # A chat template's special token, such as <|im_start|>.
+  r"|(?<=\n)[ \t]+(?=\S)"  # The indentation of a line.
+  r"|(?<![\w.])\.\d+|\d+(?:[.,]\d+)+"  # Numbers with a point or commas: .5, 1,000.5.
+  rf"|[{_ALONE}]"  # One letter of a script without spaces.
+  rf"|[^\W{_ALONE}]+(?:['\u2019][^\W\d_{_ALONE}]+)*"  # A word or number, with contractions.
+  rf"|[{_SIGNS}]|(?<=\d)!|!(?==)|(?<=\w)#|(?<=\d):(?=\d)|(?<=\[):|:(?=\])"  # A sign.
 )
-# English, and the commonest of the languages that `text.guess_language` knows. A contraction
-# ("isn't") is known by its end.
+# English words of negation, and the most frequent ones of the languages that
+# `language.guess_language` knows. `kind_of` recognises contractions ("isn't") by their ending.
 _NEGATION_WORDS = (
   "not no never none nor neither nothing nobody nowhere without cannot unless except hardly "
   "nicht kein keine keinen nie ne pas jamais sin nunca ningún não sem non senza mai niet geen"
@@ -48,10 +50,10 @@ _KEPT_FORMS = ("<super>", "<sub>", "<fraction>")
 
 
 def normal(text: str) -> str:
-  """Unicode NFKC, trimmed: what two equal texts have in common.
+  """The normal form of a text: NFKC, trimmed. Two texts are equal if their normal forms are.
 
-  NFKC writes '10²' as '102'. A raised or lowered character and a fraction keep what they say:
-  '10²' becomes '10^2', 'x₁' 'x_1' and '½' '(1⁄2)'.
+  Plain NFKC turns '10²' into '102'. Superscripts, subscripts and fractions are therefore rewritten
+  first, so that they keep their meaning: '10²' becomes '10^2', 'x₁' 'x_1' and '½' '(1⁄2)'.
   """
   if not text.isascii():
     if any(unicodedata.decomposition(c).startswith(_KEPT_FORMS) for c in set(text)):
@@ -61,6 +63,7 @@ def normal(text: str) -> str:
 
 
 def _kept(character: str) -> str:
+  """Rewrites a superscript, subscript or fraction with ^, _ or brackets; others stay unchanged."""
   form = unicodedata.decomposition(character)
   if not form.startswith(_KEPT_FORMS):
     return character
@@ -71,20 +74,20 @@ def _kept(character: str) -> str:
 
 
 def key(text: Text) -> tuple[tuple[str, str], ...]:
-  """What two equal texts have in common: roles and normal contents; strings have no role."""
+  """A hashable key of a text: roles and normal contents; equal for texts that count as equal."""
   if isinstance(text, str):
     return (("", normal(text)),)
   return tuple((m["role"], normal(m["content"])) for m in text)
 
 
 def words_of(text: str, *, fold: bool = False) -> list[str]:
-  """The tokens of a text as strings; `fold`: without case. Indentation is its white space."""
+  """The tokens of a text as strings; `fold` folds case. Indentation is a token of white space."""
   found = normal(text)
   return _TOKEN.findall(found.casefold() if fold else found)
 
 
 def kind_of(token: str) -> int:
-  """WORD, NUMBER (any token with a digit), SIGN, NEGATION or INDENTATION."""
+  """The kind of a token: WORD, NUMBER (any token with a digit), SIGN, NEGATION or INDENTATION."""
   if token.isspace():
     return INDENTATION
   if any(c.isdigit() for c in token):
@@ -101,15 +104,15 @@ def kind_of(token: str) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tokens:
-  """N texts as tokens, those of all texts in one array.
+  """The tokens of N texts in one array.
 
   Attributes:
-    ids: int32 [V], of each token in the vocabulary.
-    starts: int64 [N + 1]; text i is ids[starts[i] : starts[i + 1]].
-    vocabulary: W distinct tokens.
-    hashes: uint64 [W], of each; the same in every process.
-    kinds: uint8 [W].
-    whole: uint64 [N], a hash of each text, in normal form.
+    ids: int32 [V], index of each token in the vocabulary.
+    starts: int64 [N + 1]; the tokens of text i are ids[starts[i] : starts[i + 1]].
+    vocabulary: the W distinct tokens.
+    hashes: uint64 [W], a hash of each distinct token, the same in every process.
+    kinds: uint8 [W], the kind of each distinct token.
+    whole: uint64 [N], a hash of the normal form of each text.
   """
 
   ids: np.ndarray
@@ -123,16 +126,16 @@ class Tokens:
     return len(self.starts) - 1
 
   def of(self, i: int) -> np.ndarray:
-    """int32: the ids of text i."""
+    """int32: the token ids of text i."""
     return self.ids[self.starts[i] : self.starts[i + 1]]
 
   def text_of(self) -> np.ndarray:
-    """int64 [V]: which text each token is of."""
+    """int64 [V]: the text that each token belongs to."""
     return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
 
 class _Numbers(dict):
-  """token -> its number, in the order of their first places."""
+  """Numbers its keys 0, 1, .. in the order in which they are first looked up."""
 
   def __missing__(self, token: str) -> int:
     self[token] = number = len(self)
@@ -140,13 +143,13 @@ class _Numbers(dict):
 
 
 def hashed(text: str) -> int:
-  """A 64-bit hash of a text, the same in every process (blake2b)."""
+  """A 64-bit hash of a text by blake2b, the same in every process, unlike Python's `hash`."""
   digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
   return int.from_bytes(digest)
 
 
 def tokenise(texts: Sequence[str], *, fold: bool = False) -> Tokens:
-  """Tokens of texts that are not yet in normal form; `fold`: without case."""
+  """Normalises texts and splits them into tokens; `fold` folds their case first."""
   numbers = _Numbers()
   ids, sizes, whole = [], [0], []
   for text in texts:
@@ -169,10 +172,10 @@ def tokenise(texts: Sequence[str], *, fold: bool = False) -> Tokens:
 
 
 class Part:
-  """One part of all examples (their prompts, say), each distinct text read once.
+  """One part of N examples, such as their prompts, with each distinct text tokenised once.
 
   Attributes:
-    number: int64 [N], which distinct text each example has.
+    number: int64 [N], the index of each example's text among the distinct texts.
     tokens: of the distinct texts.
   """
 
@@ -184,14 +187,18 @@ class Part:
 
 
 def difference(tokens: Tokens, a: np.ndarray, b: np.ndarray) -> str:
-  """In what two texts differ that can change what is meant; '' = in other words at most.
+  """The kind of difference between two texts that can change their meaning.
 
-  Numbers, signs, negations and indentation are compared in their order, words by their case.
+  Numbers, signs, negations and indentation are compared in their order. Words are only compared in
+  their case: a different word alone is what near duplicates are allowed to differ in.
 
   Args:
-    tokens: whose vocabulary the two have.
-    a: int32, ids of the tokens of one text.
-    b: of the other.
+    tokens: the tokens whose vocabulary both texts use.
+    a: int32, token ids of one text.
+    b: int32, token ids of the other.
+
+  Returns:
+    One of `KINDS`, 'the order of numbers, signs and negations' or 'case'; '' if there is none.
   """
   marked = [ids[tokens.kinds[ids] != WORD] for ids in (a, b)]
   if not np.array_equal(*marked):
@@ -205,7 +212,7 @@ def difference(tokens: Tokens, a: np.ndarray, b: np.ndarray) -> str:
 
   if set(folded(np.setdiff1d(a, b))) & set(folded(np.setdiff1d(b, a))):
     return "case"
-  # Both may have both spellings, each in another place.
+  # Both texts may contain both spellings of a word in different places, so compare place by place.
   if len(a) == len(b):
     at = np.flatnonzero(a != b)
     if any(x == y for x, y in zip(folded(a[at]), folded(b[at]), strict=True)):

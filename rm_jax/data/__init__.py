@@ -1,6 +1,6 @@
-"""Feedback as text: any format read, every row checked, what is dropped counted."""
+"""Reads feedback in any registered format into `Example`s of text; every dropped row is counted."""
 
-# The formats register themselves.
+# These modules register their formats when they are imported.
 from rm_jax.data import feedback, pairs, published  # noqa: F401
 from rm_jax.data.formats import register
 

@@ -1,6 +1,7 @@
-"""Values of a row's columns: text, messages, numbers, and dialogues in Anthropic's raw form.
+"""Readers of one column's value: text, messages, numbers, and dialogues in Anthropic's raw form.
 
-Each function checks one value and raises `RowError` with a reason to count by.
+Each function checks one value and raises `RowError` where it cannot be used. The error's `reason`
+is the word that the report counts the dropped row under.
 """
 
 import math
@@ -10,10 +11,10 @@ from rm_jax.data.report import RowError, shown
 from rm_jax.types import Message, Text
 
 _ROLES = ("system", "user", "assistant", "tool")
-# Other names of a role. OpenAI's newer models call the system's turn the developer's; most chat
-# templates know the older name alone, and refuse or leave out a role that they do not know.
+# Other names of a role. OpenAI's newer models call the system role 'developer'. Most chat templates
+# know only 'system', and they refuse or silently leave out a message of a role they do not know.
 _ALIASES = {"developer": "system"}
-# The least number that is infinite in float32, which is what the devices compute in.
+# The smallest number that rounds to infinity in float32, the type that the devices compute in.
 _INFINITE = (2 - 2**-24) * 2.0**127
 _TURN = re.compile(r"\n\n(Human|Assistant): ")
 _TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -21,25 +22,26 @@ _FIRST_HUMAN = re.compile(r"\s*Human:(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.D
 
 
 def key_of(text: Text) -> str | tuple[tuple[str, str], ...]:
-  """What stands for a text in sets and dicts, which take no messages: equal for equal texts."""
+  """A hashable key of a text: equal for equal texts. Messages are dicts, which cannot be hashed."""
   return text if isinstance(text, str) else tuple((m["role"], m["content"]) for m in text)
 
 
 def texts_of(text: Text) -> list[str]:
-  """The contents of a text's messages; a string is its own."""
+  """The contents of a text's messages; for a string, a list of that string."""
   return [text] if isinstance(text, str) else [message["content"] for message in text]
 
 
 def plain(text: Text) -> str:
-  """The contents of a text's messages, joined by line breaks; a string as it is."""
+  """The contents of a text's messages, joined by line breaks; a string is returned unchanged."""
   return "\n".join(texts_of(text))
 
 
 def text_of(value: object, column: str) -> str:
-  """A string that can be encoded.
+  """Returns `value` if it is a string that can be encoded as UTF-8.
 
   Raises:
-    RowError: wrong_type, or lone_surrogate (JSON can escape one; no tokenizer takes it).
+    RowError: wrong_type, or lone_surrogate: JSON can hold half of a surrogate pair as an escape,
+      and no tokenizer accepts it.
   """
   if not isinstance(value, str):
     raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected text")
@@ -52,9 +54,10 @@ def text_of(value: object, column: str) -> str:
 
 
 def messages_of(value: object, column: str) -> tuple[Message, ...]:
-  """A list of {role, content}; further keys of a message, such as ids, are left out.
+  """Reads a list of {role, content}; other keys of a message, such as ids, are ignored.
 
-  The role 'developer' is read as 'system', its older name, whatever the chat template knows.
+  The role 'developer' is always read as 'system', its older name, even where the model's chat
+  template would know it.
 
   Raises:
     RowError: wrong_type, bad_role, unsupported_message or lone_surrogate.
@@ -73,7 +76,7 @@ def messages_of(value: object, column: str) -> tuple[Message, ...]:
       known = ", ".join((*_ROLES, *_ALIASES))
       raise RowError("bad_role", f"{where} has role {shown(role)}; expected one of {known}")
     for extra in ("tool_calls", "function_call"):
-      if message.get(extra):  # its text would be lost
+      if message.get(extra):  # Only the content is read, so a call's text would be lost.
         raise RowError("unsupported_message", f"{where} has {extra}; expected role and content")
     content = text_of(message["content"], f"{where}.content")
     messages.append(Message(role=role, content=content))
@@ -81,10 +84,10 @@ def messages_of(value: object, column: str) -> tuple[Message, ...]:
 
 
 def number_of(value: object, column: str) -> float:
-  """A number that is finite in float32, too: one that is not would end the run that trains on it.
+  """Reads a number that is finite in float32 as well: an infinite label ends the run in NaN.
 
   Raises:
-    RowError: wrong_type (a bool is no number) or not_finite.
+    RowError: wrong_type (a bool is not accepted as a number) or not_finite.
   """
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected a number")
@@ -99,7 +102,7 @@ def number_of(value: object, column: str) -> float:
 
 
 def probability_of(value: object, column: str) -> float:
-  """A number in [0, 1], or a bool for 0 and 1.
+  """Reads a number in [0, 1]; false is read as 0 and true as 1.
 
   Raises:
     RowError: wrong_type, not_finite or out_of_range.
@@ -111,10 +114,13 @@ def probability_of(value: object, column: str) -> float:
 
 
 def choice_of(value: object, known: dict, column: str, expected: str = "") -> object:
-  """What a word or a whole number stands for, of those that `known` has; True is no 1.
+  """Looks a word or whole number up in `known`, which maps it to what it stands for.
+
+  A bool is refused: Python would find True under the key 1.
 
   Raises:
-    RowError: out_of_range.
+    RowError: out_of_range, if `value` is not a key of `known`. `expected` replaces the list of keys
+      in the message.
   """
   if isinstance(value, bool) or not isinstance(value, int | str) or value not in known:
     expected = expected or "one of " + ", ".join(map(str, known))
@@ -123,7 +129,7 @@ def choice_of(value: object, known: dict, column: str, expected: str = "") -> ob
 
 
 def flag_of(value: object, column: str) -> bool:
-  """True or false; None is false.
+  """Reads true or false; null is read as false.
 
   Raises:
     RowError: wrong_type.
@@ -134,7 +140,7 @@ def flag_of(value: object, column: str) -> bool:
 
 
 def weight_of(row: dict[str, object]) -> float:
-  """A row's `weight`, 1 where it has none or null.
+  """The row's `weight`; 1 where the column is absent or null.
 
   Raises:
     RowError: wrong_type, not_finite or out_of_range.
@@ -147,14 +153,17 @@ def weight_of(row: dict[str, object]) -> float:
 
 
 def check_prompt(prompt: Text) -> None:
-  """RowError (empty_prompt) unless it has text."""
+  """Raises RowError (empty_prompt) if no message of the prompt has text."""
   if not any(text.strip() for text in texts_of(prompt)):
     raise RowError("empty_prompt", f"prompt is {shown(prompt)}; expected text")
 
 
 def check_response(response: Text, column: str) -> None:
-  """RowError (empty_response, malformed_dialogue) unless it ends with an assistant's text."""
-  last = texts_of(response)[-1] if response else ""  # what is judged; earlier turns lead to it
+  """Raises RowError (empty_response, malformed_dialogue) if it does not end in an assistant's text.
+
+  Only the last message is checked: it is what was judged, and the earlier ones lead to it.
+  """
+  last = texts_of(response)[-1] if response else ""
   if not last.strip():
     raise RowError("empty_response", f"{column!r} ends with {shown(last)}; expected text there")
   if not isinstance(response, str) and response[-1]["role"] != "assistant":
@@ -163,9 +172,10 @@ def check_response(response: Text, column: str) -> None:
 
 
 def conversation_of(prompt: Text) -> str:
-  """What a prompt's conversation is known by: its first human turn, white space collapsed.
+  """The key of a prompt's conversation: its first human turn, with white space collapsed.
 
-  That of a string is the turn after 'Human:' where it has that form, else all of it.
+  Prompts that share the key are parts of one conversation, so they go to the same split. The first
+  human turn of a string is what follows 'Human:', if the string has that form, else all of it.
   """
   if isinstance(prompt, str):
     match = _FIRST_HUMAN.match(prompt)
@@ -182,14 +192,14 @@ def _collapsed(text: str) -> str:
 
 
 def parse_dialogue(text: str) -> tuple[Message, ...]:
-  """Messages of a dialogue in Anthropic's raw form.
+  """Splits a dialogue in Anthropic's raw form into messages.
 
   Every byte is kept: '\\n\\nHuman: {content}' and '\\n\\nAssistant: {content}', joined, are `text`.
-  One role may speak twice in a row, and a turn may be empty: both are in the data.
+  One role may speak twice in a row and a turn may be empty, because both occur in HH-RLHF.
 
   Raises:
-    RowError: malformed_dialogue, if it does not start with a Human turn and end with an Assistant
-      turn, or a marker is not followed by a space.
+    RowError: malformed_dialogue, if the dialogue does not start with a Human turn and end with an
+      Assistant turn, or if a marker is not followed by a space.
   """
   before, *parts = _TURN.split(text)
   if before or not parts or parts[0] != "Human":
@@ -207,9 +217,10 @@ def parse_dialogue(text: str) -> tuple[Message, ...]:
 
 
 def common_end(chosen: str, rejected: str) -> int:
-  """Characters of the common prefix, cut back so that neither response starts inside a word.
+  """Length of the common prefix in characters, cut back so that no response starts inside a word.
 
-  The white space before a response is the response's, as tokenizers have it.
+  White space before a response belongs to the response, because tokenizers attach a space to the
+  word behind it.
   """
   pairs = enumerate(zip(chosen, rejected, strict=False))
   end = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
@@ -223,7 +234,10 @@ def common_end(chosen: str, rejected: str) -> int:
 
 
 def common_front(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
-  """Leading messages that two conversations share, cut back to where the assistant speaks next.
+  """Number of leading messages that two conversations share and that an assistant's turn follows.
+
+  These messages are the prompt. The first turn that differs may be the user's; then the responses
+  start at the last assistant's turn before it, and each is several messages long.
 
   Raises:
     RowError: empty_response, empty_prompt, or prompts_differ where there is no such front.

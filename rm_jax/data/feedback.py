@@ -1,6 +1,6 @@
-"""Formats of all other feedback: rankings, comparisons, outcomes, scores, steps, attributes.
+"""Formats of all feedback but pairs: rankings, comparisons, outcomes, scores, steps, attributes.
 
-Prompts and responses are strings or message lists throughout; `weight` is an optional column.
+Every prompt and response is a string or a list of messages; `weight` is an optional column of all.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,10 @@ from rm_jax.types import Example, Matrix, Message, Text
 def _ranking(row: Row, origin: str) -> Example:
   """K responses with `scores` (higher is better), `ranks` (1 is best) or `comparisons`.
 
-  Equal scores or ranks are ties, and where all are, the loss decides whether it learns from them.
-  `comparisons` is a list of [i, j, p]: i and j count from 0, and p
-  is the probability that i is the better, or the word "tie". Those of several people add up.
+  Equal scores or ranks are ties. A group whose responses all tie is kept: each loss decides whether
+  it learns from ties. `comparisons` is a list of [i, j, p]: i and j are the responses' indices from
+  0, and p is the probability that i is the better one, or the word "tie". Several people's
+  comparisons of the same two responses are summed.
   """
   prompt, responses = prompt_of(row), responses_of(row)
   count = len(responses)
@@ -45,7 +46,7 @@ def _ranking(row: Row, origin: str) -> Example:
 
 @register("outcomes", needs=("prompt", "responses", "labels"))
 def _outcomes(row: Row, origin: str) -> Example:
-  """K responses, each good or not: `labels` are bools, or probabilities in [0, 1]."""
+  """K responses, each labelled good or not: `labels` are bools, or probabilities in [0, 1]."""
   responses = responses_of(row, least=1)
   labels = _numbers(row["labels"], "labels", len(responses), probability_of)
   return example_of(row, origin, prompt_of(row), responses, labels, "outcome")
@@ -53,28 +54,35 @@ def _outcomes(row: Row, origin: str) -> Example:
 
 @register("outcome", needs=("prompt", "completion|response", "label"))
 def _outcome(row: Row, origin: str) -> Example:
-  """One response, good or not: `label` is a bool, or a probability in [0, 1]."""
+  """One response labelled good or not: `label` is a bool, or a probability in [0, 1]."""
   label = probability_of(row["label"], "label")
   return example_of(row, origin, prompt_of(row), _one_response(row), [label], "outcome")
 
 
 @register("score", needs=("prompt", "completion|response", "score"))
 def _score(row: Row, origin: str) -> Example:
-  """One response and its rating, any real number."""
+  """One response and its rating `score`, any finite number."""
   score = number_of(row["score"], "score")
   return example_of(row, origin, prompt_of(row), _one_response(row), [score], "score")
 
 
 @register("attributes", needs=("prompt", "completion|response", "attributes"))
 def _attributes(row: Row, origin: str) -> Example:
-  """One response and its ratings: `attributes` is {name: number}, null where none was given."""
+  """One response and its ratings: `attributes` is {name: number}, null for a missing rating."""
   return attributes_example(row, origin, prompt_of(row), _one_response(row), row["attributes"])
 
 
 def attributes_example(
   row: Row, origin: str, prompt: Text, responses: tuple[Text], ratings: object
 ) -> Example:
-  """An example of one response's ratings on attributes, for formats of one's own.
+  """Builds the `Example` of one response's ratings on attributes, for use in a new format.
+
+  Args:
+    row: the row, for its `weight`.
+    origin: where the row came from, 'file:line'.
+    prompt: checked by the caller.
+    responses: the one response, checked by the caller.
+    ratings: {name: number or None}; the names with None are left out.
 
   Raises:
     RowError: wrong_type (not {name: number}), not_finite, or no_attribute where all are null.
@@ -93,7 +101,10 @@ def attributes_example(
 
 @register("step", needs=("prompt", "completions", "labels"))
 def _step(row: Row, origin: str) -> Example:
-  """A solution's steps, and for each whether all is right so far: bools, or probabilities."""
+  """One solution in steps, and for each step whether the solution is right up to its end.
+
+  `labels` are bools, or probabilities in [0, 1].
+  """
   steps = steps_of(row["completions"], "completions")
   labels = _numbers(row["labels"], "labels", len(steps), probability_of)
   return step_example(row, origin, prompt_of(row), steps, labels)
@@ -102,7 +113,9 @@ def _step(row: Row, origin: str) -> Example:
 def step_example(
   row: Row, origin: str, prompt: Text, steps: Sequence[object], labels: Sequence[float]
 ) -> Example:
-  """An example of one solution in steps, for formats of one's own.
+  """Builds the `Example` of one solution in steps, for use in a new format.
+
+  The response is the steps joined by line breaks. `labels` has one number for each step.
 
   Raises:
     RowError: as `steps_of`.
@@ -112,10 +125,11 @@ def step_example(
 
 
 def steps_of(value: object, column: str) -> tuple[str, ...]:
-  """The texts of a solution's steps.
+  """Reads the texts of a solution's steps.
 
   Raises:
-    RowError: wrong_type (not a list, or of none), empty_response or lone_surrogate.
+    RowError: wrong_type (not a list, or an empty one), empty_response (a step without text) or
+      lone_surrogate.
   """
   if not isinstance(value, list | tuple) or not value:
     found = f"{column!r} is {shown(value)}"
@@ -128,7 +142,11 @@ def steps_of(value: object, column: str) -> tuple[str, ...]:
 
 
 def prompt_of(row: Row, column: str = "prompt") -> Text:
-  """A column's prompt: a string, or messages."""
+  """Reads and checks a column's prompt: a string, or messages.
+
+  Raises:
+    RowError: as `text_of` or `messages_of`, or empty_prompt.
+  """
   value = row.get(column)
   prompt = text_of(value, column) if isinstance(value, str) else messages_of(value, column)
   check_prompt(prompt)
@@ -136,10 +154,10 @@ def prompt_of(row: Row, column: str = "prompt") -> Text:
 
 
 def responses_of(row: Row, column: str = "responses", least: int = 2) -> tuple[Text, ...]:
-  """A column's responses, checked; all in the prompt's form (see `answer_of`).
+  """Reads and checks a column's list of responses, each as `answer_of` reads it.
 
   Raises:
-    RowError: wrong_type, too_few_responses, or as of a single one.
+    RowError: wrong_type, too_few_responses (under `least`), or as `answer_of`.
   """
   value = row.get(column)
   if not isinstance(value, list):
@@ -154,7 +172,13 @@ def responses_of(row: Row, column: str = "responses", least: int = 2) -> tuple[T
 
 
 def answer_of(value: object, plain: bool, column: str) -> Text:
-  """A response: a string after a string prompt; messages, or an answer's bare text, after messages.
+  """Reads and checks one response, in the form of its prompt.
+
+  Args:
+    value: a string if the prompt is one; else messages, or a string that is read as the content of
+      one assistant message.
+    plain: whether the prompt is a string.
+    column: the response's name in error messages.
 
   Raises:
     RowError: wrong_type, empty_response or malformed_dialogue.
@@ -169,7 +193,11 @@ def answer_of(value: object, plain: bool, column: str) -> Text:
 
 
 def comparisons_of(value: object, count: int) -> tuple[Matrix, Matrix]:
-  """(pairs, ties), count x count, of a list of [i, j, p or "tie"].
+  """Reads a list of [i, j, p or "tie"] into two matrices.
+
+  Returns:
+    (pairs, ties), both count x count. pairs[i][j] is the sum of the probabilities that i is better
+    than j; ties[i][j] = ties[j][i] is the number of ties.
 
   Raises:
     RowError: wrong_type, out_of_range, or no_comparison where the list is empty.
@@ -204,15 +232,16 @@ def comparisons_of(value: object, count: int) -> tuple[Matrix, Matrix]:
 
 
 def win_rates(pairs: Matrix, ties: Matrix) -> list[float]:
-  """Share of a response's comparisons that it won, a tie as half; 1/2 where it has none.
+  """For each response the share of its comparisons that it won; a tie counts as half a win.
 
-  The gains of comparisons that fit no order, for losses that want one.
+  Real comparisons may be intransitive, so that no order agrees with all of them. Losses that need
+  one label for each response take these rates. A response without a comparison gets 1/2.
   """
   rates = []
   for i in range(len(pairs)):
     won = sum(pairs[i]) + sum(ties[i]) / 2
-    all_of_it = sum(pairs[i]) + sum(row[i] for row in pairs) + sum(ties[i])
-    rates.append(won / all_of_it if all_of_it else 0.5)
+    total = sum(pairs[i]) + sum(row[i] for row in pairs) + sum(ties[i])
+    rates.append(won / total if total else 0.5)
   return rates
 
 
@@ -239,6 +268,10 @@ def example_of(
   kind: str,
   **more,
 ) -> Example:
+  """Builds an `Example` with the row's `weight` and its prompt's conversation; `more` is passed on.
+
+  The prompt and the responses are checked by the caller.
+  """
   return Example(
     prompt=prompt,
     responses=responses,

@@ -1,14 +1,16 @@
-"""Rows to `Example`s: what the columns of a data set mean.
+"""The registry of formats, and `load`, which turns the rows of a path into `Example`s.
 
-A format is a function of (row, origin) that returns an `Example` or raises `RowError`; it plugs in
-by `register`. `load` reads a path, finds the format of each file, and counts what it drops.
+A format says what the columns of a data set mean: it is a function of (row, origin) that returns an
+`Example` or raises `RowError`, and `register` adds it. `load` detects the format of each file and
+counts the rows that it drops.
 
-Reasons that a row is dropped for, beside those of `rm_jax.data.read`: missing_column, wrong_type,
+Reasons that a row is dropped for, besides those of `rm_jax.data.read`: missing_column, wrong_type,
 bad_role, unsupported_message, lone_surrogate, malformed_dialogue, empty_prompt, empty_response,
 identical_sides, prompts_differ, not_finite, out_of_range, too_few_responses, lengths_differ,
-no_comparison, no_attribute.
+no_comparison, no_attribute, no_annotation.
 
-The formats themselves are in `pairs` (two responses) and `feedback` (all other kinds).
+The formats themselves are in `pairs` (two responses), `feedback` (all other kinds) and `published`
+(data sets with columns of their own).
 """
 
 import dataclasses
@@ -26,12 +28,13 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Format:
-  """A way to read a row.
+  """A format: how to recognise a row and how to convert it.
 
   Attributes:
-    name: what it is asked for by.
-    needs: columns that every row of it has; 'a|b' is either.
-    looks: whether a row that has these columns is of this format, from its values.
+    name: the value of `load`'s `format` that selects it.
+    needs: columns that every row of this format has; 'a|b' means that one of the two is enough.
+    looks: whether the values of a row with these columns look like this format; None where the
+      columns alone decide.
     convert: (row, origin) -> Example; raises RowError.
   """
 
@@ -41,7 +44,7 @@ class Format:
   convert: Callable[[Row, str], Example]
 
   def missing(self, row: Row) -> list[str]:
-    """Those of `needs` that a row has not."""
+    """Those of `needs` that a row lacks."""
     return [need for need in self.needs if not any(c in row for c in need.split("|"))]
 
 
@@ -49,10 +52,10 @@ FORMATS: dict[str, Format] = {}
 
 
 def register(name: str, *, needs: Sequence[str], looks: Callable[[Row], bool] | None = None):
-  """Decorator that makes a function (row, origin) -> Example the format `name`; see `Format`.
+  """Decorator that registers a function (row, origin) -> Example as a format; see `Format`.
 
   Raises:
-    ValueError: if the name is taken.
+    ValueError: a format of this name is registered already.
   """
 
   def add(convert: Callable[[Row, str], Example]) -> Callable[[Row, str], Example]:
@@ -65,7 +68,10 @@ def register(name: str, *, needs: Sequence[str], looks: Callable[[Row], bool] | 
 
 
 def detect(row: Row) -> Format | None:
-  """The format of a row: of those whose columns it has, the one that asks for most."""
+  """The format of a row, or None: of the formats that match it, the most specific one.
+
+  That is the one that needs most columns and, of equals, one that also looks at the values.
+  """
   asking = sorted(FORMATS.values(), key=lambda f: (len(f.needs), f.looks is not None), reverse=True)
   for fmt in asking:
     if not fmt.missing(row) and (fmt.looks is None or fmt.looks(row)):
@@ -81,19 +87,19 @@ def load(
   source: str | None = None,
   limit: int | None = None,
 ) -> list[Example]:
-  """Reads everything at `path` into examples, in its order.
+  """Reads all rows at `path` into examples, in the order of the files and their rows.
 
   Args:
     path: a file, a folder or a hub id; see `rm_jax.data.read.ACCEPTED`.
     report: counts rows and drops; `Report(strict=True)` raises at the first bad row.
-    format: a name in `FORMATS`, or 'auto': each file's is that of its first good row.
+    format: a name in `FORMATS`, or 'auto', which gives each file the format of its first good row.
     source: the examples' `source`; by default the hub id, or each file's name without suffixes
       and shard numbers.
-    limit: stop after this many examples, the rest unread.
+    limit: the reading stops after this many examples.
 
   Raises:
-    DataError: if there is nothing to read, if a file's first row has not the columns that the
-      format (any format, where 'auto') needs, or if no row could be kept.
+    DataError: if there is nothing to read, if a file's first row lacks columns that the format
+      needs (with 'auto': that every format needs), or if no row could be kept.
   """
   if format != "auto" and format not in FORMATS:
     raise DataError(f"no format {format!r}; known: auto, {_known()}")
@@ -113,12 +119,14 @@ def load(
 
 
 def _examples(file: File, fmt: Format | None, report: Report) -> Iterator[Example]:
+  """Yields the examples of one file; `fmt` None means that the format is detected."""
   first = True
   for origin, row in read_file(file, report):
     if first:
       _check_columns(origin, row, fmt)
       first = False
-    # Undecided until a row converts: a bad first row must not choose how the good ones are read.
+    # The file's format stays undecided until a row converts: a bad first row might look like
+    # another format, and all good rows would then be dropped.
     candidate = fmt or detect(row)
     try:
       example = _convert(candidate, row, origin)
@@ -138,7 +146,10 @@ def _convert(fmt: Format | None, row: Row, origin: str) -> Example:
 
 
 def _check_columns(origin: str, row: Row, fmt: Format | None) -> None:
-  """Stops where a file's first row lacks the columns: then all would be dropped, one by one."""
+  """Raises DataError where a file's first row lacks the columns that its format needs.
+
+  The other rows then lack them as well, and one error is clearer than all rows dropped.
+  """
   if fmt is None and all(f.missing(row) for f in FORMATS.values()):
     raise DataError(
       f"{origin}: columns {sorted(row)} are of no known format. Known: {_known()}. "
@@ -156,6 +167,7 @@ def _known() -> str:
 
 
 def _source(path: str | os.PathLike, file: File) -> str:
+  """The default source of a file's examples: the hub id, or the file's name without suffixes."""
   text = os.fspath(path)
   if not os.path.exists(os.path.expanduser(text)):
     return text  # a hub id
@@ -168,16 +180,17 @@ def _source(path: str | os.PathLike, file: File) -> str:
 def split(
   examples: Sequence[Example], fraction: float, seed: int = 0
 ) -> tuple[list[Example], list[Example]]:
-  """(train, held out), by conversation: none is on both sides. Each side keeps the order.
+  """Splits examples into (train, held out) by conversation, so that no conversation is on both.
 
-  A conversation's side depends on its text and the seed alone, so it stays where it is when rows
-  are added, dropped, reordered or cut by a limit: what one run held out, no other trains on.
+  A conversation's side depends only on its text and the seed, not on the other rows. So it stays
+  the same when rows are added, dropped, reordered or cut by a limit, and no later run trains on
+  what an earlier one held out. Each side keeps the order of `examples`.
 
   Args:
     examples: with their `conversation` set.
-    fraction: of the conversations to hold out, in [0, 1); of the examples it is so on average. 0
-      holds out nothing; otherwise each side gets at least one conversation.
-    seed: another seed, another split.
+    fraction: expected share of the conversations that is held out, in [0, 1). 0 holds out nothing;
+      otherwise each side gets at least one conversation.
+    seed: each seed gives another split.
 
   Raises:
     DataError: if the fraction is out of range, an example has no conversation, or there is one
@@ -200,6 +213,9 @@ def split(
 
 
 def _place(conversation: str, seed: int) -> float:
-  """Uniform in [0, 1), from a hash: Python's own `hash` differs from process to process."""
+  """A number in [0, 1), uniform over conversations, from a hash of the text and the seed.
+
+  Python's own `hash` of a string differs from process to process, so blake2b is used.
+  """
   text = f"{seed}:{conversation}".encode("utf-8", "surrogatepass")
   return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / 2**48

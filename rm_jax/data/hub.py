@@ -1,4 +1,4 @@
-"""Which files of a folder are data, and which of a hub data set belong to a config and a split."""
+"""Which files of a folder hold data, and which files of a hub data set belong to a split."""
 
 import dataclasses
 import pathlib
@@ -9,10 +9,10 @@ from rm_jax.data.report import DataError
 _ID = re.compile(
   r"(?P<repo>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?"
 )
-_METADATA = {"dataset_infos.json", "dataset_info.json", "state.json"}  # JSON, but not rows
+_METADATA = {"dataset_infos.json", "dataset_info.json", "state.json"}  # JSON files without rows
 _FETCHED = [f"*.{kind}" for kind in ("parquet", "jsonl", "jsonl.gz", "json", "json.gz")]
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<total>\d{5})")
-# Words that file names use for a split, as the `datasets` library reads them.
+# Words in a file's name that say its split, the same ones that the `datasets` library accepts.
 _WORDS = {
   "train": ("train", "training"),
   "validation": ("validation", "valid", "val", "dev"),
@@ -21,22 +21,22 @@ _WORDS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Dataset:
-  """A data set of the hub, 'org/name@config:split'; None where the id does not say."""
+class HubId:
+  """The parts of a hub id 'org/name@config:split'; None for a part that the id does not name."""
 
   repo: str
   config: str | None = None
   split: str | None = None
 
 
-def parse(text: str) -> Dataset | None:
-  """The data set that an id names, or None if `text` is not of that form."""
+def parse(text: str) -> HubId | None:
+  """Parses a hub id; None if `text` does not have that form."""
   match = _ID.fullmatch(text)
-  return Dataset(**match.groupdict()) if match else None
+  return HubId(**match.groupdict()) if match else None
 
 
 def kind(path: pathlib.PurePath) -> str | None:
-  """'json' (JSON lines), 'parquet', or None, by the file's name."""
+  """The kind of a file by its name: 'json' (JSON lines), 'parquet', or None for any other."""
   name = path.name.lower()
   if name.endswith(".parquet"):
     return "parquet"
@@ -44,7 +44,10 @@ def kind(path: pathlib.PurePath) -> str | None:
 
 
 def data_files(root: pathlib.Path) -> tuple[list[pathlib.PurePath], list[pathlib.PurePath]]:
-  """All files under `root` but hidden ones, relative to it and sorted: (data, others)."""
+  """Lists the files under `root`, without hidden ones, as (data files, other files).
+
+  Both lists are sorted, and their paths are relative to `root`.
+  """
   every = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
   seen = [p for p in every if not any(part.startswith(".") for part in p.parts)]
   data = [p for p in seen if kind(p) and p.name not in _METADATA]
@@ -62,8 +65,8 @@ def check_once(where: str, found: list[pathlib.PurePath]) -> None:
     )
 
 
-def fetch(dataset: Dataset) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
-  """Downloads a data set (or finds it in the cache) and selects the files of its split.
+def fetch(dataset: HubId) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
+  """Downloads a data set, or finds it in the hub's cache, and selects the files of its split.
 
   Returns:
     (folder of the snapshot, files relative to it in reading order).
@@ -72,13 +75,13 @@ def fetch(dataset: Dataset) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
     DataError: if the hub has no such data set or cannot be reached, if the data set has no such
       config or split, or if files of it are missing.
   """
-  import huggingface_hub  # here and not above: most runs read local files, and the import is slow
+  import huggingface_hub  # Imported here: it is slow, and most runs read local files only.
 
   try:
     got = huggingface_hub.snapshot_download(
       dataset.repo, repo_type="dataset", allow_patterns=[*_FETCHED, "README.md"]
     )
-  except (OSError, ValueError) as error:  # what the hub's own errors derive from
+  except (OSError, ValueError) as error:  # The hub's own errors derive from these two.
     raise DataError(
       f"{dataset.repo}: no such file or folder here, and as a data set of the hub it could not be "
       f"fetched: {type(error).__name__}: {error}"
@@ -99,16 +102,17 @@ def fetch(dataset: Dataset) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
 
 
 def select(
-  dataset: Dataset, found: list[pathlib.PurePath], configs: list[dict] | None
+  dataset: HubId, found: list[pathlib.PurePath], configs: list[dict] | None
 ) -> list[pathlib.PurePath]:
-  """The files of a data set's config and split.
+  """Selects the files of a data set's config and split.
 
-  The data set's card decides where it lists `configs`; else names do: a folder is a config, and a
-  file is of a split if its name or a folder's says so ('train-00000-of-00002.parquet',
-  'test.jsonl.gz'). Where the id names no split it is 'train', or all if no name speaks of splits.
+  If the data set's card lists `configs` with their files, the card decides. Otherwise the names of
+  folders and files do: a folder is a config, and a file belongs to the split that its own or a
+  folder's name contains ('train-00000-of-00002.parquet', 'test.jsonl.gz'). An id that names no
+  split selects 'train', or all files if no name contains a split's word.
 
   Args:
-    dataset: what is wanted.
+    dataset: the parsed id.
     found: all data files, relative to the snapshot.
     configs: the card's list of {config_name, data_files, ...}, if it has one.
 
@@ -124,7 +128,7 @@ def select(
       raise DataError(f"{dataset.repo}: no config {dataset.config!r}; folders: {folders}")
     found = inside
   wanted = dataset.split or "train"
-  if any(_split_of(p) for p in found):  # exact names: 'train' is not 'train_prefs'
+  if any(_split_of(p) for p in found):  # Shard names are exact: 'train' is not 'train_prefs'.
     selected = [p for p in found if _split_of(p) == wanted]
   elif dataset.split is None and not any(_says(p, word) for p in found for word in _WORDS):
     selected = found
@@ -136,8 +140,13 @@ def select(
 
 
 def _by_card(
-  dataset: Dataset, found: list[pathlib.PurePath], configs: list[dict]
+  dataset: HubId, found: list[pathlib.PurePath], configs: list[dict]
 ) -> list[pathlib.PurePath]:
+  """The files that a data set's card lists for a config and split; see `select`.
+
+  An id without a config means the only config, the one marked `default`, or the one called
+  'default'.
+  """
   names = {config.get("config_name", "default"): config for config in configs}
   if dataset.config is not None:
     config = names.get(dataset.config)
@@ -164,7 +173,7 @@ def _by_card(
 
 
 def _patterns(data_files: str | list) -> dict[str, list[str]]:
-  """{split: patterns} from a card: a pattern or a list of them is 'train'."""
+  """Reads a card's `data_files` as {split: patterns}; patterns without a split are 'train'."""
   if isinstance(data_files, str):
     return {"train": [data_files]}
   splits: dict[str, list[str]] = {}
@@ -175,25 +184,26 @@ def _patterns(data_files: str | list) -> dict[str, list[str]]:
 
 
 def _glob(pattern: str) -> re.Pattern:
-  """A card's pattern: * and ? stay inside a folder, ** crosses them."""
+  """Compiles a card's glob pattern: * and ? match inside one folder, ** across folders."""
   text = re.escape(pattern.removeprefix("./"))
   text = text.replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
   return re.compile(text.replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))
 
 
 def _split_of(path: pathlib.PurePath) -> str | None:
-  """The split of a file called 'split-00000-of-00002.parquet'; its name is exact."""
+  """The split in the name of a shard, 'split-00000-of-00002.parquet'; None for other names."""
   match = _SHARD.fullmatch(path.name.split(".")[0])
   return match["stem"] if match else None
 
 
 def _says(path: pathlib.PurePath, split: str) -> bool:
-  """Whether a file's name or a folder's holds the split's word between delimiters."""
+  """Whether a file's path contains a word for the split between delimiters, as in 'my_dev.json'."""
   words = "|".join(map(re.escape, _WORDS.get(split, (split,))))
   return bool(re.search(rf"(?:^|[-._ 0-9/])(?:{words})(?:[-._ 0-9/]|$)", path.as_posix()))
 
 
 def _check_shards(repo: str, selected: list[pathlib.PurePath]) -> None:
+  """Raises DataError if fewer shards are present than their file names count."""
   shards: dict[tuple[str, int], set[int]] = {}
   for path in selected:
     match = _SHARD.fullmatch(path.name.split(".")[0])

@@ -1,7 +1,7 @@
-"""Formats of two responses: prompt, chosen and rejected; the prompt implied; HH's dialogues.
+"""Formats of two responses, chosen and rejected: with a prompt, without one, and HH's dialogues.
 
-Optional columns: `margin` (units of score), `weight`, `preference` (probability that chosen is the
-better, in [0, 1]) and `tie` (true: neither is). One that is null is not given.
+Optional columns: `margin` (in units of score), `weight`, `preference` (the probability that chosen
+is better, in [0, 1]) and `tie` (true if neither is better). A null counts as an absent column.
 """
 
 import itertools
@@ -35,10 +35,11 @@ def _looks_like_dialogue(row: Row) -> bool:
 
 @register("pair", needs=("prompt", "chosen", "rejected"))
 def _pair(row: Row, origin: str) -> Example:
-  """All strings, or message lists; a string prompt before message lists is one user message.
+  """Prompt, chosen and rejected: three strings, or message lists.
 
-  After messages an answer may be given as its bare text. Sides may repeat the prompt; where both
-  begin with a system's turn and the prompt behind it, that turn is the prompt's.
+  A string prompt with message lists is read as one user message, and a string response to a message
+  list as one assistant message. Both sides may repeat the prompt, which is then removed from them.
+  If both start with a system message and the prompt behind it, the system message joins the prompt.
   """
   prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
   if isinstance(prompt, list):
@@ -62,7 +63,7 @@ def _pair(row: Row, origin: str) -> Example:
 
 @register("hh", needs=("chosen", "rejected"), looks=_looks_like_dialogue)
 def _hh(row: Row, origin: str) -> Example:
-  """Two whole dialogues in Anthropic's raw form; the prompt is their common leading turns."""
+  """Two whole dialogues in Anthropic's raw form; the prompt is the leading turns they share."""
   sides = text_of(row["chosen"], "chosen"), text_of(row["rejected"], "rejected")
   _check_differ(*sides)
   chosen, rejected = map(parse_dialogue, sides)
@@ -72,7 +73,7 @@ def _hh(row: Row, origin: str) -> Example:
 
 @register("implicit", needs=("chosen", "rejected"))
 def _implicit(row: Row, origin: str) -> Example:
-  """Two whole conversations; the prompt is their common front."""
+  """Two whole conversations; the prompt is their common prefix, as `common_front` finds it."""
   chosen, rejected = row["chosen"], row["rejected"]
   if isinstance(chosen, str) and isinstance(rejected, str):
     _check_differ(text_of(chosen, "chosen"), text_of(rejected, "rejected"))
@@ -85,7 +86,7 @@ def _implicit(row: Row, origin: str) -> Example:
 
 
 def _with_system(prompt: tuple[Message, ...], *sides: tuple[Message, ...]) -> tuple[Message, ...]:
-  """The prompt behind the system's turns with which all sides begin, where they repeat it."""
+  """Adds to the prompt the system messages that both sides have in front of a repeated prompt."""
   turns = itertools.takewhile(lambda m: m["role"] == "system", sides[0])
   whole = (*turns, *prompt)
   return whole if all(side[: len(whole)] == whole for side in sides) else prompt
@@ -94,7 +95,7 @@ def _with_system(prompt: tuple[Message, ...], *sides: tuple[Message, ...]) -> tu
 def _after(
   prompt: tuple[Message, ...], side: tuple[Message, ...], column: str
 ) -> tuple[Message, ...]:
-  """A side's messages after the prompt, which some data sets repeat in front of each side."""
+  """A side's messages without the prompt, which some data sets repeat in front of each side."""
   response = side[len(prompt) :] if side[: len(prompt)] == prompt else side
   if response and response[0]["role"] != "assistant":
     found = f"{column!r} starts with {shown(response[0])}; expected the prompt or the assistant"
@@ -103,6 +104,11 @@ def _after(
 
 
 def _example(prompt: Text, chosen: Text, rejected: Text, row: Row, origin: str) -> Example:
+  """Checks the three texts, reads the optional columns and builds the `Example`.
+
+  A preference p other than 1 becomes soft labels (p, 1 − p) and the same in `pairs`; a tie becomes
+  equal labels and `ties`.
+  """
   _check_differ(chosen, rejected)
   check_prompt(prompt)
   check_response(chosen, "chosen")

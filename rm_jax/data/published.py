@@ -1,6 +1,7 @@
 """Formats of published data sets that have columns of their own.
 
-Each is what `rm_jax.data.register` is for: ten lines that say what the columns mean.
+Each is an example of what `rm_jax.data.register` is for: a short function that says what the
+columns mean.
 """
 
 import hashlib
@@ -34,11 +35,15 @@ _SYSTEMS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verific
   needs=("question", "passages", "preference", *(f"prediction {i}" for i in (1, 2, 3, 4))),
 )
 def _qa_feedback(row: Row, origin: str) -> Example:
-  """QA-Feedback (Wu et al. 2023): four answers, six comparisons: 0 tie, 1 first, 2 second."""
+  """QA-Feedback (Wu et al. 2023): four answers, and all six comparisons of two of them.
+
+  `preference` lists the comparisons in the order (1, 2), (1, 3), .. (3, 4); 0 is a tie, 1 means
+  that the first is better and 2 that the second is.
+  """
   passages = row["passages"]
   if not isinstance(passages, list) or not all(isinstance(p, list) for p in passages):
     raise RowError("wrong_type", f"'passages' is {shown(passages)}; expected lists of sentences")
-  # A passage is [title, title and first sentence, sentence ...].
+  # A passage is [title, title and first sentence, sentence ...], so its text starts at index 1.
   notes = [" ".join(text_of(s, "passages") for s in passage[1:]) for passage in passages]
   question = text_of(row["question"], "question")
   prompt = "\n\n".join([*notes, f"Question: {question}\nAnswer:"])
@@ -61,10 +66,10 @@ def _qa_feedback(row: Row, origin: str) -> Example:
 
 @register("helpsteer", needs=("prompt", "response", *_HELPSTEER))
 def _helpsteer(row: Row, origin: str) -> Example:
-  """HelpSteer (Wang et al. 2023) and HelpSteer2 (Wang et al. 2024): five ratings, 0 to 4.
+  """HelpSteer (Wang et al. 2023) and HelpSteer2 (Wang et al. 2024): five ratings from 0 to 4.
 
-  The prompt becomes messages. One of several turns has each but the first behind a line
-  '<extra_id_1>Assistant' or '<extra_id_1>User'.
+  The prompt is one string and becomes messages: in a prompt of several turns, a line
+  '<extra_id_1>Assistant' or '<extra_id_1>User' starts each turn but the first.
   """
   first, *rest = _HELPSTEER_TURN.split(text_of(row["prompt"], "prompt"))
   roles = ["user", *(role.lower() for role in rest[::2])]
@@ -81,9 +86,9 @@ def _helpsteer(row: Row, origin: str) -> Example:
 
 @register("prm800k", needs=("question", "steps", "labels"))
 def _prm800k(row: Row, origin: str) -> Example:
-  """PRM800K (Lightman et al. 2023), as text: a step is positive, neutral or negative.
+  """PRM800K (Lightman et al. 2023), with steps as text, each positive, neutral or negative.
 
-  A neutral step is no error: it counts as right, as in the paper.
+  A neutral step is labelled right, as in the paper, because it is not an error.
   """
   steps, labels = row["steps"], row["labels"]
   if not isinstance(steps, list) or not isinstance(labels, list) or len(steps) != len(labels):
@@ -96,10 +101,10 @@ def _prm800k(row: Row, origin: str) -> Example:
 
 @register("gsm8k_solutions", needs=("question", "ground_truth", *_SYSTEMS))
 def _gsm8k_solutions(row: Row, origin: str) -> Example:
-  """GSM8K (Cobbe et al. 2021): the solutions of four models, right or wrong.
+  """GSM8K (Cobbe et al. 2021): the solutions of four models, each right or wrong.
 
-  They stand in an order drawn from the question alone, so that none tells whose it is. The final
-  answer is what follows the last 'A:'.
+  Their order is shuffled by a hash of the question, so that a solution's place does not tell which
+  model wrote it. The final answer is what follows the last 'A:'.
   """
   question = prompt_of(row, "question")
   order = list(_SYSTEMS)
@@ -123,16 +128,19 @@ def _gsm8k_solutions(row: Row, origin: str) -> Example:
 
 
 def _final_answer(solution: str) -> str:
-  """What follows the last 'A:', thousands' commas left out; a text of its own where none does."""
+  """What follows the last 'A:', without thousands separators; the whole solution if there is none.
+
+  A solution without an answer then agrees with no other one when answers are counted as votes.
+  """
   _, mark, answer = solution.rpartition("A:")
   return answer.strip().rstrip(".").replace(",", "") if mark else solution
 
 
 @register("bigbench_mistake", needs=("input", "steps", "mistake_index"))
 def _bigbench_mistake(row: Row, origin: str) -> Example:
-  """BIG-Bench Mistake (Tyen et al. 2023): the first step that is wrong, from 0, or none.
+  """BIG-Bench Mistake (Tyen et al. 2023): `mistake_index` is the first wrong step, from 0, or null.
 
-  Steps after it are labelled wrong, as all that is built on an error.
+  All steps after the first wrong one are labelled wrong too, because they build on an error.
   """
   steps, first = row["steps"], row["mistake_index"]
   if not isinstance(steps, list) or not steps:
@@ -146,7 +154,7 @@ def _bigbench_mistake(row: Row, origin: str) -> Example:
 
 @register("prmbench", needs=("question", "modified_process", "error_steps"))
 def _prmbench(row: Row, origin: str) -> Example:
-  """PRMBench (Song et al. 2025): a solution into which errors were written; their steps, from 1."""
+  """PRMBench (Song et al. 2025): a solution with inserted errors; `error_steps` counts from 1."""
   steps, errors = row["modified_process"], row["error_steps"]
   if not isinstance(steps, list) or not isinstance(errors, list):
     raise RowError("wrong_type", "'modified_process' and 'error_steps' are not both lists")
@@ -160,7 +168,7 @@ def _prmbench(row: Row, origin: str) -> Example:
 
 @register("pandalm", needs=("instruction", "input", "response1", "response2", "annotator1"))
 def _pandalm(row: Row, origin: str) -> Example:
-  """PandaLM's test set (Wang et al. 2023): two answers, annotators who each say 0 tie, 1 or 2."""
+  """PandaLM's test set (Wang et al. 2023): two answers, and each annotator's 0 (tie), 1 or 2."""
   instruction, more = text_of(row["instruction"], "instruction"), row["input"]
   if not isinstance(more, str):
     raise RowError("wrong_type", f"'input' is {shown(more)}; expected text, '' where there is none")
@@ -191,7 +199,7 @@ def _pandalm(row: Row, origin: str) -> Example:
 
 @register("llmbar", needs=("input", "output_1", "output_2", "label"))
 def _llmbar(row: Row, origin: str) -> Example:
-  """LLMBar (Zeng et al. 2024): two answers, of which 1 or 2 follows the instruction."""
+  """LLMBar (Zeng et al. 2024): two answers; `label`, 1 or 2, is the one that does as instructed."""
   label = row["label"]
   if isinstance(label, bool) or label not in (1, 2):
     raise RowError("out_of_range", f"'label' is {shown(label)}; expected 1 or 2")
@@ -203,7 +211,7 @@ def _llmbar(row: Row, origin: str) -> Example:
 
 @register("summ_human", needs=("doc_id", "src", "ref_summ", "responses"))
 def _summ_human(row: Row, origin: str) -> Example:
-  """SummEval, REALSumm: summaries by many systems; the gain is the mean of a summary's ratings."""
+  """SummEval and REALSumm: summaries by many systems; a summary's label is its mean rating."""
   prompt = text_of(row["src"], "src") + "\n\nSummary:"
   found = row["responses"]
   if not isinstance(found, list) or len(found) < 2 or not all(isinstance(x, dict) for x in found):

@@ -1,6 +1,6 @@
-"""Rows from files: JSON lines (plain or gzip), parquet, a folder of them, or a data set of the hub.
+"""Reads rows from JSON lines (plain or gzip), parquet, a folder of these, or a hub data set.
 
-Reading knows nothing of what a row means; `rm_jax.data.formats` does.
+What a row's columns mean is the business of `rm_jax.data.formats`; here a row is a dict.
 """
 
 import codecs
@@ -23,22 +23,22 @@ ACCEPTED = (
   "set of the hub as 'org/name', 'org/name:split' or 'org/name@config:split'"
 )
 _GZIP = b"\x1f\x8b"
-_PARQUET_BATCH = 256  # rows decoded at once: bounds memory, long enough to be fast
+_PARQUET_BATCH = 256  # Rows decoded at once: few enough to bound memory, enough to be fast.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
-  """One file to read: `name` is how origins call it, `path` is where its bytes are."""
+  """One file to read: `name` is what error messages call it, `path` is where its bytes are."""
 
   name: str
   path: pathlib.Path
 
 
 def files(path: str | os.PathLike, report: Report) -> list[File]:
-  """The files that `path` stands for, in the order in which they are read.
+  """Lists the files that `path` stands for, in the order in which they are read.
 
-  A path that exists wins over a hub id of the same name. A folder is read with its sub-folders,
-  sorted by path, without hidden files; those of no accepted kind go to `report.unread`.
+  A path that exists takes precedence over a hub id of the same name. A folder is read with its
+  sub-folders, sorted by path, without hidden files; `report.unread` lists files of other kinds.
 
   Raises:
     DataError: if there is nothing at `path`, nothing readable in it, or a folder holds the same
@@ -65,7 +65,7 @@ def files(path: str | os.PathLike, report: Report) -> list[File]:
 
 
 def read_rows(path: str | os.PathLike, report: Report) -> Iterator[tuple[str, Row]]:
-  """Yields (origin, row) of everything at `path`, lazily; bad rows are dropped into `report`.
+  """Yields (origin, row) of all rows at `path`, lazily; bad rows are dropped and counted.
 
   Args:
     path: a file, a folder, or a hub id; see `ACCEPTED`.
@@ -76,7 +76,7 @@ def read_rows(path: str | os.PathLike, report: Report) -> Iterator[tuple[str, Ro
     counted from 0 as pandas does.
 
   Raises:
-    DataError: at once if there is nothing to read; later, if strict, at the first bad row.
+    DataError: immediately if there is nothing to read; at the first bad row if `report` is strict.
   """
   found = files(path, report)
   return itertools.chain.from_iterable(read_file(file, report) for file in found)
@@ -90,18 +90,23 @@ def read_file(file: File, report: Report) -> Iterator[tuple[str, Row]]:
 
 
 def _read_json_lines(file: File, report: Report) -> Iterator[tuple[str, Row]]:
+  """Yields (origin, row) of a file of JSON lines, gzipped or not.
+
+  A damaged gzip stream ends the reading and counts as one dropped row.
+  """
   with open(file.path, "rb") as opened:
-    zipped = opened.read(2) == _GZIP  # by content: names lie after a download or a rename
+    # The content decides, because a download or a rename may leave a wrong suffix.
+    zipped = opened.read(2) == _GZIP
   with gzip.open(file.path, "rb") if zipped else open(file.path, "rb") as lines:
     first = True
     for number in itertools.count(1):
       origin = f"{file.name}:{number}"
       try:
-        # Bytes, ended by \n alone: text mode would also split at U+2028 and the like, which JSON
-        # strings may hold as they are.
+        # Lines are read as bytes and end at \n only. `str.splitlines` would also split at U+2028
+        # and the like, which JSON strings may contain unescaped.
         line = lines.readline()
       except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        report.rows += 1  # the row that the damage cut; those after it cannot even be counted
+        report.rows += 1  # The row that the damage cuts. Rows behind it cannot even be counted.
         found = f"the gzip stream breaks off here ({error}); expected the whole file: fetch it anew"
         report.drop("damaged_file", origin, found)
         return
@@ -125,11 +130,11 @@ def _read_json_lines(file: File, report: Report) -> Iterator[tuple[str, Row]]:
 
 
 def parse_line(line: bytes) -> Row:
-  """One JSON object from one line.
+  """Parses one line as one JSON object.
 
   Raises:
-    RowError: invalid_utf8, invalid_json (NaN and Infinity are no JSON either), not_an_object, or
-      duplicate_key (which of the two values was meant cannot be known).
+    RowError: invalid_utf8, invalid_json (NaN and Infinity are not JSON either), not_an_object, or
+      duplicate_key: JSON does not say which of the two values holds.
   """
   try:
     text = line.decode("utf-8")
@@ -147,6 +152,7 @@ def parse_line(line: bytes) -> Row:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+  """A JSON object's dict; RowError if a key occurs twice, of which `json` would keep the last."""
   made = dict(pairs)
   if len(made) < len(pairs):
     names = [name for name, _ in pairs]
@@ -160,7 +166,8 @@ def _no_constant(name: str) -> None:
 
 
 def _read_parquet(file: File, report: Report) -> Iterator[tuple[str, Row]]:
-  import pyarrow  # here and not above: many runs have no parquet, and the import takes its time
+  """Yields (origin, row) of a parquet file; damage ends the reading, as one dropped row."""
+  import pyarrow  # Imported here: it is slow, and many runs read no parquet.
   import pyarrow.parquet
 
   number = 0
@@ -178,7 +185,8 @@ def _read_parquet(file: File, report: Report) -> Iterator[tuple[str, Row]]:
             report.drop("invalid_utf8", origin, f"{row}; expected UTF-8 text")
             continue
           yield origin, row
-  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns, too
+  # UnicodeDecodeError is for the names of columns; `_rows_of` handles those of values.
+  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
     report.rows += 1
     found = (
       f"not readable as parquet from here on ({error}); expected the whole file: fetch it anew"
@@ -187,11 +195,11 @@ def _read_parquet(file: File, report: Report) -> Iterator[tuple[str, Row]]:
 
 
 def _rows_of(batch) -> list[Row | UnicodeDecodeError]:
-  """The rows of a pyarrow RecordBatch; in the place of an undecodable one, its error."""
+  """The rows of a pyarrow RecordBatch; an undecodable row is replaced by its error."""
   try:
     return batch.to_pylist()
   except UnicodeDecodeError:
-    pass  # one by one, so that it costs its own row and not the batch
+    pass  # Decode row by row below, so that only the undecodable rows are lost.
   rows = []
   for index in range(batch.num_rows):
     try:

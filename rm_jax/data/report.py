@@ -1,22 +1,27 @@
-"""What became of every row: `Report` counts it, `RowError` is one row's fault, `DataError` stops.
+"""Counts what became of every row: `Report`, and the errors `RowError` and `DataError`.
 
-A row is read, and then kept or dropped for a reason that is counted: no stage loses one silently.
-The one `Report` of a run goes from stage to stage, so `kept` is right after the last of them.
+Every row that is read is either kept, or dropped for a reason that is counted; no stage may lose a
+row silently. A run has one `Report`, which all its stages share, so `kept` is right after the last.
 """
 
 import collections
 import dataclasses
 
-_SHOWN = 3  # rows remembered for each reason: enough to go and look, however many were dropped
-_WIDTH = 160  # characters of found text in a message: a reward model's rows can be books
+_SHOWN = 3  # Dropped rows that are remembered for each reason, as examples to look at.
+_WIDTH = 160  # Characters of a value in a message. A row's text may be as long as a book.
 
 
 class DataError(ValueError):
-  """The data cannot be used as they are; the message says where, what was found, and the mend."""
+  """The data cannot be used. The message says where, what was found, and how to mend it."""
 
 
 class RowError(Exception):
-  """One row is bad. `reason` is a snake_case word to count by; `detail`: found; expected."""
+  """One row is bad.
+
+  Attributes:
+    reason: snake_case word that the row is counted under.
+    detail: what was found and what was expected.
+  """
 
   def __init__(self, reason: str, detail: str):
     super().__init__(f"{reason}: {detail}")
@@ -29,11 +34,11 @@ class Report:
   """Counts of rows read and dropped, shared by all stages from the file to the packed batch.
 
   Attributes:
-    strict: whether the first bad row raises instead of being counted.
-    rows: rows read so far, good and bad; whoever reads a row adds it, before it can be dropped.
-    dropped: rows dropped, by reason.
-    examples: for each reason the first few as 'origin: detail'.
-    unread: files of a folder that were passed over because their name is of no accepted kind.
+    strict: whether the first bad row raises DataError instead of only being counted.
+    rows: rows read so far, good and bad. The reader counts a row here before any stage may drop it.
+    dropped: reason -> number of rows dropped.
+    examples: reason -> the first few dropped rows as 'origin: detail'.
+    unread: files of a folder that were skipped because their names are of no accepted kind.
   """
 
   strict: bool = False
@@ -51,13 +56,14 @@ class Report:
     """Counts a row as dropped.
 
     Args:
-      reason: snake_case word that it is counted by.
+      reason: snake_case word that the row is counted under.
       origin: where the row came from, 'file:line'.
       detail: what was found and what was expected.
-      fault: False where nothing is wrong with the row, and it is left out on purpose.
+      fault: False if nothing is wrong with the row and it is left out on purpose; it then does not
+        raise even if `strict`.
 
     Raises:
-      DataError: if `strict` and a fault, naming origin, reason and detail.
+      DataError: if `strict` and `fault`; the message has the origin, reason and detail.
     """
     self.dropped[reason] += 1
     seen = self.examples.setdefault(reason, [])
@@ -79,6 +85,6 @@ class Report:
 
 
 def shown(value: object) -> str:
-  """`value` for a message: its repr, which escapes what cannot be printed, cut to a line."""
+  """Formats `value` for a message: its repr, which escapes control characters, cut to 160."""
   text = repr(value)
   return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

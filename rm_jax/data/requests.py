@@ -1,4 +1,4 @@
-"""Rows to be scored: what is asked of a model, without any feedback on it."""
+"""Reads rows that are to be scored: a prompt with a response or with steps, without feedback."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from rm_jax.types import Text
 
 
 class Asked(NamedTuple):
-  """A prompt with a response, or with the steps of a solution; the other of the two is None."""
+  """A prompt with either a response or the steps of a solution; the other of these is None."""
 
   prompt: Text
   response: Text | None
@@ -28,22 +28,23 @@ _EXPECTED = {
 
 
 def read_row(row: Mapping[str, Any], i: int | str, *forms: str) -> Asked:
-  """Reads a row: its prompt and `response` (or `completion`), or `completions` (or `steps`).
+  """Reads a row's prompt with its `response` (or `completion`) or its `completions` (or `steps`).
 
   Args:
-    row: {column: value}; strings, or message lists. Steps are a list of strings.
-    i: its number, or what else it is called in errors.
-    forms: 'response', 'steps': what it may be; by default either.
+    row: {column: value}; a prompt or response is a string or messages, steps are a list of strings.
+    i: the row's number, or another name for it in error messages.
+    forms: which of 'response' and 'steps' the row may have; by default either.
 
   Raises:
-    DataError: a column is missing, or holds what cannot be read.
+    DataError: a column is missing or its value cannot be read.
   """
   where = f"row {i}" if isinstance(i, int) else i
   if not isinstance(row, Mapping):
     raise DataError(f"{where}: is {shown(row)}; expected {{column: value}}")
   forms = forms or tuple(_COLUMNS)
   found = [name for form in forms for name in _COLUMNS[form] if name in row]
-  found.sort(key=lambda name: row[name] is None)  # null is not given, where another column is
+  # A column that is null counts as absent if another one has a value.
+  found.sort(key=lambda name: row[name] is None)
   if "prompt" not in row or not found:
     expected = " or ".join(_EXPECTED[form] for form in forms)
     raise DataError(f"{where}: has columns {sorted(row)}; expected prompt and {expected}")
@@ -57,7 +58,7 @@ def read_row(row: Mapping[str, Any], i: int | str, *forms: str) -> Asked:
     response = row[name]
     if isinstance(prompt, str) and isinstance(response, str):
       return Asked(text_of(prompt, "prompt"), text_of(response, name), None)
-    # A conversation's answer may be given as its bare text.
+    # After messages, a string is the content of the assistant's answer.
     if isinstance(response, str):
       response = [{"role": "assistant", "content": response}]
     return Asked(messages_of(prompt, "prompt"), messages_of(response, name), None)

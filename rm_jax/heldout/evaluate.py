@@ -10,7 +10,7 @@ import numpy as np
 from rm_jax.heldout import intervals, pointwise
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import kendall
-from rm_jax.metrics.ranking import order
+from rm_jax.metrics.ranking import list_correlation
 from rm_jax.types import Example, Text
 from rm_jax.world import best_reachable
 
@@ -123,7 +123,7 @@ def comparisons(
         )
       )
     if len(example.responses) > 2:
-      taus.append(order(kendall, np.asarray(score), np.asarray(example.labels)))
+      taus.append(list_correlation(kendall, np.asarray(score), np.asarray(example.labels)))
       lists.append(example.conversation)
   report = pair_report(pairs, expanded) | {"undecided": undecided}
   if not pairs:

@@ -1,8 +1,8 @@
-"""Agreement of scores with observed preferences, and how far it can be trusted.
+"""Agreement of scores with observed preferences, with intervals.
 
-A pair earns 1 where the chosen response scores higher, 0 where lower and 0.5 at a tie, as a coin
-would. Pairs of one conversation are not independent, so intervals are over conversations: see
-`rm_jax.metrics.interval`.
+A pair earns the credit 1 if the chosen response scores higher, 0 if it scores lower, and 0.5 at a
+tie, which is what a coin earns on average. Pairs of one conversation are not independent, so
+intervals treat whole conversations as the units; see `rm_jax.metrics.interval`.
 """
 
 from collections.abc import Hashable, Sequence
@@ -11,19 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rm_jax.metrics import interval
-from rm_jax.metrics.interval import cluster_bootstrap, numbered, vector, wilson
-
-__all__ = [
-  "accuracy", "cluster_bootstrap", "coin", "credit", "longest", "numbered", "paired_difference",
-  "shortest", "vector", "wilson",
-]  # fmt: skip
+from rm_jax.metrics.interval import vector
 
 
 def credit(scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike) -> np.ndarray:
-  """Credit of each pair: 1 if chosen > rejected, 0 if less, 0.5 at an exact tie.
+  """Credit of each pair: 1 if chosen > rejected, 0 if chosen < rejected, 0.5 at an exact tie.
 
   Args:
-    scores_chosen: [N], any unit; compared in float64, which holds every narrower float exactly.
+    scores_chosen: [N], in any unit. Scores are compared in float64, which represents every
+      narrower float exactly, so the comparison makes no tie of its own.
     scores_rejected: [N].
 
   Returns:
@@ -39,7 +35,7 @@ def credit(scores_chosen: npt.ArrayLike, scores_rejected: npt.ArrayLike) -> np.n
 
 
 def longest(lengths_chosen: npt.ArrayLike, lengths_rejected: npt.ArrayLike) -> np.ndarray:
-  """Credit of the rule 'the longer response is better', float64 [N]; lengths in any one unit."""
+  """Credit of the rule 'the longer response is better', float64 [N]; lengths in the same unit."""
   return credit(lengths_chosen, lengths_rejected)
 
 
@@ -49,7 +45,7 @@ def shortest(lengths_chosen: npt.ArrayLike, lengths_rejected: npt.ArrayLike) -> 
 
 
 def coin(n: int) -> np.ndarray:
-  """Expected credit of a coin, float64 [n]: the floor that any rule has to beat."""
+  """Expected credit of a coin, float64 [n]: the baseline that any rule has to beat."""
   return np.full(n, 0.5)
 
 
@@ -69,11 +65,11 @@ def accuracy(
 
   Returns:
     {accuracy, interval: [low, high], n: pairs, ties: pairs with credit 0.5, conversations}, and
-    `method` where the interval is not the clustered bootstrap's. It is None, with `why`, over fewer
-    than 5 conversations.
+    `method` if the interval is not by the cluster bootstrap. With fewer than 5 conversations the
+    interval is None and `why` says so.
 
   Raises:
-    ValueError: if a credit is none of the three, there is none, or as `interval.mean`.
+    ValueError: a credit has another value, there is no pair, or as `interval.mean`.
   """
   credit_N = vector(credits, "credits")
   odd = np.flatnonzero(~np.isin(credit_N, (0.0, 0.5, 1.0)))
@@ -105,7 +101,7 @@ def paired_difference(
 
   Args:
     a: [N] credits (or any finite values) of one model.
-    b: [N] of the other, on the same pairs in the same order.
+    b: [N] credits of the other model, on the same pairs in the same order.
     clusters: N labels, the conversation of each pair.
     level, resamples, seed: of `interval.mean`.
 
@@ -119,7 +115,8 @@ def paired_difference(
   _same_length(a_N, b_N, "a", "b")
   if not a_N.size:
     raise ValueError("a is empty; expected at least one pair")
-  # Against a coin the difference is a share too; who was right, or wrong, all along may yet not be.
+  # Against a constant credit, such as a coin's, a − b is a shifted share, and the interval of a
+  # share applies: it has a width even if a was right in all pairs, as a may be wrong in the next.
   share = bool(np.ptp(b_N) == 0 and 0 < b_N[0] < 1)
   credits = all(x.min() >= 0 and x.max() <= 1 for x in (a_N, b_N))
   bounds = ((-b_N[0], 1 - b_N[0]) if share else (-1.0, 1.0)) if credits else None
@@ -129,6 +126,6 @@ def paired_difference(
 
 
 def _same_length(one: np.ndarray, other: np.ndarray, name: str, other_name: str) -> None:
-  # Checked and not broadcast: a [B, 1] against a [B] is a classic of the field.
+  # Without this check numpy would broadcast [B, 1] against [B], a frequent and silent mistake.
   if len(one) != len(other):
     raise ValueError(f"{name} has {len(one)} values, {other_name} {len(other)}; expected as many")

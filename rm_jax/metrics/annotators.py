@@ -1,8 +1,8 @@
-"""What annotators agree on, how reliable each is, and what sways them.
+"""How far annotators agree, how reliable each is, and logistic regression on their choices.
 
 Krippendorff (2011), Computing Krippendorff's Alpha-Reliability. Dawid and Skene (1979), Maximum
 likelihood estimation of observer error-rates using the EM algorithm. Cameron, Gelbach and Miller
-(2008), for intervals over clusters.
+(2008), Bootstrap-based improvements for inference with clustered errors.
 """
 
 import dataclasses
@@ -15,14 +15,15 @@ import numpy.typing as npt
 from rm_jax.metrics import interval
 
 LEVELS = ("nominal", "ordinal", "interval")
-_TINY = 1e-300  # instead of the logarithm of 0, where it is multiplied by 0
+_TINY = 1e-300  # Lower bound inside a logarithm that is multiplied by 0: 0 · -inf would be NaN.
 
 
 def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
-  """Krippendorff's alpha, 1 − D_o / D_e: 1 in full agreement, 0 at chance, below it if systematic.
+  """Krippendorff's alpha, 1 − observed / expected disagreement.
 
-  With o_ck the coincidences of values c and k (each unit of m ratings adds its pairs / (m − 1)),
-  n_c = Σ_k o_ck and n = Σ_c n_c:
+  It is 1 in full agreement, 0 if annotators agree as often as by chance, and negative if they
+  disagree systematically. Let o_ck be the coincidences of values c and k: each unit with m ratings
+  adds the number of its ordered pairs (c, k) divided by m − 1. With n_c = Σ_k o_ck and n = Σ_c n_c,
 
     alpha = 1 − (n − 1) Σ_ck o_ck δ²_ck / Σ_ck n_c n_k δ²_ck
 
@@ -30,12 +31,12 @@ def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
 
   Args:
     ratings: [N units, A annotators], numbers; NaN where missing. Units with fewer than two ratings
-      compare nothing and count nowhere, as published.
-    level: one of `LEVELS`; for 'ordinal' the order is that of the numbers.
+      have no pair and are left out, as in the paper.
+    level: level of measurement, one of `LEVELS`; 'ordinal' takes the order of the numbers.
 
   Raises:
-    ValueError: the shape or level is wrong, no unit has two ratings, or all of them are one value:
-      alpha is then 0 / 0.
+    ValueError: the shape or level is wrong, no unit has two ratings, or all ratings are equal, so
+      that alpha is 0 / 0.
   """
   units_NVV, values_V = _coincidences(ratings, level)
   alpha = _alpha(units_NVV.sum(axis=0), values_V, level)
@@ -58,9 +59,9 @@ def alpha_interval(
 
   Args:
     ratings, level: of `krippendorff_alpha`.
-    clusters: N labels; units of one label are drawn, or left out, together.
+    clusters: N labels; units with the same label are drawn, or left out, together.
     confidence: in (0, 1).
-    resamples: how many; one whose ratings are all one value has no alpha.
+    resamples: number of resamples. One whose ratings are all equal has no alpha.
     seed: of the draws.
 
   Raises:
@@ -78,7 +79,8 @@ def alpha_interval(
     for times_RC in plan.times()
     for times_C in times_RC
   ]
-  # 1 − alpha is a ratio of disagreements, above 0 where there is any.
+  # 1 − alpha is a ratio of disagreements, and so a positive number, for which `plan.interval` has a
+  # scale. Alpha itself can be negative.
   found = plan.interval(1 - alpha, 1 - np.asarray(alphas), "positive")
   if found.ends is None:
     return found
@@ -86,7 +88,7 @@ def alpha_interval(
 
 
 def _coincidences(ratings: npt.ArrayLike, level: str) -> tuple[np.ndarray, np.ndarray]:
-  """(each unit's coincidences [N, V, V], the values [V])."""
+  """(coincidences of each unit [N, V, V], the V distinct ratings in increasing order)."""
   rating_NA = np.asarray(ratings, np.float64)
   if level not in LEVELS:
     raise ValueError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
@@ -105,14 +107,15 @@ def _coincidences(ratings: npt.ArrayLike, level: str) -> tuple[np.ndarray, np.nd
 
 
 def _alpha(coincidence_VV: np.ndarray, values_V: np.ndarray, level: str) -> float:
-  """NaN where 0 / 0."""
+  """Alpha of a coincidence matrix; NaN if the expected disagreement is 0."""
   n_V = coincidence_VV.sum(axis=1)
   if level == "nominal":
     square_VV = 1.0 - np.eye(len(values_V))
   elif level == "interval":
     square_VV = (values_V[:, None] - values_V[None, :]) ** 2
   else:
-    middle_V = np.cumsum(n_V) - n_V / 2  # Σ_{g=c..k} n_g − (n_c + n_k) / 2 = middle_k − middle_c
+    # Σ_{g=c..k} n_g − (n_c + n_k) / 2 = middle_k − middle_c.
+    middle_V = np.cumsum(n_V) - n_V / 2
     square_VV = (middle_V[:, None] - middle_V[None, :]) ** 2
   expected = float(n_V @ square_VV @ n_V)
   if not expected:
@@ -122,16 +125,16 @@ def _alpha(coincidence_VV: np.ndarray, values_V: np.ndarray, level: str) -> floa
 
 @dataclasses.dataclass(frozen=True)
 class DawidSkene:
-  """What `dawid_skene` found.
+  """The fit of `dawid_skene`: N items, A annotators, K classes.
 
   Attributes:
     prior: float64 [K], share of each class.
     confusion: float64 [A, K, K], P(annotator says column | truth is row).
     posterior: float64 [N, K], P(truth) of each item.
-    reliability: float64 [A], Σ_k prior_k confusion_kk: P(annotator is right).
-    log_likelihood: of each iteration, nats; never falls.
-    converged: whether it rose by less than the tolerance before the iterations ran out.
-    start: which of the starts won: 0 is the majority vote's.
+    reliability: float64 [A], Σ_k prior_k confusion_kk, the probability that an annotator is right.
+    log_likelihood: after each iteration, in nats; EM never lowers it.
+    converged: whether an iteration raised it by less than the tolerance.
+    start: index of the start that gave this fit; 0 is the majority vote.
   """
 
   prior: np.ndarray
@@ -152,22 +155,25 @@ def dawid_skene(
   tolerance: float = 1e-8,
   seed: int = 0,
 ) -> DawidSkene:
-  """Maximum likelihood of the truth and of each annotator's confusions, by EM.
+  """Estimates the truth of each item and each annotator's confusion matrix, by EM.
+
+  The likelihood is that of Dawid and Skene (1979):
 
     P(labels of item i) = Σ_k prior_k Π_a confusion[a, k, label_ia]
 
-  Errors are taken to be independent given the truth: what annotators get wrong together counts as
-  the truth, and a reliability is agreement with what they share. With two annotators the model is
-  not identified (Dawid and Skene need three); the caller should say so.
+  The model assumes that annotators err independently given the truth. So an error that they all
+  make counts as the truth, and a reliability is agreement with what the annotators share. With two
+  annotators the parameters are not identified, three are needed; the caller should check that.
 
   Args:
     labels: int [N, A] in 0 .. classes − 1; −1 where missing.
     classes: K, at least 2.
-    starts: of EM: the majority vote, and that vote softened by random weights; the most likely
-      result is returned. Truths are named by the vote, so that classes do not swap.
+    starts: number of starts of EM. The first is the majority vote, the others are the votes
+      multiplied by random weights; the most likely result is returned. All starts derive from the
+      votes, so that the classes keep their names.
     iterations: at most, of each start.
-    tolerance: nats an item that the log-likelihood must rise by to go on.
-    seed: of the random starts, and of tied votes.
+    tolerance: EM stops when an iteration raises the log-likelihood by less, in nats per item.
+    seed: of the random starts and of the choice between tied votes.
 
   Raises:
     ValueError: a label is out of range, an annotator or item has none, or there are fewer than two
@@ -198,25 +204,28 @@ def dawid_skene(
   rng = np.random.default_rng(seed)
   votes_NK = said_NAK.sum(axis=1)
   majority_NK = (votes_NK == votes_NK.max(axis=1, keepdims=True)).astype(np.float64)
-  majority_NK += 1e-6 * rng.random(majority_NK.shape) * majority_NK  # a tie leans by chance
+  # A tie is broken slightly and at random: EM cannot leave a start in which all classes are alike.
+  majority_NK += 1e-6 * rng.random(majority_NK.shape) * majority_NK
   best = None
   for start in range(starts):
     first_NK = majority_NK if start == 0 else votes_NK * rng.gamma(1.0, size=votes_NK.shape)
     fit = _em(said_NAK, first_NK / first_NK.sum(axis=1, keepdims=True), iterations, tolerance)
-    # A later start must be better by more than rounding, lest the winner depend on the machine.
+    # A later start must be better by more than rounding errors, which differ between machines.
     if best is None or fit.log_likelihood[-1] > best.log_likelihood[-1] + tolerance * len(label_NA):
       best = dataclasses.replace(fit, start=start)
   return best
 
 
 def _em(said_NAK, posterior_NK, iterations: int, tolerance: float) -> DawidSkene:
+  """One run of EM. `said_NAK` is 1 where annotator a gave item n label k, else 0."""
   history: list[float] = []
   converged = False
   for _ in range(iterations):
     prior_K = posterior_NK.mean(axis=0)
     count_AKK = np.einsum("nk,nal->akl", posterior_NK, said_NAK)
     total_AK1 = count_AKK.sum(axis=2, keepdims=True)
-    # A class that an annotator never met says nothing of them: uniform, and it meets no label.
+    # An annotator's row for a class that none of their items has (posterior 0) is 0 / 0. It is set
+    # to the uniform distribution, which favours no label.
     uniform = 1 / said_NAK.shape[2]
     confusion_AKK = np.where(total_AK1 > 0, count_AKK / np.maximum(total_AK1, _TINY), uniform)
     log_NK = np.einsum("nal,akl->nk", said_NAK, np.log(np.maximum(confusion_AKK, _TINY)))
@@ -235,11 +244,11 @@ def _em(said_NAK, posterior_NK, iterations: int, tolerance: float) -> DawidSkene
 def share(
   credits: npt.ArrayLike, clusters: Sequence[Hashable], level: float = 0.95, seed: int = 0
 ) -> dict:
-  """Mean of credits in [0, 1] with its interval over whole clusters (`interval.mean`).
+  """Mean of credits in [0, 1] with its interval over whole clusters, by `interval.mean`.
 
   Returns:
-    {share, interval, n, clusters, method}, and `why` where there is no interval (method 'none');
-    share is None where n is 0.
+    {share, interval, n, clusters, method}. If there is no interval, it is None, `method` is 'none'
+    and `why` gives the reason. `share` is None if there are no credits.
   """
   credit_N = np.asarray(credits, np.float64)
   groups = len(set(clusters))
@@ -259,10 +268,13 @@ def logistic(
 ) -> list[dict[str, float | list[float]]]:
   """Logistic regression, P(outcome = 1) = sigmoid(features · β), with Wald intervals over clusters.
 
-  Variance: H⁻¹ (Σ_g s_g s_gᵀ) H⁻¹ G / (G − 1), s_g a cluster's summed score (Liang and Zeger 1986).
-  Below 30 clusters it is the jackknife's, each left out in one Newton step, (G − 1)/G Σ_g d_g d_gᵀ
-  with d_g = (H − H_g)⁻¹ s_g (Bell and McCaffrey 2002), and Student's t of G − 1 degrees of freedom
-  takes the normal's place. Below 5 there is no interval.
+  With 30 clusters or more, the variance of β is the cluster-robust one of Liang and Zeger (1986),
+  H⁻¹ (Σ_g s_g s_gᵀ) H⁻¹ G / (G − 1). H is the Hessian, G the number of clusters and s_g the sum of
+  the score (the gradient of the log-likelihood) over cluster g. With fewer clusters it is the
+  jackknife variance (G − 1)/G Σ_g d_g d_gᵀ, in which d_g = (H − H_g)⁻¹ s_g is the change of β when
+  cluster g is left out, by one Newton step (Bell and McCaffrey 2002); and the quantile is that of
+  Student's t with G − 1 degrees of freedom. With fewer than 5 clusters there is no interval. These
+  limits are compared with the effective number of clusters, see `interval.effective`.
 
   Args:
     features: [N, F]; a column of ones is the intercept.
@@ -271,13 +283,13 @@ def logistic(
     level: confidence in (0, 1).
 
   Returns:
-    For each feature {slope, interval, standard_error}; the last two None, with `why`, where few
-    clusters do not tell them.
+    For each feature {slope, interval, standard_error}. The last two are None, with `why`, if there
+    are too few clusters to estimate them.
 
   Raises:
-    ValueError: shapes differ, an outcome is neither 0 nor 1, there are no more clusters than
-      features, the features are collinear, or they separate the outcomes so that no finite slope
-      is best.
+    ValueError: shapes differ, an outcome is neither 0 nor 1, there are not more clusters than
+      features, the features are collinear, or they separate the outcomes, so that the likelihood
+      has no maximum at finite slopes.
   """
   x_NF, y_N = np.asarray(features, np.float64), np.asarray(outcomes, np.float64)
   if x_NF.ndim != 2 or y_N.shape != x_NF.shape[:1]:
@@ -303,6 +315,7 @@ def logistic(
 
 
 def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dict]:
+  """The intervals of `logistic` at its solution; `numbers` [N] is the cluster of each row."""
   count = int(numbers.max()) + 1
   size_C = np.bincount(numbers)
   worth = interval.effective(size_C)
@@ -321,7 +334,7 @@ def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dic
     own_CFF = np.zeros((count, *hessian_FF.shape))
     np.add.at(own_CFF, numbers, np.einsum("nf,ng,n->nfg", x_NF, x_NF, p_N * (1 - p_N)))
     left_CFF = hessian_FF - own_CFF
-    # Relative to the whole, in which the features' units cancel.
+    # The condition number is that of H⁻¹ (H − H_g), which does not depend on the features' units.
     if (np.linalg.cond(np.linalg.solve(hessian_FF, left_CFF)) > 1e8).any():
       return none("the slopes are not defined without some conversation")
     off_CF = np.linalg.solve(left_CFF, score_CF[:, :, None])[:, :, 0]

@@ -1,8 +1,9 @@
-"""Over-optimisation by best-of-n: what becomes of the true reward as the proxy is maximised.
+"""Over-optimisation by best-of-n: how the true reward changes as a proxy reward is maximised.
 
-Of N candidates a prompt, each with the proxy's score and the true reward, the proxy's best of n is
-followed for n = 1, 2, ..: its proxy and true reward relative to n = 1, against how far the policy
-has moved, √KL.
+Each prompt has N candidates, each with the proxy's score and the true reward. The candidate with
+the highest proxy score among n of them is chosen, for n = 1, 2, .. . The curve is the expected
+proxy and true reward of the choice, relative to n = 1, against √KL, the square root of the KL
+divergence between choosing the best of n and drawing one candidate.
 
 Gao, Schulman and Hilton (2022), Scaling laws for reward model overoptimization (the curves and
 their forms). Nakano et al. (2021), WebGPT (the unbiased estimator). Beirami et al. (2024),
@@ -18,16 +19,16 @@ import numpy.typing as npt
 
 from rm_jax.metrics.interval import FEW, Resampling, student
 
-_CONVERSATIONS = 10  # below which nothing is said of a peak
+_CONVERSATIONS = 10  # With fewer conversations, `peak` does not say whether there is a peak.
 
 
 def kl(n: int) -> float:
-  """KL of the best of n from the policy it draws from, log n − (n − 1)/n, in nats.
+  """KL divergence of best-of-n from the policy that it draws from, log n − (n − 1)/n, in nats.
 
-  Exact where the proxy never ties, and an upper bound where it can.
+  It is exact if the proxy never ties, and an upper bound if it can (Beirami et al. 2024).
 
   Raises:
-    ValueError: n below 1.
+    ValueError: n is below 1.
   """
   if n < 1:
     raise ValueError(f"n is {n}; expected at least 1")
@@ -35,12 +36,19 @@ def kl(n: int) -> float:
 
 
 def weights(ns: Sequence[int], candidates: int) -> np.ndarray:
-  """Chance that the i-th lowest of N is the best of n drawn without replacement, float64 [M, N].
+  """Probability that the i-th lowest of N is the best of n drawn without replacement.
 
     C(i − 1, n − 1) / C(N, n),   i = 1 .. N; 0 for i < n
 
+  Args:
+    ns: M values of n.
+    candidates: N.
+
+  Returns:
+    float64 [M, N]; each row sums to 1.
+
   Raises:
-    ValueError: an n that is not in 1 .. N, or none.
+    ValueError: an n is not in 1 .. N, or there is none.
   """
   ns = [int(n) for n in ns]
   if not ns or min(ns) < 1 or max(ns) > candidates:
@@ -54,29 +62,30 @@ def weights(ns: Sequence[int], candidates: int) -> np.ndarray:
   for row_N, n in zip(found_MN, ns, strict=True):
     below = np.arange(n - 1, candidates)  # i − 1
     row_N[n - 1 :] = np.exp(log_choose(below, n - 1) - log_choose(candidates, n))
-    row_N /= row_N.sum()  # takes out the rounding of the logs
+    row_N /= row_N.sum()  # Removes the rounding errors of the logarithms.
   return found_MN
 
 
 def best_of_n(
   proxy_PN: npt.ArrayLike, true_PN: npt.ArrayLike, ns: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-  """Expected proxy and true reward of each prompt's proxy-best of n, over all ways to draw n of N.
+  """Expected proxy and true reward of the candidate with the highest proxy among n.
 
-  Unbiased for the best of n fresh candidates. Candidates whose proxies are equal share the mean of
-  their true rewards: the expectation where ties are broken at random.
+  The expectation is over all subsets of n of a prompt's N candidates, which makes it an unbiased
+  estimate for n fresh candidates (Nakano et al. 2021). Candidates with equal proxies all get the
+  mean of their true rewards, which is the expectation if ties are broken at random.
 
   Args:
     proxy_PN: [P, N], N candidates for each of P prompts.
     true_PN: [P, N].
-    ns: M numbers from 1 to N. Near N the estimate rests on few candidates a prompt, and at N on
-      one: let N be larger than the largest n where it can be.
+    ns: M numbers from 1 to N. For n near N the estimate depends on few candidates of each prompt,
+      and for n = N on one, so N should be larger than the largest n.
 
   Returns:
-    (proxy [P, M], true [P, M], prompts with tied proxies).
+    (proxy [P, M], true [P, M], number of prompts with tied proxies).
 
   Raises:
-    ValueError: shapes that differ, nothing, not finite, or an n out of range.
+    ValueError: shapes differ or are empty, a value is not finite, or an n is out of range.
   """
   proxy_PN, true_PN = np.asarray(proxy_PN, np.float64), np.asarray(true_PN, np.float64)
   if proxy_PN.ndim != 2 or proxy_PN.shape != true_PN.shape or not proxy_PN.size:
@@ -90,7 +99,7 @@ def best_of_n(
   order_PN = np.argsort(proxy_PN, axis=1, kind="stable")
   proxy_PN = np.take_along_axis(proxy_PN, order_PN, axis=1)
   true_PN = np.take_along_axis(true_PN, order_PN, axis=1)
-  first_PN = np.ones(proxy_PN.shape, bool)  # of its block of equal proxies
+  first_PN = np.ones(proxy_PN.shape, bool)  # Whether it is the first of a block of equal proxies.
   first_PN[:, 1:] = proxy_PN[:, 1:] > proxy_PN[:, :-1]
   if not first_PN.all():
     block = np.cumsum(first_PN.ravel()) - 1
@@ -100,7 +109,7 @@ def best_of_n(
   return proxy_PN @ weight_MN.T, true_PN @ weight_MN.T, tied
 
 
-def over_optimisation(
+def best_of_n_curve(
   proxy_PN: npt.ArrayLike,
   true_PN: npt.ArrayLike,
   ns: Sequence[int],
@@ -110,20 +119,21 @@ def over_optimisation(
   resamples: int = 2000,
   seed: int = 0,
 ) -> dict:
-  """The curve, Gao's forms fitted to it, and whether the true reward peaks.
+  """The best-of-n curve, Gao et al.'s forms fitted to it, and whether the true reward peaks.
 
   Args:
-    proxy_PN, true_PN, ns: of `best_of_n`; ns increasing, at least 3 above 1. 1 is added.
-    clusters: P labels; prompts with the same are drawn together. Each on its own if not given.
-    level, resamples, seed: of the bootstrap over prompts, one for all the intervals.
+    proxy_PN, true_PN, ns: of `best_of_n`; ns increasing, with at least 3 above 1. 1 is added.
+    clusters: P labels; prompts with the same label are resampled together. By default each prompt
+      is a cluster of its own.
+    level, resamples, seed: of the bootstrap over prompts. All intervals use the same resamples.
 
   Returns:
-    {n: the n's, kl, kl_is: 'exact' or 'an upper bound' (proxies tie), tied_prompts, prompts,
+    {n: the n's, kl, kl_is: 'exact' or 'an upper bound' (if proxies tie), tied_prompts, prompts,
     candidates, proxy and true: for each n {value, interval, n: prompts}, relative to n = 1, in
     units of the rewards; fits: {proxy, true} of `fit_gao`, each {bon, rl}; peak: of `peak`}.
 
   Raises:
-    ValueError: as `best_of_n`; ns not increasing or too few; fewer than 2 clusters.
+    ValueError: as `best_of_n`; ns do not increase or are too few; fewer than 2 clusters.
   """
   ns = [int(n) for n in ns]
   ns = ns if 1 in ns else [1, *ns]
@@ -160,7 +170,7 @@ def over_optimisation(
 
 
 def _means(x_PM: np.ndarray, plan: Resampling) -> np.ndarray:
-  """Means over prompts in each replicate, [R, M]."""
+  """Means over the prompts of each replicate of a resampling plan, [R, M]."""
   sum_CM = np.stack([np.bincount(plan.cluster_N, x) for x in x_PM.T], axis=1)
   size_C = np.bincount(plan.cluster_N)
   found = [times_RC @ sum_CM / (times_RC @ size_C)[:, None] for times_RC in plan.times()]
@@ -168,14 +178,16 @@ def _means(x_PM: np.ndarray, plan: Resampling) -> np.ndarray:
 
 
 def _point(plan: Resampling, value: float, values_R: np.ndarray, prompts: int) -> dict:
+  """One point of the curve with its interval."""
   figure = {"value": float(value), "interval": None, "n": prompts}
   if not plan.why and value == 0 and not values_R.any():
-    return figure | {"interval": [0.0, 0.0]}  # n = 1, to which all is relative
+    return figure | {"interval": [0.0, 0.0]}  # This is n = 1, which is 0 by definition.
   return figure | plan.interval(value, values_R).report()
 
 
 def _peak(ns, true_PM: np.ndarray, plan: Resampling, resamples: int, level: float, seed: int):
-  """`peak` of the curve; its band wants the bootstrap's draws of all n at once."""
+  """`peak` of the curve. Its band needs the joint distribution over all n, so it is bootstrapped
+  however few clusters there are."""
   clusters = plan.cluster_N.tolist()
   drawn = Resampling(clusters, resamples=resamples, seed=seed, least=1, bootstrap=True)
   return peak(ns, true_PM.mean(axis=0), _means(true_PM, drawn), plan.worth, level=level)
@@ -189,26 +201,27 @@ def fit_gao(
   draws_RM: npt.ArrayLike | None = None,
   plan: Resampling | None = None,
 ) -> dict:
-  """Least squares of Gao et al.'s form: 'bon' R = d (α − β d), 'rl' R = d (α − β log d).
+  """Fits a form of Gao et al. by least squares: 'bon' R = d (α − β d), 'rl' R = d (α − β log d).
 
-  The curve is highest at d* = α/(2β), or exp(α/β − 1), where β > 0 (and, for 'bon', α > 0). It is a
-  form and no law: `residual` says how well it fits, and `peak` asks the curve itself.
+  The fitted curve has its maximum at d* = α/(2β) or exp(α/β − 1), if β > 0 and, for 'bon', α > 0.
+  Both forms are empirical and need not fit: `residual` measures how well they do, and `peak` looks
+  for a maximum without assuming a form.
 
   Args:
-    d_M: [M], √KL, 0 or more; points at 0 are left out, as both forms are 0 there.
+    d_M: [M], √KL, 0 or more; points at 0 are left out, because both forms are 0 there.
     reward_M: [M], relative to n = 1.
-    form: 'bon' for best of n, 'rl' for a policy trained by RL.
-    draws_RM: [R, M], the rewards in the plan's replicates.
-    plan: which makes the intervals of them; without one there are none.
+    form: 'bon' for best-of-n, 'rl' for a policy trained by RL.
+    draws_RM: [R, M], the rewards in the replicates of `plan`.
+    plan: makes the intervals from these replicates; without it there are no intervals.
 
   Returns:
-    {form, alpha: {value, interval}, beta: likewise, residual: root mean square, in units of the
-    reward, peak: {value: d*, interval, inside: 0 < d* <= max d, undefined: resamples with no
-    peak}}. A peak's value is None where the form has none (with `why`), its interval where some
-    replicate has none; an interval that is None says `why`.
+    {form, alpha: {value, interval}, beta: {value, interval}, residual: root mean square, in units
+    of the reward, peak: {value: d*, interval, inside: 0 < d* <= max d, undefined: replicates
+    without a maximum}}. The peak's value is None, with `why`, if the form has no maximum; its
+    interval is None if the form has none in some replicate. Every interval that is None has `why`.
 
   Raises:
-    ValueError: shapes that differ, fewer than 2 points above 0, not finite, or another form.
+    ValueError: shapes differ, fewer than 2 points above 0, a value is not finite, or another form.
   """
   d_M, reward_M = np.asarray(d_M, np.float64), np.asarray(reward_M, np.float64)
   draws_RM = np.zeros((0, d_M.size)) if draws_RM is None else np.asarray(draws_RM, np.float64)
@@ -232,7 +245,7 @@ def fit_gao(
   ratio = np.divide(alpha, beta, out=np.full_like(alpha, np.nan), where=falls)
   with np.errstate(over="ignore"):
     top = ratio / 2 if form == "bon" else np.exp(ratio - 1)
-  top = np.where(np.isfinite(top), top, np.nan)  # β all but 0: a peak too far out to name
+  top = np.where(np.isfinite(top), top, np.nan)  # β is almost 0, and d* overflows.
 
   def figure(values: np.ndarray, scale: str = "plain") -> dict:
     found = {"value": float(values[0]) if np.isfinite(values[0]) else None, "interval": None}
@@ -264,27 +277,29 @@ def peak(
   *,
   level: float = 0.95,
 ) -> dict:
-  """Does the true reward peak and fall again within the n's measured?
+  """Tests whether the true reward peaks and falls again within the n's measured.
 
-  The n with the highest mean is chosen by looking, so that an interval of its drop to the largest n
-  alone would claim too much. Here it is from a band that holds for the drops from all n at once:
-  drop_n ± c se_n, with c the `level` quantile over resamples of max_n |drop*_n − drop_n| / se_n.
+  It peaks if the drop from the best n to the largest n is above 0 with its whole interval. The best
+  n is the one with the highest mean, chosen from the data, so an interval for this drop alone would
+  be too narrow. Its interval is therefore part of a simultaneous band over the drops from all n
+  (Montiel Olea and Plagborg-Møller 2019): drop_n ± c se_n, where c is the `level` quantile over
+  resamples of max_n |drop*_n − drop_n| / se_n.
 
   Args:
     ns: M numbers, increasing.
     true_M: [M], the mean true reward, relative to any one n.
-    draws_RM: [R, M], the same of resamples of prompts, at least 2.
-    conversations: how many the resamples are drawn of, their effective number. Of few they differ
-      too little, and the band is widened; below 10 nothing is said.
+    draws_RM: [R, M], the same in R >= 2 bootstrap resamples of prompts.
+    conversations: the effective number of clusters that the resamples are drawn from. Resamples of
+      few clusters vary too little, so the band is widened below 30; below 10 there is no verdict.
     level: of the band.
 
   Returns:
-    {peaks: bool, None where there are too few conversations to tell, n: where the mean is highest,
-    n_interval: of that n over resamples, drop: {value, interval} from there to the largest n,
-    statement}. It peaks where the interval is above 0.
+    {peaks: bool, or None with too few conversations, n: the n with the highest mean, n_interval: of
+    that n over resamples, drop: {value, interval} from there to the largest n, statement: the
+    verdict in words}.
 
   Raises:
-    ValueError: shapes that do not fit, or ns not increasing.
+    ValueError: shapes do not fit, or ns do not increase.
   """
   ns = [int(n) for n in ns]
   true_M, draws_RM = np.asarray(true_M, np.float64), np.asarray(draws_RM, np.float64)
@@ -299,7 +314,8 @@ def peak(
   spread_M = draws_RD.std(axis=0)
   error_M = spread_M
   if conversations < FEW:
-    # The bootstrap's variance is too small by (C − 1)/C, and its tails are the normal's.
+    # With C clusters the bootstrap's variance is too small by the factor (C − 1)/C, and its tails
+    # are those of the normal distribution, where Student's t has longer ones.
     count = max(float(conversations), 2.0)
     wider = student(level, count - 1) / student(level, math.inf)
     error_M = error_M * math.sqrt(count / (count - 1)) * wider
@@ -334,6 +350,7 @@ def peak(
 
 
 def _relative(x_PM: np.ndarray) -> np.ndarray:
-  """Less n = 1; what is only rounding is 0, so that a constant has no peak in its last bit."""
+  """Subtracts the value at n = 1. Differences as small as rounding errors become 0, so that a
+  constant curve has no peak in its last bit."""
   change_PM = x_PM - x_PM[:, :1]
   return np.where(np.abs(change_PM) <= 1e-12 * np.abs(x_PM).max(), 0.0, change_PM)

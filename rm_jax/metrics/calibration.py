@@ -1,4 +1,4 @@
-"""Do scores mean probabilities? Fits of temperature, Platt and isotonic, and how far off they are.
+"""Calibration of scores: fits by temperature, Platt and isotonic regression, and its errors.
 
 Guo et al. (2017), On calibration of modern neural networks (temperature, ECE). Platt (1999),
 Probabilistic outputs for support vector machines. Zadrozny and Elkan (2002), Transforming
@@ -17,15 +17,15 @@ from rm_jax.metrics.interval import numbered, vector, wilson
 
 
 def sigmoid(x: npt.ArrayLike) -> np.ndarray:
-  """1 / (1 + exp(−x)) in float64, of any shape, with no overflow at either end."""
+  """1 / (1 + exp(−x)) in float64, for any shape, without overflow at either end."""
   return np.exp(-np.logaddexp(0.0, -np.asarray(x, np.float64)))
 
 
 def halves(clusters: Sequence[Hashable], seed: int = 0) -> np.ndarray:
-  """Splits whole conversations at random: fit on one half, report on the other.
+  """Splits whole conversations at random into two halves, one to fit on and one to report on.
 
   Args:
-    clusters: N labels; what shares one lies in the same half.
+    clusters: N labels; items with the same label are in the same half.
     seed: of the split.
 
   Returns:
@@ -43,19 +43,20 @@ def halves(clusters: Sequence[Hashable], seed: int = 0) -> np.ndarray:
 
 
 def fit_temperature(difference_N: npt.ArrayLike) -> float:
-  """Temperature T > 0 that maximises the likelihood Π σ(Δ/T) of observed pairs.
+  """The temperature T > 0 that maximises the likelihood Π σ(Δ/T) of observed pairs.
 
   Args:
-    difference_N: [N], score of the chosen response less that of the rejected one.
+    difference_N: [N], Δ, the score of the chosen response minus that of the rejected one.
 
   Returns:
-    T, in units of score: σ(Δ/T) is the calibrated probability. The log-likelihood is concave in
-    1/T, so there is one maximum, found to rounding by bisection of its slope.
+    T, in units of score; σ(Δ/T) is the calibrated probability. The log-likelihood is concave in
+    1/T, so it has one maximum, which is found to machine precision by bisection of its slope.
 
   Raises:
-    ValueError: where no T in (0, ∞) maximises it: the mean difference is not above 0 (the best 1/T
-      is 0 or less: on average the model prefers what people rejected), or none is below 0 (the
-      likelihood grows as T goes to 0: too few pairs, or those it was trained on).
+    ValueError: no T in (0, ∞) maximises the likelihood. Either the mean difference is not above 0,
+      so that the best 1/T is not positive: on average the model prefers the rejected responses. Or
+      no difference is below 0, so that the likelihood grows as T goes to 0: there are too few
+      pairs, or the model was trained on them.
   """
   d_N = vector(difference_N, "difference_N")
   if d_N.size == 0 or d_N.sum() <= 0:
@@ -88,20 +89,21 @@ def fit_temperature(difference_N: npt.ArrayLike) -> float:
 def fit_platt(
   score_N: npt.ArrayLike, label_N: npt.ArrayLike, *, smooth: bool = False
 ) -> tuple[float, float]:
-  """Slope and bias of p = σ(a s + b) that maximise the likelihood of labels.
+  """Platt scaling: the slope a and bias b of p = σ(a s + b) that maximise the likelihood of labels.
 
   Args:
     score_N: [N].
-    label_N: [N] in [0, 1]: right or wrong, or the probability of right.
-    smooth: Platt's targets (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2) in place of 1 and 0, with which
-      the fit exists for separable scores too. Labels have to be 0 or 1.
+    label_N: [N] in [0, 1]: wrong or right, or the probability of right.
+    smooth: replaces the labels 1 and 0 by Platt's targets (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2),
+      with which a finite fit exists even if a threshold on the scores separates the labels. Labels
+      have to be 0 or 1.
 
   Returns:
-    (a, b). a is negative where higher scores go with lower labels: for the caller to report.
+    (a, b). a is negative if higher scores go with lower labels, which the caller should report.
 
   Raises:
-    ValueError: where the maximum is not a finite (a, b): all scores are equal, all labels are 0 or
-      all 1, or a threshold separates the labels; or an argument is out of its range.
+    ValueError: the maximum is not at a finite (a, b), because all scores are equal, all labels are
+      0 or all are 1, or a threshold separates the labels; or an argument is out of its range.
   """
   s_N, y_N = _pair(score_N, label_N, "score_N", "label_N")
   if smooth:
@@ -111,7 +113,8 @@ def fit_platt(
     y_N = np.where(y_N == 1, (good + 1) / (good + 2), 1 / (len(y_N) - good + 2))
   if not len(s_N) or s_N.min() == s_N.max():
     raise ValueError(f"score_N has {len(s_N)} values, all equal; expected at least two different")
-  # A label between 0 and 1 speaks for both sides, as a row of each with its share would.
+  # A label y between 0 and 1 counts for both sides: its loss is that of two rows with the labels 1
+  # and 0 and the weights y and 1 − y.
   up, down = s_N[y_N > 0], s_N[y_N < 1]
   if not up.size or not down.size:
     raise ValueError(f"label_N is all {y_N[0]:g}; expected both kinds")
@@ -133,10 +136,11 @@ def fit_platt(
     slope_2 = x_N2.T @ (p_N - y_N) / len(y_N)
     curve_22 = (x_N2 * (p_N * (1 - p_N))[:, None]).T @ x_N2 / len(y_N)
     step_2 = np.linalg.solve(curve_22, slope_2)
-    gain = float(slope_2 @ step_2)  # twice what a full step wins where the loss is quadratic
+    gain = float(slope_2 @ step_2)  # For a quadratic loss, twice the decrease of a full step.
     if gain < 1e-22:
       break
-    # Newton overshoots where labels all but separate; near the end rounding hides what is won.
+    # Armijo's rule: Newton's step overshoots if labels are nearly separated. The last term allows
+    # for rounding errors, which are larger than the decrease near the minimum.
     size, before = 1.0, loss(w_2)
     while loss(w_2 - size * step_2) > before - 1e-4 * size * gain + 1e-13 * before:
       size /= 2
@@ -149,22 +153,23 @@ def fit_platt(
 def isotonic(
   score_N: npt.ArrayLike, label_N: npt.ArrayLike, weight_N: npt.ArrayLike | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The non-decreasing function of score nearest to the labels in weighted squares (PAV).
+  """Isotonic regression: the non-decreasing function of score with the least squared error.
 
-  Equal scores are pooled first. It fits any monotone curve and so needs many labels: a reference
-  for `fit_platt` and `fit_temperature`, not what a model is shipped with.
+  It is computed by the pool-adjacent-violators algorithm, after labels of equal scores are
+  averaged. It can follow any monotone curve and therefore needs many labels. Use it to judge the
+  fits of `fit_platt` and `fit_temperature`, and not as the calibration of a released model.
 
   Args:
     score_N: [N], at least one.
-    label_N: [N], finite; of probabilities if the result is to be one.
-    weight_N: [N], above 0; ones if not given.
+    label_N: [N], finite; in [0, 1] if the result is to be a probability.
+    weight_N: [N], above 0; ones by default.
 
   Returns:
-    (knots_K, values_K), float64, knots increasing and values non-decreasing: predict with
-    `np.interp(scores, knots_K, values_K)`, straight between knots and constant beyond the ends.
+    (knots_K, values_K), float64, knots increasing and values non-decreasing. Predict with
+    `np.interp(scores, knots_K, values_K)`: linear between knots and constant beyond the ends.
 
   Raises:
-    ValueError: lengths that differ, none at all, not finite, or a weight not above 0.
+    ValueError: lengths differ or are 0, a value is not finite, or a weight is not above 0.
   """
   s_N, y_N = vector(score_N, "score_N"), vector(label_N, "label_N")
   w_N = np.ones_like(s_N) if weight_N is None else vector(weight_N, "weight_N")
@@ -178,7 +183,7 @@ def isotonic(
   knot_U, place_N = np.unique(s_N, return_inverse=True)
   weight_U = np.bincount(place_N, weights=w_N)
   mean_U = np.bincount(place_N, weights=w_N * y_N) / weight_U
-  blocks: list[list[float]] = []  # [value, weight, knots]
+  blocks: list[list[float]] = []  # [value, weight, number of knots] of each pooled block
   for value, weight in zip(mean_U.tolist(), weight_U.tolist(), strict=True):
     blocks.append([value, weight, 1])
     while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
@@ -187,25 +192,26 @@ def isotonic(
       b[1] += c[1]
       b[2] += c[2]
   value_U = np.repeat([b[0] for b in blocks], [int(b[2]) for b in blocks])
-  # Of a flat stretch only its two ends are needed.
+  # Inside a constant stretch only the two end knots are needed to interpolate.
   keep = np.ones(len(knot_U), bool)
   keep[1:-1] = (value_U[1:-1] != value_U[:-2]) | (value_U[1:-1] != value_U[2:])
   return knot_U[keep], value_U[keep]
 
 
 def both_orders(difference_N: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-  """Each pair as two predictions, in both orders, so that a diagram of them is symmetric.
+  """Turns each pair into two predictions, one for each order of its responses.
 
-  A pair is shown as (chosen, rejected) or the other way round: the model says p = σ(Δ) that the
-  first wins, and it does, or 1 − p, and it doesn't. Counting one order alone, every outcome is 1.
+  In the order (chosen, rejected) the model predicts p = σ(Δ) that the first one wins, and it does;
+  in the other order it predicts 1 − p, and the first one loses. With the first order alone, every
+  outcome would be 1 and no frequency could be compared with a probability.
 
   Args:
-    difference_N: [N], calibrated: the score differences over their temperature.
+    difference_N: [N], score differences divided by their temperature.
 
   Returns:
-    (p_2N, y_2N), float64: first every pair as (chosen, rejected) with y = 1, then reversed with 0.
-    Use an even number of bins: an odd one has a middle bin that holds both orders of its pairs, and
-    its frequency is 0.5 whatever the model. Pass `clusters` twice over (`[*c, *c]`) to `ece`.
+    (p_2N, y_2N), float64: first all pairs as (chosen, rejected) with y = 1, then all reversed with
+    y = 0. Use an even number of bins: with an odd one, the middle bin holds both orders of its
+    pairs, so its frequency is 0.5 for any model. Pass the clusters twice (`[*c, *c]`) to `ece`.
   """
   d_N = vector(difference_N, "difference_N")
   ones_N = np.ones_like(d_N)
@@ -224,22 +230,23 @@ def reliability(
   """Reliability diagram: predicted probability against observed frequency, by bin.
 
   Args:
-    p_N: [N] in [0, 1], at least one.
-    y_N: [N] in [0, 1], what happened.
-    bins: how many.
-    mass: bins with as many predictions each (edges at quantiles of p, equal edges merged, so that
-      there may be fewer) and not of equal width.
-    clusters: N labels, over which each bin's interval is (`interval.mean`); where they are not
-      given it is Wilson's, which takes the bin's predictions for independent.
+    p_N: [N] in [0, 1], predictions, at least one.
+    y_N: [N] in [0, 1], outcomes.
+    bins: number of bins.
+    mass: whether bins have equal numbers of predictions instead of equal widths. Their edges are
+      quantiles of p; equal edges are merged, so there may be fewer bins.
+    clusters: N labels of the clusters that each bin's interval is over (`interval.mean`). Without
+      them the interval is Wilson's, which takes the predictions for independent.
     level: of the intervals.
 
   Returns:
-    for each bin {low, high, n, confidence, frequency, interval}: predictions in (low, high], the
-    first bin with its low; means of p and of y; the frequency's interval, None with `why` where the
-    bin has few conversations. A bin with n = 0 has None for the last three.
+    For each bin {low, high, n, confidence, frequency, interval}. It has the predictions in
+    (low, high]; the first bin includes its low end. `confidence` is the mean of p and `frequency`
+    that of y. `interval` is the frequency's; it is None, with `why`, if the bin has too few
+    conversations. In an empty bin the last three are None.
 
   Raises:
-    ValueError: an argument out of its range.
+    ValueError: an argument is out of its range.
   """
   p_N, y_N = _pair(p_N, y_N, "p_N", "y_N", unit=True)
   edges, bin_N = _binned(p_N, bins, mass)
@@ -277,29 +284,31 @@ def ece(
   resamples: int = 1000,
   seed: int = 0,
 ) -> dict:
-  """Expected calibration error: plain in the L1 norm, and debiased in the L2 norm.
+  """Expected calibration error: the plain one in the L1 norm, and a debiased one in the L2 norm.
 
     plain = Σ_b n_b/N |r̄_b|,   r = y − p;   debiased² = Σ_b n_b/N u_b,
     u_b = mean of r_i r_j over i, j in bin b of different conversations
 
-  The plain one is above 0 for a perfect model too, by chance (of the order √(bins/N)). u_b has no
-  such bias: its expectation is (E r)². Kumar et al.'s estimator is r̄² − ȳ(1−ȳ)/(n−1): without
-  clusters u_b is that with the variance of r in place of y's, which is right also where p differs
-  within a bin. Both see only what differs between bins.
+  The plain error of a perfectly calibrated model is above 0 by chance, of the order √(bins/N). The
+  debiased one has no such bias: the expectation of u_b is (E r)². Kumar et al.'s estimator of this
+  square is r̄² − ȳ(1−ȳ)/(n−1). Without clusters, u_b is the same with the variance of r in place of
+  that of y, which is also right if p varies within a bin. Neither error sees miscalibration that
+  cancels within a bin.
 
   Args:
     p_N, y_N, bins, mass: of `reliability`.
-    clusters: N labels; each on its own if not given.
-    level, resamples, seed: of the interval, over conversations; one drawn twice is not paired with
-      itself, without which the bias would return. In simulations it covered 98 % or more.
+    clusters: N labels; by default each prediction is a cluster of its own.
+    level, resamples, seed: of the interval, over conversations. A conversation that is drawn twice
+      is not paired with itself, because that would bring the bias back. In simulations the interval
+      covered the truth in 98 % of the cases or more.
 
   Returns:
-    {value: √max(debiased², 0), interval: [low, high] of that, n, squared: debiased², which may be
-    below 0, plain, alone: predictions in bins of a single conversation, which have no u_b and are
-    left out of value}. value and interval are None where all are (with `why`).
+    {value: √max(debiased², 0), interval: [low, high] of value, n, squared: debiased², which may be
+    negative, plain, alone: number of predictions in bins with a single conversation, which have no
+    u_b and are left out of value}. If all are left out, value and interval are None, with `why`.
 
   Raises:
-    ValueError: an argument out of its range.
+    ValueError: an argument is out of its range.
   """
   p_N, y_N = _pair(p_N, y_N, "p_N", "y_N", unit=True)
   if not 0 < level < 1 or resamples < 1:
@@ -332,9 +341,10 @@ def ece(
 
 
 def _between(times_RC, sum_CB, size_CB) -> tuple[np.ndarray, np.ndarray]:
-  """Debiased square of each resample (conversation c drawn times_RC), and the predictions left out.
+  """The debiased square of each resample, and the number of predictions left out of it.
 
-  Products of different conversations are all products less those of a conversation with itself.
+  The sum of r_i r_j over different conversations is the square of the bin's sum minus the squares
+  of the conversations' sums. times_RC says how often resample r has conversation c.
   """
   all_RB, self_RB = times_RC @ size_CB, times_RC**2 @ size_CB**2
   above_RB = (times_RC @ sum_CB) ** 2 - times_RC**2 @ sum_CB**2
@@ -348,16 +358,19 @@ def _between(times_RC, sum_CB, size_CB) -> tuple[np.ndarray, np.ndarray]:
 
 
 def brier(p_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
-  """Mean of (p − y)², p and y [N] in [0, 1], at least one."""
+  """Brier score: the mean of (p − y)², with p and y [N] in [0, 1], at least one."""
   p_N, y_N = _pair(p_N, y_N, "p_N", "y_N", unit=True)
   return float(np.square(p_N - y_N).mean())
 
 
 def nll(p_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
-  """Mean of −y log p − (1 − y) log(1 − p) in nats; ValueError where that is ∞ (see `nll_logits`).
+  """Negative log-likelihood: the mean of −y log p − (1 − y) log(1 − p), in nats.
 
   Args:
     p_N, y_N: [N] in [0, 1], at least one.
+
+  Raises:
+    ValueError: an argument is out of its range, or the result is infinite; see `nll_logits`.
   """
   p_N, y_N = _pair(p_N, y_N, "p_N", "y_N", unit=True)
   wrong = np.flatnonzero(((p_N == 0) & (y_N > 0)) | ((p_N == 1) & (y_N < 1)))
@@ -369,10 +382,10 @@ def nll(p_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
 
 
 def nll_logits(logit_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
-  """`nll` at p = σ(logit): finite also where σ rounds to 0 or 1 (in float64, beyond ±37).
+  """`nll` at p = σ(logit), finite even where σ rounds to 0 or 1 (in float64, beyond ±37).
 
   Args:
-    logit_N: [N], at least one: Δ/T of a pair (y = 1), or a s + b.
+    logit_N: [N], at least one: Δ/T of a pair (with y = 1), or a s + b of `fit_platt`.
     y_N: [N] in [0, 1].
   """
   z_N, y_N = _pair(logit_N, y_N, "logit_N", "y_N")
@@ -382,7 +395,7 @@ def nll_logits(logit_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
 
 
 def _pair(x, y, x_name: str, y_name: str, unit: bool = False) -> tuple[np.ndarray, np.ndarray]:
-  """Two float64 [N], the second in [0, 1]; with `unit` the first too, and at least one."""
+  """Checks two float64 [N]: y must lie in [0, 1]; with `unit` x must too, and N must not be 0."""
   x_N, y_N = vector(x, x_name), vector(y, y_name)
   if len(x_N) != len(y_N):
     raise ValueError(f"{x_name} has {len(x_N)} values, {y_name} {len(y_N)}; expected as many")
@@ -396,7 +409,7 @@ def _pair(x, y, x_name: str, y_name: str, unit: bool = False) -> tuple[np.ndarra
 
 
 def _binned(p_N: np.ndarray, bins: int, mass: bool) -> tuple[np.ndarray, np.ndarray]:
-  """Edges of bins (low, high], and the bin of each prediction."""
+  """(edges of the bins, which are (low, high]; the bin of each prediction)."""
   if bins < 1:
     raise ValueError(f"bins is {bins}; expected at least 1")
   edges = np.linspace(0.0, 1.0, bins + 1)

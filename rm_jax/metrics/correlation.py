@@ -1,4 +1,4 @@
-"""Rank correlation, the area under the ROC curve, and intervals of any statistic by conversation.
+"""Rank correlation, the area under the ROC curve, and cluster intervals of any statistic.
 
 Kendall (1945), The treatment of ties in ranking problems (τ-b). Spearman (1904). Hanley and McNeil
 (1982), The meaning and use of the area under a ROC curve.
@@ -12,18 +12,18 @@ import numpy.typing as npt
 from rm_jax.metrics import interval
 from rm_jax.metrics.interval import vector
 
-_LONG = 200  # from here on counting inversions is faster than all pairs
+_LONG = 200  # In longer lists, counting inversions is faster than comparing all pairs.
 
 
 def kendall(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-  """Kendall's τ-b of two rankings [N]; NaN where either is all ties.
+  """Kendall's τ-b of two rankings [N]; NaN if all values of either are equal.
 
     (concordant − discordant) / √((pairs − ties in a)(pairs − ties in b))
 
-  Pairs are counted as such in short lists, and in long ones by inversions, in O(N log N).
+  Short lists compare all pairs; long ones count inversions, in O(N log N).
 
   Raises:
-    ValueError: not two [N] of finite numbers.
+    ValueError: an argument is not [N] of finite numbers, or the lengths differ.
   """
   a_N, b_N = _two(a, b)
   if len(a_N) > _LONG:
@@ -35,7 +35,7 @@ def kendall(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def _kendall_sorted(a_N: np.ndarray, b_N: np.ndarray) -> float:
-  """Knight (1966): sorted by a, then b, the discordant pairs are the inversions left in b."""
+  """τ-b by Knight (1966): if rows are sorted by a, then b, discordant pairs are inversions of b."""
   n = len(a_N)
   a_N = np.unique(a_N, return_inverse=True)[1]
   b_N = np.unique(b_N, return_inverse=True)[1]
@@ -52,10 +52,11 @@ def _kendall_sorted(a_N: np.ndarray, b_N: np.ndarray) -> float:
 
 
 def _inversions(x_N: np.ndarray) -> int:
-  """Pairs i < j with x_i > x_j, whole numbers from 0, bit by bit from the highest.
+  """Number of pairs i < j with x_i > x_j; x_N are whole numbers from 0.
 
-  Two numbers first differ at one bit. Grouped by the bits above it, in their first order, the pairs
-  out of order there are a 1 before a 0.
+  Any two different numbers have a highest bit in which they differ. For each bit, the numbers are
+  grouped by the bits above it, in a stable order. An inversion that this bit decides is then a
+  number with a 1 before one with a 0 in the same group. Each bit is vectorised over all numbers.
   """
   found = 0
   for bit in reversed(range(int(x_N.max()).bit_length())):
@@ -70,7 +71,7 @@ def _inversions(x_N: np.ndarray) -> int:
 
 
 def ranks(values: npt.ArrayLike) -> np.ndarray:
-  """Ranks from 1, equal values sharing their mean rank, float64 [N]."""
+  """Ranks from 1, float64 [N]; equal values all get the mean of their ranks."""
   values = vector(values, "values")
   _, place, count = np.unique(values, return_inverse=True, return_counts=True)
   last = np.cumsum(count)
@@ -78,10 +79,10 @@ def ranks(values: npt.ArrayLike) -> np.ndarray:
 
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-  """Spearman's ρ: Pearson's of the ranks; NaN where either is all ties.
+  """Spearman's ρ, Pearson's correlation of the ranks; NaN if all values of either are equal.
 
   Raises:
-    ValueError: not two [N] of finite numbers.
+    ValueError: an argument is not [N] of finite numbers, or the lengths differ.
   """
   a_N, b_N = _two(a, b)
   x, y = (ranks(v) - (len(v) + 1) / 2 for v in (a_N, b_N))
@@ -90,7 +91,9 @@ def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def auroc(scores: npt.ArrayLike, good: npt.ArrayLike) -> float:
-  """Probability that a good one's score is above a bad one's, ties half; NaN where all are alike.
+  """Area under the ROC curve: the probability that a good item scores above a bad one.
+
+  Ties count half. It is NaN if all items are good or all are bad.
 
   Args:
     scores: [N], finite.
@@ -117,25 +120,26 @@ def bootstrap(
   scale: str = "plain",
   least: int = interval.LEAST,
 ) -> dict:
-  """A statistic with its interval over whole clusters, by `interval.Resampling`.
+  """Any statistic with its interval over whole clusters, by `interval.Resampling`.
 
   Args:
-    statistic: of as many arrays as are given; NaN where it is not defined.
-    arrays: each [N, ...], of the same N.
-    clusters: N labels; what shares one is drawn or left out together.
+    statistic: a function of as many arrays as are given; NaN where it is not defined.
+    arrays: each [N, ...], with the same N.
+    clusters: N labels; rows with the same label are drawn, or left out, together.
     level: confidence in (0, 1).
-    resamples: how many, of 30 clusters and more; of fewer each is left out in turn.
+    resamples: number of bootstrap resamples, with 30 clusters or more. With fewer clusters the
+      jackknife leaves each of them out in turn.
     seed: of the draws.
-    scale: of `interval.SCALES`, on which the statistic's error is about normal.
-    least: clusters that an interval of it wants.
+    scale: one of `interval.SCALES`, on which the statistic's error is about normal.
+    least: smallest number of clusters that an interval needs.
 
   Returns:
-    {value, interval: [low, high], undefined: replicates without a value}, with `method` where it is
-    not the bootstrap's. The value is None where the statistic is not defined, and the interval
-    where there is none, with `why`.
+    {value, interval: [low, high], undefined: replicates without a value}, and `method` if it is not
+    the bootstrap. `value` is None if the statistic is not defined; `interval` is None if there is
+    none; both come with `why`.
 
   Raises:
-    ValueError: lengths that differ.
+    ValueError: lengths differ.
   """
   arrays = [np.asarray(a) for a in arrays]
   if any(len(a) != len(clusters) for a in arrays):

@@ -1,7 +1,7 @@
-"""Have scores or features moved from a reference? Distances between two samples, with p-values.
+"""Drift of scores or features from a reference: distances between two samples, with p-values.
 
-All p-values hold for rows that are exchangeable where nothing moved: one a conversation. Rows that
-come in clusters make them too small.
+All p-values assume that rows are exchangeable if nothing has drifted. Take one row of each
+conversation: rows that come in clusters make p-values too small.
 
 Massey (1951) and Hodges (1958), The significance probability of the Smirnov two-sample test.
 Yurdakul and Naranjo (2020), Statistical properties of the population stability index. Ledoit and
@@ -17,42 +17,43 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import vector
+from rm_jax.metrics.interval import vector
 
-_EXACT = 30_000_000  # steps of the exact KS distribution, at most; about a second
-_CELLS = 1 << 22  # cells of a block of permutations held at once (32 MiB)
+_EXACT = 30_000_000  # Largest number of steps for an exact KS p-value, about a second.
+_CELLS = 1 << 22  # Cells of a block of permutations. This bounds memory to 32 MiB a block.
 
 
 def ks(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
-  """Two-sample Kolmogorov-Smirnov: largest |F_a − F_b|, and its two-sided p-value.
+  """Two-sample Kolmogorov-Smirnov test: the largest |F_a − F_b| and its two-sided p-value.
 
   Args:
     a: [N], at least one.
     b: [M], at least one.
 
   Returns:
-    (statistic, p). p is exact while (N + M) min(N, M) <= 3e7, given which values are tied: the
-    share of all ways to split the pooled sample that are at least as far apart. (Ignoring ties, as
-    is common, gives a larger p.) Above that Kolmogorov's limit, conservative at ties.
+    (statistic, p). If (N + M) min(N, M) <= 3e7, p is exact: the share of all splits of the pooled
+    sample into N and M that are at least as far apart, with the sample's ties. (To ignore ties, as
+    is common, gives a larger p.) For larger samples p is Kolmogorov's limit, which is conservative
+    if there are ties.
 
   Raises:
-    ValueError: an empty sample, or what is not finite.
+    ValueError: a sample is empty or has a value that is not finite.
   """
   difference, p = ks_signed(a, b)
   return abs(difference), p
 
 
 def ks_signed(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
-  """As `ks`, but with the sign of F_a − F_b where it is farthest from 0: above 0, b lies higher."""
+  """As `ks`, with the sign of F_a − F_b where it is farthest from 0: positive if b is larger."""
   a_N, b_M = vector(a, "a"), vector(b, "b")
   n, m = len(a_N), len(b_M)
   if not n or not m:
     raise ValueError(f"a has {n} values, b {m}; expected at least one of each")
   pooled = np.concatenate([a_N, b_M])
   order = np.argsort(pooled, kind="stable")
-  last = np.append(np.diff(pooled[order]) > 0, True)  # of a block of equal values
+  last = np.append(np.diff(pooled[order]) > 0, True)  # Whether it ends a block of equal values.
   from_a = np.cumsum(order < n)
-  # (F_a − F_b) n m in whole numbers, so that no rounding decides what is as far apart.
+  # (F_a − F_b) n m is a whole number, so splits are compared without rounding errors.
   apart = (from_a * (n + m) - np.arange(1, n + m + 1) * n)[last]
   most = apart[np.argmax(np.abs(apart))]
   reach = abs(int(most))
@@ -65,7 +66,7 @@ def ks_signed(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
   return int(most) / (n * m), min(p, 1.0)
 
 
-@functools.lru_cache(maxsize=4096)  # a stream's windows meet the same few distances again and again
+@functools.lru_cache(maxsize=4096)  # The windows of one stream give the same few distances.
 def _untied(n: int, m: int, reach: int) -> float:
   return _tail(n, m, reach, np.ones(n + m, bool))
 
@@ -73,9 +74,16 @@ def _untied(n: int, m: int, reach: int) -> float:
 def _tail(n: int, m: int, reach: int, last: np.ndarray) -> float:
   """Probability that a random split of n + m values has |F_a − F_b| n m >= reach somewhere.
 
-  Values are dealt in order, to a with the share that a has of those left; p[i] is the probability
-  that a has i of them and that it was never so far. What comes too far is summed, and not one minus
-  what does not, so that small probabilities keep their digits.
+  The recursion of Hodges (1958) goes through the values in order. Each goes to a with the
+  probability (places left in a) / (values left). p[i] is the probability that a has i values so far
+  and that the distance has never reached `reach`. The result sums the probabilities that reach it,
+  rather than subtract the rest from 1, so that small p-values keep their digits.
+
+  Args:
+    n, m: sizes of the two samples.
+    reach: distance times n m, a whole number.
+    last: bool [n + m], whether each sorted value is the last of a block of equal ones. Distances
+      count only there.
   """
   if n > m:
     n, m = m, n
@@ -85,7 +93,8 @@ def _tail(n: int, m: int, reach: int, last: np.ndarray) -> float:
   total = 0.0
   for dealt in range(n + m):
     left = n + m - dealt
-    to_a = p * ((n - i) / left)  # in this order all of p goes where all that is left is a's
+    # The quotient is computed first: it is exactly 1 where all values left are a's.
+    to_a = p * ((n - i) / left)
     p = p - to_a
     p[1:] += to_a[:-1]
     if last[dealt]:
@@ -103,20 +112,21 @@ def permutation_p(
   permutations: int = 999,
   seed: int = 0,
 ) -> float:
-  """p-value of any two-sample statistic that is large where the samples differ.
+  """Permutation p-value of any two-sample statistic that is large if the samples differ.
 
   Args:
-    statistic: of (a, b), arrays as given; finite.
+    statistic: a function of (a, b), arrays as given; its values must be finite.
     a: [N, ...].
     b: [M, ...].
-    permutations: how many random splits of the pooled sample.
+    permutations: number of random splits of the pooled sample.
     seed: of the splits.
 
   Returns:
-    (1 + splits whose statistic is no smaller) / (1 + permutations): valid for any number of them.
+    (1 + splits whose statistic is no smaller) / (1 + permutations), a valid p-value for any number
+    of permutations (Phipson and Smyth 2010).
 
   Raises:
-    ValueError: permutations below 1, or a statistic that is not finite.
+    ValueError: permutations is below 1, or the statistic of some split is not finite.
   """
   _check_permutations(permutations)
   a, b = np.asarray(a), np.asarray(b)
@@ -139,21 +149,21 @@ def psi(
 ) -> dict:
   """Population stability index: Σ_b (q_b − p_b) log(q_b / p_b) over quantile bins of the reference.
 
-  Every count is raised by a half, so that an empty bin gives a finite number. The folk thresholds
-  0.1 and 0.25 ignore sample sizes: where nothing moved, the index is (bins − 1)(1/N + 1/M) on
-  average (given as `expected`), and p says how often it is as large.
+  A half is added to every count, so that an empty bin gives a finite number. The usual thresholds
+  0.1 and 0.25 ignore the sample sizes. Without any drift the index is (bins − 1)(1/N + 1/M) on
+  average (returned as `expected`; Yurdakul and Naranjo 2020), and p says how often it is as large.
 
   Args:
     reference: [N], at least `bins`.
     now: [M], at least one.
-    bins: how many; equal quantiles are merged, so that there may be fewer.
-    permutations, seed: of `permutation_p`; each split has its own quantiles.
+    bins: number of bins; equal quantiles are merged, so there may be fewer.
+    permutations, seed: of `permutation_p`. Each split has quantiles of its own.
 
   Returns:
-    {value, p, expected, n: [N, M], bins: those used}.
+    {value, p, expected, n: [N, M], bins: number of bins used}.
 
   Raises:
-    ValueError: too few values, what is not finite, or bins below 2.
+    ValueError: too few values, a value is not finite, or bins is below 2.
   """
   a_N, b_M = vector(reference, "reference"), vector(now, "now")
   if bins < 2 or len(a_N) < bins or not len(b_M):
@@ -183,18 +193,21 @@ def psi(
 
 
 def ledoit_wolf(x_ND: npt.ArrayLike) -> tuple[np.ndarray, float]:
-  """Covariance shrunk towards the multiple of the identity of the same trace.
+  """Covariance matrix, shrunk towards the multiple of the identity with the same trace.
 
     (1 − s) S + s (tr S / D) I,   s = min(Σ‖x‖⁴/N − ‖S‖², N d²) / (N d²),   d² = ‖S‖² − (tr S)²/D
 
+  S is the covariance with the divisor N, x a centred row, ‖·‖ the Frobenius norm. The shrunk matrix
+  can be inverted even if there are fewer rows than columns (Ledoit and Wolf 2004).
+
   Args:
-    x_ND: [N, D], at least two rows; centred here. S is its covariance with 1/N.
+    x_ND: [N, D], at least two rows; they need not be centred.
 
   Returns:
     (covariance [D, D], s in [0, 1]).
 
   Raises:
-    ValueError: of another shape, or not finite.
+    ValueError: another shape, or a value is not finite.
   """
   x_ND = _matrix(x_ND, "x_ND")
   n, d = x_ND.shape
@@ -210,19 +223,19 @@ def ledoit_wolf(x_ND: npt.ArrayLike) -> tuple[np.ndarray, float]:
 
 
 def mahalanobis(reference_ND: npt.ArrayLike, now_MD: npt.ArrayLike) -> np.ndarray:
-  """Distance of each row from the reference's mean, in its standard deviations, float64 [M].
+  """Mahalanobis distance of each row from the reference's mean, float64 [M].
 
-    √((x − μ)ᵀ Σ⁻¹ (x − μ)), μ and Σ (`ledoit_wolf`) of the reference
+    √((x − μ)ᵀ Σ⁻¹ (x − μ)), with μ the mean and Σ the covariance (`ledoit_wolf`) of the reference
 
-  Rows of the reference itself lie closer than new ones of the same kind, as Σ was fitted to them:
-  take limits from rows held out.
+  The rows of the reference itself are closer than new rows of the same distribution, because Σ was
+  estimated from them. So take a limit from the distances of held-out rows.
 
   Args:
     reference_ND: [N, D], at least two rows.
     now_MD: [M, D].
 
   Raises:
-    ValueError: other shapes, not finite, or a covariance that is singular though shrunk.
+    ValueError: other shapes, a value is not finite, or the shrunk covariance is singular.
   """
   reference_ND, now_MD = _matrix(reference_ND, "reference_ND"), _matrix(now_MD, "now_MD")
   if reference_ND.shape[1] != now_MD.shape[1]:
@@ -248,22 +261,23 @@ def energy_distance(
 ) -> dict:
   """Energy distance √(2 E|X − Y| − E|X − X'| − E|Y − Y'|) of two samples, with a permutation p.
 
-  0 only where the distributions are equal. In one dimension by sorting; in more from the pooled
-  matrix of distances, of which each permutation takes a quadratic form. It is not free of scale:
-  give features in comparable units.
+  It is 0 only if the distributions are equal (Székely and Rizzo 2013). In one dimension it is
+  computed by sorting. In more it needs the matrix of all distances between pooled rows, of which
+  each permutation computes a quadratic form. It depends on the features' units, so scale them to
+  comparable ones first.
 
   Args:
     a: [N] or [N, D], at least one row.
     b: [M] or [M, D].
-    permutations, seed: as of `permutation_p`.
-    limit: rows of either side that are drawn (without replacement) where D > 1: the matrix takes
-      8 (2 limit)² bytes, 32 MB at 1000.
+    permutations, seed: as in `permutation_p`.
+    limit: if D > 1, at most this many rows of each sample are used, drawn without replacement. The
+      matrix takes 8 (2 limit)² bytes, 32 MB at 1000.
 
   Returns:
-    {value, p, n: rows used of either}.
+    {value, p, n: numbers of rows used}.
 
   Raises:
-    ValueError: other shapes, no rows, not finite, or permutations or limit below 1.
+    ValueError: other shapes, no rows, a value is not finite, or permutations or limit below 1.
   """
   _check_permutations(permutations)
   flat = np.ndim(a) == 1
@@ -321,7 +335,7 @@ def _matrix(x: npt.ArrayLike, name: str) -> np.ndarray:
 
 
 def _no_smaller(values: np.ndarray, observed: float) -> float:
-  """Permutation p; a split that is the observed one but for rounding counts as no smaller."""
+  """Permutation p-value. A value below the observed one by a rounding error counts as equal."""
   if not np.isfinite(observed) or not np.isfinite(values).all():
     raise ValueError("the statistic is not finite for some split; expected it finite for all")
   slack = 1e-9 * abs(observed)

@@ -1,12 +1,16 @@
-"""The one place where intervals are made: which method, over what, and when there is none.
+"""Confidence intervals: all are computed here, so that the choice of a method is made in one place.
 
-What shares a conversation is not independent, so everything is over whole clusters. With many of
-them the percentile bootstrap of clusters does. With few it covers too little (0.55, 0.79, 0.85,
-0.89, 0.92 at 2, 3, 5, 10, 20 clusters for a nominal 0.95), and Student's t of a linearised or
-jackknife variance takes its place; where all but a few clusters say the same, that variance is
-itself a guess, and of a proportion the interval is Wilson's with an effective sample size. Below
-`LEAST` clusters no interval is given, and the reason is. `tests/studies/coverage.py` measures how
-often each of them holds the truth.
+Items of one conversation are not independent, so all intervals are over whole clusters
+(conversations).
+
+- With many clusters: the percentile bootstrap of clusters. With few it covers the truth too rarely:
+  in 0.55, 0.79, 0.85, 0.89, 0.92 of the cases at 2, 3, 5, 10, 20 clusters for a nominal 0.95.
+- With few clusters: Student's t with a linearised or a jackknife variance.
+- For a proportion with few clusters, or with few that deviate from the rest: that variance is
+  itself uncertain, so the interval is Wilson's with an effective sample size.
+- With fewer than `LEAST` clusters: none, and the reason is given instead.
+
+`tests/studies/coverage.py` measures how often each method covers the truth.
 
 Cameron, Gelbach and Miller (2008), Bootstrap-based improvements for inference with clustered
 errors: the pairs cluster bootstrap. Wilson (1927), Probable inference. Korn and Graubard (1998),
@@ -25,13 +29,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-LEAST = 5  # clusters below which there is no interval
-FEW = 30  # clusters below which the bootstrap covers too little
-_DRAWS = 1 << 22  # cluster draws held at once (32 MiB of indices)
-# Few clusters that happen to agree within would make their pairs look independent.
-_CORRELATION = 0.1  # within clusters that is assumed at least, where few clusters tell
-_UNEVEN = 200  # clusters, however unequal, of which leaving out each in turn takes too long
-_TINY = 1e-12  # of a scale, below which a difference is rounding
+LEAST = 5  # With fewer clusters there is no interval.
+FEW = 30  # With fewer clusters the bootstrap covers the truth too rarely.
+_DRAWS = 1 << 22  # Cluster draws in memory at once, 32 MiB of indices.
+# Smallest correlation within clusters that is assumed if there are few clusters. A few clusters
+# may show no correlation by chance, and their items would then count as independent.
+_CORRELATION = 0.1
+# From this many clusters on, however unequal, the jackknife takes too long and bootstrap replicates
+# are used.
+_UNEVEN = 200
+_TINY = 1e-12  # Differences below this fraction of a scale are rounding errors.
 
 BOOTSTRAP = "cluster bootstrap"
 STUDENT = "Student's t over clusters"
@@ -44,12 +51,12 @@ NONE = "none"
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """An interval, or why there is none.
+  """A confidence interval, or the reason why there is none.
 
   Attributes:
-    ends: (low, high), in units of the statistic; None where there is none.
-    method: one of the module's names.
-    why: the reason, where there is none.
+    ends: (low, high), in units of the statistic; None if there is no interval.
+    method: one of the names of methods above.
+    why: the reason, if there is no interval.
   """
 
   ends: tuple[float, float] | None
@@ -58,11 +65,12 @@ class Interval:
 
   @classmethod
   def none(cls, why: str) -> "Interval":
+    """No interval, for the reason `why`."""
     return cls(None, NONE, why)
 
   def report(self) -> dict:
-    """{interval: [low, high]} of JSON's types, with `method` where it is not the bootstrap, or
-    {interval: None, why}."""
+    """The interval for a report: {interval: [low, high]}, with `method` if it is not the bootstrap;
+    or {interval: None, why}. The values are of JSON's types."""
     if self.ends is None:
       return {"interval": None, "why": self.why}
     found: dict = {"interval": [float(end) for end in self.ends]}
@@ -70,7 +78,11 @@ class Interval:
 
 
 def vector(values: npt.ArrayLike, name: str) -> np.ndarray:
-  """float64 [N]; ValueError if it is not of one dimension, or has what is not finite."""
+  """Converts to float64 [N].
+
+  Raises:
+    ValueError: `values` is not one-dimensional, or a value is not finite.
+  """
   array = np.asarray(values, dtype=np.float64)
   if array.ndim != 1:
     raise ValueError(f"{name} has shape {array.shape}; expected [N]")
@@ -83,16 +95,24 @@ def vector(values: npt.ArrayLike, name: str) -> np.ndarray:
 
 
 def numbered(labels: Sequence[Hashable], n: int) -> tuple[np.ndarray, int]:
-  """Labels as 0, 1, .. in order of appearance, and how many there are."""
+  """Numbers labels 0, 1, .. in order of appearance.
+
+  Returns:
+    (int64 [n], the number of distinct labels).
+
+  Raises:
+    ValueError: there are not n labels.
+  """
   if len(labels) != n:
     raise ValueError(f"{len(labels)} cluster labels for {n} values; expected as many")
-  # By dict and not np.unique: an array of strings takes the longest one's room for each.
+  # A dict, because np.unique needs an array of strings, in which each takes the longest one's room.
   number: dict[Hashable, int] = {}
   ids = np.fromiter((number.setdefault(x, len(number)) for x in labels), np.int64, n)
   return ids, len(number)
 
 
 def check_level(level: float) -> None:
+  """Raises ValueError if a confidence level is not in (0, 1)."""
   if not 0 < level < 1:
     raise ValueError(f"level is {level}; expected it in (0, 1)")
 
@@ -100,29 +120,32 @@ def check_level(level: float) -> None:
 def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
   """Wilson's score interval of a proportion of n independent trials.
 
-  (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), with p = successes / n.
+    (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),   p = successes / n
+
+  z is the (1 + level)/2 quantile of the normal distribution.
 
   Args:
     successes: in [0, n]; a tie counts half.
-    n: trials, at least 1.
+    n: number of trials, at least 1.
     level: confidence in (0, 1).
 
   Returns:
     (low, high) in [0, 1].
 
   Raises:
-    ValueError: if an argument is out of its range.
+    ValueError: an argument is out of its range.
   """
   check_level(level)
   if not n >= 1 or not 0 <= successes <= n:
     raise ValueError(f"{successes} successes of {n}; expected 0 <= successes <= n and n >= 1")
   z = statistics.NormalDist().inv_cdf((1 + level) / 2)
   low, high = _score(successes / n, n, z)
-  # At 0 and n the formula gives the bound exactly, and its rounding does not.
+  # At 0 and n successes the bound is exactly 0 or 1, but the formula's rounding errors change it.
   return 0.0 if successes == 0 else low, 1.0 if successes == n else high
 
 
 def _score(p: float, n: float, z: float) -> tuple[float, float]:
+  """Wilson's formula for a share p of n trials, which need not be a whole number."""
   middle = p + z * z / (2 * n)
   half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
   scale = 1 + z * z / n
@@ -130,23 +153,24 @@ def _score(p: float, n: float, z: float) -> tuple[float, float]:
 
 
 def student(level: float, freedom: float) -> float:
-  """The quantile of Student's t that leaves (1 − level)/2 above it; the normal's where it is ∞."""
+  """The (1 + level)/2 quantile of Student's t with `freedom` degrees; the normal's if that is ∞."""
   if math.isinf(freedom):
     return statistics.NormalDist().inv_cdf((1 + level) / 2)
   return float(stdtrit(max(freedom, 1.0), (1 + level) / 2))
 
 
 def proportion(p: float, variance: float, clusters: float, most: float, level: float) -> Interval:
-  """Wilson's score interval of a proportion known with a variance that few clusters gave.
+  """Wilson's score interval of a proportion whose variance was estimated from few clusters.
 
-  Wilson's formula with n = p (1 − p) / variance, at most `most`, and Student's quantile of
-  clusters − 1 degrees of freedom for the normal one.
+  The formula uses the effective sample size n = p (1 − p) / variance, limited to `most`, and
+  replaces the normal quantile by that of Student's t with clusters − 1 degrees of freedom (Korn and
+  Graubard 1998; Franco et al. 2019).
 
   Args:
     p: in (0, 1).
-    variance: of p, estimated; 0 counts as `most` trials.
-    clusters: effective number that it rests on.
-    most: trials that p can be worth.
+    variance: estimated variance of p; 0 gives the effective sample size `most`.
+    clusters: effective number of clusters that the variance is estimated from.
+    most: largest effective sample size.
     level: confidence in (0, 1).
   """
   n = most if variance <= 0 else p * (1 - p) / variance
@@ -154,13 +178,26 @@ def proportion(p: float, variance: float, clusters: float, most: float, level: f
 
 
 def effective(size_C: np.ndarray) -> float:
-  """How many clusters of equal size are worth as much: (Σ n_c)² / Σ n_c² (Kish)."""
+  """Kish's effective number of clusters, (Σ n_c)² / Σ n_c²: that many equal ones are worth as much.
+
+  It is C for C clusters of equal size. If one cluster outweighs the rest, it is small however many
+  the rest are: 4.0 for a cluster of 600 beside 300 clusters of 2. Half of the mean then comes from
+  the large cluster, and so does nearly all of the estimated variance. Whether that cluster is an
+  outlier cannot be told from one observation of it, so no number of small clusters can give an
+  honest interval of such a mean.
+  """
   size_C = np.asarray(size_C, np.float64)
   return float(size_C.sum() ** 2 / (size_C**2).sum()) if size_C.any() else 0.0
 
 
 def too_few(count: int, worth: float, least: int = LEAST) -> str:
-  """Why there is no interval over so many clusters; '' where there may be one."""
+  """The reason why there is no interval over so few clusters; '' if there are enough.
+
+  Args:
+    count: number of clusters.
+    worth: their effective number.
+    least: smallest number that an interval needs, of either.
+  """
   if count < least:
     return f"{count} conversation{'s' * (count != 1)}: an interval wants {least}"
   if worth < least:
@@ -177,26 +214,26 @@ def cluster_bootstrap(
   resamples: int = 2000,
   seed: int = 0,
 ) -> tuple[float, float]:
-  """Percentile interval of the mean of `values`, resampling whole clusters: for many of them.
+  """Percentile interval of the mean of `values` by the pairs cluster bootstrap, for many clusters.
 
-  Each resample draws as many clusters as there are, with replacement, and takes the sum of their
-  values over the sum of their sizes. What is reported goes through `mean`, which knows when this
-  covers too little.
+  Each resample draws as many clusters as there are, with replacement, and divides the sum of their
+  values by the sum of their sizes. Reports call `mean`, which uses this only if there are enough
+  clusters.
 
   Args:
     values: [N], finite.
     clusters: N labels, any hashables; values with the same label are drawn together.
     level: confidence in (0, 1).
-    resamples: how many, at least 1; 2000 leave the bounds uncertain by a few hundredths of the
-      interval's width.
+    resamples: number of resamples, at least 1. With 2000 the ends are uncertain by a few hundredths
+      of the interval's width.
     seed: of the draws; the same arguments give the same interval.
 
   Returns:
     (low, high), in units of `values`.
 
   Raises:
-    ValueError: if an argument is out of its range, or there are fewer than 2 clusters: then nothing
-      is known of how clusters differ.
+    ValueError: an argument is out of its range, or there are fewer than 2 clusters, which say
+      nothing of how clusters differ.
   """
   value_N = vector(values, "values")
   check_level(level)
@@ -229,23 +266,28 @@ def mean(
 ) -> Interval:
   """Interval of the mean of values over whole clusters.
 
-  Clusters *tell* where not all their values are the commonest one. With 30 that tell it is
-  `cluster_bootstrap`'s. With fewer it is t of the linearised variance of the ratio Σ sums / Σ
-  sizes, or, of a share, `proportion`. Between bounds it is on the scale of log-odds, and the
-  variance is at least that of values with a correlation of 0.1 within clusters. Where all values
-  are equal, at most a share w of the clusters (Wilson's upper bound of 0 of them) may be at the
-  other end of the bounds: of a share of 0 or of 1 that is Wilson's interval over the clusters.
+  A cluster is called *informative* here if one of its values is not the most frequent value.
+
+  - With 30 informative clusters (their effective number): `cluster_bootstrap`.
+  - With fewer: Student's t with the linearised variance of the ratio Σ sums / Σ sizes; for a
+    share, `proportion` with that variance. If there are bounds, t is on the scale of log-odds
+    between them, and the variance is at least that of values with a correlation of 0.1 within
+    clusters.
+  - If all values are equal, no variance can be estimated. With bounds, Wilson's upper bound w for 0
+    of C clusters then limits the share of unseen clusters whose values are at the far end of the
+    bounds; for a share of 0 or 1 this is Wilson's interval over the clusters. Without: none.
+  - With fewer than 5 clusters, or fewer than 5 effective ones (`effective`): none.
 
   Args:
     values: [N], finite.
     clusters: N labels, any hashables.
-    bounds: that no value can be outside of; None = it has none.
-    share: the values are credits between the bounds, and their mean a proportion.
+    bounds: (low, high) that no value can be outside of; None = the values have no bounds.
+    share: whether the values are credits between the bounds, so that their mean is a proportion.
     level: confidence in (0, 1).
     resamples, seed: of `cluster_bootstrap`.
 
   Raises:
-    ValueError: an argument out of its range, or a value out of the bounds.
+    ValueError: an argument is out of its range, or a value is outside the bounds.
   """
   value_N = vector(values, "values")
   check_level(level)
@@ -253,7 +295,7 @@ def mean(
   cluster_N, count = numbered(clusters, len(value_N))
   if bounds is not None and len(value_N):
     low, high = bounds
-    slack = 1e-9 * (high - low)  # what rounding may leave beyond them
+    slack = 1e-9 * (high - low)  # Rounding errors may put a value outside by this much.
     if value_N.min() < low - slack or value_N.max() > high + slack:
       raise ValueError(f"values in {value_N.min()} .. {value_N.max()}; expected {low} .. {high}")
     value_N = np.clip(value_N, low, high)
@@ -265,9 +307,10 @@ def mean(
     return Interval.none(why)
   kinds, number_N, many = np.unique(value_N, return_inverse=True, return_counts=True)
   other_N = number_N != np.argmax(many)
-  tells_C = np.bincount(cluster_N, weights=other_N, minlength=count) > 0
-  # Unequal sizes cost as many of those that tell as of all.
-  if tells_C.sum() * worth / count >= FEW:
+  informative_C = np.bincount(cluster_N, weights=other_N, minlength=count) > 0
+  # Unequal sizes reduce the effective number of informative clusters in the same proportion as that
+  # of all clusters.
+  if informative_C.sum() * worth / count >= FEW:
     return Interval(cluster_bootstrap(value_N, clusters, level, resamples, seed), BOOTSTRAP)
   middle = float(value_N.mean())
   if bounds is not None:
@@ -291,7 +334,7 @@ def mean(
     most = len(value_N) / design
     found = proportion(p, 0.0 if flat else variance / reach**2, worth, most, level)
     return Interval(tuple(low + reach * end for end in found.ends), found.method)
-  # On the scale of log-odds between the bounds: nearer to one of them, the error is skewed.
+  # Near a bound the error of the mean is skewed, and on the scale of log-odds it is less so.
   there, back = SCALES["probability"]
   variance = max(variance, float(value_N.var()) * design / len(value_N))
   half = student(level, worth - 1) * math.sqrt(variance) / (reach * p * (1 - p))
@@ -299,7 +342,7 @@ def mean(
   return Interval(tuple(ends), STUDENT)
 
 
-# Name -> (to where the statistic's error is about normal, and back).
+# Scale -> (function to a scale on which the statistic's error is about normal, its inverse).
 SCALES = {
   "plain": (lambda x: x, lambda x: x),
   "correlation": (np.arctanh, np.tanh),
@@ -309,20 +352,25 @@ SCALES = {
 
 
 class Resampling:
-  """How any statistic is computed anew for its interval, and the interval of what that gave.
+  """A plan for the interval of any statistic: which replicates of the rows to compute it on.
 
-  With `FEW` clusters (their effective number) resamples draw as many as there are, with
-  replacement, and the interval is between percentiles. With fewer each replicate leaves one cluster
-  out, and the interval is Student's t with the jackknife's standard error (of very many clusters
-  that a few outweigh: the bootstrap's), on a scale on which the statistic's error is about normal.
-  Below the least there are no replicates.
+  The caller computes the statistic on each replicate and passes the values to `interval`.
+
+  - With an effective number of `FEW` clusters or more: bootstrap replicates, which draw as many
+    clusters as there are, with replacement. The interval is between percentiles.
+  - With fewer: jackknife replicates, which leave one cluster out each. The interval is Student's t
+    with the jackknife's standard error, on a scale on which the statistic's error is about normal.
+  - With fewer effective ones but `_UNEVEN` clusters or more: bootstrap replicates, as there would
+    be too many of the jackknife, and Student's t with the bootstrap's standard error.
+  - With fewer than the least number: no replicates and no interval.
 
   Attributes:
-    count: clusters.
+    count: number of clusters.
     worth: their effective number.
-    why: why there is no interval; '' where there may be one.
-    replicates: how many; 0 where there is none.
+    why: the reason why there is no interval; '' if there may be one.
+    replicates: number of replicates.
     cluster_N: int64 [N], the cluster of each row.
+    bootstraps: whether the replicates are bootstrap resamples.
   """
 
   def __init__(
@@ -335,13 +383,16 @@ class Resampling:
     least: int = LEAST,
     bootstrap: bool = False,
   ):
-    """Args:
-    clusters: N labels; rows that share one are drawn or left out together.
-    level: confidence in (0, 1).
-    resamples: of the bootstrap.
-    seed: of its draws.
-    least: clusters that an interval of this statistic wants.
-    bootstrap: whatever their number, for what needs the replicates' joint distribution.
+    """Makes the plan.
+
+    Args:
+      clusters: N labels; rows with the same label are drawn, or left out, together.
+      level: confidence in (0, 1).
+      resamples: number of bootstrap replicates.
+      seed: of their draws.
+      least: smallest number of clusters that an interval of this statistic needs.
+      bootstrap: bootstrap even with few clusters, for callers that need the joint distribution of
+        several statistics over the replicates.
     """
     check_level(level)
     _check_resamples(resamples)
@@ -354,7 +405,7 @@ class Resampling:
     self.replicates = 0 if self.why else resamples if self.bootstraps else self.count
 
   def draws(self) -> Iterator[np.ndarray]:
-    """The clusters of each replicate, int64 [count], or [count − 1] of the jackknife."""
+    """Yields the clusters of each replicate, int64 [count], or [count − 1] for the jackknife."""
     if self.bootstraps:
       rng = np.random.default_rng(self._seed)
       for _ in range(self.replicates):
@@ -364,7 +415,7 @@ class Resampling:
         yield np.delete(np.arange(self.count), left_out)
 
   def times(self) -> Iterator[np.ndarray]:
-    """How often each replicate has each cluster: blocks of float64 [R, count], in order."""
+    """Yields how often each replicate has each cluster, in blocks of float64 [R, count]."""
     drawn = self.draws()
     chunk = max(1, _DRAWS // max(1, self.count))
     for start in range(0, self.replicates, chunk):
@@ -372,18 +423,18 @@ class Resampling:
       yield np.stack([np.bincount(d, minlength=self.count) for d in block]).astype(np.float64)
 
   def rows(self) -> Iterator[np.ndarray]:
-    """The rows of each replicate, int64: those of its clusters, one cluster after another."""
+    """Yields the rows of each replicate, int64, one cluster after the other."""
     order = np.argsort(self.cluster_N, kind="stable")
     size_C = np.bincount(self.cluster_N, minlength=self.count)
     start_C = np.cumsum(size_C) - size_C
     for drawn_C in self.draws():
       size = size_C[drawn_C]
-      # Members one after another: each has its cluster's start, and counts on.
+      # Row k of a drawn cluster is at the cluster's start + k in `order`.
       shift = np.repeat(start_C[drawn_C] - (np.cumsum(size) - size), size)
       yield order[shift + np.arange(len(shift))]
 
   def variance(self, values: npt.ArrayLike) -> float:
-    """Of a statistic, from its values [R] in the replicates."""
+    """The estimated variance of a statistic, from its values [R] in the replicates."""
     value_R = np.asarray(values, np.float64)
     off_R = value_R - value_R.mean()
     return float(off_R @ off_R) * (
@@ -394,9 +445,10 @@ class Resampling:
     """The interval of a statistic.
 
     Args:
-      value: of all rows.
-      values: [replicates], of each; NaN where it is not defined.
-      scale: one of `SCALES`; of the jackknife, as percentiles are the same on any.
+      value: the statistic of all rows.
+      values: [replicates], the statistic of each replicate; NaN where it is not defined.
+      scale: one of `SCALES`, for Student's t. It has no effect on percentiles, which are the same
+        on every scale.
     """
     if self.why:
       return Interval.none(self.why)

@@ -1,6 +1,8 @@
-"""A monitor of score drift: alarms over a stream, with the chance of a false one held for its life.
+"""A monitor of score drift that raises alarms over a stream, and bounds the chance of a false one.
 
-Spending a level over tests: Foster and Stine (2008), α-investing. The test is Smirnov's.
+Each window is tested with the two-sample Kolmogorov-Smirnov test. The bound is over the monitor's
+whole life: every test spends a part of one significance level (compare Foster and Stine 2008,
+α-investing).
 """
 
 import math
@@ -8,35 +10,36 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.agreement import vector
 from rm_jax.metrics.drift import ks_signed
+from rm_jax.metrics.interval import vector
 
 
 class DriftMonitor:
-  """Watches a stream of scores, and over its whole life raises a false alarm with chance <= level.
+  """Watches a stream of scores; the chance that it ever raises a false alarm is at most `level`.
 
-  Scores are gathered into windows, and each full one is tested against the reference by `ks`. The
-  k-th test may use 6 / (π² k²) of the level: these shares sum to 1, so that, by the union bound,
-  the chance that a stream like the reference ever raises an alarm is at most the level, however
-  long it runs. Later windows need larger changes, though slowly: the distance that alarms grows as
-  √log k. A change too small for one window is not found by many.
+  Scores are gathered into windows, and each full window is tested against the reference by `ks`.
+  The k-th test is made at the level 6 / (π² k²) · `level`. These parts sum to `level`, so by the
+  union bound a stream that is distributed like the reference ever raises an alarm with probability
+  at most `level`, however long it is. Later windows need a larger change to raise an alarm, but the
+  necessary distance only grows as √log k. A change that is too small to be seen in one window is
+  never found, because evidence is not added up over windows.
 
   Attributes:
-    seen: scores so far.
-    tests: windows tested so far.
-    spent: of the level, by those tests.
+    seen: number of scores so far.
+    tests: number of windows tested so far.
+    spent: the part of `level` that these tests have used.
   """
 
   def __init__(self, reference: npt.ArrayLike, *, level: float = 0.01, window: int = 200):
-    """Starts at no scores.
+    """Starts a monitor that has seen no scores.
 
     Args:
-      reference: [N] scores, at least as many as the window; independent of the stream.
-      level: chance of ever a false alarm, in (0, 1).
-      window: scores a test, at least 20: larger ones see smaller changes, and later.
+      reference: [N] scores, at least as many as a window has; independent of the stream.
+      level: bound on the probability that there is ever a false alarm, in (0, 1).
+      window: scores of each test, at least 20. A larger window detects smaller changes, but later.
 
     Raises:
-      ValueError: an argument out of its range.
+      ValueError: an argument is out of its range.
     """
     self._reference = vector(reference, "reference")
     if not 0 < level < 1:
@@ -50,18 +53,18 @@ class DriftMonitor:
     self.seen, self.tests, self.spent = 0, 0, 0.0
 
   def update(self, scores: npt.ArrayLike) -> list[dict]:
-    """Takes the next scores, in order, and returns the alarms of the windows that they fill.
+    """Takes the next scores, in order, and returns the alarms of the windows that they complete.
 
     Args:
-      scores: [M], any number. The alarms do not depend on how a stream is cut into calls.
+      scores: [M], any number. The alarms do not depend on how a stream is divided into calls.
 
     Returns:
-      alarms {step: scores seen at the window's end, test: its number from 1, statistic, p, level:
-      what p was held against, direction: 'up' if the window's scores lie higher where the two
-      distributions are farthest apart, else 'down'}.
+      A list of alarms {step: number of scores seen at the window's end, test: the window's number
+      from 1, statistic, p, level: the level that p was compared with, direction: 'up' if the
+      window's scores are higher where the two distributions differ most, else 'down'}.
 
     Raises:
-      ValueError: a score that is not finite; the monitor is then as before the call.
+      ValueError: a score is not finite; the call then leaves the monitor unchanged.
     """
     score_M = vector(scores, "scores")
     waiting = np.concatenate([self._waiting, score_M])

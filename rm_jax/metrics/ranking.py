@@ -1,4 +1,4 @@
-"""How well scores rank the responses to a prompt, and what a correlation is once others are held.
+"""How well scores rank the responses to a prompt, and partial correlation.
 
 Järvelin and Kekäläinen (2002), Cumulated gain-based evaluation of IR techniques (NDCG; the
 exponential gain: Burges et al., 2005). McSherry and Najork (2008), Computing information retrieval
@@ -19,21 +19,22 @@ from rm_jax.metrics.interval import vector
 def partial(
   x: npt.ArrayLike, y: npt.ArrayLike, given_NC: npt.ArrayLike, *, ranked: bool = False
 ) -> float:
-  """Correlation of x and y with what is linear in C other variables taken out of both.
+  """Partial correlation: that of x and y after a linear fit of C other variables is removed.
 
     Pearson's r of the residuals of x and of y, each regressed on (1, given)
 
   Args:
-    x: [N], as scores.
-    y: [N], as lengths.
-    given_NC: [N] or [N, C], as the true quality.
-    ranked: take ranks of all of them first: Spearman's partial ρ.
+    x: [N], for example scores.
+    y: [N], for example lengths.
+    given_NC: [N] or [N, C], for example the true quality.
+    ranked: replace all variables by their ranks first, which gives Spearman's partial ρ.
 
   Returns:
-    r in [−1, 1]; NaN where x or y is nothing but a linear function of the others.
+    r in [−1, 1]; NaN if x or y is exactly a linear function of the others.
 
   Raises:
-    ValueError: shapes that differ, not finite, or N below C + 3, where any data gives ±1.
+    ValueError: shapes differ, a value is not finite, or N is below C + 3. With fewer rows the
+      regression leaves one dimension, in which any data gives ±1, or none.
   """
   x_N, y_N = vector(x, "x"), vector(y, "y")
   given_NC = np.asarray(given_NC, np.float64)
@@ -48,7 +49,8 @@ def partial(
   if ranked:
     x_N, y_N, *columns = (ranks(v) for v in (x_N, y_N, *columns))
   x_N, y_N, *columns = (v - v.mean() for v in (x_N, y_N, *columns))
-  # Scaled, so that a length in thousands does not outweigh a share when rank is decided.
+  # The columns are scaled to a common size. `lstsq` ignores directions with small singular values,
+  # and beside a length in thousands a share between 0 and 1 could be one.
   others = [v / np.abs(v).max() for v in columns if np.abs(v).max() > 0]
   left = []
   for v_N in (x_N, y_N):
@@ -56,7 +58,7 @@ def partial(
     if others:
       basis_NC = np.stack(others, axis=1)
       residual = v_N - basis_NC @ np.linalg.lstsq(basis_NC, v_N, rcond=None)[0]
-    # What regression leaves by rounding alone is no variable.
+    # A residual as small as the rounding errors means that nothing but the fit is left.
     if residual @ residual <= 1e-20 * (v_N @ v_N):
       return float("nan")
     left.append(residual / np.sqrt(residual @ residual))
@@ -70,22 +72,22 @@ def ndcg(
   *,
   exponential: bool = False,
 ) -> float:
-  """Normalised discounted cumulative gain of the order that scores give to K responses.
+  """Normalised discounted cumulative gain (NDCG) of the order that scores give to K responses.
 
-    DCG@k = Σ_{i ≤ k} g_(i) / log₂(i + 1), over that of the order by gain
+    DCG@k = Σ_{i ≤ k} g_(i) / log₂(i + 1), divided by the DCG@k of the order by gain
 
   Args:
-    scores_K: [K]. Responses with equal scores have the mean of their gains at their places: the
-      expectation where ties are broken at random.
-    gains_K: [K], 0 or more; subtract the scale's lowest rating first.
-    k: places that count; all if not given.
-    exponential: 2^g − 1 for g, as web search has it. By default the gain is taken as it is.
+    scores_K: [K]. Responses with equal scores all get the mean of their gains, which is the
+      expectation if ties are broken at random (McSherry and Najork 2008).
+    gains_K: [K], 0 or more; subtract the rating scale's lowest value first.
+    k: number of places that count; by default all.
+    exponential: use 2^g − 1 for the gain g, as is usual in web search (Burges et al. 2005).
 
   Returns:
-    in [0, 1]; NaN where every gain is 0.
+    a number in [0, 1]; NaN if every gain is 0.
 
   Raises:
-    ValueError: lengths that differ, not finite, a gain below 0, or k below 1.
+    ValueError: lengths differ, a value is not finite, a gain is below 0, or k is below 1.
   """
   score_K, gain_K = _two(scores_K, gains_K)
   if gain_K.size and gain_K.min() < 0:
@@ -105,14 +107,15 @@ def ndcg(
 
 
 def pick(scores_K: npt.ArrayLike, gains_K: npt.ArrayLike) -> tuple[float, float]:
-  """Is the highest-scored response one of the highest-rated?
+  """The probability that the response with the highest score is one with the highest gain.
 
   Args:
-    scores_K: [K], at least one; of the k that tie for highest each is picked with chance 1/k.
-    gains_K: [K]; any of those that tie for highest is right.
+    scores_K: [K], at least one. If k responses tie for the highest score, each is picked with
+      probability 1/k.
+    gains_K: [K]. If several responses tie for the highest gain, each of them is right.
 
   Returns:
-    (chance that the pick is right, chance that one picked blindly is), each in [0, 1].
+    (probability for the pick by score, probability for a uniformly random pick), each in [0, 1].
   """
   score_K, gain_K = _two(scores_K, gains_K)
   if not len(score_K):
@@ -130,18 +133,19 @@ def pick_rate(
   resamples: int = 2000,
   seed: int = 0,
 ) -> dict:
-  """Mean of `pick` over prompts, beside a blind pick's.
+  """Mean of `pick` over prompts, with that of a random pick for comparison.
 
   Args:
-    scores: for each prompt [K]; K may differ.
-    gains: likewise.
-    clusters: of each prompt.
+    scores: for each prompt [K]; K may differ between prompts.
+    gains: for each prompt [K].
+    clusters: the cluster of each prompt.
     level, resamples, seed: of `interval.mean`.
 
   Returns:
-    {value, interval, n: prompts, chance: a blind pick's rate, above_chance: {value, interval, n},
-    undefined: prompts whose gains are all equal, which say nothing and are left out}. Values are
-    None where all are, intervals where few conversations are left, with `why`.
+    {value, interval, n: prompts, chance: mean of a random pick, above_chance: {value, interval, n},
+    undefined: number of prompts whose gains are all equal, which are left out because any pick is
+    right}. If no prompt is left, values are None; if too few conversations are left, intervals are
+    None, with `why`.
   """
   _as_many(scores, gains, clusters)
   found = [
@@ -159,10 +163,13 @@ def pick_rate(
   }
 
 
-def order(
+def list_correlation(
   statistic: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, gains: np.ndarray
 ) -> float:
-  """A list's rank correlation; 0 where its scores alone are all equal, and so order nothing."""
+  """The rank correlation of one list; 0 if all scores are equal and the gains are not.
+
+  Equal scores rank nothing, so a model that gives them must not be left out as undefined.
+  """
   value = statistic(scores, gains)
   return 0.0 if np.isnan(value) and np.ptp(scores) == 0 and np.ptp(gains) > 0 else value
 
@@ -177,27 +184,28 @@ def within_and_pooled(
   resamples: int = 1000,
   seed: int = 0,
 ) -> dict:
-  """A rank correlation within prompts, and over the responses of all prompts together.
+  """A rank correlation within prompts, and one pooled over the responses of all prompts.
 
-  Within asks whether a prompt's better responses score higher: what best-of-n uses. Pooled asks it
-  across prompts too, and a model whose scores depend on the prompt alone can do well or ill at it.
+  The one within prompts says whether the better responses to a prompt score higher, which is what
+  best-of-n selection needs. The pooled one also compares responses to different prompts, so it
+  depends on how a model scores whole prompts, which selection among responses never uses.
 
   Args:
-    statistic: of (scores, gains), NaN where not defined: `kendall`, `spearman`, `ndcg`.
-    scores: for each prompt [K]; K may differ.
-    gains: likewise.
-    clusters: of each prompt.
-    level, resamples, seed: of the intervals, over conversations.
+    statistic: a function of (scores, gains), NaN where not defined: `kendall`, `spearman`, `ndcg`.
+    scores: for each prompt [K]; K may differ between prompts.
+    gains: for each prompt [K].
+    clusters: the cluster of each prompt.
+    level, resamples, seed: of the intervals, over clusters.
 
   Returns:
-    {within: {value: mean over prompts, interval, n: prompts with a value, undefined: those whose
-    gains are all equal, which are left out; equal scores count as 0 (`order`)},
-    pooled: {value, interval, n: responses, undefined: resamples without a value}}. None, with
-    `why`, where there is no value or no interval.
+    {within: {value: mean over prompts, interval, n: prompts with a value, undefined: number of
+    prompts whose gains are all equal, which are left out; equal scores count as 0, see
+    `list_correlation`}, pooled: {value, interval, n: responses, undefined: replicates without a
+    value}}. A value or interval that does not exist is None, with `why`.
   """
   _as_many(scores, gains, clusters)
   lists = [_two(s, g) for s, g in zip(scores, gains, strict=True)]
-  value_P = np.asarray([order(statistic, *both) for both in lists], np.float64)
+  value_P = np.asarray([list_correlation(statistic, *both) for both in lists], np.float64)
   fine_P = np.isfinite(value_P)
   kept = [c for c, fine in zip(clusters, fine_P, strict=True) if fine]
   options = {"level": level, "resamples": resamples, "seed": seed}
@@ -216,26 +224,28 @@ def within_and_pooled(
 
 
 def best_order(better: Iterable[tuple[int, int]], count: int) -> int:
-  """How many comparisons agree with the one order of a list that most agree with: Kemeny's.
+  """The number of comparisons that agree with the best order of a list, Kemeny's order.
 
-  Any scores put a list into one order, so that of comparisons in a circle they miss some. Exact, by
-  dynamic programming over the sets of who comes first: 2^K K steps.
+  Scores put a list into one order, so they cannot agree with all comparisons if some of these form
+  a cycle. This number is the largest that any scores can reach. It is exact, by dynamic programming
+  over the 2^K sets of items that may come first, in 2^K K steps.
 
   Args:
-    better: (i, j), i preferred to j; each once. Indices of the list's items, 0 to K - 1.
+    better: each comparison once, as (i, j) with i preferred to j; indices from 0 to K - 1.
     count: K, at most 16.
 
   Raises:
-    ValueError: K is larger.
+    ValueError: K is larger than 16.
   """
   if count > 16:
     raise ValueError(
       f"a list of {count} items; expected at most 16, whose subsets are gone through"
     )
-  beaten = [0] * count  # by each, as bits
+  beaten = [0] * count  # For each item, the set of items that it is preferred to, as bits.
   for i, j in better:
     beaten[i] |= 1 << j
-  most = [0] * (1 << count)  # of the comparisons that those of a set, coming first, have won
+  # For each set of items, as bits: the most comparisons that its items win if they come first.
+  most = [0] * (1 << count)
   for first in range(1, 1 << count):
     most[first] = max(
       most[first ^ 1 << last] + (beaten[last] & ~first).bit_count()
@@ -246,7 +256,7 @@ def best_order(better: Iterable[tuple[int, int]], count: int) -> int:
 
 
 def _mean(values: np.ndarray, clusters: Sequence[Hashable], **options) -> dict:
-  """A mean as a figure, with its interval over conversations."""
+  """{value: mean, interval, n}, as reports have it; without values both are None, with `why`."""
   figure = {"value": None, "interval": None, "n": len(values)}
   if not len(values):
     return figure | {"why": "no prompt has a value"}

@@ -1,4 +1,4 @@
-"""A generated preference world with a known true reward."""
+"""A generated world of prompts, responses and judges, in which any text's true reward is known."""
 
 from rm_jax.world.tokenizer import make_tokenizer
 from rm_jax.world.world import Candidate, World, best_reachable

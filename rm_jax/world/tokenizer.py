@@ -1,4 +1,4 @@
-"""A tokenizer of the world's own words, for small models that start from nothing."""
+"""A word-level tokenizer of the world's vocabulary, for small models trained from scratch."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,15 +8,16 @@ from rm_jax.world.words import SPLITS
 
 _PIECES = r"\w+|\n|[^\w\s]"
 _SPECIAL = ("<pad>", "<unk>", "<eos>")
-# What layouts write, and what a dialogue in Anthropic's form has.
+# Tokens that the tables lack: signs and numbers that layouts write, and the turn markers of a
+# dialogue in Anthropic's raw form.
 _MORE = (*"-123456.,:;?!'\"()", "Human", "Assistant")
 
 
 def make_tokenizer() -> Any:
-  """A Hugging Face tokenizer whose tokens are the words of both vocabularies, and marks.
+  """Makes a Hugging Face tokenizer whose tokens are the words and signs of both vocabularies.
 
-  Some 600 tokens: a pair of the world is 80 of them. Spaces are not kept; a line's end is a token,
-  and any other word is '<unk>'.
+  It has some 600 tokens, and a pair of the world is about 80 tokens long. Spaces are dropped, so
+  decoding does not restore a text; a line break is a token; any other word becomes '<unk>'.
   """
   import tokenizers
   from tokenizers import models, pre_tokenizers
@@ -27,7 +28,7 @@ def make_tokenizer() -> Any:
     form
     for text in _strings(tuple(SPLITS.values()))
     for piece, _ in split.pre_tokenize_str(text)
-    for form in (piece, piece[0].upper() + piece[1:])  # a note begins with a capital
+    for form in (piece, piece[0].upper() + piece[1:])  # A note's first word is capitalised.
   }
   table = [*_SPECIAL, *sorted(words | {*_MORE, "\n"})]
   tokenizer = tokenizers.Tokenizer(
@@ -40,7 +41,7 @@ def make_tokenizer() -> Any:
 
 
 def _strings(value: Any) -> Iterator[str]:
-  """All texts in the tables."""
+  """Yields all strings in nested dataclasses, dicts and tuples; keys of dicts are left out."""
   if isinstance(value, str):
     yield value
   elif dataclasses.is_dataclass(value):

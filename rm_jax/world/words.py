@@ -1,8 +1,8 @@
 """The words of the world: two vocabularies that share no name, item, value or sentence.
 
-`{item}` and `{value}` stand for one entry of a note, `{name}` for the person who asks. A scene's
-values, the names and the layouts' and tones' wordings are also what `text.py` reads by, so none of
-them may occur in another table's sentences (tests/world holds this).
+`{item}` and `{value}` stand for one entry of a note, `{name}` for the person who asks. `grammar.py`
+reads a text back by searching it for a scene's values, for names and for the wordings of layouts
+and tones. So none of these may occur in another table's sentences; tests/world checks it.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ class Scene:
   """A kind of note: its entries, the question about one of them, and sentences that answer it.
 
   Attributes:
-    items: what the note lists, as it stands inside a sentence.
-    values: what the note says of an item.
-    entry, ask, answer: wordings, one of which is drawn.
+    items: things that the note lists, with the article that they need inside a sentence.
+    values: facts, of which the note gives each item one.
+    entry, ask, answer: wordings of an entry, a question and an answer; one of each is drawn.
   """
 
   items: tuple[str, ...]
@@ -27,15 +27,16 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """All that a split is written in.
+  """All words and sentences of one split's texts.
 
   Attributes:
     names: of the people who ask.
     intro: wordings of the prompt's first line.
     scenes: kinds of notes.
-    layouts: layout -> wordings of the wish for it. Both vocabularies have the same layouts.
-    tones: -1 rude, 1 polite -> sentences, of like lengths.
-    fillers: sentences of no value.
+    layouts: layout -> wordings that ask for it. Both vocabularies have the same layouts.
+    tones: -1 (rude) and 1 (polite) -> sentences. Those of the two tones are about equally long, so
+      that length does not give the tone away.
+    fillers: sentences that make a response longer and leave its true reward as it is.
   """
 
   names: tuple[str, ...]

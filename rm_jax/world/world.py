@@ -1,10 +1,11 @@
-"""`World`: prompts, candidates, their true reward, and judges who err at a known rate.
+"""`World`: prompts, candidate responses, their true reward, and judges who err at a known rate.
 
     true reward  r*(x, y) = w_fact fact + w_layout layout + w_name name + w_tone tone
     judge        P(y over y') = sigmoid((r*(x, y) - r*(x, y')) / temperature)        (Bradley-Terry)
 
-fact, layout, name in {0, 1} and tone in {-1, 0, 1} are read from the text alone (see `text.py`), so
-any text has a true reward. Length has no value of its own; `length_confound` makes it look so.
+fact, layout, name in {0, 1} and tone in {-1, 0, 1} are read from the text alone (see `grammar.py`),
+so any text has a true reward, whoever wrote it. Length has no value in itself; `length_confound`
+correlates it with the true reward, so that a model can learn the wrong cause.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rm_jax.types import Example, Text
-from rm_jax.world.text import (
+from rm_jax.world.grammar import (
   LAYOUTS,
   Attributes,
   draw,
@@ -25,8 +26,8 @@ from rm_jax.world.text import (
 )
 from rm_jax.world.words import SPLITS
 
-# Prompts, candidates and judgements each draw from a stream of their own: a colder judge or another
-# number of responses leaves the prompts as they were, and n more examples leave the first ones.
+# Each of these draws from a random stream of its own. So another judge temperature or number of
+# responses leaves the prompts unchanged, and asking for more examples leaves the first ones.
 _STREAMS = ("prompts", "candidates", "judge", "flips", "ties")
 
 
@@ -35,8 +36,8 @@ class Candidate:
   """A response drawn for a prompt.
 
   Attributes:
-    response: in the prompt's form, a string or messages.
-    attributes: that it was written to have, and has.
+    response: a string or messages, as the prompt is.
+    attributes: those that it was written to have; `read_response` reads the same ones.
     reward: its true reward.
   """
 
@@ -50,20 +51,21 @@ class World:
   """A world of short notes and questions about them, whose true reward is known.
 
   Attributes:
-    judge_temperature: in units of true reward, >= 0. At 0 the judge never errs, and of equals
-      it takes the one drawn later.
+    judge_temperature: in units of true reward, >= 0. At 0 the judge never errs, and of two equally
+      good candidates it prefers the one drawn later.
     length_confound: by how much one standard deviation of true reward raises the log-odds of each
-      of the two fillers that a response may have; negative makes the good ones short.
-    skill: probability that a candidate has the right fact, and likewise the layout and the name
-      (independently), in (0, 1). Low makes good candidates rare, as best-of-n wants them.
-    confusion: probability that a wrong fact is another entry's of the note, and not one that the
-      note does not have, in [0, 1].
+      of the two fillers that a response may have; a negative value makes good responses short.
+    skill: probability in (0, 1) that a candidate has the right fact, independently the right layout
+      and independently the right name. A low skill makes good candidates rare, which leaves
+      best-of-n selection something to find.
+    confusion: probability in [0, 1] that a wrong fact is the value of another entry of the note;
+      otherwise it is a value that the note does not contain.
     fact_weight, layout_weight, name_weight, tone_weight: true reward of each attribute.
-    flips: probability that a pair's label is turned over, whatever the responses; of rankings, that
-      the two of a place and the next change places, one pass from the best to the worst.
-    ties: Davidson's nu >= 0, by which a judge of a pair calls it a tie: with probability
-      nu sqrt(p q) / (1 + nu sqrt(p q)), where p = 1 - q is that of choosing the first. 0 = never.
-    vocabulary: 'train' or 'heldout', in whose words to write; '' = those of the split.
+    flips: probability that a pair's label is reversed, whatever the responses. In a ranking, the
+      probability that two neighbouring places are swapped, in one pass from the best to the worst.
+    ties: nu >= 0 of Davidson (1970). With p = 1 - q the probability that the judge prefers the
+      first of a pair, it calls a tie with probability nu sqrt(p q) / (1 + nu sqrt(p q)); 0 = never.
+    vocabulary: 'train' or 'heldout', the vocabulary to write in; '' = that of the split.
 
   Raises:
     ValueError: a number is out of its range.
@@ -100,25 +102,25 @@ class World:
         raise ValueError(f"{name}: {getattr(self, name)}; expected a probability in [0, 1]")
 
   def prompts(self, split: str, n: int, seed: int, messages: bool = True) -> list[Text]:
-    """n distinct prompts; those of a smaller n come first.
+    """Draws n distinct prompts; a larger n keeps the prompts of a smaller one and appends to them.
 
     Args:
       split: 'train' or 'heldout', which share no prompt and no response.
       n: how many.
       seed: >= 0. `pairs` and `rankings` of the same split and seed have the same prompts.
-      messages: whether as messages or as strings.
+      messages: whether a prompt is a list of messages or a string.
 
     Raises:
       ValueError: the split is not one of the two, or the seed is negative.
     """
     rng = _generator(split, seed, "prompts")
     found = {}
-    while len(found) < n:  # Each split has over a thousand million.
+    while len(found) < n:  # Each split has over 10^9 prompts, so distinct ones are quickly found.
       found[write_prompt(SPLITS[self.vocabulary or split], rng)] = None
     return [_as_text("user", prompt, messages) for prompt in found]
 
   def sample(self, prompt: Text, n: int, rng: np.random.Generator) -> list[Candidate]:
-    """n candidates, independent given the prompt (so equal texts may occur).
+    """Draws n candidates independently given the prompt, so two may have the same text.
 
     Raises:
       ValueError: the prompt is not one of this world's.
@@ -151,7 +153,7 @@ class World:
     return candidates
 
   def true_reward(self, prompt: Text, response: Text) -> float:
-    """True reward of any text as a response to a prompt of this world.
+    """The true reward of any text as a response to a prompt of this world.
 
     Raises:
       ValueError: the prompt is not one of this world's.
@@ -159,9 +161,10 @@ class World:
     return self._reward(read_response(read_prompt(_content(prompt)), _content(response)))
 
   def pairs(self, split: str, n: int, seed: int, messages: bool = True) -> list[Example]:
-    """n examples of two candidates, the one that the judge chose first. Arguments as `prompts`.
+    """Draws n examples of two candidates; the one that the judge prefers comes first.
 
-    A tie has equal labels, stands in the order drawn, and is in `Example.ties`.
+    The candidates of a tie keep the order in which they were drawn. Their labels are equal, and
+    `Example.ties` records the tie. The arguments are those of `prompts`.
     """
     pairs, tie_rng = [], _generator(split, seed, "ties")
     for example in self.rankings(split, n, 2, seed, messages):
@@ -182,10 +185,12 @@ class World:
     return pairs
 
   def rankings(self, split: str, n: int, k: int, seed: int, messages: bool = True) -> list[Example]:
-    """n examples of k different candidates, in the order drawn, labelled 0 (worst) .. k - 1 (best).
+    """Draws n examples of k different candidates, labelled 0 (worst) .. k - 1 (best).
 
-    The judge adds Gumbel noise of scale `judge_temperature` to each true reward and sorts, which is
-    Plackett-Luce, and Bradley-Terry for any two of them. Other arguments as `prompts`.
+    Responses keep the order in which they were drawn. The judge adds Gumbel noise of scale
+    `judge_temperature` to each true reward and sorts by the sum: this is the Plackett-Luce model of
+    rankings, and the Bradley-Terry model for any two of them (Yellott 1977). The other arguments
+    are those of `prompts`.
 
     Raises:
       ValueError: as `prompts`, or k is below 2.
@@ -221,7 +226,7 @@ class World:
     return examples
 
   def _tied(self, first: float, second: float) -> float:
-    """Probability that a judge ties two of these true rewards."""
+    """Probability that the judge calls a tie between candidates of these two true rewards."""
     if not self.judge_temperature:
       return self.ties / (self.ties + 2) if first == second else 0.0
     p = _sigmoid((first - second) / self.judge_temperature)
@@ -237,16 +242,20 @@ class World:
     )
 
   def _reward_moments(self) -> tuple[float, float]:
-    """Mean and standard deviation of a candidate's true reward."""
+    """Mean and standard deviation of a candidate's true reward; a deviation of 0 is given as 1.
+
+    `sample` divides by the deviation, and where all rewards are equal, 0 / 1 is the 0 it needs.
+    """
     weights = (self.fact_weight, self.layout_weight, self.name_weight)
     variance = self.skill * (1 - self.skill) * sum(w * w for w in weights)
     return self.skill * sum(weights), math.sqrt(variance + 2 / 3 * self.tone_weight**2) or 1.0
 
 
 def best_reachable(examples: Sequence[Example]) -> float:
-  """Share of the examples' labelled comparisons that the true reward agrees with, its ties half.
+  """Share of the labelled comparisons that the true reward agrees with; its ties count half.
 
-  No scorer that sees no more than the texts expects to agree with these judges more often.
+  This is the ceiling of accuracy on these judges: a scorer that sees only the texts cannot be
+  expected to agree with them more often.
 
   Raises:
     ValueError: an example has no truth, or none has two labels that differ.
@@ -265,11 +274,12 @@ def best_reachable(examples: Sequence[Example]) -> float:
 
 
 def _generator(split: str, seed: int, stream: str) -> np.random.Generator:
+  """The random stream of one of `_STREAMS`, independent for each split and seed."""
   if split not in SPLITS:
     raise ValueError(f"split: {split!r}; expected one of {list(SPLITS)}")
   if seed < 0:
     raise ValueError(f"seed: {seed}; expected >= 0")
-  # PCG64 by name, since numpy may one day change what `default_rng` gives.
+  # PCG64 is named, because numpy may change the generator that `default_rng` stands for.
   key = [seed, list(SPLITS).index(split), _STREAMS.index(stream)]
   return np.random.Generator(np.random.PCG64(key))
 
@@ -283,4 +293,4 @@ def _content(text: Text) -> str:
 
 
 def _sigmoid(x: float) -> float:
-  return 0.5 * (1 + math.tanh(x / 2))  # Does not overflow.
+  return 0.5 * (1 + math.tanh(x / 2))  # 1 / (1 + exp(-x)) overflows where x is very negative.

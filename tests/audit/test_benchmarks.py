@@ -14,7 +14,7 @@ from rm_jax.audit.benchmarks.figures import published
 from rm_jax.audit.benchmarks.rewardbench import CORE
 from rm_jax.audit.benchmarks.steps import best_threshold
 from rm_jax.data.report import DataError, Report
-from rm_jax.metrics import agreement
+from rm_jax.metrics import interval
 
 DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -649,7 +649,7 @@ def test_the_interval_is_the_clusters_bootstrap():
   terms = np.stack([credit, np.ones(600)], axis=1)
   found = published(terms, clusters, lambda s: s[..., 0] / s[..., 1], resamples=4000)
   assert found["score"] == pytest.approx(credit.mean())
-  expected = agreement.cluster_bootstrap(credit, clusters, resamples=4000)
+  expected = interval.cluster_bootstrap(credit, clusters, resamples=4000)
   assert found["interval"] == pytest.approx(expected, abs=0.004)
   assert found["undefined"] == 0
 

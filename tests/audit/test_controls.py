@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rm_jax.audit.controls import NEUTRAL, controls, neutral
-from rm_jax.metrics import agreement
+from rm_jax.metrics import agreement, interval
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, noisy, pair, remembered, truth
 
@@ -46,7 +46,7 @@ def test_the_truth_needs_prompt_and_content():
 
 def test_a_scorer_that_ignores_the_prompt_loses_nothing_without_it():
   found = controls(remembered(PAIRS), PAIRS, sample=200)
-  w = agreement.wilson(0, 200)[1]  # of 200 conversations none chose otherwise
+  w = interval.wilson(0, 200)[1]  # of 200 conversations none chose otherwise
   for name in ("removed", "swapped"):
     entry = found["sample"][name]
     assert entry["accuracy"] == found["sample"]["model"]

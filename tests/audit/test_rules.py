@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rm_jax.audit.rules import Rules, expected, flagged, limits
-from rm_jax.metrics import agreement
+from rm_jax.metrics import interval
 from tests.audit.planted import length, pair
 
 
@@ -73,7 +73,7 @@ def test_shares_of_all_and_of_the_top():
   # None of the two on top, of one conversation, is no proof of none.
   assert flags["below"]["top"]["interval"] is None
   assert flags["below"]["top"]["why"] == "of the top-scored, 1 conversation: an interval wants 5"
-  assert flags["short"]["all"]["interval"] == list(agreement.wilson(0, 10))
+  assert flags["short"]["all"]["interval"] == list(interval.wilson(0, 10))
   json.dumps(found, allow_nan=False)
   without = flagged(length, examples, rules=rules)
   assert without["limits"] is None

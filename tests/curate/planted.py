@@ -19,7 +19,7 @@ from rm_jax.curate.annotators import Judgements, biases, reliability
 from rm_jax.curate.scorers import ContentModel
 from rm_jax.data import formats
 from rm_jax.data.report import Report
-from rm_jax.metrics.agreement import wilson
+from rm_jax.metrics.interval import wilson
 from rm_jax.world import World
 
 SHARES = {"exact": 0.025, "near": 0.025, "reversed": 0.02, "heldout": 0.02, "flip": 0.05}
@@ -34,7 +34,7 @@ REASONS = {
 
 
 def respelled(text, rng):
-  """Full-width letters and digits, white space at the ends: equal in Unicode's NFKC, trimmed."""
+  """The text in full-width letters and digits, with white space at its ends: equal after NFKC."""
   wide = [
     "".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in w) if rng.random() < 0.3 else w
     for w in text.split(" ")
@@ -43,7 +43,7 @@ def respelled(text, rng):
 
 
 def reworded(text, rng):
-  """One word in twenty (at least one) replaced by another."""
+  """The text with one word in twenty, and at least one, replaced by another."""
   places = [m.span() for m in re.finditer(r"\w+", text)]
   chosen = rng.choice(len(places), max(1, len(places) // 20), replace=False)
   for at in sorted(chosen, reverse=True):
@@ -61,9 +61,9 @@ def as_row(example):
 
 
 def plant(n, seed=0):
-  """(rows, fault -> the numbers of its rows, held-out rows); each row has one fault at most.
+  """Plants the faults: (rows, fault -> numbers of its rows, held-out rows). A row has at most one.
 
-  Of a reversed pair both rows count: the pipeline's policy is to drop both.
+  Both rows of a reversed pair count, because the pipeline drops both.
   """
   rng = np.random.Generator(np.random.PCG64(seed))
   world = World(judge_temperature=0.1)
@@ -93,7 +93,7 @@ def plant(n, seed=0):
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
         tagged[i] = (rows[i], "reversed")
       copies.append((row, fault))
-  # A copy comes after its original somewhere: the later one is the duplicate.
+  # A copy is inserted after its original, because the later of two rows is the duplicate.
   tagged += [copies[i] for i in rng.permutation(len(copies))]
   for number, (_, fault) in enumerate(tagged):
     planted.setdefault(fault, set()).add(number)
@@ -121,10 +121,10 @@ def measure(folder, n=4000, seed=0, **options):
 
 
 def judged(n=1000, seed=0, length=1.5, accuracy=(2.0, 2.0, 2.0, 2.0)):
-  """Judgements by four annotators who see a quality; the last one also prefers the longer answer.
+  """Rows judged by four annotators who see the quality; the last one also prefers longer answers.
 
-  P(first) = sigmoid(skill · quality + length · ln(words₁/words₂)), quality standard normal and
-  unrelated to length, so that only the last annotator's choices go with it.
+  P(first) = sigmoid(skill · quality + length · ln(words₁/words₂)). The quality is standard normal
+  and independent of the length, so only the last annotator's choices correlate with length.
   """
   rng = np.random.Generator(np.random.PCG64([seed, 1]))
   quality = rng.standard_normal(n)

@@ -1,4 +1,4 @@
-"""Judgements of a file, and whose bias is whose."""
+"""Judgements read from a file, agreement, reliability, and each annotator's biases."""
 
 import json
 
@@ -30,8 +30,8 @@ def test_read(tmp_path):
     ROW,
     {**ROW, "x": None, "y": 0},
     {**ROW, "x": "2", "y": 1.0, "response2": "- d\n- **e**"},
-    {**ROW, "x": 3},  # 4: no judgement that was named
-    {**ROW, "x": True},  # 5: nor is this
+    {**ROW, "x": 3},  # 4: not one of the named values
+    {**ROW, "x": True},  # 5: nor is true
     {**ROW, "response1": None},  # 6
     {**ROW, "x": "", "y": None},  # 7
     {k: v for k, v in ROW.items() if k != "x"},
@@ -51,7 +51,7 @@ def test_read(tmp_path):
   named = [{**ROW, "x": "A", "y": "tie"}, {**ROW, "x": "B", "y": "B"}]
   j = read_judgements(write(tmp_path / "n.jsonl", named), ["x", "y"], values=["A", "B", "tie"])
   assert j.labels.tolist() == [[0, 2], [1, 1]]
-  assert len(set(j.clusters)) == 2  # each row its own
+  assert len(set(j.clusters)) == 2  # Each row is a cluster of its own.
 
 
 def test_read_refuses(tmp_path):
@@ -69,8 +69,8 @@ def test_read_refuses(tmp_path):
 
 
 def test_the_biased_annotator_is_found_and_no_other():
-  """The planted slope is 1.5 at skill 2; fitted without the quality it shrinks, as it does when a
-  cause of variance 4 is left out: by about sqrt(1 + 4 · 0.346) = 1.54, to 0.97."""
+  """The planted slope is 1.5 at skill 2. The fit does not see the quality, so its slope is smaller:
+  to leave out a cause of variance 4 divides it by about sqrt(1 + 4 · 0.346) = 1.54, to 0.97."""
   j = judged(n=2000)
   found = biases(j)
   for name in ("plain1", "plain2", "plain3"):
@@ -126,7 +126,7 @@ def test_an_empty_response_has_the_length_of_one_word():
 
 
 def test_reliability_has_intervals_that_hold_the_truth():
-  # Skills as slopes on a standard normal quality; truth is its sign.
+  # A skill is the slope on a standard normal quality; the truth is the quality's sign.
   j = judged(n=1500, length=0.0, accuracy=(8.0, 4.0, 4.0, 1.0))
   found = reliability(j, resamples=50)
   values = [a["reliability"] for a in found["annotators"].values()]
@@ -149,24 +149,24 @@ def test_annotators_who_share_too_little_have_a_reason_and_no_numbers(resamples)
       Judgements(names, labels, n, 0 * n, rows, rows, [], len(rows)), resamples=resamples
     )
 
-  coins = np.full((300, 3), MISSING)  # each row by one of three who flip a coin
+  coins = np.full((300, 3), MISSING)  # Each row is judged by one of three, at random.
   coins[np.arange(300), rng.integers(3, size=300)] = rng.integers(2, size=300)
   assert judged_by(coins).startswith("none: there are no three annotators")
   two = rng.integers(2, size=(300, 2))
   assert judged_by(two).startswith("none: there are no three annotators")
   truth = rng.integers(2, size=400)
   four = np.where(rng.random((400, 5)) < 0.8, truth[:, None], 1 - truth[:, None])
-  chain = four[:, :3].copy()  # a with b, b with c, and never a with c
+  chain = four[:, :3].copy()  # a shares rows with b, b with c, but a none with c.
   chain[:200, 0] = chain[200:, 2] = MISSING
   assert judged_by(chain).startswith("none: there are no three annotators")
-  four[:200, 3] = MISSING  # d with all of the three, e with a alone
+  four[:200, 3] = MISSING  # d shares rows with all three, e only with a.
   four[:, 4] = np.where(np.arange(400) < 29, four[:, 4], MISSING)
   found = judged_by(four)["annotators"]
   assert [isinstance(found[name], dict) for name in "abcde"] == [True, True, True, True, False]
   assert found["e"].startswith("none: not one of three annotators of whom each two judged 30 rows")
   for name in "abcd":
     assert found[name]["reliability"] == pytest.approx(0.8, abs=0.08)
-  # The fourth's few rows change nothing of the others'.
+  # The fourth annotator's few rows do not change the others' results.
   again = judged_by(four[:, :4])["annotators"]
   assert all(again[name] == found[name] for name in "abcd")
 

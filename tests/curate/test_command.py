@@ -10,7 +10,7 @@ from tests.curate.planted import plant
 from tests.test_commands import attempts, command, finish
 from tests.train.runs import write_pairs
 
-pytestmark = pytest.mark.slow  # processes, or whole runs
+pytestmark = pytest.mark.slow  # Processes, or whole runs.
 
 
 def lines(path, rows):
@@ -50,7 +50,7 @@ def test_clean_a_file_with_a_config(llama_folder, tmp_path):
   )
   assert code == 0, err
   assert "50 rows read = 44 kept + 6 dropped" in out
-  assert "near duplicates: 100%" in err  # progress
+  assert "near duplicates: 100%" in err  # The progress bar.
   got = json.loads(report.read_text())
   assert got["dropped"] == {"in_heldout": 4, "exact_duplicate": 1, "invalid_json": 1}
   assert got["heldout"]["kept"] == 4

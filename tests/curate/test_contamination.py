@@ -1,4 +1,4 @@
-"""Contamination: which n-grams count, on which side, and what a flag names."""
+"""Contamination: which n-grams count, of which text the share is, and what a flag names."""
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ def sentence(start, n):
 def test_shares_are_of_the_shorter_text():
   held = [pair(sentence(1000, 30)), pair(sentence(0, 20))]
   train = [
-    pair(sentence(0, 20).upper()),  # 0: all
-    pair(sentence(500, 100) + " " + sentence(0, 20)),  # 1: the held-out one is inside
+    pair(sentence(0, 20).upper()),  # 0: shares all its 8-grams
+    pair(sentence(500, 100) + " " + sentence(0, 20)),  # 1: contains the held-out text
     pair(sentence(0, 12) + " " + sentence(600, 8)),  # 2: 5 of 13 8-grams
     pair(sentence(0, 14) + " " + sentence(600, 6)),  # 3: 7 of 13
-    pair(sentence(0, 7) + " " + sentence(600, 13)),  # 4: 7 words in a row are none
+    pair(sentence(0, 7) + " " + sentence(600, 13)),  # 4: 7 common words are no 8-gram
   ]
   found = contaminated(train, held, n=8, share=0.5)
   assert [(o.index, o.of, o.part, o.shared) for o in found] == [
@@ -59,7 +59,8 @@ def test_parts():
   assert indices("either") == [(0, "prompt"), (1, "response"), (2, "prompt")]
   assert [i for i, _ in indices("both")] == [2]
   two = pair(text[3], text[1], " ".join(text[2].split()[:14]) + " " + text[4][:30])
-  assert [o.share for o in contaminated([two], held, part="response")] == [1.0]  # the larger
+  # The larger of two overlaps.
+  assert [o.share for o in contaminated([two], held, part="response")] == [1.0]
 
 
 def test_many_against_sets_of_words():
@@ -106,12 +107,12 @@ def test_a_template_is_no_overlap_and_hides_none(size):
   held = [letters(rng, size) for _ in range(10)]
   train = [letters(rng, size) for _ in range(100)]
   train[3], train[60] = held[2], held[7].upper()
-  # Questions that begin alike share what leads up to them, and no more.
+  # Questions that start alike share the n-grams of the template in front of them, and no others.
   train[8] = " ".join(held[5].split()[: size // 3] + letters(rng, size).split()[size // 3 :])
   wrap = [[pair(TEMPLATE.format(t)) for t in texts] for texts in (train, held)]
   assert [(o.index, o.of, o.share) for o in contaminated(*wrap)] == [(3, 2, 1.0), (60, 7, 1.0)]
   bare = [pair(t) for t in held]
-  if size >= 8:  # in another template, or in none
+  if size >= 8:  # In another template, and in none.
     assert [(o.index, o.of) for o in contaminated(wrap[0], bare)] == [(3, 2), (60, 7)]
 
 

@@ -1,4 +1,4 @@
-"""Folds, calibration, the confident joint, and the light scorer."""
+"""Denoising: folds, calibration, the two estimates of noise, and logistic regression on words."""
 
 import dataclasses
 
@@ -68,7 +68,8 @@ def test_scale_is_the_most_likely_one():
   )  # fmt: skip
   assert scale == pytest.approx(best.x, rel=1e-5)
   assert p == pytest.approx(1 / (1 + np.exp(-scale * m)))
-  assert denoise.probabilities(100 * m)[0] == pytest.approx(p)  # whatever the unit of scores
+  # The unit of the scores does not matter.
+  assert denoise.probabilities(100 * m)[0] == pytest.approx(p)
   assert denoise.probabilities(-m)[1] == 0
   assert denoise.probabilities(np.zeros(3))[0].tolist() == [0.5] * 3
   all_agree, _ = denoise.probabilities(np.array([1.0, 1.0]))
@@ -82,7 +83,7 @@ def test_the_confident_joint_by_hand():
   right = sum(1 for x in p if x >= t and x >= 0.5)
   flipped = sum(1 for x in p if 1 - x >= t and x < 0.5)
   assert (s.report["confidently_right"], s.report["confidently_flipped"]) == (right, flipped)
-  assert (right, flipped) == (20, 4)  # 0.1 and -0.1 are sure of nothing
+  assert (right, flipped) == (20, 4)  # Margins of 0.1 and -0.1 are not confident.
   assert s.noise_rate == flipped / (flipped + right)
   assert s.ranked.tolist() == [*range(28, 32), *range(24, 28), *range(20, 24), *range(16, 20),
                                *range(12, 16), *range(8, 12), *range(4, 8), *range(4)]  # fmt: skip
@@ -95,7 +96,7 @@ def test_noise_of_a_model_that_knows_the_truth():
   size = np.abs(rng.normal(3, 1, n))
   flipped = rng.random(n) < noise
   s = denoise.suspect(examples_of(n), np.where(flipped, -size, size))
-  # Standard error of a share of 500: 0.013.
+  # The standard error of a share of 500 is 0.013.
   assert s.noise_rate == pytest.approx(noise, abs=0.02)
   assert s.surest == pytest.approx(noise, abs=0.05)
   low, high = s.report["surest_interval"]
@@ -103,15 +104,15 @@ def test_noise_of_a_model_that_knows_the_truth():
 
 
 def test_no_bound_is_claimed():
-  """Judges by Bradley and Terry's odds, and a scorer that is the truth itself: both estimates are
-  far below the share of flipped labels, and the report says under what they would be it."""
+  """With Bradley–Terry judges and the true reward as the scorer, both estimates are
+  far below the share of flipped labels, and the report states the assumption they need."""
   rng = np.random.default_rng(0)
   size = np.abs(rng.normal(size=5000)) * 1.5
   flipped = rng.random(5000) < 1 / (1 + np.exp(size))
   s = denoise.suspect(examples_of(5000), np.where(flipped, -size, size))
   assert max(s.noise_rate, s.surest, s.report["surest_interval"][1]) < flipped.mean() - 0.05
   assert s.report["assumes"] == denoise.ASSUMES
-  # Few pairs: six in the surest tenth, and an interval that says so.
+  # With few pairs the surest tenth has six, and its interval is wide.
   wide = denoise.suspect(examples_of(60), np.where(np.arange(60) % 5 == 4, -0.1, 2.0))
   assert (wide.surest, wide.report["surest_pairs"]) == (0.0, 6)
   assert wide.report["surest_interval"][1] > 0.3
@@ -136,7 +137,7 @@ def test_policies(policy):
   book = book_of(42)
   book.drop(0, "before", "")
   margins = np.full(41, 1.0)
-  margins[[4, 9]] = -3.0  # rows 5 and 10: one was dropped before
+  margins[[4, 9]] = -3.0  # Rows 5 and 10, as one row was dropped before.
   s = denoise.suspect([book.examples[i] for i in book.kept], margins)
   done = denoise.apply(book, s, policy, threshold=0.2, weight=0.25)
   assert done["flagged"] == 2
@@ -195,7 +196,7 @@ def test_content_model_is_l2_logistic_regression():
   matrix = sparse.csr_matrix((x.value, (x.row, x.column)), shape=x.shape)
   assert x.times(w) == pytest.approx(matrix @ w)
   assert x.transposed_times(x.times(w)) == pytest.approx(matrix.T @ (matrix @ w))
-  # sklearn wants two classes: each pair is given both ways, half the weight each.
+  # sklearn needs two classes, so each pair is given in both orders with half the weight.
   both, y = sparse.vstack([matrix, -matrix]), np.r_[np.ones(150), np.zeros(150)]
   oracle = linear_model.LogisticRegression(C=1 / 2.0, fit_intercept=False, tol=1e-10, max_iter=5000)
   oracle.fit(both, y, sample_weight=np.full(300, 0.5))
@@ -206,12 +207,12 @@ def test_content_model_is_l2_logistic_regression():
 def test_content_model_learns_and_has_no_side():
   examples = World(judge_temperature=0.0).pairs("train", 800, 0)
   margins = ContentModel()(examples[:600], examples[600:])
-  assert (margins > 0).mean() > 0.65  # measured 0.72; a coin's 3 standard errors are 0.11
+  assert (margins > 0).mean() > 0.65  # Measured: 0.72. Chance plus 3 standard errors is 0.61.
   swapped = [dataclasses.replace(e, responses=e.responses[::-1]) for e in examples]
   assert ContentModel()(swapped[:600], examples[600:]) == pytest.approx(-margins, abs=0.02)
   model = ContentModel()
   assert (model(examples[:600], examples[600:]) == margins).all()
-  assert (model(examples[:600], examples[600:]) == margins).all()  # features known by now
+  assert (model(examples[:600], examples[600:]) == margins).all()  # The features are cached by now.
   with pytest.raises(ValueError, match="l2 is 0"):
     fit_logistic(model.differences(examples[:3]), 0)
 

@@ -1,4 +1,4 @@
-"""Duplicates: all near ones are found, every kind told apart; no template or sign makes one."""
+"""Duplicates: all near ones are found, kinds are told apart, templates and signs make none."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 
 from rm_jax.curate.duplicates import find_duplicates, similar_sides
 from rm_jax.curate.join import Join
-from rm_jax.curate.text import Sets, jaccard, ngrams
+from rm_jax.curate.ngrams import Sets, jaccard, ngrams
 from rm_jax.curate.tokens import key, tokenise
 from rm_jax.types import Example
 from tests.curate.planted import reworded
@@ -28,7 +28,7 @@ def pair(prompt, chosen, rejected):
   return Example(prompt, (chosen, rejected), (1.0, 0.0))
 
 
-# Words without digits: rows that differ in numbers are no duplicates.
+# The words have no digits, because rows that differ in numbers would not be duplicates.
 _WORDS = ["".join(w) for w in itertools.product("bdfgklmnprst", "aeiou", "bdfgklmnr")][:500]
 
 
@@ -37,10 +37,10 @@ def sentence(rng, n=40):
 
 
 def test_the_join_misses_no_similar_row():
-  """Against all pairs, on sets that share much and little, with elements of two parts alike."""
+  """Candidates against a comparison of all pairs, on sets that share much and that share little."""
   rng = np.random.default_rng(0)
   rows = [np.unique(rng.integers(0, 60, rng.integers(2, 25))).astype(np.uint64) for _ in range(300)]
-  for i in range(0, 300, 3):  # near copies
+  for i in range(0, 300, 3):  # Near copies.
     rows[i + 1] = np.unique(np.append(rows[i][1:], rng.integers(0, 60))).astype(np.uint64)
   scattered = [np.sort(r * np.uint64(0x9E3779B97F4A7C15)) for r in rows]
   sets = Sets(np.concatenate(scattered), np.cumsum([0, *map(len, scattered)]))
@@ -66,8 +66,8 @@ def test_each_kind_is_told_apart():
     pair(p, r + " ", c),  # 3: reversed
     pair(p, c, sentence(rng)),  # 4: another comparison of the same prompt
     pair(sentence(rng), c, r),  # 5: the same responses to another prompt
-    pair(p, r + " and", c),  # 6: reversed, near; but near 3 it is a duplicate
-    pair(p, c, c + " and"),  # 7: near itself, reversed or not, and no one else
+    pair(p, r + " and", c),  # 6: near 3 reversed, but near 3 itself, so a duplicate
+    pair(p, c, c + " and"),  # 7: near its own reverse, and no other row
   ]
   found = find_duplicates(base)
   assert [(m.index, m.of, m.similarity) for m in found.exact] == [(1, 0, 1.0)]
@@ -78,7 +78,7 @@ def test_each_kind_is_told_apart():
   assert [(m.index, m.of) for m in equal.exact] == [(1, 0)]
   assert not equal.near
   assert [(m.index, m.of) for m in equal.reversed] == [(3, 0)]
-  # 2 goes as near 0; that the last is its exact reverse leaves it contradicting 0.
+  # 2 is dropped as near 0. The last row is the exact reverse of 2, and so it contradicts 0.
   chained = find_duplicates([base[0], base[2], pair(p + " and", r, c)])
   assert [(m.index, m.of) for m in chained.near] == [(1, 0)]
   assert [(m.index, m.of) for m in chained.reversed] == [(2, 0)]
@@ -93,15 +93,23 @@ def test_roles_keep_apart_what_strings_would_not():
   one = ({"role": "user", "content": "a b"},)
   other = ({"role": "user", "content": "a"}, {"role": "user", "content": "b"})
   assert key(one) != key(other)
-  assert key(one) == key(({"role": "user", "content": " \uff41 b\n"},))  # full width
+  assert key(one) == key(({"role": "user", "content": " \uff41 b\n"},))  # Full-width letters.
   assert key("a b") == key(" a b") != key(one)
   assert key("a b") != key("A b")
-  assert key("10\u00b2") != key("102")  # ten to the second
+  assert key("10\u00b2") != key("102")  # 10 squared.
+
+
+def test_a_row_that_shares_elements_only_with_itself_has_no_candidates():
+  """The two parts of each row are equal, so every element occurs twice, and in no other row."""
+  rows = np.arange(3)
+  sets = Sets(np.arange(12, dtype=np.uint64) << np.uint64(52), np.arange(0, 13, 4))
+  join = Join([(sets, rows), (sets, rows)], 0.5)
+  assert [join.before(i).tolist() for i in range(3)] == [[], [], []]
 
 
 def test_near_duplicates_are_those_of_all_pairs():
-  """Against brute force over pairs without a template: each response has its own Jaccard, and the
-  least of the three decides."""
+  """Against brute force over pairs without templates: the prompt and each response have a
+  similarity, and the smallest of the three decides."""
   rng = np.random.default_rng(3)
   examples = [pair(sentence(rng, 25), sentence(rng, 12), sentence(rng, 12)) for _ in range(150)]
   for e in list(examples):
@@ -127,7 +135,7 @@ def test_near_duplicates_are_those_of_all_pairs():
   assert near == {i: found[i].of for i in near}
   for i in near:
     assert found[i].similarity == pytest.approx(similarity(i, near[i]))
-  # Beyond them: a changed word in a prompt whose responses tell what was asked.
+  # A word of a prompt may also change if long responses tell what was asked.
   for i in found.keys() - near.keys():
     p, q = (examples[k].prompt.split() for k in (i, found[i].of))
     assert len(set(p) & set(q)) >= threshold * min(len(set(p)), len(set(q)))
@@ -138,7 +146,7 @@ def test_a_best_response_against_several_others_is_no_duplicate():
   p, best = sentence(rng, 20), sentence(rng, 250)
   rows = [pair(p, best, sentence(rng, 45)) for _ in range(4)]
   assert find_duplicates(rows) == find_duplicates([])
-  better = sentence(rng, 45)  # better > best > the last: no contradiction
+  better = sentence(rng, 45)  # better > best > the last: no contradiction.
   assert find_duplicates([pair(p, best, sentence(rng, 45)), pair(p, better, best)]).reversed == []
 
 
@@ -178,7 +186,7 @@ def test_what_changes_the_meaning_is_noted_and_no_reason_to_drop(one, other, dif
 @pytest.mark.parametrize("template", [SYSTEM + "\n\n{}", ALPACA, "{}\n\n" + SYSTEM])
 @pytest.mark.parametrize("rows", [6, 60])
 def test_questions_under_one_template_are_none_and_copies_are(template, rows):
-  """Yes-or-no questions: nothing but the template is alike, wherever it stands."""
+  """Yes-or-no questions with only a template in common, before, behind or around them."""
   rng = np.random.default_rng(2)
   texts = [sentence(rng, 12) for _ in range(rows)]
   data = [pair(template.format(t), *(("Yes.", "No.") if i % 2 else ("No.", "Yes.")))
@@ -186,8 +194,8 @@ def test_questions_under_one_template_are_none_and_copies_are(template, rows):
   found = find_duplicates(data)
   assert (found.near, found.reversed) == ([], [])
   copies = [
-    pair(template.format(texts[3] + " please"), "Yes.", "No."),  # an added word
-    pair(template.format(texts[4]), "Yes.", "No."),  # contradicts
+    pair(template.format(texts[3] + " please"), "Yes.", "No."),  # 3 with a word added
+    pair(template.format(texts[4]), "Yes.", "No."),  # 4 reversed
     pair(template.format(texts[5]) + " ", "Yes.", "No."),  # equal
   ]
   found = find_duplicates(data + copies)
@@ -219,18 +227,18 @@ def test_one_row_in_two_templates_is_found_where_its_responses_tell():
     (40, 7, ""),
     (41, 8, ""),
   ]
-  # 'Yes.' over 'No.' tells nothing.
+  # 'Yes.' over 'No.' does not tell what was asked.
   data = [pair(ALPACA.format(t), "Yes.", "No.") for t in texts]
   (match,) = find_duplicates([*data, pair(texts[7], "Yes.", "No.")]).near
   assert (match.index, match.of, match.differs) == (40, 7, "the template")
-  # Neither do refusals that stand under many prompts, some with words in common.
+  # Refusals that answer many prompts, some of them with common words, do not either.
   refusal = [sentence(rng, 20), sentence(rng, 20)]
   data = [pair(f"Can you please help me {t[:30]}", *refusal) for t in texts]
   assert find_duplicates(data).near == []
 
 
 def test_a_text_with_many_near_copies_keeps_one():
-  """A passage that is there often is no template's: nothing but copies stands beside it."""
+  """A passage in many copies of one text is not a template, because the same text surrounds it."""
   rng = np.random.default_rng(4)
   p, c, r = sentence(rng), sentence(rng), sentence(rng)
   others = [pair(sentence(rng), sentence(rng), sentence(rng)) for _ in range(50)]
@@ -273,12 +281,31 @@ def test_similar_sides():
   found = similar_sides(sides, 0.9)
   assert [m.index for m in found] == [0, 1, 3]
   assert found[0].similarity == 1.0
-  assert 0.9 < found[2].similarity < 1  # equal words, another sign: near and not equal
+  assert 0.9 < found[2].similarity < 1  # Equal words and another sign: near, not equal.
   assert [m.index for m in similar_sides(sides, 0)] == [0]
   assert similar_sides([], 0.9) == []
-  # What a task may be about: capital letters, layout, a sign.
+  # Differences that can be the point of a task: capital letters, layout, a sign.
   marked = [("PARIS", "Paris"), ("def f():\n  return 1", "def f():\nreturn 1"), ("-12", "12")]
   assert not [m for m in similar_sides([pair("p", *s) for s in marked], 0.9) if not m.differs]
+
+
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [("C", "C#"), ("at 3:15", "at 3 15"), ("return x[1:]", "return x[:1]"), ("a[:n]", "a[n]")],
+)
+def test_a_sign_is_a_difference_of_meaning(one, other):
+  """Such rows are no duplicates to drop and contradict no other: they are noted for people."""
+  same = find_duplicates([pair("Which?", one, "Java"), pair("Which?", other, "Java")])
+  assert not same.exact
+  assert all(match.differs for match in same.near)
+  opposite = find_duplicates([pair("Which?", one, "Java"), pair("Which?", "Java", other)])
+  assert all(match.differs for match in opposite.reversed)
+
+
+@pytest.mark.parametrize("other", ["It is so?", "It is: so", "It is 'so'", "# It is so"])
+def test_punctuation_is_none(other):
+  (match,) = find_duplicates([pair("Say it", "It is so.", "no"), pair("Say it", other, "no")]).near
+  assert (match.similarity < 1, match.differs) == (True, "")
 
 
 def test_refuses():

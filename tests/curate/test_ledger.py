@@ -1,4 +1,4 @@
-"""The ledger: rows as they were, every row accounted for, output that reads back."""
+"""The ledger: unchanged rows stay as read, every row is accounted for, output reads back."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ def test_rows_come_out_as_they_were(book, tmp_path, name):
   ledgers.write(tmp_path / name, book)
   kept = [ROWS[0], ROWS[2], ROWS[3]]
   pairs = [json.loads(json.dumps(row), object_pairs_hook=list) for row in kept]
-  assert read_back(tmp_path / name) == pairs  # with the order of the columns
+  assert read_back(tmp_path / name) == pairs  # In the same order of columns.
   examples = load(tmp_path / name, report=Report(strict=True))
   assert [e.responses for e in examples] == [e.responses for e in book.examples]
   first = (tmp_path / name).read_bytes()
@@ -86,7 +86,7 @@ def test_drop_flip_reweigh(book, tmp_path):
   assert details[0] == "p = 0.1; swapped chosen, score_chosen"
   assert details[1:] == ["p = 0.2; weight 0.5 -> 0.25", "again; weight 0.25 -> 0.125"]
   assert book.rows[1] is not ROWS[2]
-  # A changed row that is dropped later is dropped, and still listed as changed.
+  # A row that is changed and then dropped counts as dropped, and is still listed as changed.
   book.drop(2, "why", "")
   assert book.counts()["rows"] == {"read": 5, "kept": 1, "dropped": 4, "changed": 1}
   assert book.counts()["changed"]["light"] == 1

@@ -1,4 +1,4 @@
-"""All parts together: planted faults are found, counts add up on every path, output reads back."""
+"""The whole pipeline: planted faults are found, counts add up, and the output reads back."""
 
 import dataclasses
 import itertools
@@ -18,11 +18,11 @@ from tests.curate.planted import measure, plant
 
 
 def test_planted_faults_are_found(tmp_path):
-  """Bounds below what was measured at n = 4000 (in brackets), by over 3 standard errors at 2000.
+  """The bounds are over 3 standard errors at n = 2000 below the values measured at n = 4000.
 
-  Copies are found by their text, so only near ones that fall under the threshold can be missed (a
-  changed word in a short answer). Flips are found by a light model that is right in 0.74 of the
-  pairs: few, but of those flagged many.
+  The measured values stand beside them. Copies are found by their text, so only near ones below the
+  threshold are missed, as when one word of a short answer changes. Flips are found by a
+  logistic regression that is right in 0.74 of the pairs: it finds few, with a high precision.
   """
   table, report = measure(tmp_path, n=2000, denoise_threshold=0.1)
   share = {f: m["found"] / m["planted"] for f, m in table.items()}
@@ -37,7 +37,7 @@ def test_planted_faults_are_found(tmp_path):
   assert precision["flip"] >= 0.3  # 0.680; chance is 0.05
   assert 0.02 <= report["denoise"]["disagreement_of_surest_tenth"] <= 0.2  # 0.078, planted 0.05
   rows, noise = report["rows"], report["denoise"]
-  # The light model's own errors are most of the joint's: the surest tenth decides the count.
+  # The scorer's own errors are most of the joint's estimate, so the surest tenth sets the count.
   assert noise["noise_rate"] > noise["disagreement_of_surest_tenth"]
   assert noise["estimated_count"] == round(noise["disagreement_of_surest_tenth"] * rows["kept"])
   assert rows["read"] == 2000 + 50 + 50 + 40
@@ -166,7 +166,7 @@ def test_a_row_that_contradicts_two_goes_once(policy):
   c, r = (" ".join(side + a + b for a in letters[:4] for b in letters) for side in "cr")
   rows = [
     {"prompt": "p", "chosen": c, "rejected": r},
-    # Both near the first reversed, at (38 - 6) / (38 + 6), and not near each other.
+    # Both are near the reverse of the first, at (38 - 6) / (38 + 6), and not near each other.
     {"prompt": "p", "chosen": edited(r, (5, 15)), "rejected": edited(c, (5, 15))},
     {"prompt": "p", "chosen": edited(r, (25, 35)), "rejected": edited(c, (25, 35))},
   ]
@@ -240,7 +240,7 @@ def test_coverage():
     "words": {"prompt": 1.0, "chosen": 2.0, "rejected": 2.0},
     "longer_chosen": 0.5,
   }
-  assert found["sources"]["t"]["longer_chosen"] == 0.5  # equal, half
+  assert found["sources"]["t"]["longer_chosen"] == 0.5  # Equal lengths count half.
   assert found["length_buckets"] == {"1..10": 1, "-10..-1": 1, "0": 1}
   assert found["words"]["chosen"]["max"] == 3
   assert coverage([])["sources"] == {}
@@ -259,7 +259,7 @@ def test_a_rule_that_drops_more_than_half_stops(tmp_path):
   rows = [row, row, row, {**row, "prompt": "how"}]
   (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
   kept = pipeline.curate(ledgers.read(tmp_path / "in.jsonl"), pipeline.Options())
-  assert kept["rows"]["kept"] == 2  # two of four are half
+  assert kept["rows"]["kept"] == 2  # Two of four are not more than half.
   assert kept["stopped"] is None
   rows = [row, row, row]
   (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -275,7 +275,7 @@ def test_a_rule_that_drops_more_than_half_stops(tmp_path):
   book = ledgers.read(tmp_path / "in.jsonl")
   report = pipeline.curate(book, pipeline.Options(allow_large_drop=True))
   assert report["rows"]["kept"] == 1
-  # Each rule, of the rows that the ones before it left.
+  # Each rule is judged by the rows that the ones before it left.
   other = {**row, "chosen": "c", "rejected": "a b"}
   (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
   with pytest.raises(

@@ -1,4 +1,4 @@
-"""Real data: what is known of Anthropic's HH and of PandaLM's annotators."""
+"""Known facts about real data: Anthropic's HH-RLHF and PandaLM's annotators."""
 
 import pathlib
 
@@ -36,13 +36,13 @@ def test_pandalm():
   names = ["annotator1", "annotator2", "annotator3"]
   path = DATA / "pandalm" / "testset-v1.jsonl.gz"
   judgements = read_judgements(path, names, prompt=["instruction", "input"])
-  # In six rows a response is the JSON value true and no text.
+  # In six rows a response is the JSON value true, which is not text.
   assert [e.reason for e in judgements.unread] == ["wrong_type"] * 6
   report = annotator_report(judgements)
   assert report["rows"] == {"read": 999, "kept": 993, "dropped": 6}
   assert report["agreement"]["nominal"]["alpha"] == pytest.approx(0.868, abs=5e-4)
   for bias in report["biases"].values():
     low, high = bias["length"]["interval"]
-    assert low > 0.5  # all three chose the longer answer more often than not
+    assert low > 0.5  # All three choose the longer answer more often.
     low, high = bias["position"]["interval"]
     assert low < 0.5 < high

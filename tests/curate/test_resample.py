@@ -1,4 +1,4 @@
-"""Target proportions: as many rows as there can be, and counts within one."""
+"""Resampling: as many rows as the targets allow, and each key's count within one of its share."""
 
 import numpy as np
 import pytest
@@ -36,12 +36,12 @@ def test_subsample_is_within_one_and_largest():
     share = rng.dirichlet([1, 1, 1])
     targets = dict(zip("abc", share.tolist(), strict=True))
     if min(KEYS.count(k) / targets[k] for k in "abc") < 2:
-      continue  # too few to be anything
+      continue  # No row would be left.
     got = counts(subsample(KEYS, targets))
     total = sum(got.values())
     for k in "abc":
       assert abs(got[k] - targets[k] * total) < 1
-    # Two more would need more of a key than there is.
+    # A total of two more would need more rows of a key than exist.
     assert any((total + 2) * targets[k] > KEYS.count(k) - 1 for k in "abc")
 
 
@@ -49,7 +49,7 @@ def test_subsample_draws_by_seed_and_evenly():
   targets = {"a": 0.25, "b": 0.5, "c": 0.25}
   drawn = np.stack([subsample(KEYS, targets, seed) for seed in range(400)])
   assert drawn.sum(axis=1).tolist() == [40] * 400
-  # Each of 60 rows is drawn with 1/6; five standard errors of a share of 400.
+  # Each of 60 rows is drawn with probability 1/6; five standard errors of a share of 400.
   assert np.abs(drawn[:, :60].mean(axis=0) - 1 / 6).max() < 5 * np.sqrt(1 / 6 * 5 / 6 / 400)
 
 
@@ -82,7 +82,7 @@ def test_targets_that_do_not_fit():
 
 
 def test_the_cost_does_not_grow_with_the_keys():
-  """Looked at once, however many keys; the rows drawn are those that a scan for each key drew."""
+  """Keys are compared once for all, and the same rows are drawn as by a scan for each key."""
 
   class Counted(str):
     compared = 0
@@ -97,7 +97,7 @@ def test_the_cost_does_not_grow_with_the_keys():
   keys = [Counted(f"k{i}") for i in rng.integers(0, 500, 5000)]
   targets = parse_targets("equal", [str(k) for k in keys])
   keep = subsample(keys, targets, seed=3)
-  assert Counted.compared <= 8 * len(keys)  # a scan a key: 2.5 million
+  assert Counted.compared <= 8 * len(keys)  # A scan for each key: 2.5 million.
   draw = np.random.Generator(np.random.PCG64(3))
   quota = min(np.unique(keys, return_counts=True)[1])
   expected = np.zeros(len(keys), bool)

@@ -1,4 +1,4 @@
-"""A reward model as the out-of-fold scorer: trained by the loop, scored by `RewardModel`."""
+"""A reward model as the out-of-fold scorer: trained by the loop, scoring by `RewardModel`."""
 
 import numpy as np
 import pytest
@@ -18,21 +18,22 @@ def test_a_reward_model_finds_flips(llama_folder, tmp_path):
   scorer = ConfigScorer(config, tmp_path / "folds")
   margins = denoise.out_of_fold(book.examples, scorer, count=2)
   suspicion = denoise.suspect(book.examples, margins)
-  # The better response has more of one letter: measured right in 0.94 (chance, 3 errors: 0.65).
+  # Better responses have more of one letter. Measured: 0.94. Chance plus 3 standard errors: 0.65.
   assert suspicion.report["accuracy"] > 0.8
   assert set(flipped) <= set(suspicion.ranked[:12].tolist())
-  assert config.data.train != str(tmp_path / "folds/fold0/train.jsonl")  # ours was not touched
+  # The caller's config is unchanged.
+  assert config.data.train != str(tmp_path / "folds/fold0/train.jsonl")
   sizes = [
     [len((tmp_path / f"folds/fold{k}/{name}.jsonl").read_text().splitlines()) for k in (0, 1)]
     for name in ("train", "heldout")
   ]
   assert sizes == [[48, 48], [48, 48]]
-  # The same again goes on where it stopped: at the end.
+  # The same call resumes the finished runs and trains nothing.
   before = (tmp_path / "folds/fold1/run/metrics.jsonl").read_bytes()
   again = denoise.out_of_fold(book.examples, ConfigScorer(config, tmp_path / "folds"), count=2)
   assert (again == margins).all()
   assert (tmp_path / "folds/fold1/run/metrics.jsonl").read_bytes() == before
-  # Other pairs in the same folder are not quietly scored by a model of these.
+  # Other pairs in the same folder are not silently scored by the model trained on these.
   with pytest.raises(ValueError, match="training data were other ones"):
     denoise.out_of_fold(book.examples[:90], ConfigScorer(config, tmp_path / "folds"), count=2)
   assert np.isfinite(margins).all()

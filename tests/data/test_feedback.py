@@ -1,4 +1,4 @@
-"""Feedback of all kinds but pairs: what a row means, and what is wrong with one."""
+"""Formats of all feedback but pairs: what a row is read as, and which rows are dropped for what."""
 
 import json
 import pathlib
@@ -34,7 +34,8 @@ def test_comparisons_add_up_and_need_fit_no_order():
   example = convert(row)
   assert example.pairs == ((0, 1, 0), (1, 0, 0.75), (1, 0.25, 0))
   assert example.ties == ((0, 1, 0), (1, 0, 0), (0, 0, 0))
-  # Shares won: a 1 and half a tie of 4 (3 with b, 1 with c); b 1.75 and half a tie; c 1.25 of 2.
+  # Win rates: a has 1 win and half a tie in 4 comparisons (3 with b, 1 with c); b has 1.75 wins and
+  # half a tie in 4; c has 1.25 wins in 2.
   assert example.labels == pytest.approx((1.5 / 4, 2.25 / 4, 1.25 / 2))
 
 
@@ -162,7 +163,7 @@ def test_numbers_are_those_that_float32_holds():
   largest = float(np.finfo(np.float32).max)
   row = {"prompt": "p", "completion": "c", "score": largest}
   assert np.float32(convert(row).labels[0]) == np.finfo(np.float32).max
-  # Half a step further rounds to infinity, and not half a step back.
+  # Half a float32 step above the largest number rounds to infinity, any less rounds down to it.
   half = 2.0**103
   assert np.isfinite(np.float32(convert(row | {"score": largest + half * 0.999}).labels[0]))
   with pytest.raises(RowError, match="not_finite"):
@@ -264,7 +265,7 @@ def test_ratings_of_summaries(tmp_path):
     ("gsm8k_model_solutions", "outcome", 1319, 1319),
     ("bigbench_mistake", "step", 2185, 2186),
     ("prmbench", "step", 6113, 6216),
-    ("pandalm", "ranking", 939, 999),  # 54 answers are empty, 6 are no text
+    ("pandalm", "ranking", 939, 999),  # 54 answers are empty, 6 are not text
     ("summ_human", "ranking", 200, 200),
     ("llmbar", "ranking", 419, 419),
   ],
@@ -275,24 +276,24 @@ def test_published_data_sets(folder, kind, kept, rows):
   assert {e.kind for e in examples} == {kind}
   assert (len(examples), report.rows) == (kept, rows)
   if folder == "qa_feedback_4way":
-    # As counted when the data were looked at: 384 of 3,000 comparisons tie.
+    # Counted by hand in the file: 384 of 3,000 comparisons tie.
     assert sum(sum(map(sum, e.ties)) for e in examples) / 2 == 384
     assert sum(sum(map(sum, e.pairs)) for e in examples) == 3000 - 384
   if folder == "gsm8k_model_solutions":
-    # A random solution is right in 37.9 %, the best system's in 56.3 %, one of the four in 67.2 %.
+    # Right: 37.9 % of all solutions, 56.3 % of the best system's; 67.2 % of questions have one.
     labels = [e.labels for e in examples]
     assert sum(map(sum, labels)) / (4 * len(labels)) == pytest.approx(0.379, abs=5e-4)
     assert sum(map(max, labels)) / len(labels) == pytest.approx(0.672, abs=5e-4)
     mine = [e.labels[e.authors.index("175b_verification")] for e in examples]
     assert sum(mine) / len(mine) == pytest.approx(0.563, abs=5e-4)
-    # Who comes to the same answer is right or wrong together, but for a few slips of the data.
+    # Solutions with the same answer are all right or all wrong, but for a few errors in the data.
     split = sum(
       len({y for a, y in zip(e.answers, e.labels, strict=True) if a == answer}) > 1
       for e in examples
       for answer in set(e.answers)
     )
     assert split <= 0.02 * len(examples)
-    # No place in the list tells whose solution stands there.
+    # Each place has the same share of right solutions, so it does not tell whose solution it is.
     places = [sum(column) / len(labels) for column in zip(*labels, strict=True)]
     assert max(places) - min(places) < 4 * (0.25 * 2 / len(labels)) ** 0.5
   if folder == "prm800k_detok":

@@ -1,4 +1,4 @@
-"""Rows to examples: each format, each reason to drop, detection, and all of HH."""
+"""Formats of pairs: what rows are read as, all reasons to drop one, detection, and HH-RLHF."""
 
 import collections
 import dataclasses
@@ -92,7 +92,7 @@ def test_sides_that_begin_with_a_system_turn():
   assert _convert(sides | {"prompt": "q"}) == implicit
   assert _convert(sides | {"prompt": [user("q")]}) == implicit
   assert _convert(sides | {"prompt": [system, user("q")]}) == implicit
-  # Another system's turn on the other side is another prompt.
+  # A different system message on the other side makes the prompts differ.
   other = [{"role": "system", "content": "t"}, user("q"), bot("b")]
   with pytest.raises(RowError, match="prompts_differ"):
     _convert(sides | {"prompt": "q", "rejected": other})
@@ -107,7 +107,7 @@ def test_a_developers_turn_is_a_systems():
 
 def test_message_keys_beyond_role_and_content_are_left_out():
   row = {"prompt": [user("Q") | {"id": 3}], "chosen": [bot("a")], "rejected": [bot("b")]}
-  row["chosen"][0]["tool_calls"] = None  # what parquet makes of an absent field
+  row["chosen"][0]["tool_calls"] = None  # Parquet stores an absent field as null.
   assert _convert(row).prompt == (user("Q"),)
   assert _convert(row).responses[0] == (bot("a"),)
 
@@ -127,13 +127,13 @@ def test_implicit_messages():
 @pytest.mark.parametrize(
   ("chosen", "rejected", "front"),
   [
-    # They part at a human turn: the prompt is cut back to where the assistant speaks next.
+    # They first differ in a human turn, so the prompt ends before the last shared assistant turn.
     ([user("1"), bot("2"), user("3"), bot("4")], [user("1"), bot("2"), user("5"), bot("4")], 1),
-    # One is the front of the other.
+    # One conversation is a prefix of the other.
     ([user("1"), bot("2")], [user("1"), bot("2"), user("3"), bot("4")], 1),
-    # The assistant speaks twice; the prompt may end with its turn.
+    # The assistant speaks twice in a row, so the prompt may end with an assistant turn.
     ([user("1"), bot("2"), bot("3")], [user("1"), bot("2"), bot("4")], 2),
-    # A conversation that the assistant opened.
+    # The assistant starts the conversation.
     ([bot("0"), user("1"), bot("2")], [bot("0"), user("1"), bot("3")], 2),
   ],
 )
@@ -147,10 +147,10 @@ def test_implicit_messages_part_where_the_assistant_speaks(chosen, rejected, fro
   ("chosen", "rejected", "prompt"),
   [
     ("Q: why?\nA: so", "Q: why?\nA: no", "Q: why?\nA:"),
-    ("Q sand", "Q sea", "Q"),  # not 'Q s'
-    ("Q the sand", "Q thesis", "Q"),  # 'the' ends a word on one side only
+    ("Q sand", "Q sea", "Q"),  # Not 'Q s', which ends inside a word.
+    ("Q the sand", "Q thesis", "Q"),  # 'the' is a whole word on one side only.
     ("Q a  b", "Q a c", "Q a"),
-    ("Q one", "Q one two", "Q"),  # one is the other's front: a word is left to each
+    ("Q one", "Q one two", "Q"),  # One is a prefix of the other: each keeps a word.
     ("Q\none", "Q\none\n", "Q"),
     ("日本 語", "日本 国", "日本"),
   ],
@@ -167,7 +167,7 @@ def test_implicit_strings(chosen, rejected, prompt):
 def test_hh():
   front = "\n\nHuman: Hi  there \n\nAssistant: \n\nAssistant: Yes?\n\nHuman: Q"
   row = {"chosen": front + "\n\nAssistant: a\n\nHuman:x", "rejected": front + "\n\nAssistant: b"}
-  row["chosen"] = row["chosen"].replace("\n\nHuman:x", "\nHuman: x")  # one newline is no marker
+  row["chosen"] = row["chosen"].replace("\n\nHuman:x", "\nHuman: x")  # No marker.
   example = _convert(row)
   assert example.prompt == (user("Hi  there "), bot(""), bot("Yes?"), user("Q"))
   assert example.responses == ((bot("a\nHuman: x"),), (bot("b"),))
@@ -204,7 +204,7 @@ def test_hh_every_row_comes_back_byte_for_byte():
             malformed += 1
           else:
             assert _rendered(messages) == side
-  assert (seen, malformed) == (2 * 8552, 2)  # two 'rejected' end with a Human turn
+  assert (seen, malformed) == (2 * 8552, 2)  # Two 'rejected' end with a Human turn.
 
 
 @needs_hh
@@ -305,7 +305,7 @@ def test_bad_rows(reason, row, detail):
     _convert(row)
   assert error.value.reason == reason
   assert detail in error.value.detail
-  error.value.detail.encode()  # can be printed
+  error.value.detail.encode()  # It can be printed.
 
 
 def test_bad_rows_are_counted_and_strict_raises(tmp_path):

@@ -1,4 +1,4 @@
-"""Reading rows: every kind of file, every way for one to be bad, and nothing lost uncounted."""
+"""Reading rows: every kind of file and of bad row, and no row is lost without being counted."""
 
 import gzip
 import json
@@ -120,7 +120,7 @@ def test_truncated_gzip_is_counted(tmp_path):
 
 def test_flipped_byte_in_gzip_is_counted(tmp_path):
   whole = bytearray(gzip.compress(_lines(ROWS)))
-  whole[-8] ^= 1  # the checksum
+  whole[-8] ^= 1  # A byte of the checksum.
   _, report = _read(_write(tmp_path / "a.jsonl.gz", bytes(whole)))
   assert report.dropped == {"damaged_file": 1}
 
@@ -135,7 +135,7 @@ def test_parquet(tmp_path):
   rows = [
     {"prompt": "p", "chosen": [{"role": "user", "content": "ü"}], "margin": 1.5},
     {"prompt": None, "chosen": None, "margin": None},
-  ] * 400  # more than one batch
+  ] * 400  # More rows than are decoded at once.
   path = tmp_path / "a.parquet"
   pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
   found, report = _read(path)
@@ -202,7 +202,7 @@ def test_folder_with_a_file_twice(tmp_path):
 def test_missing_path_raises_at_once(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(DataError) as error:
-    read_rows(name, Report())  # not even iterated
+    read_rows(name, Report())  # It raises before the first row is asked for.
   assert f"{name}: no such file or folder" in str(error.value)
   assert ".parquet" in str(error.value)
   assert "org/name" in str(error.value)
@@ -266,7 +266,7 @@ def test_hub_json_lines_by_folder_and_split(cache):
   ]
   assert read("Anthropic/hh-rlhf:test") == test
   assert read("Anthropic/hh-rlhf@helpful-base:test") == test[1:]
-  assert [t for _, t in read("Anthropic/hh-rlhf")] == [2]  # train, where no split is named
+  assert [t for _, t in read("Anthropic/hh-rlhf")] == [2]  # An id without a split means train.
   with pytest.raises(DataError, match=r"no file of a split 'validation'"):
     read("Anthropic/hh-rlhf:validation")
   with pytest.raises(DataError, match=r"no config 'helpful'; folders: .*'helpful-base'"):
@@ -307,7 +307,7 @@ configs:
   assert read("org/name") == read("org/name@default:train") == [0, 1]
   assert read("org/name:test") == [2]
   assert read("org/name@raw") == [3, 4]
-  assert read("org/name@flat") == [3]  # * stays inside its folder
+  assert read("org/name@flat") == [3]  # * does not match across folders.
   with pytest.raises(DataError, match=r"no split 'valid'; its card lists \['test', 'train'\]"):
     read("org/name:valid")
   with pytest.raises(
@@ -364,10 +364,10 @@ def test_hub_by_environment_alone(cache):
 @pytest.mark.parametrize(
   ("text", "expected"),
   [
-    ("org/name", hub.Dataset("org/name")),
-    ("org/na.me-1:te_st", hub.Dataset("org/na.me-1", split="te_st")),
-    ("org/name@con.fig:test", hub.Dataset("org/name", "con.fig", "test")),
-    ("org/name@config", hub.Dataset("org/name", "config")),
+    ("org/name", hub.HubId("org/name")),
+    ("org/na.me-1:te_st", hub.HubId("org/na.me-1", split="te_st")),
+    ("org/name@con.fig:test", hub.HubId("org/name", "con.fig", "test")),
+    ("org/name@config", hub.HubId("org/name", "config")),
     ("name", None),
     ("./name", None),
     ("a/b/c", None),
@@ -380,7 +380,7 @@ def test_hub_ids(text, expected):
   assert hub.parse(text) == expected
 
 
-# What later stages do with a report.
+# How later stages use the report.
 
 
 def test_report_keeps_count_over_stages():

@@ -1,4 +1,4 @@
-"""Held-out splits: by conversation, the same wherever and however often they are made."""
+"""Held-out splits: by conversation, and the same in any process and for any subset of the rows."""
 
 import collections
 import pathlib
@@ -56,7 +56,7 @@ def test_split():
   assert split(examples[::-1], 0.25, seed=3) == (train[::-1], held[::-1])
   assert split(examples, 0.25, seed=4) != (train, held)
   fewer = {e.origin for e in split(examples, 0.1, seed=3)[1]}
-  assert fewer < {e.origin for e in held}  # a smaller fraction is part of a larger
+  assert fewer < {e.origin for e in held}  # A larger fraction holds out these and more.
 
 
 def test_split_is_the_same_in_every_process():

@@ -12,18 +12,17 @@ from rm_jax.data.formats import load
 from rm_jax.data.report import Report
 from rm_jax.metrics.agreement import (
   accuracy,
-  cluster_bootstrap,
   coin,
   credit,
   longest,
   paired_difference,
   shortest,
-  wilson,
 )
+from rm_jax.metrics.interval import cluster_bootstrap, wilson
 
 HH = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "hh_rlhf"
-T499 = 1.9647293909876649  # that of Student's t with 499 degrees of freedom
-Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution
+T499 = 1.9647293909876649  # The same point of Student's t with 499 degrees of freedom.
+Z95 = 1.959963984540054  # The 97.5 % point of the normal distribution.
 
 
 def test_credit():
@@ -65,7 +64,7 @@ def test_baselines():
 
 @pytest.mark.parametrize(("k", "n"), [(7, 10), (1, 3), (4260, 8503), (2.5, 4)])
 def test_wilson_is_where_the_score_test_turns(k, n):
-  """Its bounds are the two proportions q with |k/n − q| = z √(q(1−q)/n)."""
+  """Wilson's bounds are the two proportions q with |k/n − q| = z √(q(1−q)/n)."""
   low, high = wilson(k, n)
   for bound in (low, high):
     assert abs(k / n - bound) == pytest.approx(Z95 * math.sqrt(bound * (1 - bound) / n), rel=1e-9)
@@ -79,7 +78,7 @@ def test_wilson_at_the_ends():
 
 
 def test_wilson_at_another_level():
-  z = 0.6744897501960817  # the 75 % point
+  z = 0.6744897501960817  # The normal distribution's 75 % point.
   half = z * math.sqrt(0.25 / 10 + z * z / 400) / (1 + z * z / 10)
   assert wilson(5, 10, level=0.5) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-12)
 
@@ -101,7 +100,7 @@ def test_wilson_refuses(arguments):
 
 
 def test_bootstrap_of_two_clusters_by_hand():
-  """Two clusters give three resamples: AA, AB (twice as likely), BB."""
+  """With two clusters there are three resamples: AA, AB (twice as likely) and BB."""
   values, clusters = [1.0, 1.0, 1.0, 0.0], ["A", "A", "A", "B"]
   # AB is (3 + 0) / (3 + 1): a ratio of sums, not the mean 0.5 of the clusters' means.
   assert cluster_bootstrap(values, clusters, level=0.4) == (0.75, 0.75)
@@ -109,7 +108,7 @@ def test_bootstrap_of_two_clusters_by_hand():
 
 
 def test_bootstrap_standard_error_is_the_ratio_estimators():
-  """For many clusters: the variance of Σs/Σn is Σ (s_c − m n_c)² / (Σn)²."""
+  """With many clusters, the variance of Σs/Σn is Σ (s_c − m n_c)² / (Σn)²."""
   rng = np.random.default_rng(0)
   clusters = rng.integers(400, size=1500)
   values = rng.normal(size=1500) + rng.normal(size=400)[clusters]
@@ -123,7 +122,7 @@ def test_bootstrap_standard_error_is_the_ratio_estimators():
   assert (alone[1] - alone[0]) / (2 * Z95) == pytest.approx(
     values.std() / math.sqrt(1500), rel=0.05
   )
-  assert high - low > 1.3 * (alone[1] - alone[0])  # the clusters are what widens it
+  assert high - low > 1.3 * (alone[1] - alone[0])  # Clusters widen the interval.
 
 
 def test_bootstrap_against_scipy_where_clusters_are_single():
@@ -156,10 +155,10 @@ def test_bootstrap_in_chunks_is_the_same(monkeypatch):
 
 def test_bootstrap_of_ten_thousand_is_fast():
   values = np.random.default_rng(0).integers(2, size=10_000)
-  clusters = ["x" * 5000 + str(n) for n in range(10_000)]  # long labels take no room
+  clusters = ["x" * 5000 + str(n) for n in range(10_000)]  # Long labels.
   start = time.perf_counter()
   cluster_bootstrap(values, clusters)
-  assert time.perf_counter() - start < 5  # 0.3 s alone; the machine may be busy
+  assert time.perf_counter() - start < 5  # 0.3 s on an idle machine.
 
 
 @pytest.mark.parametrize(
@@ -198,13 +197,12 @@ def test_accuracy():
 @pytest.mark.parametrize("side", [0.0, 1.0])
 def test_accuracy_claims_no_certainty_where_all_agree(side):
   got = accuracy([side] * 16, [i // 2 for i in range(16)])
-  assert got["interval"] == pytest.approx(
-    list(wilson(8 * side, 8))
-  )  # 8 conversations, not 16 pairs
+  # The sample size is 8 conversations, not 16 pairs.
+  assert got["interval"] == pytest.approx(list(wilson(8 * side, 8)))
 
 
 def test_accuracy_interval_covers():
-  """About 95 % of intervals over conversations hold the truth; of Wilson's over pairs fewer."""
+  """Intervals over conversations cover the truth in about 95 %, Wilson's over pairs in fewer."""
   rng = np.random.default_rng(5)
   trials, covered, naive = 300, 0, 0
   for trial in range(trials):
@@ -215,28 +213,28 @@ def test_accuracy_interval_covers():
     covered += low <= 0.6 <= high
     low, high = wilson(credits.sum(), 320)
     naive += low <= 0.6 <= high
-  assert 0.91 < covered / trials < 0.98  # sd 0.0126
+  assert 0.91 < covered / trials < 0.98  # The standard error is 0.0126.
   assert naive / trials < 0.88
 
 
 def test_paired_difference():
   rng = np.random.default_rng(0)
-  hard = rng.random(500)  # the same pairs are hard for both models
+  hard = rng.random(500)  # The same pairs are hard for both models.
   a, b = (hard < 0.72).astype(float), (hard < 0.70).astype(float)
   clusters = list(range(500))
   got = paired_difference(a, b, clusters, seed=3)
   assert got["difference"] == pytest.approx(a.mean() - b.mean(), rel=1e-12)
-  # 14 pairs tell, too few to resample: t, on the log-odds of (1 + difference) / 2.
+  # The models differ in 14 pairs, too few for the bootstrap: t on log-odds of (1 + difference) / 2.
   p = (1 + got["difference"]) / 2
   half = T499 * (a - b).std(ddof=1) / math.sqrt(500) / 2 / (p * (1 - p))
   ends = [math.log(p / (1 - p)) + way * half for way in (-1, 1)]
   assert got["interval"] == pytest.approx([2 / (1 + math.exp(-end)) - 1 for end in ends])
   much = paired_difference(a, 1 - b, clusters, seed=3)
   assert much["interval"] == list(cluster_bootstrap(a + b - 1, clusters, seed=3))
-  assert got["interval"][0] > 0  # pairing tells them apart; their own intervals overlap
+  assert got["interval"][0] > 0  # Paired, they differ; unpaired intervals overlap.
   assert accuracy(b, clusters)["interval"][1] > accuracy(a, clusters)["interval"][0]
   same = paired_difference(a, a, clusters)
-  # That they never chose otherwise in 500 conversations is no proof that they never do.
+  # Agreement in all 500 conversations does not prove that they always agree.
   assert same["difference"] == 0
   most = Z95**2 / (500 + Z95**2)
   assert same["interval"] == pytest.approx([-most, most])

@@ -44,7 +44,7 @@ def test_alpha_as_published_for_two_observers():
 
 
 def test_alpha_of_all_pairs_directly():
-  """D_o and D_e by their sums over pairs of ratings, not by coincidences."""
+  """The observed and expected disagreement summed over pairs of ratings, without coincidences."""
   rng = np.random.default_rng(0)
   ratings = rng.integers(0, 4, (30, 5)).astype(float)
   ratings[rng.random(ratings.shape) < 0.4] = NAN
@@ -60,7 +60,7 @@ def test_alpha_at_its_ends():
   agree = np.array([[0, 0], [1, 1], [2, 2]], float)
   for level in LEVELS:
     assert krippendorff_alpha(agree, level) == pytest.approx(1)
-  # Two values, never agreed: D_o = 1, D_e = n / 2 over (n - 1), with n = 4.
+  # Two values, no agreement: the observed disagreement is 1, the expected n / 2 / (n - 1), n = 4.
   assert krippendorff_alpha([[0, 1], [1, 0]]) == pytest.approx(1 - 1 / (2 / 3))
   rng = np.random.default_rng(1)
   assert abs(krippendorff_alpha(rng.integers(0, 3, (20_000, 3)))) < 0.02
@@ -94,9 +94,10 @@ def test_alpha_refuses():
 
 
 def test_alpha_interval_covers():
-  """In 100 draws of 60 units, a 90 % interval holds alpha of a large sample in 80 or more.
+  """In 100 samples of 60 units, 80 or more of the 90 % intervals cover the alpha of a large sample.
 
-  Binomial(100, 0.9) is below 80 once in 1,000; small samples cost the percentile bootstrap a few.
+  Binomial(100, 0.9) is below 80 once in 1,000. In samples this small, the percentile bootstrap
+  covers a little less often than it claims.
   """
   rng = np.random.default_rng(2)
 
@@ -117,7 +118,7 @@ def test_alpha_interval_resamples_clusters():
   rng = np.random.default_rng(3)
   truth = rng.integers(0, 2, (40, 1))
   said = np.where(rng.random((40, 3)) < 0.8, truth, 1 - truth).astype(float)
-  tenfold = np.repeat(said, 10, axis=0)  # the same units ten times teach nothing
+  tenfold = np.repeat(said, 10, axis=0)  # Ten copies of the units add no information.
   clusters = np.repeat(np.arange(40), 10).tolist()
 
   def width(*args):
@@ -160,7 +161,7 @@ def test_dawid_skene_recovers_what_was_simulated(missing):
   labels, _ = simulate(6000, CONFUSIONS, PRIOR, missing=missing)
   fit = dawid_skene(labels, 3)
   assert fit.converged
-  # A cell's standard error is at most sqrt(0.25 / (6000 · 0.2 · 0.7)) = 0.017 with the truth known.
+  # If the truth were known, a cell's standard error were at most √(0.25/(6000·0.2·0.7)) = 0.017.
   assert np.abs(fit.confusion - CONFUSIONS).max() < 0.1
   assert np.abs(fit.prior - PRIOR).max() < 0.04
   true = np.einsum("k,akk->a", PRIOR, CONFUSIONS)
@@ -171,7 +172,7 @@ def test_dawid_skene_recovers_what_was_simulated(missing):
 
 @pytest.mark.slow
 def test_dawid_skene_beats_the_vote():
-  """One good annotator among four bad ones: the vote follows the many."""
+  """One good annotator among four bad ones: the majority vote follows the bad ones."""
   good, bad = [[0.95, 0.05], [0.05, 0.95]], [[0.6, 0.4], [0.4, 0.6]]
   labels, truth = simulate(3000, [good, bad, bad, bad, bad], [0.5, 0.5])
   fit = dawid_skene(labels, 2)
@@ -202,7 +203,7 @@ def test_dawid_skene_says_when_it_did_not_converge_and_repeats_itself():
   assert not dawid_skene(labels, 3, iterations=2).converged
   one, other = dawid_skene(labels, 3, seed=4), dawid_skene(labels, 3, seed=4)
   assert one.log_likelihood == other.log_likelihood
-  # More starts never end lower.
+  # More starts never give a lower likelihood.
   assert dawid_skene(labels, 3).log_likelihood[-1] >= (
     dawid_skene(labels, 3, starts=1).log_likelihood[-1] - 1e-3
   )
@@ -272,7 +273,7 @@ def test_logistic_against_sklearn_and_a_sandwich_by_hand():
   assert found[1]["interval"] == pytest.approx(
     [beta[1] - Z95 * error[1], beta[1] + Z95 * error[1]], abs=1e-4
   )
-  # The same rows twice, of the same clusters, teach nothing.
+  # A copy of each row in the same cluster adds no information.
   twice = logistic(np.repeat(x, 2, 0), np.repeat(y, 2), np.repeat(np.arange(500), 2).tolist())
   assert [f["standard_error"] for f in twice] == pytest.approx(error, rel=1e-3)
 

@@ -6,15 +6,16 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.metrics.best_of_n import best_of_n, fit_gao, kl, over_optimisation, peak, weights
+from rm_jax.metrics.best_of_n import best_of_n, best_of_n_curve, fit_gao, kl, peak, weights
 from rm_jax.metrics.interval import Resampling
 
 NS = [1, 2, 4, 8, 16, 32, 64]
-SHARE, LOSS = 1 / 64, 3.0  # of candidates that are exploits, and what one of them is worth less
+# Share of exploits among candidates, and by how much an exploit's true reward is lower.
+SHARE, LOSS = 1 / 64, 3.0
 
 
 def brute(proxy, true, n):
-  """Means over all subsets of n; of those whose proxies tie for best in one, any may be taken."""
+  """Means over all subsets of n, where each candidate that ties for the best proxy is as likely."""
   found = []
   for chosen in itertools.combinations(range(len(proxy)), n):
     best = max(proxy[i] for i in chosen)
@@ -52,19 +53,19 @@ def test_weights_are_chances_up_to_a_thousand_candidates():
 
 
 def test_estimate_is_that_of_fresh_candidates():
-  """Mean of the best of 4 normals, from 20 candidates a prompt, and from 4 000 prompts."""
+  """The mean of the best of 4 normals, estimated from 20 candidates for each of 4,000 prompts."""
   rng = np.random.default_rng(0)
   q = rng.normal(size=(4000, 20))
   proxy, true, _ = best_of_n(q, q, [4])
   assert proxy.mean() == pytest.approx(best_normal(4), abs=4 * proxy.std() / math.sqrt(4000))
   assert np.array_equal(proxy, true)
   fresh = rng.normal(size=(4000, 4)).max(axis=1)
-  assert proxy.std() < 0.6 * fresh.std()  # and takes fewer prompts
+  assert proxy.std() < 0.6 * fresh.std()  # It needs fewer prompts than n fresh candidates.
 
 
 def test_kl():
   assert [kl(1), kl(2)] == [0, pytest.approx(math.log(2) - 0.5)]
-  # Two candidates without ties: the better has density 2u, whose KL is ∫ 2u log 2u du.
+  # Of two candidates without ties, the better has the density 2u, and its KL is ∫ 2u log 2u du.
   u = (np.arange(100_000) + 0.5) / 100_000
   assert kl(2) == pytest.approx(np.mean(2 * u * np.log(2 * u)), abs=1e-8)
   with pytest.raises(ValueError, match="n is 0"):
@@ -83,7 +84,8 @@ def test_gaos_forms_are_found_with_their_peaks():
   found = fit_gao(d, rl, form="rl")
   assert found["form"] == "rl"
   assert (found["alpha"]["value"], found["beta"]["value"]) == pytest.approx((0.9, 0.3))
-  assert found["peak"]["value"] == pytest.approx(math.exp(2))  # d (α − β log d)' = 0
+  # The root of d/dd [d (α − β log d)] = 0.
+  assert found["peak"]["value"] == pytest.approx(math.exp(2))
   assert not found["peak"]["inside"]
   found = fit_gao(d, d * (0.9 + 0.1 * d))
   assert found["peak"]["value"] is None
@@ -106,14 +108,14 @@ def test_gaos_intervals_are_those_of_the_resamples():
 
 
 def best_normal(n):
-  """Mean of the largest of n standard normals: ∫ x n φ(x) Φ(x)ⁿ⁻¹ dx."""
+  """The mean of the largest of n standard normals, ∫ x n φ(x) Φ(x)ⁿ⁻¹ dx."""
   x = np.linspace(-9, 9, 20_001)
   density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
   return float((x * n * density * (np.cumsum(density) * (x[1] - x[0])) ** (n - 1)).mean() * 18)
 
 
 def true_of_exploit(n):
-  """Where none of n is an exploit the best normal; else an exploit, worth −LOSS."""
+  """The true reward: of the best normal if none of n is an exploit, else of an exploit, −LOSS."""
   none = (1 - SHARE) ** n
   return none * best_normal(n) - LOSS * (1 - none)
 
@@ -121,28 +123,28 @@ def true_of_exploit(n):
 def world(seed, kind, prompts=60, candidates=128):
   rng = np.random.default_rng(seed)
   quality = rng.normal(size=(prompts, candidates))
-  if kind == "light":  # the error is as light-tailed as the quality: more is better for ever
+  if kind == "light":  # The error's tail is light: there is no peak.
     return quality + rng.normal(size=quality.shape), quality
-  if kind == "noise":  # the proxy knows nothing: the curve is flat
+  if kind == "noise":  # The proxy is noise: the curve is flat.
     return rng.normal(size=quality.shape), quality
   exploit = rng.random(quality.shape) < SHARE
   return quality + 100 * exploit, np.where(exploit, -LOSS, quality)
 
 
 def test_planted_worlds_are_told_apart():
-  """150 audits each: a light-tailed error never peaks, an exploit does where the formula says."""
+  """150 audits each: none peaks with a light-tailed error; exploits give the formula's peak."""
   truth = [true_of_exploit(n) - true_of_exploit(1) for n in NS]
   assert NS[int(np.argmax(truth))] == 8
   said = {kind: [] for kind in ("light", "exploit")}
   for kind, seed in itertools.product(said, range(150)):
-    found = over_optimisation(*world(seed, kind), NS, resamples=100, seed=seed)["peak"]
+    found = best_of_n_curve(*world(seed, kind), NS, resamples=100, seed=seed)["peak"]
     said[kind].append(found)
   assert sum(f["peaks"] for f in said["light"]) == 0
   assert {f["statement"] for f in said["light"]} == {"no peak of the true reward within n <= 64"}
   assert all(f["peaks"] for f in said["exploit"])
   assert {f["n"] for f in said["exploit"]} <= {4, 8, 16}
   assert sum(f["n"] == 8 for f in said["exploit"]) > 0.7 * 150
-  # The band holds the true drop from whichever n was chosen.
+  # The band covers the true drop from the chosen n, whichever that is.
   drop = {n: value - truth[-1] for n, value in zip(NS, truth, strict=True)}
   held = [
     f["drop"]["interval"][0] <= drop[f["n"]] <= f["drop"]["interval"][1] for f in said["exploit"]
@@ -152,7 +154,7 @@ def test_planted_worlds_are_told_apart():
 
 
 def test_a_flat_curve_is_not_said_to_peak_because_its_highest_point_was_chosen():
-  """400 curves that are flat but for chance: 95 % bands, and intervals that ignore the choice."""
+  """400 curves that are flat in truth: 95 % bands, against intervals that ignore the choice."""
   honest, naive = 0, 0
   for seed in range(400):
     proxy, true = world(seed, "noise", candidates=65)
@@ -168,18 +170,18 @@ def test_a_flat_curve_is_not_said_to_peak_because_its_highest_point_was_chosen()
 
 
 def test_of_few_prompts_nothing_is_said_and_of_ten_what_is_said_is_mostly_true():
-  """200 flat curves of 10 prompts; of 9, a clear exploit's curve has no verdict either."""
+  """200 flat curves of 10 prompts each. With 9 prompts even a clear peak gets no verdict."""
   wrong = 0
   for seed in range(200):
     proxy, true = world(seed, "noise", prompts=10, candidates=16)
-    wrong += over_optimisation(proxy, true, NS[:5], resamples=200, seed=seed)["peak"]["peaks"]
+    wrong += best_of_n_curve(proxy, true, NS[:5], resamples=200, seed=seed)["peak"]["peaks"]
   assert wrong / 200 <= 0.1
-  found = over_optimisation(*world(0, "exploit", prompts=9), NS, resamples=100)["peak"]
+  found = best_of_n_curve(*world(0, "exploit", prompts=9), NS, resamples=100)["peak"]
   assert found["peaks"] is None
   assert found["statement"].startswith("9 conversations do not tell whether the true reward peaks")
-  # Two lists of one conversation are one.
+  # Two prompts of one conversation are one cluster.
   clusters = [i // 2 for i in range(18)]
-  found = over_optimisation(*world(0, "exploit", prompts=18), NS, resamples=100, clusters=clusters)
+  found = best_of_n_curve(*world(0, "exploit", prompts=18), NS, resamples=100, clusters=clusters)
   assert found["peak"]["peaks"] is None
 
 
@@ -195,7 +197,7 @@ def test_a_peak_that_is_not_shown_is_no_finding_of_none():
 
 def test_curves_against_hand_and_report():
   proxy, true = world(0, "light", prompts=40)
-  found = over_optimisation(proxy, true, NS[1:], clusters=[i // 2 for i in range(40)])
+  found = best_of_n_curve(proxy, true, NS[1:], clusters=[i // 2 for i in range(40)])
   assert found["n"] == NS
   _, curve, _ = best_of_n(proxy, true, NS)
   for m, figure in enumerate(found["true"]):
@@ -208,9 +210,9 @@ def test_curves_against_hand_and_report():
   assert (found["kl_is"], found["tied_prompts"], found["prompts"]) == ("exact", 0, 40)
   assert found["kl"] == [kl(n) for n in NS]
   assert found["fits"]["proxy"]["bon"]["alpha"]["value"] > 0
-  assert over_optimisation(np.round(proxy), true, NS)["kl_is"] == "an upper bound"
-  # A constant reward differs from itself in the last bit only.
-  constant = over_optimisation(proxy, np.full_like(true, 0.1), NS, resamples=50)
+  assert best_of_n_curve(np.round(proxy), true, NS)["kl_is"] == "an upper bound"
+  # The mean of a constant reward varies in its last bit only.
+  constant = best_of_n_curve(proxy, np.full_like(true, 0.1), NS, resamples=50)
   assert not constant["peak"]["peaks"]
   assert {f["value"] for f in constant["true"]} == {0.0}
 
@@ -222,10 +224,10 @@ def test_curves_against_hand_and_report():
     (lambda p, t: best_of_n(p, t, []), r"ns is \[\]"),
     (lambda p, t: best_of_n(p, t[:, :7], [1]), r"true_PN \(3, 7\)"),
     (lambda p, t: best_of_n(p * math.nan, t, [1]), "proxy_PN has 24 not finite"),
-    (lambda p, t: over_optimisation(p, t, [1, 2, 8]), "at least 3 above 1"),
-    (lambda p, t: over_optimisation(p, t, [1, 4, 2, 8]), "expected increasing"),
-    (lambda p, t: over_optimisation(p, t, [2, 4, 8], clusters=[1] * 3), r"1 cluster\(s\)"),
-    (lambda p, t: over_optimisation(p, t, [2, 4, 8], resamples=0), "resamples is 0"),
+    (lambda p, t: best_of_n_curve(p, t, [1, 2, 8]), "at least 3 above 1"),
+    (lambda p, t: best_of_n_curve(p, t, [1, 4, 2, 8]), "expected increasing"),
+    (lambda p, t: best_of_n_curve(p, t, [2, 4, 8], clusters=[1] * 3), r"1 cluster\(s\)"),
+    (lambda p, t: best_of_n_curve(p, t, [2, 4, 8], resamples=0), "resamples is 0"),
     (lambda p, t: fit_gao([0, 1, 1], [0, 1, 1]), "two different above it"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1]), "expected one M"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1, math.inf]), "not finite"),

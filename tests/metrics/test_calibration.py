@@ -1,4 +1,4 @@
-"""Calibration: fits against scikit-learn and their own conditions, errors against a known truth."""
+"""Calibration: fits against scikit-learn and optimality conditions, errors against known truth."""
 
 import math
 
@@ -23,7 +23,7 @@ SKLEARN = "scikit-learn is the oracle"
 
 
 def pairs(seed, temperature, n=4000):
-  """Differences of a model whose σ(Δ/T) is exactly how often the chosen one is the better."""
+  """Score differences of a calibrated model: chosen is better with probability σ(Δ/T)."""
   rng = np.random.default_rng(seed)
   true = rng.normal(size=n) * 1.5
   return temperature * np.where(rng.random(n) < sigmoid(true), true, -true)
@@ -47,7 +47,7 @@ def test_halves_split_conversations_whole():
 
 
 def test_temperature_of_three_pairs_by_hand():
-  # Two right by d and one wrong by d: σ(d/T) = 2/3, so d/T = log 2.
+  # Two pairs are right by d and one is wrong by d: σ(d/T) = 2/3, so d/T = log 2.
   for d in (1.0, 1e-8, 3e12):
     assert fit_temperature([d, d, -d]) == pytest.approx(d / math.log(2), rel=1e-14)
 
@@ -55,7 +55,7 @@ def test_temperature_of_three_pairs_by_hand():
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 50.0])
 def test_temperature_finds_the_scale_and_undoes_it(temperature):
   found = fit_temperature(pairs(0, temperature))
-  assert found / temperature == pytest.approx(1, abs=0.1)  # sd 0.03
+  assert found / temperature == pytest.approx(1, abs=0.1)  # The standard error is 0.03.
   d = pairs(0, temperature)
   at = [np.logaddexp(0, -d / (found * f)).sum() for f in (0.999, 1.0, 1.001)]
   assert at[1] < min(at[0], at[2])
@@ -107,7 +107,7 @@ def test_platt_meets_its_conditions_and_takes_probabilities():
   assert wrong.mean() == pytest.approx(0, abs=1e-12)
   assert (wrong * score).mean() == pytest.approx(0, abs=1e-10)
   assert fit_platt(*labelled(1, soft=True)) == pytest.approx((0.8, -0.8 * 41), rel=1e-8)
-  # A label of 0.25 is one row of 1 and three of 0.
+  # A label of 0.25 counts as one row with label 1 and three with label 0.
   soft = fit_platt([0.0, 1.0, 2.0], [0.25, 0.5, 0.75])
   hard = fit_platt(np.repeat([0.0, 1.0, 2.0], 4), [1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0])
   assert soft == pytest.approx(hard, abs=1e-9)
@@ -119,13 +119,13 @@ def test_platt_smoothed_has_a_fit_where_a_threshold_separates():
   with pytest.raises(ValueError, match="separates"):
     fit_platt(score, label)
   a, b = fit_platt(score, label, smooth=True)
-  assert sigmoid([b, a + b]) == pytest.approx([1 / 4, 4 / 5], rel=1e-9)  # Platt's targets
+  assert sigmoid([b, a + b]) == pytest.approx([1 / 4, 4 / 5], rel=1e-9)  # Platt's targets.
   with pytest.raises(ValueError, match="expected 0 or 1 where smooth"):
     fit_platt([0.0, 1.0], [0.5, 1.0], smooth=True)
 
 
 def test_platt_of_what_all_but_separates():
-  """One label of 400 on the wrong side of a wide gap, which throws an undamped Newton off."""
+  """One label of 400 is on the wrong side of a wide gap: undamped Newton steps diverge."""
   score = np.concatenate([np.linspace(-9, -8, 200), np.linspace(8, 9, 200), [-8.2]])
   label = np.repeat([0.0, 1.0], [200, 201])
   a, b = fit_platt(score, label)
@@ -139,7 +139,7 @@ def test_platt_of_what_all_but_separates():
     ([1.0, 1.0], [0, 1], "all equal"),
     ([], [], "0 values"),
     ([1.0, 2.0], [1, 1], "label_N is all 1"),
-    ([1.0, 2.0, 2.0, 3.0], [0, 0, 1, 1], "separates"),  # they meet at 2: still no maximum
+    ([1.0, 2.0, 2.0, 3.0], [0, 0, 1, 1], "separates"),  # Both labels at 2: still no maximum.
     ([1.0, 2.0, 3.0], [1, 1, 0], "separates"),
     ([1.0, 2.0], [0, 1.5], r"label_N\[1\] is 1.5"),
     ([1.0], [0, 1], "score_N has 1 values, label_N 2"),
@@ -169,7 +169,7 @@ def test_isotonic_against_scikit_learn(seed):
 
 def test_isotonic_by_hand_and_refusals():
   knots, values = isotonic([1, 2, 3, 4, 5, 5], [0, 1, 0, 0.5, 1, 0])
-  # (1, 0, ½, and the pooled ½ at 5): 2, 3 and the two at 4 and 5 pool to a half.
+  # The mean labels at the scores 2 to 5 are 1, 0, ½ and ½, which pool to a half.
   assert knots.tolist() == [1, 2, 5]
   assert values.tolist() == [0, 0.5, 0.5]
   with pytest.raises(ValueError, match=r"weight_N has 0\.0"):
@@ -193,7 +193,7 @@ def test_both_orders_are_symmetric():
 def test_reliability_against_scikit_learn(mass):
   sk = pytest.importorskip("sklearn.calibration", reason=SKLEARN)
   rng = np.random.default_rng(0)
-  p = np.round(rng.beta(2, 1, 700), 2)  # with values on the edges
+  p = np.round(rng.beta(2, 1, 700), 2)  # With values on the edges.
   y = (rng.random(700) < p).astype(float)
   strategy = "quantile" if mass else "uniform"
   frequency, confidence = sk.calibration_curve(y, p, n_bins=15, strategy=strategy)
@@ -225,7 +225,7 @@ def test_ece_by_hand():
   first = (-0.2 * 0.6 - 0.2 * -0.1 + 0.6 * -0.1) / 3
   assert found["squared"] == pytest.approx(3 / 5 * first + 2 / 5 * 0.25 * -0.75)
   assert (found["value"], found["alone"], found["n"]) == (0.0, 0, 5)
-  # With the last two of one conversation their bin says nothing, and is counted.
+  # If the last two are of one conversation, their bin has no u_b, and they are counted as alone.
   found = ece(p, y, bins=2, clusters=["a", "b", "c", "d", "d"])
   assert found["squared"] == pytest.approx(first)
   assert found["alone"] == 2
@@ -237,7 +237,7 @@ def test_ece_by_hand():
 @pytest.mark.slow
 @pytest.mark.parametrize("off", [0.0, 0.1])
 def test_debiased_ece_has_no_bias_and_the_plain_one_has(off):
-  """600 sets of 200: the truth is y ~ p + off·sin, so that a bin's E r is known."""
+  """600 data sets of 200 with y ~ p + off·sin, so that the expectation of r in a bin is known."""
   squares, plain, covered = [], [], 0
   for seed in range(600):
     rng = np.random.default_rng(seed)
@@ -255,7 +255,7 @@ def test_debiased_ece_has_no_bias_and_the_plain_one_has(off):
 
 
 def test_debiased_ece_of_both_orders_and_of_conversations():
-  """A pair's two orders share a middle bin, and a conversation's pairs are right together."""
+  """Both orders of a pair share the middle bin; pairs of one conversation are correlated."""
   squares, naive = [], []
   for seed in range(300):
     rng = np.random.default_rng(seed)
@@ -269,7 +269,7 @@ def test_debiased_ece_of_both_orders_and_of_conversations():
   d = pairs(0, 1.0, n=300) * 0.05
   p, y = both_orders(d)
   one = ece(p, y, bins=1, clusters=[*range(300)] * 2, resamples=1)
-  assert one["squared"] == pytest.approx(0, abs=1e-15)  # each pair's residuals are r and −r
+  assert one["squared"] == pytest.approx(0, abs=1e-15)  # A pair's residuals are r and −r.
   assert ece(p, y, bins=1, resamples=1)["squared"] < -1e-4
 
 

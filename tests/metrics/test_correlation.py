@@ -16,7 +16,7 @@ def test_by_hand():
   assert kendall([1, 2, 3], [10, 20, 15]) == pytest.approx(1 / 3)
   assert ranks([5, 1, 5, 7]).tolist() == [2.5, 1, 2.5, 4]
   assert spearman([1, 2, 3], [1, 2, 30]) == pytest.approx(1)
-  # Good 0.9 and 0.4, bad 0.4 and 0.1: (1 + 1 + 0.5 + 1) / 4.
+  # Good 0.9 and 0.4, bad 0.4 and 0.1: the four pairs give (1 + 1 + 0.5 + 1) / 4.
   assert auroc([0.9, 0.4, 0.4, 0.1], [True, True, False, False]) == 3.5 / 4
 
 
@@ -45,7 +45,7 @@ def test_what_is_not_defined_is_nan_and_never_a_number():
 
 def test_bootstrap_resamples_conversations_whole():
   rng = np.random.default_rng(0)
-  # 50 conversations of 8 equal values: the mean is as uncertain as that of 50 numbers, not of 400.
+  # In 50 conversations of 8 equal values the mean is as uncertain as that of 50 numbers, not 400.
   level = rng.normal(size=50)
   values, clusters = np.repeat(level, 8), [i // 8 for i in range(400)]
   found = bootstrap(np.mean, (values,), clusters)
@@ -70,7 +70,7 @@ def test_bootstrap_says_where_it_has_nothing_to_say():
 def test_long_lists_against_scipy(n):
   stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle")
   rng = np.random.default_rng(n)
-  for values in (3, 50, 10**9):  # many ties, some, none
+  for values in (3, 50, 10**9):  # Many ties, some, none.
     a = rng.integers(0, values, n) - 0.5 * values
     b = np.where(rng.random(n) < 0.5, a, rng.integers(0, values, n))
     expected = stats.kendalltau(a, b).statistic
@@ -89,7 +89,7 @@ def test_long_and_short_lists_are_counted_alike(monkeypatch):
 
 
 def test_bootstrap_draws_the_members_of_each_cluster(monkeypatch):
-  """Of clusters of 1, 2 and 3 members every resample holds whole ones, in any order of labels."""
+  """Resamples of clusters of 1, 2 and 3 rows consist of whole clusters, for any label order."""
   clusters = ["b", "a", "c", "a", "c", "c"]
   monkeypatch.setattr("rm_jax.metrics.interval.LEAST", 2)
   monkeypatch.setattr("rm_jax.metrics.interval.FEW", 2)

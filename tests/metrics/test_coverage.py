@@ -1,18 +1,19 @@
-"""95 % intervals hold the truth in 93 to 97 % of 1,000 and more simulated data sets."""
+"""95 % intervals cover the truth in 93 to 97 % of at least 1,000 simulated data sets."""
 
 import math
 
 import numpy as np
 import pytest
 
-from rm_jax.metrics.agreement import accuracy, paired_difference, wilson
+from rm_jax.metrics.agreement import accuracy, paired_difference
 from rm_jax.metrics.correlation import bootstrap
+from rm_jax.metrics.interval import wilson
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.3, 0.5, 0.65, 0.9])
 @pytest.mark.parametrize("n", [100, 400, 2000])
 def test_wilson_covers(n, p):
-  """In 20,000 runs; and exactly, by the chance of every count."""
+  """Coverage in 20,000 simulations, and exactly, by the binomial probability of every count."""
   held = [low <= p <= high for low, high in (wilson(k, n) for k in range(n + 1))]
   held = np.asarray(held)
   runs = np.random.default_rng(n).binomial(n, p, size=20_000)
@@ -31,10 +32,11 @@ def test_wilson_covers(n, p):
 
 
 def conversations(rng, prompts):
-  """Credits with ties of `prompts` conversations of 1 to 12 pairs, alike within a conversation.
+  """Credits with ties of `prompts` conversations of 1 to 12 pairs that are correlated within each.
 
-  A conversation's chance is Beta(2m, 2(1 − m)), a correlation of 1/3 between its pairs, with m 0.8
-  up to three pairs and 0.6 above: small ones are easier, so that the mean of conversations is off.
+  A conversation's chance is Beta(2m, 2(1 − m)), which gives its pairs a correlation of 1/3; m is
+  0.8 up to three pairs and 0.6 above. As small conversations are easier, the unweighted mean over
+  conversations is biased.
   """
   size = 1 + rng.binomial(11, rng.beta(0.5, 1.5, size=prompts))
   clusters = np.repeat(np.arange(prompts), size)
@@ -46,7 +48,7 @@ def conversations(rng, prompts):
 
 
 def pair_mean():
-  """Mean chance of a pair: of sizes 1 + k, k beta-binomial, each with its mean."""
+  """The true accuracy of a pair: sizes are 1 + k with k beta-binomial, and each size has its m."""
 
   def beta(a, b):
     return math.exp(math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
@@ -61,7 +63,7 @@ def pair_mean():
 @pytest.mark.slow
 @pytest.mark.parametrize("prompts", [200, 400])
 def test_clustered_bootstrap_covers(prompts):
-  """In 2,500 runs: at 1,000, one seed in forty would miss 93 % where 94.4 % are covered."""
+  """In 2,500 simulations: of 1,000, one seed in forty is below 93 % where 94.4 % is true."""
   rng = np.random.default_rng(prompts)
   truth = 0.96 * pair_mean() + 0.04 * 0.5
   covered = naive = 0
@@ -72,7 +74,7 @@ def test_clustered_bootstrap_covers(prompts):
     low, high = wilson(credit.sum(), len(credit))
     naive += low <= truth <= high
   assert 0.93 <= covered / 2500 <= 0.97
-  assert naive / 2500 < 0.85  # what taking pairs for independent would have claimed
+  assert naive / 2500 < 0.85  # Intervals that take pairs for independent.
 
 
 @pytest.mark.slow
@@ -91,7 +93,7 @@ def test_paired_difference_covers():
 
 @pytest.mark.slow
 def test_bootstrap_of_a_correlation_covers():
-  """Of 200 conversations whose scores and ratings share a prompt's level: r = (½ + ½·0.6)."""
+  """200 conversations; scores and ratings share a prompt's level, so their r is ½ + ½·0.6."""
   rng = np.random.default_rng(0)
   covered = 0
   for run in range(1000):

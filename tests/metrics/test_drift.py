@@ -20,7 +20,7 @@ from rm_jax.metrics.monitor import DriftMonitor
 
 
 def every_split(statistic, a, b):
-  """Share of all splits of the pooled sample whose statistic is no smaller."""
+  """The share of all splits of the pooled sample whose statistic is no smaller."""
   pooled = np.concatenate([a, b])
   seen = []
   for chosen in itertools.combinations(range(len(pooled)), len(a)):
@@ -73,7 +73,7 @@ def test_ks_far_out_is_small_and_not_below_0():
 
 
 def test_ks_is_exact_far_out_and_knows_its_direction():
-  # Wholly apart: two of the C(60, 20) splits are so.
+  # Two of the C(60, 20) splits separate the values completely.
   low, high = np.arange(20.0), np.arange(100.0, 140)
   assert ks(low, high) == (1.0, pytest.approx(2 / math.comb(60, 20), rel=1e-9))
   assert ks_signed(low, high)[0] == 1
@@ -94,7 +94,8 @@ def test_permutation_p_is_near_that_of_every_split():
   got = permutation_p(apart, a, b, permutations=4000)
   assert got == pytest.approx(exact, abs=4 * math.sqrt(exact / 4000))
   assert permutation_p(apart, [0.0] * 30, [9.0] * 30, permutations=99) == 1 / 100
-  assert permutation_p(apart, [1.0, 1.0], [1.0], permutations=9) == 1  # no split is smaller
+  # No split has a smaller statistic.
+  assert permutation_p(apart, [1.0, 1.0], [1.0], permutations=9) == 1
   with pytest.raises(ValueError, match="permutations is 0"):
     permutation_p(apart, a, b, permutations=0)
   with pytest.raises(ValueError, match="not finite"):
@@ -102,14 +103,14 @@ def test_permutation_p_is_near_that_of_every_split():
 
 
 def test_psi_by_hand():
-  # Reference quartiles cut 1 .. 8 into twos; of five new values all are in the last.
+  # The reference's quartiles divide 1 .. 8 into pairs; all five new values are in the last bin.
   found = psi(np.arange(1.0, 9), [8.0, 9, 10, 11, 12], bins=4)
   p, q = 1 / 4, [0.5 / 7] * 3 + [5.5 / 7]
   assert found["value"] == pytest.approx(sum((x - p) * math.log(x / p) for x in q))
   assert found["expected"] == pytest.approx(3 * (1 / 8 + 1 / 5))
   assert (found["n"], found["bins"]) == ([8, 5], 4)
   assert found["p"] < 0.05
-  # Quantiles that coincide are one edge: up to 0, and above.
+  # Equal quantiles are merged into one edge, with a bin up to 0 and one above it.
   found = psi([0.0] * 9, [0.0, 1.0], bins=4, permutations=9)
   p, q = (9.5 / 10, 0.5 / 10), (1.5 / 3, 1.5 / 3)
   assert found["bins"] == 2
@@ -125,7 +126,8 @@ def test_psi_expected_is_its_mean_where_nothing_moved():
   found = [
     psi(rng.normal(size=1000), rng.normal(size=400), permutations=1)["value"] for _ in range(300)
   ]
-  assert np.mean(found) == pytest.approx(9 * (1 / 1000 + 1 / 400), rel=0.1)  # sd 0.03
+  # The standard error is 0.03.
+  assert np.mean(found) == pytest.approx(9 * (1 / 1000 + 1 / 400), rel=0.1)
 
 
 @pytest.mark.parametrize(("n", "d"), [(50, 1), (50, 8), (40, 100), (2000, 20)])
@@ -143,7 +145,7 @@ def test_ledoit_wolf_against_scikit_learn(n, d):
 
 def test_mahalanobis_in_standard_deviations_and_refusals():
   x = np.random.default_rng(0).normal(size=(20_000, 3)) * [1, 10, 0.1]
-  assert mahalanobis(x, [[0, 30, 0]]) > 3 * 0.9  # shrinkage takes the wide axis for narrower
+  assert mahalanobis(x, [[0, 30, 0]]) > 3 * 0.9  # Shrinkage makes the wide axis narrower.
   assert mahalanobis([[0.0], [2.0]], [[5.0]]) == pytest.approx(4.0)
   with pytest.raises(ValueError, match="vary in every direction"):
     mahalanobis(np.ones((4, 2)), np.ones((1, 2)))
@@ -189,7 +191,7 @@ def test_energy_distance_sees_a_shift_and_is_right_where_there_is_none():
     energy_distance(rng.normal(size=(40, 3)), rng.normal(size=(30, 3)), permutations=99)["p"]
     for _ in range(400)
   ]
-  assert np.mean(np.asarray(small) <= 0.05) == pytest.approx(0.05, abs=0.033)  # 3 sd
+  assert np.mean(np.asarray(small) <= 0.05) == pytest.approx(0.05, abs=0.033)  # 3 standard errors.
   x, y = rng.normal(size=(3000, 6)), rng.normal(size=(5000, 6)) + 0.3
   found = energy_distance(x, y, limit=300)
   assert found["p"] == 1 / 1000
@@ -203,7 +205,7 @@ def test_energy_distance_sees_a_shift_and_is_right_where_there_is_none():
 
 @pytest.mark.slow
 def test_monitor_raises_ever_a_false_alarm_no_more_often_than_its_level():
-  """1,000 streams of 12 windows like their reference, which then move by one sd for 5."""
+  """1,000 streams of 12 windows like their reference, then of 5 windows shifted by one sd."""
   level, ever, found = 0.2, 0, 0
   rng = np.random.default_rng(1)
   for _ in range(1000):
@@ -212,7 +214,7 @@ def test_monitor_raises_ever_a_false_alarm_no_more_often_than_its_level():
     found += bool(monitor.update(rng.normal(size=200) + 1))
     assert monitor.spent < level
   assert ever / 1000 <= level + 2 * math.sqrt(level / 1000)
-  assert ever / 1000 > level / 5  # and is no monitor that never speaks
+  assert ever / 1000 > level / 5  # It does use its level.
   assert found / 1000 > 0.95
 
 

@@ -1,6 +1,6 @@
-"""Intervals over clusters: which method, what it gives, and that every field of a report has one.
+"""Intervals over clusters: which method is used, and that every field of a report has an interval.
 
-How often they hold the truth is measured by tests/studies/coverage.py; here a small part of that.
+tests/studies/coverage.py measures how often they cover the truth; a small part of it is run here.
 """
 
 import math
@@ -15,12 +15,12 @@ from rm_jax.audit.benchmarks.figures import published, rate
 from rm_jax.heldout.evaluate import evaluate
 from rm_jax.heldout.shift import separation
 from rm_jax.metrics import interval
-from rm_jax.metrics.agreement import accuracy, cluster_bootstrap, paired_difference
-from rm_jax.metrics.best_of_n import over_optimisation
+from rm_jax.metrics.agreement import accuracy, paired_difference
+from rm_jax.metrics.best_of_n import best_of_n_curve
 from rm_jax.types import Example
 from tests.studies import coverage
 
-T9 = 2.2621571627409915  # the 97.5 % point of Student's t with 9 degrees of freedom
+T9 = 2.2621571627409915  # The 97.5 % point of Student's t with 9 degrees of freedom.
 Z95 = 1.959963984540054
 
 
@@ -37,7 +37,7 @@ def test_one_conversation_that_outweighs_all_others_is_not_ten():
   clusters = [0] * 91 + list(range(1, 10))
   found = interval.mean(np.arange(100.0), clusters)
   assert found.ends is None
-  # (100)² / (91² + 9)
+  # 100² / (91² + 9).
   assert found.why == ("10 conversations of so unequal sizes are worth 1.2: an interval wants 5")
 
 
@@ -64,9 +64,9 @@ def test_thirty_that_tell_are_resampled_as_ever():
   values = (rng.random(80) < 0.6).astype(float)
   found = interval.mean(values, range(80), bounds=(0.0, 1.0), share=True, seed=4)
   assert found.method == interval.BOOTSTRAP
-  assert found.ends == cluster_bootstrap(values, range(80), seed=4)
+  assert found.ends == interval.cluster_bootstrap(values, range(80), seed=4)
   assert found.report() == {"interval": list(found.ends)}
-  # Of eighty of which three differ, three tell.
+  # Three of eighty clusters differ from the rest, so three are informative.
   values = np.ones(80)
   values[:3] = 0
   found = interval.mean(values, range(80), bounds=(0.0, 1.0), share=True)
@@ -95,7 +95,7 @@ def test_what_rounding_leaves_beyond_a_bound_is_the_bound():
 
 
 def test_near_a_bound_the_interval_reaches_further_from_it():
-  """NDCG's mean over 10 prompts was held in 0.87 of the cases by a plain t, and so in 0.94."""
+  """A plain t covers NDCG's mean over 10 prompts in 0.87 of the cases, t on log-odds in 0.94."""
   low, high = interval.mean([0.99] * 9 + [0.9], range(10), bounds=(0.0, 1.0)).ends
   assert low < 0.981
   assert 0 < high - 0.981 < 0.981 - low
@@ -113,7 +113,7 @@ def test_few_conversations_that_agree_within_do_not_make_their_pairs_independent
 
 
 def test_a_rival_that_was_always_right_is_no_coin():
-  """Of 5 pairs it may be so by chance: the difference can be above 0 in truth."""
+  """a loses one of five pairs to b, which may be chance, so the interval must reach above 0."""
   found = paired_difference([1.0, 1, 1, 1, 0], [1.0] * 5, range(5))
   assert found["interval"][1] > 0
   coin = paired_difference([1.0, 1, 1, 1, 0], [0.5] * 5, range(5))
@@ -161,7 +161,7 @@ def test_correlations_stay_in_their_range():
 @pytest.mark.parametrize("mean", [0.75, 0.95])
 @pytest.mark.parametrize(("clusters", "size"), [(5, 8), (10, 8), (20, 8), (20, 1)])
 def test_accuracy_over_few_conversations_covers(clusters, size, mean):
-  """400 runs: two standard errors below 0.90 are 0.87; the bootstrap held 0.55 to 0.87 of them."""
+  """In 400 simulations; 0.90 less two standard errors is 0.87. The bootstrap: 0.55 to 0.87."""
   held = 0
   for run in range(400):
     (low, high) = coverage.accuracy(np.random.default_rng(run), clusters, size, mean, run)[
@@ -171,7 +171,7 @@ def test_accuracy_over_few_conversations_covers(clusters, size, mean):
   assert held / 400 >= 0.87
 
 
-# Every field of a report with an interval.
+# All fields of a report that have an interval.
 
 
 def _walk(node, path=()):
@@ -186,7 +186,7 @@ def _walk(node, path=()):
 
 
 def _reports():
-  """The sections' reports, small, with every part that they can have."""
+  """Small reports of the sections, with every optional part."""
   rng = np.random.default_rng(0)
   judged = {"ann": 1.0, "bob": 0.0}
   pairs = [
@@ -238,7 +238,7 @@ def _reports():
   members = rng.normal(size=(2, 24, 3))
   yield {"disagreement": drift.disagreement(*members, [str(i) for i in range(24)])}
   yield hacking.hacking(score, pairs, resamples=10)
-  curve = over_optimisation(rng.normal(size=(12, 16)), rng.normal(size=(12, 16)), [1, 2, 4, 8])
+  curve = best_of_n_curve(rng.normal(size=(12, 16)), rng.normal(size=(12, 16)), [1, 2, 4, 8])
   yield {"variants": {"score": curve}}
   yield rules.flagged(score, pairs)
   terms = np.stack([label, np.ones(96)], axis=1)
@@ -266,7 +266,7 @@ def test_every_interval_of_a_report_is_simulated():
 
 
 def test_the_method_is_named_that_made_the_interval():
-  # Of very many clusters that a few outweigh.
+  # Very many clusters, of which a few outweigh the rest.
   labels = [*np.repeat(range(6), 200), *range(6, 300)]
   plan = interval.Resampling(labels, resamples=200)
   assert plan.bootstraps

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.metrics.agreement import cluster_bootstrap, wilson
 from rm_jax.metrics.correlation import bootstrap, kendall, spearman
+from rm_jax.metrics.interval import cluster_bootstrap, wilson
 from rm_jax.metrics.ranking import best_order, ndcg, partial, pick, pick_rate, within_and_pooled
 
 
@@ -28,7 +28,7 @@ def test_partial_of_one_by_its_formula(ranked):
   expected = (r(x, y) - r(x, z) * r(y, z)) / below
   assert partial(x, y, z, ranked=ranked) == pytest.approx(expected, abs=1e-12)
   assert r(x, y) < -0.4
-  assert abs(expected) < 0.25  # all of it was z
+  assert abs(expected) < 0.25  # The raw correlation was due to z.
 
 
 def test_partial_of_several_is_in_the_inverse_covariance():
@@ -37,7 +37,7 @@ def test_partial_of_several_is_in_the_inverse_covariance():
   p = np.linalg.inv(np.corrcoef(data.T))
   expected = -p[0, 1] / math.sqrt(p[0, 0] * p[1, 1])
   assert partial(data[:, 0], data[:, 1], data[:, 2:]) == pytest.approx(expected, abs=1e-8)
-  # A column twice, or a constant one, changes nothing.
+  # A repeated or a constant column changes nothing.
   given = np.concatenate([data[:, 2:], data[:, 2:3], np.ones((60, 1))], axis=1)
   assert partial(data[:, 0], data[:, 1], given) == pytest.approx(expected, abs=1e-8)
 
@@ -124,7 +124,7 @@ def test_pick_rate():
 
 
 def test_within_and_pooled_are_different_questions():
-  """Scores rank each prompt's responses rightly, but prompts the wrong way round."""
+  """Scores rank the responses of each prompt correctly, but the prompts in reverse."""
   rng = np.random.default_rng(0)
   gains = [rng.permutation(6) + 10.0 * p for p in range(30)]
   scores = [g - 20.0 * p for p, g in enumerate(gains)]
@@ -132,7 +132,7 @@ def test_within_and_pooled_are_different_questions():
   found = within_and_pooled(kendall, scores, gains, clusters, resamples=200)
   within = found["within"]
   assert (within["value"], within["n"], within["undefined"]) == (1.0, 30, 0)
-  # All 30 conversations alike: at most Wilson's share of them is at the other end, −1.
+  # All 30 conversations have equal values, so Wilson's bound limits the share of those at −1.
   assert within["interval"] == pytest.approx([1 - 2 * (1 - wilson(30, 30)[0]), 1.0])
   flat = np.concatenate(scores), np.concatenate(gains)
   owners = np.repeat(clusters, 6).tolist()
@@ -145,7 +145,7 @@ def test_within_and_pooled_count_what_is_not_defined():
   scores, gains = [[1.0, 2.0], [1.0, 1.0], [3.0, 1.0]], [[0.0, 1.0], [0.0, 1.0], [0.0, 2.0]]
   found = within_and_pooled(spearman, scores, gains, ["a", "b", "c"], resamples=50)
   assert found["within"]["value"] == 0
-  # Equal scores put nothing in order: 0, as much as one right and one wrong, and not left out.
+  # Equal scores rank nothing. They count as 0, like one right and one wrong pair; not left out.
   assert (found["within"]["n"], found["within"]["undefined"]) == (3, 0)
   unrated = within_and_pooled(spearman, scores, [[0.0, 1.0], [0.0, 1.0], [2.0, 2.0]], list("abc"))
   assert unrated["within"]["value"] == 0.5

@@ -1,17 +1,20 @@
-"""How often the 95 % intervals of the audit's page and of the held-out report hold the truth.
+"""Measures the coverage of the 95 % intervals on the audit's page and in the held-out report.
 
   python -m tests.studies.coverage [--only=NAME ...] [--runs=N] [--seed=S] [--jobs=2] [--out=FILE]
 
-prints a table, and keeps a line of JSON for each of its rows in --out (./coverage.jsonl), so that
-the same command goes on where it stopped. Accuracy and the paired difference are simulated 2,000
-times at 5 to 200 conversations of one and of eight pairs; every other interval 400 times at 10, 50
-and 200, with the resamples that the page uses; the hacking section's sentences 500 times. Within a
-conversation pairs are alike (an intraclass correlation of 0.3 and so). A row passes where at least
-0.92 (0.90 below 50 conversations) hold the truth, less two standard errors; where no interval is
-given in some runs, of those with one. About an hour on two cores.
+It prints a table and appends each of its rows to --out (./coverage.jsonl) as a line of JSON, so
+that the same command resumes where it stopped. Each row is a simulation with a known truth:
+
+- accuracy and the paired difference: 2,000 runs at 5 to 200 conversations of one or eight pairs;
+- every other interval: 400 runs at 10, 50 and 200 conversations, with the audit's resamples;
+- the sentences of the hacking section, which say whether there is a bias: 500 runs.
+
+Pairs of a conversation have an intraclass correlation of about 0.3. A row passes if at least 0.92
+of the intervals (0.90 below 50 conversations), less two standard errors, cover the truth. Runs
+without an interval are left out. Takes about an hour on two cores.
 
 `COVERS` says which simulation stands for which field of report.json and summary.json;
-tests/metrics/test_interval.py holds it against what the sections report.
+tests/metrics/test_interval.py checks that it names every field that the sections report.
 """
 
 import argparse
@@ -34,9 +37,9 @@ from rm_jax.types import Example
 
 Found = dict[str, list | None]  # name of an interval -> [low, high], or None where there is none
 _CORRELATION = 0.3
-_MANY = 20_000  # conversations whose statistic is called the truth
+_MANY = 20_000  # Conversations of a sample whose statistic stands for the truth.
 
-# Field of a report (numbers and names as *) -> the simulation that stands for it.
+# Field of a report (with * for numbers and names) -> the simulation that stands for it.
 COVERS = {
   "accuracy": "accuracy",
   "paired/*": "paired",
@@ -117,7 +120,7 @@ COVERS = {
 
 
 def _chances(rng, mean: float, clusters: int, size: int) -> np.ndarray:
-  """[C, 1] chances of a conversation's pairs to be right; of one pair the mean's own."""
+  """Each conversation's probability that a pair is right, [C, 1]; the mean for single pairs."""
   if size == 1:
     return np.full((clusters, 1), mean)
   k = 1 / _CORRELATION - 1
@@ -135,7 +138,10 @@ def accuracy(rng, clusters: int, size: int, mean: float, seed: int) -> Found:
 
 
 def paired(rng, clusters: int, size: int, mean: float, seed: int) -> Found:
-  """A model less a coin, less one as good, and less one that is 0.05 worse and errs alike."""
+  """A model minus a coin, minus an equally good model, and minus one that is 0.05 worse.
+
+  The rivals' errors are correlated with the model's.
+  """
   k, u = 1 / _CORRELATION - 1, rng.random((clusters, 1))
   chance = [
     betaincinv(p * k, (1 - p) * k, u) if size > 1 else np.full((clusters, 1), p)
@@ -156,13 +162,13 @@ def paired(rng, clusters: int, size: int, mean: float, seed: int) -> Found:
 
 
 def _normal(rng, clusters: int, size: int) -> np.ndarray:
-  """[C, size] of variance 1, alike within a conversation."""
+  """Normal values [C, size] of variance 1, correlated within a conversation."""
   own = rng.normal(size=(clusters, size)) * math.sqrt(1 - _CORRELATION)
   return own + rng.normal(size=(clusters, 1)) * math.sqrt(_CORRELATION)
 
 
 def values(rng, clusters: int, seed: int) -> Found:
-  x = np.exp(0.5 * _normal(rng, clusters, 3)).ravel()  # skewed, as changes of scores are
+  x = np.exp(0.5 * _normal(rng, clusters, 3)).ravel()  # Skewed, like changes of scores.
   quarters = rng.binomial(4, _chances(rng, 0.8, clusters, 3), size=(clusters, 3)).ravel() / 4
   mine = _labels(clusters, 3)
   return {
@@ -172,7 +178,7 @@ def values(rng, clusters: int, seed: int) -> Found:
 
 
 def _scored(rng, clusters: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Scores and gains of lists, [C, size] each, correlated within and between conversations."""
+  """Scores and gains of lists, each [C, size]; they correlate within and between conversations."""
   gain = _normal(rng, clusters, size)
   return 0.7 * gain + 0.7 * _normal(rng, clusters, size), np.round(gain * 1.5)
 
@@ -219,7 +225,7 @@ def remains(rng, clusters: int, seed: int) -> Found:
 
 
 def _differences(rng, clusters: int) -> np.ndarray:
-  """Score differences, chosen less rejected, whose temperature is 1.5: [C, 2]."""
+  """Score differences of chosen − rejected whose true temperature is 1.5, [C, 2]."""
   delta = 3 * _normal(rng, clusters, 2)
   right = rng.random(delta.shape) < fits.sigmoid(np.abs(delta) / 1.5)
   return np.where(right, np.abs(delta), -np.abs(delta))
@@ -248,7 +254,7 @@ def labels(rng, clusters: int, seed: int) -> Found:
         lambda s, y, k=k: fits.fit_platt(s, y)[k], (score, label), mine, seed
       )
       found[name] = fitted["interval"]
-    except ValueError:  # no fit, and the page says why
+    except ValueError:  # There is no fit, and the page says why.
       found[name] = None
   p = fits.sigmoid(score)
   found["ece"] = fits.ece(p, label, bins=10, clusters=mine)["interval"]
@@ -305,13 +311,13 @@ _NS = (1, 2, 4, 8, 16, 32, 64)
 
 def _curves(rng, clusters: int) -> tuple[np.ndarray, np.ndarray]:
   true = _normal(rng, clusters, 128)
-  fooled = rng.random(true.shape) < 0.03  # what the proxy loves and is no good
+  fooled = rng.random(true.shape) < 0.03  # Exploits: a higher proxy and a lower true reward.
   proxy = true + 0.5 * rng.normal(size=true.shape) + 4.0 * fooled
   return proxy, true - 2.0 * fooled
 
 
 def curves(rng, clusters: int, seed: int) -> Found:
-  found = best_of_n.over_optimisation(*_curves(rng, clusters), _NS, seed=seed)
+  found = best_of_n.best_of_n_curve(*_curves(rng, clusters), _NS, seed=seed)
   bon = found["fits"]["true"]["bon"]
   return {
     "proxy": found["proxy"][-1]["interval"],
@@ -350,7 +356,7 @@ def benchmark(rng, clusters: int, seed: int) -> Found:
 
 
 def judges(rng, clusters: int, seed: int) -> Found:
-  """Of annotators: alpha, and a slope of the logistic regression."""
+  """Intervals of annotators' statistics: alpha, and a slope of the logistic regression."""
   truth = _normal(rng, clusters, 2).reshape(-1, 1)
   said = (truth + rng.normal(size=(2 * clusters, 3)) > 0).astype(float)
   mine = _labels(clusters, 2)
@@ -376,7 +382,7 @@ def _text(rng, name: str) -> str:
 
 
 def sentences(rng, clusters: int, seed: int) -> dict[str, bool]:
-  """Is a bias said of a scorer of noise, and of one of length?"""
+  """Whether the hacking section states a bias of a random scorer, and of one that scores length."""
   examples = []
   for i in range(clusters):
     pair = _text(rng, f"{i}a"), _text(rng, f"{i}b")
@@ -403,7 +409,10 @@ PLAIN: dict[str, Callable] = {
 
 @functools.cache
 def truth(name: str) -> dict[str, float]:
-  """The statistics of very many conversations; of curves and of what is slow, of fewer."""
+  """The true values, by a formula or as the statistics of a very large sample.
+
+  Slow statistics, such as those of curves, use a smaller one.
+  """
   rng = np.random.default_rng(12345)
   many, mine = _MANY * 5, None
   if name == "values":
@@ -411,7 +420,9 @@ def truth(name: str) -> dict[str, float]:
   if name == "lists":
     score, gain = _scored(rng, _MANY, 4)
     mine = list(range(_MANY))
-    kendall = [ranking.order(correlation.kendall, s, g) for s, g in zip(score, gain, strict=True)]
+    kendall = [
+      ranking.list_correlation(correlation.kendall, s, g) for s, g in zip(score, gain, strict=True)
+    ]
     picked = ranking.pick_rate(list(score), list(gain), mine, resamples=1)
     ndcg = [ranking.ndcg(s, g + 8) for s, g in zip(score, gain, strict=True)]
     return {
@@ -463,7 +474,7 @@ def truth(name: str) -> dict[str, float]:
   if name == "hacking":
     return {k: one["value"] for k, one in _hacking(rng, _MANY, 1, 0)[0].items()}
   if name == "curves":
-    parts = [best_of_n.over_optimisation(*_curves(rng, 2000), _NS, resamples=2) for _ in range(20)]
+    parts = [best_of_n.best_of_n_curve(*_curves(rng, 2000), _NS, resamples=2) for _ in range(20)]
     proxy, true = (
       np.mean([[x["value"] for x in part[side]] for part in parts], axis=0)
       for side in ("proxy", "true")
@@ -471,7 +482,8 @@ def truth(name: str) -> dict[str, float]:
     fit = best_of_n.fit_gao(np.sqrt([best_of_n.kl(n) for n in _NS]), true)
     found = {"proxy": proxy[-1], "true": true[-1], "d*": fit["peak"]["value"]}
     found |= {name: fit[name]["value"] for name in ("alpha", "beta")}
-    # The drop is from where a run's curve is highest; its band holds for all n at once.
+    # The truth is the drop from the highest point of the true curve. A run measures it from the
+    # highest point of its own curve, with a band that is simultaneous over all n.
     return found | {"drop": true[int(np.argmax(true))] - true[-1]}
   if name == "benchmark":
     return {"score": (0.7 + 0.85 + 0.9) / 3, "subset": 0.7}
@@ -483,7 +495,7 @@ def truth(name: str) -> dict[str, float]:
 
 
 def cells() -> list[dict]:
-  """The rows' simulations: {name, clusters, size, mean, runs}."""
+  """The simulations to run: {name, clusters, runs}, and {size, mean} for accuracies."""
   out = [
     {"name": name, "clusters": c, "size": size, "mean": mean, "runs": 2000}
     for name in ("accuracy", "paired")
@@ -496,7 +508,10 @@ def cells() -> list[dict]:
 
 
 def simulate(cell: dict, seed: int) -> list[dict]:
-  """A cell's rows: {name, what, clusters .., runs, given, covered, width, floor, passes}."""
+  """Runs a simulation: {name, what, clusters .., runs, given, covered, width, floor, passes}.
+
+  One row for each interval that it computes; `given` counts the runs with an interval.
+  """
   begun, name, clusters = time.monotonic(), cell["name"], cell["clusters"]
   rows: dict[str, list] = {}
   for run in range(cell["runs"]):

@@ -1,16 +1,21 @@
-"""Curation of questions that it was not tuned to: what templates cost, and what is found in them.
+"""Measures curation on held-out data: rows lost to templates, and planted faults found in them.
 
   python -m tests.studies.curation [--data=DIR] [--which=study|development] [--world=50000]
 
-2,000 pairs (GSM8K: a right and a wrong solution; PandaLM; Anthropic's HH), one row a distinct
-prompt, under each of five templates: how many of the rows are kept that the same command keeps
-without a template. Then, in the same data, 50 planted near duplicates (typo, synonym, added clause,
-another template), 50 contradictions and 50 rows of the held-out file: how many are found, and how
-many others are touched. Last, the world's pairs with and without a prefix of 60 words: the time.
+The data are 2,000 pairs with distinct prompts (GSM8K: a right and a wrong solution; PandaLM;
+Anthropic's HH-RLHF). It prints three parts:
 
-The data are those of the folder `../shared/data` beside the project (--data); without it there is
-nothing to study, and the command says so. What `rm_jax.curate` does was chosen on other data and
-templates (`--which=development`: LLMBar and QA-Feedback), not on these. Takes about ten minutes.
+1. For each of five templates around the prompts: how many rows are kept, of those that curation
+   keeps without a template.
+2. How many faults are found of 50 planted near duplicates (typo, synonym, added clause, another
+   template), 50 contradictions and 50 rows of the held-out file; and how many other rows are
+   dropped.
+3. The time that curation takes for pairs of the generated world, with and without a prefix of 60
+   words.
+
+The data are read from the folder `shared/data` beside the project (--data); without it the command
+stops with a message. The rules of `rm_jax.curate` were developed on other data and templates
+(`--which=development`: LLMBar and QA-Feedback). Takes about ten minutes.
 """
 
 import argparse
@@ -81,7 +86,7 @@ TEMPLATES = {
   "few-shot": FEW_SHOT,
   "retrieval": RETRIEVAL,
 }
-# For development: other templates than those of the study.
+# Templates for development, which the study does not use.
 OTHERS = {
   "Vicuna": "A chat between a curious user and an artificial intelligence assistant. The assistant "
   "gives helpful, detailed, and polite answers to the user's questions. USER: {} ASSISTANT:",
@@ -119,7 +124,7 @@ def plain_form(text):
 
 
 def study_pairs(data, rng):
-  """(prompt, chosen, rejected): GSM8K, PandaLM, HH, in this order."""
+  """(prompt, chosen, rejected) of GSM8K, PandaLM and HH-RLHF, in this order."""
   out = []
   for row in rows_of(data / "gsm8k_model_solutions" / "example_model_solutions.jsonl.gz"):
     solutions = [v for v in row.values() if isinstance(v, dict)]
@@ -146,7 +151,7 @@ def study_pairs(data, rng):
       except RowError:
         continue
       if len(sides[0]) != 2 or len(sides[1]) != 2 or sides[0][0] != sides[1][0]:
-        continue  # first turns alone: the template is put around a question, not around a talk
+        continue  # Dialogues of one turn only: a template is put around a single question.
       talks.append((sides[0][0]["content"], *(s[1]["content"] for s in sides)))
   rng.shuffle(talks)
   return out + talks
@@ -168,7 +173,7 @@ def development_pairs(data, rng):
 
 
 def distinct(pairs):
-  """Those of which the prompt is new once case and white space are left out, and no side empty."""
+  """The pairs without empty texts whose prompts differ in more than case and white space."""
   seen, out = set(), []
   for prompt, chosen, rejected in pairs:
     form = plain_form(prompt)
@@ -179,7 +184,7 @@ def distinct(pairs):
 
 
 def typo(text, rng):
-  """Two letters of a word of five or more exchanged."""
+  """The text with two neighbouring letters exchanged in a word of five letters or more."""
   words = text.split(" ")
   places = [i for i, w in enumerate(words) if len(w) >= 5 and w.isalpha()]
   if not places:
@@ -209,7 +214,10 @@ def as_row(pair, template):
 
 
 def planted(pairs, held, name, templates, rng):
-  """(rows, fault -> list of sets of row numbers of which one must be found)."""
+  """Plants faults: (rows, fault -> list of sets of row numbers).
+
+  A fault counts as found if one row of its set is.
+  """
   template = templates[name]
   rows = [as_row(p, template) for p in pairs]
   free = list(range(len(rows)))
@@ -232,18 +240,18 @@ def planted(pairs, held, name, templates, rng):
     faults.setdefault("contradiction", []).append({i, len(rows)})
     rows.append({"prompt": prompt, "chosen": pairs[i][2], "rejected": pairs[i][1]})
   for k in range(PLANTED):
-    # Of fewer words than an n-gram has, texts are compared as a whole, and a clause would hide one.
+    # A text shorter than an n-gram is compared as a whole, so an added clause would hide it.
     short = len(held[k][0].split()) < pipeline.Options().contamination_n
     text = held[k][0] if k % 2 or short else clause(held[k][0], rng)
     donor = pairs[free.pop()]
     faults.setdefault("contaminated", []).append({len(rows)})
-    # Its own responses, so that only the prompt can tell.
+    # The row has other responses, so that only its prompt shows the contamination.
     rows.append(as_row((text, donor[2] + " (a)", donor[1] + " (b)"), template))
   return rows, faults
 
 
 def curated(folder, rows, held):
-  """(number of each row dropped, of each noted) -> its entries of the report."""
+  """Curates rows: (dropped, noted), each as row number -> the row's entries in the report."""
   for name, lines in (("rows", rows), ("held", held)):
     text = "".join(json.dumps(row) + "\n" for row in lines)
     pathlib.Path(folder, f"{name}.jsonl").write_text(text, encoding="utf-8")

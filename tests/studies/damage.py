@@ -1,20 +1,18 @@
-"""What a run survives: kills at random moments, flipped bytes in checkpoints, poisoned rows.
+"""Damages training runs: kills at random moments, flipped bits in checkpoints, poisoned rows.
 
   python -m tests.studies.damage [--seed=0] [--kills=15] [--flips=80] [--rows=15] [--folder=DIR]
 
-Trains a tiny model on the generated world, in processes that are killed (-9) and started again, and
-in this process for the rest; some twenty minutes on two cores. It prints a line for each damage
-and a table of how they ended:
+Trains a tiny model on the generated world. It prints a line for each damage, and a table of how the
+runs ended. Runs that are killed have a process of their own. Takes some twenty minutes on two
+cores. The exit code is 1 if one of these expectations fails:
 
-  kill   after kills the run is, bit for bit, the one that nothing disturbed: its parameters, its
-         optimiser's state, its position, and metrics.jsonl
-  flip   of one bit of a checkpoint's files: what is served at once is the step that it says; the
-         run goes on, saves, and is the undisturbed one; what is served then is what summary.json
-         describes
-  row    a poisoned row is refused, or dropped and counted, or its step is skipped and counted, and
-         the run is finished with finite weights
-
-and exits with 1 where one did not.
+  kill   A run that was killed (signal 9) and resumed equals an undisturbed one bit for bit: its
+         parameters, optimiser state, position in the data, and metrics.jsonl.
+  flip   One bit of a checkpoint's files is flipped. The model served at once is that of the step it
+         claims. The resumed run saves, and equals the undisturbed one. The model served then is the
+         one that summary.json describes.
+  row    A poisoned row is refused, or dropped and counted, or its step is skipped and counted; and
+         the run ends with finite weights.
 """
 
 import argparse
@@ -33,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# As for the tests: programs this small gain nothing by LLVM's passes.
+# As in the tests, programs this small gain nothing from LLVM's optimisation passes.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
@@ -78,7 +76,7 @@ FIELDS = {
 
 
 class Heard(logging.Handler):
-  """The warnings of rm_jax since they were last taken."""
+  """Collects the warnings of rm_jax; `take` returns those since it was last called."""
 
   def __init__(self):
     super().__init__(logging.WARNING)
@@ -93,7 +91,7 @@ class Heard(logging.Handler):
 
 
 def config_of(folder: Path, steps: int, **fields: Any) -> Any:
-  """The study's config, some fields changed; dots are written as two underscores."""
+  """The study's config with some fields changed; a dot in a field's name is written `__`."""
   config = get_config()
   changes = {name.replace("__", "."): value for name, value in fields.items()}
   flat = FIELDS | {"model.config": str(folder / "tiny.json"), "train.steps": steps} | changes
@@ -102,7 +100,7 @@ def config_of(folder: Path, steps: int, **fields: Any) -> Any:
 
 
 def contents(workdir: Path) -> dict[str, bytes]:
-  """All that a run has come to, by name: metrics.jsonl, and its latest checkpoint's arrays."""
+  """A run's state by name: metrics.jsonl, and the position and arrays of the latest checkpoint."""
   steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
   latest = (workdir / "checkpoints" / str(max(steps))).absolute()
   out = {"metrics.jsonl": (workdir / "metrics.jsonl").read_bytes()}
@@ -119,13 +117,13 @@ def contents(workdir: Path) -> dict[str, bytes]:
 
 
 def other(one: dict[str, bytes], two: dict[str, bytes]) -> str:
-  """What of two runs' contents differs; '' where nothing does."""
+  """The names in which two runs' contents differ, as a message; '' if they are equal."""
   names = [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
   return f"{len(names)} differ: {names[:3]}" if names else ""
 
 
 def command(folder: Path, workdir: Path, steps: int) -> list[str]:
-  """The training command of the study's config."""
+  """The command that trains with the study's config."""
   flat = FIELDS | {"model.config": str(folder / "tiny.json"), "train.steps": steps}
   flags = [f"--config.{name}={value}" for name, value in flat.items()]
   base = ["--config=configs/base.py", f"--workdir={workdir}"]
@@ -133,7 +131,7 @@ def command(folder: Path, workdir: Path, steps: int) -> list[str]:
 
 
 def kills(folder: Path, count: int, draw: random.Random) -> list[tuple[str, str]]:
-  """(what was done, what is wrong, '' where nothing) of each kill, and of the runs' ends."""
+  """Kills runs: (what was done; what is wrong, or '') for each kill and each finished run."""
   steps = 24
   whole, workdir = folder / "whole", folder / "killed"
   began = time.monotonic()
@@ -149,7 +147,8 @@ def kills(folder: Path, count: int, draw: random.Random) -> list[tuple[str, str]
     shutil.rmtree(workdir)
 
   for n in range(count):
-    # At any moment, or a little after it has written a line: in a step, a save, an evaluation.
+    # One kill in three is at any moment, start-up included. The others are shortly after the run
+    # has written a line of metrics, so that they hit a step, a save or an evaluation.
     path = workdir / "metrics.jsonl"
     size = path.stat().st_size if path.exists() else 0
     process = subprocess.Popen(
@@ -177,7 +176,7 @@ def kills(folder: Path, count: int, draw: random.Random) -> list[tuple[str, str]
 
 
 def served(workdir: Path, examples: list) -> tuple[dict[str, np.ndarray], float]:
-  """(parameters by path, held-out loss) of what is served from a workdir."""
+  """(parameters by path, held-out loss) of the model that is loaded from a workdir."""
   model = RewardModel.from_pretrained(workdir)
   groups, kept = model.model.tokenise(examples, Report())
   report = evaluate(model.score_groups(groups), kept).report
@@ -186,12 +185,12 @@ def served(workdir: Path, examples: list) -> tuple[dict[str, np.ndarray], float]
 
 
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
-  """Whether two sets of parameters are the same, bit for bit."""
+  """Whether two sets of parameters are equal bit for bit."""
   return one.keys() == two.keys() and all(one[p].tobytes() == two[p].tobytes() for p in one)
 
 
 def flips(folder: Path, count: int, draw: random.Random, heard: Heard) -> list[tuple[str, str]]:
-  """(what was flipped and how it ended, what is wrong) of each."""
+  """Flips bits: (what was flipped and how it ended; what is wrong, or '') for each."""
   examples = read_both(config_of(folder, 12), Report())[1]
   whole, models = {}, {}
   for steps in (9, 12, 15):
@@ -204,7 +203,8 @@ def flips(folder: Path, count: int, draw: random.Random, heard: Heard) -> list[t
     shutil.rmtree(workdir, ignore_errors=True)
     shutil.copytree(folder / "whole12", workdir)
     paths = [p for p in (workdir / "checkpoints").rglob("*") if p.is_file() and p.stat().st_size]
-    # By bytes, where nearly all are weights, and by files, where few are.
+    # In turn, a byte is drawn from all bytes, which are nearly all weights, or from a file drawn
+    # from all files, few of which hold weights.
     sizes = [p.stat().st_size if n % 2 else 1 for p in sorted(paths)]
     path = draw.choices(sorted(paths), sizes)[0]
     data = bytearray(path.read_bytes())
@@ -225,7 +225,8 @@ def flips(folder: Path, count: int, draw: random.Random, heard: Heard) -> list[t
       what += ": passed over" if passed else ": harmless"
       if summary["train"]["steps"] != steps or not (workdir / f"checkpoints/{steps}").is_dir():
         wrong.append(f"is at {summary['train']['steps']} and not {steps}, or has not saved it")
-      # A run that ended at 12 has judged itself there, and goes on to 15 with that line.
+      # The resumed run has evaluated at step 12, where it ended before, and has that line in its
+      # metrics; a run that went to 15 at once does not.
       names = {"metrics.jsonl", "position"} if steps == 15 and not passed else {"position"}
       mine = contents(workdir)
       if problem := other(
@@ -257,7 +258,7 @@ def _outcome(i: int) -> dict[str, Any]:
 
 
 NAN, INF = float("nan"), float("inf")
-# (what a row is made of, what is wrong with it, losses of the config)
+# (function that makes a row, fields that poison it, fields of the config)
 POISON = (
   (_pair, {"margin": 1e39}, {}),
   (_pair, {"margin": -1e39}, {}),
@@ -285,7 +286,7 @@ POISON = (
 
 
 def rows(folder: Path, count: int, draw: random.Random) -> list[tuple[str, str]]:
-  """(what was wrong with a row and how it ended, what is wrong with that) of each."""
+  """Poisons rows: (what was wrong with a row and how it ended; what is wrong with that, or '')."""
   chosen = [POISON[0], *draw.sample(POISON[1:], min(count, len(POISON)) - 1)][:count]
   out = []
   for make, fields, losses in chosen:
@@ -300,7 +301,8 @@ def rows(folder: Path, count: int, draw: random.Random) -> list[tuple[str, str]]
     config.train.checkpoint_every = 3
     try:
       summary = loop.train(config, workdir)
-      config.train.steps = 15  # and once more: an old window must not doom the restart
+      # The run is resumed once: a metrics window with skipped steps must not make that fail.
+      config.train.steps = 15
       summary = loop.train(config, workdir)
       skipped, dropped = summary["train"]["skipped_steps"], summary["data"]["dropped"]
       what += f": finished, {skipped} skipped, dropped {dropped or 'none'}"
@@ -309,7 +311,7 @@ def rows(folder: Path, count: int, draw: random.Random) -> list[tuple[str, str]]
         wrong = "the weights are not finite"
       if len(read_lines(workdir / "metrics.jsonl")) != 15:
         wrong = "metrics.jsonl lacks lines"
-      # A weight that float32 holds is what was asked for: it is warned of, and counts.
+      # A huge weight that float32 can hold is used as given, with a warning.
       if not skipped and not dropped and fields != {"weight": 1e38}:
         wrong = "neither skipped nor dropped"
     except (ValueError, OSError) as error:

@@ -1,21 +1,22 @@
-"""Models that are damaged or made to harm: each is refused in one typed error, or loaded right.
+"""Loads damaged and malicious models: each must be refused with a typed error or load correctly.
 
     python -m tests.studies.hostile --seed=1 --mutants=1500
 
-prints a table of how many of each kind were refused, loaded right, or neither, with the slowest and
-the largest; exits with 1 where any was neither. Some five minutes on two cores.
+It prints a table of how many of each kind were refused, loaded correctly, or neither, with the
+longest time and the largest memory. The exit code is 1 if any was neither. Takes some five minutes
+on two cores.
 
 - mutants of a safetensors folder (any of its files) and of a GGUF file: bytes flipped, overwritten,
-  inserted, deleted, doubled, cut off; numbers of a header and values of JSON exchanged for others.
-- folders (`hostile_cases`): files put together by hand, each with one thing wrong.
-- templates (`hostile_cases`): chat templates that fail, do not end or ask for what is not theirs.
+  inserted, deleted, doubled or cut off; numbers of a header and values of JSON replaced.
+- folders (`hostile_cases`): files written by hand, each with one thing wrong.
+- templates (`hostile_cases`): chat templates that fail, do not end, or reach for other objects.
 
-A file that loads is *right* where each weight is, bit for bit, what `safetensors` or the `gguf`
-package reads from the same bytes (a flipped bit of a weight shows in no check: the file says
-another number then, and that number is right), its config is what the file says, and a text has the
-tokens that `tokenizers` gives it. Each is loaded in a process of its own kind, which is killed
-where it takes longer than 20 s or a gibibyte; what it took is held against the decoded weights plus
-64 MiB. A file beside the models tells whether any code of theirs ran.
+A model has loaded correctly if each weight equals, bit for bit, what `safetensors` or the `gguf`
+package reads from the same bytes, its config is that of the file, and a text gets the tokens that
+`tokenizers` gives it. A flipped bit inside a weight is therefore correct: no file format checks it,
+and the file now says the other number. Models are loaded in a worker process, which is killed after
+20 s or a gibibyte; the memory of a load may be at most the decoded weights plus 64 MiB. A marker
+file beside the models shows whether any code of theirs was run.
 """
 
 import argparse
@@ -48,11 +49,11 @@ SECONDS, MEBIBYTES = 20.0, 64.0
 LIMIT_MIB = 1024.0
 
 
-# --- what is loaded, and what it should be ---------------------------------------------------
+# --- Loading a model, and checking the result ------------------------------------------------
 
 
 def make_bases(folder: Path) -> tuple[Path, Path]:
-  """(a saved model's folder, a GGUF file): small, whole and with a tokenizer."""
+  """Makes two small undamaged models with tokenizers: (a saved folder, a GGUF file)."""
   import jax
 
   from rm_jax.models.config import backbone_config, head_config
@@ -96,7 +97,7 @@ def sha(array: np.ndarray) -> str:
 
 
 def load(path: str) -> dict[str, Any]:
-  """What a model is to us: hashes of its weights, its config, tokens of a text."""
+  """Loads a model: {weights: their hashes, bytes: their size, config, ids: tokens of a text}."""
   from rm_jax.api import RewardModel
   from rm_jax.models.config import backbone_config, head_config
   from rm_jax.models.network import Network
@@ -124,15 +125,16 @@ def load(path: str) -> dict[str, Any]:
 
 
 def judge(path: Path, said: dict[str, Any]) -> str:
-  """What is wrong with a load by the libraries' own reading of the same bytes; '' where nothing."""
+  """How a loaded model differs from what the libraries read from the file; '' if it does not."""
   try:
     return (_judge_gguf if path.suffix == ".gguf" else _judge_folder)(path, said)
-  except Exception as error:  # what the libraries do not read, we should not have
+  except Exception as error:  # A file that the libraries refuse should not have loaded.
     return f"the libraries do not read it: {type(error).__name__}: {error}"
 
 
 def _differ(weights: dict[str, np.ndarray], said: dict[str, str]) -> str:
-  # A head of the language model and buffers have no place in ours.
+  # Only the loaded weights are compared: a file may also hold a language-model head and buffers,
+  # which a reward model does not load.
   wrong = [n for n in said if n not in weights or sha(weights[n]) != said[n]]
   return f"weights differ: {wrong[:3]}" if wrong else ""
 
@@ -143,18 +145,19 @@ def _judge_folder(path: Path, said: dict[str, Any]) -> str:
   for shard in shards:
     arrays |= safetensors.numpy.load_file(shard)
   config = json.loads((path / "config.json").read_text())
-  if json.dumps(said["config"]) != json.dumps(config):  # as text NaN is NaN
+  if json.dumps(said["config"]) != json.dumps(config):  # Compared as text, where NaN equals NaN.
     return "config differs"
   whole = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
   eos = json.loads((path / "tokenizer_config.json").read_text()).get("eos_token")
   ids = whole.encode(TEXT + "a").ids
   ends = whole.token_to_id(eos if isinstance(eos, str) else "</s>")
-  record = path / "rm_jax.json"  # without one, or an empty one, the model's own most holds
+  record = path / "rm_jax.json"
   convention = json.loads(record.read_text()).get("convention", {}) if record.exists() else {}
   positions = config.get("max_position_embeddings", 2048)
-  fits = len(ids) + 1 <= min(convention.get("max_length", 1024), positions)  # else it was cut
+  # A longer text is truncated. Without a record only the model's number of positions limits it.
+  fits = len(ids) + 1 <= min(convention.get("max_length", 1024), positions)
   found = said["ids"]
-  # A special token that only its config names gets an id behind all others (transformers does it).
+  # transformers gives a special token that only the tokenizer's config names the next free id.
   if ends is None and isinstance(found, list) and found[-1:] >= [whole.get_vocab_size()]:
     ends = found[-1]
   if fits and isinstance(found, list) and found not in (ids, [*ids, ends]):
@@ -194,7 +197,7 @@ def _judge_gguf(path: Path, said: dict[str, Any]) -> str:
     name = ".".join(["model", *(["layers", layer[1]] if layer else []), _NAMES.get(part, part)])
     array = gguf_package.dequantize(tensor.data, tensor.tensor_type)
     if part in ("attn_q", "attn_k"):
-      # Row 2 p + s of a head there is row s half + p here.
+      # llama.cpp interleaves the two halves of each head: its row 2 p + s is our row s half + p.
       heads = config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
       size = len(array) // heads
       row = np.arange(len(array))
@@ -208,7 +211,7 @@ def _judge_gguf(path: Path, said: dict[str, Any]) -> str:
   return _differ(weights, said["weights"])
 
 
-# --- what is made ----------------------------------------------------------------------------
+# --- Making mutants --------------------------------------------------------------------------
 
 _WHOLE = (0, 1, 2, 3, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, 1 << 60, (1 << 63) - 1, 1 << 63)
 _VALUES = (
@@ -219,7 +222,7 @@ _VALUES = (
 
 
 def _bytes(data: bytes, rng: random.Random, end: int) -> bytes:
-  """A few bytes changed, before `end`."""
+  """A copy of the data with a few random changes before `end`."""
   out = bytearray(data)
   for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
     at = rng.randrange(max(1, min(end, len(out))))
@@ -234,7 +237,7 @@ def _bytes(data: bytes, rng: random.Random, end: int) -> bytes:
       case 5:
         out[at:at] = rng.randbytes(many)
       case 6:
-        out[at:at] = out[at : at + many]  # doubled
+        out[at:at] = out[at : at + many]  # Doubles them.
       case 7:
         out[at : at + many] = bytes(len(out[at : at + many]))
       case 8:
@@ -250,7 +253,7 @@ def _bytes(data: bytes, rng: random.Random, end: int) -> bytes:
 
 
 def _values(value: Any, rng: random.Random) -> Any:
-  """A JSON value with one of its parts exchanged, left out, renamed or moved."""
+  """A copy of a JSON value with one part replaced, left out, renamed or changed as a number."""
   value = copy.deepcopy(value)
   at, path = value, []
   while isinstance(at, dict | list) and at and (not path or rng.random() < 0.8):
@@ -273,7 +276,7 @@ def _values(value: Any, rng: random.Random) -> Any:
 
 
 def safetensors_mutant(base: Path, target: Path, rng: random.Random) -> None:
-  """A copy of the folder with one file changed: the weights in four of ten."""
+  """Copies the folder and changes one file, which is the weights in four cases of ten."""
   shutil.copytree(base, target)
   names = sorted(p.name for p in base.iterdir() if p.name != "model.safetensors")
   file = target / ("model.safetensors" if rng.random() < 0.4 else rng.choice(names))
@@ -292,18 +295,18 @@ def safetensors_mutant(base: Path, target: Path, rng: random.Random) -> None:
 
 
 def gguf_mutant(base: Path, target: Path, rng: random.Random) -> None:
-  """A copy of the file: changed in its first bytes, in its header (most) or anywhere."""
+  """Copies the file with changes: mostly in its header, else in the first 64 bytes or anywhere."""
   data = base.read_bytes()
   header = data.index(b"blk.1.ffn_down.weight") + 64
   end = rng.choice([64, *[header] * 8, len(data), len(data)])
   target.write_bytes(_bytes(data, rng, end))
 
 
-# --- what becomes of each --------------------------------------------------------------------
+# --- Trying them -----------------------------------------------------------------------------
 
 
 def render(template: str) -> str:
-  """What comes of a chat template: the number of tokens, or the reason that a row is left out."""
+  """Applies a chat template: returns the number of tokens, or the reason to leave the row out."""
   from rm_jax.batch.tokenise import Convention, TextEncoder
   from rm_jax.world import make_tokenizer
 
@@ -316,12 +319,12 @@ def render(template: str) -> str:
 
 
 def attempt(call: Any, *args: Any) -> dict[str, Any]:
-  """{'ok': what it returns}, {'typed': the error} or, of any other exception, {'untyped': it}."""
+  """Calls a function: {'ok': its result}, {'typed': an error of ours} or {'untyped': any other}."""
   try:
     return {"ok": call(*args)}
   except (ValueError, OSError) as error:
     return {"typed": f"{type(error).__name__}: {error}"[:400]}
-  # A panic of Rust, too, which is no Exception.
+  # A panic in a Rust extension is a BaseException, not an Exception.
   except BaseException as error:
     return {"untyped": f"{type(error).__name__}: {error}"[:400]}
 
@@ -331,13 +334,13 @@ def _resident(field: str) -> float:
 
 
 def work() -> None:
-  """Answers lines of [what, argument] with lines of what became of it, until there are none."""
+  """The worker process: answers each line of JSON [what, argument] with a line of JSON."""
   out = os.fdopen(os.dup(1), "w", buffering=1)
-  os.dup2(2, 1)  # what libraries print must not stand between the answers
+  os.dup2(2, 1)  # Whatever libraries print to stdout goes to stderr, not between the answers.
   calls = {"load": load, "render": render}
   for line in sys.stdin:
     what, argument = json.loads(line)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak of resident memory.
     before, start = _resident("VmRSS"), time.monotonic()
     found = attempt(calls[what], argument)
     found |= {"seconds": time.monotonic() - start, "mib": _resident("VmHWM") - before}
@@ -345,10 +348,10 @@ def work() -> None:
 
 
 class Worker:
-  """A process that loads one model after the other, and another where that one had to be killed.
+  """A process that loads one model after the other; it is replaced if it has to be killed.
 
   Args:
-    warm: what it does first, so that imports are not counted.
+    warm: a first task, whose time and memory are not counted: it imports everything.
   """
 
   def __init__(self, warm: tuple[str, str]):
@@ -356,7 +359,7 @@ class Worker:
     self.process: subprocess.Popen | None = None
 
   def do(self, what: str, argument: str) -> dict[str, Any]:
-    """As `attempt`, with seconds and MiB; or {'hang' | 'memory' | 'crash': how}."""
+    """The result of `attempt` with its seconds and MiB, or {'hang' | 'memory' | 'crash': how}."""
     if self.process is None:
       self.process = subprocess.Popen(
         [sys.executable, "-m", "tests.studies.hostile", "--work"],
@@ -395,7 +398,7 @@ KINDS = ("refused", "right", "wrong", "untyped", "hang", "memory", "crash", "ran
 
 
 class Table:
-  """How many of each kind became of what, the slowest and the largest, and all that is amiss."""
+  """Counts of outcomes by kind of model, the longest time and largest memory, and all failures."""
 
   def __init__(self):
     self.counts: dict[str, collections.Counter] = {}

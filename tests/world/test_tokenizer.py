@@ -1,4 +1,4 @@
-"""The tokenizer of the world's words: every word of both splits is a token, and none is lost."""
+"""The world's tokenizer: every word of both splits is a token, and none becomes <unk>."""
 
 import re
 
@@ -15,7 +15,7 @@ def test_all_texts_of_the_world_are_known():
         text = tokenizer.apply_chat_template([*example.prompt, *response], tokenize=False)
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids, text
-        # But for spaces, all of it can be read back.
+        # Everything but the spaces can be decoded.
         back = "".join(tokenizer.convert_ids_to_tokens(ids))
         assert back == re.sub(" ", "", text)
 

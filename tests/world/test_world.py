@@ -14,7 +14,7 @@ import pytest
 
 from rm_jax.types import Example
 from rm_jax.world import World, best_reachable
-from rm_jax.world.text import LAYOUTS, Attributes, read_prompt, read_response
+from rm_jax.world.grammar import LAYOUTS, Attributes, read_prompt, read_response
 from rm_jax.world.words import HELDOUT, SPLITS, TRAIN
 
 PROMPT = (
@@ -91,7 +91,7 @@ def test_ranking_has_k_different_responses_and_a_gain_for_each():
     assert example.kind == "ranking"
     assert len({content(r) for r in example.responses}) == 4
     assert sorted(example.labels) == [0.0, 1.0, 2.0, 3.0]
-  # Where nearly all are good, about two pairs in 40 candidates are equal.
+  # With a high skill nearly all are good, and of 40 candidates about two pairs have equal texts.
   for example in World(skill=0.9).rankings("train", 10, k=40, seed=0):
     assert len({content(r) for r in example.responses}) == 40
 
@@ -129,7 +129,7 @@ def entries(words):
 
 
 def test_vocabularies_share_no_entry():
-  # Without their own wording too, since the sentences of a response hold the split's own names.
+  # The test above cannot see a shared sentence, because each text also contains names of its split.
   train, heldout = ({x for t in entries(w).values() for x in t} for w in (TRAIN, HELDOUT))
   assert not train & heldout
   assert TRAIN.layouts.keys() == HELDOUT.layouts.keys() == LAYOUTS.keys()
@@ -199,7 +199,7 @@ def test_candidates_are_varied():
   (prompt,) = WORLD.prompts("train", 1, seed=0)
   candidates = WORLD.sample(prompt, 1024, generator())
   assert len({content(c.response) for c in candidates}) > 900
-  # Every combination of the attributes occurs: 1024 draws miss one of probability 1/24 with
+  # All 24 combinations of the attributes occur: 1024 draws miss one of probability 1/24 with
   # probability (23/24)^1024 < 1e-18.
   assert len({c.attributes for c in candidates}) == 2 * 2 * 2 * 3
 
@@ -224,7 +224,7 @@ def test_confusion_is_what_wrong_facts_are(confusion, expected):
 
 
 def rate(pairs, rule):
-  """How often the rule puts the chosen response above the other, ties half, and 5 sigma of it."""
+  """(share of pairs in which the rule prefers chosen, ties half; 5 standard errors of it)."""
   gain = [np.sign(rule(content(c)) - rule(content(r))) for c, r in (p.responses for p in pairs)]
   return np.mean(1 + np.array(gain)) / 2, 5 * 0.5 / math.sqrt(len(pairs))
 
@@ -251,7 +251,8 @@ def test_rules_blind_to_the_prompt_stay_low():
     return 1000 * sign + len(text)
 
   assert rate(pairs, tone_then_length)[0] < 0.64 + bound
-  # Which layout and which name say nothing without the prompt.
+  # Which layout or name is right depends on the prompt, so features of the response alone predict
+  # nothing.
   for rule in (lambda text: text[0], lambda text: text.split(",")[0].split()[-1]):
     for value in {rule(content(r)) for p in pairs for r in p.responses}:
       share, bound = rate(pairs, lambda text, rule=rule, value=value: rule(text) == value)
@@ -273,7 +274,8 @@ def test_judges_err_as_bradley_terry(temperature):
 
 
 def test_judges_noise_is_logistic():
-  # Gaussian noise of the scale agrees with the truth 2 % more often, 4 sd of this many pairs.
+  # Gumbel noise is told from Gaussian noise of the same scale, which would agree with the truth 2 %
+  # more often: 4 standard errors of this many pairs.
   pairs = World(judge_temperature=1.0).pairs("train", 6000, seed=0, messages=False)
   gaps = np.array([p.truth[0] - p.truth[1] for p in pairs])
   expected = np.array([sigmoid(abs(gap)) for gap in gaps if gap])
@@ -291,7 +293,7 @@ def test_any_two_of_a_ranking_are_judged_as_bradley_terry():
         outcomes.setdefault(gap, []).append(example.labels[i] > example.labels[j])
   for gap, right in outcomes.items():
     expected = 1 / (1 + math.exp(-gap))
-    # At most 6 pairs a ranking, and no more than 500 rankings that are independent.
+    # Each ranking has 6 pairs, but only the 500 rankings are independent.
     sd = math.sqrt(expected * (1 - expected) / min(len(right) / 6, 500))
     assert abs(np.mean(right) - expected) < 4 * sd, gap
 
@@ -317,9 +319,9 @@ def example(labels, truth):
 def test_best_reachable_counts_comparisons_and_halves_ties():
   right, wrong, tie = (example((1.0, 0.0), t) for t in ((2.0, 1.0), (1.0, 2.0), (1.0, 1.0)))
   assert best_reachable([right, right, wrong, tie]) == (1 + 1 + 0 + 0.5) / 4
-  # c > b, c > a right; b > a wrong.
+  # c > b and c > a agree with the truth, b > a does not.
   assert best_reachable([example((0.0, 1.0, 2.0), (1.0, 0.0, 3.0))]) == 2 / 3
-  # Equal labels are no comparison.
+  # Responses with equal labels are not compared.
   assert best_reachable([example((0.0, 1.0, 1.0), (0.0, 1.0, 3.0))]) == 1.0
 
 
@@ -377,9 +379,9 @@ def test_flips_of_a_ranking_change_neighbours():
   clean, flipped = (World(flips=f).rankings("train", n, 3, seed=0) for f in (0.0, 0.2))
   assert all(a.responses == b.responses for a, b in zip(clean, flipped, strict=True))
   same = sum(a.labels == b.labels for a, b in zip(clean, flipped, strict=True)) / n
-  # Neither of two places changes; two changes never undo one another.
+  # The order stays the same only if neither pair of places is swapped: two swaps never cancel.
   assert abs(same - 0.8**2) < 4 * math.sqrt(0.64 * 0.36 / n)
-  # The best goes down past all only by a change at each place.
+  # The best response becomes the last one only if every pair of places is swapped.
   sunk = [a.labels.index(2.0) == b.labels.index(0.0) for a, b in zip(clean, flipped, strict=True)]
   assert abs(sum(sunk) / n - 0.2**2) < 4 * math.sqrt(0.04 * 0.96 / n)
 

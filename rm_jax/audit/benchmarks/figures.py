@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rm_jax.audit.benchmarks.items import Item
-from rm_jax.metrics import agreement, interval
+from rm_jax.metrics import interval
 from rm_jax.types import Text
 
 Score = Callable[[Sequence[tuple[Text, Text]]], npt.ArrayLike]
@@ -34,7 +34,7 @@ def response_scores(score: Score, items: Sequence[Item]) -> list[np.ndarray]:
       rows.setdefault(key, (item.example.prompt, response))
   if not rows:
     raise ValueError("items is empty; expected those of a benchmark's load")
-  got = agreement.vector(score(list(rows.values())), "scores")
+  got = interval.vector(score(list(rows.values())), "scores")
   if len(got) != len(rows):
     raise ValueError(f"score gave {len(got)} scores for {len(rows)} rows; expected as many")
   scored = dict(zip(rows, got, strict=True))
@@ -61,7 +61,7 @@ def step_scores(score_steps: ScoreSteps, items: Sequence[Item]) -> list[np.ndarr
     raise ValueError(f"score_steps gave {len(got)} arrays for {len(rows)} rows; expected as many")
   scored = {}
   for i, (key, one) in enumerate(zip(rows, got, strict=True)):
-    scored[key] = agreement.vector(one, f"scores of row {i}")
+    scored[key] = interval.vector(one, f"scores of row {i}")
     if len(scored[key]) != len(key[1]):
       raise ValueError(
         f"row {i} has {len(key[1])} steps and {len(scored[key])} scores; expected one a step"

@@ -1,4 +1,4 @@
-"""Normal forms, n-grams and the two guesses."""
+"""Tokens, and the n-grams that are made of them."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rm_jax.curate.text import all_ngrams, guess_language, guess_script, jaccard, ngrams
+from rm_jax.curate.ngrams import all_ngrams, jaccard, ngrams
 from rm_jax.curate.tokens import (
   INDENTATION,
   NEGATION,
@@ -37,7 +37,7 @@ def test_ngrams_are_those_of_each_text():
     sets = ngrams(tokenise(texts), n)
     assert len(sets) == len(texts)
     known: dict[tuple, int] = {}
-    for i in (*range(50), *range(4090, 4100), *range(8990, 9000)):  # chunks meet at 4096 and 8192
+    for i in (*range(50), *range(4090, 4100), *range(8990, 9000)):  # Chunks end at 4096 and 8192.
       w = texts[i].split()
       grams = {tuple(w[j : j + n]) for j in range(len(w) - n + 1)} or {("all", *w)}
       assert len(sets[i]) == len(grams), texts[i]
@@ -63,8 +63,8 @@ def test_a_template_changes_no_ngram_of_what_it_holds():
   hidden = np.isin(tokens.ids, [tokens.vocabulary.index(w) for w in "xyz"])
   sets = ngrams(tokens, 3, hidden)
   assert sets[1].tolist() == sets[0].tolist()
-  assert len(sets[2]) == 2  # y a b, a b z: whole, and not x y a
-  assert len(sets[3]) == 1  # nothing but the template: the text itself
+  assert len(sets[2]) == 2  # y a b and a b z contain the piece a b; x y a cuts it.
+  assert len(sets[3]) == 1  # Only template tokens: the whole text's hash.
   assert sets[3][0] not in ngrams(tokens, 3)[3]
   for i in range(4):
     whole = np.unique(all_ngrams(tokens, i, 3))
@@ -85,7 +85,7 @@ def test_tokens():
 
 def test_hashes_are_the_same_in_another_process():
   code = (
-    "from rm_jax.curate.text import ngrams; from rm_jax.curate.tokens import tokenise; "
+    "from rm_jax.curate.ngrams import ngrams; from rm_jax.curate.tokens import tokenise; "
     "print(ngrams(tokenise(['a b c d', 'x']), 3).values.tolist())"
   )
   out = subprocess.run(
@@ -98,27 +98,3 @@ def test_jaccard():
   assert jaccard(np.array([1, 2, 3]), np.array([2, 3, 4])) == 2 / 4
   assert jaccard(np.array([]), np.array([])) == 1
   assert jaccard(np.array([1]), np.array([2])) == 0
-
-
-@pytest.mark.parametrize(
-  ("text", "script", "language"),
-  [
-    ("How do I get to the station? It is late.", "LATIN", "English"),
-    ("a recipe for a cake with me as a baker, no nuts", "LATIN", "English"),
-    ("Wie komme ich zum Bahnhof? Das ist nicht weit.", "LATIN", "German"),
-    ("Comment est-ce que je vais à la gare ?", "LATIN", "French"),
-    ("¿Cómo se llega a la estación? Es para los niños.", "LATIN", "Spanish"),
-    ("Como é que eu chego lá? Não sei o que fazer.", "LATIN", "Portuguese"),
-    ("Non so come andare, è una cosa che mi piace con il vino", "LATIN", "Italian"),
-    ("Hoe kom ik op het station? Dat is niet ver van hier.", "LATIN", "Dutch"),
-    ("Как пройти к вокзалу?", "CYRILLIC", "script:CYRILLIC"),
-    ("我怎么去车站", "CJK", "script:CJK"),
-    ("привет hello мир world", "mixed", "script:mixed"),
-    ("42 !", "none", "script:none"),
-    ("Obama Chicago Hawaii", "LATIN", "unsure"),
-    ("que Obama", "LATIN", "unsure"),  # of two languages
-  ],
-)
-def test_guesses(text, script, language):
-  assert guess_script(text) == script
-  assert guess_language(text) == language

@@ -1,11 +1,11 @@
-"""Measures of text, each against a count by hand."""
+"""Surface features of texts, each against a count by hand."""
 
 import itertools
 import random
 
 import pytest
 
-from rm_jax.metrics.text import (
+from rm_jax.metrics.surface import (
   MEASURES,
   formatting,
   longest_run,
@@ -20,7 +20,7 @@ from rm_jax.metrics.text import (
 def test_normalise():
   assert normalise("Ｈｅｌｌｏ \n\t World ") == "hello world"
   assert normalise("Straße ﬁx") == "strasse fix"
-  assert normalise("e\u0301") == "é"  # composed
+  assert normalise("e\u0301") == "é"  # The composed form.
   assert normalise(normalise("İ ŉ")) == normalise("İ ŉ")
 
 
@@ -48,7 +48,7 @@ def test_formatting(text, marks):
 def test_repetition():
   assert repetition("a b c d e") == 0
   assert repetition("a b") == 0
-  # Trigrams: a-b-c, b-c-a, c-a-b, a-b-c: one of four was there before.
+  # The trigrams are a-b-c, b-c-a, c-a-b, a-b-c: one of four occurred before.
   assert repetition("a b c a b c") == 1 / 4
   assert repetition("No, no. NO no!") == 1 / 2
 
@@ -62,9 +62,9 @@ def test_repetition():
     ("one two three", 1),
     ("No, no. NO!", 3),
     ("well go on go on go on now", 3),
-    ("a b a", 1),  # twice a, but not directly after itself
+    ("a b a", 1),  # a occurs twice, but not back to back
     ("1 2 3 4 5 6 7 8 1 2 3 4 5 6 7 8", 2),
-    ("1 2 3 4 5 6 7 8 9 1 2 3 4 5 6 7 8 9", 1),  # a phrase of nine is not looked for
+    ("1 2 3 4 5 6 7 8 9 1 2 3 4 5 6 7 8 9", 1),  # a phrase of nine words is too long to be found
   ],
 )
 def test_longest_run(text, run):

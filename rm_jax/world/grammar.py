@@ -1,4 +1,4 @@
-"""Writes prompts and responses from the words, and reads them back from the text alone."""
+"""Writes prompts and responses from a vocabulary, and reads any text back into its attributes."""
 
 import dataclasses
 import functools
@@ -12,14 +12,14 @@ from rm_jax.world.words import SPLITS, Scene, Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a prompt says and wants.
+  """What a prompt states and asks for.
 
   Attributes:
-    words, scene: the tables that it is written in.
-    facts: item -> value, as its note has them.
-    item: the one asked about.
-    layout: the one wanted.
-    name: of the person who asks, by which the response should address them.
+    words, scene: the vocabulary and the scene that the prompt is written in.
+    facts: item -> value, the entries of its note.
+    item: the item that the question is about.
+    layout: the layout that the response should have, a key of `LAYOUTS`.
+    name: of the person who asks; the response should address them by it.
   """
 
   words: Vocabulary
@@ -32,14 +32,14 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-  """What the true reward sees of a response.
+  """The properties of a response that its true reward is computed from.
 
   Attributes:
-    fact: 1 if it names the value that the note gives for the item asked about and no other value of
-      that kind, else 0.
-    layout: 1 if it has the layout asked for, else 0.
-    name: 1 if it names the person who asks, and no other; else 0.
-    tone: -1 rude, 0 neutral (or both), 1 polite.
+    fact: 1 if the response names the value of the item asked about and no other value of the scene,
+      else 0.
+    layout: 1 if the response has the layout asked for, else 0.
+    name: 1 if the response names the person who asks and nobody else, else 0.
+    tone: -1 rude, 0 neutral (or both rude and polite), 1 polite.
   """
 
   fact: int
@@ -52,7 +52,7 @@ def _numbered(sentences: list[str]) -> str:
   return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, 1))
 
 
-# Layout -> (writes sentences in it, pattern that a text in it matches).
+# Layout -> (function that joins sentences in this layout, pattern that such a text matches fully).
 LAYOUTS = {
   "list": (lambda s: "\n".join(f"- {x}" for x in s), r"- .*(\n- .*)*"),
   "numbers": (_numbered, r"\d+\. .*(\n\d+\. .*)*"),
@@ -62,12 +62,15 @@ LAYOUTS = {
 
 
 def draw(table: Sequence, rng: np.random.Generator):
-  """One entry of a table, each as likely."""
+  """Draws one entry of a table uniformly."""
   return table[int(rng.integers(len(table)))]
 
 
 def write_prompt(words: Vocabulary, rng: np.random.Generator) -> str:
-  """Three lines: who asks; a note of three entries; a question about one and the layout wanted."""
+  """Draws a prompt of three lines: who asks; a note of three entries; the question.
+
+  The question is about one entry, and the wish for a layout follows it.
+  """
   scene = draw(words.scenes, rng)
   items = rng.choice(len(scene.items), 3, replace=False)
   values = rng.choice(len(scene.values), 3, replace=False)
@@ -92,7 +95,11 @@ def write_response(
   fillers: int,
   rng: np.random.Generator,
 ) -> str:
-  """A sentence with name and value, then one of the tone and fillers in any order."""
+  """Writes a response: a sentence with the name and the value, then the rest in random order.
+
+  The rest is one sentence of the tone, if that is not 0, and `fillers` different filler sentences.
+  `value` and `name` need not be the right ones: wrong candidates are written here as well.
+  """
   words = task.words
   rest = [draw(words.tones[tone], rng)] if tone else []
   rest += [words.fillers[i] for i in rng.choice(len(words.fillers), fillers, replace=False)]
@@ -104,7 +111,7 @@ def write_response(
 
 @functools.cache
 def _pattern(table: tuple[str, ...]) -> re.Pattern:
-  # A longer entry first, lest its beginning be found in its place.
+  # Longer entries come first: of two that start alike, a pattern finds the first that it lists.
   entries = sorted(table, key=len, reverse=True)
   return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, entries)) + r")(?!\w)", re.IGNORECASE)
 
@@ -115,17 +122,17 @@ def _by_lower(table: tuple[str, ...]) -> dict[str, str]:
 
 
 def find(table: Iterable[str], text: str) -> list[str]:
-  """The table's entries in the order in which the text names them, whatever their case."""
+  """The table's entries that occur in the text as whole words, in any case, in the text's order."""
   table = tuple(table)
   return [_by_lower(table)[match.lower()] for match in _pattern(table).findall(text)]
 
 
 @functools.lru_cache(maxsize=4096)
 def read_prompt(prompt: str) -> Task:
-  """The task that a prompt of this world sets.
+  """Reads the task that a prompt of this world sets.
 
   Raises:
-    ValueError: the text is no prompt of this world.
+    ValueError: the text is not a prompt of this world.
   """
   lines = prompt.split("\n")
   for words in SPLITS.values() if len(lines) == 3 else ():
@@ -142,7 +149,7 @@ def read_prompt(prompt: str) -> Task:
 
 
 def read_response(task: Task, text: str) -> Attributes:
-  """The attributes of any text as a response to the task."""
+  """Reads the attributes of any text, even one not of this world, as a response to the task."""
   _, pattern = LAYOUTS[task.layout]
   tone = sum(sign * bool(find(task.words.tones[sign], text)) for sign in (-1, 1))
   return Attributes(
