@@ -1,12 +1,13 @@
 """Hashes of what commands write, for a change that must leave every number alone.
 
-  python -m tests.studies.unchanged --data=../shared/data [--root=CHECKOUT] [--folder=DIR] [NAME ...]
+  python -m tests.studies.unchanged --data=DIR [--root=CHECKOUT] [--folder=DIR] [NAME ...]
 
-runs the commands of a checkout (by default this one) in an empty folder, with caches that are empty,
-and prints the sha256 of each file. Run it once with the commit before as --root and once without, on
-one machine, with the same --folder, since some files name the paths they were made from. NAME
+runs the commands of a checkout (by default this one) in an empty folder, with empty caches, and
+prints the sha256 of what each wrote. Run it once with the commit before as --root and once without,
+on one machine, with the same --folder, since some files name the paths they were made from. NAME
 chooses some: quickstart, qa, prm, audit (which needs quickstart), plan. Some fifteen minutes on two
-cores. plan.json is hashed without `compile_seconds`, which is the one measurement in it.
+cores. --data is the folder of the published data sets. plan.json is hashed without
+`compile_seconds`, which is the one measurement in it.
 """
 
 import argparse
