@@ -52,6 +52,12 @@ def test_what_could_not_be_read_is_listed(book, tmp_path):
   assert origins == [f"{tmp_path}/in.jsonl:2", f"{tmp_path}/in.jsonl:5"]
 
 
+def test_files_that_are_passed_over_are_known(book, tmp_path):
+  assert book.unread == []
+  (tmp_path / "notes.csv").write_text("a,b\n")
+  assert ledgers.read(tmp_path).unread == [f"{tmp_path}/notes.csv"]
+
+
 def test_every_bad_row_is_listed_however_many(tmp_path):
   rows = [ROWS[0]] + [ROWS[1]] * 50
   path = tmp_path / "in.jsonl"

@@ -113,6 +113,14 @@ def test_counts_add_up_on_every_path(faulty, tmp_path, options):
   assert f"{rows['read']} rows read" in pipeline.table(report)
 
 
+@pytest.mark.parametrize("how", ["subsample", "weights"])
+def test_the_report_says_what_was_resampled_by(faulty, how):
+  options = pipeline.Options(duplicates="keep", resample_by="source", resample_how=how)
+  report = pipeline.curate(ledgers.read(faulty / "rows.jsonl"), options)
+  assert (report["resample"]["by"], report["resample"]["how"]) == ("source", how)
+  assert f"\nresampled by source ({how})\n" in pipeline.table(report)
+
+
 def test_what_is_written_is_clean_the_next_time(faulty, tmp_path):
   book = ledgers.read(faulty / "rows.jsonl")
   heldout = load(faulty / "held.jsonl", report=Report())

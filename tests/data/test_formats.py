@@ -358,6 +358,11 @@ def test_the_first_good_row_chooses_for_its_file(tmp_path):
   assert [(e.source, type(e.prompt)) for e in examples] == [("a", tuple), ("b", str)]
   assert report.dropped == {"malformed_dialogue": 1}
   assert {e.source for e in _load(tmp_path, source="mine")[0]} == {"mine"}
+  for name in ("c.json", "c.jsonl", "c.jsonl.gz", "c.json.gz"):
+    path = tmp_path / name
+    text = (json.dumps(PAIR) + "\n").encode()
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert [e.source for e in _load(path)[0]] == ["c"], name
 
 
 def test_a_file_without_the_columns_stops_at_once(tmp_path):
