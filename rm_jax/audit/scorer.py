@@ -69,7 +69,7 @@ class Scorer:
   @property
   def outputs(self) -> int:
     """Members of an ensemble; 1 where the model is none."""
-    head = self.model.model.network.head
+    head = self.model.text_model.network.head
     return head.outputs if head.ensemble else 1
 
   def __call__(self, rows: Sequence[Row]) -> np.ndarray:
@@ -109,7 +109,7 @@ class Scorer:
     unread = set(mine) - self._pooled.keys()
     new = {k: row for k, row in zip(keys, both, strict=True) if k in unread or k in missing}
     for chunk in _chunks(list(new)):
-      pooled_ND, scores_NM = self.model.read(
+      pooled_ND, scores_NM = self.model.pooled_and_scores(
         [_asked(new[k]) for k in chunk], progress=self.progress
       )
       # Of those beside the scores alone are kept: features take a thousand times as much room.
@@ -187,7 +187,7 @@ def key_of(row: Row) -> bytes:
 
 def model_hash(model: RewardModel) -> str:
   """16 hex digits of all that scores depend on: parameters, network, tokenizer, convention."""
-  made = model.model
+  made = model.text_model
   said = {
     "parameters": fingerprint(model.params),
     "network": repr(made.network),

@@ -24,7 +24,7 @@ from rm_jax.models.network import reads_marks_alone
 from rm_jax.models.numerics import precision
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import run_groups
-from rm_jax.reward.setup import Model, build_model
+from rm_jax.reward.setup import TextModel, build_model
 from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
 from rm_jax.train.datasets import load_data
 from rm_jax.train.run import Run
@@ -92,7 +92,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
 class _Mode:
   """One layout of the same groups: compiled, and timed in turns with the others."""
 
-  def __init__(self, config: Any, mesh: Mesh, model: Model, data: Dataset, steps: int):
+  def __init__(self, config: Any, mesh: Mesh, model: TextModel, data: Dataset, steps: int):
     self.run = Run(config, mesh, model, data)
     self.steps = list(range(steps))
     self.turns: list[dict[str, float]] = []

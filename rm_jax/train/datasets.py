@@ -16,7 +16,7 @@ from rm_jax.data import formats
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
-from rm_jax.reward.setup import Model
+from rm_jax.reward.setup import TextModel
 from rm_jax.storage.remote import local
 from rm_jax.train.objective import parse_call, parse_loss, uses_ties
 from rm_jax.types import KINDS, Example
@@ -204,7 +204,7 @@ def _check_weights(examples: list[Example]) -> None:
     )
 
 
-def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
+def _check_attributes(config: Any, model: TextModel, train: Dataset) -> None:
   """ValueError where the data do not teach a model's attributes, or their mix."""
   # A head that comes with the checkpoint knows them: pairs alone may fit its mix.
   known = model.source is not None and is_classifier(model.source.config)
@@ -265,7 +265,7 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   return train, held, rates
 
 
-def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
+def load_data(config: Any, model: TextModel) -> tuple[Dataset, Dataset, Report]:
   """(train, held out, what became of every row) as the `data` part of a config says."""
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
@@ -301,7 +301,7 @@ def data_summary(
 
 
 def load_shifted(
-  config: Any, model: Model, heldout: Dataset, *, pooled: bool = False
+  config: Any, model: TextModel, heldout: Dataset, *, pooled: bool = False
 ) -> Dataset | None:
   """`data.shifted`, on which an ensemble is to disagree more; None where there is none.
 

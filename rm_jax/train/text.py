@@ -18,7 +18,7 @@ from rm_jax.losses.text import sum_by_response, token_log_likelihood
 from rm_jax.models.config import tied_head
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained.hf import LM_HEAD, read_tensor
-from rm_jax.reward.setup import Model
+from rm_jax.reward.setup import TextModel
 from rm_jax.types import KINDS, Batch
 
 # Kinds of feedback that name a best response; a good outcome need not be worth imitating.
@@ -32,7 +32,7 @@ def _weights(config: Any) -> dict[str, float]:
   return {name: float(config[name]) for name in ("text_sft", "text_dpo") if config[name]}
 
 
-def check(config: Any, model: Model) -> None:
+def check(config: Any, model: TextModel) -> None:
   """Whether the model can be held to text, where the `loss` part of a config asks for it.
 
   Raises:
@@ -68,7 +68,7 @@ def check(config: Any, model: Model) -> None:
       )
 
 
-def load_head(model: Model, mesh: Mesh) -> dict[str, jax.Array]:
+def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
   """The language-model head of a model that `check` found none fault with.
 
   Returns:

@@ -15,7 +15,7 @@ import ml_collections
 
 from rm_jax.parallel.hosts import agree, is_main
 from rm_jax.pretrained.source import RECORD, read_json, recover, save_folder
-from rm_jax.reward.setup import Model
+from rm_jax.reward.setup import TextModel
 from rm_jax.storage.files import write_json
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def claim(
-  workdir: Path, config: ml_collections.ConfigDict, model: Model, kinds: Collection[str] = ()
+  workdir: Path, config: ml_collections.ConfigDict, model: TextModel, kinds: Collection[str] = ()
 ) -> None:
   """Makes the folder this config's: config.json, and model/, a Hugging Face folder without weights.
 
