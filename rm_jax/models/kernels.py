@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rm_jax.models.config import DecoderConfig, EncoderConfig
-from rm_jax.parallel.axes import by_rows_and_heads
+from rm_jax.parallel.axes import map_rows_and_heads
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def attend_in_windows(
       start += R * L
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
-  return by_rows_and_heads(local)(q_BMNH, k_BMKH, v_BMKH, segments)
+  return map_rows_and_heads(local)(q_BMNH, k_BMKH, v_BMKH, segments)
 
 
 def blocks(L: int) -> tuple[int, int]:

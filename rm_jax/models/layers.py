@@ -15,7 +15,7 @@ from flax import nnx
 
 from rm_jax.models.lora import Adapted, Lora
 from rm_jax.models.numerics import precision
-from rm_jax.parallel.axes import by_rows, gathered
+from rm_jax.parallel.axes import gather_layer, shard_rows
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
@@ -232,8 +232,8 @@ def run_stack(
 
   def step(h, x):
     layer_state, extra, layer_key = of(x)
-    layer = nnx.merge(graph, gathered(layer_state, h.dtype))
-    return by_rows(body(layer, h, extra, layer_key)), None
+    layer = nnx.merge(graph, gather_layer(layer_state, h.dtype))
+    return shard_rows(body(layer, h, extra, layer_key)), None
 
   if remat != "none":
     step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)

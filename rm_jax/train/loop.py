@@ -14,7 +14,7 @@ from rm_jax.batch.dataset import Dataset
 from rm_jax.batch.iterate import ahead
 from rm_jax.heldout import evaluate
 from rm_jax.heldout.shift import shift_report
-from rm_jax.parallel.hosts import agree, asked_to_stop, check_same, is_main, is_shared
+from rm_jax.parallel.hosts import asked_to_stop, broadcast_json, check_same, is_main, is_shared
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import keep_features, score_groups
 from rm_jax.reward.setup import build_model
@@ -250,7 +250,7 @@ class _Loop:
     if step and step % self.config.train.eval_every and step < self.config.train.steps:
       return False
     lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
-    return not agree(any(x.get("split") == "heldout" and x["step"] == step for x in lines))
+    return not broadcast_json(any(x.get("split") == "heldout" and x["step"] == step for x in lines))
 
   def _check(self, pulse: dict[str, jax.Array] | None, step: int) -> None:
     if pulse is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from rm_jax.parallel.hosts import agree, is_main
+from rm_jax.parallel.hosts import broadcast_json, is_main
 from rm_jax.pretrained.source import RECORD, read_json, recover, save_folder
 from rm_jax.reward.setup import TextModel
 from rm_jax.storage.files import write_json
@@ -60,7 +60,7 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def _saved(workdir: Path, name: str = CONFIG) -> dict[str, Any] | None:
   """config.json of the run that the folder (of the first process) holds; None where it is new."""
   path = workdir / name
-  return agree(read_json(path) if path.exists() else None)
+  return broadcast_json(read_json(path) if path.exists() else None)
 
 
 def earlier_record(workdir: Path) -> dict[str, Any] | None:
@@ -135,7 +135,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
         + "\n  ".join(different)
         + "\ngive another --workdir, or the same config (train.steps and mesh may change)"
       )
-  elif agree(any((workdir / "checkpoints").glob("*"))):
+  elif broadcast_json(any((workdir / "checkpoints").glob("*"))):
     raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
 
 
@@ -171,7 +171,7 @@ def locked(workdir: Path) -> Iterator[None]:
         log.warning("%s: cannot be locked (%s): start no other run in it", workdir, error)
   new &= not problem  # in the moment between, another has made it: it is that one's
   try:
-    if problem := agree(problem):
+    if problem := broadcast_json(problem):
       raise ValueError(problem)
     yield
   finally:

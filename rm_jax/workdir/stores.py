@@ -9,7 +9,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rm_jax.parallel.hosts import agree, broadcast, first_problem, gather, is_main, meet
+from rm_jax.parallel.hosts import (
+  barrier,
+  broadcast_array,
+  broadcast_json,
+  first_problem,
+  gather,
+  is_main,
+)
 
 
 class Together:
@@ -99,11 +106,11 @@ class Together:
       except OSError as error:
         problem = f"{error}"
     if self._all:
-      problem = agree(problem)
+      problem = broadcast_json(problem)
     if problem:
       raise OSError(problem)
     if self._all:
-      meet("steps set aside")
+      barrier("steps set aside")
     self._manager.reload()
 
   def _move(self, steps: list[int], to: Path) -> None:
@@ -142,7 +149,7 @@ class FromFirst:
 
   def steps(self) -> list[int]:
     """As `Together.steps`."""
-    return agree(self._store and self._store.steps())
+    return broadcast_json(self._store and self._store.steps())
 
   def save(self, step: int, items: dict[str, Any], position: dict[str, Any]) -> None:
     """As `Together.save`; OSError on all where process 0 fails."""
@@ -156,7 +163,7 @@ class FromFirst:
       # Whatever it is, the others wait to be told.
       except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    if problem := agree(problem):
+    if problem := broadcast_json(problem):
       raise OSError(problem)
 
   def read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
@@ -169,9 +176,9 @@ class FromFirst:
         out = self._store.read(step, plain)
       except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    if problem := agree(problem):
+    if problem := broadcast_json(problem):
       raise OSError(problem)
-    position = agree(out.pop("position"))
+    position = broadcast_json(out.pop("position"))
     found = jax.tree.leaves(out) or [None] * len(leaves)
     placed = [_hand_out(x, like) for x, like in zip(found, leaves, strict=True)]
     return jax.tree.unflatten(structure, placed) | {"position": position}
@@ -184,7 +191,7 @@ class FromFirst:
         self._store.set_aside(steps, to)
       except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    if problem := agree(problem):
+    if problem := broadcast_json(problem):
       raise OSError(problem)
 
   def close(self) -> None:
@@ -194,5 +201,5 @@ class FromFirst:
 
 
 def _hand_out(mine: np.ndarray | None, like: jax.ShapeDtypeStruct) -> jax.Array:
-  array = broadcast(np.zeros(like.shape, like.dtype) if mine is None else np.asarray(mine))
+  array = broadcast_array(np.zeros(like.shape, like.dtype) if mine is None else np.asarray(mine))
   return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
