@@ -10,7 +10,7 @@ import pytest
 from rm_jax.train.step import zero_window
 from rm_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from rm_jax.workdir.state import TrainState
-from rm_jax.workdir.stores import FromFirst, Together
+from rm_jax.workdir.stores import FirstProcessStore, SharedStore
 from tests.train.runs import flip_a_byte
 
 
@@ -150,7 +150,7 @@ def test_a_position_of_before_there_was_a_digest_is_read(tmp_path):
   assert int(found.step) == 3
 
 
-@pytest.mark.parametrize("store", [Together, FromFirst])
+@pytest.mark.parametrize("store", [SharedStore, FirstProcessStore])
 def test_a_save_that_orbax_does_not_make_is_an_error(store, tmp_path):
   (tmp_path / "100").mkdir()
   one = store(tmp_path, 2)

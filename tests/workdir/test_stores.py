@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.workdir.checkpoints import fingerprint
-from rm_jax.workdir.stores import FromFirst, Together
+from rm_jax.workdir.stores import FirstProcessStore, SharedStore
 
 
 def trees():
@@ -32,8 +32,8 @@ def like(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-@pytest.mark.parametrize("writer", [Together, FromFirst])
-@pytest.mark.parametrize("reader", [Together, FromFirst])
+@pytest.mark.parametrize("writer", [SharedStore, FirstProcessStore])
+@pytest.mark.parametrize("reader", [SharedStore, FirstProcessStore])
 def test_either_reads_what_either_writes(writer, reader, tmp_path):
   items, position = trees(), {"seed": 3, "fingerprint": {"params": [1]}}
   store = writer(tmp_path, 2)
@@ -54,7 +54,7 @@ def test_either_reads_what_either_writes(writer, reader, tmp_path):
 
 def test_what_cannot_be_read_or_written_is_an_error_for_all(tmp_path):
   items = trees()
-  store = FromFirst(tmp_path, 2)
+  store = FirstProcessStore(tmp_path, 2)
   store.save(1, items, {})
   (tmp_path / "2").mkdir()
   with pytest.raises(OSError, match="Error: "):
