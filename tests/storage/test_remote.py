@@ -57,7 +57,7 @@ def test_what_a_killed_copy_left_goes_and_one_that_still_comes_stays(bucket, tmp
   for folder in (left, comes):
     (folder / "new").mkdir(parents=True)
     (folder / "new" / "part").write_bytes(b"x")
-  old = time.time() - 2 * remote._LEFT
+  old = time.time() - 2 * remote._STALE
   for path in (left / "new" / "part", left / "new", left, comes / "new", comes):
     os.utime(path, (old, old))
   local("memory://b/f")
