@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from rm_jax.errors import InputError
 from rm_jax.parallel.hosts import agree, is_main
 from rm_jax.pretrained.source import RECORD, read_json, recover, save_folder
 from rm_jax.reward.setup import Model
@@ -130,13 +131,13 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
       if saved.get(key) != wanted.get(key) and not key.startswith(_MAY_CHANGE)
     ]
     if different:
-      raise ValueError(
+      raise InputError(
         f"{workdir} holds a run of another config:\n  "
         + "\n  ".join(different)
         + "\ngive another --workdir, or the same config (train.steps and mesh may change)"
       )
   elif agree(any((workdir / "checkpoints").glob("*"))):
-    raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
+    raise InputError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
 
 
 @contextlib.contextmanager
@@ -172,7 +173,7 @@ def locked(workdir: Path) -> Iterator[None]:
   new &= not problem  # in the moment between, another has made it: it is that one's
   try:
     if problem := agree(problem):
-      raise ValueError(problem)
+      raise InputError(problem)
     yield
   finally:
     if file:
