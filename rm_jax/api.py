@@ -20,6 +20,7 @@ from rm_jax.batch.tokenise import Sequence as Tokens
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
+from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig, backbone_config, head_config
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
@@ -115,7 +116,7 @@ class RewardModel:
     backbone = backbone_config(source.config)
     head = _head(source)
     if head.outputs != 1 and not head.ensemble and not head.attributes:
-      raise ValueError(f"{name}: its head has {head.outputs} outputs; a reward has one")
+      raise InputError(f"{name}: its head has {head.outputs} outputs; a reward has one")
     convention = convention_for(
       source.config, source.record, tokenizer, eos=eos or "none", max_length=max_length
     )
@@ -327,7 +328,7 @@ class RewardModel:
           tokens.append(next(whole))
         else:
           tokens.append(encoder.step_sequence(one.prompt, one.steps))
-      except ValueError as error:
+      except InputError as error:
         raise DataError(f"{origins[i]}: {error}") from None
       if isinstance(tokens[-1], RowError):
         raise DataError(f"{origins[i]}: {tokens[-1].reason}: {tokens[-1].detail}")
@@ -377,7 +378,7 @@ class RewardModel:
   def _raise_not_finite(self, origin: str, scores: np.ndarray) -> None:
     bad = scores[~np.isfinite(scores)][0]
     whose = self.text_model.source.path if self.text_model.source else "the model"
-    raise ValueError(
+    raise InputError(
       f"{origin}: its score is {bad}; expected a finite number: the weights of "
       f"{whose} are damaged, or overflow in {self.text_model.network.dtype}"
     )
@@ -440,17 +441,17 @@ def _read_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict
   lora = parse(Lora, record["lora"], f"{where}: lora") if record.get("lora") else None
   # A run keeps its frozen layers as a separate stack of parameters; the checkpoint has that layout.
   if type(frozen := record.get("frozen_layers", 0)) is not int:
-    raise ValueError(f"{where}: frozen_layers is {frozen!r:.80}; expected a whole number")
+    raise InputError(f"{where}: frozen_layers is {frozen!r:.80}; expected a whole number")
   network = dataclasses.replace(model.network, frozen=frozen, lora=lora)
   shapes = flatten_dict(network.abstract(), sep="/")
   base: dict[str, jax.Array] = {}
   if name := record.get("base"):
     if not isinstance(name, str):
-      raise ValueError(f"{where}: base is {name!r:.80}; expected a folder or hub id")
+      raise InputError(f"{where}: base is {name!r:.80}; expected a folder or hub id")
     try:
       source = open_source(local(name))
     except (ValueError, OSError) as error:
-      raise ValueError(
+      raise InputError(
         f"{path} holds adapters of {name}, which is not there any more: {error}"
       ) from None
     read, _ = read_params(dataclasses.replace(model, network=network, source=source), mesh)

@@ -7,11 +7,13 @@ The one `Report` of a run goes from stage to stage, so `kept` is right after the
 import collections
 import dataclasses
 
+from rm_jax.errors import InputError
+
 _SHOWN = 3  # rows remembered for each reason: enough to go and look, however many were dropped
 _WIDTH = 160  # characters of found text in a message: a reward model's rows can be books
 
 
-class DataError(ValueError):
+class DataError(InputError):
   """The data cannot be used as they are; the message says where, what was found, and the mend."""
 
 

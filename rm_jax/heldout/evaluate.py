@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rm_jax.errors import InputError
 from rm_jax.heldout import intervals, pointwise
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import kendall
@@ -57,7 +58,7 @@ def evaluate(
   """
   for score, example in zip(scores, examples, strict=True):
     if not np.isfinite(score).all():
-      raise ValueError(
+      raise InputError(
         f"{example.origin or example.conversation}: its scores are {np.asarray(score).tolist()}; "
         "expected finite ones. The weights have grown too large: try a lower learning rate"
       )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rm_jax.errors import InputError
 from rm_jax.models.lora import Adapted, Lora
 from rm_jax.models.numerics import precision
 from rm_jax.parallel.axes import gather_layer, shard_rows
@@ -49,7 +50,7 @@ REMAT = {
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   """The activation that a config.json names. Raises ValueError for one that is not known."""
   if name not in ACTIVATIONS:
-    raise ValueError(f"hidden_act {name!r} is not supported; expected one of {sorted(ACTIVATIONS)}")
+    raise InputError(f"hidden_act {name!r} is not supported; expected one of {sorted(ACTIVATIONS)}")
   return ACTIVATIONS[name]
 
 

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rm_jax.errors import InputError
+
 
 def is_main() -> bool:
   """Whether this is process 0, which writes files and shows progress."""
@@ -120,7 +122,7 @@ def check_same(**values: Any) -> None:
   if not same.all():
     wrong = [name for n, name in enumerate(values) if not same[:, n].all()]
     others = np.flatnonzero(~same.all(axis=1)).tolist()
-    raise ValueError(
+    raise InputError(
       f"processes {others} have another {' and '.join(wrong)} than process 0; expected the same "
       "command and the same files on every host"
     )

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rm_jax.errors import InputError
 from rm_jax.parallel.axes import ROWS, ShardingRules, logical_axes
 
 AXES = ("data", "fsdp", "tensor")
@@ -38,18 +39,18 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
   devices = jax.devices() if devices is None else devices
   wanted = [int(sizes[axis]) for axis in AXES]
   if wanted.count(-1) > 1 or any(n == 0 or n < -1 for n in wanted):
-    raise ValueError(f"mesh {dict(sizes)}: expected positive sizes, at most one of them -1")
+    raise InputError(f"mesh {dict(sizes)}: expected positive sizes, at most one of them -1")
   known = int(np.prod([n for n in wanted if n != -1]))
   if -1 in wanted and len(devices) % known == 0:
     wanted[wanted.index(-1)] = len(devices) // known
   if int(np.prod(wanted)) != len(devices):
-    raise ValueError(
+    raise InputError(
       f"mesh {dict(sizes)} does not fit {len(devices)} devices; expected sizes that multiply to it"
     )
   slices = count_slices(devices)
   # XLA distinguishes links inside a slice from the network between slices on TPU only.
   if wanted[0] % slices and devices[0].platform == "tpu":
-    raise ValueError(
+    raise InputError(
       f"mesh.data is {wanted[0]} and the devices are {slices} slices; expected a multiple of "
       f"{slices}, so that parameters are gathered inside a slice"
     )
@@ -100,7 +101,7 @@ def parameter_shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Name
     for size, axis in zip(leaf.shape, logical_axes(path, len(leaf.shape)), strict=True):
       over = getattr(rules, axis) if axis else None
       if over and size % mesh.shape[over]:
-        raise ValueError(
+        raise InputError(
           f"mesh.{over} is {mesh.shape[over]}, which does not divide {size}, the {axis!r} axis of "
           f"{path} {leaf.shape}; choose a divisor"
         )

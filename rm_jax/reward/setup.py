@@ -24,6 +24,7 @@ from rm_jax.batch.cache import tokenise_cached
 from rm_jax.batch.group import Group
 from rm_jax.batch.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.data.report import Report
+from rm_jax.errors import InputError
 from rm_jax.models.config import DECODERS, backbone_config, is_classifier
 from rm_jax.models.lora import is_base
 from rm_jax.models.network import Network
@@ -166,13 +167,13 @@ def convention_for(
     saved = parse(Convention, found, f"{RECORD}: convention")
     usual = record["convention"].get("pooling", usual)
     if saved.encoder == decoder:
-      raise ValueError(
+      raise InputError(
         f"{RECORD}: convention.encoder is {saved.encoder} and config.json's model_type is "
         f"{hf_config['model_type']!r}; expected {not decoder}"
       )
   known = (usual,) if record or imported else (usual, "mean")
   if pooling not in ("", *known):
-    raise ValueError(
+    raise InputError(
       f"model.pooling is {pooling!r}; expected {' or '.join(map(repr, known))}, which "
       + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
     )
@@ -206,7 +207,7 @@ def chat_template(name: str) -> str:
     return name
   if Path(local(name)).is_file():
     return Path(local(name)).read_text(encoding="utf-8")
-  raise ValueError(
+  raise InputError(
     f"chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
   )
 
@@ -227,7 +228,7 @@ def build_model(
   c = config.model
   source, hf_config = architecture(config)
   if not c.tokenizer and source is None:
-    raise ValueError("--config.model.config needs --config.model.tokenizer beside it")
+    raise InputError("--config.model.config needs --config.model.tokenizer beside it")
   tokenizer = _tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
   network = build_network(config, hf_config, source, mesh=mesh)
   record = source.record if source else {}

@@ -24,6 +24,7 @@ from rm_jax.batch.dataset import Dataset
 from rm_jax.batch.group import Group
 from rm_jax.batch.iterate import ahead
 from rm_jax.data.report import DataError
+from rm_jax.errors import InputError
 from rm_jax.models.network import reads_marks_alone
 from rm_jax.models.numerics import precision
 from rm_jax.parallel.mesh import make_mesh
@@ -225,9 +226,9 @@ def benchmark(config: Any) -> dict[str, Any]:
   """
   options = config.benchmark
   if unknown := [mode for mode in options.modes if mode not in MODES]:
-    raise ValueError(f"benchmark.modes has {unknown}; expected of {', '.join(MODES)}")
+    raise InputError(f"benchmark.modes has {unknown}; expected of {', '.join(MODES)}")
   if options.steps < 1 or options.turns < 1:
-    raise ValueError(
+    raise InputError(
       f"benchmark.steps is {options.steps} and benchmark.turns {options.turns}; expected 1 or more"
     )
   mesh = make_mesh(config.mesh)
@@ -236,7 +237,7 @@ def benchmark(config: Any) -> dict[str, Any]:
   causal = model.network.causal
   names = [mode for mode in options.modes if causal or not MODES[mode]["share"]]
   if not names:
-    raise ValueError(
+    raise InputError(
       f"benchmark.modes is {tuple(options.modes)}, and an encoder shares no prompts; add 'packed'"
     )
   if len(data.groups) < config.data.batch_groups:

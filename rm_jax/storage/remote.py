@@ -15,6 +15,7 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rm_jax.errors import InputError, MissingFileError, ReadError
 from rm_jax.storage.files import home
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def refuse(name: str | os.PathLike, field: str) -> None:
   """
   # Path("gs://bucket") is "gs:/bucket": one slash may be lost already.
   if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(name)):
-    raise ValueError(
+    raise InputError(
       f"{field}={os.fspath(name)}: a run's folder must be a file system's; expected a local folder "
       "(each host may have its own; process 0's is the run's) or a mounted bucket. data.* and "
       "model.* may be URLs"
@@ -66,7 +67,7 @@ def local(name: str) -> str:
   try:
     files, path = fsspec.core.url_to_fs(name)
   except (ImportError, ValueError) as error:
-    raise ValueError(f"{name}: {error}; gs:// needs pip install 'rm_jax[gcp]'") from None
+    raise InputError(f"{name}: {error}; gs:// needs pip install 'rm_jax[gcp]'") from None
   try:
     found = _listed(files, path)
     return str(_copy(files, path, name, found))
@@ -74,7 +75,7 @@ def local(name: str) -> str:
     raise
   # Storage clients raise errors of their own kinds for credentials, connection and permission.
   except Exception as error:
-    raise OSError(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
+    raise ReadError(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _listed(files: Any, path: str) -> dict[str, dict[str, Any]]:
@@ -82,13 +83,13 @@ def _listed(files: Any, path: str) -> dict[str, dict[str, Any]]:
   files.invalidate_cache()
   found = files.find(path, detail=True)
   if not found:
-    raise FileNotFoundError(f"{path}: no such file or folder in {type(files).__name__}")
+    raise MissingFileError(f"{path}: no such file or folder in {type(files).__name__}")
   base = path.rstrip("/")
   out = {full[len(base) :].lstrip("/"): info for full, info in sorted(found.items())}
   for below in out:
     # Names of objects are untrusted: none may write outside the folder.
     if ".." in PurePosixPath(below).parts or "\\" in below:
-      raise ValueError(f"{path}: holds an object named {below!r}, which leads out of the folder")
+      raise InputError(f"{path}: holds an object named {below!r}, which leads out of the folder")
   return out
 
 

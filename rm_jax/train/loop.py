@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from rm_jax.batch.dataset import Dataset
 from rm_jax.batch.iterate import ahead
+from rm_jax.errors import InputError, UserError
 from rm_jax.heldout import evaluate
 from rm_jax.heldout.shift import shift_report
 from rm_jax.parallel.hosts import asked_to_stop, broadcast_json, check_same, is_main, is_shared
@@ -33,11 +34,11 @@ from rm_jax.workdir.folder import check, claim, earlier_record, locked, plain, r
 log = logging.getLogger(__name__)
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(UserError, RuntimeError):
   """Too many steps in a row, or all, had a gradient, loss or update that is not finite."""
 
 
-class Stopped(RuntimeError):
+class Stopped(UserError, RuntimeError):
   """A signal asked the run to stop; its state is saved."""
 
   def __init__(self, message: str, signum: int):
@@ -182,7 +183,7 @@ class _Loop:
     for key, name in (("data", "training"), ("heldout", "held-out")):
       # Before there was a mark of the held-out data nothing was known of them.
       if position.get(key, self.data[key]) != self.data[key]:
-        raise ValueError(
+        raise InputError(
           f"{self.workdir}: its {name} data were other ones ({position[key]}, now "
           f"{self.data[key]}); give the same data, or another --workdir"
         )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rm_jax.errors import UserError
 from rm_jax.models.lora import is_base
 from rm_jax.workdir.state import TrainState
 from rm_jax.workdir.stores import FirstProcessStore, SharedStore
@@ -44,7 +45,7 @@ def _digest(position: dict[str, Any]) -> str:
   return hashlib.blake2b(json.dumps(position, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
   """A checkpoint could not be written, or none can be read."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from rm_jax.errors import InputError
 from rm_jax.parallel.hosts import broadcast_json, is_main
 from rm_jax.pretrained.source import RECORD, read_json, recover, save_folder
 from rm_jax.reward.setup import TextModel
@@ -144,13 +145,13 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   there = _saved(workdir)
   if there is not None:
     if different := _differences(_flat(there), _flat(plain(config)), _MAY_CHANGE):
-      raise ValueError(
+      raise InputError(
         f"{workdir} holds a run of another config:\n  "
         + "\n  ".join(different)
         + "\ngive another --workdir, or the same config (train.steps and mesh may change)"
       )
   elif broadcast_json(any((workdir / "checkpoints").glob("*"))):
-    raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
+    raise InputError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
 
 
 @contextlib.contextmanager
@@ -186,7 +187,7 @@ def locked(workdir: Path) -> Iterator[None]:
   new &= not problem  # another run has created and locked it between the two lines above
   try:
     if problem := broadcast_json(problem):
-      raise ValueError(problem)
+      raise InputError(problem)
     yield
   finally:
     if file:
