@@ -23,7 +23,7 @@ from rm_jax.audit.texts import (
 )
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement, correlation
-from rm_jax.metrics.text import characters, formatting
+from rm_jax.metrics.surface import characters, formatting
 from rm_jax.types import Example, Text
 
 # A prompt can't be empty, and templates and cuts want one: what stands for none asks for nothing.

@@ -37,7 +37,7 @@ from rm_jax.audit import figures
 from rm_jax.audit.texts import Score, compared, conversation_of, quality_of, scores_of
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement, correlation, interval
-from rm_jax.metrics.text import MEASURES
+from rm_jax.metrics.surface import MEASURES
 from rm_jax.types import Example, Text
 
 _STRONG = 0.3  # partial rank correlation from which the sentences name a measure

@@ -15,7 +15,7 @@ import numpy as np
 
 from rm_jax.audit.texts import Score, conversation_of, distinct_rows, scores_of
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics.text import characters
+from rm_jax.metrics.surface import characters
 from rm_jax.types import Example, Text
 from rm_jax.world import World
 

@@ -17,7 +17,7 @@ from rm_jax.audit.texts import Score, conversation_of, scores_of
 from rm_jax.data.dialogue import plain
 from rm_jax.errors import InputError
 from rm_jax.metrics import agreement
-from rm_jax.metrics.text import characters, longest_run, repetition
+from rm_jax.metrics.surface import characters, longest_run, repetition
 from rm_jax.types import Example
 
 _REFERENCE = 100  # reference scores below which a tail's quantile is a guess
@@ -33,9 +33,9 @@ class Rules:
       reference: see `expected`.
     min_characters: of a response's text; 1 flags the empty ones (white space does not count).
     max_characters: of a response's text; 20,000 is some 5,000 tokens of English.
-    max_repetition: share of repeated word trigrams (`metrics.text.repetition`); of prose, less than
-      0.1 repeat, and long lists seldom half.
-    max_run: times that one phrase may stand after itself (`metrics.text.longest_run`).
+    max_repetition: share of repeated word trigrams (`metrics.surface.repetition`); of prose, less
+      than 0.1 repeat, and long lists seldom half.
+    max_run: times that one phrase may stand after itself (`metrics.surface.longest_run`).
     deny: regular expressions, searched for without regard to case, none of which a response may
       have: a chat template's own marks, which a model wrote where it should have ended. Others
       (words that a product must not say) are yours to declare.

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from rm_jax.data.dialogue import texts_of
-from rm_jax.metrics.text import words
+from rm_jax.metrics.surface import words
 from rm_jax.types import Text
 
 _WORDS = 2000  # of the vocabulary: the words that stand in most prompts, but not in too many

@@ -24,7 +24,7 @@ from rm_jax.metrics.annotators import (
   logistic,
   share,
 )
-from rm_jax.metrics.text import formatting, normalise, words
+from rm_jax.metrics.surface import formatting, normalise, words
 
 # Rows that each two of three annotators must share for a reliability. Simulated, two classes, right
 # in 0.8, 0.7 and 0.65: at 10, 30, 50, 100 rows the estimate is off by 0.16, 0.11, 0.09, 0.08 on

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from rm_jax.curate.ngrams import all_ngrams, ngrams
 from rm_jax.curate.templates import template_tokens
-from rm_jax.curate.text import all_ngrams, ngrams
 from rm_jax.curate.tokens import Part, Tokens
 from rm_jax.types import Example, Text
 

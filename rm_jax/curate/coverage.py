@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.curate.text import guess_language
+from rm_jax.curate.languages import guess_language
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics.text import words
+from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
 
 # Words chosen − words rejected: bounds of the buckets (low inclusive), named by `length_bucket`.

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from rm_jax.curate.join import Join, overlaps
+from rm_jax.curate.ngrams import Sets, all_ngrams, mixed, ngrams
 from rm_jax.curate.templates import MANY, template_tokens
-from rm_jax.curate.text import Sets, all_ngrams, mixed, ngrams
 from rm_jax.curate.tokens import Part, difference, key
 from rm_jax.types import Example, Text
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rm_jax.curate.text import Sets
+from rm_jax.curate.ngrams import Sets
 
 _AT_ONCE = 1 << 21  # common elements that are counted at once: bounds memory
 _COMMON = 3  # elements that two prefixes must share: one is too weak where elements are few

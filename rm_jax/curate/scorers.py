@@ -17,10 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from rm_jax.api import RewardModel
-from rm_jax.curate.text import mixed
+from rm_jax.curate.ngrams import mixed
 from rm_jax.data.dialogue import plain
 from rm_jax.data.report import DataError
-from rm_jax.metrics.text import words
+from rm_jax.metrics.surface import words
 from rm_jax.train import loop
 from rm_jax.types import Example, Text
 

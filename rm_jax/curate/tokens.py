@@ -1,7 +1,7 @@
 """Text as curation compares it: words with their case, numbers, signs, negations, indentation.
 
-What audits measure of a text (`rm_jax.metrics.text`) leaves case and signs out. Here they stay: two
-texts that differ in them may be each other's opposite.
+What audits measure of a text (`rm_jax.metrics.surface`) leaves case and signs out. Here they stay:
+two texts that differ in them may be each other's opposite.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from rm_jax.types import Text
 WORD, NUMBER, SIGN, NEGATION, INDENTATION = range(5)
 KINDS = ("words", "numbers", "signs", "a negation", "indentation")
 
-# Scripts written without spaces: each letter is a token, as in `rm_jax.metrics.text`.
+# Scripts written without spaces: each letter is a token, as in `rm_jax.metrics.surface`.
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 # Mathematical and currency symbols, and what ASCII writes for them. Prose is full of full stops,
 # commas and quotation marks, which are no tokens; an exclamation mark is one after a digit (5!) or

@@ -1,8 +1,8 @@
 """The words of the world: two vocabularies that share no name, item, value or sentence.
 
 `{item}` and `{value}` stand for one entry of a note, `{name}` for the person who asks. A scene's
-values, the names and the layouts' and tones' wordings are also what `text.py` reads by, so none of
-them may occur in another table's sentences (tests/world holds this).
+values, the names and the layouts' and tones' wordings are also what `grammar.py` reads by, so none
+of them may occur in another table's sentences (tests/world holds this).
 """
 
 import dataclasses

@@ -3,8 +3,8 @@
     true reward  r*(x, y) = w_fact fact + w_layout layout + w_name name + w_tone tone
     judge        P(y over y') = sigmoid((r*(x, y) - r*(x, y')) / temperature)        (Bradley-Terry)
 
-fact, layout, name in {0, 1} and tone in {-1, 0, 1} are read from the text alone (see `text.py`), so
-any text has a true reward. Length has no value of its own; `length_confound` makes it look so.
+fact, layout, name in {0, 1} and tone in {-1, 0, 1} are read from the text alone (see `grammar.py`),
+so any text has a true reward. Length has no value of its own; `length_confound` makes it look so.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 
 from rm_jax.errors import InputError
 from rm_jax.types import Example, Text
-from rm_jax.world.text import (
+from rm_jax.world.grammar import (
   LAYOUTS,
   Attributes,
   draw,

@@ -7,7 +7,7 @@ import pytest
 
 from rm_jax.curate.duplicates import find_duplicates, similar_sides
 from rm_jax.curate.join import Join
-from rm_jax.curate.text import Sets, jaccard, ngrams
+from rm_jax.curate.ngrams import Sets, jaccard, ngrams
 from rm_jax.curate.tokens import key, tokenise
 from rm_jax.types import Example
 from tests.curate.planted import reworded

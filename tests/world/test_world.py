@@ -14,7 +14,7 @@ import pytest
 
 from rm_jax.types import Example
 from rm_jax.world import World, best_reachable
-from rm_jax.world.text import LAYOUTS, Attributes, read_prompt, read_response
+from rm_jax.world.grammar import LAYOUTS, Attributes, read_prompt, read_response
 from rm_jax.world.words import HELDOUT, SPLITS, TRAIN
 
 PROMPT = (

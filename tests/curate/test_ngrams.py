@@ -1,4 +1,4 @@
-"""Normal forms, n-grams and the two guesses."""
+"""Normal forms, tokens and n-grams."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rm_jax.curate.text import all_ngrams, guess_language, guess_script, jaccard, ngrams
+from rm_jax.curate.ngrams import all_ngrams, jaccard, ngrams
 from rm_jax.curate.tokens import (
   INDENTATION,
   NEGATION,
@@ -85,7 +85,7 @@ def test_tokens():
 
 def test_hashes_are_the_same_in_another_process():
   code = (
-    "from rm_jax.curate.text import ngrams; from rm_jax.curate.tokens import tokenise; "
+    "from rm_jax.curate.ngrams import ngrams; from rm_jax.curate.tokens import tokenise; "
     "print(ngrams(tokenise(['a b c d', 'x']), 3).values.tolist())"
   )
   out = subprocess.run(
@@ -98,27 +98,3 @@ def test_jaccard():
   assert jaccard(np.array([1, 2, 3]), np.array([2, 3, 4])) == 2 / 4
   assert jaccard(np.array([]), np.array([])) == 1
   assert jaccard(np.array([1]), np.array([2])) == 0
-
-
-@pytest.mark.parametrize(
-  ("text", "script", "language"),
-  [
-    ("How do I get to the station? It is late.", "LATIN", "English"),
-    ("a recipe for a cake with me as a baker, no nuts", "LATIN", "English"),
-    ("Wie komme ich zum Bahnhof? Das ist nicht weit.", "LATIN", "German"),
-    ("Comment est-ce que je vais à la gare ?", "LATIN", "French"),
-    ("¿Cómo se llega a la estación? Es para los niños.", "LATIN", "Spanish"),
-    ("Como é que eu chego lá? Não sei o que fazer.", "LATIN", "Portuguese"),
-    ("Non so come andare, è una cosa che mi piace con il vino", "LATIN", "Italian"),
-    ("Hoe kom ik op het station? Dat is niet ver van hier.", "LATIN", "Dutch"),
-    ("Как пройти к вокзалу?", "CYRILLIC", "script:CYRILLIC"),
-    ("我怎么去车站", "CJK", "script:CJK"),
-    ("привет hello мир world", "mixed", "script:mixed"),
-    ("42 !", "none", "script:none"),
-    ("Obama Chicago Hawaii", "LATIN", "unsure"),
-    ("que Obama", "LATIN", "unsure"),  # of two languages
-  ],
-)
-def test_guesses(text, script, language):
-  assert guess_script(text) == script
-  assert guess_language(text) == language

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rm_jax.metrics.text import (
+from rm_jax.metrics.surface import (
   MEASURES,
   formatting,
   longest_run,
