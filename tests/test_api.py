@@ -1,4 +1,4 @@
-"""A score depends on its prompt and response and on nothing else."""
+"""`RewardModel`: a score depends on its prompt and response and on nothing else."""
 
 import dataclasses
 import doctest
@@ -50,7 +50,7 @@ def model(request, llama_folder, bert_folder, tmp_path_factory):
   """A model with random weights, saved and read back."""
   kind, _, variant = request.param.partition(", ")
   folder = {"llama": llama_folder, "bert": bert_folder}[kind]
-  if variant == "pad is eos":  # most decoders' tokenizers: EOS is their pad token, too
+  if variant == "pad is eos":  # as in most decoders' tokenizers
     folder = tmp_path_factory.mktemp("pad")
     decoder_tokenizer(pad="</s>").save_pretrained(folder)
     (folder / "config.json").write_text((llama_folder / "config.json").read_text())
@@ -61,7 +61,7 @@ def model(request, llama_folder, bert_folder, tmp_path_factory):
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   params = init_params(built, mesh, jax.random.key(0), training=True)
   params = {p: x + 0.2 * jax.random.normal(jax.random.key(1), x.shape) for p, x in params.items()}
-  # Scores of size one: near zero, as a new head gives them, all would agree to 1e-5 by themselves.
+  # A new head's scores are near zero and would agree to 1e-5 whatever they are; these are not.
   head = "head/out/kernel"
   params[head] = jax.random.normal(jax.random.key(2), params[head].shape) / 4
   return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
@@ -128,7 +128,7 @@ def test_transformers_reads_what_we_save(model, tmp_path, caplog):
       inputs = tokenizer(row["prompt"] + row["response"], return_tensors="pt")
     with torch.no_grad():
       if mean:
-        # A token a byte: the response's and its EOS, or last separator, end the row.
+        # One token a byte: a row ends in the response's bytes and EOS, or the last separator.
         h = theirs.base_model(**inputs).last_hidden_state[0, -len(row["response"]) - 1 :].mean(0)
         h = torch.tanh(theirs.bert.pooler.dense(h)) if encoder else h
         score = (theirs.classifier if encoder else theirs.score)(h).item()
@@ -186,7 +186,7 @@ def test_steps_are_scored_as_they_are_trained(model):
   assert np.concatenate(steps).std() > 0.05
   for got, expected in zip(steps, model.score_groups(groups), strict=True):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-  # Nor on its batch, nor on what comes after a step.
+  # The scores do not depend on the batch, nor on later steps.
   alone = model.score_steps([{"prompt": rows[4]["prompt"], "steps": rows[4]["completions"]}])[0]
   np.testing.assert_allclose(steps[4], alone, rtol=0, atol=1e-5)
   start = [{**row, "completions": row["completions"][:1]} for row in rows]
@@ -207,7 +207,7 @@ def test_a_solution_has_one_score(model):
   for how, values in expected.items():
     np.testing.assert_allclose(model.score(rows, aggregate=how), values, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(model.score(rows), expected["min"], rtol=0, atol=1e-5)
-  # Responses among them are as they are by themselves, whatever is done with steps.
+  # Whole responses among solutions have the same scores for any aggregation of steps.
   plain = rows_of(prompts=2, each=1)
   mixed = model.score([plain[0], rows[0], plain[1], rows[1]], aggregate="product")
   np.testing.assert_allclose(mixed[::2], model.score(plain), rtol=0, atol=1e-5)
@@ -308,7 +308,7 @@ def test_messages_go_through_the_chat_template(model):
     [
       {"prompt": messages, "response": answer},
       {"prompt": messages, "response": "cd"},
-      rendered,  # the tokenizer adds the first <s> of a string itself
+      rendered,  # the tokenizer adds the first <s> itself
     ]
   )
   np.testing.assert_allclose(scores, scores[0], atol=1e-5)
@@ -340,7 +340,7 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
   from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
   torch.manual_seed(0)
-  # pad == eos: Hugging Face's rule reads the last token that is neither.
+  # If pad is EOS, Hugging Face's rule reads the last token that is not EOS.
   config = LlamaConfig(**LLAMA | {"pad_token_id": 2, "num_labels": 1})
   theirs = LlamaForSequenceClassification(config).eval()
   theirs.save_pretrained(tmp_path)
@@ -359,7 +359,7 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
 
 
 def classifier(folder, *, chat=None, pad="<pad>"):
-  """A classifier of transformers' with random weights, whose config says nothing of EOS."""
+  """A classifier that transformers saved, with random weights; its config does not tell of EOS."""
   torch = pytest.importorskip("torch", reason="torch makes the checkpoint")
   from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -385,7 +385,7 @@ def test_messages_for_a_model_without_a_chat_template(tmp_path):
   assert scores[0] == pytest.approx(scores[1], abs=1e-6)
   with pytest.raises(ValueError, match="chat_template 'hhh' is neither Jinja text, nor a file"):
     RewardModel.from_pretrained(tmp_path, chat_template="hhh")
-  # What was given goes along.
+  # The given template is saved with the model.
   model.save_pretrained(tmp_path / "saved")
   again = RewardModel.from_pretrained(tmp_path / "saved")
   np.testing.assert_array_equal(again.score([talk, same]), scores)
@@ -455,10 +455,10 @@ def sequence(prompt, response):
 @pytest.mark.parametrize(
   ("prompt", "response", "expected"),
   [
-    (700, 100, [[0, 1, 2, 3, 4], [5]]),  # beyond 1,024 columns, up to half as much again as one
+    (700, 100, [[0, 1, 2, 3, 4], [5]]),  # over 1,024 columns, at most 1.5 x the longest sequence
     (3000, 500, [[0, 1, 2, 3], [4, 5]]),
     (20, 300, [[0, 1, 2], [3, 4, 5]]),
-    (20, 600, [[0], [1], [2], [3], [4], [5]]),  # a short prompt is soon read again
+    (20, 600, [[0], [1], [2], [3], [4], [5]]),  # a short prompt costs little to compute again
   ],
 )
 def test_responses_share_a_prompt_as_far_as_that_saves(prompt, response, expected):

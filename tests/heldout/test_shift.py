@@ -1,4 +1,4 @@
-"""Disagreement of an ensemble, held-out against shifted prompts."""
+"""Variance over the members of an ensemble, on held-out against shifted prompts."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ def dataset(name, n):
   return Dataset([], examples)
 
 
-def test_a_constant_of_the_prompt_is_no_disagreement_once_centered():
-  # Two members that differ by 2 in both scores; and two that differ in one.
+def test_a_constant_of_the_prompt_is_no_centered_variance():
+  # Two members that differ by 2 in both scores; two that differ in the second score only.
   raw, centered = member_variance([np.asarray([[0, 1], [2, 3.0]]), np.asarray([[0, 1], [0, 3.0]])])
   np.testing.assert_allclose(raw, [1.0, 0.5])
   # (0, 1) -> (-1/2, 1/2) and (0, 3) -> (-3/2, 3/2): variance 1/4 at each mark.

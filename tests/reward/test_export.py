@@ -1,4 +1,4 @@
-"""An export's own files say what a text's tokens are and where its score is read."""
+"""An export's files give other libraries the same tokens and the same scores."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from tests.conftest import BERT, CHAT, LLAMA, decoder_tokenizer, encoder_tokeniz
 from tests.train.runs import small_config
 
 TURNS = [{"role": "user", "content": "a <b "}, {"role": "assistant", "content": " c\n"}]
-# Line's ends and blanks at both ends of a template's source, where Jinja trims some and not others.
+# A template with line ends and blanks at both ends, of which Jinja trims some and not others.
 EDGES = "\n  {% for m in messages %}\n{{ m.content }}|{% endfor %}\n{{ '</s>' }}  \n"
 
 
@@ -63,7 +63,7 @@ def test_the_template_renders_what_we_read(chat, eos, bos, tmp_path):
     assert got == expected
     for text in ("ab", f"ab{last}") if not last.rstrip().endswith("</s>") else ("ab",):
       assert out.tokenizer(text).input_ids == ours(rm, text, "")
-  # An answer that is still to come has no EOS.
+  # A generation prompt, before an answer, has no EOS.
   opened = out.tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
   if chat == HH_TEMPLATE:
     assert opened == ("<s>" if bos else "") + "\n\nHuman: a <b \n\nAssistant:"
@@ -98,7 +98,7 @@ def test_we_read_our_own_export_bitwise(tmp_path):
   rm = modelled(tmp_path / "m", decoder_tokenizer(pad="</s>"), chat_template="hh")
   rm.save_pretrained(tmp_path / "saved")
   again = RewardModel.from_pretrained(tmp_path / "saved")
-  # EOS is not doubled, though the folder's tokenizer and template have it too.
+  # The exported tokenizer and template add EOS themselves, and loading them does not double it.
   rows = [
     *[{"prompt": "ab", "response": r} for r in ("cd", "cd</s>", "cd</s> ", "", "</s>")],
     {"prompt": TURNS[:1], "response": " c\n"},
@@ -109,13 +109,13 @@ def test_we_read_our_own_export_bitwise(tmp_path):
   assert ours(again, "ab", "cd").count(2) == 1
   assert again.text_model.convention == rm.text_model.convention
   assert again.text_model.tokenizer.chat_template == HH_TEMPLATE
-  # The same folder as a tokenizer alone, and a second saving.
+  # The folder used as a tokenizer only; and saved a second time.
   assert load_tokenizer(tmp_path / "saved")("ab").input_ids == decoder_tokenizer()("ab").input_ids
   again.save_pretrained(tmp_path / "twice")
   np.testing.assert_array_equal(
     RewardModel.from_pretrained(tmp_path / "twice").score(rows), rm.score(rows)
   )
-  # A template that somebody puts there stays.
+  # A template that a user puts into the folder is kept.
   (tmp_path / "twice" / "chat_template.jinja").write_text("{{ messages[0].content }}")
   changed = RewardModel.from_pretrained(tmp_path / "twice")
   assert changed.text_model.tokenizer.chat_template == "{{ messages[0].content }}"
@@ -189,7 +189,7 @@ def test_the_pad_token_is_one_that_no_text_ends_in(tmp_path):
     assert out.tokenizer.pad_token == PAD
     assert out.config["pad_token_id"] == out.tokenizer.pad_token_id == 259
     assert out.config["vocab_size"] == 300
-  # No row is free: the embedding gets one.
+  # No row of the embedding is unused: it gets one more.
   tight = modelled(tmp_path / "c", decoder_tokenizer(pad="</s>"), LLAMA | {"vocab_size": 259})
   out = exported(tight)
   assert (out.config["vocab_size"], out.config["pad_token_id"]) == (260, 259)

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, of every layout."""
+"""The benchmark's figures, of every layout."""
 
 import jax
 import numpy as np
@@ -41,10 +41,10 @@ def test_figures_of_every_layout(llama_folder, tmp_path):
     assert mode["compile_seconds"] > mode["compile_cached_seconds"] > 0
   padded, packed, shared = report["modes"].values()
   assert packed["pad_share"] < padded["pad_share"]
-  # The same pairs are fewer tokens where a prompt stands once.
+  # The same pairs have fewer tokens if their prompt is stored once.
   per_pair = [m["tokens_per_second"] / m["pairs_per_second"] for m in (packed, shared)]
   assert per_pair[1] < per_pair[0]
-  # Four bytes a number: weights, gradients and two moments, at least.
+  # At least weights, gradients and two moments, of four bytes a number.
   numbers = sum(report["model"][name] for name in ("layer_weights", "embedding_weights"))
   assert shared["peak_memory_bytes"] > 16 * numbers
   assert "packed_shared" in table(report)

@@ -1,4 +1,4 @@
-"""Process 0 alone writes what all write together, and either reads the other's, bit for bit.
+"""Both stores write the same files, and each reads what the other wrote, bit for bit.
 
 Several real processes are in tests/test_hosts.py.
 """
@@ -49,7 +49,7 @@ def test_either_reads_what_either_writes(writer, reader, tmp_path):
   for one, other in zip(jax.tree.leaves(items), jax.tree.leaves(found), strict=True):
     assert (other.dtype, other.sharding) == (one.dtype, one.sharding)
     np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
-  assert fingerprint(found) == fingerprint(items)  # which knows -0.0 from 0.0
+  assert fingerprint(found) == fingerprint(items)  # the fingerprint tells -0.0 from 0.0
 
 
 def test_what_cannot_be_read_or_written_is_an_error_for_all(tmp_path):
