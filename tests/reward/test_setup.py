@@ -205,6 +205,33 @@ def test_rows_are_laid_as_the_attention_of_the_devices_has_it(llama_folder):
     build_model(config, mesh())
 
 
+def test_the_description_of_a_network_stays(llama_folder, bert_folder):
+  """It is part of the key of cached scores and of drift references (`audit.scorer.model_hash`)."""
+
+  def described(folder):
+    config = small_config(folder, steps=1)
+    config.model.config, config.model.tokenizer = str(folder / "config.json"), str(folder)
+    config.model.remat = "none"
+    return repr(build_model(config).network)
+
+  assert described(llama_folder) == (
+    "Network(backbone=DecoderConfig(model_type='llama', vocab=300, width=32, layers=3, heads=4, "
+    "kv_heads=2, head_dim=8, ffn=64, activation='silu', eps=1e-06, rope=Rope(theta=10000.0, "
+    "kind='default', factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=512), "
+    "qkv_bias=False, out_bias=False, mlp_bias=False, qk_norm=False, windows=None, "
+    "max_positions=512, attention_dropout=0.0, init_std=0.02), head=HeadConfig(outputs=1, "
+    "ensemble=False, attributes=(), mix=(), bias=False, pooler=False, activation='tanh', "
+    "dropout=0.0), frozen=0, dtype='float32', remat='none', lora=None, attention='xla')"
+  )
+  assert described(bert_folder) == (
+    "Network(backbone=EncoderConfig(model_type='bert', vocab=300, width=32, layers=2, heads=4, "
+    "ffn=64, activation='gelu', eps=1e-12, max_positions=256, token_types=2, hidden_dropout=0.0, "
+    "attention_dropout=0.0, init_std=0.02), head=HeadConfig(outputs=1, ensemble=False, "
+    "attributes=(), mix=(), bias=True, pooler=True, activation='tanh', dropout=0.0), frozen=0, "
+    "dtype='float32', remat='none', lora=None, attention='xla')"
+  )
+
+
 def test_the_lowest_layers_alone(llama_folder, tmp_path):
   backbone = saved(llama_folder, tmp_path)
   config = pretrained_config(llama_folder, tmp_path)
