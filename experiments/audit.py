@@ -132,7 +132,7 @@ def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report)
         report.drop("not_sampled", example.origin, f"--limit={LIMIT.value}", fault=False)
     examples = [examples[i] for i in sorted(drawn)]
   # What the model cannot read is dropped, and counted, before anything is scored.
-  _, examples = model.model.tokenise(examples, report)
+  _, examples = model.text_model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
   return examples
@@ -141,7 +141,7 @@ def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report)
 def _other(name: str) -> RewardModel:
   """A model to compare with; --chat_template is for messages where it has none of its own."""
   model = RewardModel.from_pretrained(name, dtype=DTYPE.value)
-  if CHAT_TEMPLATE.value and not model.model.tokenizer.chat_template:
+  if CHAT_TEMPLATE.value and not model.text_model.tokenizer.chat_template:
     options = dict(dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value)
     model = RewardModel.from_pretrained(name, **options)
   return model
@@ -164,7 +164,7 @@ def _reference(
 
   def made(examples: Sequence[Example], name: str, known: bool) -> Reference:
     examples = [e for e in examples if e.steps is None]
-    _, examples = scorer.model.model.tokenise(examples, report)
+    _, examples = scorer.model.text_model.tokenise(examples, report)
     return sections.make_reference(scorer, examples, name, known=known, seed=SEED.value)
 
   if REFERENCE.value and REFERENCE.value != HELDOUT:
@@ -193,7 +193,7 @@ def _reference(
 def _benchmarks(model: RewardModel) -> dict[str, list]:
   """--benchmark: name -> its items, read before anything is scored."""
   out = {}
-  chat = bool(model.model.tokenizer.chat_template)
+  chat = bool(model.text_model.tokenizer.chat_template)
   for given in BENCHMARK.value:
     name, paths = _named(given)
     report = Report(strict=STRICT.value)

@@ -55,7 +55,7 @@ def main() -> None:
   model = RewardModel.from_pretrained(
     MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
   )
-  groups, examples = model.model.tokenise(examples, report)
+  groups, examples = model.text_model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
   scores = model.score_groups(groups, progress="evaluate")
@@ -66,7 +66,7 @@ def main() -> None:
   print(summary_table(out))
   print(report)
   if cut:
-    limit = model.model.convention.max_length
+    limit = model.text_model.convention.max_length
     print(f"{cut} prompts are cut: with a response they are longer than {limit} tokens")
 
 

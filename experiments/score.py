@@ -132,7 +132,9 @@ def main() -> None:
       part_of_it.unlink(missing_ok=True)
       raise
   if any(cuts):
-    print(f"{cut_message(cuts, model.model.convention.max_length)} (--mark_cut says of which rows)")
+    print(
+      f"{cut_message(cuts, model.text_model.convention.max_length)} (--mark_cut says of which rows)"
+    )
   print(f"{count} rows scored: {output}")
 
 

@@ -1,4 +1,7 @@
-"""`RewardModel`: a trained model in a notebook or a pipeline, three calls wide."""
+"""`RewardModel`: loads a trained reward model, scores text with it, and saves it.
+
+Everything outside the training code (notebooks, commands, audits, curation) scores through it.
+"""
 
 import dataclasses
 import json
@@ -17,14 +20,15 @@ from rm_jax.batch.tokenise import Sequence as Tokens
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
+from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig, backbone_config, head_config
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh, parameter_shardings
 from rm_jax.pretrained.source import RECORD, Source, open_source, parse, save_folder
 from rm_jax.reward.export import export
-from rm_jax.reward.score import default_packing, read_groups, score_groups, solution_scores
-from rm_jax.reward.setup import Model, convention_for, init_params, kept_dtype, read_params
+from rm_jax.reward.score import default_packing, pool_groups, score_groups, solution_scores
+from rm_jax.reward.setup import TextModel, convention_for, init_params, kept_dtype, read_params
 from rm_jax.reward.setup import chat_template as template_of
 from rm_jax.storage.remote import local
 from rm_jax.types import Example, Text
@@ -33,35 +37,46 @@ from rm_jax.workdir.folder import is_workdir
 
 log = logging.getLogger(__name__)
 
-# Marks (responses to one prompt, or steps of them) that are read in one group.
+# Rows with the same prompt are scored as one group, so that the prompt runs through the network
+# once. A group has at most `_GROUP_MARKS` marks (responses, or steps of solutions) and at most
+# max(_GROUP_COLUMNS, _GROUP_LENGTHS x its longest sequence) columns. Attention's cost grows with
+# the square of the columns, although responses are masked from one another; in a longer group that
+# costs more than sharing the prompt saves.
 _GROUP_MARKS = 8
-# Columns that such a group may take: so many, or so many times those of its longest sequence. An
-# answer sees none of the others' columns, and attention's square has them all; of more than this it
-# grows faster than what one reading of the prompt saves.
 _GROUP_COLUMNS = 1024
 _GROUP_LENGTHS = 1.5
 
 
 class RewardModel:
-  """A reward model: text in, a real number out.
+  """A text model with its parameters: scores a prompt and a response with a real number.
+
+  >>> model = RewardModel.from_pretrained(folder)  # a workdir, a saved folder or a hub id
+  >>> rows = [
+  ...   {"prompt": "Name a fruit.", "response": "An apple."},
+  ...   {"prompt": "Name a fruit.", "response": "No."},
+  ... ]
+  >>> scores = model.score(rows)
+  >>> scores.shape, scores.dtype
+  ((2,), dtype('float32'))
+  >>> best = rows[scores.argmax()]["response"]
 
   Args:
-    model: network, tokenizer and convention.
-    params: nested dict on the mesh.
+    text_model: network, tokenizer and convention.
+    params: nested dict of arrays on the mesh, as `text_model.network` takes it.
     mesh: the devices.
 
-  Make one with `from_pretrained`.
+  `from_pretrained` makes one from files.
   """
 
-  def __init__(self, model: Model, params: dict, mesh: Mesh):
-    self.model = model
+  def __init__(self, text_model: TextModel, params: dict, mesh: Mesh):
+    self.text_model = text_model
     self.params = params
     self.mesh = mesh
 
   @property
   def attributes(self) -> tuple[str, ...]:
-    """Names of the attributes that the model rates, in order; empty where it gives one score."""
-    return self.model.network.head.attributes
+    """Names of the attributes that the model rates, in order; () if it has none."""
+    return self.text_model.network.head.attributes
 
   @classmethod
   def from_pretrained(
@@ -77,20 +92,20 @@ class RewardModel:
     """Loads a model that has a reward head.
 
     Args:
-      name: a run's workdir (its latest checkpoint), a folder saved by `save_pretrained`, or a
-        Hugging Face sequence-classification folder or hub id; the last keeps its own pooling rule,
-        and no EOS is added unless `eos` says so.
-      dtype: of the backbone's compute.
-      max_length: tokens of a prompt + response; 0 = as saved, or the architecture's most.
-      chat_template: for messages: 'hh', a Jinja text or a file of it; '' = the model's own.
-      eos: 'append' puts EOS behind every text that does not end in it, 'none' adds nothing; '' = as
-        saved, or none. TRL's RewardTrainer appends it to strings and not to messages, and nothing
-        in its checkpoint says which of them it was trained on (see docs/exports.md).
-      mesh: {'data', 'fsdp', 'tensor'} -> devices; default all on 'data'.
+      name: a run's workdir (its latest checkpoint is read), a folder saved by `save_pretrained`, or
+        a Hugging Face sequence-classification folder or hub id. The last keeps its own pooling rule
+        and gets no EOS unless `eos` says so.
+      dtype: compute dtype of the backbone; the head computes in float32.
+      max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
+      chat_template: renders messages: 'hh', Jinja text, or a file of it; '' = the model's own.
+      eos: 'append' adds EOS to every text that does not end in it, 'none' never adds it; '' = as
+        saved, else 'none'. TRL's RewardTrainer appends EOS to strings and not to messages, and its
+        checkpoint does not record which of them it was trained on (see docs/exports.md).
+      mesh: {'data', 'fsdp', 'tensor'} -> number of devices; by default all are on 'data'.
 
     Raises:
-      ValueError: nothing is there, it has no reward head, or tensors do not fit; `chat_template` or
-        `eos` is none.
+      ValueError: `name` is not found, has no reward head, or its tensors do not fit the
+        architecture; or `chat_template` or `eos` is not one of the above.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
     name = local(name) if isinstance(name, str) else name
@@ -101,7 +116,7 @@ class RewardModel:
     backbone = backbone_config(source.config)
     head = _head(source)
     if head.outputs != 1 and not head.ensemble and not head.attributes:
-      raise ValueError(f"{name}: its head has {head.outputs} outputs; a reward has one")
+      raise InputError(f"{name}: its head has {head.outputs} outputs; a reward has one")
     convention = convention_for(
       source.config, source.record, tokenizer, eos=eos or "none", max_length=max_length
     )
@@ -109,7 +124,7 @@ class RewardModel:
       convention = dataclasses.replace(convention, eos=eos)
     if chat_template:
       tokenizer.chat_template = template_of(chat_template)
-    model = Model(
+    text_model = TextModel(
       network=Network(backbone, head, dtype=dtype),
       tokenizer=tokenizer,
       convention=convention,
@@ -117,11 +132,11 @@ class RewardModel:
       source=source,
       option="{0} of from_pretrained, or --{0} of a command,",
     )
-    model.text_encoder()  # a template that renders nothing is refused before weights are read
+    text_model.text_encoder()  # raises on a template that renders nothing, before reading weights
     if not trained:
-      flat = init_params(model, devices, jax.random.key(0), training=False)
-      return cls(model, unflatten_dict(flat, sep="/"), devices)
-    return cls(*_read_run(path, model, devices), devices)
+      flat = init_params(text_model, devices, jax.random.key(0), training=False)
+      return cls(text_model, unflatten_dict(flat, sep="/"), devices)
+    return cls(*_read_run(path, text_model, devices), devices)
 
   def score(
     self,
@@ -133,25 +148,28 @@ class RewardModel:
     origins: Sequence[str] = (),
     cuts: list[int] | None = None,
   ) -> np.ndarray:
-    """Rewards of rows, in their order; float32 [N].
+    """Rewards of rows, in their order: float32 [N].
 
-    Prompts that are cut because a row is longer than the model reads are warned of, once a call.
+    A row longer than the model's maximum length loses tokens at the start of its prompt; one
+    warning a call says how many rows did.
 
     Args:
-      rows: each with `prompt` and `response` (or `completion`): strings, or message lists, which go
-        through the chat template. Or a solution in steps, as `score_steps` takes it.
-      lower: of an ensemble, how many standard deviations of its members are taken off their mean:
-        a conservative reward for who optimises against it (Coste et al. 2023).
-      aggregate: how a solution's steps become its score: 'min', 'product', 'mean' or 'last' (see
-        `losses.process.aggregate`; 'product' is a log-probability, the others are log-odds).
-      progress: show a bar; a text is its label.
-      origins: what rows are called in errors; default their numbers.
-      cuts: gets for each row how many tokens of its prompt were cut; then no warning is logged.
+      rows: each with `prompt` and `response` (or `completion`): strings, or message lists, which
+        are rendered by the chat template. Or a solution in steps, as `score_steps` takes it.
+      lower: for an ensemble: the reward is the members' mean minus `lower` standard deviations, a
+        conservative reward to optimise against (Coste et al. 2023, "Reward Model Ensembles Help
+        Mitigate Overoptimization").
+      aggregate: how the scores of a solution's steps become its score: 'min', 'product', 'mean' or
+        'last' (see `losses.process.aggregate`; 'product' is a log-probability, the others are
+        log-odds).
+      progress: whether to show a progress bar; a string is its label.
+      origins: names of the rows in error messages, N strings; by default their numbers.
+      cuts: a list to extend by each row's number of cut prompt tokens; no warning is logged then.
 
     Raises:
-      DataError: a row that cannot be scored, named by its number.
-      ValueError: `lower` of a model that is no ensemble, or another `aggregate`; a score that is
-        not finite, or a token that the model does not know.
+      DataError: a row cannot be scored; the message names it.
+      ValueError: `lower` is set and the model is not an ensemble; `aggregate` is unknown; a score
+        is not finite; or the tokenizer gives an id outside the model's vocabulary.
     """
     scores_NM = self.score_members(
       rows, aggregate=aggregate, progress=progress, origins=origins, cuts=cuts
@@ -169,13 +187,13 @@ class RewardModel:
     origins: Sequence[str] = (),
     cuts: list[int] | None = None,
   ) -> np.ndarray:
-    """Rewards by each member of an ensemble, float32 [N, M]; M = 1 where it is none.
+    """Rewards by each member of an ensemble: float32 [N, M]; M = 1 if the model is none.
 
-    Arguments and errors: as `score`.
+    Arguments and errors are those of `score`.
     """
-    origins = origins or _Numbered()
+    origins = origins or _RowNumbers()
     asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]
-    head = self.model.network.head
+    head = self.text_model.network.head
     marks = self._score_marks(asked, head.ensemble, progress, origins, cuts)
     out = np.empty((len(asked), head.outputs if head.ensemble else 1), np.float32)
     solutions = [i for i, one in enumerate(asked) if one.steps is not None]
@@ -187,14 +205,14 @@ class RewardModel:
   def score_attributes(
     self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
   ) -> np.ndarray:
-    """Ratings on each attribute, float32 [N, A]; their names are `attributes`.
+    """Ratings on each attribute: float32 [N, A], in the order of `attributes`.
 
     Args:
       rows: each with `prompt` and `response` (or `completion`), as `score` takes them.
-      progress: show a bar.
+      progress: whether to show a progress bar.
 
     Raises:
-      DataError: a row that cannot be scored, named by its number.
+      DataError: a row cannot be scored; the message names its number.
       ValueError: the model has no attributes.
     """
     if not self.attributes:
@@ -206,43 +224,45 @@ class RewardModel:
   def score_steps(
     self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
   ) -> list[np.ndarray]:
-    """Scores of the steps of solutions: for each row float32 [number of steps], in its order.
+    """Scores of the steps of solutions: for each row float32 [number of steps], in order.
 
-    A step's score is the log-odds that the solution is right up to it and with it.
+    A step's score is the log-odds that the solution is right up to and including that step.
 
     Args:
-      rows: each with `prompt`, a string or messages, and `completions` (or `steps`): the steps'
-        texts, a list of strings.
-      progress: show a bar.
+      rows: each with `prompt`, a string or messages, and `completions` (or `steps`): the texts of
+        the steps, a list of strings.
+      progress: whether to show a progress bar.
 
     Raises:
-      DataError: a row that cannot be scored, named by its number: not of this form, too long for
-        the model, or the model is an encoder, which reads no steps.
+      DataError: a row is not of this form or too long for the model (the message names its number),
+        or the model is an encoder, which cannot score steps.
     """
     asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
     return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
 
-  def read(
+  def pooled_and_scores(
     self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
   ) -> tuple[np.ndarray, np.ndarray]:
-    """What the head reads at the end of each response, float32 [N, D]; and its scores.
-
-    These are `score_members`'.
+    """The pooled hidden state of each response, and its scores.
 
     Args:
       rows: each with `prompt` and `response` (or `completion`), as `score` takes them.
-      progress: show a bar.
+      progress: whether to show a progress bar.
+
+    Returns:
+      float32 [N, D], the hidden states that the head maps to scores; and float32 [N, M], the scores
+      as `score_members` gives them.
 
     Raises:
-      DataError: a row that cannot be read, named by its number.
+      DataError: a row cannot be scored; the message names its number.
     """
     asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
     chunks, groups = self._groups(asked)
-    head = self.model.network.head
-    pooled_ND = np.empty((len(asked), self.model.network.backbone.width), np.float32)
+    head = self.text_model.network.head
+    pooled_ND = np.empty((len(asked), self.text_model.network.backbone.width), np.float32)
     scores_NM = np.empty((len(asked), head.outputs if head.ensemble else 1), np.float32)
-    found = self._run(read_groups, groups, "read" if progress else "", outputs=head.ensemble)
-    self._check_finite([scores_MK for _, scores_MK in found], chunks, asked, _Numbered())
+    found = self._run(pool_groups, groups, "read" if progress else "", outputs=head.ensemble)
+    self._check_finite([scores_MK for _, scores_MK in found], chunks, asked, _RowNumbers())
     for chunk, (pooled_KD, scores_MK) in zip(chunks, found, strict=True):
       pooled_ND[chunk] = pooled_KD
       scores_NM[chunk] = scores_MK.reshape(-1, len(chunk)).T
@@ -256,11 +276,18 @@ class RewardModel:
     origins: Sequence[str] | None = None,
     cuts: list[int] | None = None,
   ) -> list[np.ndarray]:
-    """For each row its marks' rewards, float32 [1, marks], or with `outputs` all the head's.
+    """Scores of each row's marks (its response, or its steps), in the order of the rows.
 
-    A mark is a response or a step.
+    Args:
+      asked: N rows.
+      outputs: whether to return each output of the head (a member's, an attribute's) instead of the
+        reward.
+      progress: as `score`'s, and so are `origins` and `cuts`.
+
+    Returns:
+      N arrays float32 [O, marks]: O = 1 reward, or with `outputs` the head's outputs.
     """
-    origins = origins or _Numbered()
+    origins = origins or _RowNumbers()
     chunks, groups = self._groups(asked, origins, cuts)
     label = progress if isinstance(progress, str) else "score" if progress else ""
     scores = self._run(score_groups, groups, label, outputs=outputs)
@@ -278,9 +305,21 @@ class RewardModel:
     origins: Sequence[str] | None = None,
     cuts: list[int] | None = None,
   ) -> tuple[list[list[int]], list[Group]]:
-    """Rows as groups of what has its prompt in common: (which rows each holds, the groups)."""
-    origins = origins or _Numbered()
-    encoder = self.model.text_encoder()
+    """Tokenises rows and puts those with the same prompt into one group.
+
+    Args:
+      asked: N rows.
+      origins: as `score`'s.
+      cuts: as `score`'s.
+
+    Returns:
+      (for each group the indices of its rows; the groups).
+
+    Raises:
+      DataError: a row cannot be tokenised.
+    """
+    origins = origins or _RowNumbers()
+    encoder = self.text_model.text_encoder()
     whole = iter(encoder.sequences([(a.prompt, a.response) for a in asked if a.steps is None]))
     tokens = []
     for i, one in enumerate(asked):
@@ -289,7 +328,7 @@ class RewardModel:
           tokens.append(next(whole))
         else:
           tokens.append(encoder.step_sequence(one.prompt, one.steps))
-      except ValueError as error:
+      except InputError as error:
         raise DataError(f"{origins[i]}: {error}") from None
       if isinstance(tokens[-1], RowError):
         raise DataError(f"{origins[i]}: {tokens[-1].reason}: {tokens[-1].detail}")
@@ -298,17 +337,23 @@ class RewardModel:
       cuts += cut
     elif any(cut):
       log.warning(cut_message(cut, encoder.convention.max_length))
-    chunks = _siblings([a.prompt for a in asked], tokens, self.model.network.causal)
-    return chunks, [_group([tokens[i] for i in chunk]) for chunk in chunks]
+    chunks = _rows_by_prompt([a.prompt for a in asked], tokens, self.text_model.network.causal)
+    return chunks, [_unlabelled_group([tokens[i] for i in chunk]) for chunk in chunks]
 
   def score_groups(
     self, groups: Sequence[Group], *, outputs: bool = False, progress: str = ""
   ) -> list[np.ndarray]:
-    """Scores of tokenised groups, for those who bring their own `Example`s; see `reward.score`."""
+    """Scores of groups that are tokenised already: see `reward.score.score_groups`.
+
+    For callers that have `Example`s, whose groups are `text_model.tokenise`'s.
+
+    Raises:
+      ValueError: a score is not finite.
+    """
     scores = self._run(score_groups, groups, progress, outputs=outputs)
     for i, one in enumerate(scores):
       if not np.isfinite(one).all():
-        self._refuse(f"group {i}", one)
+        self._raise_not_finite(f"group {i}", one)
     return scores
 
   def _check_finite(
@@ -318,48 +363,56 @@ class RewardModel:
     asked: Sequence[Asked],
     origins: Sequence[str],
   ) -> None:
-    """ValueError where a row's score is not finite."""
+    """Raises ValueError if a score is not finite, naming the row that causes it."""
     bad = [i for i, one in enumerate(scores) if not np.isfinite(one).all()]
-    # What is not finite in one row is so in all that are packed with it: each is asked alone.
+    # Rows that are packed together can infect one another with NaN, so that each row of a bad group
+    # is scored again by itself to find the cause.
     for n in (n for i in bad for n in chunks[i]):
       _, groups = self._groups([asked[n]], [origins[n]], [])
       (alone,) = self._run(score_groups, groups, "", outputs=True)
       if not np.isfinite(alone).all():
-        self._refuse(origins[n], alone)
+        self._raise_not_finite(origins[n], alone)
     if bad:
-      self._refuse(origins[chunks[bad[0]][0]], scores[bad[0]])
+      self._raise_not_finite(origins[chunks[bad[0]][0]], scores[bad[0]])
 
-  def _refuse(self, origin: str, scores: np.ndarray) -> None:
-    """ValueError: scores that are not finite, and whose."""
+  def _raise_not_finite(self, origin: str, scores: np.ndarray) -> None:
     bad = scores[~np.isfinite(scores)][0]
-    whose = self.model.source.path if self.model.source else "the model"
-    raise ValueError(
+    whose = self.text_model.source.path if self.text_model.source else "the model"
+    raise InputError(
       f"{origin}: its score is {bad}; expected a finite number: the weights of "
-      f"{whose} are damaged, or overflow in {self.model.network.dtype}"
+      f"{whose} are damaged, or overflow in {self.text_model.network.dtype}"
     )
 
-  def _run(self, what: Callable, groups: Sequence[Group], progress: str, **options) -> list:
-    check_vocabulary(groups, self.model.network.backbone.vocab)
-    return what(
-      self.model.network,
+  def _run(self, function: Callable, groups: Sequence[Group], progress: str, **options) -> list:
+    """Calls `score_groups` or `pool_groups` of `reward.score` with this model."""
+    check_vocabulary(groups, self.text_model.network.backbone.vocab)
+    return function(
+      self.text_model.network,
       self.params,
       groups,
       mesh=self.mesh,
-      packing=default_packing(self.mesh, causal=self.model.network.causal),
+      packing=default_packing(self.mesh, causal=self.text_model.network.causal),
       progress=progress,
       **options,
     )
 
   def save_pretrained(self, path: str | Path) -> None:
-    """Writes a Hugging Face sequence-classification folder (safetensors, float32), and our record.
+    """Writes a Hugging Face sequence-classification folder: safetensors, float32, and our record.
 
-    transformers' AutoModelForSequenceClassification reads it, and its tokenizer ends a text as the
-    model was trained; so does `from_pretrained`, by the record. The mean of an ensemble and the mix
-    of attributes are one row there; members and attributes are in our record. What such a folder
-    has no word for is warned of; docs/exports.md says what to call.
+    transformers' AutoModelForSequenceClassification loads it, and its tokenizer adds EOS where the
+    model was trained with one. `from_pretrained` loads it too, and reads from the record
+    (rm_jax.json) how text becomes tokens. The safetensors file has one output: of an ensemble the
+    mean of its members, of attributes their mix; the record keeps each one's own weights. A warning
+    is logged for everything that such a folder cannot express to other libraries; docs/exports.md
+    says how to call the model then.
+
+    Args:
+      path: the folder, which is made.
     """
-    source = self.model.source
-    made = export(self.model, self.params, kinds=source.record.get("kinds", ()) if source else ())
+    source = self.text_model.source
+    made = export(
+      self.text_model, self.params, kinds=source.record.get("kinds", ()) if source else ()
+    )
     for limit in made.limits:
       log.warning("%s: %s", path, limit)
     save_folder(
@@ -371,24 +424,34 @@ class RewardModel:
     )
 
 
-def _read_run(path: Path, model: Model, mesh: Mesh) -> tuple[Model, dict]:
-  """(model, parameters) of a workdir's latest checkpoint, adapters merged."""
+def _read_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]:
+  """The text model and the parameters of a workdir's latest checkpoint, LoRA adapters merged.
+
+  Args:
+    path: the workdir.
+    model: as its model/ folder describes it, without adapters.
+    mesh: the devices.
+
+  Raises:
+    ValueError: the record is damaged, or the backbone of its adapters is not found.
+    CheckpointError: no checkpoint can be read.
+  """
   record = model.source.record
   where = model.source.path / RECORD
   lora = parse(Lora, record["lora"], f"{where}: lora") if record.get("lora") else None
-  # A run may have its frozen layers in a stack of their own: it is read as it was written.
+  # A run keeps its frozen layers as a separate stack of parameters; the checkpoint has that layout.
   if type(frozen := record.get("frozen_layers", 0)) is not int:
-    raise ValueError(f"{where}: frozen_layers is {frozen!r:.80}; expected a whole number")
+    raise InputError(f"{where}: frozen_layers is {frozen!r:.80}; expected a whole number")
   network = dataclasses.replace(model.network, frozen=frozen, lora=lora)
   shapes = flatten_dict(network.abstract(), sep="/")
   base: dict[str, jax.Array] = {}
   if name := record.get("base"):
     if not isinstance(name, str):
-      raise ValueError(f"{where}: base is {name!r:.80}; expected a folder or hub id")
+      raise InputError(f"{where}: base is {name!r:.80}; expected a folder or hub id")
     try:
       source = open_source(local(name))
     except (ValueError, OSError) as error:
-      raise ValueError(
+      raise InputError(
         f"{path} holds adapters of {name}, which is not there any more: {error}"
       ) from None
     read, _ = read_params(dataclasses.replace(model, network=network, source=source), mesh)
@@ -426,7 +489,7 @@ def _read_run(path: Path, model: Model, mesh: Mesh) -> tuple[Model, dict]:
 
 
 def _summary_step(path: Path) -> int | None:
-  """The step that a run's summary.json describes; None where there is none that says so."""
+  """The step that a run's summary.json reports; None if there is no such file or entry."""
   try:
     return int(json.loads((path / "summary.json").read_text(encoding="utf-8"))["train"]["steps"])
   except (OSError, ValueError, KeyError, TypeError):
@@ -434,14 +497,15 @@ def _summary_step(path: Path) -> int | None:
 
 
 def _head(source: Source) -> HeadConfig:
+  """The head's config, from our record or else from config.json; without dropout, for scoring."""
   saved = source.record.get("head")
   where = f"{source.path / RECORD}: head"
   head = parse(HeadConfig, saved, where) if saved else head_config(source.config)
   return dataclasses.replace(head, dropout=0.0)
 
 
-class _Numbered(Sequence):
-  """What rows are called: 'row 0', 'row 1' and so on."""
+class _RowNumbers(Sequence):
+  """Default names of rows in error messages: item i is 'row i', for any number of rows."""
 
   def __len__(self) -> int:
     return 0
@@ -451,7 +515,12 @@ class _Numbered(Sequence):
 
 
 def cut_message(cuts: Sequence[int], max_length: int) -> str:
-  """What is said of rows of whose prompts tokens were cut."""
+  """The warning for rows that were too long.
+
+  Args:
+    cuts: each row's number of cut prompt tokens, at least one of them positive.
+    max_length: the model's limit, in tokens.
+  """
   found = [cut for cut in cuts if cut]
   return (
     f"{len(found)} of {len(cuts)} rows are longer than {max_length} tokens: of their prompts "
@@ -459,10 +528,18 @@ def cut_message(cuts: Sequence[int], max_length: int) -> str:
   )
 
 
-def _siblings(prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool) -> list[list[int]]:
-  """Rows by groups: those that have their prompt in common, as many as a group takes."""
+def _rows_by_prompt(
+  prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool
+) -> list[list[int]]:
+  """Indices of the rows of each group: rows with the same prompt, up to the size limits above.
+
+  Args:
+    prompts: of N rows.
+    tokens: the rows as tokens.
+    share: whether rows may share a prompt; if not, each row is a group (encoders).
+  """
   chunks: list[list[int]] = []
-  # prompt -> its latest chunk, and what that takes: (chunk, columns, marks, its longest sequence).
+  # prompt -> its latest chunk: (index of the chunk, its columns, marks and longest sequence).
   open_chunk: dict[Any, tuple[int, int, int, int]] = {}
   for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
     key = key_of(prompt)
@@ -470,7 +547,7 @@ def _siblings(prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool) ->
     columns, marks = columns + len(one.ids) - one.prompt, marks + len(one.marks)
     longest = max(longest, len(one.ids))
     fits = columns <= max(_GROUP_COLUMNS, _GROUP_LENGTHS * longest) and marks <= _GROUP_MARKS
-    # A prompt that was cut differs from response to response: there is nothing to share.
+    # How much of a prompt is cut depends on the response, so that cut prompts are not shared.
     if share and at >= 0 and not one.cut and fits:
       chunks[at].append(i)
       open_chunk[key] = at, columns, marks, longest
@@ -481,7 +558,7 @@ def _siblings(prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool) ->
   return chunks
 
 
-def _group(tokens: Sequence[Tokens]) -> Group:
-  """A group to be scored; nothing was said of its responses."""
+def _unlabelled_group(tokens: Sequence[Tokens]) -> Group:
+  """A group of sequences to score: its prompt's text and its labels are placeholders."""
   marks = sum(len(one.marks) for one in tokens)
   return make_group(tokens, Example("-", ("-",) * len(tokens), (0.0,) * marks))

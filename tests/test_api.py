@@ -1,6 +1,7 @@
-"""A score depends on its prompt and response and on nothing else."""
+"""`RewardModel`: a score depends on its prompt and response and on nothing else."""
 
 import dataclasses
+import doctest
 import json
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
-from rm_jax.api import _siblings
+from rm_jax.api import _rows_by_prompt
 from rm_jax.batch.group import tokenise
 from rm_jax.batch.tokenise import Sequence as Tokens
 from rm_jax.data.report import DataError, Report
@@ -49,7 +50,7 @@ def model(request, llama_folder, bert_folder, tmp_path_factory):
   """A model with random weights, saved and read back."""
   kind, _, variant = request.param.partition(", ")
   folder = {"llama": llama_folder, "bert": bert_folder}[kind]
-  if variant == "pad is eos":  # most decoders' tokenizers: EOS is their pad token, too
+  if variant == "pad is eos":  # as in most decoders' tokenizers
     folder = tmp_path_factory.mktemp("pad")
     decoder_tokenizer(pad="</s>").save_pretrained(folder)
     (folder / "config.json").write_text((llama_folder / "config.json").read_text())
@@ -60,10 +61,19 @@ def model(request, llama_folder, bert_folder, tmp_path_factory):
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   params = init_params(built, mesh, jax.random.key(0), training=True)
   params = {p: x + 0.2 * jax.random.normal(jax.random.key(1), x.shape) for p, x in params.items()}
-  # Scores of size one: near zero, as a new head gives them, all would agree to 1e-5 by themselves.
+  # A new head's scores are near zero and would agree to 1e-5 whatever they are; these are not.
   head = "head/out/kernel"
   params[head] = jax.random.normal(jax.random.key(2), params[head].shape) / 4
   return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
+
+
+def test_the_example_of_the_docstring(model, tmp_path):
+  model.save_pretrained(tmp_path)
+  (example,) = doctest.DocTestFinder(recurse=False).find(
+    RewardModel, "RewardModel", globs={"RewardModel": RewardModel, "folder": tmp_path}
+  )
+  found = doctest.DocTestRunner().run(example)
+  assert (found.failed, found.attempted) == (0, 5)
 
 
 def test_score_does_not_depend_on_its_batch(model):
@@ -81,7 +91,7 @@ def test_score_does_not_depend_on_its_batch(model):
 
 def test_what_the_head_reads_and_the_scores_that_come_with_it(model):
   rows = rows_of()
-  pooled_ND, scores_NM = model.read(rows)
+  pooled_ND, scores_NM = model.pooled_and_scores(rows)
   np.testing.assert_allclose(scores_NM, model.score_members(rows), atol=1e-5)
   assert pooled_ND.dtype == np.float32
   head = model.params["head"]
@@ -98,7 +108,7 @@ def test_save_and_load_is_exact(model, tmp_path):
   model.save_pretrained(tmp_path)
   again = RewardModel.from_pretrained(tmp_path, mesh={"data": 2, "fsdp": 2, "tensor": 2})
   np.testing.assert_allclose(again.score(rows), model.score(rows), rtol=0, atol=1e-5)
-  assert again.model.convention == model.model.convention
+  assert again.text_model.convention == model.text_model.convention
 
 
 def test_transformers_reads_what_we_save(model, tmp_path, caplog):
@@ -106,11 +116,11 @@ def test_transformers_reads_what_we_save(model, tmp_path, caplog):
   from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
   model.save_pretrained(tmp_path)
-  mean = model.model.convention.pooling == "mean"
+  mean = model.text_model.convention.pooling == "mean"
   assert ("transformers reads one token of it" in caplog.text) == mean
   theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
   tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-  encoder = model.model.convention.encoder
+  encoder = model.text_model.convention.encoder
   for row in rows_of(seed=2, prompts=3, each=1):
     if encoder:
       inputs = tokenizer(row["prompt"], row["response"], return_tensors="pt")
@@ -118,7 +128,7 @@ def test_transformers_reads_what_we_save(model, tmp_path, caplog):
       inputs = tokenizer(row["prompt"] + row["response"], return_tensors="pt")
     with torch.no_grad():
       if mean:
-        # A token a byte: the response's and its EOS, or last separator, end the row.
+        # One token a byte: a row ends in the response's bytes and EOS, or the last separator.
         h = theirs.base_model(**inputs).last_hidden_state[0, -len(row["response"]) - 1 :].mean(0)
         h = torch.tanh(theirs.bert.pooler.dense(h)) if encoder else h
         score = (theirs.classifier if encoder else theirs.score)(h).item()
@@ -157,7 +167,7 @@ def solutions(seed=0, prompts=4, each=3):
 
 
 def decoder(model):
-  if model.model.convention.encoder:
+  if model.text_model.convention.encoder:
     pytest.skip("an encoder reads no steps")
   return model
 
@@ -172,11 +182,11 @@ def test_steps_are_scored_as_they_are_trained(model):
     for r in rows
     for t in [r["completions"]]
   ]
-  groups, _ = tokenise(examples, model.model.text_encoder(), Report(strict=True))
+  groups, _ = tokenise(examples, model.text_model.text_encoder(), Report(strict=True))
   assert np.concatenate(steps).std() > 0.05
   for got, expected in zip(steps, model.score_groups(groups), strict=True):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-  # Nor on its batch, nor on what comes after a step.
+  # The scores do not depend on the batch, nor on later steps.
   alone = model.score_steps([{"prompt": rows[4]["prompt"], "steps": rows[4]["completions"]}])[0]
   np.testing.assert_allclose(steps[4], alone, rtol=0, atol=1e-5)
   start = [{**row, "completions": row["completions"][:1]} for row in rows]
@@ -197,7 +207,7 @@ def test_a_solution_has_one_score(model):
   for how, values in expected.items():
     np.testing.assert_allclose(model.score(rows, aggregate=how), values, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(model.score(rows), expected["min"], rtol=0, atol=1e-5)
-  # Responses among them are as they are by themselves, whatever is done with steps.
+  # Whole responses among solutions have the same scores for any aggregation of steps.
   plain = rows_of(prompts=2, each=1)
   mixed = model.score([plain[0], rows[0], plain[1], rows[1]], aggregate="product")
   np.testing.assert_allclose(mixed[::2], model.score(plain), rtol=0, atol=1e-5)
@@ -208,7 +218,7 @@ def test_a_solution_has_one_score(model):
 
 def test_steps_that_cannot_be_scored(model):
   good = {"prompt": "a", "completions": ["b"]}
-  if model.model.convention.encoder:
+  if model.text_model.convention.encoder:
     for call in (model.score_steps, model.score):
       with pytest.raises(DataError, match=r"row 0: .*an encoder reads one mark"):
         call([good])
@@ -240,9 +250,9 @@ def small(llama_folder):
 def test_a_score_that_is_not_finite_is_refused(small):
   params = jax.tree.map(lambda x: x, small.params)
   table = params["backbone"]["embed"]["embedding"]
-  token = small.model.tokenizer("z").input_ids[-1]
+  token = small.text_model.tokenizer("z").input_ids[-1]
   params["backbone"]["embed"]["embedding"] = table.at[token].set(np.nan)
-  damaged = RewardModel(small.model, params, small.mesh)
+  damaged = RewardModel(small.text_model, params, small.mesh)
   rows = [{"prompt": "a", "response": r} for r in ("b", "c", "zz", "d")]
   assert np.isfinite(damaged.score([rows[0], rows[1], rows[3]])).all()
   with pytest.raises(ValueError, match=r"row 2: its score is nan; expected a finite number"):
@@ -250,7 +260,7 @@ def test_a_score_that_is_not_finite_is_refused(small):
   with pytest.raises(ValueError, match=r"f\.jsonl:9: its score is nan"):
     damaged.score(rows[2:3], origins=["f.jsonl:9"])
   with pytest.raises(ValueError, match="its score is nan"):
-    damaged.read(rows)
+    damaged.pooled_and_scores(rows)
   with pytest.raises(ValueError, match="row 2: its score is nan"):
     damaged.score_members(rows)
 
@@ -259,7 +269,7 @@ def test_a_token_that_the_model_does_not_know_is_refused_in_scoring_too(small):
   tokenizer = decoder_tokenizer()
   tokenizer.add_tokens([f"word{i}" for i in range(60)])
   other = RewardModel(
-    dataclasses.replace(small.model, tokenizer=tokenizer), small.params, small.mesh
+    dataclasses.replace(small.text_model, tokenizer=tokenizer), small.params, small.mesh
   )
   assert np.isfinite(other.score([{"prompt": "a", "response": "word0"}])).all()
   with pytest.raises(ValueError, match="gives id 318 and the model has a vocabulary of 300"):
@@ -289,7 +299,7 @@ def test_cut_prompts_are_told_of(small, caplog):
 
 
 def test_messages_go_through_the_chat_template(model):
-  if model.model.convention.encoder:
+  if model.text_model.convention.encoder:
     pytest.skip("this encoder's tokenizer has no chat template")
   messages = [{"role": "user", "content": "ab"}]
   answer = [{"role": "assistant", "content": "cd"}]
@@ -298,7 +308,7 @@ def test_messages_go_through_the_chat_template(model):
     [
       {"prompt": messages, "response": answer},
       {"prompt": messages, "response": "cd"},
-      rendered,  # the tokenizer adds the first <s> of a string itself
+      rendered,  # the tokenizer adds the first <s> itself
     ]
   )
   np.testing.assert_allclose(scores, scores[0], atol=1e-5)
@@ -330,14 +340,14 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
   from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
   torch.manual_seed(0)
-  # pad == eos: Hugging Face's rule reads the last token that is neither.
+  # If pad is EOS, Hugging Face's rule reads the last token that is not EOS.
   config = LlamaConfig(**LLAMA | {"pad_token_id": 2, "num_labels": 1})
   theirs = LlamaForSequenceClassification(config).eval()
   theirs.save_pretrained(tmp_path)
   decoder_tokenizer(pad="</s>").save_pretrained(tmp_path)
   model = RewardModel.from_pretrained(tmp_path)
-  assert model.model.convention.eos == "none"
-  assert model.model.convention.pooling == "hf"
+  assert model.text_model.convention.eos == "none"
+  assert model.text_model.convention.pooling == "hf"
   tokenizer = AutoTokenizer.from_pretrained(tmp_path)
   for response in ("cdef", "cd</s>"):
     inputs = tokenizer("ab" + response, return_tensors="pt")
@@ -349,7 +359,7 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
 
 
 def classifier(folder, *, chat=None, pad="<pad>"):
-  """A classifier of transformers' with random weights, whose config says nothing of EOS."""
+  """A classifier that transformers saved, with random weights; its config does not tell of EOS."""
   torch = pytest.importorskip("torch", reason="torch makes the checkpoint")
   from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -375,7 +385,7 @@ def test_messages_for_a_model_without_a_chat_template(tmp_path):
   assert scores[0] == pytest.approx(scores[1], abs=1e-6)
   with pytest.raises(ValueError, match="chat_template 'hhh' is neither Jinja text, nor a file"):
     RewardModel.from_pretrained(tmp_path, chat_template="hhh")
-  # What was given goes along.
+  # The given template is saved with the model.
   model.save_pretrained(tmp_path / "saved")
   again = RewardModel.from_pretrained(tmp_path / "saved")
   np.testing.assert_array_equal(again.score([talk, same]), scores)
@@ -445,16 +455,16 @@ def sequence(prompt, response):
 @pytest.mark.parametrize(
   ("prompt", "response", "expected"),
   [
-    (700, 100, [[0, 1, 2, 3, 4], [5]]),  # beyond 1,024 columns, up to half as much again as one
+    (700, 100, [[0, 1, 2, 3, 4], [5]]),  # over 1,024 columns, at most 1.5 x the longest sequence
     (3000, 500, [[0, 1, 2, 3], [4, 5]]),
     (20, 300, [[0, 1, 2], [3, 4, 5]]),
-    (20, 600, [[0], [1], [2], [3], [4], [5]]),  # a short prompt is soon read again
+    (20, 600, [[0], [1], [2], [3], [4], [5]]),  # a short prompt costs little to compute again
   ],
 )
 def test_responses_share_a_prompt_as_far_as_that_saves(prompt, response, expected):
   tokens = [sequence(prompt, response)] * 6
-  assert _siblings(["p"] * 6, tokens, True) == expected
-  assert _siblings(["p"] * 6, tokens, False) == [[i] for i in range(6)]
+  assert _rows_by_prompt(["p"] * 6, tokens, True) == expected
+  assert _rows_by_prompt(["p"] * 6, tokens, False) == [[i] for i in range(6)]
 
 
 def test_a_template_that_cannot_be_rendered_names_what_sets_another(llama_folder, tmp_path):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from rm_jax.api import RewardModel
+from rm_jax.errors import InputError
 from rm_jax.storage.files import home
 from rm_jax.types import Text
 from rm_jax.workdir.checkpoints import fingerprint
@@ -69,7 +70,7 @@ class Scorer:
   @property
   def outputs(self) -> int:
     """Members of an ensemble; 1 where the model is none."""
-    head = self.model.model.network.head
+    head = self.model.text_model.network.head
     return head.outputs if head.ensemble else 1
 
   def __call__(self, rows: Sequence[Row]) -> np.ndarray:
@@ -109,7 +110,7 @@ class Scorer:
     unread = set(mine) - self._pooled.keys()
     new = {k: row for k, row in zip(keys, both, strict=True) if k in unread or k in missing}
     for chunk in _chunks(list(new)):
-      pooled_ND, scores_NM = self.model.read(
+      pooled_ND, scores_NM = self.model.pooled_and_scores(
         [_asked(new[k]) for k in chunk], progress=self.progress
       )
       # Of those beside the scores alone are kept: features take a thousand times as much room.
@@ -133,7 +134,7 @@ class Scorer:
   def _keep(self, keys: list[bytes], scores_NM: np.ndarray, rows: dict[bytes, Row]) -> None:
     if not np.isfinite(scores_NM).all():
       bad = int(np.flatnonzero(~np.isfinite(scores_NM).all(axis=1))[0])
-      raise ValueError(f"the model gives {scores_NM[bad]} for {rows[keys[bad]]}")
+      raise InputError(f"the model gives {scores_NM[bad]} for {rows[keys[bad]]}")
     self._known.update(zip(keys, scores_NM, strict=True))
     self._write()
 
@@ -187,7 +188,7 @@ def key_of(row: Row) -> bytes:
 
 def model_hash(model: RewardModel) -> str:
   """16 hex digits of all that scores depend on: parameters, network, tokenizer, convention."""
-  made = model.model
+  made = model.text_model
   said = {
     "parameters": fingerprint(model.params),
     "network": repr(made.network),

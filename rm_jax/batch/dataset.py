@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rm_jax.batch.group import Group
+from rm_jax.errors import InputError
 from rm_jax.types import Example
 
 
@@ -36,11 +37,11 @@ class Dataset:
     parts = [np.flatnonzero(of == name) for name in self.rates]
     empty = [name for name, part in zip(self.rates, parts, strict=True) if not len(part)]
     if empty:
-      raise ValueError(f"data.sources: nothing is left of {', '.join(empty)} to train on")
+      raise InputError(f"data.sources: nothing is left of {', '.join(empty)} to train on")
     total = sum(self.rates.values())
     rates = [rate / total for rate in self.rates.values()]
     if size * max(rates) < len(rates):
-      raise ValueError(
+      raise InputError(
         f"data.batch_groups is {size}, too few for {len(rates)} sources at their rates; expected "
         f"at least {int(np.ceil(len(rates) / max(rates)))}"
       )

@@ -10,6 +10,7 @@ import numpy as np
 from rm_jax.batch.iterate import ahead
 from rm_jax.batch.tokenise import Sequence, TextEncoder, common_prefix
 from rm_jax.data.report import DataError, Report, RowError
+from rm_jax.errors import InputError
 from rm_jax.types import Example
 
 Item = TypeVar("Item")
@@ -123,7 +124,7 @@ def check_vocabulary(groups: Iterable[Group], vocab: int) -> None:
   """ValueError where a token is none of the model's: it would read another's embedding."""
   largest = max((int(ids.max()) for g in groups for ids in g.ids if len(ids)), default=-1)
   if largest >= vocab:
-    raise ValueError(
+    raise InputError(
       f"the tokenizer gives id {largest} and the model has a vocabulary of {vocab}; set the "
       "model's own tokenizer (in training, --config.model.tokenizer)"
     )

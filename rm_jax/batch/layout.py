@@ -18,6 +18,7 @@ import numpy as np
 
 from rm_jax.batch.fit import choose_windows, lay, place_windows, up
 from rm_jax.batch.group import Group
+from rm_jax.errors import InputError
 
 # Steps drawn at random, to see what steps need: for each row length that is chosen by them.
 _DRAWS = 32
@@ -124,12 +125,12 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
     ValueError: `packing.row_lengths` are too short for the data, or `packing.shapes` is below 1.
   """
   if packing.shapes < 1:
-    raise ValueError(f"data.shapes: {packing.shapes}; expected at least 1 row length")
+    raise InputError(f"data.shapes: {packing.shapes}; expected at least 1 row length")
   needs = [need(g, packing) for g in groups]
   marks, copies = _marks_and_copies(groups, packing)
   longest = max(n.columns for n in needs)
   if packing.row_lengths and max(packing.row_lengths) < longest:
-    raise ValueError(
+    raise InputError(
       f"data.row_lengths {packing.row_lengths} has no row for a group of {longest} tokens; "
       "give a longer row or a smaller data.max_length"
     )

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rm_jax.errors import InputError
+
 # Turns of loops, calls and operators of one rendering, beside what the messages allow: templates
 # that exist take some ten a turn, or look at every other turn for each.
 _STEPS = 200_000
@@ -137,7 +139,7 @@ def check(template: str, *, option: str = "chat_template", **variables: Any) -> 
   except Exception as error:
     if isinstance(error, TemplateError) and not isinstance(error, TemplateSyntaxError):
       return
-    raise ValueError(
+    raise InputError(
       f"the chat template cannot be rendered: {type(error).__name__}: {error}; mend it, or set "
       f"another: {option}"
     ) from None

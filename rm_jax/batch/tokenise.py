@@ -14,6 +14,7 @@ import numpy as np
 
 from rm_jax.batch import templates
 from rm_jax.data.report import RowError
+from rm_jax.errors import InputError
 from rm_jax.types import Message, Text
 
 # The dialogue form of Anthropic's HH data, for tokenizers that have no template of their own; with
@@ -66,9 +67,9 @@ class Convention:
       ("bos", self.bos, ("add", "template")),
     ):
       if value not in known:
-        raise ValueError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
+        raise InputError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
     if self.max_length < 1:
-      raise ValueError(f"convention.max_length is {self.max_length}; expected tokens, 1 or more")
+      raise InputError(f"convention.max_length is {self.max_length}; expected tokens, 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class TextEncoder:
     self.option = option
     appends = convention.eos == "append" and not convention.encoder
     if appends and tokenizer.eos_token_id is None:
-      raise ValueError(
+      raise InputError(
         "eos is 'append' and the tokenizer has no eos_token; set "
         f"{option.format('eos')} to 'none', or a tokenizer that has one"
       )
@@ -197,7 +198,7 @@ class TextEncoder:
   def render(self, messages: Seq[Message], *, generation: bool = False) -> str:
     """The chat template's text of a conversation; `generation` adds the assistant's opening."""
     if not self.tokenizer.chat_template:
-      raise ValueError(
+      raise InputError(
         "the data holds messages and the tokenizer has no chat template; set "
         f"{self.option.format('chat_template')} to a Jinja template, a file of one, or one of: "
         + ", ".join(TEMPLATES)
@@ -327,13 +328,13 @@ class TextEncoder:
       ValueError: the model is an encoder, which reads one place only, or the separator is no token.
     """
     if self.convention.encoder:
-      raise ValueError(
+      raise InputError(
         "the data holds solutions in steps, and an encoder reads one mark, its first token; set "
         "--config.model.pretrained to a decoder"
       )
     separator = self._ids([self.convention.separator], special=False)[0]
     if not len(separator):
-      raise ValueError(
+      raise InputError(
         f"convention.separator {self.convention.separator!r} gives no token; set another"
       )
     try:

@@ -7,11 +7,13 @@ row silently. A run has one `Report`, which all its stages share, so `kept` is r
 import collections
 import dataclasses
 
+from rm_jax.errors import InputError
+
 _SHOWN = 3  # Dropped rows that are remembered for each reason, as examples to look at.
 _WIDTH = 160  # Characters of a value in a message. A row's text may be as long as a book.
 
 
-class DataError(ValueError):
+class DataError(InputError):
   """The data cannot be used. The message says where, what was found, and how to mend it."""
 
 

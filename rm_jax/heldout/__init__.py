@@ -1,1 +1,1 @@
-"""Reports on held-out judgements: agreement, outcomes, ratings and steps, an ensemble's shift."""
+"""Reports on held-out feedback: how well scores agree with it, and how sure that is."""

@@ -1,4 +1,7 @@
-"""Agreement with held-out judgements, with the baselines that need no model beside it."""
+"""Evaluates scores on held-out feedback of any kind, next to baselines that need no model.
+
+`evaluate` makes the report; `summary_line` and `summary_table` print it.
+"""
 
 import dataclasses
 import functools
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rm_jax.errors import InputError
 from rm_jax.heldout import intervals, pointwise
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import kendall
@@ -16,15 +20,18 @@ from rm_jax.world import best_reachable
 
 
 def characters(text: Text) -> int:
-  """Length of a response as people see it: characters, whatever the tokenizer."""
+  """Length of a response in characters, so that length baselines do not depend on a tokenizer."""
   return len(text) if isinstance(text, str) else sum(len(m["content"]) for m in text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What was found: `report`, JSON's own types alone, and scores to draw.
+  """The result of `evaluate`.
 
-  `scores` are two named sets, of what people found good and bad: (name, float [n]).
+  Attributes:
+    report: figures, as JSON holds them.
+    scores: two named sets of scores for a histogram, of responses that people found good and bad:
+      ((name, float [n]), (name, float [m])).
   """
 
   report: dict[str, Any]
@@ -34,24 +41,24 @@ class Evaluation:
 def evaluate(
   scores: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str] = ()
 ) -> Evaluation:
-  """Held-out agreement, for whatever kinds of feedback there are.
+  """Evaluates scores on held-out feedback, one report for each kind of feedback.
 
   Args:
-    scores: for each example float [M], of its marks; of feedback on attributes [A, M].
-    examples: in the same order.
-    attributes: the model's, in order.
+    scores: for each example float [M], scores of its marks; for feedback on attributes [A, M].
+    examples: N examples, in the same order.
+    attributes: names of the model's attributes, in order.
 
   Returns:
-    the report of the comparisons (pairs and rankings together) where any is decided, else of the
-    first kind of `types.KINDS`; `report["kinds"]` has each kind's where there are several. A figure
-    that the data do not have is None, and `why` beside it says what they lack.
+    the report of comparisons (pairs and rankings together) if people decided any, else of the first
+    kind that has a figure; with several kinds, `report["kinds"]` has the report of each. A figure
+    that cannot be computed is None, with the reason in `why` next to it.
 
   Raises:
-    ValueError: a score that is not finite.
+    ValueError: a score is not finite.
   """
   for score, example in zip(scores, examples, strict=True):
     if not np.isfinite(score).all():
-      raise ValueError(
+      raise InputError(
         f"{example.origin or example.conversation}: its scores are {np.asarray(score).tolist()}; "
         "expected finite ones. The weights have grown too large: try a lower learning rate"
       )
@@ -59,10 +66,10 @@ def evaluate(
   for i, example in enumerate(examples):
     name = "comparison" if example.kind in ("pair", "ranking") else example.kind
     chunks.setdefault(name, []).append(i)
-  on_attributes = functools.partial(pointwise.attributes, names=attributes)
-  makers = {"comparison": comparisons} | pointwise.MAKERS | {"attributes": on_attributes}
+  on_attributes = functools.partial(pointwise.attribute_report, names=attributes)
+  reports = {"comparison": comparison_report} | pointwise.REPORTS | {"attributes": on_attributes}
   done = {}
-  for kind, make in makers.items():
+  for kind, make in reports.items():
     if kind in chunks:
       mine = chunks[kind]
       report, drawn = make([scores[i] for i in mine], [examples[i] for i in mine])
@@ -80,9 +87,13 @@ _UNDRAWN = (("chosen", np.zeros(0)), ("rejected", np.zeros(0)))
 
 
 def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
-  """Comparisons that people decided, (better, worse), and how many they left undecided.
+  """The comparisons of an example that people decided, and the number of undecided ones.
 
-  Where several were asked the majority decides; a tie, or as many for as against, does not.
+  If several people compared two responses, the majority decides. A tie, or equal numbers for either
+  side, is undecided.
+
+  Returns:
+    ([(index of the better response, index of the worse)], number of undecided comparisons).
   """
   count = len(example.responses)
   if example.pairs is None and example.ties is None:
@@ -98,13 +109,15 @@ def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
   return better, total - len(better)
 
 
-def comparisons(
+def comparison_report(
   scores: Sequence[np.ndarray], examples: Sequence[Example]
 ) -> tuple[dict[str, Any], Any]:
-  """Report of pairs and rankings, each of whose decided comparisons counts as a pair.
+  """Report of pairs and rankings: each decided comparison counts as a pair.
 
-  Beside `pair_report`'s: `undecided` comparisons (people's ties), and for lists of three and more
-  `kendall`: mean τ-b of a list's scores with its gains, {value, interval, n, undefined}.
+  Returns:
+    `pair_report`'s report with `undecided`, the number of comparisons that people left undecided,
+    and for lists of three or more responses `kendall`, the mean over lists of Kendall's τ-b between
+    scores and labels: {value, interval, n, undefined}; and the scores for the histogram.
   """
   pairs, expanded, undecided, taus, lists = [], [], 0, [], []
   for score, example in zip(scores, examples, strict=True):
@@ -141,19 +154,19 @@ def comparisons(
 
 
 def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
-  """Held-out agreement of scores with pairs.
+  """Agreement of scores with pairs.
 
   Args:
-    scores: [2] of each example: of its chosen and its rejected response.
-    examples: pairs, labels (1, 0), in the same order.
+    scores: for each example float [2], of its chosen and its rejected response.
+    examples: pairs with labels (1, 0), in the same order.
 
   Returns:
-    {accuracy, interval, n, ties, conversations, loss (Bradley–Terry's, nats), margin,
-    baselines: {random, longest, shortest} accuracies, paired: {baseline: {difference, interval}},
-    sources: {source: {accuracy, interval, n, best_length_rule}}, and best_reachable, the agreement
-    of the true reward with the same labels, where every example knows it}. A tie counts half;
-    intervals are 95 %, over conversations, and None with `why` where there are too few. Without
-    any pair all figures are None.
+    {accuracy, interval, n, ties, conversations, loss (Bradley & Terry's, nats), margin (mean score
+    difference), baselines: {random, longest, shortest} accuracies, paired: {baseline: {difference,
+    interval}} of accuracies on the same pairs, sources: {source: {accuracy, interval, n,
+    best_length_rule}}, and best_reachable, the true reward's accuracy, if every example has one}.
+    Equal scores count half. Intervals are 95 %, with conversations as clusters; with too few
+    conversations they are None, and `why` says so. Without pairs all figures are None.
   """
   pairs = np.asarray([s[:2] for s in scores], np.float64).reshape(-1, 2)
   lengths = np.asarray([[characters(r) for r in e.responses] for e in examples]).reshape(-1, 2)
@@ -200,7 +213,7 @@ _UNITS = {
 
 
 def summary_line(report: dict[str, Any]) -> str:
-  """One line for people; of a figure that is None it says why."""
+  """The report in one line; for a figure that is None, the reason."""
   unit = _UNITS[report.get("kind", "comparison")]
   if not report["n"]:
     return f"held-out: no figure, {report.get('why', 'nothing is held out')}"
@@ -229,7 +242,7 @@ def _errors(report: dict[str, Any]) -> str:
 
 
 def _valued(one: dict[str, Any], name: str = "value", form: str = ".3f") -> str:
-  """'0.750 [0.700, 0.800]', or '0.750 [no interval: WHY]'."""
+  """A figure with its interval: '0.750 [0.700, 0.800]', or '0.750 [no interval: WHY]'."""
   if not one.get("interval"):
     return f"{one[name]:{form}} [no interval: {one.get('why', 'too little is held out')}]"
   low, high = one["interval"]
@@ -237,10 +250,10 @@ def _valued(one: dict[str, Any], name: str = "value", form: str = ".3f") -> str:
 
 
 def summary_table(report: dict[str, Any]) -> str:
-  """The line for people, how far each baseline is behind, and each source beside its length rule.
+  """The report in several lines: `summary_line`, differences to baselines, sources, kinds.
 
-  Differences are over the same pairs, resampled by conversation; one whose interval holds zero may
-  be luck.
+  The differences are on the same pairs, with intervals over conversations; one whose interval has
+  zero inside may be chance.
   """
   lines = [summary_line(report)]
   for name, paired in report.get("paired", {}).items():
@@ -249,7 +262,7 @@ def summary_table(report: dict[str, Any]) -> str:
   valued = {name: report.get(name) for name in ("auroc", "kendall", "spearman")}
   valued |= {f"solution auroc, {how}": x for how, x in report.get("solution_auroc", {}).items()}
   for name, one in valued.items():
-    # Ratings' own line has it already, and why there is none.
+    # A report of ratings has its Spearman correlation in the first line, or why there is none.
     if one and (one["value"] is not None or "accuracy" in report):
       found = f"none: {one['why']}" if one["value"] is None else _valued(one)
       lines.append(f"  {name} {found}")

@@ -1,7 +1,7 @@
-"""Figures with intervals over conversations, or None with the reason where the data have none.
+"""Figures with intervals over conversations; None, with the reason in 'why', if there are no data.
 
-`rm_jax.metrics` refuses to judge nothing at all. A report is written at the end of hours of
-training, so that here such a figure is None and its 'why' says what is missing.
+The functions of `rm_jax.metrics` raise on empty input. A report is written at the end of hours of
+training and must not fail there, so that these wrappers return None instead.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -16,7 +16,7 @@ _NOTHING = {"interval": None, "why": interval.too_few(0, 0.0)}
 
 
 def accuracy(credits: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
-  """`metrics.agreement.accuracy`; of no credit at all the accuracy is None."""
+  """`metrics.agreement.accuracy`; without credits the accuracy is None."""
   if len(clusters):
     return agreement.accuracy(credits, clusters)
   return {"accuracy": None, "n": 0, "ties": 0, "conversations": 0} | _NOTHING
@@ -29,13 +29,13 @@ def mean(
   *,
   share: bool = False,
 ) -> dict[str, Any]:
-  """{value, interval, n} of the mean of [N] values, and `method` or `why` of `metrics.interval`.
+  """The mean of values with its interval: {value, n, interval, `method` or `why`}.
 
   Args:
-    values: in `bounds`.
+    values: float [N], within `bounds`.
     clusters: N conversations.
-    bounds: the least and the largest that the mean can be.
-    share: it is a proportion.
+    bounds: the smallest and the largest possible mean.
+    share: whether the mean is a proportion (see `metrics.interval.mean`).
   """
   if not len(clusters):
     return {"value": None, "n": 0} | _NOTHING
@@ -45,7 +45,7 @@ def mean(
 
 
 def paired(a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
-  """`metrics.agreement.paired_difference`; of no pair at all the difference is None."""
+  """`metrics.agreement.paired_difference`; without values the difference is None."""
   if len(clusters):
     return agreement.paired_difference(a, b, clusters)
   return {"difference": None} | _NOTHING
@@ -59,13 +59,13 @@ def statistic(
   *,
   scale: str,
 ) -> dict[str, Any]:
-  """`metrics.correlation.bootstrap` of a statistic, with `why` where it or its interval is None.
+  """`metrics.correlation.bootstrap` of a statistic, with `why` if it or its interval is None.
 
   Args:
-    function: of the arrays; NaN where it is not defined.
-    arrays: each [N], of the same N.
+    function: of the arrays; NaN if it is undefined.
+    arrays: each [N].
     clusters: N conversations.
-    undefined: why it would not be defined, for people.
+    undefined: the reason for the report if the statistic is undefined.
     scale: as `bootstrap` takes it.
   """
   if len(clusters):

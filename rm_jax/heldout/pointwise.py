@@ -1,6 +1,8 @@
 """Held-out reports of feedback on single responses and steps: outcomes, ratings, steps, attributes.
 
-Scores of outcomes and steps are log-odds: 0 is where a response is as likely right as wrong.
+Scores of outcomes and steps are log-odds: at 0 a response is as likely right as wrong. Every
+`*_report` takes for each example its scores, float [M] of its marks, and the examples in the same
+order. It returns the report, as JSON holds it, and two named sets of scores for a histogram.
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ Drawn = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
 
 
 def _flat(scores: Sequence[np.ndarray], examples: Sequence[Example]):
-  """All marks: their scores, labels, and conversations."""
+  """Scores, labels and conversations of all marks of all examples, each [N]."""
   score_N = np.concatenate([np.asarray(s, np.float64) for s in scores])
   label_N = np.concatenate([np.asarray(e.labels, np.float64) for e in examples])
   clusters = [e.conversation for e in examples for _ in e.labels]
@@ -28,7 +30,7 @@ def _flat(scores: Sequence[np.ndarray], examples: Sequence[Example]):
 
 
 def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
-  """Accuracy at 0 beside the more frequent answer's, AUROC, loss and Brier score."""
+  """Figures of binary labels: accuracy at score 0 and of baselines, AUROC, loss, Brier score."""
   good_N = label_N > 0.5
   frequent = good_N if good_N.mean() >= 0.5 else ~good_N
   right_N = ((score_N > 0) == good_N).astype(np.float64)
@@ -45,31 +47,40 @@ def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> di
   }
 
 
-def outcomes(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+def outcome_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
   """Report of outcome labels.
 
   Returns:
-    `accuracy` at score 0 with `interval`, `auroc`, `loss` (nats), `brier`, `base_rate`, `baselines`
-    {random, most_frequent} and `paired`; and `best_of` for lists of several: how often the
-    highest-scored response is good, beside a random one's rate and the oracle's; and the scores of
-    good and bad responses.
+    report: `accuracy` at score 0 with its `interval`, `auroc`, `loss` (cross entropy, nats),
+      `brier`, `base_rate` (of good responses), `baselines` {random, most_frequent} and `paired`
+      differences to them; and `best_of`, see `best_of_report`, if prompts have several responses.
+    scores: of good and of bad responses.
   """
   score_N, label_N, clusters = _flat(scores, examples)
   report = _binary(score_N, label_N, clusters)
   lists = [(s, e) for s, e in zip(scores, examples, strict=True) if len(e.responses) > 1]
   if lists:
-    report["best_of"] = best_of(lists)
+    report["best_of"] = best_of_report(lists)
   good = label_N > 0.5
   return report, (("good", score_N[good]), ("bad", score_N[~good]))
 
 
-def best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
-  """The response that the scores pick, beside what picks without them.
+def best_of_report(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
+  """How often the highest-scored of several responses is good, next to other ways to pick one.
 
-  Of equals each is as likely taken. `majority` takes a response with the most frequent final
-  answer; `best_author` always that of the author who is right most often here, which only who
-  knows the labels could. `vote` adds up the probabilities of being right by final answer (Cobbe et
-  al. 2021's verifier, voting).
+  Among equally scored responses each is picked with the same probability.
+
+  Args:
+    lists: (scores float [K], example with K responses).
+
+  Returns:
+    {accuracy, interval, n, baselines, paired, vote, best_author}. The baselines are `random`;
+    `oracle`, whether any response is good; `majority`, a response with the most frequent final
+    answer; and `best_author`, always the response of the author who is right most often here, which
+    takes the labels to know. `vote` is the accuracy of the final answer whose responses have the
+    largest sum of probabilities of being right (the verifier's voting of Cobbe et al. 2021,
+    "Training Verifiers to Solve Math Word Problems"). What needs answers or authors is left out if
+    not all examples have them.
   """
   good_L = [np.asarray(e.labels) > 0.5 for _, e in lists]
   picked = [good[s == np.max(s)].mean() for good, (s, _) in zip(good_L, lists, strict=True)]
@@ -111,7 +122,16 @@ def best_of(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
 
 
 def _voted(answers: Sequence[str], votes: np.ndarray, good: np.ndarray) -> float:
-  """How likely a response with the answer of most votes is good; of equals, any may be taken."""
+  """Share of good responses among those with the answer of most votes.
+
+  Args:
+    answers: final answers of K responses.
+    votes: float [K], the weight of each response's vote.
+    good: bool [K].
+
+  Returns:
+    the share, averaged over answers with equally many votes.
+  """
   total: dict[str, float] = {}
   for answer, vote in zip(answers, votes, strict=True):
     total[answer] = total.get(answer, 0.0) + float(vote)
@@ -120,14 +140,14 @@ def _voted(answers: Sequence[str], votes: np.ndarray, good: np.ndarray) -> float
   return float(np.mean([good[mine].mean() for mine in winners]))
 
 
-def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+def step_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
   """Report of step labels.
 
   Returns:
-    as `outcomes` over all steps; and `first_error`: how often the first step scored under 0 is the
-    first wrong one, or none where none is, beside the rules that look at no text; and
-    `solution_auroc`: for each way to make one score of a solution's steps (min, product, mean,
-    last) the AUROC of that score, with its interval, for whether all steps are right.
+    report: over all steps the figures of `outcome_report`; `first_error`, see `first_error_report`;
+      and `solution_auroc`: for each aggregation of a solution's steps (min, product, mean, last)
+      the AUROC of its score for whether all steps are right, with its interval.
+    scores: of steps that are right so far and of wrong ones.
   """
   score_N, label_N, clusters = _flat(scores, examples)
   report = _binary(score_N, label_N, clusters)
@@ -140,17 +160,20 @@ def steps(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[di
     )
     for how in HOW
   }
-  report["first_error"] = first_error(scores, examples)
+  report["first_error"] = first_error_report(scores, examples)
   good = label_N > 0.5
   return report, (("right so far", score_N[good]), ("wrong", score_N[~good]))
 
 
-def first_error(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
-  """Locating the first error, "there is none" being one of the answers (ProcessBench's task).
+def first_error_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
+  """How often the first step with a negative score is the first wrong step.
+
+  If no step is wrong, no score may be negative (the task of ProcessBench, Zheng et al. 2024).
 
   Returns:
-    {accuracy, interval, n, on_erroneous, on_sound (accuracies), baselines: {last_step, no_error,
-    random_step}, paired}. random_step draws a step or none, each as likely.
+    {accuracy, interval, n, on_erroneous, on_sound (accuracies on solutions with and without an
+    error), baselines: {last_step, no_error, random_step}, paired}. random_step draws one of the
+    steps, or no error, each with the same probability.
   """
 
   def first(wrong) -> int:
@@ -183,10 +206,13 @@ def first_error(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   }
 
 
-def ratings(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
-  """Report of ratings: `spearman` {value, interval}, mean square error beside that of the mean.
+def rating_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+  """Report of ratings.
 
-  Drawn are the scores of the better and the worse half.
+  Returns:
+    report: `spearman` {value, interval}, Spearman's correlation; `loss`, the mean square error, and
+      `baselines` {mean}, that of always predicting the mean rating.
+    scores: of the responses rated above the median, and of the others.
   """
   score_N, label_N, clusters = _flat(scores, examples)
   return _regression(score_N, label_N, clusters), _halves(score_N, label_N)
@@ -210,19 +236,20 @@ def _halves(score_N: np.ndarray, label_N: np.ndarray) -> Drawn:
   return ("rated high", score_N[high]), ("rated low", score_N[~high])
 
 
-def attributes(
+def attribute_report(
   scores: Sequence[np.ndarray], examples: Sequence[Example], names: Sequence[str]
 ) -> tuple[dict, Drawn]:
   """Report of ratings on attributes.
 
   Args:
-    scores: for each example float [A, M], each attribute's.
+    scores: for each example float [A, M], the scores of each attribute.
     examples: in the same order.
     names: of the A attributes.
 
   Returns:
-    `n` responses; `attributes`: for each that is rated as `ratings` reports it; `loss` and
-    `baselines`, mean square errors over all ratings. Drawn are the scores of the first attribute.
+    report: `n` responses; `attributes`: for each rated attribute the report of `rating_report`;
+      `loss` and `baselines`, mean square errors over all ratings.
+    scores: of the first rated attribute, as `rating_report` gives them.
   """
   found, drawn = {}, None
   for a, name in enumerate(names):
@@ -255,4 +282,5 @@ def attributes(
   return report, drawn
 
 
-MAKERS = {"outcome": outcomes, "score": ratings, "step": steps}
+# Kind of feedback -> its report; `attribute_report` takes the attributes' names as well.
+REPORTS = {"outcome": outcome_report, "score": rating_report, "step": step_report}

@@ -1,4 +1,4 @@
-"""Whether an ensemble's disagreement tells data unlike its training data from held-out data."""
+"""Whether disagreement among an ensemble's members detects prompts unlike the training data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +14,16 @@ from rm_jax.models.network import Network
 from rm_jax.reward.score import score_groups
 
 
-def disagreement(scores_ML: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Variance over the members, mean over the marks, of each of N groups.
+def member_variance(scores_ML: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Variance of scores over the members of an ensemble, averaged over the marks of a group.
 
   Args:
     scores_ML: N arrays [members, marks].
 
   Returns:
-    float64 [N] of the scores; and [N] of their distances to the group's mean score: comparisons
-    leave a constant of each prompt free, in which members may differ for no reason. The latter is 0
-    for a single mark.
+    float64 [N], the variance of the scores; and float64 [N], that of the scores minus each member's
+    mean score in the group. Comparisons do not determine a constant for each prompt, in which
+    members may differ arbitrarily, and the second figure leaves it out. It is 0 for a single mark.
   """
   raw, centered = [], []
   for scores in scores_ML:
@@ -42,7 +42,16 @@ def shift_report(
   mesh: Mesh,
   packing: Packing,
 ) -> dict[str, Any]:
-  """`separation` of an ensemble of heads."""
+  """Scores two data sets with an ensemble of heads, and reports their `separation`.
+
+  Args:
+    network: with an ensemble of heads.
+    params: nested dict of arrays on the mesh.
+    heldout: unlike `shifted`, of the distribution of the training data.
+    shifted: of another distribution.
+    mesh: the devices.
+    packing: see `batch.layout.Packing`.
+  """
   scores = [
     score_groups(
       network, params, data.groups, outputs=True, mesh=mesh, packing=packing, progress="shift"
@@ -55,17 +64,18 @@ def shift_report(
 def separation(
   scores: Sequence[Sequence[np.ndarray]], datasets: Sequence[Dataset]
 ) -> dict[str, Any]:
-  """AUROC of the members' disagreement, shifted prompts against held-out ones.
+  """AUROC of the members' variance for telling shifted prompts from held-out ones.
 
   Args:
     scores: of the held-out and of the shifted groups, each [members, marks].
-    datasets: the two, whose conversations are resampled.
+    datasets: the two data sets.
 
   Returns:
-    {auroc, auroc_centered: {value, interval}, heldout, shifted: {n, variance, variance_centered}};
-    1/2 is no separation. Intervals are 95 %, over conversations.
+    {auroc, auroc_centered: {value, interval}, heldout, shifted: {n, variance, variance_centered}},
+    "centered" as in `member_variance`. An AUROC of 1/2 is no separation. Intervals are 95 %, with
+    conversations as clusters.
   """
-  found = [disagreement(one) for one in scores]
+  found = [member_variance(one) for one in scores]
   clusters = [e.conversation for data in datasets for e in data.examples]
   is_shifted = np.repeat([False, True], [len(raw) for raw, _ in found])
   report: dict[str, Any] = {}

@@ -21,6 +21,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rm_jax.errors import InputError
+
 
 def check_shape(name: str, array: jax.Array, expected: tuple[int, ...]) -> None:
   """ValueError if `array` is not of the shape expected: a broadcast here would be a silent bug."""
@@ -33,7 +35,7 @@ def check_range(name: str, value, low: float, high: float, *, open_low: bool = F
   if isinstance(value, (int, float)) and not (
     low < value < high or (value == low and not open_low)
   ):
-    raise ValueError(f"{name} is {value}; expected it in {'(' if open_low else '['}{low}, {high})")
+    raise InputError(f"{name} is {value}; expected it in {'(' if open_low else '['}{low}, {high})")
 
 
 def real_scores(scores: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ ValueError at a shape that does not fit or an option out of its range.
 import jax
 import jax.numpy as jnp
 
+from rm_jax.errors import InputError
 from rm_jax.losses.compare import (
   check_range,
   item_weights,
@@ -99,7 +100,7 @@ def plackett_luce(
     likelihood of one observed ranking.
   """
   if top is not None and top < 1:
-    raise ValueError(f"top is {top}; expected at least 1, or None for all")
+    raise InputError(f"top is {top}; expected at least 1, or None for all")
   scores = real_scores(scores, labels, where)
   weights = item_weights(weights, where)
   k = scores.shape[-1]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from rm_jax.errors import InputError
 from rm_jax.losses.compare import check_range, check_shape, item_weights, mean_by, real_scores
 
 
@@ -130,7 +131,7 @@ def ordinal_params(key: jax.Array, *, classes: int) -> dict[str, jax.Array]:
   """params of `ordinal` for C = classes >= 2 grades, all equally likely at score 0; no draw."""
   del key
   if classes < 2:
-    raise ValueError(f"classes is {classes}; expected at least 2 grades")
+    raise InputError(f"classes is {classes}; expected at least 2 grades")
   below = jnp.arange(1, classes, dtype=jnp.float32) / classes
   cuts = jnp.log(below / (1 - below))
   return {"first": cuts[0], "log_steps": jnp.log(jnp.diff(cuts))}

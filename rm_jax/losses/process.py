@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from rm_jax.errors import InputError
 from rm_jax.losses.compare import check_shape, item_weights, mean_by, real_scores
 from rm_jax.losses.pointwise import cross_entropy, real_labels
 
@@ -47,7 +48,7 @@ def process(
     ValueError: at an unknown `steps`, a missing `response`, or a shape that does not fit.
   """
   if steps not in STEPS:
-    raise ValueError(f"steps is {steps!r}; expected one of {', '.join(STEPS)}")
+    raise InputError(f"steps is {steps!r}; expected one of {', '.join(STEPS)}")
   scores = real_scores(scores, labels, where)
   labels = jnp.clip(real_labels(labels, where), 0.0, 1.0)
   chosen = where

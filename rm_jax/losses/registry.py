@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from rm_jax.errors import InputError
 from rm_jax.losses import listwise, noise, pairwise, pointwise, process, ties
 
 # Optional fields of a batch that a loss may take by their names.
@@ -57,10 +58,10 @@ class Loss:
     listed = ", ".join(known) or "no options"
     for key in options:
       if key not in known:
-        raise ValueError(f"loss {self.name!r} has no option {key!r}; it knows {listed}")
+        raise InputError(f"loss {self.name!r} has no option {key!r}; it knows {listed}")
     for key, default in known.items():
       if default is inspect.Parameter.empty and key not in options:
-        raise ValueError(f"loss {self.name!r} needs the option {key!r}; it knows {listed}")
+        raise InputError(f"loss {self.name!r} needs the option {key!r}; it knows {listed}")
 
   def bind(self, **options) -> Callable[..., jax.Array]:
     """The function with these options, checked; those of init_params alone are left out."""

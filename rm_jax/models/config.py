@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
+from rm_jax.errors import InputError
 from rm_jax.models.layers import activation
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
@@ -138,12 +139,12 @@ class HeadConfig:
       object.__setattr__(self, name, tuple(getattr(self, name)))
     count = len(self.attributes)
     if self.outputs < 1 or not 0.0 <= self.dropout <= 1.0:
-      raise ValueError(
+      raise InputError(
         f"head: {self.outputs} outputs, dropout {self.dropout}; expected 1 or more, and 0 to 1"
       )
     activation(self.activation)
     if len(self.mix) != count or (count and (self.outputs != count or self.ensemble)):
-      raise ValueError(
+      raise InputError(
         f"head: attributes {self.attributes}, mix {self.mix}, {self.outputs} outputs, ensemble "
         f"{self.ensemble}; expected a name and a weight for each output, or neither"
       )
@@ -153,14 +154,14 @@ def _rope(hf: Any) -> Rope:
   parameters = dict(hf.rope_parameters)
   kind = parameters.get("rope_type", "default")
   if kind not in ("default", "linear", "llama3"):
-    raise ValueError(
+    raise InputError(
       f"config.json: rope_type {kind!r} is not supported; expected 'default', 'linear' or 'llama3'"
     )
   for key in ("rope_theta", "factor", "low_freq_factor", "high_freq_factor"):
     _number("config.json: rope", key, parameters.get(key, 1.0), 1e-6, 1e30)
   original = parameters.get("original_max_position_embeddings")
   if original is not None and (type(original) is not int or not 1 <= original < 2**31):
-    raise ValueError(
+    raise InputError(
       f"config.json: rope original_max_position_embeddings is {original!r:.80}; expected tokens"
     )
   rope = Rope(
@@ -172,7 +173,7 @@ def _rope(hf: Any) -> Rope:
     original_length=int(original or hf.max_position_embeddings),
   )
   if kind == "llama3" and not rope.low_freq_factor < rope.high_freq_factor:
-    raise ValueError(
+    raise InputError(
       f"config.json: rope low_freq_factor is {rope.low_freq_factor} and high_freq_factor "
       f"{rope.high_freq_factor}; expected the first to be smaller"
     )
@@ -196,7 +197,7 @@ def _decoder(hf: Any) -> DecoderConfig:
   kv_heads = getattr(hf, "num_key_value_heads", None) or heads
   head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // heads
   if heads % kv_heads or head_dim < 1 or head_dim % 2:
-    raise ValueError(
+    raise InputError(
       f"config.json: {heads} attention heads, {kv_heads} key/value heads, head_dim {head_dim}; "
       "expected heads to be a multiple of key/value heads, and an even head_dim"
     )
@@ -227,9 +228,9 @@ def _decoder(hf: Any) -> DecoderConfig:
 
 def _encoder(hf: Any) -> EncoderConfig:
   if hf.is_decoder:
-    raise ValueError("config.json: is_decoder is true; BERT is supported as an encoder only")
+    raise InputError("config.json: is_decoder is true; BERT is supported as an encoder only")
   if hf.hidden_size % hf.num_attention_heads:
-    raise ValueError(
+    raise InputError(
       f"config.json: hidden_size is {hf.hidden_size} with {hf.num_attention_heads} attention heads;"
       " expected a multiple"
     )
@@ -265,31 +266,31 @@ def check_config(hf: dict, where: str = "config.json") -> None:
   """
   for key, (_, most) in _SIZES.items():
     if type(hf.get(key)) is int and hf[key] > most:
-      raise ValueError(f"{where}: {key} is {hf[key]:.6g}; expected at most {most}")
+      raise InputError(f"{where}: {key} is {hf[key]:.6g}; expected at most {most}")
   if (kind := hf.get("model_type")) is not None and not isinstance(kind, str):
-    raise ValueError(f"{where}: model_type is {kind!r:.80}; expected a str")
+    raise InputError(f"{where}: model_type is {kind!r:.80}; expected a str")
   if kind not in DECODERS + ENCODERS:
     return
   for key, (least, _) in _SIZES.items():
     value = hf.get(key)
     if value is not None and (type(value) is not int or value < least):
-      raise ValueError(f"{where}: {key} is {value!r:.80}; expected a whole number from {least}")
+      raise InputError(f"{where}: {key} is {value!r:.80}; expected a whole number from {least}")
   for key, (least, most) in _NUMBERS.items():
     if hf.get(key) is not None:
       _number(where, key, hf[key], least, most)
   for key, of in _TYPES.items():
     value = hf.get(key)
     if value is not None and not isinstance(value, of):
-      raise ValueError(f"{where}: {key} is {value!r:.80}; expected a {of.__name__}")
+      raise InputError(f"{where}: {key} is {value!r:.80}; expected a {of.__name__}")
   for key in ("architectures", "layer_types"):
     if wrong := [one for one in hf.get(key) or () if not isinstance(one, str)]:
-      raise ValueError(f"{where}: {key} holds {wrong[0]!r:.80}; expected strings")
+      raise InputError(f"{where}: {key} holds {wrong[0]!r:.80}; expected strings")
 
 
 def _number(where: str, key: str, value: Any, least: float, most: float) -> None:
   # A comparison with NaN is false.
   if type(value) not in (int, float) or not least <= value <= most or not math.isfinite(value):
-    raise ValueError(f"{where}: {key} is {value!r:.80}; expected a number, {least:g} to {most:g}")
+    raise InputError(f"{where}: {key} is {value!r:.80}; expected a number, {least:g} to {most:g}")
 
 
 def _full(hf: dict) -> Any:
@@ -302,14 +303,14 @@ def _full(hf: dict) -> Any:
   # Its validators raise what they like, and a key may be one that its own code trips over.
   except Exception as error:
     said = " ".join(str(error).split())
-    raise ValueError(f"config.json: transformers does not take it: {said:.300}") from None
+    raise InputError(f"config.json: transformers does not take it: {said:.300}") from None
 
 
 def backbone_config(hf: dict) -> DecoderConfig | EncoderConfig:
   """The backbone of a config.json's dictionary. Raises ValueError naming what is not supported."""
   kind = hf.get("model_type")
   if not isinstance(kind, str) or kind not in DECODERS + ENCODERS:
-    raise ValueError(
+    raise InputError(
       f"config.json: model_type {kind!r:.80} is not supported; expected one of "
       f"{', '.join(DECODERS + ENCODERS)}"
     )

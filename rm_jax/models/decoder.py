@@ -12,7 +12,7 @@ from rm_jax.models.attention import Sight, attend, attend_at, columns, look, vis
 from rm_jax.models.config import DecoderConfig, Rope
 from rm_jax.models.layers import RMSNorm, activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
-from rm_jax.parallel.axes import looked_up
+from rm_jax.parallel.axes import shard_embedded
 from rm_jax.types import Batch
 
 
@@ -171,7 +171,7 @@ class Decoder(nnx.Module):
 
   def features(self, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
-    h_BTD = looked_up(self.embed(batch.tokens))
+    h_BTD = shard_embedded(self.embed(batch.tokens))
     windows = self.config.windows and self.config.windows[: self.frozen]
     return self._run(self.lower, h_BTD, batch, windows, dropout=False, key=None)
 

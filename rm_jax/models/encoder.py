@@ -11,7 +11,7 @@ from rm_jax.models.config import EncoderConfig
 from rm_jax.models.layers import activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
 from rm_jax.models.numerics import drop
-from rm_jax.parallel.axes import looked_up
+from rm_jax.parallel.axes import shard_embedded
 from rm_jax.types import Batch
 
 
@@ -116,7 +116,7 @@ class Encoder(nnx.Module):
   def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
     token_type = jnp.zeros_like(batch.tokens) if batch.token_type is None else batch.token_type
-    h_BTD = looked_up(
+    h_BTD = shard_embedded(
       self.embed(batch.tokens)
       + self.embed_token_type(token_type)
       + self.embed_position(batch.position)

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rm_jax.errors import InputError
 from rm_jax.models.config import DecoderConfig, EncoderConfig
-from rm_jax.parallel.axes import by_rows_and_heads
+from rm_jax.parallel.axes import map_rows_and_heads
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def choose(
     ValueError: an unknown name, or a kernel that cannot be had.
   """
   if wanted not in CHOICES:
-    raise ValueError(f"model.attention is {wanted!r}; expected one of {', '.join(CHOICES)}")
+    raise InputError(f"model.attention is {wanted!r}; expected one of {', '.join(CHOICES)}")
   kernel = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "xla")
   kernel = kernel if wanted == "auto" else wanted
   if kernel == "xla":
@@ -65,7 +66,7 @@ def choose(
   if obstacle := _obstacle(kernel, backbone, dtype, packed, device):
     found, expected = obstacle
     if wanted != "auto":
-      raise ValueError(
+      raise InputError(
         f"model.attention is {wanted!r} and {found}; expected {expected}, or model.attention=auto"
       )
     log.info("attention: xla and not %s, because %s", kernel, found)
@@ -135,7 +136,7 @@ def attend_in_windows(
       start += R * L
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
-  return by_rows_and_heads(local)(q_BMNH, k_BMKH, v_BMKH, segments)
+  return map_rows_and_heads(local)(q_BMNH, k_BMKH, v_BMKH, segments)
 
 
 def blocks(L: int) -> tuple[int, int]:

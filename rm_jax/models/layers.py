@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rm_jax.errors import InputError
 from rm_jax.models.lora import Adapted, Lora
 from rm_jax.models.numerics import precision
-from rm_jax.parallel.axes import by_rows, gathered
+from rm_jax.parallel.axes import gather_layer, shard_rows
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
@@ -49,7 +50,7 @@ REMAT = {
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   """The activation that a config.json names. Raises ValueError for one that is not known."""
   if name not in ACTIVATIONS:
-    raise ValueError(f"hidden_act {name!r} is not supported; expected one of {sorted(ACTIVATIONS)}")
+    raise InputError(f"hidden_act {name!r} is not supported; expected one of {sorted(ACTIVATIONS)}")
   return ACTIVATIONS[name]
 
 
@@ -232,8 +233,8 @@ def run_stack(
 
   def step(h, x):
     layer_state, extra, layer_key = of(x)
-    layer = nnx.merge(graph, gathered(layer_state, h.dtype))
-    return by_rows(body(layer, h, extra, layer_key)), None
+    layer = nnx.merge(graph, gather_layer(layer_state, h.dtype))
+    return shard_rows(body(layer, h, extra, layer_key)), None
 
   if remat != "none":
     step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)

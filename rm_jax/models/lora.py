@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rm_jax.errors import InputError
+
 # The linear maps of a layer that can be adapted.
 MAPS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -33,11 +35,11 @@ class Lora:
   def __post_init__(self):
     object.__setattr__(self, "targets", tuple(self.targets))  # JSON has no tuples
     if self.rank < 1:
-      raise ValueError(f"model.lora.rank is {self.rank}; expected at least 1, or 0 for none")
+      raise InputError(f"model.lora.rank is {self.rank}; expected at least 1, or 0 for none")
     if unknown := [name for name in self.targets if name not in MAPS]:
-      raise ValueError(f"model.lora.targets has {unknown}; expected of {', '.join(MAPS)}")
+      raise InputError(f"model.lora.targets has {unknown}; expected of {', '.join(MAPS)}")
     if self.base_dtype not in ("float32", "bfloat16"):
-      raise ValueError(
+      raise InputError(
         f"model.lora.base_dtype is {self.base_dtype!r}; expected 'float32' or 'bfloat16'"
       )
 

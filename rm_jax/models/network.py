@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rm_jax.errors import InputError
 from rm_jax.models.attention import columns
 from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.decoder import Decoder
@@ -94,11 +95,11 @@ class RewardNetwork(nnx.Module):
     rngs: nnx.Rngs,
   ):
     if not 0 <= frozen <= backbone.layers:
-      raise ValueError(
+      raise InputError(
         f"model.frozen_layers is {frozen}; expected 0 to {backbone.layers}, the model's layers"
       )
     if remat not in REMAT:
-      raise ValueError(f"model.remat is {remat!r}; expected one of {', '.join(REMAT)}")
+      raise InputError(f"model.remat is {remat!r}; expected one of {', '.join(REMAT)}")
     if attention not in PACKING:
       raise ValueError(f"attention is {attention!r}; expected one of {', '.join(PACKING)}")
     options = dict(frozen=frozen, dtype=dtype, remat=remat, rngs=rngs, lora=lora)

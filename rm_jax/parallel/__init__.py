@@ -1,1 +1,1 @@
-"""Devices, processes and how arrays are sharded over them: the mesh, its rules, several hosts."""
+"""How arrays are sharded over devices (mesh, sharding rules) and how several hosts run as one."""

@@ -1,9 +1,15 @@
-"""Logical axes of every parameter, over which axes of a mesh they go, and how activations lie.
+"""Sharding rules: logical axes of every parameter, and the mesh axes they are sharded over.
 
-The compiler is told three things, and finds the rest: rows of activations are divided over `ROWS`,
-a layer's parameters are gathered when the layer is about to run, and the embedding is looked up
-where its columns are. Left to itself it divides the width of activations as the parameters are, and
-then sends whole batches about, many times for each layer.
+Parameters have named ("logical") axes, and `ShardingRules` maps each name to a mesh axis, as in
+MaxText and t5x. Of the activations the XLA compiler is told three things and infers the rest:
+
+- `shard_rows`: activations are sharded by rows of the batch, over `ROWS`;
+- `gather_layer`: a layer's parameters are all-gathered over 'fsdp' just before the layer runs (FSDP
+  or ZeRO-3, Rajbhandari et al. 2020);
+- `shard_embedded`: the embedding is looked up on the devices that hold its columns.
+
+Without these constraints the compiler shards the width of the activations as it does that of the
+parameters, and then all-gathers whole batches many times in every layer.
 """
 
 import dataclasses
@@ -14,13 +20,14 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-# Mesh axes over which rows of a batch go: fsdp is data parallelism whose parameters are divided.
+# Mesh axes that the rows of a batch are sharded over. 'fsdp' is data parallelism too, but with
+# sharded parameters, where 'data' replicates them.
 ROWS = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-  """Logical axis of a parameter -> mesh axis; None = not divided."""
+class ShardingRules:
+  """Logical axis of a parameter -> mesh axis that it is sharded over; None = replicated."""
 
   vocab: str | None = "tensor"
   embed: str | None = "fsdp"
@@ -31,10 +38,11 @@ class Rules:
   layers: str | None = None
 
   def spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
-    """Mesh axes of an array's logical axes."""
+    """The PartitionSpec of an array with these logical axes."""
     return PartitionSpec(*(getattr(self, axis) if axis else None for axis in axes))
 
 
+# Last two parts of a parameter's path -> logical axes of its dimensions; None = replicated.
 _AXES = {
   "embed/embedding": ("vocab", "embed"),
   "text/embedding": ("vocab", "embed"),
@@ -63,26 +71,38 @@ _AXES = {
 
 
 def matrix_axes(path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-  """(input axes, output axes) of a layer's kernel, which stands in a stack; None for all else."""
+  """Which axes of a kernel are its inputs and which its outputs.
+
+  Args:
+    path: of a parameter, 'backbone/layers/q/kernel'.
+
+  Returns:
+    (input axes, output axes) of a layer's kernel; None for any other parameter.
+  """
   module = "/".join(path.split("/")[-2:])
   if not path.startswith(("backbone/layers/", "backbone/lower/")) or not path.endswith("/kernel"):
     return None
-  # Before them is the axis of layers.
+  # Axis 0 is the axis of layers: parameters of equal layers are stacked.
   inputs = 2 if module == "o/kernel" else 1
   return tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, 1 + len(_AXES[module])))
 
 
 def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
-  """Logical axis of each dimension of the parameter at `path` ('backbone/layers/q/kernel').
+  """Logical axis of each dimension of a parameter.
 
-  Raises KeyError for a parameter that the table does not know: a parameter nobody decided about
-  would be replicated on every device, silently.
+  Args:
+    path: of the parameter, 'backbone/layers/q/kernel'.
+    ndim: its number of dimensions.
+
+  Raises:
+    KeyError: the table does not have the parameter. There is no default, since it would replicate
+      a large parameter on every device without notice.
   """
   module = "/".join(path.split("/")[-2:])
   if module.endswith(("/lora_a", "/lora_b")):
     name, leaf = module.split("/")
     kernel, inputs = _AXES[f"{name}/kernel"], 2 if name == "o" else 1
-    # The rank is divided over nothing: it is small.
+    # The adapter's rank is small, so that it is not sharded.
     axes = (*kernel[:inputs], None) if leaf == "lora_a" else (None, *kernel[inputs:])
   else:
     axes = (None,) if "norm/" in module else _AXES.get(module)
@@ -93,87 +113,98 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
   return axes
 
 
-def _divided() -> bool:
-  """Whether the mesh in use has these axes, and more than one device."""
+def _is_sharded() -> bool:
+  """Whether the current mesh has our axes and more than one device."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.size > 1 and set(ROWS) <= set(mesh.axis_names)
 
 
 def on_one_cpu() -> bool:
-  """Whether what is traced here is for one CPU alone."""
+  """Whether the program that is being traced will run on one CPU device."""
   mesh = jax.sharding.get_abstract_mesh()
   return jax.default_backend() == "cpu" and mesh.size <= 1
 
 
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-  """Says to the compiler how an array lies on the mesh in use; nothing where that is one device."""
-  return jax.lax.with_sharding_constraint(x, spec) if _divided() else x
+  """`with_sharding_constraint` on the current mesh; does nothing on a single device."""
+  return jax.lax.with_sharding_constraint(x, spec) if _is_sharded() else x
 
 
-def by_rows(h_BTD: jax.Array) -> jax.Array:
-  """Activations of rows on the devices that have the rows."""
+def shard_rows(h_BTD: jax.Array) -> jax.Array:
+  """Shards activations by rows of the batch; their width is not sharded."""
   return _constrain(h_BTD, PartitionSpec(ROWS))
 
 
-def by_rows_and_heads(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """`function(q, k, v, of_rows)` as each device runs it on its own rows and heads.
+def map_rows_and_heads(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """`shard_map` of attention over rows and heads, for kernels that the compiler cannot partition.
 
-  For what the compiler cannot divide by itself. Of q, k, v and the output, [B, M, heads, H], a
-  device has whole rows and some heads; of the arrays of `of_rows`, [B, ...], whole rows.
+  Args:
+    function: (q, k, v, per_row) -> output. q, k, v and the output are [B, M, heads, H], and a
+      device's part of them has some of the rows and some of the heads; `per_row` is a pytree of
+      [B, ...], of which it has some of the rows.
+
+  Returns:
+    the function of the whole arrays; on a single device `function` itself.
   """
-  if not _divided():
+  if not _is_sharded():
     return function
-  heads = PartitionSpec(ROWS, None, Rules().heads)
+  heads = PartitionSpec(ROWS, None, ShardingRules().heads)
   return jax.shard_map(
     function,
     in_specs=(heads, heads, heads, PartitionSpec(ROWS)),
     out_specs=heads,
-    check_vma=False,  # a kernel does not say over which axes its output differs
+    check_vma=False,  # kernels do not declare over which mesh axes their outputs vary
   )
 
 
-def looked_up(h_BTD: jax.Array) -> jax.Array:
-  """An embedding's output: made where the embedding's columns are, then sent to where its rows are.
+def shard_embedded(h_BTD: jax.Array) -> jax.Array:
+  """Shards an embedding's output by its columns first, as the embedding is, and then by rows.
 
-  Else every device would take the whole embedding, or the whole batch's activations.
+  So the compiler looks tokens up in each device's own columns and exchanges the results. With the
+  second constraint alone it would gather the whole embedding, or the activations of the whole
+  batch, on every device.
   """
-  return by_rows(_constrain(h_BTD, PartitionSpec("data", None, "fsdp")))
+  return shard_rows(_constrain(h_BTD, PartitionSpec("data", None, "fsdp")))
 
 
-def gathered(layer: Any, dtype: Any) -> Any:
-  """One layer's parameters, gathered over fsdp to where they are used; `tensor` stays divided.
+def gather_layer(layer: Any, dtype: Any) -> Any:
+  """All-gathers one layer's parameters over 'fsdp'; they stay sharded over 'tensor'.
 
-  The backward pass sums their gradients and divides them again in one (a reduce-scatter).
+  In the backward pass the gradients are summed over 'fsdp' and sharded again in one collective, a
+  reduce-scatter.
 
   Args:
     layer: pytree of one layer's parameters, without an axis of layers.
-    dtype: of the compute: kernels are sent in it, as the linear maps would cast them anyway.
+    dtype: compute dtype. Kernels and biases are cast before they are sent, as the linear maps would
+      cast them anyway: in bfloat16 half the bytes.
   """
-  if not _divided():
+  if not _is_sharded():
     return layer
 
   def one(path, x):
     names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
     axes = logical_axes("/".join(names), x.ndim)
     cast = names[-1] in ("kernel", "bias", "lora_a", "lora_b") and "norm" not in names[-2]
-    return _gather(x.astype(dtype) if cast else x, Rules().spec(axes), Rules(embed=None).spec(axes))
+    sharded, whole = ShardingRules().spec(axes), ShardingRules(embed=None).spec(axes)
+    return _gather(x.astype(dtype) if cast else x, sharded, whole)
 
   return jax.tree_util.tree_map_with_path(one, layer)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x: jax.Array, divided: PartitionSpec, whole: PartitionSpec) -> jax.Array:
-  del divided
+def _gather(x: jax.Array, sharded: PartitionSpec, whole: PartitionSpec) -> jax.Array:
+  # A custom VJP, because the gradient has to be constrained to another sharding than x.
+  del sharded
   return _constrain(x, whole)
 
 
-def _gather_forward(x, divided, whole):
-  return _gather(x, divided, whole), None
+def _gather_forward(x, sharded, whole):
+  return _gather(x, sharded, whole), None
 
 
-def _gather_backward(divided, whole, _, gradient):
+def _gather_backward(sharded, whole, _, gradient):
   del whole
-  return (_constrain(gradient, divided),)
+  return (_constrain(gradient, sharded),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -1,7 +1,8 @@
-"""Several processes as one run, one on each host of a pod: what they agree on, and who writes.
+"""Communication between the processes of one run, of which each host of a pod has one.
 
-Each runs the same program on the same data; arrays are divided over the devices of all. The first
-process's workdir is the run's. Alone, a process agrees with itself at once.
+Every process runs the same program on the same data, and arrays are sharded over the devices of
+all. Process 0 writes the workdir. All these functions are collective: every process has to call
+them, in the same order, or the others wait forever. In a run of one process they return at once.
 """
 
 import json
@@ -14,14 +15,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rm_jax.errors import InputError
+
 
 def is_main() -> bool:
-  """Whether this is the process that writes and speaks."""
+  """Whether this is process 0, which writes files and shows progress."""
   return jax.process_index() == 0
 
 
-def agree(value: Any) -> Any:
-  """What JSON can hold, the first process's on all."""
+def broadcast_json(value: Any) -> Any:
+  """Process 0's value, on every process; those of the others are ignored.
+
+  Args:
+    value: anything that JSON can hold.
+  """
   if jax.process_count() == 1:
     return value
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -32,29 +39,32 @@ def agree(value: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-  """Arrays as numpy's, whole, on every process."""
+  """All-gathers a pytree of sharded arrays: whole numpy arrays on every process."""
   if jax.process_count() == 1:
     return jax.tree.map(np.asarray, tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def broadcast(array: np.ndarray) -> np.ndarray:
-  """The first process's array on all; of the others shape and dtype count."""
+def broadcast_array(array: np.ndarray) -> np.ndarray:
+  """Process 0's array, on every process; the others give one of the same shape and dtype."""
   if jax.process_count() == 1 or not array.size:
     return array
-  # As bytes: JAX adds the others' zeros to it, and -0.0 + 0.0 is another number.
+  # As bytes, because JAX broadcasts by a sum with the zeros of the others, and -0.0 + 0.0 is +0.0.
   data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
   data = np.asarray(multihost_utils.broadcast_one_to_all(data), np.uint8)
   return data.view(array.dtype).reshape(array.shape)
 
 
-_LONGEST = 2000  # bytes of a problem that are told to the other processes
+_LONGEST = 2000  # bytes of an error message that are sent to the other processes
 
 
 def first_problem(problem: str) -> str:
-  """The first of the processes' problems that is not '', the same answer to all; '' = no problem.
+  """The first error message of any process, on every process; '' if no process has one.
 
-  Unlike `agree`, which hands out what process 0 found, this asks every process.
+  Unlike `broadcast_json`, which sends what process 0 has, this asks every process.
+
+  Args:
+    problem: this process's error message; '' = none.
   """
   if jax.process_count() == 1:
     return problem
@@ -66,22 +76,25 @@ def first_problem(problem: str) -> str:
   return next(filter(None, told), "")
 
 
-def meet(what: str) -> None:
-  """Waits until all processes are here."""
+def barrier(name: str) -> None:
+  """Waits until all processes have called it with the same name."""
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+    multihost_utils.sync_global_devices(name)
 
 
 def is_shared(folder: Path) -> bool:
-  """Whether all processes see process 0's folder, by the same name; it is made where missing."""
+  """Whether all processes see the same folder under process 0's path; it is made if missing.
+
+  Process 0 puts a file with a random name there, and the others look for it.
+  """
   if is_main():
     folder.mkdir(parents=True, exist_ok=True)
   if jax.process_count() == 1:
     return True
-  token = agree(str(folder.absolute() / f".shared-{secrets.token_hex(8)}"))
+  token = broadcast_json(str(folder.absolute() / f".shared-{secrets.token_hex(8)}"))
   if is_main():
     Path(token).touch()
-  multihost_utils.sync_global_devices("the token is there")
+  barrier("the token is there")
   here = (folder.absolute() / Path(token).name).exists() and str(folder.absolute()) in token
   seen = multihost_utils.process_allgather(np.asarray(here))
   if is_main():
@@ -90,36 +103,38 @@ def is_shared(folder: Path) -> bool:
 
 
 def check_same(**values: Any) -> None:
-  """Whether all processes were given the same.
+  """Checks that all processes have equal values (of the config, of the data's fingerprint).
+
+  Otherwise their rows would be parts of different batches, or the processes would run different
+  programs and wait for one another forever.
 
   Args:
-    values: what each has, by name: what JSON can hold.
+    values: by name, anything that JSON can hold.
 
   Raises:
-    ValueError: on all, where one has another value; rows cut out of different batches would be no
-      batch at all, or the processes would wait for one another for ever.
+    ValueError: on all processes, if one has another value than process 0.
   """
   if jax.process_count() == 1:
     return
-  first = agree(values)
+  first = broadcast_json(values)
   mine = json.loads(json.dumps(values))
   same = multihost_utils.process_allgather(np.asarray([mine[n] == first[n] for n in values]))
   if not same.all():
     wrong = [name for n, name in enumerate(values) if not same[:, n].all()]
     others = np.flatnonzero(~same.all(axis=1)).tolist()
-    raise ValueError(
+    raise InputError(
       f"processes {others} have another {' and '.join(wrong)} than process 0; expected the same "
       "command and the same files on every host"
     )
 
 
 def asked_to_stop(asked: int | None, step: int) -> int | None:
-  """The signal that asks the run to stop after a step: the same answer to all processes.
+  """The signal by which a run is to stop after this step, or None: the same on all processes.
 
   Args:
-    asked: the signal that this process was sent, or None. Of several processes JAX listens for
-      SIGTERM alone.
-    step: the same for all; every step must ask.
+    asked: the signal that this process received, or None. It counts in a run of one process; with
+      several, JAX's preemption service listens for SIGTERM on every host and no other signal.
+    step: the same on all processes, which must ask after every step.
   """
   if jax.process_count() == 1:
     return asked

@@ -1,9 +1,8 @@
-"""Devices as a mesh, and how parameters, optimiser and batches are divided over it.
+"""The mesh of devices, and how parameters, optimiser state and batches are sharded over it.
 
-Parameters, optimiser state and batches are sharded arrays under `jax.jit`; XLA puts in the
-communication. That is what pmap did for one case only (every device a copy, a `psum` by hand):
-with mesh {'data': -1} the compiled step is the same all-reduce, and with 'fsdp' or 'tensor' the
-same line of code is a sharded model.
+The step is one `jax.jit` of sharded arrays, and XLA inserts the communication. With mesh
+{'data': -1} that is plain data parallelism, an all-reduce of the gradients, as pmap with a `psum`
+would do it; with 'fsdp' or 'tensor' the same code trains a sharded model.
 """
 
 from collections.abc import Mapping
@@ -14,45 +13,44 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rm_jax.parallel.axes import ROWS, Rules, logical_axes
+from rm_jax.errors import InputError
+from rm_jax.parallel.axes import ROWS, ShardingRules, logical_axes
 
 AXES = ("data", "fsdp", "tensor")
-
-
-# Rows of a batch go over both: fsdp is data parallelism whose parameters are divided too.
 BATCH = PartitionSpec(ROWS)
-RULES = Rules()
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
   """A mesh of all devices.
 
-  Devices of several slices (pods joined by a network slower than their own) lie so that only the
-  `data` axis goes from slice to slice.
+  Several TPU slices are joined by the data centre's network, which is much slower than the links
+  inside a slice. They are laid out so that only the 'data' axis crosses slices: over the network
+  goes one all-reduce of the gradients a step, and no all-gather of parameters.
 
   Args:
-    sizes: {'data', 'fsdp', 'tensor'} -> devices along it; one of them may be -1, the rest.
-    devices: default, all of this run's.
+    sizes: {'data', 'fsdp', 'tensor'} -> number of devices along the axis; -1, for one axis at most,
+      is what the others leave.
+    devices: by default all of this run's.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the
-      number of slices.
+    ValueError: the sizes do not multiply to the number of devices, or 'data' is not a multiple of
+      the number of slices.
   """
   devices = jax.devices() if devices is None else devices
   wanted = [int(sizes[axis]) for axis in AXES]
   if wanted.count(-1) > 1 or any(n == 0 or n < -1 for n in wanted):
-    raise ValueError(f"mesh {dict(sizes)}: expected positive sizes, at most one of them -1")
+    raise InputError(f"mesh {dict(sizes)}: expected positive sizes, at most one of them -1")
   known = int(np.prod([n for n in wanted if n != -1]))
   if -1 in wanted and len(devices) % known == 0:
     wanted[wanted.index(-1)] = len(devices) // known
   if int(np.prod(wanted)) != len(devices):
-    raise ValueError(
+    raise InputError(
       f"mesh {dict(sizes)} does not fit {len(devices)} devices; expected sizes that multiply to it"
     )
   slices = count_slices(devices)
-  # On TPU alone a ring inside a slice and a way between slices are different things to XLA.
+  # XLA distinguishes links inside a slice from the network between slices on TPU only.
   if wanted[0] % slices and devices[0].platform == "tpu":
-    raise ValueError(
+    raise InputError(
       f"mesh.data is {wanted[0]} and the devices are {slices} slices; expected a multiple of "
       f"{slices}, so that parameters are gathered inside a slice"
     )
@@ -66,37 +64,36 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
 
 
 def count_slices(devices: list[Any]) -> int:
-  """In how many slices devices are; 1 where they do not say."""
+  """Number of TPU slices that devices belong to; 1 for devices that have no slices."""
   return len({getattr(device, "slice_index", None) for device in devices})
 
 
 def rows_multiple(mesh: Mesh) -> int:
-  """Over how many devices the rows of a batch are divided."""
+  """Number of shards of a batch's rows; row counts must be multiples of it."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Whole on every device."""
+  """The sharding of an array that is whole on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(
-  shapes: Mapping[str, Any], mesh: Mesh, rules: Rules = RULES
-) -> dict[str, NamedSharding]:
-  """Sharding of each parameter by its logical axes.
+def parameter_shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+  """The sharding of each parameter, by its logical axes and `ShardingRules`.
 
   Args:
     shapes: path -> anything with a `shape`.
     mesh: from `make_mesh`.
-    rules: see `Rules`.
 
   Raises:
-    KeyError: a parameter of which no rule speaks.
-    ValueError: a mesh axis that does not divide the dimension it should.
+    KeyError: a parameter has no logical axes.
+    ValueError: the size of a mesh axis does not divide the dimension that is sharded over it.
   """
+  rules = ShardingRules()
   out = {}
   for path, leaf in shapes.items():
-    # A few numbers that a loss learns; but for a language-model head, which is an embedding's size.
+    # Parameters of losses are a few numbers, except the language-model head of a penalty on text,
+    # which is as large as the embedding.
     if path.startswith("loss/") and not path.startswith("loss/text/"):
       out[path] = replicated(mesh)
       continue
@@ -104,7 +101,7 @@ def parameter_shardings(
     for size, axis in zip(leaf.shape, logical_axes(path, len(leaf.shape)), strict=True):
       over = getattr(rules, axis) if axis else None
       if over and size % mesh.shape[over]:
-        raise ValueError(
+        raise InputError(
           f"mesh.{over} is {mesh.shape[over]}, which does not divide {size}, the {axis!r} axis of "
           f"{path} {leaf.shape}; choose a divisor"
         )
@@ -114,10 +111,13 @@ def parameter_shardings(
 
 
 def like_parameters(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
-  """Shardings for an optimiser's state: a parameter's own for what is kept of each parameter.
+  """Shardings of an optimiser's state: moments are sharded as their parameters are.
+
+  Arrays that have not their parameter's shape (Adafactor's factored moments, counters) are
+  replicated.
 
   Args:
-    tree: shapes of the state.
+    tree: the state, or the shapes of its arrays.
     params: path -> anything with a `shape`.
     mesh: from `make_mesh`.
   """
@@ -133,10 +133,10 @@ def like_parameters(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
 
 
 def place_whole(tree: Any, mesh: Mesh) -> Any:
-  """Host arrays, the same in every process -> arrays that are whole on every device.
+  """Puts host arrays, the same in every process, whole on every device.
 
-  Unlike `jax.device_put`, which has the processes compare what they bring, this does not talk: it
-  may be called in a thread.
+  Unlike `jax.device_put`, which checks across processes that they are equal, this does not
+  communicate, so that it is safe in a thread.
   """
   everywhere = replicated(mesh)
   return jax.tree.map(
@@ -146,9 +146,9 @@ def place_whole(tree: Any, mesh: Mesh) -> Any:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-  """Host arrays -> arrays whose rows are divided over the mesh.
+  """Puts host arrays on the mesh, sharded by rows.
 
-  Every process holds the whole micro-batch on the host and hands over its own rows.
+  Every process has the whole micro-batch on its host and puts only its own rows on its devices.
   """
   sharding = NamedSharding(mesh, BATCH)
   return jax.tree.map(

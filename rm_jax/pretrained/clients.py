@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import processors
 
+from rm_jax.errors import InputError
 from rm_jax.models.config import DecoderConfig, EncoderConfig
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -174,7 +175,7 @@ def as_trained(tokenizer: Any, record: Mapping[str, Any]) -> Any:
     tokenizer.backend_tokenizer.post_processor = _post_processor(saved["post_processor"])
     tokenizer.pad_token = saved["pad_token"]
   except Exception as error:  # what `tokenizers` raises has no class of its own
-    raise ValueError(f"rm_jax.json: its tokenizer is not one that we wrote: {error}") from None
+    raise InputError(f"rm_jax.json: its tokenizer is not one that we wrote: {error}") from None
   return tokenizer
 
 
@@ -213,7 +214,7 @@ class Overlaid:
         for name, one in packed.items()
       }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-      raise ValueError(f"rm_jax.json: its head is not one that we wrote: {error}") from None
+      raise InputError(f"rm_jax.json: its head is not one that we wrote: {error}") from None
 
   def names(self) -> Any:
     return self._reader.names()

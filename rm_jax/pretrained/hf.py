@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rm_jax.errors import InputError
 from rm_jax.models.config import DecoderConfig
 from rm_jax.models.network import Network
 
@@ -58,7 +59,7 @@ _IGNORED = re.compile(
 _TWO_INPUTS = "o/kernel"
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
   """A checkpoint's tensors do not fit its config; the message lists all that is wrong."""
 
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rm_jax.errors import InputError
 from rm_jax.models.config import check_config
 from rm_jax.pretrained import clients, files, gguf
 
@@ -98,9 +99,9 @@ def read_json(path: Path) -> dict[str, Any]:
     files.check_file(path, _MOST_JSON)
     value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=files.unique)
   except (OSError, ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: not a readable JSON file: {error}") from None
+    raise InputError(f"{path}: not a readable JSON file: {error}") from None
   if not isinstance(value, dict):
-    raise ValueError(f"{path}: holds a {type(value).__name__}; expected an object")
+    raise InputError(f"{path}: holds a {type(value).__name__}; expected an object")
   return value
 
 
@@ -117,10 +118,10 @@ def parse(cls: type[T], value: Any, where: str) -> T:
       what the dataclass itself raises. The message names the file and the key.
   """
   if not isinstance(value, dict):
-    raise ValueError(f"{where} is {value!r:.80}; expected an object")
+    raise InputError(f"{where} is {value!r:.80}; expected an object")
   hints = typing.get_type_hints(cls)
   if unknown := sorted(value.keys() - hints.keys()):
-    raise ValueError(
+    raise InputError(
       f"{where} has {', '.join(unknown)!r:.80}, which we do not know; expected of "
       f"{', '.join(hints)}. Was it saved by a newer version?"
     )
@@ -140,11 +141,11 @@ def parse(cls: type[T], value: Any, where: str) -> T:
     if not good or many != isinstance(one, list | tuple):
       names = " or ".join(of.__name__ for of in allowed)
       expected = f"a list of {names}" if many else f"a {names}"
-      raise ValueError(f"{where}.{key} is {one!r:.80}; expected {expected}")
+      raise InputError(f"{where}.{key} is {one!r:.80}; expected {expected}")
   try:
     return cls(**value)
   except (TypeError, ValueError) as error:
-    raise ValueError(f"{where}: {_one_line(error)}") from None
+    raise InputError(f"{where}: {_one_line(error)}") from None
 
 
 def _find(name: str) -> Path:
@@ -166,7 +167,7 @@ def open_source(name: str) -> Source:
   if path.suffix == ".gguf":
     return Source(name, path, gguf.read(path).config, {})
   if not (path / CONFIG).is_file():
-    raise ValueError(f"{path}: has no config.json; expected a Hugging Face model folder")
+    raise InputError(f"{path}: has no config.json; expected a Hugging Face model folder")
   record = path / RECORD
   # A link that leads nowhere is an error: without its record a model gives other scores.
   saved = read_json(record) if record.exists() or record.is_symlink() else {}
@@ -197,7 +198,7 @@ def load_tokenizer(name: str | Path) -> Any:
     if "trust_remote_code" in str(error):
       why = "tokenizer_config.json or config.json has it made by Python of its own, by auto_map"
       mend = "; we run none: where you trust it, save it as a tokenizer.json with transformers"
-    raise ValueError(
+    raise InputError(
       f"{path}: no tokenizer could be loaded ({type(error).__name__}: {why}{mend}); set "
       "--config.model.tokenizer to a folder, GGUF file or hub id that has one"
     ) from None
@@ -223,7 +224,7 @@ def _check_tokenizer_files(path: Path) -> None:
     try:
       files.check_file(child, most)
     except (OSError, ValueError) as error:
-      raise ValueError(f"{child}: cannot be a tokenizer's file: {error}") from None
+      raise InputError(f"{child}: cannot be a tokenizer's file: {error}") from None
   if not (path / "tokenizer.json").is_file():
     return
   try:
@@ -241,7 +242,7 @@ def _check_tokenizer_files(path: Path) -> None:
     elif isinstance(step, list):
       steps += step
   if longest > _MOST_GROWTH:
-    raise ValueError(
+    raise InputError(
       f"{path / 'tokenizer.json'}: its normalizer replaces a piece of text by up to {longest:.3g} "
       f"characters; expected at most {_MOST_GROWTH}"
     )
@@ -318,7 +319,7 @@ def recover(path: Path) -> None:
         _flush(path)
         shutil.rmtree(written)
   except OSError as error:
-    raise ValueError(
+    raise InputError(
       f"{path}: a model was saved here and the process ended before its files were at their places "
       f"(they are in {_WRITTEN}); to move them failed: {error}. Make the folder writable"
     ) from None
@@ -354,7 +355,7 @@ def _listed(written: Path) -> dict[str, Any]:
     or any((written.parent / link).is_symlink() for link in (_WRITTEN, _TEMPLATES))
     or (written / _TEMPLATES).is_symlink()
   ):
-    raise ValueError(f"{written}: not what a save leaves ({names!r:.200}); remove it")
+    raise InputError(f"{written}: not what a save leaves ({names!r:.200}); remove it")
   return {"names": names, "weights": weights is True}
 
 

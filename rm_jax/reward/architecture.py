@@ -7,6 +7,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from rm_jax.errors import InputError
 from rm_jax.models import kernels
 from rm_jax.models.config import HeadConfig, backbone_config, head_config, is_classifier
 from rm_jax.models.lora import Lora
@@ -23,7 +24,7 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
   """
   c = config.model
   if not (c.pretrained or c.config):
-    raise ValueError(
+    raise InputError(
       "set --config.model.pretrained (folder, hub id or GGUF file) or --config.model.config (a "
       "config.json: random weights); found neither"
     )
@@ -32,7 +33,7 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
     source = dataclasses.replace(open_source(local(c.pretrained)), name=c.pretrained)
   said = read_json(Path(local(c.config))) if c.config else source.config
   if source and (found := _sizes(said)) != (expected := _sizes(source.config)):
-    raise ValueError(
+    raise InputError(
       f"model.config {c.config} is {found} and model.pretrained {c.pretrained} is {expected}; "
       "expected the same, or only one of them"
     )
@@ -78,7 +79,7 @@ def build_network(
   if not c.dropout:
     backbone = _without_dropout(backbone)
   if config.optimizer.mix_rate and not c.attributes:
-    raise ValueError(
+    raise InputError(
       f"optimizer.mix_rate is {config.optimizer.mix_rate} and model.attributes is (); name some"
     )
   head = _head(c, hf_config, source)
@@ -108,7 +109,7 @@ def _check_lora(network: Network) -> None:
   adapted = {path.split("/")[-2] for path in paths if path.endswith("/lora_a")}
   if missing := [name for name in network.lora.targets if name not in adapted] or not adapted:
     found = f"model.lora.targets has {missing}" if adapted else "model.lora.rank is set"
-    raise ValueError(
+    raise InputError(
       f"{found}, and of the layers that are not frozen (model.frozen_layers={network.frozen}) "
       f"there is nothing of that name to adapt; expected of {', '.join(sorted(adapted)) or 'none'}"
     )
@@ -128,16 +129,16 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
     head = dataclasses.replace(head, outputs=saved.outputs)
   names = tuple(c.attributes)
   if c.members < 1:
-    raise ValueError(f"model.members is {c.members}; expected at least 1")
+    raise InputError(f"model.members is {c.members}; expected at least 1")
   if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
-    raise ValueError(f"model.attributes is {names}; expected names, each once")
+    raise InputError(f"model.attributes is {names}; expected names, each once")
   if len(c.mix) not in (0, len(names)):
-    raise ValueError(
+    raise InputError(
       f"model.mix is {tuple(c.mix)}; expected none, or as many as model.attributes {names}"
     )
   if c.members > 1 and (own or names):
     found = "model.attributes is set" if names else f"{c.pretrained} has a head of its own"
-    raise ValueError(
+    raise InputError(
       f"model.members is {c.members} and {found}; expected model.members=1, or a checkpoint of the "
       "language model and no attributes"
     )
@@ -149,7 +150,7 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
     )
   if not names:
     if head.outputs != 1:
-      raise ValueError(
+      raise InputError(
         f"{c.pretrained}: its head has {head.outputs} outputs; a reward has one. Start from a "
         "checkpoint of the language model, or of a classifier with num_labels 1; or name the "
         "outputs in model.attributes"
@@ -158,7 +159,7 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   labels = hf_config.get("id2label") or {}
   labels = (saved.attributes if saved else ()) or tuple(labels[i] for i in sorted(labels, key=int))
   if labels != names:
-    raise ValueError(
+    raise InputError(
       f"model.attributes is {names} and {c.pretrained} has a head of {labels}; expected these "
       "names in this order, or a checkpoint of the language model"
     )
@@ -172,7 +173,7 @@ def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:
     return hf_config
   all_layers = backbone_config(hf_config).layers
   if not 0 < layers <= all_layers:
-    raise ValueError(f"model.layers is {layers}; expected 1 to {all_layers}, or 0 for all")
+    raise InputError(f"model.layers is {layers}; expected 1 to {all_layers}, or 0 for all")
   out = hf_config | {"num_hidden_layers": layers}
   if out.get("layer_types"):
     out["layer_types"] = out["layer_types"][:layers]

@@ -19,7 +19,7 @@ from rm_jax.batch.tokenise import TextEncoder
 from rm_jax.data.report import RowError
 from rm_jax.models.lora import merged
 from rm_jax.pretrained import clients, hf
-from rm_jax.reward.setup import Model
+from rm_jax.reward.setup import TextModel
 
 # A pad token of our own, where the tokenizer has none that no text ends in.
 PAD = "<|rm_jax_pad|>"
@@ -50,7 +50,7 @@ class Export:
   limits: tuple[str, ...]
 
 
-def export(model: Model, params: dict, *, kinds: Sequence[str] = ()) -> Export:
+def export(model: TextModel, params: dict, *, kinds: Sequence[str] = ()) -> Export:
   """Makes a model's export.
 
   Args:
@@ -115,7 +115,7 @@ def _make_room(
   config["vocab_size"] = token + 1
 
 
-def _limits(model: Model, kinds: Sequence[str]) -> Sequence[str]:
+def _limits(model: TextModel, kinds: Sequence[str]) -> Sequence[str]:
   convention = model.convention
   if convention.pooling == "mean":
     yield (
@@ -139,7 +139,7 @@ def _limits(model: Model, kinds: Sequence[str]) -> Sequence[str]:
     )
 
 
-def _tokenizer(model: Model) -> Any:
+def _tokenizer(model: TextModel) -> Any:
   tokenizer, convention = model.tokenizer, model.convention
   encoder = model.text_encoder()
   append = None
@@ -194,7 +194,7 @@ def _quoted(text: str) -> str:
   return json.dumps(text, ensure_ascii=False)
 
 
-def _pad(model: Model) -> str | None:
+def _pad(model: TextModel) -> str | None:
   """The clients' pad token: one that no text ends in, since their pooling passes over it.
 
   A head that reads by that very rule, and an encoder, which reads its first token, keep theirs.
@@ -218,7 +218,7 @@ def _pad(model: Model) -> str | None:
   return min(fitting, key=lambda token: "pad" not in token.lower(), default=PAD)
 
 
-def _differences(model: Model, tokenizer: Any) -> Sequence[str]:
+def _differences(model: TextModel, tokenizer: Any) -> Sequence[str]:
   """Where the clients' tokens are not ours, on a few texts: a tokenizer of a kind unknown to us."""
   encoder = model.text_encoder()
   for prompt, response in _PROBES:

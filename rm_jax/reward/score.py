@@ -1,7 +1,4 @@
-"""Running a network over many groups: scores, and the activations below the first trained layer.
-
-And of solutions in steps: one score each.
-"""
+"""Runs a network over many groups: their scores, pooled hidden states and frozen activations."""
 
 import functools
 import logging
@@ -28,18 +25,19 @@ log = logging.getLogger(__name__)
 
 Shapes = tuple[tuple[Shape, ...], ...]
 
-# Groups that are packed together: enough to fill rows well, few enough to begin at once.
+# Groups that are packed into rows at a time: enough to leave little padding, few enough that the
+# first micro-batch is ready soon.
 _CHUNK = 2048
 
 
 @functools.lru_cache(maxsize=8)
-def _jit(network: Network, what: str) -> Callable[[dict, Batch], Any]:
-  return jax.jit(getattr(network, what))
+def _jit(network: Network, function: str) -> Callable[[dict, Batch], Any]:
+  return jax.jit(getattr(network, function))
 
 
 def run_groups(
   network: Network,
-  what: str,
+  function: str,
   params: dict,
   groups: Sequence[Group],
   *,
@@ -49,21 +47,23 @@ def run_groups(
   features: Sequence[np.ndarray] | None = None,
   progress: str = "",
 ) -> Iterator[tuple[Any, np.ndarray, Batch]]:
-  """Runs one of a network's functions over groups, packed; yields micro-batches as they come.
+  """Packs groups into micro-batches and runs one of a network's functions over each.
 
   Args:
     network: see `models.network.Network`.
-    what: 'score', 'read' or 'features'.
-    params: nested dict, on the mesh.
+    function: name of its method: 'score', 'read' or 'features'.
+    params: nested dict of arrays on the mesh.
     groups: of any length.
     mesh: the devices.
     packing: see `batch.layout.Packing`.
-    shapes: from `batch.layout.plan`; default, shapes that do not depend on the data.
-    features: as `batch.pack.assemble`'s.
+    shapes: of the micro-batches, from `batch.layout.plan`; by default a fixed ladder of shapes, so
+      that calls with other data reuse the compiled programs.
+    features: as `batch.pack.assemble` takes them.
     progress: label of a progress bar; '' shows none.
 
   Yields:
-    (output, its arrays numpy's; index [B, G] of the groups, -1 = none; the host's batch).
+    for each micro-batch (the output as numpy arrays; int [B, G], the index of each group in
+    `groups`, -1 = padding; the micro-batch on the host).
   """
   needs = [need(g, packing) for g in groups]
   if not groups:
@@ -77,22 +77,22 @@ def run_groups(
     for start in range(0, len(groups), _CHUNK):
       yield from pack(range(start, min(start + _CHUNK, len(groups))), needs, shapes)
 
-  # Scores do not depend on what was said of the responses.
+  # Labels and the like do not change a score; leaving them out gives all data the same programs.
   fields = optional_fields(groups) & {"token_type", "starts"}
 
   def prepare(micro):
     batch, index = assemble(micro, groups, packing=packing, fields=fields, features=features)
     return place_batch(batch, mesh), batch, index
 
-  function = _jit(network, what)
+  run = _jit(network, function)
   quiet = not (progress and is_main())
   with (
     tqdm(total=len(groups), desc=progress, disable=quiet, unit="group") as bar,
     jax.set_mesh(mesh),
   ):
-    waiting = None  # one micro-batch in flight: the host reads while the device works
+    waiting = None  # the micro-batch before: its output is fetched while the next one is computed
     for placed, batch, index in ahead(prepare, micros()):
-      this = function(params, placed), index, batch
+      this = run(params, placed), index, batch
       if waiting is not None:
         yield gather(waiting[0]), *waiting[1:]
       waiting = this
@@ -103,14 +103,19 @@ def run_groups(
 def score_groups(
   network: Network, params: dict, groups: Sequence[Group], *, outputs: bool = False, **options
 ) -> list:
-  """Scores of each group's marks: a list of rewards, float32 [marks].
-
-  Of a group whose feedback is on attributes each attribute's, [A, marks], as its labels have it.
+  """Scores of each group's marks.
 
   Args:
-    outputs: instead of rewards what they are made of, [M, marks] or [A, marks], where that is more
-      than one.
-    options: as `run_groups`.
+    network: see `models.network.Network`.
+    params: nested dict of arrays on the mesh.
+    groups: N groups.
+    outputs: whether to return the outputs of the head (M members, A attributes) and not the reward
+      that is made of them. For a model with one output the two are the same.
+    options: as `run_groups` takes them.
+
+  Returns:
+    N arrays: rewards, float32 [marks]; or outputs, float32 [M, marks] or [A, marks]. A group whose
+    feedback is on attributes always gets outputs, as its labels are of that shape.
   """
   out: list[np.ndarray | None] = [None] * len(groups)
   for (rewards_BGK, scores), index_BG, _ in run_groups(network, "score", params, groups, **options):
@@ -121,12 +126,12 @@ def score_groups(
   return out
 
 
-def read_groups(
+def pool_groups(
   network: Network, params: dict, groups: Sequence[Group], *, outputs: bool = False, **options
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """What the head reads at each group's marks, float32 [marks, D], and its scores.
+  """(pooled hidden states at each group's marks, float32 [marks, D]; their scores), N pairs.
 
-  Arguments and scores as of `score_groups`.
+  Arguments and scores are those of `score_groups`.
   """
   out: list[Any] = [None] * len(groups)
   run = run_groups(network, "read", params, groups, **options)
@@ -139,7 +144,7 @@ def read_groups(
 
 
 def _power_of_two(n: int) -> int:
-  """The least that is not under n >= 1."""
+  """The least power of two that is at least n, for n >= 1."""
   return 1 << (n - 1).bit_length()
 
 
@@ -150,20 +155,20 @@ def _aggregate(scores_NK: jax.Array, where_NK: jax.Array, how: str) -> jax.Array
 
 
 def solution_scores(steps: Sequence[np.ndarray], how: str = "min") -> np.ndarray:
-  """One score a solution, float32 [N], from those of its steps.
+  """One score for each solution, float32 [N], from the scores of its steps.
 
   Args:
     steps: N arrays float [number of steps], log-odds; none of them empty.
-    how: 'min', 'product', 'mean' or 'last', as `losses.process.aggregate`. 'product' gives
+    how: 'min', 'product', 'mean' or 'last', see `losses.process.aggregate`. 'product' gives
       log-probabilities, the others log-odds.
 
   Raises:
-    ValueError: another `how`.
+    ValueError: `how` is unknown.
   """
   if how not in HOW:
     raise ValueError(f"aggregate is {how!r}; expected one of {', '.join(HOW)}")
   out = np.zeros(len(steps), np.float32)
-  # In chunks of few shapes: a solution of many steps does not pad all the others.
+  # Sorted by length and in chunks whose shapes are powers of two: little padding, few compilations.
   order = np.argsort([len(s) for s in steps], kind="stable")
   for start in range(0, len(steps), 256):
     chunk = order[start : start + 256]
@@ -176,7 +181,10 @@ def solution_scores(steps: Sequence[np.ndarray], how: str = "min") -> np.ndarray
 
 
 def make_features(network: Network, params: dict, groups: Sequence[Group], **options) -> list:
-  """Activations that enter the first trained layer, a list of float [length, D] a group."""
+  """The hidden states that enter the first trained layer: for each group float [columns, D].
+
+  Arguments are those of `run_groups`.
+  """
   out: list[np.ndarray | None] = [None] * len(groups)
   for h_BTD, index_BG, batch in run_groups(network, "features", params, groups, **options):
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
@@ -193,17 +201,24 @@ def keep_features(
   packing: Packing,
   limit_gib: float,
 ) -> dict[str, list]:
-  """Runs what is frozen once over all data: name -> `make_features` of each set.
+  """Runs the frozen layers once over data sets, so that a step need not run them again.
 
   Args:
-    sets: name -> (groups, their shapes).
-    limit_gib: GiB of host memory that the result may take; {} and a warning where it would be more.
+    network: with frozen layers.
+    params: nested dict of arrays on the mesh.
+    sets: name -> (groups, the shapes of their micro-batches).
+    mesh: the devices.
+    packing: see `batch.layout.Packing`.
+    limit_gib: most GiB of host memory that the result may take.
+
+  Returns:
+    name -> `make_features` of the set; {}, with a warning, if that would exceed the limit.
   """
   columns = sum(g.columns(packing.share) for groups, _ in sets.values() for g in groups)
   gib = columns * network.backbone.width * 4 / 2**30
   if gib > limit_gib:
     log.warning(
-      "frozen activations would take %.1f GiB, over model.keep_gib=%s: made anew at every step",
+      "frozen activations would take %.1f GiB, over model.keep_gib=%s: computed at every step",
       gib,
       limit_gib,
     )
@@ -218,5 +233,5 @@ def keep_features(
 
 
 def default_packing(mesh: Mesh, *, causal: bool) -> Packing:
-  """Packing for scoring on a mesh: shared prompts for decoders."""
+  """Packing for scoring on a mesh; only decoders can share a prompt."""
   return Packing(share=causal, multiple=rows_multiple(mesh))

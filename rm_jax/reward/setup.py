@@ -1,4 +1,12 @@
-"""From a config to what a run is made of: tokenizer, network, parameters. Data: `datasets`."""
+"""`TextModel`: a network with its tokenizer; built from a config, its parameters read or made.
+
+The parts of a model, each made of the one before it:
+
+  `models.network.RewardNetwork`  the Flax module: a backbone and a head
+  `models.network.Network`        pure functions of (parameters, batch of tokens)
+  `TextModel`                     a `Network`, its tokenizer, and how text becomes tokens
+  `rm_jax.RewardModel`            a `TextModel` with parameters on devices: text in, scores out
+"""
 
 import dataclasses
 import logging
@@ -16,11 +24,8 @@ from rm_jax.batch.cache import tokenise_cached
 from rm_jax.batch.group import Group
 from rm_jax.batch.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.data.report import Report
-from rm_jax.models.config import (
-  DECODERS,
-  backbone_config,
-  is_classifier,
-)
+from rm_jax.errors import InputError
+from rm_jax.models.config import DECODERS, backbone_config, is_classifier
 from rm_jax.models.lora import is_base
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import parameter_shardings
@@ -35,16 +40,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-  """A network with all it needs to read text.
+class TextModel:
+  """A network with all that turns text into its input; parameters are kept apart from it.
 
   Attributes:
     network: see `models.network.Network`.
     tokenizer: Hugging Face's, with the chat template that the model was trained with.
-    convention: see `batch.tokenise.Convention`.
-    config: config.json's dictionary of the checkpoint it came from.
-    source: where its weights are, or None for random ones.
-    option: how who made it sets what it lacks, for errors; {0} is the option's name.
+    convention: EOS, BOS, pooling and the maximum length; see `batch.tokenise.Convention`.
+    config: the dictionary of config.json of the checkpoint that the model came from.
+    source: where its weights are; None for random ones.
+    option: in error messages, how the caller sets an option; {0} is the option's name.
   """
 
   network: Network
@@ -55,13 +60,26 @@ class Model:
   option: str = "--config.model.{0}"
 
   def text_encoder(self) -> TextEncoder:
-    """Text -> tokens by the model's convention."""
+    """What turns text into tokens by the model's convention.
+
+    Raises:
+      ValueError: the chat template cannot be used.
+    """
     return TextEncoder(self.tokenizer, self.convention, option=self.option)
 
   def tokenise(
     self, examples: Sequence[Example], report: Report, folder: Path | None = None
   ) -> tuple[Sequence[Group], list[Example]]:
-    """Feedback -> groups, as `batch.cache.tokenise_cached`; without a folder nothing is kept."""
+    """Tokenises feedback: see `batch.cache.tokenise_cached`.
+
+    Args:
+      examples: of any kind.
+      report: counts the examples that are dropped.
+      folder: of the token cache; None = no cache.
+
+    Returns:
+      (groups; the examples that they are made of, in the same order).
+    """
     attributes = self.network.head.attributes
     return tokenise_cached(examples, self.text_encoder(), report, attributes, folder=folder)
 
@@ -87,10 +105,10 @@ class Model:
     return config
 
   def record(self) -> dict[str, Any]:
-    """rm_jax.json: what config.json has no word for."""
+    """The dictionary of rm_jax.json: what config.json has no fields for."""
     convention = dataclasses.asdict(self.convention)
     if convention["bos"] == "template":
-      del convention["bos"]  # as the records have it that were written before the field was there
+      del convention["bos"]  # records older than this field mean 'template'; new ones equal them
     record = {
       "convention": convention,
       "head": dataclasses.asdict(self.network.head),
@@ -102,7 +120,10 @@ class Model:
 
   @property
   def base(self) -> str:
-    """Whose backbone the adapters are for, where only they are saved; else ''."""
+    """Folder or hub id of the backbone that LoRA adapters belong to; '' without adapters.
+
+    A run with adapters saves them and not the backbone, which is read again from there.
+    """
     if self.source is None or self.network.lora is None:
       return ""
     path = Path(self.source.name).expanduser()
@@ -118,20 +139,22 @@ def convention_for(
   max_length: int,
   pooling: str = "",
 ) -> Convention:
-  """The convention of a checkpoint: what was saved with it, else its architecture's.
+  """The convention of a checkpoint: as saved with it, else the default of its architecture.
 
   Args:
     hf_config: config.json's dictionary.
-    record: rm_jax.json's, or empty.
+    record: rm_jax.json's dictionary; empty if there is none.
     tokenizer: the model's.
-    eos: 'append', 'none' or 'auto' (append where the tokenizer has one and the head is ours).
-    max_length: tokens; 0 = what was saved, or the architecture's most. A smaller limit of the
-      architecture holds.
-    pooling: 'last' (decoders), 'first' (encoders) or 'mean'; '' = the architecture's own, or that
-      of a head which the checkpoint has.
+    eos: 'append', 'none' or 'auto' (append if the tokenizer has an EOS and the checkpoint is a
+      decoder without a reward head). A saved convention takes precedence.
+    max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
+      It never exceeds the architecture's.
+    pooling: 'last' (decoders), 'first' (encoders) or 'mean'; '' = that of the checkpoint's head,
+      else the architecture's.
 
   Raises:
-    ValueError: another `pooling`, or a head that was trained with another.
+    ValueError: `pooling` is unknown, or the checkpoint's head was trained with another; or the
+      record is damaged.
   """
   positions = backbone_config(hf_config).max_positions
   decoder = hf_config["model_type"] in DECODERS
@@ -139,18 +162,18 @@ def convention_for(
   usual = ("hf" if imported else "last") if decoder else "first"
   if record:
     found = record.get("convention")
-    # Models made before the field was there have no BOS but the template's.
+    # Records older than the field: their texts had no BOS but the one in the template.
     found = {"bos": "template"} | found if isinstance(found, dict) else found
     saved = parse(Convention, found, f"{RECORD}: convention")
     usual = record["convention"].get("pooling", usual)
     if saved.encoder == decoder:
-      raise ValueError(
+      raise InputError(
         f"{RECORD}: convention.encoder is {saved.encoder} and config.json's model_type is "
         f"{hf_config['model_type']!r}; expected {not decoder}"
       )
   known = (usual,) if record or imported else (usual, "mean")
   if pooling not in ("", *known):
-    raise ValueError(
+    raise InputError(
       f"model.pooling is {pooling!r}; expected {' or '.join(map(repr, known))}, which "
       + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
     )
@@ -163,13 +186,17 @@ def convention_for(
     eos=eos,
     pooling=pooling or usual,
     max_length=min(max_length or positions, positions),
-    # Who trained a head on a template of their own read what it renders, and no BOS beside it.
+    # Other libraries' heads with a chat template were trained on what it renders, without a BOS
+    # from the tokenizer on top.
     bos="template" if imported and tokenizer.chat_template else "add",
   )
 
 
 def chat_template(name: str) -> str:
-  """A chat template: by its name in `TEMPLATES`, Jinja text, or a file of it.
+  """The Jinja text of a chat template.
+
+  Args:
+    name: a name in `batch.tokenise.TEMPLATES`, Jinja text itself, or a file of it.
 
   Raises:
     ValueError: it is none of them.
@@ -180,25 +207,28 @@ def chat_template(name: str) -> str:
     return name
   if Path(local(name)).is_file():
     return Path(local(name)).read_text(encoding="utf-8")
-  raise ValueError(
+  raise InputError(
     f"chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
   )
 
 
 def build_model(
   config: Any, mesh: Mesh | None = None, *, earlier: dict[str, Any] | None = None
-) -> Model:
-  """The model that the `model` part of an experiment's config describes; no weights are read.
+) -> TextModel:
+  """The text model that a config describes; no weights are read (see `init_params`).
 
   Args:
-    config: see configs/base.py.
-    mesh: as `architecture.build_network` has it.
-    earlier: rm_jax.json of the run that goes on, whose texts keep the BOS that they had.
+    config: an experiment's, see configs/base.py.
+    mesh: the devices, which decide the attention kernel; see `architecture.build_network`.
+    earlier: the record (rm_jax.json) of a run that is resumed: its setting of BOS is kept.
+
+  Raises:
+    ValueError: the config's `model` part cannot be satisfied.
   """
   c = config.model
   source, hf_config = architecture(config)
   if not c.tokenizer and source is None:
-    raise ValueError("--config.model.config needs --config.model.tokenizer beside it")
+    raise InputError("--config.model.config needs --config.model.tokenizer beside it")
   tokenizer = _tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
   network = build_network(config, hf_config, source, mesh=mesh)
   record = source.record if source else {}
@@ -215,7 +245,7 @@ def build_model(
   if earlier:
     bos = earlier.get("convention", {}).get("bos", "template")
     convention = dataclasses.replace(convention, bos=bos)
-  return Model(
+  return TextModel(
     network=network,
     tokenizer=tokenizer,
     convention=convention,
@@ -229,16 +259,23 @@ def _tokenizer(name: str) -> Any:
 
 
 def kept_dtype(network: Network, path: str) -> np.dtype:
-  """In which a parameter is kept: float32, but for the base of adapters that says otherwise."""
+  """Dtype in which a parameter is stored: float32, but `lora.base_dtype` for a frozen base."""
   base = network.lora is not None and is_base(path)
   return jnp.dtype(network.lora.base_dtype if base else jnp.float32)
 
 
-def read_params(model: Model, mesh: Mesh) -> tuple[dict[str, jax.Array], list[str]]:
-  """(path -> parameter on the mesh, born sharded; paths of a missing head), from the source.
+def read_params(model: TextModel, mesh: Mesh) -> tuple[dict[str, jax.Array], list[str]]:
+  """Reads the parameters of a model's source, each one created with its sharding.
+
+  Args:
+    model: with a source.
+    mesh: the devices.
+
+  Returns:
+    (path -> parameter on the mesh; paths of the head's parameters if the source has no head).
 
   Raises:
-    WeightsError: tensors that do not fit.
+    WeightsError: tensors are missing or have other shapes.
   """
   network = model.network
   shardings = parameter_shardings(flatten_dict(network.abstract(), sep="/"), mesh)
@@ -257,18 +294,21 @@ def read_params(model: Model, mesh: Mesh) -> tuple[dict[str, jax.Array], list[st
 
 
 def init_params(
-  model: Model, mesh: Mesh, key: jax.Array, *, training: bool
+  model: TextModel, mesh: Mesh, key: jax.Array, *, training: bool
 ) -> dict[str, jax.Array]:
-  """Parameters on the mesh, path -> array: read from the source, or random; born sharded.
+  """Parameters on the mesh, path -> array: read from the source, else random.
+
+  Every array is created with its sharding, so that no device holds more than its shard.
 
   Args:
     model: from `build_model`.
     mesh: the devices.
-    key: for what is not read: all, or a missing head and adapters.
-    training: a missing head is made and warned of; else it is an error.
+    key: random key of what is not read: all parameters, or a missing head and adapters.
+    training: whether a missing head is initialised, with a warning; if not, it is an error.
 
   Raises:
-    WeightsError: tensors that do not fit, or a missing head when not training.
+    WeightsError: tensors are missing or have other shapes, or there is no head and `training` is
+      false.
   """
   network = model.network
   abstract = flatten_dict(network.abstract(), sep="/")

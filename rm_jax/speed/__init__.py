@@ -1,1 +1,1 @@
-"""How fast: the work of a step in operations, and measured speed."""
+"""Speed: operations of a step counted, speed measured, and plans for other devices compiled."""

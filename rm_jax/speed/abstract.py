@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rm_jax.batch.fit import up
 from rm_jax.batch.layout import Shape
+from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import AXES, BATCH, replicated, rows_multiple
 from rm_jax.speed.flops import Work
@@ -33,7 +34,7 @@ def parse_mesh(text: str) -> dict[str, int]:
   for part in text.split(","):
     axis, equals, size = (x.strip() for x in part.partition("="))
     if axis not in AXES or axis in sizes or not equals or not size.lstrip("-").isdigit():
-      raise ValueError(
+      raise InputError(
         f"--mesh={text}: {part!r} is not as expected; write axis=devices, each of "
         f"{', '.join(AXES)} at most once, as in 'data=2,fsdp=128'"
       )
@@ -53,7 +54,7 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
   """
   if topology == "local":
     if slices != 1:
-      raise ValueError(f"--slices={slices} and --topology=local: expected 1, or a TPU's topology")
+      raise InputError(f"--slices={slices} and --topology=local: expected 1, or a TPU's topology")
     return jax.devices()
   from jax.experimental import topologies
 
@@ -67,7 +68,7 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
   try:
     return topologies.get_topology_desc(topology, "tpu", **options).devices
   except Exception as error:
-    raise ValueError(
+    raise InputError(
       f"--topology={topology} --slices={slices}: {str(error).splitlines()[0]}. Expected 'local', "
       "or a TPU topology that libtpu knows, as v5e:16x16 or v5p:4x4x4 (pip install 'rm_jax[tpu]')"
     ) from None

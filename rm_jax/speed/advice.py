@@ -1,14 +1,17 @@
-"""What to change in a plan that does not fit, largest part first, each with what it would save."""
+"""What to change in a plan that does not fit into memory, and about how much each change saves."""
 
 from typing import Any
 
 
 def advice(config: Any, report: dict[str, Any]) -> list[str]:
-  """Lines for a plan whose memory is over its chip's; none where it fits, or nobody knows.
+  """Changes to a plan that needs more memory than its chip has; those to the largest part first.
 
   Args:
     config: the plan's.
     report: from `plan.plan`, without its advice.
+
+  Returns:
+    lines of text; [] if the plan fits or the chip's memory is not known.
   """
   memory = report["memory"]
   if memory["fits"] is not False:
@@ -23,7 +26,7 @@ def advice(config: Any, report: dict[str, Any]) -> list[str]:
 
 
 def _temporaries(config: Any, report: dict[str, Any]) -> list[str]:
-  """What makes a program's scratch smaller."""
+  """Changes that make the compiled programs' temporaries (activations) smaller."""
   lines, layout, mesh = [], report["layout"], report["mesh"]
   size = f"temporaries are {report['memory']['temporaries_bytes'] / 2**30:.2f} GiB"
   if config.model.remat != "full":
@@ -44,7 +47,7 @@ def _temporaries(config: Any, report: dict[str, Any]) -> list[str]:
 
 
 def _state(config: Any, report: dict[str, Any]) -> list[str]:
-  """What makes parameters, optimiser and gradients smaller."""
+  """Changes that make parameters, optimiser state and gradients smaller on each device."""
   lines, mesh, parts = [], report["mesh"], report["memory"]["parts"]
 
   def saves(value: float) -> str:

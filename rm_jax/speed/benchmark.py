@@ -1,4 +1,8 @@
-"""Measured speed of training and scoring: the loop's own step, in several layouts, in turns."""
+"""Measures the speed of training and scoring, with the training loop's own step.
+
+The same groups are laid into rows in several ways (`MODES`), and the modes are timed in turns, so
+that whatever slows the machine for a while slows all of them alike.
+"""
 
 import contextlib
 import logging
@@ -20,11 +24,12 @@ from rm_jax.batch.dataset import Dataset
 from rm_jax.batch.group import Group
 from rm_jax.batch.iterate import ahead
 from rm_jax.data.report import DataError
+from rm_jax.errors import InputError
 from rm_jax.models.network import reads_marks_alone
 from rm_jax.models.numerics import precision
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import run_groups
-from rm_jax.reward.setup import Model, build_model
+from rm_jax.reward.setup import TextModel, build_model
 from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
 from rm_jax.train.datasets import load_data
 from rm_jax.train.run import Run
@@ -33,7 +38,7 @@ from rm_jax.workdir.folder import resolve
 
 log = logging.getLogger(__name__)
 
-# How groups are laid into rows: `data.share` and `data.pack`.
+# Name of a layout -> its `data.share` (prompts stored once) and `data.pack` (several groups a row).
 MODES = {
   "padded": {"share": False, "pack": False},
   "packed": {"share": False, "pack": True},
@@ -47,16 +52,16 @@ def _square(x: jax.Array) -> jax.Array:
 
 
 def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
-  """The most operations a second that a product of two square matrices reaches, on one device.
+  """Operations per second of the fastest product of two square matrices, on one device.
 
   Args:
-    dtype: of the matrices; float32 at full precision, as the backbone's.
-    seconds: about how long to look for each size.
+    dtype: of the matrices; in float32 the product has full precision, as the backbone's have.
+    seconds: about how long to measure each of two sizes.
   """
   sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
   best = 0.0
   for n in sizes:
-    # Not ones: a GPU that multiplies the same number over and over is cooler, and faster.
+    # Random numbers: with constant ones a GPU draws less power and clocks higher.
     x = jax.random.normal(jax.random.key(n), (n, n), dtype)
     _square(x).block_until_ready()
     until = time.perf_counter() + seconds
@@ -66,8 +71,8 @@ def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
   return best
 
 
-def comparisons(group: Group) -> int:
-  """How many of a group's pairs of responses people compared, ties among them."""
+def count_comparisons(group: Group) -> int:
+  """Number of pairs of a group's responses that people compared, including ties."""
   if group.kind not in ("pair", "ranking"):
     return 0
   pairs, ties = group.comparisons()
@@ -75,7 +80,7 @@ def comparisons(group: Group) -> int:
 
 
 def _bytes(tree: Any) -> int:
-  """Of a tree of arrays what the fullest device holds."""
+  """Bytes of a pytree of arrays on the device that holds most of it."""
   held: dict[Any, int] = {}
   for x in jax.tree.leaves(tree):
     for shard in x.addressable_shards:
@@ -84,22 +89,23 @@ def _bytes(tree: Any) -> int:
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+  """(seconds that a call took, its result)."""
   began = time.perf_counter()
   out = function()
   return time.perf_counter() - began, out
 
 
 class _Mode:
-  """One layout of the same groups: compiled, and timed in turns with the others."""
+  """A run in one layout: compiled on creation, and timed in turns with the other layouts."""
 
-  def __init__(self, config: Any, mesh: Mesh, model: Model, data: Dataset, steps: int):
+  def __init__(self, config: Any, mesh: Mesh, model: TextModel, data: Dataset, steps: int):
     self.run = Run(config, mesh, model, data)
     self.steps = list(range(steps))
     self.turns: list[dict[str, float]] = []
     self.compiled = self._compile()
 
   def _compile(self) -> dict[str, float]:
-    """Compiles each program that the steps need, twice: cold, and from the cache on disk."""
+    """Compiles each program of the steps twice: cold, and from the compilation cache on disk."""
     run = self.run
     first: dict[Any, Any] = {}
     for step in self.steps:
@@ -123,19 +129,20 @@ class _Mode:
       "programs": len(compiled),
       "compile_seconds": cold,
       "compile_cached_seconds": cached,
-      # Weights and optimiser, gradients, the batch at work and two that wait, and scratch.
+      # Parameters and optimiser state; gradients; three batches, one in use and two prepared ahead;
+      # and the temporaries of the largest program.
       "peak_memory_bytes": _bytes(run.state) + _bytes(gradients) + 3 * batch + scratch,
     }
 
   def turn(self, peak: float) -> None:
-    """Runs all the steps once, batches made ahead as in training, and notes their speed.
+    """Runs all steps once, with batches prepared ahead as in training, and records the speed.
 
     Args:
-      peak: operations a second that the devices can do just now.
+      peak: operations per second of a matrix product on the devices, measured just before.
     """
     run = self.run
     batches = ahead(run.prepare, self.steps)
-    micros = next(batches)  # ready when the clock starts, as in the middle of a run
+    micros = next(batches)  # prepared before the clock starts, as in the middle of a run
     jax.block_until_ready(run.state)
     began = time.perf_counter()
     while micros is not None:
@@ -151,7 +158,7 @@ class _Mode:
     flops = step_flops(run.model.network, what, last_at_marks=_alone(run)) / seconds
     self.turns.append(
       {
-        "pairs_per_second": sum(map(comparisons, groups)) / seconds,
+        "pairs_per_second": sum(map(count_comparisons, groups)) / seconds,
         "groups_per_second": len(groups) / seconds,
         "tokens_per_second": what.tokens / seconds,
         "flops_per_second": flops,
@@ -163,14 +170,14 @@ class _Mode:
     )
 
   def report(self) -> dict[str, Any]:
-    """Medians over the turns, and of pairs/s its range."""
+    """Medians over the turns, the range of pairs per second, and the compilation's figures."""
     out = {name: statistics.median(t[name] for t in self.turns) for name in self.turns[0]}
     speeds = [t["pairs_per_second"] for t in self.turns]
     return out | {"pairs_per_second_range": [min(speeds), max(speeds)]} | self.compiled
 
 
 def _alone(run: Run) -> bool:
-  """Whether a run's last layer does no more than its marks need."""
+  """Whether the last layer computes its output at marks only (see `models.network`)."""
   network = run.model.network
   with jax.set_mesh(run.mesh):
     return not run.objective.text and reads_marks_alone(
@@ -179,7 +186,7 @@ def _alone(run: Run) -> bool:
 
 
 def _scoring(run: Run, peak: float) -> dict[str, float]:
-  """Speed of scoring all groups, the second time."""
+  """Speed of scoring all groups, timed on the second call, when all programs are compiled."""
   groups = run.train_set.groups
   params = run.state.all_params()
 
@@ -203,24 +210,25 @@ def _scoring(run: Run, peak: float) -> dict[str, float]:
 
 
 def benchmark(config: Any) -> dict[str, Any]:
-  """Times training and scoring as a config says.
+  """Times training and scoring.
 
   Args:
-    config: configs/benchmark.py's: an experiment's, with a part `benchmark` of its own.
+    config: an experiment's with a part `benchmark`, as configs/benchmark.py has it.
 
   Returns:
-    {'modes': {mode: figures}, 'scoring': figures, 'peak_flops', 'devices', 'model', 'data'}; each
-    layout's weights and optimiser are held at the same time. MFU is of what a matrix product alone
-    reached just before a turn; 'peak_flops' is the median of that.
+    {'modes': {mode: figures}, 'scoring': figures, 'peak_flops', 'devices', 'model', 'data' ...}.
+    The state of all modes is in memory at the same time. MFU is the model's operations per second
+    (see `flops`) over those of a plain matrix product, measured just before each turn; 'peak_flops'
+    is the median of the latter.
 
   Raises:
-    ValueError: config, files or data are not as they should be.
+    ValueError: the config, its files or its data cannot be used.
   """
   options = config.benchmark
   if unknown := [mode for mode in options.modes if mode not in MODES]:
-    raise ValueError(f"benchmark.modes has {unknown}; expected of {', '.join(MODES)}")
+    raise InputError(f"benchmark.modes has {unknown}; expected of {', '.join(MODES)}")
   if options.steps < 1 or options.turns < 1:
-    raise ValueError(
+    raise InputError(
       f"benchmark.steps is {options.steps} and benchmark.turns {options.turns}; expected 1 or more"
     )
   mesh = make_mesh(config.mesh)
@@ -229,7 +237,7 @@ def benchmark(config: Any) -> dict[str, Any]:
   causal = model.network.causal
   names = [mode for mode in options.modes if causal or not MODES[mode]["share"]]
   if not names:
-    raise ValueError(
+    raise InputError(
       f"benchmark.modes is {tuple(options.modes)}, and an encoder shares no prompts; add 'packed'"
     )
   if len(data.groups) < config.data.batch_groups:
@@ -238,7 +246,7 @@ def benchmark(config: Any) -> dict[str, Any]:
       f"data.batch_groups={config.data.batch_groups}. {report}"
     )
   log.info("data: %s", report)
-  # The devices that a CPU is divided into share its cores.
+  # Several CPU devices share the cores of one machine: their peak is that of one.
   devices = 1 if jax.default_backend() == "cpu" else mesh.size
 
   def peak() -> float:
@@ -257,11 +265,10 @@ def benchmark(config: Any) -> dict[str, Any]:
         modes[name] = _Mode(one, mesh, model, data, options.steps)
       bar.update()
     bar.set_postfix_str("first turns")
-    for mode in modes.values():  # what runs for the first time is slow
+    for mode in modes.values():  # warm-up: the first turn is slower, and is not counted
       mode.turn(peak())
       mode.turns.clear()
-    # In turns, so that what slows the machine for a while slows all of them, and what they are
-    # measured by.
+    # In turns, so that a slow phase of the machine slows all modes and the peak alike.
     for _ in range(options.turns):
       peaks.append(peak())
       for name, mode in modes.items():
@@ -296,7 +303,7 @@ def benchmark(config: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _fresh_cache() -> Iterator[None]:
-  """An empty compilation cache, that keeps everything, while this is open."""
+  """Within this context, an empty compilation cache in a temporary folder that keeps everything."""
   names = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
@@ -316,7 +323,7 @@ def _fresh_cache() -> Iterator[None]:
 
 
 def table(report: dict[str, Any]) -> str:
-  """A benchmark's figures, a line a mode."""
+  """The figures of `benchmark` as text, one line for each mode."""
   head = f"{'':14} {'pairs/s':>16} {'tokens/s':>9} {'MFU':>6} {'padding':>8} {'memory':>9}  compile"
   lines = [head]
   for name, mode in report["modes"].items():

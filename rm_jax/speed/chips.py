@@ -1,6 +1,6 @@
-"""What an accelerator can do by its maker's figures: the ceilings that a plan is held against.
+"""Peak figures of accelerators by their makers: the ceilings of a plan's roofline.
 
-Looked up on 28 November 2026. What two pages say differently is noted beside the figure.
+Looked up on 28 November 2026. Where two pages differ, both figures are given.
 
   [v4]   docs.cloud.google.com/tpu/docs/v4, "TPU v4": 275 TFLOP/s, 32 GiB, 1,200 GB/s. It gives no
          link's speed: Jouppi et al. 2023, "TPU v4: An Optically Reconfigurable Supercomputer for
@@ -13,16 +13,16 @@ Looked up on 28 November 2026. What two pages say differently is noted beside th
          bidirectional ICI 1,200 GB/s; data centre's network 50 Gbit/s a chip.
   [v6e]  docs.cloud.google.com/tpu/docs/v6e, "TPU v6e": 918 TFLOP/s, 32 GB, 1,638 GB/s, 4 ports,
          bidirectional ICI 800 GB/s; 4 network cards of 200 Gbit/s for a host of 8.
-  [book] Austin et al. 2025, "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus): what
-         links reach is a tenth less, 45 GB/s each way (v4, v5e) and 90 (v5p, v6e) and not 50 and
-         100; the network of v4 6.25 GB/s a chip.
+  [book] Austin et al. 2025, "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus): links
+         reach a tenth less in practice, 45 GB/s each way (v4, v5e) and 90 (v5p, v6e) instead of 50
+         and 100; the network of v4 is 6.25 GB/s a chip.
   [h100] nvidia.com/en-us/data-center/h100, "NVIDIA H100 GPU" (SXM): 80 GB, 3.35 TB/s, 1,979 TFLOP/s
          with sparsity, which is half of it without, NVLink 900 GB/s both directions together.
   [h200] nvidia.com/en-us/data-center/h200, "NVIDIA H200 GPU" (SXM): the same but 141 GB at
-         4.8 TB/s. NVIDIA's pages were read by way of others that quote them: "How to Scale Your
-         Model", chapter on GPUs; NVIDIA's MLPerf submission (mlcommons/inference_results_v4.1,
-         H200-SXM-141GBx8: 18 NVLinks, 900 GB/s together); github.com/NVIDIA/nccl/issues/1264
-         (900 GB/s both ways are 450 one way).
+         4.8 TB/s. NVIDIA's figures were not read on its own pages but in texts that quote them:
+         "How to Scale Your Model", chapter on GPUs; NVIDIA's MLPerf submission
+         (mlcommons/inference_results_v4.1, H200-SXM-141GBx8: 18 NVLinks, 900 GB/s together);
+         github.com/NVIDIA/nccl/issues/1264 (900 GB/s both ways are 450 one way).
 """
 
 import dataclasses
@@ -32,17 +32,17 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One device, as JAX counts them.
+  """Peak figures of one device, as JAX counts devices.
 
   Attributes:
-    name: of the table.
-    hbm_bytes: its memory; of a TPU what libtpu leaves to programs.
-    bf16_flops: operations a second of dense bfloat16 matrix products.
-    hbm_bandwidth: bytes a second to and from its memory.
-    link_bandwidth: bytes a second that it can send to its neighbours inside a slice or machine, all
-      links together, one direction.
-    network_bandwidth: bytes a second for each chip between slices, the host's network shared by its
-      chips; it depends on the machine that was ordered.
+    name: key in `CHIPS`.
+    hbm_bytes: memory; for a TPU what libtpu leaves to programs.
+    bf16_flops: operations per second of dense bfloat16 matrix products.
+    hbm_bandwidth: bytes per second to and from its memory.
+    link_bandwidth: bytes per second that it can send to its neighbours in a slice or machine, over
+      all links together, in one direction.
+    network_bandwidth: bytes per second between slices for each chip: the network of a host over its
+      number of chips. It depends on the type of machine.
   """
 
   name: str
@@ -56,19 +56,19 @@ class Chip:
 GIB = 2.0**30
 GBIT = 1e9 / 8
 
-# Makers add a link's two directions together. A device sends as much as it receives, both at once,
-# and what a plan counts is what it sends: half of that.
+# Makers quote the sum of a link's two directions. A device sends and receives at the same time, and
+# a plan counts what it sends, so that the figures here are half of theirs.
 CHIPS = {
   "v4": Chip("v4", 30.75 * GIB, 275e12, 1.2e12, 6 * 50e9, 6.25e9),
   "v5e": Chip("v5e", 15.75 * GIB, 197e12, 0.819e12, 400e9 / 2, 2 * 100 * GBIT / 8),
   "v5p": Chip("v5p", 95.74 * GIB, 459e12, 2.765e12, 1200e9 / 2, 50 * GBIT),
   "v6e": Chip("v6e", 31.25 * GIB, 918e12, 1.638e12, 800e9 / 2, 4 * 200 * GBIT / 8),
-  # Machines of eight have a network card of 400 Gbit/s for each GPU.
+  # Machines with eight GPUs have one network card of 400 Gbit/s for each.
   "h100": Chip("h100", 80e9, 989e12, 3.35e12, 900e9 / 2, 400 * GBIT),
   "h200": Chip("h200", 141e9, 989e12, 4.8e12, 900e9 / 2, 400 * GBIT),
 }
 
-# Words of `Device.device_kind` -> name, the first that is found.
+# Part of `Device.device_kind` -> key in `CHIPS`; the first match counts.
 _KINDS = (
   ("v6", "v6e"),
   ("v5 lite", "v5e"),
@@ -81,6 +81,6 @@ _KINDS = (
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-  """The table's chip that a device is; None for a CPU or another one, of which nothing is known."""
+  """The figures of a device's chip; None for a CPU and for chips that are not in the table."""
   kind = device.device_kind.lower()
   return next((CHIPS[name] for word, name in _KINDS if word in kind), None)

@@ -1,9 +1,9 @@
-"""A model's work, counted from shapes: what MFU divides by (Chowdhery et al. 2022, appendix B).
+"""Operations of a model, counted from shapes: the numerator of model FLOPs utilisation (MFU).
 
-A product of [m, k] and [k, n] is 2 m k n operations. Counted are the backbone's linear maps over
-tokens that are not padding, and attention over the (query, key) pairs that see one another, so that
-of a causal square only its half; not counted are norms, softmax, the embedding's lookup, the head,
-and what rematerialisation makes again.
+As Chowdhery et al. 2022 (PaLM), appendix B: a product of [m, k] and [k, n] is 2 m k n operations.
+Counted are the backbone's linear maps over tokens without padding, and attention over the (query,
+key) pairs that the mask lets see one another, which is about half of a causal square. Not counted
+are norms, softmax, the embedding's lookup, the head, and what rematerialisation computes again.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ from rm_jax.models.network import Network
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What groups put before a model: `tokens`, and `visible` (query, key) pairs of columns."""
+  """Size of a model's input: number of tokens, and of (query, key) pairs that are not masked."""
 
   tokens: int = 0
   visible: int = 0
 
 
 def work(groups: Iterable[Group], *, share: bool, causal: bool) -> Work:
-  """The work of groups.
+  """The size of groups as input, without padding.
 
   Args:
-    groups: as tokenised.
-    share: a prompt is stored once; else with every response.
-    causal: a column sees none after it.
+    groups: tokenised examples.
+    share: whether a prompt is stored once, and not with every response.
+    causal: whether attention is causal (a decoder).
   """
   tokens = visible = 0
   for group in groups:
@@ -42,11 +42,12 @@ def work(groups: Iterable[Group], *, share: bool, causal: bool) -> Work:
 
 
 def _square(n: int, causal: bool) -> int:
+  """Number of (query, key) pairs of n tokens that see one another."""
   return n * (n + 1) // 2 if causal else n * n
 
 
 def layer_weights(backbone: DecoderConfig | EncoderConfig) -> int:
-  """Numbers in the linear maps of one layer, biases not counted."""
+  """Number of weights in the linear maps of one layer, without biases."""
   c = backbone
   if isinstance(c, DecoderConfig):
     return c.width * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.width * c.ffn
@@ -58,13 +59,13 @@ def _linear_flops(backbone: DecoderConfig | EncoderConfig, what: Work) -> float:
 
 
 def _attention_flops(backbone: DecoderConfig | EncoderConfig, what: Work) -> float:
-  # A pair that see one another: their logit, and what the value adds.
+  # A (query, key) pair costs a product for its logit and one for its value, 2 operations each.
   c = backbone
   return 4.0 * (c.heads * c.head_dim if isinstance(c, DecoderConfig) else c.width) * what.visible
 
 
 def _keys_share(backbone: DecoderConfig | EncoderConfig) -> float:
-  """Of a layer's linear maps, the share that makes keys and values."""
+  """The share of a layer's linear maps that computes keys and values."""
   c = backbone
   heads = c.kv_heads * c.head_dim if isinstance(c, DecoderConfig) else c.width
   return 2 * c.width * heads / layer_weights(c)
@@ -77,24 +78,25 @@ def forward_flops(
   *,
   last_at_marks: bool = False,
 ) -> float:
-  """Operations of so many layers' forward pass; `last_at_marks` as `step_flops` has it."""
+  """Operations of the forward pass of `layers` layers; `last_at_marks` as in `step_flops`."""
   linear, attention = _linear_flops(backbone, what), _attention_flops(backbone, what)
   most = layers * (linear + attention)
   return most - (linear + attention - linear * _keys_share(backbone)) if last_at_marks else most
 
 
 def step_flops(network: Network, what: Work, *, last_at_marks: bool = False) -> float:
-  """Operations of a training step over some work: the backward pass is twice the forward.
+  """Operations of a training step, whose backward pass costs twice the forward pass.
 
-  Frozen layers have no backward pass; that their output may be kept is not counted. Beside adapters
-  linear maps have no gradient of their own, so that their backward pass is one forward; the
-  adapters' work, as small as their rank, is not counted.
+  Frozen layers have no backward pass; their forward pass counts even if their output is cached.
+  With LoRA, frozen linear maps have a gradient to their input and none to their weights, so that
+  their backward pass costs one forward pass; the adapters themselves are not counted, since their
+  rank is small.
 
   Args:
-    network: whose.
-    what: see `Work`.
-    last_at_marks: the last layer makes keys and values alone of all tokens (see
-      `RewardNetwork.pooled`); what it does for the few marks is not counted.
+    network: the model's.
+    what: the size of the input.
+    last_at_marks: whether the last layer computes only keys and values for all tokens, and the rest
+      for the tokens at marks (see `RewardNetwork.pooled`). The latter are few and not counted.
   """
   backbone, frozen = network.backbone, network.frozen
   linear = (2 if network.lora else 3) * _linear_flops(backbone, what)

@@ -1,7 +1,7 @@
-"""Compiled text of XLA -> how often its parts run, what they move, what devices tell one another.
+"""Reads the text of a compiled XLA program (HLO): its collectives, and how often each part runs.
 
-A loop's body stands in the text once; XLA's own `cost_analysis` counts it once, too. Here it counts
-by the loop's trip count, which XLA writes beside it.
+The layers of a model are a loop, whose body is in the text once, and XLA's own `cost_analysis`
+counts it once. Here everything in a loop counts as many times as the loop runs.
 """
 
 import dataclasses
@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 
-_ITEM = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}  # others end in their bits
+# Bytes of an element; the names of all other dtypes begin with letters and their number of bits.
+_ITEM = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"\b(pred|c64|c128|(?:bf|[suf])\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
@@ -21,7 +22,14 @@ KINDS = (*COLLECTIVES, "send")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """An array of a shape: dtype, sizes, bytes without padding, and whether it is in main memory."""
+  """An array in the text.
+
+  Attributes:
+    dtype: XLA's name, as 'bf16'.
+    sizes: of its dimensions.
+    bytes: without the padding of its layout.
+    main: whether it is in main memory (HBM); else it is in a memory on the chip.
+  """
 
   dtype: str
   sizes: tuple[int, ...]
@@ -31,7 +39,17 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """A line of the text; `arrays` are those of its output, `rest` all behind its operands."""
+  """An instruction, one line of the text.
+
+  Attributes:
+    name: unique in the program.
+    opcode: as 'fusion' or 'all-gather-start'.
+    arrays: of its output, which may be a tuple.
+    operands: names of the instructions whose outputs it takes; of a parameter its number, of a
+      constant its value.
+    rest: the text after the operands: its attributes.
+    root: whether its output is that of its computation.
+  """
 
   name: str
   opcode: str
@@ -43,15 +61,16 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """Something that devices do together.
+  """A collective operation, with the bytes that one device sends for it.
 
   Attributes:
-    kind: of `KINDS`; 'send' is between slices, which XLA for TPU leaves to the hosts.
+    kind: one of `KINDS`; 'send' is a transfer between slices, which XLA for TPU leaves to the
+      hosts.
     arrays: of its output, on one device.
-    bytes: of its output.
-    wire_bytes: that each device sends in a ring.
-    network_bytes: that each device sends to other slices.
-    times: how often it runs in a call of the program.
+    bytes: of its output, on one device.
+    wire_bytes: bytes that each device sends, if the devices form a ring.
+    network_bytes: bytes that each device sends to other slices.
+    times: how often it runs in one call of the program.
   """
 
   kind: str
@@ -63,7 +82,10 @@ class Collective:
 
 
 def arrays_of(shape: str) -> tuple[Array, ...]:
-  """'(bf16[2,3]{1,0:S(1)}, u32[])' -> its arrays."""
+  """The arrays of a shape as XLA writes it: '(bf16[2,3]{1,0:S(1)}, u32[])'.
+
+  S(n) in a layout is the memory space; without it, or as S(0), it is main memory.
+  """
   out = []
   for dtype, sizes, layout in _ARRAY.findall(shape):
     dims = tuple(int(n) for n in sizes.split(",") if n)
@@ -74,7 +96,7 @@ def arrays_of(shape: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the bracket that opens at `start` closes."""
+  """Index of the bracket that closes the one at `start`."""
   depth = 0
   for i in range(start, len(text)):
     depth += {"(": 1, ")": -1}.get(text[i], 0)
@@ -84,6 +106,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _instruction(line: str) -> Instruction | None:
+  """The instruction of a line `%name = shape opcode(operands), attributes`; None for others."""
   head = _INSTRUCTION.match(line)
   if not head:
     return None
@@ -107,15 +130,17 @@ def _instruction(line: str) -> Instruction | None:
 
 
 class Program:
-  """A compiled program's text, read.
+  """A compiled program.
 
   Args:
     text: of `Compiled.as_text()`.
-    devices: how many it is for.
-    slices: in how many equal parts they are, one behind the other in the mesh.
+    devices: number of devices that it is compiled for.
+    slices: number of slices that the devices belong to, in equal parts and in order of their ids.
 
   Attributes:
-    times: computation -> how often it runs in a call, for those that are not inside a fusion.
+    computations: name -> its instructions, by name and in order.
+    times: name of a computation -> how often it runs in one call of the program; only computations
+      that are not part of a fusion.
   """
 
   def __init__(self, text: str, *, devices: int = 1, slices: int = 1):
@@ -133,6 +158,7 @@ class Program:
       self._walk(entry, 1)
 
   def _walk(self, name: str, times: int) -> None:
+    """Counts `times` runs of a computation, and those of the computations that it calls."""
     self.times[name] = self.times.get(name, 0) + times
     body = self.computations.get(name, {})
     for one in body.values():
@@ -142,11 +168,12 @@ class Program:
           self._walk(other, count)
 
   def _called(self, one: Instruction) -> list[str]:
+    """Names of the computations that an instruction refers to."""
     names = [x for _, text in _CALLED.findall(one.rest) for x in re.findall(r"[\w.-]+", text)]
     return [name for name in names if name in self.computations]
 
   def _inside(self, name: str) -> set[str]:
-    """Computations of the fusions of one, and of theirs."""
+    """Names of the computations inside the fusions of a computation, at any depth."""
     found, waiting = set(), [name]
     while waiting:
       for one in self.computations[waiting.pop()].values():
@@ -157,11 +184,16 @@ class Program:
     return found
 
   def _trips(self, loop: Instruction, around: dict[str, Instruction]) -> int:
-    """How often a loop runs: as XLA notes it, else by what its condition compares.
+    """How often a loop runs: XLA's `known_trip_count`, else found from the loop's instructions.
 
-    The condition is 'number < constant'; the body's last tuple has 'number + constant' in the same
-    place, of which 1 is taken where it is hidden in a fusion; and the tuple that goes in has the
-    number's start there, of which 0 is taken.
+    The loop's state is a tuple that contains a counter. The condition compares the counter with a
+    constant, its end. The tuple that enters the loop has the counter's start, and the tuple that
+    the body returns has 'counter + step', both at the counter's index. A start that is not found is
+    taken to be 0, and a step that is not found, because it is inside a fusion, to be 1.
+
+    Args:
+      loop: the while instruction.
+      around: instructions of the computation that the loop is in.
     """
     if noted := _TRIPS.search(loop.rest):
       return int(noted[1])
@@ -185,7 +217,7 @@ class Program:
     return max(1, -(-(max([1, *bounds]) - (start or 0)) // (step or 1)))
 
   def collectives(self) -> list[Collective]:
-    """What devices do together, each once though its parts stand in several fusions."""
+    """All collectives; the parts of one in several fusions share a channel and count once."""
     out = []
     for name, times in self.times.items():
       found: dict[str, Collective] = {}
@@ -199,7 +231,14 @@ class Program:
     return out
 
   def _collective(self, one: Instruction, part: str, times: int) -> Collective | None:
-    if one.opcode == "send" and "megascale" in one.rest:  # between slices, by the hosts
+    """The collective that an instruction starts, or None.
+
+    Args:
+      one: the instruction.
+      part: name of its computation.
+      times: how often that runs.
+    """
+    if one.opcode == "send" and "megascale" in one.rest:  # between slices, through the hosts
       return Collective(
         "send", one.arrays[:1], one.arrays[0].bytes, 0.0, one.arrays[0].bytes, times
       )
@@ -208,7 +247,7 @@ class Program:
       return None
     arrays = tuple(a for a in one.arrays if a.sizes) or one.arrays
     if one.opcode != kind and kind != "all-reduce":
-      arrays = arrays[len(arrays) // 2 :]  # a start's output has its input before it
+      arrays = arrays[len(arrays) // 2 :]  # the output of a "-start" is (inputs, outputs)
     cut = _slice_of(one, self.computations[part]) if part not in self.times else None
     if kind == "all-reduce" and cut:
       kind, arrays = "reduce-scatter", cut.arrays
@@ -222,7 +261,7 @@ class Program:
   def _between(self, kind: str, groups: np.ndarray, rest: str) -> float:
     """Bytes that a device sends to other slices for each byte of its output.
 
-    Inside a slice its devices share the work: each carries its part over the network.
+    The devices of a slice share the traffic between slices, so that each sends its part of it.
     """
     if self.slices == 1:
       return 0.0
@@ -235,7 +274,7 @@ class Program:
     return _wire(kind, slices) / (groups.shape[1] // slices)
 
   def kernels(self) -> dict[str, int]:
-    """Targets of custom calls -> how many stand in the text."""
+    """Target of custom calls -> number of such calls in the text."""
     found: dict[str, int] = {}
     for computation in self.computations.values():
       for one in computation.values():
@@ -244,19 +283,22 @@ class Program:
     return found
 
 
-def underway(one: Instruction) -> bool:
-  """Whether it is a part of something that devices do together beside other work."""
+def is_part_of_collective(one: Instruction) -> bool:
+  """Whether an instruction is, or starts, a collective, or is one of its asynchronous parts."""
   return one.opcode.removesuffix("-start") in COLLECTIVES or "AsyncCollective" in one.rest
 
 
 def _number(one: Instruction) -> int | None:
-  """The value of an integer constant without axes; None for all else."""
+  """The value of a scalar integer constant; None for any other instruction."""
   plain = one.opcode == "constant" and not one.arrays[0].sizes and one.operands
   return int(one.operands[0]) if plain and one.operands[0].isdigit() else None
 
 
 def _slice_of(one: Instruction, body: dict[str, Instruction]) -> Instruction | None:
-  """The slice that alone is left of a sum: so XLA for TPU writes a reduce-scatter, as a fusion."""
+  """The slice that is taken of an all-reduce's output, in the same computation; None if none is.
+
+  XLA for TPU writes a reduce-scatter as a fusion of an all-reduce and such a slice.
+  """
   names = {one.name}
   for other in body.values():
     if names & set(other.operands):
@@ -268,7 +310,7 @@ def _slice_of(one: Instruction, body: dict[str, Instruction]) -> Instruction | N
 
 
 def _wire(kind: str, n: int) -> float:
-  """Bytes that a device sends for each byte of its output, in a ring of n devices."""
+  """Bytes that a device sends for each byte of its output, if n devices form a ring."""
   return {
     "all-gather": (n - 1) / n,
     "all-reduce": 2 * (n - 1) / n,
@@ -279,10 +321,13 @@ def _wire(kind: str, n: int) -> float:
 
 
 def replica_groups(text: str, devices: int) -> np.ndarray:
-  """Which devices act together, int [groups, devices of a group], from an instruction's attributes.
+  """The groups of devices among which a collective runs: int [groups, devices of a group].
 
-  XLA writes them as lists, {{0,1},{2,3}}; as a reshaped range, [2,2]<=[4] or with T(1,0) behind;
-  or as axes of a mesh, mesh['a'=2,'b'=2] {'b'}. Where it writes none, all act together.
+  Args:
+    text: attributes of an instruction. XLA writes the groups as lists, {{0,1},{2,3}}; as a reshaped
+      and perhaps transposed range, [2,2]<=[4] or [2,2]<=[2,2]T(1,0); or as axes of a mesh,
+      mesh['a'=2,'b'=2] {'b'}. If there are none, all devices are one group.
+    devices: number of devices.
   """
   everyone = np.arange(devices)[None]
   if lists := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):

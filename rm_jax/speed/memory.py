@@ -1,10 +1,11 @@
-"""Compiled text of XLA -> bytes that a program reads from and writes to main memory."""
+"""Bytes that a compiled XLA program reads from and writes to main memory (HBM)."""
 
 import re
 
-from rm_jax.speed.hlo import Array, Instruction, Program, underway
+from rm_jax.speed.hlo import Array, Instruction, Program, is_part_of_collective
 
-# Nothing is read or written: names for what is there, and what runs other computations.
+# Opcodes that move no bytes themselves: they name arrays, run other computations, or are fused into
+# what reads them.
 _FREE = {
   "parameter",
   "constant",
@@ -23,24 +24,31 @@ _FREE = {
 
 
 def main_memory_bytes(program: Program) -> float:
-  """Bytes that a call reads from and writes to main memory; what stays on the chip is not in it.
+  """Bytes that one call of a program reads from and writes to main memory.
 
-  Of a stack of layers from which a fusion takes a slice, or into which it writes one, only the
-  slice counts.
+  Arrays in the chip's own memory do not count. If a fusion reads a slice of a stack of layers, or
+  writes one into it, only the slice counts.
   """
   total = 0.0
   for name, times in program.times.items():
     body = program.computations.get(name, {})
     total += times * sum(_moved(program, one, body) for one in body.values())
-  # What comes from other devices is written as well.
+  # What collectives receive from other devices is written to memory, too.
   arrays = ((c.times, a) for c in program.collectives() for a in c.arrays)
   return total + sum(times * a.bytes for times, a in arrays if a.main)
 
 
 def _moved(program: Program, one: Instruction, body: dict[str, Instruction]) -> float:
-  if one.opcode in _FREE or one.opcode.endswith("-done") or underway(one):
+  """Bytes that an instruction reads and writes; those of collectives are counted elsewhere.
+
+  Args:
+    program: its program.
+    one: the instruction.
+    body: instructions of its computation.
+  """
+  if one.opcode in _FREE or one.opcode.endswith("-done") or is_part_of_collective(one):
     return 0.0
-  if one.opcode == "slice-start":  # its output is what it slices, the slice and a flag
+  if one.opcode == "slice-start":  # its output is (the sliced array, the slice, a flag)
     source, taken = one.arrays[:2]
     return taken.bytes * (source.main + taken.main)
   out = sum(a.bytes for a in one.arrays if a.main)
@@ -54,27 +62,34 @@ def _moved(program: Program, one: Instruction, body: dict[str, Instruction]) -> 
     return 2 * sum(sizes[1:2])
   inner = _fused(program, one)
   if inner:
-    # One operand may be several arrays; parameters are counted by operands.
-    taken = [_taken(program, inner, number) for number in range(len(operands))]
+    # An operand that is a tuple is one parameter of the fusion.
+    taken = [_bytes_read(program, inner, number) for number in range(len(operands))]
     sizes = [n if t is None else min(n, t) for n, t in zip(sizes, taken, strict=True)]
-    out = min(out, _given(program, inner, one.arrays))
+    out = min(out, _bytes_written(program, inner, one.arrays))
   return out + sum(sizes)
 
 
 def _fused(program: Program, one: Instruction) -> dict[str, Instruction]:
+  """Instructions of a fusion's computation; {} if the instruction is not a fusion."""
   called = re.search(r"calls=%?([\w.-]+)", one.rest)
   return program.computations.get(called[1], {}) if called else {}
 
 
-def _taken(program: Program, inner: dict[str, Instruction], number: int) -> float | None:
-  """Bytes that a fusion takes of a parameter of which it needs a part; None where it needs all.
+def _bytes_read(program: Program, inner: dict[str, Instruction], number: int) -> float | None:
+  """Bytes that a fusion reads of one of its parameters; None if it reads all of it.
 
-  It may slice it, write a slice into it, hand it on, or have it on its way to other devices.
+  It reads a part, or nothing, if all it does with the parameter is to slice it, to write a slice
+  into it, to return it, or to send it to other devices.
+
+  Args:
+    program: its program.
+    inner: instructions of the fusion's computation.
+    number: of the parameter.
   """
   parameters = (x for x in inner.values() if x.opcode == "parameter")
   names = {x.name for x in parameters if x.operands == (str(number),)}
   taken = 0.0
-  for one in inner.values():  # in order: a use stands behind what it uses
+  for one in inner.values():  # in the order of the text, operands before their uses
     if not names & set(one.operands) or one.opcode == "parameter":
       continue
     if one.opcode == "bitcast":
@@ -83,12 +98,12 @@ def _taken(program: Program, inner: dict[str, Instruction], number: int) -> floa
       taken += sum(a.bytes for a in one.arrays)
     elif one.opcode == "fusion":
       for place, name in enumerate(one.operands):
-        more = _taken(program, _fused(program, one), place) if name in names else 0.0
+        more = _bytes_read(program, _fused(program, one), place) if name in names else 0.0
         if more is None:
           return None
         taken += more
     elif not (
-      underway(one)
+      is_part_of_collective(one)
       or (one.opcode == "tuple" and one.root)
       or (one.opcode == "dynamic-update-slice" and one.operands[0] in names)
     ):
@@ -96,15 +111,18 @@ def _taken(program: Program, inner: dict[str, Instruction], number: int) -> floa
   return taken
 
 
-def _given(program: Program, inner: dict[str, Instruction], arrays: tuple[Array, ...]) -> float:
-  """Bytes that a fusion writes of its output: of a stack into which it writes a slice, the slice.
+def _bytes_written(
+  program: Program, inner: dict[str, Instruction], arrays: tuple[Array, ...]
+) -> float:
+  """Bytes that a fusion writes; if it writes a slice into an array, only the slice.
 
   Args:
-    inner: its computation.
+    program: its program.
+    inner: instructions of the fusion's computation.
     arrays: of its output.
   """
   root = next(x for x in inner.values() if x.root)
-  if underway(root):  # what comes from other devices is counted as theirs
+  if is_part_of_collective(root):  # counted among the collectives
     return 0.0
   parts = [inner.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
   if len(parts) != len(arrays):
@@ -113,12 +131,12 @@ def _given(program: Program, inner: dict[str, Instruction], arrays: tuple[Array,
   for part, array in zip(parts, arrays, strict=True):
     while part and part.opcode == "bitcast":
       part = inner.get(part.operands[0])
-    if not array.main or (part and (part.opcode == "parameter" or underway(part))):
+    if not array.main or (part and (part.opcode == "parameter" or is_part_of_collective(part))):
       continue
     if part and part.opcode == "dynamic-update-slice" and part.operands[1] in inner:
       total += sum(a.bytes for a in inner[part.operands[1]].arrays)
     elif part and part.opcode == "fusion" and len(part.arrays) == 1:
-      total += _given(program, _fused(program, part), (array,))
+      total += _bytes_written(program, _fused(program, part), (array,))
     else:
       total += array.bytes
   return total

@@ -1,17 +1,17 @@
-"""A plan of a run: its real step compiled for devices that need not be there, and what it takes.
+"""Plans a run: compiles its real step for given devices, present or not, and reports its cost.
 
-Where the figures are from:
+The figures, of one device unless they say otherwise, come from:
 
-- memory: XLA's `memory_analysis` of each program, and what lies beside a program meanwhile;
-- collectives, bytes of main memory, custom kernels: the compiled text, loops times their trip
-  counts (`hlo`, `memory`): XLA's own `cost_analysis` counts a loop's body once;
-- operations: from shapes, those of attention's kernels too. The model's (`flops.step_flops`), of
-  which MFU speaks, are of tokens alone; the executed ones are of padding as well, and of what
-  rematerialisation makes again;
-- seconds: for each program the largest of operations, bytes, collectives and the network between
-  slices over the chip's ceilings (`chips`). No step is faster; a real one is slower.
-
-All are of one device, unless they say otherwise.
+- memory: XLA's `memory_analysis` of each program, and the arrays that are in memory while it runs
+  without being its arguments;
+- collectives, bytes of main memory and custom kernels: the compiled text (`hlo`, `memory`), in
+  which a loop's body counts as many times as it runs; XLA's `cost_analysis` counts it once;
+- operations: computed from shapes, including those inside attention kernels. The model's operations
+  (`flops.step_flops`), which MFU is about, are for tokens without padding; the executed operations
+  include padding and what rematerialisation computes again;
+- seconds: a roofline. For each program the largest of its times for operations, main memory,
+  collectives and the network between slices, each by the chip's peak figures (`chips`). It is a
+  lower bound: a real step is slower.
 """
 
 import math
@@ -37,14 +37,15 @@ from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.train.fields import check_fields
 from rm_jax.workdir.folder import resolve
 
-# Micro-batches on a device: the one at work and those that are made ahead (`batch.iterate.ahead`).
+# Micro-batches in a device's memory: the one in use and two prepared ahead (`batch.iterate.ahead`).
 _BATCHES = 3
-# How the targets of attention's custom calls begin: Pallas' (nothing else here is its) and cuDNN's.
+# Prefixes of the targets of attention's custom calls: Pallas', which only attention uses here, and
+# cuDNN's.
 _ATTENTION = ("tpu_custom_call", "__cudnn$fmha")
 
 
 def shard_bytes(tree: Any) -> float:
-  """Of abstract arrays with shardings what one device holds."""
+  """Bytes of a pytree of abstract arrays with shardings, on one device."""
   return float(
     sum(
       math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
@@ -53,9 +54,10 @@ def shard_bytes(tree: Any) -> float:
 
 
 def executed_flops(network: Network, layout: Layout) -> float:
-  """Operations of a micro-batch's rows, padding and rematerialisation counted, on all devices.
+  """Operations of a micro-batch on all devices, including padding and rematerialisation.
 
-  Attention is counted as a causal window's half square; its backward pass makes the logits again.
+  Attention counts as half of the square of each window if it is causal. Its backward pass computes
+  the logits again, and with remat 'full' every layer runs a second forward pass.
   """
   B, T = layout.shape.rows, layout.shape.columns
   windows = layout.shape.windows or ((T, 1),)
@@ -69,7 +71,12 @@ def executed_flops(network: Network, layout: Layout) -> float:
 
 
 def _compile(lowered: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
-  """(programs, seconds that compiling took, bytes of temporaries of those that do not fit)."""
+  """Compiles lowered programs, by name.
+
+  Returns:
+    (compiled programs; seconds of each compilation; bytes of the programs that XLA refused because
+    they exceed the device's memory, as its error message gives them).
+  """
   programs, seconds, refused = {}, {}, {}
   with tqdm(total=len(lowered), desc="plan", unit="program") as bar:
     for name, program in lowered.items():
@@ -90,6 +97,7 @@ def _compile(lowered: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float],
 
 
 def _memory(state, gradients, batch, programs, refused, chip: Chip | None) -> dict[str, Any]:
+  """The report's figures of memory, in bytes on one device."""
   parts = {
     "parameters": shard_bytes([state.params, state.frozen]),
     "optimizer": shard_bytes(state.optimizer),
@@ -98,10 +106,10 @@ def _memory(state, gradients, batch, programs, refused, chip: Chip | None) -> di
   }
   analyses = {name: program.memory_analysis() for name, program in programs.items()}
   arguments = sum(parts.values())
-  if "apply" in analyses:  # as XLA lays them out: small last axes are padded
+  if "apply" in analyses:  # XLA's own count includes the padding of small last axes
     arguments = max(arguments, analyses["apply"].argument_size_in_bytes + parts["batches"])
   temporaries = max([*refused.values(), *(x.temp_size_in_bytes for x in analyses.values())])
-  # What a program gives back and does not write over an argument.
+  # Outputs that are not written into the memory of a donated argument.
   outputs = max([0, *(x.output_size_in_bytes - x.alias_size_in_bytes for x in analyses.values())])
   total = arguments + temporaries + outputs
   hbm = chip.hbm_bytes if chip else None
@@ -117,7 +125,11 @@ def _memory(state, gradients, batch, programs, refused, chip: Chip | None) -> di
 
 
 def _stacked(network: Network, state: Any, mesh: Mesh) -> set[tuple[int, ...]]:
-  """Shapes, without axes of one and sorted, that a whole stack of a parameter would have."""
+  """Shapes that the parameters of all layers together would have, gathered over 'fsdp'.
+
+  An all-gather of such a shape gathers all layers at once, where one at a time would do. Sizes are
+  sorted and without ones, since XLA transposes and reshapes.
+  """
   found = set()
   for path, x in (state.params | state.frozen).items():
     spec = x.sharding.spec
@@ -135,7 +147,7 @@ def _without_ones(sizes: Iterable[int]) -> tuple[int, ...]:
 
 
 def _traffic(text: Program) -> dict[str, Any]:
-  """A program's bytes: of main memory, and of each kind of collective."""
+  """The bytes of a program: of main memory, and of each kind of collective."""
   kinds = {
     kind: {"count": 0, "bytes": 0.0, "wire_bytes": 0.0, "network_bytes": 0.0} for kind in KINDS
   }
@@ -154,7 +166,7 @@ def _total(programs: dict[str, Any], name: str) -> float:
 
 
 def _roofline(traffic, flops, layout: Layout, network, chip: Chip, steps: int, devices: int):
-  """Seconds of a step by the ceilings, and what follows from them."""
+  """Lower bound on the seconds of a step by the chip's peak figures, and what follows from it."""
   # Float32 at full precision is six passes in bfloat16 on a TPU.
   peak = chip.bf16_flops / (6 if network.dtype == "float32" else 1)
   parts = dict.fromkeys(("compute", "memory", "links", "network"), 0.0)
@@ -192,25 +204,25 @@ def plan(
   responses: int = 2,
   folder: Path | None = None,
 ) -> dict[str, Any]:
-  """Compiles a config's step for a topology and says what it takes of each device.
+  """Compiles a config's step for a topology and reports what it takes of each device.
 
   Args:
-    config: see configs/base.py. Where `model.config` is set, the model's size is from there, and
-      `model.pretrained` is not looked at; data are not.
+    config: see configs/base.py. If `model.config` is set, the architecture is taken from it and
+      `model.pretrained` is not read. Data are never read.
     topology: see `abstract.topology_devices`.
     mesh: see `abstract.parse_mesh`; '' = the config's.
-    slices: how many of the topology, joined by a network.
-    tokens: columns that a group takes; 0 = data.max_length.
+    slices: number of slices of that topology, joined by the data centre's network.
+    tokens: columns of a group; 0 = data.max_length.
     kind: of the feedback.
-    responses: of a group.
-    folder: gets each program's compiled text, NAME.txt, for who wants to read it.
+    responses: number of responses of a group.
+    folder: where the text of each compiled program is written, as NAME.txt; None = nowhere.
 
   Returns:
     a dictionary for JSON: 'memory', 'step', 'roofline' (None for a chip that is not in the table),
     'advice' ...
 
   Raises:
-    ValueError: config, topology or mesh are not as they should be.
+    ValueError: the config, the topology or the mesh cannot be used.
   """
   check_fields(config)
   devices = topology_devices(topology, slices)
@@ -220,11 +232,11 @@ def plan(
     config, network, over, tokens=tokens or config.data.max_length, marks=responses
   )
   chip, slices = chip_of(devices[0]), count_slices(devices)
-  # A schedule's length is a constant of the program: any will do where there are no data to tell.
+  # The schedule's length is a constant in the program; without data any length will do.
   settled = resolve(config, config.data.batch_groups)
   lowered, state, batch = lower_step(settled, network, over, layout, kind=kind)
   programs, seconds, refused = _compile(lowered)
-  gradients = shard_bytes(state.params)  # float32, as the parameters that are trained
+  gradients = shard_bytes(state.params)  # as many as trained parameters, float32 too
   memory = _memory(state, gradients, batch, programs, refused, chip)
   for name, program in programs.items() if folder else ():
     (folder / f"{name}.txt").write_text(program.as_text())
@@ -294,7 +306,7 @@ def _gib(value: float) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-  """A plan's figures as lines to read."""
+  """The figures of `plan` as text."""
   memory, step, line = report["memory"], report["step"], report["layout"]
   mesh = ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
   of = "" if memory["hbm_bytes"] is None else f" of {_gib(memory['hbm_bytes'])}"

@@ -1,1 +1,1 @@
-"""Files: of this machine, of remote storage copied to it, and pictures."""
+"""Local files, local copies of remote ones, and figures as PNG."""

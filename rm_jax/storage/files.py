@@ -1,4 +1,4 @@
-"""Local files: JSON written whole or not at all, lines that a crash cut, the caches' folder."""
+"""Local files: atomic writes, JSON lines that survive a crash, the folder of the caches."""
 
 import json
 import logging
@@ -10,14 +10,18 @@ log = logging.getLogger(__name__)
 
 
 def home() -> Path:
-  """Where all that is kept for the next run is: $RM_JAX_CACHE, by default ~/.cache/rm_jax."""
+  """The folder of all caches: $RM_JAX_CACHE, by default ~/.cache/rm_jax."""
   return Path(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax").expanduser()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-  """The objects of a JSON lines file that we wrote; what a crash or a bad disk left is passed over.
+  """Reads a JSON lines file that we wrote, and skips lines that are not JSON objects.
 
-  A last line that was cut off is usual; others are warned of.
+  A crash usually cuts off the last line, which is skipped silently; any other bad line is a sign of
+  a damaged disk, and a warning names it.
+
+  Returns:
+    the objects in order; [] if there is no file.
   """
   if not path.exists():
     return []
@@ -38,12 +42,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-  """All of it or nothing, whenever the process dies."""
+  """Writes a file by renaming a complete temporary one, so that a crash leaves no partial file."""
   part = path.with_name(path.name + ".part")
   part.write_text(text, encoding="utf-8")
   os.replace(part, path)
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Indented JSON; not-a-number is an error, since JSON has no word for it."""
+  """Writes indented JSON, atomically.
+
+  Raises:
+    ValueError: a number is NaN or infinite, which JSON cannot express.
+  """
   write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

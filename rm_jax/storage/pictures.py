@@ -1,4 +1,4 @@
-"""Figures without a window, whose texts are drawn as they are written."""
+"""Matplotlib figures as PNG, made without a display and without reading text as math."""
 
 import io
 
@@ -9,23 +9,23 @@ from matplotlib.text import Text
 
 
 def figure(width: float, height: float) -> Figure:
-  """An empty figure, width and height in inches."""
+  """An empty figure; width and height in inches."""
   made = Figure(figsize=(width, height), layout="constrained")
   FigureCanvasAgg(made)
   return made
 
 
 def png(drawn: Figure, dpi: int) -> bytes:
-  """The figure as a PNG file's bytes, without the frame's upper and right lines.
+  """The bytes of a figure as a PNG file, without the upper and right lines of the axes' frames.
 
-  Names of sources and files stand in titles and labels, and may have dollars: no text is read as
-  a formula, of which 'cost $^{x$ y' is none.
+  Titles and labels contain names of users' sources and files. Math parsing is off, because a name
+  with dollar signs, such as 'cost $^{x$ y', would be parsed as a formula and fail.
   """
   for axis in drawn.axes:
     axis.spines[["top", "right"]].set_visible(False)
   for text in drawn.findobj(Text):
     text.set_parse_math(False)
   out = io.BytesIO()
-  with matplotlib.rc_context({"text.parse_math": False}):  # ticks are made when they are drawn
+  with matplotlib.rc_context({"text.parse_math": False}):  # tick labels are created while drawing
     drawn.savefig(out, dpi=dpi, format="png")
   return out.getvalue()

@@ -1,7 +1,7 @@
-"""Files and folders that are elsewhere, as gs://bucket/folder: copied here once and read here.
+"""Remote files and folders, such as gs://bucket/folder: copied to the local cache and read there.
 
-Weights are mapped into memory and tokens are kept by content, so a copy on this machine is wanted
-anyway. It is found again while names, sizes and versions of what is there are the same.
+A local copy is needed in any case, since weights are memory-mapped. It is reused as long as the
+names, sizes and versions of the remote objects do not change.
 """
 
 import hashlib
@@ -15,14 +15,15 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rm_jax.errors import InputError, MissingFileError, ReadError
 from rm_jax.storage.files import home
 
 log = logging.getLogger(__name__)
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://[^\s{]+")
-# Seconds without a byte after which a copy's process is taken to be gone.
-_LEFT = 24 * 3600
-# What storages say of an object's version, each by another word.
+# Seconds without a write after which an unfinished copy is taken to be left by a dead process.
+_STALE = 24 * 3600
+# Metadata that change with an object's content; each storage has some of them.
 _VERSION = ("size", "generation", "md5Hash", "etag", "ETag", "mtime", "created", "LastModified")
 
 
@@ -32,10 +33,15 @@ def is_remote(name: str | os.PathLike) -> bool:
 
 
 def refuse(name: str | os.PathLike, field: str) -> None:
-  """Raises ValueError where a folder that is written to is a URL, which Path takes for a name."""
-  # A Path has lost the second slash.
+  """Raises ValueError if a folder that will be written to is a URL.
+
+  Args:
+    name: of the folder.
+    field: the flag or field that it was given by, for the message.
+  """
+  # Path("gs://bucket") is "gs:/bucket": one slash may be lost already.
   if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(name)):
-    raise ValueError(
+    raise InputError(
       f"{field}={os.fspath(name)}: a run's folder must be a file system's; expected a local folder "
       "(each host may have its own; process 0's is the run's) or a mounted bucket. data.* and "
       "model.* may be URLs"
@@ -43,15 +49,16 @@ def refuse(name: str | os.PathLike, field: str) -> None:
 
 
 def local(name: str) -> str:
-  """A path on this machine: of a URL, that of its copy under $RM_JAX_CACHE; else the name itself.
+  """The local path of a file or folder; a URL is copied under $RM_JAX_CACHE first.
 
   Args:
-    name: of a file or folder, in any storage that fsspec knows; a name that is no URL stays.
+    name: a URL of any storage that fsspec supports; any other name is returned as it is.
 
   Raises:
-    FileNotFoundError: nothing is there.
-    OSError: it cannot be read, or changed while it was.
-    ValueError: what reads such URLs is not installed, or an object's name leads out of its folder.
+    FileNotFoundError: nothing is at the URL.
+    OSError: it cannot be read, or it changed while it was copied.
+    ValueError: the package for such URLs is not installed, or the name of an object leads out of
+      its folder.
   """
   if not is_remote(name):
     return name
@@ -60,44 +67,45 @@ def local(name: str) -> str:
   try:
     files, path = fsspec.core.url_to_fs(name)
   except (ImportError, ValueError) as error:
-    raise ValueError(f"{name}: {error}; gs:// needs pip install 'rm_jax[gcp]'") from None
+    raise InputError(f"{name}: {error}; gs:// needs pip install 'rm_jax[gcp]'") from None
   try:
     found = _listed(files, path)
     return str(_copy(files, path, name, found))
   except (FileNotFoundError, ValueError):
     raise
-  # Whatever a storage's client raises: no credentials, no connection, no permission.
+  # Storage clients raise errors of their own kinds for credentials, connection and permission.
   except Exception as error:
-    raise OSError(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
+    raise ReadError(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _listed(files: Any, path: str) -> dict[str, dict[str, Any]]:
-  """Name below the path ('' for the file itself) -> what the storage says of it."""
+  """Name of each object relative to the path ('' for a single file) -> its metadata."""
   files.invalidate_cache()
   found = files.find(path, detail=True)
   if not found:
-    raise FileNotFoundError(f"{path}: no such file or folder in {type(files).__name__}")
+    raise MissingFileError(f"{path}: no such file or folder in {type(files).__name__}")
   base = path.rstrip("/")
   out = {full[len(base) :].lstrip("/"): info for full, info in sorted(found.items())}
   for below in out:
-    # Objects are named by others: none may be written outside its folder.
+    # Names of objects are untrusted: none may write outside the folder.
     if ".." in PurePosixPath(below).parts or "\\" in below:
-      raise ValueError(f"{path}: holds an object named {below!r}, which leads out of the folder")
+      raise InputError(f"{path}: holds an object named {below!r}, which leads out of the folder")
   return out
 
 
 def _sweep(folder: Path) -> None:
-  """Takes away what copies that were killed left; one that still comes has written something."""
+  """Deletes unfinished copies of dead processes; a live one has written something recently."""
   for left in folder.glob(".tmp-*"):
     try:
       latest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-    except OSError:  # its process has just ended, and taken it away
+    except OSError:  # its process has just finished and moved it
       continue
-    if time.time() - latest > _LEFT:
+    if time.time() - latest > _STALE:
       shutil.rmtree(left, ignore_errors=True)
 
 
 def _copy(files: Any, path: str, name: str, found: dict[str, dict[str, Any]]) -> Path:
+  """The local copy of the objects `found` below a path, made if the cache does not have it."""
   versions = {
     below: {key: str(info[key]) for key in _VERSION if key in info} for below, info in found.items()
   }
@@ -118,7 +126,7 @@ def _copy(files: Any, path: str, name: str, found: dict[str, dict[str, Any]]) ->
       if to.stat().st_size != info["size"]:
         raise OSError(f"{below or path}: {to.stat().st_size} bytes came; expected {info['size']}")
     try:
-      # Whole or not at all; where another process was faster, its copy is the same.
+      # Atomic. If another process was faster, its copy is the same and this one is dropped.
       os.rename(scratch / "new", folder)
     except OSError:
       if not target.exists():

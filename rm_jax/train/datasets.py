@@ -15,8 +15,9 @@ from rm_jax.batch.group import check_vocabulary
 from rm_jax.data import formats
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, Report
+from rm_jax.errors import InputError
 from rm_jax.models.config import is_classifier
-from rm_jax.reward.setup import Model
+from rm_jax.reward.setup import TextModel
 from rm_jax.storage.remote import local
 from rm_jax.train.objective import parse_call, parse_loss, uses_ties
 from rm_jax.types import KINDS, Example
@@ -41,12 +42,12 @@ def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None
     "rankings of K responses, and behind it options as in 'world:N(flips=0.1)'"
   )
   if not (found := _WORLD.fullmatch(name)):
-    raise ValueError(expected)
+    raise InputError(expected)
   _, given = parse_call("world" + (found[3] or "()"), expected)
   try:
     world = World(**{**config.data.world, **given})
   except (TypeError, ValueError) as error:
-    raise ValueError(f"data.{split} is {name!r}: {error}") from None
+    raise InputError(f"data.{split} is {name!r}: {error}") from None
   return world, int(found[1]), int(found[2]) if found[2] else None
 
 
@@ -113,13 +114,16 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
     field = f"data.sources.{name}"
     unknown = [key for key in source if key not in _SOURCE_KEYS]
     if unknown or not source.get("path"):
-      raise ValueError(
+      raise InputError(
         f"{field} has {sorted(source)}; expected 'path', and of {', '.join(_SOURCE_KEYS[1:])} "
         "those that are needed"
       )
-    rate, weight = float(source.get("rate", 0.0)), float(source.get("weight", 1.0))
+    try:
+      rate, weight = float(source.get("rate", 0.0)), float(source.get("weight", 1.0))
+    except (TypeError, ValueError) as error:
+      raise InputError(f"{field}: {error}; expected rate and weight to be numbers") from None
     if not (0 <= rate < np.inf and 0 <= weight < np.inf):
-      raise ValueError(
+      raise InputError(
         f"{field}: rate {rate}, weight {weight}; expected finite numbers, neither under 0"
       )
     rates[name] = rate
@@ -130,7 +134,7 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
     ]
   given = [name for name, rate in rates.items() if rate]
   if given and len(given) < len(rates):
-    raise ValueError(
+    raise InputError(
       f"data.sources: {', '.join(given)} have a rate and the others have not; give all one, or none"
     )
   return examples, rates
@@ -204,7 +208,7 @@ def _check_weights(examples: list[Example]) -> None:
     )
 
 
-def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
+def _check_attributes(config: Any, model: TextModel, train: Dataset) -> None:
   """ValueError where the data do not teach a model's attributes, or their mix."""
   # A head that comes with the checkpoint knows them: pairs alone may fit its mix.
   known = model.source is not None and is_classifier(model.source.config)
@@ -212,12 +216,12 @@ def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
   none = [name for name, count in ratings.items() if not count]
   if none:
     rated = sorted({n for e in train.examples for one in e.attributes or () for n in one})
-    raise ValueError(
+    raise InputError(
       f"model.attributes has {', '.join(none)}, which no row of the training data rates; "
       + (f"rated are {', '.join(rated)}" if rated else "they have no feedback on attributes")
     )
   if config.optimizer.mix_rate and all(e.kind == "attributes" for e in train.examples):
-    raise ValueError(
+    raise InputError(
       f"optimizer.mix_rate is {config.optimizer.mix_rate} and the data are feedback on attributes "
       "alone, which says nothing of what they are worth; add pairs in data.sources, or set it to 0"
     )
@@ -231,7 +235,7 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   repeats, where `data.deduplicate` says so.
   """
   if bool(config.data.train) == bool(len(config.data.sources)):
-    raise ValueError(
+    raise InputError(
       "set --config.data.train to a file, folder or hub id, or data.sources to several; found "
       f"{config.data.train!r} and {list(config.data.sources)}"
     )
@@ -265,7 +269,7 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   return train, held, rates
 
 
-def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
+def load_data(config: Any, model: TextModel) -> tuple[Dataset, Dataset, Report]:
   """(train, held out, what became of every row) as the `data` part of a config says."""
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
@@ -301,7 +305,7 @@ def data_summary(
 
 
 def load_shifted(
-  config: Any, model: Model, heldout: Dataset, *, pooled: bool = False
+  config: Any, model: TextModel, heldout: Dataset, *, pooled: bool = False
 ) -> Dataset | None:
   """`data.shifted`, on which an ensemble is to disagree more; None where there is none.
 
@@ -318,12 +322,12 @@ def load_shifted(
   if not (name := config.data.shifted):
     return None
   if not (pooled or model.network.head.ensemble):
-    raise ValueError(
+    raise InputError(
       f"data.shifted is {name!r} and model.members {config.model.members}; expected an ensemble, "
       "of model.members=2 or more"
     )
   if not heldout.groups:
-    raise ValueError("data.shifted is compared with data.heldout, which holds nothing out")
+    raise InputError("data.shifted is compared with data.heldout, which holds nothing out")
   report = Report(strict=config.data.strict)
   examples = read(name, config, report, "heldout")
   found = Dataset(*model.tokenise(examples, report, cache_folder(config.data.cache)))

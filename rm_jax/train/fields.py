@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from rm_jax.data.formats import FORMATS
+from rm_jax.errors import InputError
 from rm_jax.models.layers import REMAT
 from rm_jax.models.lora import MAPS
 from rm_jax.train.objective import check_loss, parse_loss
@@ -182,7 +183,7 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
     if path in flat and not rule.fits(flat[path])
   ]
   if wrong:
-    raise ValueError("\n  ".join(wrong))
+    raise InputError("\n  ".join(wrong))
   optimizer = config.optimizer.copy_and_resolve_references()
   # The automatic ones follow the data: any will do.
   optimizer.warmup_steps = max(0, optimizer.warmup_steps)
@@ -194,4 +195,4 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
   try:
     World(**config.data.world)
   except (TypeError, ValueError) as error:
-    raise ValueError(f"--config.data.world: {error}") from None
+    raise InputError(f"--config.data.world: {error}") from None

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from rm_jax.batch.dataset import Dataset
 from rm_jax.batch.iterate import ahead
+from rm_jax.errors import InputError, UserError
 from rm_jax.heldout import evaluate
 from rm_jax.heldout.shift import shift_report
-from rm_jax.parallel.hosts import agree, asked_to_stop, check_same, is_main, is_shared
+from rm_jax.parallel.hosts import asked_to_stop, broadcast_json, check_same, is_main, is_shared
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import keep_features, score_groups
 from rm_jax.reward.setup import build_model
@@ -33,11 +34,11 @@ from rm_jax.workdir.folder import check, claim, earlier_record, locked, plain, r
 log = logging.getLogger(__name__)
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(UserError, RuntimeError):
   """Too many steps in a row, or all, had a gradient, loss or update that is not finite."""
 
 
-class Stopped(RuntimeError):
+class Stopped(UserError, RuntimeError):
   """A signal asked the run to stop; its state is saved."""
 
   def __init__(self, message: str, signum: int):
@@ -182,7 +183,7 @@ class _Loop:
     for key, name in (("data", "training"), ("heldout", "held-out")):
       # Before there was a mark of the held-out data nothing was known of them.
       if position.get(key, self.data[key]) != self.data[key]:
-        raise ValueError(
+        raise InputError(
           f"{self.workdir}: its {name} data were other ones ({position[key]}, now "
           f"{self.data[key]}); give the same data, or another --workdir"
         )
@@ -250,7 +251,7 @@ class _Loop:
     if step and step % self.config.train.eval_every and step < self.config.train.steps:
       return False
     lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
-    return not agree(any(x.get("split") == "heldout" and x["step"] == step for x in lines))
+    return not broadcast_json(any(x.get("split") == "heldout" and x["step"] == step for x in lines))
 
   def _check(self, pulse: dict[str, jax.Array] | None, step: int) -> None:
     if pulse is None:

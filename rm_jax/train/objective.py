@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rm_jax.errors import InputError
 from rm_jax.losses import LOSSES, REGULARISERS, Loss
 from rm_jax.losses.moments import linearised, moments
 from rm_jax.train.text import TextPenalty
@@ -24,10 +25,10 @@ def parse_call(text: str, expected: str) -> tuple[str, dict[str, Any]]:
     node = ast.parse(text, mode="eval").body
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name) or call.args:
-      raise ValueError(expected)
+      raise InputError(expected)
     return call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords}
   except (SyntaxError, ValueError):
-    raise ValueError(expected) from None
+    raise InputError(expected) from None
 
 
 def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
@@ -43,11 +44,11 @@ def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
   expected = f"{field} is {text!r}; expected a loss, or a loss(option=value)"
   name, options = parse_call(text, expected)
   if name not in LOSSES:
-    raise ValueError(f"{field} is {text!r}; expected one of {', '.join(LOSSES)}")
+    raise InputError(f"{field} is {text!r}; expected one of {', '.join(LOSSES)}")
   try:
     LOSSES[name].check(options)
-  except ValueError as error:
-    raise ValueError(f"{field}: {error}") from None
+  except InputError as error:
+    raise InputError(f"{field}: {error}") from None
   return LOSSES[name], options
 
 
@@ -83,14 +84,14 @@ def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> No
       lambda s, y, w, g: loss.bind(**options)(s, y, where=w, **g), scores, scores, where, given
     )
   except (ValueError, TypeError) as error:
-    raise ValueError(f"{field}: {error}") from None
+    raise InputError(f"{field}: {error}") from None
   _check_output(out, lead, f"{field}: loss {loss.name!r}")
 
 
 def _check_output(out: Any, lead: tuple[int, ...], what: str) -> None:
   shape = getattr(out, "shape", type(out).__name__)
   if shape != lead:
-    raise ValueError(
+    raise InputError(
       f"{what} returns {shape} of scores [..., K] with leading axes {lead}; expected one value a "
       "list, of just these axes: sums over lists are the step's, which weighs them"
     )
@@ -118,7 +119,7 @@ class Objective:
       loss, options = parse_loss(config[kind], f"loss.{kind}")
       if kind not in loss.kinds:
         fitting = [other.name for other in LOSSES.values() if kind in other.kinds]
-        raise ValueError(
+        raise InputError(
           f"loss.{kind} is {config[kind]!r}, which learns from {', '.join(loss.kinds)}; the data "
           f"has feedback of kind {kind!r}: choose one of {', '.join(fitting)}"
         )

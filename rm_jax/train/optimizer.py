@@ -10,6 +10,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers as Dimensions
 from optax.contrib import scale_by_muon as orthogonalise
 
+from rm_jax.errors import InputError
 from rm_jax.parallel.axes import matrix_axes
 
 
@@ -24,7 +25,7 @@ def make_schedule(config: Any) -> optax.Schedule:
     "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_scale),
   }
   if config.schedule not in decays:
-    raise ValueError(
+    raise InputError(
       f"optimizer.schedule is {config.schedule!r}; expected one of {', '.join(decays)}"
     )
   decay = decays[config.schedule]()
@@ -132,7 +133,7 @@ def scale_by_muon(config: Any) -> optax.GradientTransformation:
   def label(params):
     labels = {path: "muon" if matrix_axes(path) else "adam" for path in params}
     if "muon" not in labels.values():
-      raise ValueError(
+      raise InputError(
         "optimizer.name is 'muon' and no layer's kernel is trained (with model.lora.rank they are "
         "not); expected 'adamw', or kernels to train"
       )
@@ -162,7 +163,7 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     "sgd": lambda: optax.trace(config.b1),
   }
   if config.name not in scalers:
-    raise ValueError(f"optimizer.name is {config.name!r}; expected one of {', '.join(scalers)}")
+    raise InputError(f"optimizer.name is {config.name!r}; expected one of {', '.join(scalers)}")
   parts = []
   if config.clip:
     parts.append(optax.clip_by_global_norm(config.clip))
@@ -213,12 +214,12 @@ def split_frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> tuple[dic
   """
   for pattern in patterns:
     if not any(re.search(pattern, path) for path in params):
-      raise ValueError(
+      raise InputError(
         f"optimizer.freeze: {pattern!r} is found in no parameter's path; paths are like "
         f"{next(iter(params))!r}"
       )
   frozen = {p: v for p, v in params.items() if any(re.search(x, p) for x in patterns)}
   trained = {p: v for p, v in params.items() if p not in frozen}
   if not trained:
-    raise ValueError(f"optimizer.freeze {patterns} leaves no parameter to train")
+    raise InputError(f"optimizer.freeze {patterns} leaves no parameter to train")
   return trained, frozen

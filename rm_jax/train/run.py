@@ -27,7 +27,7 @@ from rm_jax.parallel.mesh import (
   replicated,
   rows_multiple,
 )
-from rm_jax.reward.setup import Model, init_params, kept_dtype
+from rm_jax.reward.setup import TextModel, init_params, kept_dtype
 from rm_jax.train import text
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import (
@@ -201,7 +201,7 @@ class Run:
     features: of each group of `train_set` what enters the first trained layer, where that is kept.
   """
 
-  def __init__(self, config: Any, mesh: Mesh, model: Model, train_set: Dataset):
+  def __init__(self, config: Any, mesh: Mesh, model: TextModel, train_set: Dataset):
     self.config, self.mesh, self.model, self.train_set = config, mesh, model, train_set
     self.objective = Objective(config.loss, {e.kind for e in train_set.examples})
     self.packing = make_packing(config, model.network, mesh)

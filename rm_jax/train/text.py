@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rm_jax.errors import InputError
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
 from rm_jax.losses.text import sum_by_response, token_log_likelihood
 from rm_jax.models.config import tied_head
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained.hf import LM_HEAD, read_tensor
-from rm_jax.reward.setup import Model
+from rm_jax.reward.setup import TextModel
 from rm_jax.types import KINDS, Batch
 
 # Kinds of feedback that name a best response; a good outcome need not be worth imitating.
@@ -32,7 +33,7 @@ def _weights(config: Any) -> dict[str, float]:
   return {name: float(config[name]) for name in ("text_sft", "text_dpo") if config[name]}
 
 
-def check(config: Any, model: Model) -> None:
+def check(config: Any, model: TextModel) -> None:
   """Whether the model can be held to text, where the `loss` part of a config asks for it.
 
   Raises:
@@ -41,34 +42,34 @@ def check(config: Any, model: Model) -> None:
   for name, weight in _weights(config).items():
     said, mend = f"loss.{name} is {weight}", f"or set loss.{name}=0"
     if not model.network.causal:
-      raise ValueError(
+      raise InputError(
         f"{said}, and a model of type {model.config['model_type']!r} is an encoder, which predicts "
         f"no next token; set model.pretrained to a decoder, {mend}"
       )
     if tied_head(model.config):
       continue
     if model.source is None:
-      raise ValueError(
+      raise InputError(
         f"{said}, and the model has random weights and a language-model head of its own "
         "(tie_word_embeddings is not true in config.json), so there is no language to keep; set "
         f"model.pretrained to a language model, {mend}"
       )
     reader = model.source.tensors()
     if LM_HEAD not in reader.names():
-      raise ValueError(
+      raise InputError(
         f"{said}, and {model.source.path} has no {LM_HEAD}, though its config.json does not tie it "
         "to the embedding; expected a language model's checkpoint, which a classifier's is not: "
         f"set model.pretrained to one, {mend}"
       )
     backbone = model.network.backbone
     if (found := tuple(reader.shape(LM_HEAD))) != (backbone.vocab, backbone.width):
-      raise ValueError(
+      raise InputError(
         f"{model.source.path}: {LM_HEAD} is {found}, config.json says "
         f"{(backbone.vocab, backbone.width)}"
       )
 
 
-def load_head(model: Model, mesh: Mesh) -> dict[str, jax.Array]:
+def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
   """The language-model head of a model that `check` found none fault with.
 
   Returns:
@@ -148,14 +149,14 @@ class TextPenalty:
     kinds = set(kinds)
     for name, weight in self.weights.items():
       if weight < 0:
-        raise ValueError(f"loss.{name} is {weight}; expected 0 or more")
+        raise InputError(f"loss.{name} is {weight}; expected 0 or more")
       if not kinds & set(ORDERED):
-        raise ValueError(
+        raise InputError(
           f"loss.{name} is {weight} and learns from the best response of {' or '.join(ORDERED)}; "
           f"the data has feedback of kind {', '.join(sorted(kinds))}: set loss.{name}=0"
         )
     if "text_dpo" in self.weights and not self.beta > 0:
-      raise ValueError(f"loss.text_beta is {self.beta}; expected more than 0")
+      raise InputError(f"loss.text_beta is {self.beta}; expected more than 0")
 
   def __bool__(self) -> bool:
     """Whether there is anything to do."""

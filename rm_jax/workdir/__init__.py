@@ -1,1 +1,1 @@
-"""A run's folder: whose it is, what a checkpoint holds, and how it is written and read back."""
+"""The folder of a training run: its lock and config, its state, its checkpoints."""

@@ -1,9 +1,10 @@
-"""Orbax checkpoints of a run, checked when they are read back.
+"""Checkpoints of a run: written by Orbax, verified when they are read.
 
-Orbax writes atomically but keeps no checksum over the data, and takes an empty step directory for
-the latest. So a fingerprint of every array is saved beside it, and one of the rest; what does not
-match on reading is passed over, with a warning, for the checkpoint before it. A run that goes on
-from there moves what it passed over aside, since Orbax saves no step that is not the latest.
+Orbax writes atomically but has no checksum over the data, and takes an empty step directory for the
+latest step. So a checkpoint also has a fingerprint of every array and a digest of the rest. A
+checkpoint that does not match them is skipped, with a warning, and the one before it is read. A run
+that resumes from there moves the skipped ones to another folder, since Orbax saves no step that is
+not later than all others.
 """
 
 import hashlib
@@ -16,16 +17,18 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rm_jax.errors import UserError
 from rm_jax.models.lora import is_base
 from rm_jax.workdir.state import TrainState
-from rm_jax.workdir.stores import FromFirst, Together
+from rm_jax.workdir.stores import FirstProcessStore, SharedStore
 
 log = logging.getLogger(__name__)
 
 
 @jax.jit
 def _fingerprint(tree: Any) -> list[jax.Array]:
-  # A sum of the bits as integers is the same for any sharding, and no single flipped bit leaves it.
+  # The sum of an array's words as unsigned integers, modulo 2^32: it does not depend on the
+  # sharding, and any single flipped bit changes it.
   def bits(x):
     word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     return jnp.sum(jax.lax.bitcast_convert_type(x, word), dtype=jnp.uint32)
@@ -34,7 +37,7 @@ def _fingerprint(tree: Any) -> list[jax.Array]:
 
 
 def fingerprint(tree: Any) -> list[int]:
-  """One integer for each leaf, in the tree's order."""
+  """A checksum of each leaf's bits, in the order of the pytree's leaves."""
   return [int(x) for x in jax.device_get(_fingerprint(tree))]
 
 
@@ -42,19 +45,19 @@ def _digest(position: dict[str, Any]) -> str:
   return hashlib.blake2b(json.dumps(position, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-class CheckpointError(RuntimeError):
-  """No checkpoint can be read, or one could not be written."""
+class CheckpointError(UserError, RuntimeError):
+  """A checkpoint could not be written, or none can be read."""
 
 
 class Checkpoints:
   """The checkpoints of a workdir.
 
   Args:
-    directory: made where it does not exist.
-    keep: how many of the latest stay.
-    adapters: the backbone that adapters stand beside is not saved, as it can be read again; only
-      whether it is the same.
-    shared: all processes see the directory; else process 0's is the run's.
+    directory: made if it does not exist.
+    keep: number of checkpoints, the latest, that are kept.
+    adapters: whether the run trains LoRA adapters. Then the frozen backbone is not saved, since it
+      can be read again from where it came; its fingerprint is, to tell whether it is the same.
+    shared: whether all processes see the directory; if not, process 0 writes for all.
   """
 
   def __init__(
@@ -62,19 +65,19 @@ class Checkpoints:
   ):
     self.directory = directory
     self._adapters = adapters
-    self._at: int | None = None  # the step that was read or saved last, which is whole
-    self._store = Together(directory, keep) if shared else FromFirst(directory, keep)
+    self._at: int | None = None  # the step that was read or saved last
+    self._store = (SharedStore if shared else FirstProcessStore)(directory, keep)
 
   def save(self, state: TrainState, position: dict[str, Any]) -> None:
-    """Writes a checkpoint, and returns once it is on disk.
+    """Writes a checkpoint, unless its step was read or saved last; returns once it is on disk.
 
     Args:
-      state: saved as 'params' (the network's, nested), and 'train' (optimiser, metrics' window, and
-        what the losses learn).
-      position: what JSON can hold: seed, data position, the random key.
+      state: saved as two pytrees, 'params' (the network's parameters, nested) and 'train' (the
+        optimiser's state, the window of metrics, the step and the parameters of losses).
+      position: a dictionary that JSON can hold: seed, fingerprint of the data and the like.
 
     Raises:
-      CheckpointError: it could not be written; the ones before it are untouched.
+      CheckpointError: it could not be written; the earlier ones are untouched.
     """
     step = int(state.step)
     if step == self._at:
@@ -95,18 +98,18 @@ class Checkpoints:
     self._at = step
 
   def _divide(self, params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what is saved, what is read again) of parameters by path."""
+    """(parameters that are saved, those of a frozen base that are not), both by path."""
     base = {p: x for p, x in params.items() if self._adapters and is_base(p)}
     return {p: x for p, x in params.items() if p not in base}, base
 
   def steps(self) -> list[int]:
-    """Steps with a checkpoint, oldest first."""
+    """Steps that have a checkpoint, ascending."""
     return self._store.steps()
 
   def _read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
     out = self._store.read(step, targets)
     position = dict(out["position"])
-    # What was saved before there was a digest has none.
+    # Checkpoints of versions before the digest have none.
     if "digest" in position and position.pop("digest") != _digest(position):
       raise CheckpointError("its position is not what was saved")
     for name in targets:
@@ -124,7 +127,7 @@ class Checkpoints:
     for step in reversed(steps):
       try:
         return step, self._read(step, targets)
-      # Whatever a damaged directory makes Orbax raise, an older checkpoint may be whole.
+      # Damaged files make Orbax raise all kinds of errors; an older checkpoint may be intact.
       except Exception as error:
         problems.append(f"step {step}: {type(error).__name__}: {str(error)[:300]}")
         log.warning("%s: checkpoint passed over: %s", self.directory, problems[-1])
@@ -137,13 +140,19 @@ class Checkpoints:
     return None
 
   def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The latest whole checkpoint as a state like `state`, in its shardings, and its position.
+    """Restores the latest checkpoint that is intact, for a run that resumes from it.
 
-    For a run that goes on from there: later steps, which could not be read, are moved to a folder
-    beside, '<directory>.damaged'. Returns None where there is no checkpoint at all.
+    Later steps, which could not be read, are moved to the folder '<directory>.damaged'.
+
+    Args:
+      state: gives shapes, dtypes and shardings.
+
+    Returns:
+      (the restored state; the position saved with it), or None if there is no checkpoint.
 
     Raises:
-      CheckpointError: there are some and none can be read; nothing was moved.
+      CheckpointError: there are checkpoints and none can be read, or the base of the adapters is
+        another one; nothing was moved.
     """
     saved, base = self._divide(flatten_dict(state.all_params(), sep="/"))
     targets = {
@@ -152,7 +161,7 @@ class Checkpoints:
     }
     found = self._latest(targets)
     if found is None:
-      self._set_aside_after(0)  # there is none; but a save that was killed may have left something
+      self._set_aside_after(0)  # deletes what an interrupted first save may have left
       return None
     self._at, found = found
     self._check_base(base, found["position"])
@@ -168,6 +177,7 @@ class Checkpoints:
     return restored, found["position"]
 
   def _set_aside_after(self, step: int) -> None:
+    """Moves the steps after `step` to the folder of damaged ones."""
     later = [s for s in self.steps() if s > step]
     aside = self.directory.with_name(self.directory.name + ".damaged")
     try:
@@ -181,6 +191,7 @@ class Checkpoints:
       log.warning("%s: steps %s were moved to %s", self.directory, later, aside)
 
   def _check_base(self, base: dict[str, Any], position: dict[str, Any]) -> None:
+    """Raises CheckpointError if adapters were trained on another base than `base`."""
     if fingerprint(base) != position["fingerprint"].get("base", []):
       raise CheckpointError(
         f"{self.directory}: its adapters are of another backbone than the one that was read; "
@@ -190,14 +201,15 @@ class Checkpoints:
   def restore_params(
     self, abstract: dict[str, Any], base: dict[str, jax.Array] | None = None
   ) -> dict[str, jax.Array]:
-    """Parameters alone, by path, of the latest whole checkpoint.
+    """The parameters of the latest intact checkpoint, by path, without the optimiser's state.
 
     Args:
-      abstract: path -> ShapeDtypeStruct with a sharding, of what was saved.
-      base: path -> array, of what was not.
+      abstract: path -> ShapeDtypeStruct with a sharding, of the parameters that were saved.
+      base: path -> array, of the adapters' base, which was not saved.
 
     Raises:
-      CheckpointError: there is none, or it is of another base.
+      CheckpointError: there is no checkpoint, none can be read, or the adapters were trained on
+        another base.
     """
     found = self._latest({"params": unflatten_dict(abstract, sep="/")})
     if found is None:
@@ -208,20 +220,21 @@ class Checkpoints:
 
   @property
   def step(self) -> int | None:
-    """The step that was read or saved last; None where none was."""
+    """The step that was read or saved last; None if there was none."""
     return self._at
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Closes the files of the checkpoints."""
     self._store.close()
 
 
 def _train_items(state: TrainState) -> dict[str, Any]:
   items = {"optimizer": state.optimizer, "window": state.window, "step": state.step}
-  # Orbax writes no empty tree: most losses have nothing to learn.
+  # Orbax cannot write an empty pytree, and most losses have no parameters.
   own = state.loss_params()
   return items | ({"loss": own} if own else {})
 
 
 def _abstract(tree: Any) -> Any:
+  """The pytree's shapes, dtypes and shardings."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and how a model is found in it again."""
+"""The folder of a run: its lock, config.json, and model/, from which a model is built again."""
 
 import contextlib
 import errno
@@ -13,25 +13,27 @@ from typing import Any
 
 import ml_collections
 
-from rm_jax.parallel.hosts import agree, is_main
+from rm_jax.errors import InputError
+from rm_jax.parallel.hosts import broadcast_json, is_main
 from rm_jax.pretrained.source import RECORD, read_json, recover, save_folder
-from rm_jax.reward.setup import Model
+from rm_jax.reward.setup import TextModel
 from rm_jax.storage.files import write_json
 
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 _LOCK = ".lock"
-# What may differ when a run goes on: how long it is, on what devices, and what is kept of it.
+# Fields that may differ when a run is resumed: its length, its devices and what it keeps on disk.
+# An entry stands for all fields that begin with it.
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache")
-# What runs did before a field was there, so that they can still go on.
+# Values of fields that are missing in the config.json of older runs: what those runs did.
 _BEFORE: dict[str, Any] = {
   "data.cache": "",
   "data.shapes": 4,
   "data.split_seed": -1,
   "model.attention": "auto",
 }
-# What `resolve` fills in, and the values that ask it to.
+# Fields that `resolve` fills in -> the value that asks for it.
 _AUTOMATIC = {
   "train.steps": 0,
   "train.eval_every": 0,
@@ -43,6 +45,7 @@ _LENGTH = ("train.steps", "train.epochs")
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
+  """Nested dicts -> {'part.field': value}, tuples as lists."""
   out = {}
   for key, value in config.items():
     if isinstance(value, dict):
@@ -53,31 +56,33 @@ def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The config as JSON has it."""
+  """The config as dicts and lists, as it is read back from config.json."""
   return json.loads(json.dumps(config.to_dict()))
 
 
 def _saved(workdir: Path, name: str = CONFIG) -> dict[str, Any] | None:
-  """config.json of the run that the folder (of the first process) holds; None where it is new."""
+  """A JSON file of the run that process 0's workdir holds; None if there is none."""
   path = workdir / name
-  return agree(read_json(path) if path.exists() else None)
+  return broadcast_json(read_json(path) if path.exists() else None)
 
 
 def earlier_record(workdir: Path) -> dict[str, Any] | None:
-  """rm_jax.json of the run that the folder holds: how its texts become tokens; None: it is new."""
+  """The record (rm_jax.json: how text becomes tokens) of the workdir's run; None if it is new."""
   return _saved(workdir, f"model/{RECORD}")
 
 
 def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collections.ConfigDict:
-  """A copy of the config with its automatic values filled in, an earlier run's where it has them.
+  """A copy of the config with its automatic values filled in.
+
+  train.steps 0 becomes train.epochs of the data; optimizer.decay_steps 0 becomes train.steps;
+  optimizer.warmup_steps -1 becomes 3 % of decay_steps; train.eval_every 0 becomes a fifth of
+  decay_steps; train.checkpoint_every 0 becomes eval_every.
 
   Args:
-    config: train.steps 0 = train.epochs of the data; optimizer.decay_steps 0 = train.steps;
-      optimizer.warmup_steps -1 = 3 % of decay_steps; train.eval_every 0 = a fifth of them;
-      train.checkpoint_every 0 = eval_every.
-    groups: of the training data.
-    workdir: where an earlier run may have resolved them already: a schedule does not move when
-      train.steps grows. None = nowhere.
+    config: an experiment's, see configs/base.py.
+    groups: number of groups of the training data.
+    workdir: of a run that may be resumed: its decay_steps are kept, so that the learning-rate
+      schedule stays the same when train.steps grows. None = no run is resumed.
   """
   config = ml_collections.ConfigDict(config.to_dict())
   saved = _flat((workdir and _saved(workdir)) or {})
@@ -95,59 +100,69 @@ def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collect
   return config
 
 
-def differences(there: dict[str, Any], config: ml_collections.ConfigDict) -> list[str]:
-  """Fields in which a run that is done differs from the one that a config asks for, for people.
+def _differences(
+  saved: dict[str, Any], wanted: dict[str, Any], may_change: tuple[str, ...]
+) -> list[str]:
+  """Lines for an error message: the fields in which two flat configs differ.
 
   Args:
-    there: its config.json.
-    config: of before `resolve`. A field that it leaves to be filled in fits whatever was, as the
-      rest of both is the same; where it leaves the steps, the epochs have to be.
+    saved: of config.json; fields that it lacks have their value in `_BEFORE`.
+    wanted: of the config.
+    may_change: prefixes of fields that are left out.
   """
-  saved, wanted = _BEFORE | _flat(there), _flat(plain(config))
-  given = wanted.get("train.steps") != _AUTOMATIC["train.steps"]
-  same = [path for path, value in _AUTOMATIC.items() if wanted.get(path) == value]
-  same += ["train.epochs"] if given else []
-  free = tuple(prefix for prefix in _MAY_CHANGE if prefix not in _LENGTH)
+  saved = _BEFORE | saved
   return [
     f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
     for key in sorted(saved.keys() | wanted.keys())
-    if saved.get(key) != wanted.get(key) and key not in same and not key.startswith(free)
+    if saved.get(key) != wanted.get(key) and not key.startswith(may_change)
   ]
 
 
+def differences(there: dict[str, Any], config: ml_collections.ConfigDict) -> list[str]:
+  """Lines for an error message: the fields in which a finished run differs from a config.
+
+  Args:
+    there: the finished run's config.json.
+    config: before `resolve`. Fields that it leaves automatic are not compared, since equal other
+      fields give equal automatic values. The run's length is compared by train.steps if the config
+      sets them, and by train.epochs if not.
+  """
+  saved, wanted = _flat(there), _flat(plain(config))
+  may_change = [prefix for prefix in _MAY_CHANGE if prefix not in _LENGTH]
+  automatic = {path for path, value in _AUTOMATIC.items() if wanted.get(path) == value}
+  if "train.steps" not in automatic:
+    automatic.add("train.epochs")
+  kept = [{k: v for k, v in one.items() if k not in automatic} for one in (saved, wanted)]
+  return _differences(*kept, tuple(may_change))
+
+
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
-  """Whether the folder is new, or this config's already.
+  """Checks that a workdir is new or holds a run of this config, which then may be resumed.
 
   Raises:
-    ValueError: it holds a run of another config; nothing is overwritten.
+    ValueError: it holds a run of another config. Nothing is written.
   """
   there = _saved(workdir)
   if there is not None:
-    saved, wanted = _BEFORE | _flat(there), _flat(plain(config))
-    different = [
-      f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} now"
-      for key in sorted(saved.keys() | wanted.keys())
-      if saved.get(key) != wanted.get(key) and not key.startswith(_MAY_CHANGE)
-    ]
-    if different:
-      raise ValueError(
+    if different := _differences(_flat(there), _flat(plain(config)), _MAY_CHANGE):
+      raise InputError(
         f"{workdir} holds a run of another config:\n  "
         + "\n  ".join(different)
         + "\ngive another --workdir, or the same config (train.steps and mesh may change)"
       )
-  elif agree(any((workdir / "checkpoints").glob("*"))):
-    raise ValueError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
+  elif broadcast_json(any((workdir / "checkpoints").glob("*"))):
+    raise InputError(f"{workdir} has checkpoints but no {CONFIG}; give another --workdir")
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-  """Holds a run's folder for this run alone, of several processes for all of them.
+  """Locks a workdir for one run, whose process 0 holds the lock for all of its processes.
 
-  What it holds by dies with the process, however it ends. Where a file system has no locks, a
-  warning says so.
+  The operating system releases the lock when the process ends, however it ends. On a file system
+  without locks a warning is logged.
 
   Raises:
-    ValueError: another run is in it.
+    ValueError: another run has locked it.
   """
   problem, file, new = "", None, False
   if is_main():
@@ -167,16 +182,16 @@ def locked(workdir: Path) -> Iterator[None]:
           "give another --workdir"
         )
       else:
-        # A read-only folder says what it is when the run writes to it.
+        # A read-only folder raises later, when the run writes to it.
         log.warning("%s: cannot be locked (%s): start no other run in it", workdir, error)
-  new &= not problem  # in the moment between, another has made it: it is that one's
+  new &= not problem  # another run has created and locked it between the two lines above
   try:
-    if problem := agree(problem):
-      raise ValueError(problem)
+    if problem := broadcast_json(problem):
+      raise InputError(problem)
     yield
   finally:
     if file:
-      # A run that could not begin leaves nothing behind.
+      # A run that failed before it wrote anything does not leave an empty folder.
       with contextlib.suppress(OSError):
         if new and [path.name for path in workdir.iterdir()] == [_LOCK]:
           (workdir / _LOCK).unlink()
@@ -185,11 +200,15 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def claim(
-  workdir: Path, config: ml_collections.ConfigDict, model: Model, kinds: Collection[str] = ()
+  workdir: Path, config: ml_collections.ConfigDict, model: TextModel, kinds: Collection[str] = ()
 ) -> None:
-  """Makes the folder this config's: config.json, and model/, a Hugging Face folder without weights.
+  """Writes config.json, and model/, a Hugging Face folder without weights (checkpoints have them).
 
-  Those are in the checkpoints. The record names the `kinds` of feedback that are trained on.
+  Args:
+    workdir: made if it does not exist.
+    config: the run's, see `resolve`.
+    model: the run's.
+    kinds: of feedback that the run trains on, for the record.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(workdir / CONFIG, plain(config))
@@ -202,6 +221,6 @@ def claim(
 
 
 def is_workdir(path: Path) -> bool:
-  """Whether it is the folder of a training run."""
+  """Whether a path is the workdir of a training run."""
   recover(path / "model")
   return (path / "model" / CONFIG).is_file() and (path / "checkpoints").is_dir()

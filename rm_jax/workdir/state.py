@@ -1,4 +1,4 @@
-"""All that a run is between two steps: what a checkpoint holds."""
+"""The state of a training run between two steps, which is what a checkpoint holds."""
 
 import dataclasses
 from typing import Any
@@ -10,14 +10,14 @@ from flax.traverse_util import unflatten_dict
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that a run is, between two steps.
+  """The state of a training run between two steps; a pytree.
 
   Attributes:
-    step: int32, steps done.
-    params: trained parameters, path -> float32; those of losses are 'loss/...'.
-    frozen: the others.
-    optimizer: optax's state.
-    window: sums of the metrics since the last log point.
+    step: int32 [], number of steps done.
+    params: trained parameters, path -> float32; a loss's own have paths 'loss/...'.
+    frozen: parameters that are not trained, path -> array.
+    optimizer: optax's state, of `params`.
+    window: sums of the metrics since the last log point, see `train.step.zero_window`.
   """
 
   step: jax.Array
@@ -27,12 +27,12 @@ class TrainState:
   window: dict[str, jax.Array]
 
   def all_params(self) -> dict:
-    """Trained and frozen parameters as the nested dict that a `Network` takes."""
+    """The network's parameters, trained and frozen, as the nested dict that `Network` takes."""
     whole = unflatten_dict({**self.params, **self.frozen}, sep="/")
     whole.pop("loss", None)
     return whole
 
   def loss_params(self) -> dict[str, jax.Array]:
-    """Those that are the losses' own, trained and frozen."""
+    """The losses' own parameters, trained and frozen, by path."""
     both = {**self.params, **self.frozen}
     return {path: x for path, x in both.items() if path.startswith("loss/")}

@@ -1,4 +1,4 @@
-"""Where checkpoints are written: by all processes into one folder, or by process 0 into its own."""
+"""Two ways to write checkpoints with Orbax, for hosts that share a folder and hosts that do not."""
 
 import os
 import shutil
@@ -9,16 +9,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rm_jax.parallel.hosts import agree, broadcast, first_problem, gather, is_main, meet
+from rm_jax.parallel.hosts import (
+  barrier,
+  broadcast_array,
+  broadcast_json,
+  first_problem,
+  gather,
+  is_main,
+)
 
 
-class Together:
-  """Orbax's own way: every process writes and reads its part, in a folder that all see.
+class SharedStore:
+  """Every process writes and reads its own shards, in a folder that all processes see.
 
   Args:
-    directory: made where it does not exist.
-    keep: how many of the latest stay.
-    multiprocessing: Orbax's options.
+    directory: of the checkpoints; made if it does not exist.
+    keep: number of checkpoints, the latest, that are kept.
+    multiprocessing: Orbax's options; by default all processes take part.
   """
 
   def __init__(
@@ -27,7 +34,7 @@ class Together:
     keep: int,
     multiprocessing: ocp.options.MultiprocessingOptions | None = None,
   ):
-    # Orbax makes no folder for a part of the processes.
+    # Orbax does not create the folder if only some of the processes take part.
     create = multiprocessing is None
     if not create:
       directory.mkdir(parents=True, exist_ok=True)
@@ -40,28 +47,40 @@ class Together:
     self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
   def steps(self) -> list[int]:
-    """Steps with a checkpoint, oldest first."""
+    """Steps that have a checkpoint, ascending."""
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, items: dict[str, Any], position: dict[str, Any]) -> None:
-    """Writes trees of arrays and what JSON can hold; returns once it is on disk.
+    """Writes a checkpoint; returns once it is on disk.
+
+    Args:
+      step: of the run.
+      items: name -> pytree of arrays.
+      position: a dictionary that JSON can hold.
 
     Raises:
       OSError, ValueError, RuntimeError: it could not be written.
     """
     saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     args = ocp.args.Composite(position=ocp.args.JsonSave(position), **saved)
-    # It writes nothing, and says so by its answer alone, where a later step is there.
+    # If a later step exists, Orbax writes nothing and returns False.
     if not self._manager.save(step, args=args):
       raise RuntimeError(f"Orbax did not write it; there are steps {self.steps()}")
-    # Orbax writes in the background and tells of a failure only when it is waited for.
+    # Orbax writes in a background thread, whose errors only this call raises.
     self._manager.wait_until_finished()
 
   def read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-    """Name -> tree like its target's (arrays, or ShapeDtypeStructs with shardings), and 'position'.
+    """Reads a checkpoint.
 
-    Raises whatever a damaged folder makes Orbax raise, and OSError where it does so on another
-    process.
+    Args:
+      step: of the checkpoint.
+      targets: name -> pytree of arrays, or of ShapeDtypeStructs with shardings, to restore to.
+
+    Returns:
+      name -> pytree as its target, and 'position'.
+
+    Raises:
+      Exception: whatever Orbax raises on a damaged folder; on the other processes OSError.
     """
     args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
     failed, out = None, None
@@ -80,13 +99,15 @@ class Together:
     return {name: out[name] for name in [*targets, "position"]}
 
   def set_aside(self, steps: list[int], to: Path) -> None:
-    """Moves steps into another folder, and knows them no more; what a killed save left goes.
+    """Moves damaged steps to another folder, and deletes what an interrupted save left.
 
-    Orbax takes any folder with a number for a step, and saves none that is not later than all.
+    Orbax takes any folder whose name is a number for a step and saves no step that is not later
+    than all of them, so that a damaged last step would keep the run from saving.
 
     Args:
-      steps: may have no whole folder.
-      to: made where there is something to move; what has the same name there stays beside it.
+      steps: to be moved; their folders may be incomplete or missing.
+      to: the other folder, made if there is something to move. A step that is there already stays,
+        and the new one gets a name with a number behind it.
 
     Raises:
       OSError: they cannot be moved.
@@ -95,15 +116,15 @@ class Together:
     if is_main():
       try:
         self._move(steps, to)
-      # Whatever it is, the others wait to be told.
+      # Not raised here: the other processes wait for the outcome below.
       except OSError as error:
         problem = f"{error}"
     if self._all:
-      problem = agree(problem)
+      problem = broadcast_json(problem)
     if problem:
       raise OSError(problem)
     if self._all:
-      meet("steps set aside")
+      barrier("steps set aside")
     self._manager.reload()
 
   def _move(self, steps: list[int], to: Path) -> None:
@@ -119,48 +140,48 @@ class Together:
         os.rename(path, target)
 
   def close(self) -> None:
-    """Lets go of it."""
+    """Closes Orbax's manager."""
     self._manager.close()
 
 
-class FromFirst:
-  """Process 0 alone writes, what the others hand over, and hands out what it reads.
+class FirstProcessStore:
+  """Process 0 writes the arrays of all processes, and broadcasts what it reads.
 
-  For hosts that share no folder. What is written is what `Together` writes, but passes through the
-  memory of process 0, whole.
+  For hosts that do not share a folder. The files are the same as `SharedStore`'s, but whole arrays
+  pass through the memory of process 0.
 
   Args:
-    directory: of process 0; that of the others is not looked at.
-    keep: how many of the latest stay.
+    directory: of the checkpoints on process 0; the other processes ignore theirs.
+    keep: number of checkpoints, the latest, that are kept.
   """
 
   def __init__(self, directory: Path, keep: int):
     self._store = None
     if is_main():
       only = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-      self._store = Together(directory, keep, only)
+      self._store = SharedStore(directory, keep, only)
 
   def steps(self) -> list[int]:
-    """As `Together.steps`."""
-    return agree(self._store and self._store.steps())
+    """See `SharedStore.steps`."""
+    return broadcast_json(self._store and self._store.steps())
 
   def save(self, step: int, items: dict[str, Any], position: dict[str, Any]) -> None:
-    """As `Together.save`; OSError on all where process 0 fails."""
-    # Leaf by leaf, so that no process but the first holds more than one of them.
+    """See `SharedStore.save`; if process 0 fails, all processes raise OSError."""
+    # One leaf at a time, so that only process 0 holds more than one whole array.
     leaves, structure = jax.tree.flatten(items)
     whole = [x if is_main() else None for x in map(gather, leaves)]
     problem = ""
     if self._store:
       try:
         self._store.save(step, jax.tree.unflatten(structure, whole), position)
-      # Whatever it is, the others wait to be told.
+      # Not raised here: the other processes wait for the outcome below.
       except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    if problem := agree(problem):
+    if problem := broadcast_json(problem):
       raise OSError(problem)
 
   def read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-    """As `Together.read`; OSError on all where process 0 fails."""
+    """See `SharedStore.read`; if process 0 fails, all processes raise OSError."""
     leaves, structure = jax.tree.flatten(targets)
     problem, out = "", {"position": None}
     if self._store:
@@ -169,30 +190,31 @@ class FromFirst:
         out = self._store.read(step, plain)
       except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    if problem := agree(problem):
+    if problem := broadcast_json(problem):
       raise OSError(problem)
-    position = agree(out.pop("position"))
+    position = broadcast_json(out.pop("position"))
     found = jax.tree.leaves(out) or [None] * len(leaves)
-    placed = [_hand_out(x, like) for x, like in zip(found, leaves, strict=True)]
+    placed = [_scatter(x, like) for x, like in zip(found, leaves, strict=True)]
     return jax.tree.unflatten(structure, placed) | {"position": position}
 
   def set_aside(self, steps: list[int], to: Path) -> None:
-    """As `Together.set_aside`."""
+    """See `SharedStore.set_aside`."""
     problem = ""
     if self._store:
       try:
         self._store.set_aside(steps, to)
       except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    if problem := agree(problem):
+    if problem := broadcast_json(problem):
       raise OSError(problem)
 
   def close(self) -> None:
-    """As `Together.close`."""
+    """See `SharedStore.close`."""
     if self._store:
       self._store.close()
 
 
-def _hand_out(mine: np.ndarray | None, like: jax.ShapeDtypeStruct) -> jax.Array:
-  array = broadcast(np.zeros(like.shape, like.dtype) if mine is None else np.asarray(mine))
+def _scatter(mine: np.ndarray | None, like: jax.ShapeDtypeStruct) -> jax.Array:
+  """Process 0's array, sharded as `like`; the other processes give None."""
+  array = broadcast_array(np.zeros(like.shape, like.dtype) if mine is None else np.asarray(mine))
   return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rm_jax.errors import InputError
 from rm_jax.types import Example, Text
 from rm_jax.world.grammar import (
   LAYOUTS,
@@ -85,21 +86,21 @@ class World:
 
   def __post_init__(self):
     if self.vocabulary and self.vocabulary not in SPLITS:
-      raise ValueError(f"vocabulary: {self.vocabulary!r}; expected one of {list(SPLITS)}, or ''")
+      raise InputError(f"vocabulary: {self.vocabulary!r}; expected one of {list(SPLITS)}, or ''")
     for field in dataclasses.fields(self):
       if field.name == "vocabulary":
         continue
       if not math.isfinite(getattr(self, field.name)):
-        raise ValueError(f"{field.name}: {getattr(self, field.name)}; expected a finite number")
+        raise InputError(f"{field.name}: {getattr(self, field.name)}; expected a finite number")
     if self.judge_temperature < 0:
-      raise ValueError(f"judge_temperature: {self.judge_temperature}; expected >= 0")
+      raise InputError(f"judge_temperature: {self.judge_temperature}; expected >= 0")
     if self.ties < 0:
-      raise ValueError(f"ties: {self.ties}; expected >= 0")
+      raise InputError(f"ties: {self.ties}; expected >= 0")
     if not 0 < self.skill < 1:
-      raise ValueError(f"skill: {self.skill}; expected a probability in (0, 1)")
+      raise InputError(f"skill: {self.skill}; expected a probability in (0, 1)")
     for name in ("confusion", "flips"):
       if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"{name}: {getattr(self, name)}; expected a probability in [0, 1]")
+        raise InputError(f"{name}: {getattr(self, name)}; expected a probability in [0, 1]")
 
   def prompts(self, split: str, n: int, seed: int, messages: bool = True) -> list[Text]:
     """Draws n distinct prompts; a larger n keeps the prompts of a smaller one and appends to them.
@@ -196,7 +197,7 @@ class World:
       ValueError: as `prompts`, or k is below 2.
     """
     if k < 2:
-      raise ValueError(f"k: {k}; expected at least 2 responses")
+      raise InputError(f"k: {k}; expected at least 2 responses")
     candidate_rng, judge_rng, flip_rng = (
       _generator(split, seed, stream) for stream in _STREAMS[1:4]
     )

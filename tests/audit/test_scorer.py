@@ -59,15 +59,17 @@ def test_scores_come_with_what_is_read(llama_folder, members, tmp_path, monkeypa
   monkeypatch.setattr(model, "score_members", None)  # nothing is left to be scored
   np.testing.assert_allclose(scorer.members(ROWS), expected, atol=1e-6)
   assert vars(scorer.counts) == {"asked": 8, "distinct": 3, "hits": 0, "scored": 3}
-  monkeypatch.setattr(model, "read", None)  # nor to be read
+  monkeypatch.setattr(model, "pooled_and_scores", None)  # nor to be read
   np.testing.assert_array_equal(scorer.pooled(ROWS), pooled_ND)
   assert Scorer(model, folder=tmp_path, progress=False).members(ROWS).shape == (4, members)
 
 
 def test_what_is_of_the_same_prompt_is_scored_with_it(model, tmp_path, monkeypatch):
   asked = []
-  read = model.read
-  monkeypatch.setattr(model, "read", lambda rows, **kw: asked.append(len(rows)) or read(rows, **kw))
+  read = model.pooled_and_scores
+  monkeypatch.setattr(
+    model, "pooled_and_scores", lambda rows, **kw: asked.append(len(rows)) or read(rows, **kw)
+  )
   scorer = Scorer(model, folder=tmp_path, progress=False)
   pooled_ND = scorer.pooled(ROWS[:1], ROWS)
   assert asked == [3]  # each distinct text once, and all in one call

@@ -32,18 +32,18 @@ def exports(tmp_path_factory):
     messages = [{"prompt": turns, "response": answer} for turns, answer in talks]
     strings = [{"prompt": turns[-1]["content"], "response": answer} for turns, answer in talks]
     asked, ours = {}, {}
-    if model.model.convention.encoder:
+    if model.text_model.convention.encoder:
       asked["pairs"] = [[row["prompt"], row["response"]] for row in strings]
       ours["pairs"] = model.score(strings)
     else:
       asked["strings"] = [row["prompt"] + row["response"] for row in strings]
       ours["strings"] = model.score(strings)
-    if model.model.tokenizer.chat_template:
+    if model.text_model.tokenizer.chat_template:
       asked["messages"] = [
         [*turns, {"role": "assistant", "content": answer}] for turns, answer in talks
       ]
       ours["messages"] = model.score(messages)
-    encoder = model.model.text_encoder()
+    encoder = model.text_model.text_encoder()
     pairs = [(row["prompt"], row["response"]) for row in strings]
     assert not any(one.cut for one in encoder.sequences(pairs))
     again = RewardModel.from_pretrained(folder / "saved")

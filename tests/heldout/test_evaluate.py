@@ -1,4 +1,4 @@
-"""The held-out report, on scores whose agreement is known."""
+"""The report of comparisons, on scores whose agreement is known by hand."""
 
 import json
 import math
@@ -44,10 +44,10 @@ def test_accuracy_baselines_and_best_reachable():
 def test_the_table_has_every_baseline_and_every_source_with_its_length_rule():
   examples = [*EXAMPLES, example(4, "a", "bb", source="alone")]
   table = summary_table(pair_report([*SCORES, np.asarray([1.0, 0.0])], examples)).splitlines()
-  # Accuracy (1 + 1 + 0.5 + 0 + 1) / 5 to longest's (1 + 0 + 0.5 + 1 + 0) / 5.
+  # Accuracy (1 + 1 + 0.5 + 0 + 1) / 5, against (1 + 0 + 0.5 + 1 + 0) / 5 of the longest.
   assert "+0.200 [" in next(line for line in table if "to longest, paired" in line)
   assert "0.700 [" in table[0]
-  # Source b: credits 0.5 and 0 to longest's 0.5 and 1; one pair alone has no interval.
+  # Source b: credits 0.5 and 0, against 0.5 and 1 of the longest; a single pair has no interval.
   few = "0.250 [no interval: 2 conversations: an interval wants 5] on 2 pairs"
   assert few in next(line for line in table if line.startswith("  b "))
   assert "best length rule: longest 0.750" in next(
@@ -77,7 +77,7 @@ def of(kind, labels, count=3, conversation=None, **more):
 
 
 TIED = {"pairs": ((0, 0), (0, 0)), "ties": ((0, 1), (1, 0))}
-# name: (examples, the scores of each, what the line for people has to say)
+# name: (examples, the scores of each, what the summary line has to say)
 DEGENERATE = {
   "nothing": ([], [], "no figure"),
   "all tied": (of("pair", (0.0, 0.0), **TIED), [1, 0], "decided none of 3 comparisons"),

@@ -1,4 +1,4 @@
-"""Held-out reports of rankings, outcomes, scores and steps, on scores whose agreement is known."""
+"""Reports of rankings, outcomes, ratings and steps, on scores whose agreement is known by hand."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_a_majority_decides_and_what_is_undecided_is_counted():
     pairs=((0, 2, 1), (1, 0, 0), (1, 0, 0)),
     ties=((0, 0, 0), (0, 0, 1), (0, 1, 0)),
   )
-  assert judged(asked) == ([(0, 1)], 2)  # a and c are even, b and c tied
+  assert judged(asked) == ([(0, 1)], 2)  # a and c have equal votes, b and c a tie
 
 
 def test_rankings():
@@ -35,7 +35,7 @@ def test_rankings():
   ]
   found = evaluate([np.asarray([3.0, 1.0, 2.0]), np.asarray([0.0, 0.0, 1.0])], examples)
   report = found.report
-  # First: 2 of 3; second: its tie in score a half, and 2.
+  # Of the first list 2 of 3 are right; of the second 2 and half of the one with equal scores.
   assert report["accuracy"] == pytest.approx((2 + 2.5) / 6)
   assert (report["n"], report["ties"], report["undecided"]) == (6, 1, 0)
   assert report["baselines"]["longest"] == 0.5
@@ -54,7 +54,7 @@ def test_outcomes_and_best_of_n():
   assert report["accuracy"] == 5 / 6
   assert report["base_rate"] == pytest.approx(2 / 6)
   assert report["baselines"] == {"random": 0.5, "most_frequent": pytest.approx(4 / 6)}
-  # Good 2 and 1, bad -1, 1, -2, -3: (4 + 3.5) / 8.
+  # AUROC of good 2 and 1 over bad -1, 1, -2 and -3: (4 + 3.5) / 8.
   assert report["auroc"]["value"] == pytest.approx(7.5 / 8)
   nll = [math.log1p(math.exp(x)) for x in (-2, -1, 1, -1, -2, -3)]
   assert report["loss"] == pytest.approx(sum(nll) / 6)
@@ -68,11 +68,11 @@ def test_outcomes_and_best_of_n():
 
 def test_best_of_n_beside_votes_and_authors():
   examples = [
-    # Two of three say 7, and are right.
+    # Two of three answer 7, which is right.
     example(
       0, ("a", "b", "c"), (1.0, 0.0, 1.0), "outcome", authors=tuple("xyz"), answers=("7", "8", "7")
     ),
-    # Each says another thing, the last is right.
+    # Three different answers, of which the last is right.
     example(
       1, ("a", "b", "c"), (0.0, 0.0, 1.0), "outcome", authors=tuple("zyx"), answers=("1", "2", "3")
     ),
@@ -87,7 +87,7 @@ def test_best_of_n_beside_votes_and_authors():
     "best_author": 1.0,
   }
   assert best["best_author"] == "x"
-  # 2 σ(-3) < σ(2) for the first; the second's largest is the right one.
+  # First: 2 σ(-3) < σ(2), so that 8 wins and is wrong. Second: the highest score is the right one.
   assert best["vote"] == 0.5
   assert set(best["paired"]) == {"random", "majority", "best_author"}
 
@@ -110,7 +110,7 @@ def test_steps_and_the_first_error():
     "no_error": pytest.approx(1 / 3),
     "random_step": pytest.approx((1 / 3 + 1 / 4 + 1 / 4) / 3),
   }
-  # Whether all is right: no, yes, no. Each rule puts the sound solution above both others.
+  # Solutions without an error: the second. Each aggregation scores it above both others.
   assert {how: one["value"] for how, one in report["solution_auroc"].items()} == {
     "min": 1,
     "product": 1,
@@ -123,7 +123,7 @@ def test_steps_and_the_first_error():
 
 
 def test_a_solutions_score_by_each_rule():
-  # A sound solution of three middling steps; one that begins well and breaks; one all but sound.
+  # A right solution of three middling steps; one that breaks after a good start; one almost right.
   steps = [[1.0, 1.0, 1.0], [5.0, -2.0], [0.0, 3.0]]
   labels = [(1.0, 1.0, 1.0), (1.0, 0.0), (1.0, 0.0)]
   examples = [example(i, ("-",), y, "step", steps=(("-",) * len(y),)) for i, y in enumerate(labels)]
@@ -141,8 +141,8 @@ def test_a_solutions_score_by_each_rule():
   for how, values in expected.items():
     np.testing.assert_allclose(solution_scores(scores, how), values, rtol=1e-6)
   found = evaluate(scores, examples).report["solution_auroc"]
-  # How many of the two faulty ones each rule puts below the sound one: its product is -0.940,
-  # theirs are -2.13 and -0.742.
+  # How many of the two wrong solutions each aggregation scores below the right one, whose product
+  # is -0.940; theirs are -2.13 and -0.742.
   assert {how: one["value"] for how, one in found.items()} == {
     "min": 1,
     "product": 0.5,

@@ -1,10 +1,10 @@
-"""Disagreement of an ensemble, held-out against shifted prompts."""
+"""Variance over the members of an ensemble, on held-out against shifted prompts."""
 
 import numpy as np
 import pytest
 
 from rm_jax.batch.dataset import Dataset
-from rm_jax.heldout.shift import disagreement, separation
+from rm_jax.heldout.shift import member_variance, separation
 from rm_jax.train import loop
 from rm_jax.types import Example
 from tests.train.runs import small_config, write_pairs
@@ -15,13 +15,13 @@ def dataset(name, n):
   return Dataset([], examples)
 
 
-def test_a_constant_of_the_prompt_is_no_disagreement_once_centered():
-  # Two members that differ by 2 in both scores; and two that differ in one.
-  raw, centered = disagreement([np.asarray([[0, 1], [2, 3.0]]), np.asarray([[0, 1], [0, 3.0]])])
+def test_a_constant_of_the_prompt_is_no_centered_variance():
+  # Two members that differ by 2 in both scores; two that differ in the second score only.
+  raw, centered = member_variance([np.asarray([[0, 1], [2, 3.0]]), np.asarray([[0, 1], [0, 3.0]])])
   np.testing.assert_allclose(raw, [1.0, 0.5])
   # (0, 1) -> (-1/2, 1/2) and (0, 3) -> (-3/2, 3/2): variance 1/4 at each mark.
   np.testing.assert_allclose(centered, [0.0, 0.25])
-  _, alone = disagreement([np.asarray([[1.0], [5.0]])])
+  _, alone = member_variance([np.asarray([[1.0], [5.0]])])
   assert alone == 0
 
 

@@ -1,4 +1,4 @@
-"""One device and eight give the same run, and nothing is replicated that should be divided."""
+"""One device and eight give the same run, and the state is sharded from the start."""
 
 import jax
 import numpy as np
@@ -35,20 +35,20 @@ def test_eight_devices_give_one_devices_losses(mesh, one_device, llama_folder, t
 
 
 @pytest.mark.slow
-def test_state_is_born_divided(llama_folder, tmp_path):
+def test_state_is_sharded_from_the_start(llama_folder, tmp_path):
   from rm_jax.train import loop
 
   config = small_config(llama_folder, steps=1)
   config.mesh = {"data": 1, "fsdp": 4, "tensor": 2}
-  divided, total, here = [], 0, 0
+  sharded, total, here = [], 0, 0
 
   class Spy(loop._Loop):
     def loop(self):
-      nonlocal divided, total, here
+      nonlocal sharded, total, here
       moments = jax.tree.leaves(self.run.state.optimizer)
-      divided = [x for x in moments if x.ndim == 4]
-      divided = [*divided, self.run.state.params["backbone/layers/q/kernel"]]
-      divided = [(x.addressable_shards[0].data.size, x.size) for x in divided]
+      sharded = [x for x in moments if x.ndim == 4]
+      sharded = [*sharded, self.run.state.params["backbone/layers/q/kernel"]]
+      sharded = [(x.addressable_shards[0].data.size, x.size) for x in sharded]
       total = sum(x.size for x in moments)
       here = sum(x.addressable_shards[0].data.size for x in moments)
       return super().loop()
@@ -56,8 +56,8 @@ def test_state_is_born_divided(llama_folder, tmp_path):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, "_Loop", Spy)
     loop.train(config, tmp_path)
-  assert len(divided) == 9  # two moments of q, k, v and o, and q
-  assert all(mine * 8 == whole for mine, whole in divided)
+  assert len(sharded) == 9  # two moments of q, k, v and o, and q
+  assert all(mine * 8 == whole for mine, whole in sharded)
   assert here / total < 1.25 / 8
 
 

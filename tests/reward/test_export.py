@@ -1,4 +1,4 @@
-"""An export's own files say what a text's tokens are and where its score is read."""
+"""An export's files give other libraries the same tokens and the same scores."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from tests.conftest import BERT, CHAT, LLAMA, decoder_tokenizer, encoder_tokeniz
 from tests.train.runs import small_config
 
 TURNS = [{"role": "user", "content": "a <b "}, {"role": "assistant", "content": " c\n"}]
-# Line's ends and blanks at both ends of a template's source, where Jinja trims some and not others.
+# A template with line ends and blanks at both ends, of which Jinja trims some and not others.
 EDGES = "\n  {% for m in messages %}\n{{ m.content }}|{% endfor %}\n{{ '</s>' }}  \n"
 
 
@@ -40,11 +40,11 @@ def modelled(folder, tokenizer, config=LLAMA, **fields):
 
 
 def exported(rm, **options):
-  return export(rm.model, rm.params, **options)
+  return export(rm.text_model, rm.params, **options)
 
 
 def ours(rm, prompt, response):
-  (sequence,) = rm.model.text_encoder().sequences([(prompt, response)])
+  (sequence,) = rm.text_model.text_encoder().sequences([(prompt, response)])
   return sequence.ids.tolist()
 
 
@@ -63,17 +63,17 @@ def test_the_template_renders_what_we_read(chat, eos, bos, tmp_path):
     assert got == expected
     for text in ("ab", f"ab{last}") if not last.rstrip().endswith("</s>") else ("ab",):
       assert out.tokenizer(text).input_ids == ours(rm, text, "")
-  # An answer that is still to come has no EOS.
+  # A generation prompt, before an answer, has no EOS.
   opened = out.tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
   if chat == HH_TEMPLATE:
     assert opened == ("<s>" if bos else "") + "\n\nHuman: a <b \n\nAssistant:"
-  assert out.tokenizer.pad_token_id not in (expected[-1], rm.model.tokenizer.eos_token_id)
+  assert out.tokenizer.pad_token_id not in (expected[-1], rm.text_model.tokenizer.eos_token_id)
 
 
 def test_a_long_string_is_cut_as_we_cut_it(tmp_path):
   rm = modelled(tmp_path / "m", decoder_tokenizer())
-  model = rm.model
-  rm.model = dataclasses.replace(
+  model = rm.text_model
+  rm.text_model = dataclasses.replace(
     model, convention=dataclasses.replace(model.convention, max_length=9)
   )
   tokenizer = exported(rm).tokenizer
@@ -91,14 +91,14 @@ def test_several_templates_of_which_none_is_the_default(tmp_path):
   again = RewardModel.from_pretrained(tmp_path / "saved")
   rows = [{"prompt": "a", "response": "b"}]
   np.testing.assert_array_equal(again.score(rows), rm.score(rows))
-  assert again.model.tokenizer.chat_template == tokenizer.chat_template
+  assert again.text_model.tokenizer.chat_template == tokenizer.chat_template
 
 
 def test_we_read_our_own_export_bitwise(tmp_path):
   rm = modelled(tmp_path / "m", decoder_tokenizer(pad="</s>"), chat_template="hh")
   rm.save_pretrained(tmp_path / "saved")
   again = RewardModel.from_pretrained(tmp_path / "saved")
-  # EOS is not doubled, though the folder's tokenizer and template have it too.
+  # The exported tokenizer and template add EOS themselves, and loading them does not double it.
   rows = [
     *[{"prompt": "ab", "response": r} for r in ("cd", "cd</s>", "cd</s> ", "", "</s>")],
     {"prompt": TURNS[:1], "response": " c\n"},
@@ -107,35 +107,35 @@ def test_we_read_our_own_export_bitwise(tmp_path):
   np.testing.assert_array_equal(again.score(rows), rm.score(rows))
   assert ours(again, "ab", "cd</s>") == ours(rm, "ab", "cd</s>")
   assert ours(again, "ab", "cd").count(2) == 1
-  assert again.model.convention == rm.model.convention
-  assert again.model.tokenizer.chat_template == HH_TEMPLATE
-  # The same folder as a tokenizer alone, and a second saving.
+  assert again.text_model.convention == rm.text_model.convention
+  assert again.text_model.tokenizer.chat_template == HH_TEMPLATE
+  # The folder used as a tokenizer only; and saved a second time.
   assert load_tokenizer(tmp_path / "saved")("ab").input_ids == decoder_tokenizer()("ab").input_ids
   again.save_pretrained(tmp_path / "twice")
   np.testing.assert_array_equal(
     RewardModel.from_pretrained(tmp_path / "twice").score(rows), rm.score(rows)
   )
-  # A template that somebody puts there stays.
+  # A template that a user puts into the folder is kept.
   (tmp_path / "twice" / "chat_template.jinja").write_text("{{ messages[0].content }}")
   changed = RewardModel.from_pretrained(tmp_path / "twice")
-  assert changed.model.tokenizer.chat_template == "{{ messages[0].content }}"
+  assert changed.text_model.tokenizer.chat_template == "{{ messages[0].content }}"
 
 
 def test_an_export_of_an_earlier_version_has_its_old_ids(tmp_path):
   rm = modelled(tmp_path / "m", decoder_tokenizer(), chat_template="hh")
-  record = rm.model.record()
+  record = rm.text_model.record()
   del record["convention"]["bos"]
   save_folder(
     tmp_path / "old",
-    config=rm.model.exported_config(),
-    tokenizer=rm.model.tokenizer,
+    config=rm.text_model.exported_config(),
+    tokenizer=rm.text_model.tokenizer,
     record=record,
-    tensors=export_params(rm.model.network, rm.params),
+    tensors=export_params(rm.text_model.network, rm.params),
   )
   old = RewardModel.from_pretrained(tmp_path / "old")
   assert ours(old, tuple(TURNS[:1]), tuple(TURNS[1:]))[0] != 1
   assert ours(old, "ab", "cd") == ours(rm, "ab", "cd")
-  assert json.loads(json.dumps(old.model.record())) == json.loads(json.dumps(record))
+  assert json.loads(json.dumps(old.text_model.record())) == json.loads(json.dumps(record))
 
 
 def test_what_4_51_reads(tmp_path):
@@ -144,7 +144,7 @@ def test_what_4_51_reads(tmp_path):
   tokenizer = json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
   assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
   assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
-  assert tokenizer["model_max_length"] == rm.model.convention.max_length
+  assert tokenizer["model_max_length"] == rm.text_model.convention.max_length
   assert (tokenizer["padding_side"], tokenizer["truncation_side"]) == ("right", "left")
   config = json.loads((tmp_path / "saved/config.json").read_text())
   assert config["rope_theta"] == 500000.0
@@ -189,7 +189,7 @@ def test_the_pad_token_is_one_that_no_text_ends_in(tmp_path):
     assert out.tokenizer.pad_token == PAD
     assert out.config["pad_token_id"] == out.tokenizer.pad_token_id == 259
     assert out.config["vocab_size"] == 300
-  # No row is free: the embedding gets one.
+  # No row of the embedding is unused: it gets one more.
   tight = modelled(tmp_path / "c", decoder_tokenizer(pad="</s>"), LLAMA | {"vocab_size": 259})
   out = exported(tight)
   assert (out.config["vocab_size"], out.config["pad_token_id"]) == (260, 259)
@@ -263,7 +263,7 @@ def test_messages_of_an_encoder_as_the_docs_have_them(tmp_path):
   whole = tok.apply_chat_template(TURNS, **options)
   inputs = tok(prompt, whole[len(prompt) :])
   pair = tuple(TURNS[:-1]), tuple(TURNS[-1:])
-  (expected,) = rm.model.text_encoder().sequences([pair])
+  (expected,) = rm.text_model.text_encoder().sequences([pair])
   assert inputs.input_ids == expected.ids.tolist()
   assert inputs.token_type_ids == expected.token_type.tolist()
 

@@ -1,4 +1,4 @@
-"""From a config to a model and data: what is decided, and what is refused."""
+"""From a config to a text model and data: defaults, and errors."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_bos_is_what_the_record_says_and_a_record_without_it_adds_none():
   assert convention_for(LLAMA, old, decoder_tokenizer(), **options).bos == "template"
   kept = {"convention": dataclasses.asdict(new)}
   assert convention_for(LLAMA, kept, decoder_tokenizer(), **options).bos == "add"
-  # A head that others trained, on their own template or, without one, on strings.
+  # A head trained by another library, with its own chat template or, without one, on strings.
   classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
   assert convention_for(classifier, {}, decoder_tokenizer(), **options).bos == "template"
   assert convention_for(classifier, {}, decoder_tokenizer(chat=None), **options).bos == "add"
@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_keeps_the_bos_that_it_had(llama_folder, tmp_path):
   new = build_model(config)
   claim(tmp_path, config, new)
   assert build_model(config, earlier=earlier_record(tmp_path)).convention == new.convention
-  # A run of an earlier version: its record does not have the field.
+  # A run of an earlier version, whose record does not have the field.
   path = tmp_path / "model" / RECORD
   record = json.loads(path.read_text())
   assert record["convention"].pop("bos") == "add"
@@ -176,7 +176,7 @@ def test_an_architecture_beside_a_checkpoint_has_to_be_its_own(llama_folder, tmp
   alone = build_model(config)
   config.model.config = str(llama_folder / "config.json")
   assert build_model(config).network == alone.network
-  # A plan looks at no checkpoint where an architecture is said.
+  # A plan does not read the checkpoint if model.config is set.
   config.model.pretrained = "nobody/nothing"
   assert build_network(config, planned_architecture(config)) == alone.network
   other = tmp_path / "other.json"
@@ -190,19 +190,46 @@ def test_rows_are_laid_as_the_attention_of_the_devices_has_it(llama_folder):
   config = small_config(llama_folder, steps=1)
   for wanted, found, windows, align in (
     ("auto", "xla", "cheapest", 32),
-    ("splash", "interpreted", "sequences", 128),  # these devices are a CPU's
+    ("splash", "interpreted", "sequences", 128),  # on a CPU the kernel is interpreted
   ):
     config.model.attention = wanted
     network = build_model(config, mesh()).network
     packing = make_packing(config, network, mesh())
     assert (network.attention, packing.windows, packing.align) == (found, windows, align)
-  # Who does not say for which devices gets what runs anywhere.
+  # Without a mesh it is XLA, which runs anywhere.
   assert build_model(config).network.attention == "xla"
   config.model.attention = "cudnn"
   with pytest.raises(
     ValueError, match=r"model\.attention is 'cudnn' and the devices are of .*'cpu'"
   ):
     build_model(config, mesh())
+
+
+def test_the_description_of_a_network_stays(llama_folder, bert_folder):
+  """It is part of the key of cached scores and of drift references (`audit.scorer.model_hash`)."""
+
+  def described(folder):
+    config = small_config(folder, steps=1)
+    config.model.config, config.model.tokenizer = str(folder / "config.json"), str(folder)
+    config.model.remat = "none"
+    return repr(build_model(config).network)
+
+  assert described(llama_folder) == (
+    "Network(backbone=DecoderConfig(model_type='llama', vocab=300, width=32, layers=3, heads=4, "
+    "kv_heads=2, head_dim=8, ffn=64, activation='silu', eps=1e-06, rope=Rope(theta=10000.0, "
+    "kind='default', factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=512), "
+    "qkv_bias=False, out_bias=False, mlp_bias=False, qk_norm=False, windows=None, "
+    "max_positions=512, attention_dropout=0.0, init_std=0.02), head=HeadConfig(outputs=1, "
+    "ensemble=False, attributes=(), mix=(), bias=False, pooler=False, activation='tanh', "
+    "dropout=0.0), frozen=0, dtype='float32', remat='none', lora=None, attention='xla')"
+  )
+  assert described(bert_folder) == (
+    "Network(backbone=EncoderConfig(model_type='bert', vocab=300, width=32, layers=2, heads=4, "
+    "ffn=64, activation='gelu', eps=1e-12, max_positions=256, token_types=2, hidden_dropout=0.0, "
+    "attention_dropout=0.0, init_std=0.02), head=HeadConfig(outputs=1, ensemble=False, "
+    "attributes=(), mix=(), bias=True, pooler=True, activation='tanh', dropout=0.0), frozen=0, "
+    "dtype='float32', remat='none', lora=None, attention='xla')"
+  )
 
 
 def test_the_lowest_layers_alone(llama_folder, tmp_path):
@@ -222,7 +249,7 @@ def test_conversations_held_out_are_not_trained_on(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=1)
   config.data.train = str(write_pairs(tmp_path / "train.jsonl", 10))
   config.data.heldout = str(write_pairs(tmp_path / "held.jsonl", 4))  # the same first four
-  config.data.strict = True  # leaving them out is no fault
+  config.data.strict = True  # and leaving them out is not a faulty row
   train, held, report = load_data(config, build_model(config))
   assert len(train.groups) == 6
   assert len(held.groups) == 4
@@ -243,7 +270,7 @@ def test_texts_that_another_had_are_left_out_on_request(llama_folder, tmp_path):
   assert (report.kept, dict(report.dropped)) == (13, {})
   config.data.deduplicate = True
   train, held, report = load_data(config, build_model(config))
-  # Sides the other way round are other texts: what contradicts is for curation to see.
+  # A pair with its sides exchanged is another text; contradictions are left to curation.
   assert (report.kept, dict(report.dropped)) == (11, {"duplicate": 2})
   assert len(train.groups) + len(held.groups) == 11
 
@@ -332,7 +359,7 @@ def test_the_loss_decides_whether_tied_rankings_are_kept(llama_folder, tmp_path)
     {"prompt": "a ", "responses": ["1", "2", "3"], "scores": [1, 2, 2]},
     {"prompt": "b ", "responses": ["1", "2", "3"], "scores": [2, 2, 2]},
     {"prompt": "c ", "responses": ["1", "2", "3"], "ranks": [1, 1, 1]},
-    # Apart in float64 alone, which no loss sees.
+    # These scores differ in float64 only, and losses see float32.
     {"prompt": "d ", "responses": ["1", "2"], "scores": [1, 1 + 1e-12]},
     {"prompt": "e ", "responses": ["1", "2"], "comparisons": [[0, 1, "tie"]]},
   ]

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, of every layout."""
+"""The benchmark's figures, of every layout."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from configs import benchmark as config_file
 from rm_jax.batch.group import Group
-from rm_jax.speed.benchmark import MODES, benchmark, comparisons, matmul_flops, table
+from rm_jax.speed.benchmark import MODES, benchmark, count_comparisons, matmul_flops, table
 from tests.train.runs import write_pairs
 
 
@@ -41,10 +41,10 @@ def test_figures_of_every_layout(llama_folder, tmp_path):
     assert mode["compile_seconds"] > mode["compile_cached_seconds"] > 0
   padded, packed, shared = report["modes"].values()
   assert packed["pad_share"] < padded["pad_share"]
-  # The same pairs are fewer tokens where a prompt stands once.
+  # The same pairs have fewer tokens if their prompt is stored once.
   per_pair = [m["tokens_per_second"] / m["pairs_per_second"] for m in (packed, shared)]
   assert per_pair[1] < per_pair[0]
-  # Four bytes a number: weights, gradients and two moments, at least.
+  # At least weights, gradients and two moments, of four bytes a number.
   numbers = sum(report["model"][name] for name in ("layer_weights", "embedding_weights"))
   assert shared["peak_memory_bytes"] > 16 * numbers
   assert "packed_shared" in table(report)
@@ -55,13 +55,13 @@ def test_a_pair_is_a_comparison_and_a_ranking_as_many_as_people_made():
   four = np.arange(4, dtype=np.int32)
   labels = np.asarray([2, 1, 1, 0], np.float32)
   group = dict(ids=ids, shared=1, marks=four, response=four, labels=labels, length=four)
-  assert comparisons(Group(**group, kind="ranking")) == 6
+  assert count_comparisons(Group(**group, kind="ranking")) == 6
   pairs = np.zeros((4, 4), np.float32)
   pairs[0, 1] = pairs[3, 2] = 1
   ties = np.zeros((4, 4), np.float32)
   ties[0, 3] = ties[3, 0] = 1
-  assert comparisons(Group(**group, kind="ranking", pairs=pairs, ties=ties)) == 3
-  assert comparisons(Group(**group, kind="outcome")) == 0
+  assert count_comparisons(Group(**group, kind="ranking", pairs=pairs, ties=ties)) == 3
+  assert count_comparisons(Group(**group, kind="outcome")) == 0
 
 
 def test_a_matrix_product_is_timed():

@@ -1,4 +1,4 @@
-"""Counted work against the parameters of the network and against every column of a mask."""
+"""Counted operations against the network's parameters and against the attention mask itself."""
 
 import jax
 import numpy as np
@@ -81,7 +81,7 @@ def test_a_step_by_hand():
   assert forward_flops(backbone, 1, what) == one
   assert step_flops(Network(backbone, HeadConfig()), what) == 9 * one
   assert step_flops(Network(backbone, HeadConfig(), frozen=2), what) == 3 * one + 2 * one
-  # The last layer makes keys and values alone: 24 x 16 each.
+  # The last layer computes only keys and values for all tokens: kernels of 24 x 16 each.
   less = 2 * weights * 10 - 2 * (2 * 24 * 16) * 10 + 4 * 32 * 55
   assert forward_flops(backbone, 3, what, last_at_marks=True) == 3 * one - less
   assert step_flops(Network(backbone, HeadConfig()), what, last_at_marks=True) == pytest.approx(

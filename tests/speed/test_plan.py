@@ -1,4 +1,4 @@
-"""Plans: compiled text read, a mesh's words, what is refused, and the real step's figures."""
+"""Plans: reading compiled text and mesh flags, errors, and the figures of the real step."""
 
 import dataclasses
 import importlib.util
@@ -99,7 +99,9 @@ def test_collectives_of_a_text():
   gather, reduce = sorted(program.collectives(), key=lambda c: c.kind)
   assert (gather.kind, gather.times, gather.bytes) == ("all-gather", 5 + 3, 2 * 4 * 8)
   assert gather.wire_bytes == 64 * 3 / 4
-  assert gather.network_bytes == 64 * (1 / 2) / 2  # between two slices, of which two share the work
+  assert (
+    gather.network_bytes == 64 * (1 / 2) / 2
+  )  # between two slices, shared by the two devices of each
   assert (reduce.kind, reduce.times, reduce.bytes) == ("all-reduce", 1, 4 * 6)
   assert reduce.wire_bytes == 24 * 2 * 1 / 2
   assert reduce.network_bytes == 24 * 2 * 1 / 2  # devices 0 and 2, 1 and 3
@@ -107,8 +109,9 @@ def test_collectives_of_a_text():
 
 
 def test_bytes_of_a_text():
-  # A turn reads a slice of the stack and writes it, compares and adds; what is gathered comes to
-  # stay on the chip. Outside, a call reads and writes f32[6], and the sum is written.
+  # One iteration reads a slice of the stack and writes it, compares and adds; the gathered array
+  # stays on the chip. Outside the loop the custom call reads and writes f32[6], and the all-reduce
+  # writes its sum.
   turn = (16 + 4 + 16) + (4 + 4 + 1) + (4 + 4 + 4)
   assert main_memory_bytes(Program(TEXT)) == 8 * turn + 2 * 24 + 24
 
@@ -131,7 +134,7 @@ slice={[8:16], [0:8]}
   ROOT %out = f32[8,8]{1,0:S(1)} slice-done(%slice)
 }
 """
-  # What is gathered is written once, and of what is sliced the slice alone is read.
+  # The all-gather's output is written once, and of the sliced array only the slice is read.
   assert main_memory_bytes(Program(text, devices=4)) == 64 + 4 * 8 * 8
 
 
@@ -164,7 +167,7 @@ def test_words_of_a_mesh():
 
 
 class Device:
-  """As much of a device as a mesh of slices looks at."""
+  """The attributes of a device that `make_mesh` reads."""
 
   def __init__(self, number, slices, platform="tpu"):
     self.id, self.slice_index, self.platform = number, number // (8 // slices), platform
@@ -180,7 +183,7 @@ def test_only_data_goes_between_slices():
   np.testing.assert_array_equal(where[:, :, 0], [[0, 0], [0, 0], [1, 1], [1, 1]])
   with pytest.raises(ValueError, match=r"mesh\.data is 1 and the devices are 2 slices"):
     make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, [Device(i, 2) for i in range(8)])
-  # Where a slice is no more than a machine, parameters may be divided over all.
+  # On GPUs a 'slice' is a machine, and parameters may be sharded across machines.
   assert make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, devices).shape["fsdp"] == 8
 
 
@@ -216,10 +219,10 @@ def test_a_step_is_laid_out_whole(llama_folder):
   assert layout.shape.windows == ((512, 2),)
   assert layout.micros == 2
   assert layout.shape.rows * layout.shape.groups * layout.micros >= 100
-  # Half a prompt, and two responses of 32 that see it and themselves.
+  # Half of the columns are the prompt; two responses of 32 see it and themselves.
   square = 64 * 65 // 2 + 2 * (32 * 64 + 32 * 33 // 2)
   assert (layout.work.tokens, layout.work.visible) == (100 * 128, 100 * square)
-  # Of a kernel each response has a window with a prompt of its own.
+  # For a kernel each response has its own window, with its own copy of the prompt.
   network = dataclasses.replace(network, attention="splash")
   other = planned_layout(config, network, mesh, tokens=128, marks=2)
   assert (other.shape.windows, other.shape.copies) == (((128, 16),), 2)
@@ -257,7 +260,7 @@ def test_the_local_plan_of_the_command(llama_folder, tmp_path):
   assert code == 0, err
   report = json.loads(output.read_text())
   assert report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
-  assert report["memory"]["fits"] is None  # of this device nothing is known
+  assert report["memory"]["fits"] is None  # a CPU is not in the table of chips
   assert report["memory"]["temporaries_bytes"] > 0
   parts = report["memory"]["parts"]
   assert parts["gradients"] == parts["parameters"]
@@ -319,7 +322,7 @@ def test_advice_names_what_is_largest(llama_folder):
   ],
 )
 def test_architectures_have_their_parameters(name, count):
-  """As published, less an output embedding that is not the input's."""
+  """The published numbers, without an output embedding that is not tied to the input's."""
   hf = json.loads((ROOT / "configs" / "architectures" / f"{name}.json").read_text())
   shapes = flatten_dict(Network(backbone_config(hf), HeadConfig()).abstract(), sep="/")
   found = sum(math.prod(x.shape) for x in shapes.values())
@@ -342,7 +345,7 @@ print(json.dumps(plan(c, topology="v5e:2x4", mesh="data=2,fsdp=2", slices=SLICES
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 def test_a_plan_for_a_tpu_that_is_not_there():
-  # libtpu is loaded once a process, and not beside these tests' own devices.
+  # In a process of its own, since libtpu does not load next to these tests' CPU devices.
   environment = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
   import os
 
@@ -359,7 +362,7 @@ def test_a_plan_for_a_tpu_that_is_not_there():
   assert (report["slices"], report["mesh"]["data"], report["mesh"]["fsdp"]) == (2, 2, 8)
   assert report["memory"]["fits"]
   assert report["whole_stacks_gathered"] == []
-  # A kernel forward, under 'full' again, and one for the gradient; more where a loop is peeled.
+  # One kernel forward, one again for remat 'full', and one backward; more if XLA peels the loop.
   assert report["attention"]["backend"] == "splash"
   assert report["attention"]["custom_calls"] == report["kernels"]["tpu_custom_call"] >= 3
   assert report["step"]["network_bytes"] > 0
@@ -384,8 +387,8 @@ def test_chips_are_known_by_their_names():
 
 
 def test_chips_have_the_figures_of_the_pages_cited():
-  # As Google's and NVIDIA's pages print them: TFLOP/s, memory GB/s, and GB/s of all links in both
-  # directions together, of which a device sends half; Gbit/s of the network of so many devices.
+  # As Google's and NVIDIA's pages print them: TFLOP/s; GB/s of memory; GB/s of all links, both
+  # directions together, of which a device sends half; (Gbit/s of a network, devices that share it).
   published = {
     "v4": (275, 1200, 2 * 6 * 50, None),  # the page has no links: 6 of 50 GB/s, Jouppi et al. 2023
     "v5e": (197, 819, 400, (2 * 100, 8)),

@@ -1,4 +1,4 @@
-"""Texts of figures are drawn as they are written: a dollar is a dollar."""
+"""Figures draw any text as it is written; a dollar sign starts no formula."""
 
 import io
 
@@ -30,7 +30,7 @@ def test_any_name_is_drawn(name):
 
 
 def test_a_formula_is_not_read():
-  # As a formula it would be short: x with an index.
+  # Rendered as a formula the text would be narrow: an x with an index.
   ink = [int((drawn(text)[..., :3] < 0.5).any(-1).sum()) for text in ("$x_{i}$", "x")]
   assert ink[0] > 1.3 * ink[1]
 

@@ -1,4 +1,4 @@
-"""URLs in data.* and model.*: a copy is made once, whole, and again when what is there changes.
+"""URLs in data.* and model.*: copied once, completely, and again when the remote files change.
 
 The storage is fsspec's in memory; gs:// differs from it in the client alone.
 """
@@ -46,18 +46,20 @@ def test_a_copy_is_made_once_and_again_when_it_changed(bucket, monkeypatch):
     assert local("memory://b/f") == str(there)
   bucket.pipe("/b/f/one.txt", b"one")
   assert (remote.Path(local("memory://b/f")) / "one.txt").read_bytes() == b"one"
-  assert (there / "one.txt").read_bytes() == b"1"  # who reads it still can
+  assert (
+    there / "one.txt"
+  ).read_bytes() == b"1"  # the old copy stays for processes that still read it
   single = remote.Path(local("memory://b/f/one.txt"))
   assert (single.name, single.read_bytes()) == ("one.txt", b"one")
 
 
-def test_what_a_killed_copy_left_goes_and_one_that_still_comes_stays(bucket, tmp_path):
+def test_a_stale_unfinished_copy_is_deleted_and_a_live_one_is_not(bucket, tmp_path):
   bucket.pipe("/b/f", b"1")
   left, comes = (tmp_path / "cache" / "remote" / f".tmp-{name}" for name in ("left", "comes"))
   for folder in (left, comes):
     (folder / "new").mkdir(parents=True)
     (folder / "new" / "part").write_bytes(b"x")
-  old = time.time() - 2 * remote._LEFT
+  old = time.time() - 2 * remote._STALE
   for path in (left / "new" / "part", left / "new", left, comes / "new", comes):
     os.utime(path, (old, old))
   local("memory://b/f")

@@ -178,7 +178,7 @@ def kills(folder: Path, count: int, draw: random.Random) -> list[tuple[str, str]
 def served(workdir: Path, examples: list) -> tuple[dict[str, np.ndarray], float]:
   """(parameters by path, held-out loss) of the model that is loaded from a workdir."""
   model = RewardModel.from_pretrained(workdir)
-  groups, kept = model.model.tokenise(examples, Report())
+  groups, kept = model.text_model.tokenise(examples, Report())
   report = evaluate(model.score_groups(groups), kept).report
   flat = jax.tree_util.tree_flatten_with_path(jax.device_get(model.params))[0]
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}, report["loss"]

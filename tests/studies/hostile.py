@@ -106,8 +106,8 @@ def load(path: str) -> dict[str, Any]:
 
   if not path.endswith(".gguf"):
     model = RewardModel.from_pretrained(path)
-    network, params, config = model.model.network, model.params, model.model.config
-    ids = model.model.text_encoder().sequences([(TEXT, "a")])[0]
+    network, params, config = model.text_model.network, model.params, model.text_model.config
+    ids = model.text_model.text_encoder().sequences([(TEXT, "a")])[0]
     ids = repr(ids) if not hasattr(ids, "ids") else ids.ids.tolist()
   else:
     source = open_source(path)

@@ -39,7 +39,7 @@ def test_saved_whole(trained, tmp_path):
   model.save_pretrained(tmp_path / "saved")
   again = RewardModel.from_pretrained(tmp_path / "saved")
   np.testing.assert_array_equal(again.score_members(ROWS), model.score_members(ROWS))
-  assert again.model.network.head.ensemble
+  assert again.text_model.network.head.ensemble
 
 
 def test_members_see_the_data_by_draws_of_their_own(trained, llama_folder, tmp_path):

@@ -174,7 +174,7 @@ def test_a_workdir_and_what_is_saved_of_it_score_alike(base, whole, tmp_path):
     RewardModel.from_pretrained(tmp_path).score(ROWS), scores, rtol=0, atol=1e-6
   )
   start = unflatten_dict(merged(seen["start"], trained.lora), sep="/")
-  untrained = RewardModel(model.model, start, model.mesh).score(ROWS)
+  untrained = RewardModel(model.text_model, start, model.mesh).score(ROWS)
   assert np.abs(untrained - scores).max() > 1e-2
 
 

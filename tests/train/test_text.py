@@ -304,7 +304,9 @@ def test_what_is_saved_is_the_classifier_that_it_always_was(whole, tmp_path):
   model = RewardModel.from_pretrained(whole[0])
   model.save_pretrained(tmp_path)
   tensors = load_file(tmp_path / "model.safetensors")
-  assert sorted(tensors) == sorted(n for n, _ in export_params(model.model.network, model.params))
+  assert sorted(tensors) == sorted(
+    n for n, _ in export_params(model.text_model.network, model.params)
+  )
   assert "lm_head.weight" not in tensors
   assert "score.weight" in tensors
   rows = [{"prompt": "0.1 ab ", "response": "aab"}]

@@ -1,4 +1,4 @@
-"""What is damaged is passed over, moved aside, and made again: in both stores."""
+"""Damaged checkpoints are skipped, moved aside and written again, in both stores."""
 
 import json
 
@@ -10,12 +10,12 @@ import pytest
 from rm_jax.train.step import zero_window
 from rm_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from rm_jax.workdir.state import TrainState
-from rm_jax.workdir.stores import FromFirst, Together
+from rm_jax.workdir.stores import FirstProcessStore, SharedStore
 from tests.train.runs import flip_a_byte
 
 
 def state_at(step):
-  # Not to be compressed away: the largest file holds them.
+  # Random numbers do not compress, so that the largest file holds them.
   params = {"head/kernel": jax.random.normal(jax.random.key(step), (64, 64))}
   return TrainState(
     jnp.int32(step), params, {}, {"trace": params["head/kernel"] / 2}, zero_window(1)
@@ -115,7 +115,7 @@ def test_what_is_moved_aside_twice_replaces_nothing(tmp_path):
   assert {p.name for p in (tmp_path / "checkpoints.damaged").iterdir()} == {"3", "3.1"}
 
 
-def test_who_only_reads_moves_nothing(tmp_path, caplog):
+def test_reading_parameters_moves_nothing(tmp_path, caplog):
   folder = tmp_path / "checkpoints"
   saved(folder)
   flip(folder)
@@ -139,7 +139,7 @@ def test_where_none_can_be_read_nothing_is_moved(tmp_path):
   assert (folder / "3").is_dir()
 
 
-def test_a_position_of_before_there_was_a_digest_is_read(tmp_path):
+def test_a_position_of_a_version_without_digests_is_read(tmp_path):
   folder = tmp_path / "checkpoints"
   saved(folder)
   path = folder / "3" / "position" / "metadata"
@@ -150,7 +150,7 @@ def test_a_position_of_before_there_was_a_digest_is_read(tmp_path):
   assert int(found.step) == 3
 
 
-@pytest.mark.parametrize("store", [Together, FromFirst])
+@pytest.mark.parametrize("store", [SharedStore, FirstProcessStore])
 def test_a_save_that_orbax_does_not_make_is_an_error(store, tmp_path):
   (tmp_path / "100").mkdir()
   one = store(tmp_path, 2)
@@ -159,7 +159,7 @@ def test_a_save_that_orbax_does_not_make_is_an_error(store, tmp_path):
   one.close()
 
 
-def test_what_a_killed_save_left_is_taken_away(tmp_path):
+def test_what_an_interrupted_save_left_is_deleted(tmp_path):
   folder = tmp_path / "checkpoints"
   saved(folder)
   left = folder / "4.orbax-checkpoint-tmp"

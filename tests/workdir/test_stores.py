@@ -1,4 +1,4 @@
-"""Process 0 alone writes what all write together, and either reads the other's, bit for bit.
+"""Both stores write the same files, and each reads what the other wrote, bit for bit.
 
 Several real processes are in tests/test_hosts.py.
 """
@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.workdir.checkpoints import fingerprint
-from rm_jax.workdir.stores import FromFirst, Together
+from rm_jax.workdir.stores import FirstProcessStore, SharedStore
 
 
 def trees():
@@ -32,8 +32,8 @@ def like(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-@pytest.mark.parametrize("writer", [Together, FromFirst])
-@pytest.mark.parametrize("reader", [Together, FromFirst])
+@pytest.mark.parametrize("writer", [SharedStore, FirstProcessStore])
+@pytest.mark.parametrize("reader", [SharedStore, FirstProcessStore])
 def test_either_reads_what_either_writes(writer, reader, tmp_path):
   items, position = trees(), {"seed": 3, "fingerprint": {"params": [1]}}
   store = writer(tmp_path, 2)
@@ -49,12 +49,12 @@ def test_either_reads_what_either_writes(writer, reader, tmp_path):
   for one, other in zip(jax.tree.leaves(items), jax.tree.leaves(found), strict=True):
     assert (other.dtype, other.sharding) == (one.dtype, one.sharding)
     np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
-  assert fingerprint(found) == fingerprint(items)  # which knows -0.0 from 0.0
+  assert fingerprint(found) == fingerprint(items)  # the fingerprint tells -0.0 from 0.0
 
 
 def test_what_cannot_be_read_or_written_is_an_error_for_all(tmp_path):
   items = trees()
-  store = FromFirst(tmp_path, 2)
+  store = FirstProcessStore(tmp_path, 2)
   store.save(1, items, {})
   (tmp_path / "2").mkdir()
   with pytest.raises(OSError, match="Error: "):

@@ -319,10 +319,12 @@ def evaluate_gsm8k(score: Score, items: Sequence[Item]) -> dict[str, Any]:
   samples, which are not published: the same rule on those that are.
 
   Returns:
-    also `baselines` and `paired`, as `rm_jax.heldout.pointwise.best_of` has them.
+    also `baselines` and `paired`, as `rm_jax.heldout.pointwise.best_of_report` has them.
   """
   scores = response_scores(score, items)
-  found = pointwise.best_of([(s, item.example) for s, item in zip(scores, items, strict=True)])
+  found = pointwise.best_of_report(
+    [(s, item.example) for s, item in zip(scores, items, strict=True)]
+  )
   return {
     "benchmark": "gsm8k_best_of_4",
     "score": found.pop("accuracy"),
