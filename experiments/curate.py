@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.launch import launch, output_file
+from experiments.launch import MESH_HELP, launch, output_file, with_mesh
 from rm_jax.curate import annotators, ledger, pipeline
 from rm_jax.curate.scorers import ConfigScorer, ContentModel
 from rm_jax.data import formats
@@ -29,6 +29,7 @@ INPUT = flags.DEFINE_string("input", None, "File, folder or hub id of pairs.")
 OUTPUT = flags.DEFINE_string("output", None, "File of the kept rows: .jsonl or .jsonl.gz.")
 REPORT = flags.DEFINE_string("report", None, "JSON file that lists what became of every row.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
+LIMIT = flags.DEFINE_integer("limit", 0, "Pairs to read, from the first on; 0 = all.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
 HELDOUT = flags.DEFINE_string("heldout", None, "Pairs that the output must not repeat.")
 
@@ -64,6 +65,7 @@ SCORER = flags.DEFINE_enum(
 CONFIG = config_flags.DEFINE_config_file(
   "denoise_config", None, "Config of the reward model that scores each fold."
 )
+MESH = flags.DEFINE_string("mesh", "", f"Of --denoise_config. {MESH_HELP}")
 WORKDIR = flags.DEFINE_string(
   "denoise_workdir", None, "Folder of the folds' runs; default REPORT.folds."
 )
@@ -86,7 +88,7 @@ def _scorer(report: Path):
   if CONFIG.value is not None and SCORER.value != "none":
     raise DataError("give --denoise_scorer or --denoise_config, not both")
   if CONFIG.value is not None:
-    return ConfigScorer(CONFIG.value, WORKDIR.value or f"{report}.folds")
+    return ConfigScorer(with_mesh(CONFIG.value, MESH.value), WORKDIR.value or f"{report}.folds")
   return ContentModel(progress=True) if SCORER.value == "content" else None
 
 
@@ -127,7 +129,9 @@ def main() -> None:
   heldout, heldout_report = None, Report(strict=STRICT.value)
   if HELDOUT.value:
     heldout = formats.load(HELDOUT.value, report=heldout_report, format=FORMAT.value)
-  rows = ledger.read(INPUT.value, format=FORMAT.value, strict=STRICT.value)
+  rows = ledger.read(
+    INPUT.value, format=FORMAT.value, strict=STRICT.value, limit=LIMIT.value or None
+  )
   files = {"input": INPUT.value, "output": OUTPUT.value, "files_not_read": rows.unread}
   if heldout is not None:
     files["heldout"] = {

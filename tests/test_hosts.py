@@ -26,11 +26,11 @@ def both(llama_folder, data, workdirs, own=({}, {}), **fields):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  fields = {"mesh.data": 2, "mesh.fsdp": 2} | fields
   return [
     command(
       "train",
       *train_flags(llama_folder, data, workdir, **fields | mine),
+      "--mesh=data=2,fsdp=2",
       f"--coordinator=localhost:{port}",
       "--processes=2",
       f"--process={index}",
