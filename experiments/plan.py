@@ -17,18 +17,19 @@ from ml_collections import config_flags
 from experiments.launch import MESH_HELP, launch, output_file, output_folder
 from rm_jax.speed.plan import plan, table
 from rm_jax.storage.files import write_json
+from rm_jax.types import KINDS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 TOPOLOGY = flags.DEFINE_string(
   "topology", "local", "'v5e:16x16', 'v5p:4x4x4' ...; 'local': what is plugged in."
 )
 SLICES = flags.DEFINE_integer(
-  "slices", 1, "Number of such slices, joined by the data centre's network."
+  "slices", 1, "Number of such slices, joined by the data centre's network.", 1
 )
 MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
-TOKENS = flags.DEFINE_integer("tokens", 0, "Tokens of a group; 0 = data.max_length.")
-KIND = flags.DEFINE_string("kind", "pair", "Kind of the feedback.")
-RESPONSES = flags.DEFINE_integer("responses", 2, "Responses of a group.")
+TOKENS = flags.DEFINE_integer("tokens", 0, "Tokens of a group; 0 = data.max_length.", 0)
+KIND = flags.DEFINE_enum("kind", "pair", KINDS, "Kind of the feedback.")
+RESPONSES = flags.DEFINE_integer("responses", 2, "Responses of a group.", 1)
 TEXTS = flags.DEFINE_string("texts", None, "Folder that gets each compiled program's text (HLO).")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file that gets the figures.")
 flags.mark_flags_as_required(["config", "output"])

@@ -124,7 +124,7 @@ def test_mesh_is_read_as_a_plan_reads_it():
 
 
 def environment(devices=1):
-  """A command's, on so many CPU devices."""
+  """The environment of a command that has this many CPU devices."""
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
@@ -135,7 +135,7 @@ def environment(devices=1):
 
 
 def command(name, *flags, devices=1, **options):
-  """A command's process on so many CPU devices, with its output as text."""
+  """Starts a command on this many CPU devices; its output is text."""
   return subprocess.Popen(
     [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
     cwd=ROOT,
@@ -152,7 +152,7 @@ def finish(process):
   return process.returncode, out, err
 
 
-# Imports are all that a mistake costs, so that they are made once: each case is a fork of them.
+# A command that stops at a mistake spends its time on imports: import once, and fork for each case.
 _FORKS = """
 import json, os, runpy, sys
 import experiments.launch, rm_jax.api, rm_jax.curate.pipeline, rm_jax.train.loop
@@ -172,12 +172,12 @@ print(json.dumps(codes))
 
 
 def attempts(name, cases, folder):
-  """{case: (exit code, stdout, stderr)} of a command's processes, one after the other.
+  """Runs a command with several sets of flags: {case: (exit code, stdout, stderr)}.
 
   Args:
-    name: the command's.
+    name: of the command.
     cases: {case: flags}.
-    folder: an empty one.
+    folder: an empty one, for the output.
   """
   order = [[str(flag) for flag in flags] for flags in cases.values()]
   done = subprocess.run(
@@ -377,7 +377,7 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   assert code == 0, err
   assert "held-out accuracy" in out
 
-  # The same run, asked to stop by a signal on its way.
+  # The same run, stopped by a signal and resumed.
   flags = train_flags(llama_folder, data, tmp_path / "stopped")
   process = command("train", *flags)
   metrics = tmp_path / "stopped" / "metrics.jsonl"

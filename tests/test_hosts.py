@@ -1,4 +1,4 @@
-"""Two real processes of two devices each are one run: the same numbers, one stop, one workdir."""
+"""Two processes of two devices each are one run: the same numbers, one stop, one workdir."""
 
 import concurrent.futures
 import signal
@@ -22,7 +22,7 @@ def data(tmp_path_factory):
 
 
 def both(llama_folder, data, workdirs, own=({}, {}), **fields):
-  """Starts two processes of one run, each with its workdir and, in `own`, fields of its own."""
+  """Starts the two processes of a run, each with its workdir and, in `own`, fields of its own."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
@@ -41,7 +41,7 @@ def both(llama_folder, data, workdirs, own=({}, {}), **fields):
 
 
 def finish_both(processes):
-  """As `finish`, side by side: neither waits for who reads its output."""
+  """As `finish`, in two threads: a process whose output nobody reads would block."""
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     return list(pool.map(finish, processes))
 
