@@ -371,6 +371,51 @@ def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["curate", "evaluate", "sweep"])
+def test_mistakes_in_flags_of_other_commands_are_one_line(name, llama_folder, data, tmp_path):
+  binary = tmp_path / "template"
+  binary.write_bytes(b"\xff\xff")
+  study, output = "--config=configs/loss_ablation.py", f"--output={tmp_path / 'out.jsonl'}"
+  model = f"--model={llama_folder}"
+  cleaned = (f"--input={data}", output, f"--report={tmp_path / 'report.json'}")
+  cases = {
+    "curate": {
+      "threshold is 1.0; expected it in (0, 1)": [*cleaned, "--near=1"],
+      "share is 0.0; expected it in (0, 1]": [
+        *cleaned,
+        f"--heldout={data}",
+        "--contamination_share=0",
+      ],
+      "cannot be dealt to 99 folds": [
+        *cleaned,
+        *["--denoise=drop", "--denoise_scorer=content", "--folds=99"],
+      ],
+    },
+    "evaluate": {
+      "holds neither model.safetensors": [model, f"--data={data}", output],
+      "expected a text file in UTF-8": [
+        model,
+        f"--data={data}",
+        output,
+        f"--chat_template={binary}",
+      ],
+      "--limit=-1": [model, f"--data={data}", output, "--sample=-1"],
+      "is a file; expected a folder": [model, f"--data={data}", f"--out={data}"],
+    },
+    "sweep": {
+      "has no sweep()": ["--config=configs/base.py", f"--workdir={tmp_path}"],
+      "--only has ['none']": [study, f"--workdir={tmp_path}", "--only=none"],
+      "--mesh=fsdp: 'fsdp' is not as expected": [study, f"--workdir={tmp_path}", "--mesh=fsdp"],
+    },
+  }[name]
+  (tmp_path / "said").mkdir()
+  for expected, (code, _, err) in attempts(name, cases, tmp_path / "said").items():
+    assert code != 0, expected
+    assert expected in err, (expected, err)
+    assert "Traceback" not in err, (expected, err)
+
+
+@pytest.mark.slow
 def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   whole = command("train", *train_flags(llama_folder, data, tmp_path / "whole"))
   code, out, err = finish(whole)
