@@ -1,6 +1,9 @@
 """How a command's process is set up for speed: three settings, and what each was measured to save.
 
-A command does the same without them, only slower.
+A command does the same without them, only slower. Measured on two cores that were busy with other
+work, in pairs of processes that differ in nothing else, as user + system CPU seconds: other
+processes disturb these less than wall time. "A step" trains six layers of SmolLM2-135M's size on 16
+pairs of the generated world and takes 3.3 s without the settings.
 """
 
 import ctypes
@@ -21,10 +24,12 @@ def before_imports() -> None:
 
   Where large pages have not been asked for, the process starts itself again and this call does not
   return.
+
+  Imports make many objects and hardly any garbage: without collections those of JAX, transformers
+  and `rm_jax` take 2.27 instead of 2.70 s (medians of 7 pairs).
   """
   if environment := with_large_pages(os.environ, _libc()):
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-  # Imports make many objects and hardly any garbage: the collector looks for it in vain.
   gc.disable()
 
 
@@ -39,8 +44,9 @@ def after_imports() -> None:
 def with_large_pages(environment: Mapping[str, str], libc: str) -> dict[str, str] | None:
   """The environment in which glibc's malloc asks the kernel for large pages.
 
-  A training step takes and gives back large buffers, which the kernel otherwise maps and clears
-  4 KiB at a time. malloc reads the setting before Python starts, hence the second start.
+  Pages of 2 MiB instead of 4 KiB make a step's large buffers faster to address. It saves 1, 2 and
+  7 % of a step in three pairs, and costs about 2 s once, in which the kernel clears those pages.
+  malloc reads the setting before Python starts, hence the second start.
 
   Args:
     environment: the process's own. A value of the user's own for the setting stays.
@@ -82,7 +88,9 @@ def _keep_freed_memory() -> None:
   """Has glibc's malloc keep freed memory for the next step.
 
   By default it hands every large block back to the kernel, which clears its pages again when the
-  next step asks for them. What is kept is no more than the run's peak.
+  next step asks for them. What is kept is no more than the run's peak. It saves 0.60 of 3.24 and
+  0.64 of 3.31 s of a step, nearly all of it the kernel's; of a short run whose lower layers are
+  frozen 0 and 3 %.
   """
   try:
     libc = ctypes.CDLL("libc.so.6")
