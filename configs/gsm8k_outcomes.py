@@ -3,9 +3,10 @@
   python -m experiments.train --config=configs/gsm8k_outcomes.py --workdir=runs/gsm8k \\
     --config.data.train=PATH
 
-PATH is the file of example model solutions, as published: four a question, right or wrong, here in
-an order drawn from the question. The held-out report has best-of-4 beside a random pick (0.379 of
-all) and the oracle (0.672); the best of the four systems alone is right in 0.563.
+PATH is the file of example model solutions, as published: four solutions of each question, right or
+wrong, which are read in an order drawn from the question. The held-out report has best-of-4 beside
+a random pick (right in 0.379 of all questions) and the oracle (0.672); always the best of the four
+systems is right in 0.563.
 """
 
 import ml_collections
@@ -17,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
   c.model.pretrained = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.model.layers = 20  # of 30
-  c.model.frozen_layers = 14  # their output is kept
+  c.model.frozen_layers = 14  # run once; their output is kept in memory
   c.data.heldout = "0.2"
   c.data.batch_groups = 16
   c.data.max_length = 512

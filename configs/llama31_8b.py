@@ -1,10 +1,10 @@
-"""Llama-3.1-8B on HH-RLHF. Pod plan: eight chips of v5p.
+"""Llama-3.1-8B on HH-RLHF. Planned for eight chips of v5p.
 
   python -m experiments.plan --config=configs/llama31_8b.py --topology=v5p:2x2x2 --mesh=fsdp=8 \\
     --output=plan.json
 
-Its figures (libtpu 0.0.42): 17.3 GiB of a chip's 95.7; at best 8.37 s a
-step of 524,288 tokens, MFU 74%, 1.5 hours; bound by compute.
+The plan (libtpu 0.0.42): 17.3 of a chip's 95.7 GiB; at best 8.37 s for a step of 524,288 tokens
+(MFU 74 %) and 1.5 hours for the run; bound by compute.
 """
 
 import ml_collections

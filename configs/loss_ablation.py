@@ -1,13 +1,16 @@
-"""Losses on the generated world, whose truth is known: a small decoder from nothing, many seeds.
+"""A study of losses on the generated world, whose true reward is known, with many seeds.
 
   python -m experiments.sweep --config=configs/loss_ablation.py --workdir=runs/ablation --seeds=10
 
-Three questions. `k`: do rankings of four teach more than as many prompts' pairs? `flips`: at 30 %
-of labels turned over, which loss does best by clean labels? `ensemble`: do members disagree more on
-prompts in words that were never trained on, members being heads of one trunk, or whole runs?
+It asks three questions, one in each group of settings:
+  k: do 250 rankings of four responses teach more than 250 pairs?
+  flips: where 30 % of the labels are flipped, which loss agrees best with clean labels?
+  ensemble: do members disagree more on prompts whose words were never trained on? Members are heads
+    on one backbone, or whole runs.
 
-The decoder has two layers of width 128 (0.4M parameters beside its embedding), too small to look a
-fact up in a note within so few examples: in this world the layout and the tone count most.
+The decoder has two layers of width 128 (0.4M parameters beside its embedding) and random weights at
+the start. It is too small to learn to look up a fact in a note from so few examples: so in this
+world the layout and the tone count most.
 """
 
 from pathlib import Path
@@ -29,19 +32,19 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.world.layout_weight = 1.5
   c.data.world.tone_weight = 1.5
   c.data.train = "world:2000"
-  # Other prompts in the words of the training data, and nobody turns a label over.
+  # Other prompts, in the vocabulary of the training data, whose labels are not flipped.
   c.data.heldout = "world:1000(vocabulary='train')"
   c.data.batch_groups = 32
-  c.data.row_lengths = (128,)  # tokens: a pair a row
+  c.data.row_lengths = (128,)  # tokens: one pair in a row
   c.data.cells = 8192
   c.optimizer.learning_rate = 1e-3
   c.train.epochs = 1.5
-  c.train.eval_every = 1_000_000  # steps: at the end alone
+  c.train.eval_every = 1_000_000  # steps: only at the end
   return c
 
 
 def sweep() -> dict[str, dict]:
-  """{group/setting: changes}; each group's first is what its others are compared with."""
+  """{group/setting: changed fields}; a group's other settings are compared with its first."""
   few = {"optimizer.learning_rate": 2e-3, "train.epochs": 6.0}
   flipped = {"data.train": "world:2000(flips=0.3)"}
   heads = {"model.members": 8, "data.shifted": "world:1000"}
@@ -60,5 +63,5 @@ def sweep() -> dict[str, dict]:
 
 
 def pools() -> dict[str, tuple[str, str]]:
-  """{ensemble: (the setting whose runs are its members, data that it was not trained for)}."""
+  """{ensemble: (setting whose runs are its members, data unlike their training data)}."""
   return {"ensemble/whole runs": ("flips/no flips", "world:1000")}

@@ -1,7 +1,8 @@
-"""What the configs of real models share: HH-RLHF's pairs, bfloat16 compute, one epoch on a pod.
+"""What the configs for TPU pods share: HH-RLHF's pairs, bfloat16 compute, one epoch.
 
-Not a run of its own: it names no model. Weights, moments and gradients are float32; activations are
-made again layer by layer. Each config says its pod and the command that plans it.
+This one is no experiment of its own: it names no model. Weights, moments and gradients are float32;
+rematerialisation is full, so that of each layer only its input is kept for the backward pass. Each
+of the other configs says for which chips it is planned, and the command that makes the plan.
 """
 
 import ml_collections

@@ -3,9 +3,9 @@
   python -m experiments.train --config=configs/prm800k.py --workdir=runs/prm \\
     --config.data.train=PATH
 
-PATH is a file of {question, steps, labels}, labels positive, neutral or negative. Split by
-question. The held-out report has the step labels' AUROC, and the place of the first error beside
-the rules that read no text: the last step, no error, a random step.
+PATH is a file of rows {question, steps, labels}, whose labels are positive, neutral or negative.
+The split is by question. The held-out report has the AUROC of the step labels, and how often the
+first error is found, beside three rules that read no text: the last step, no error, a random step.
 """
 
 import ml_collections
@@ -17,9 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
   c.model.pretrained = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.model.layers = 16  # of 30
-  c.model.frozen_layers = 12  # their output is kept
+  c.model.frozen_layers = 12  # run once; their output is kept in memory
   c.data.heldout = "0.2"
-  c.data.deduplicate = True  # the file has solutions twice and thrice
+  c.data.deduplicate = True  # the file has some solutions two or three times
   c.data.batch_groups = 16
   c.data.max_length = 1024
   c.data.cells = 8192

@@ -3,8 +3,9 @@
   python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 Two cores, seed 0: held-out accuracy 0.777 [0.738, 0.818] on 400 pairs, best reachable 0.880,
-longest 0.578; two to five minutes. The world (rm_jax/world) asks short questions about a note;
-answers differ in fact, layout, address and tone; judges err by a Bradley-Terry temperature.
+the rule "the longer response" 0.578; two to five minutes. Prompts of the world (rm_jax/world) ask
+short questions about a note; responses differ in fact, layout, address and tone; judges choose by
+Bradley-Terry with a temperature, so they err at times.
 """
 
 import ml_collections

@@ -1,10 +1,10 @@
-"""Qwen3-0.6B on HH-RLHF. Pod plan: four chips of v5p.
+"""Qwen3-0.6B on HH-RLHF. Planned for four chips of v5p.
 
   python -m experiments.plan --config=configs/qwen3_06b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
     --output=plan.json
 
-Its figures (libtpu 0.0.42): 2.9 GiB of a chip's 95.7; at best 1.63 s a
-step of 524,288 tokens, MFU 57%, 0.3 hours; bound by memory.
+The plan (libtpu 0.0.42): 2.9 of a chip's 95.7 GiB; at best 1.63 s for a step of 524,288 tokens
+(MFU 57 %) and 0.3 hours for the run; bound by memory.
 """
 
 import ml_collections

@@ -1,10 +1,10 @@
-"""Qwen3-1.7B on HH-RLHF. Pod plan: four chips of v5p.
+"""Qwen3-1.7B on HH-RLHF. Planned for four chips of v5p.
 
   python -m experiments.plan --config=configs/qwen3_17b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
     --output=plan.json
 
-Its figures (libtpu 0.0.42): 7.9 GiB of a chip's 95.7; at best 3.56 s a
-step of 524,288 tokens, MFU 73%, 0.6 hours; bound by compute.
+The plan (libtpu 0.0.42): 7.9 of a chip's 95.7 GiB; at best 3.56 s for a step of 524,288 tokens
+(MFU 73 %) and 0.6 hours for the run; bound by compute.
 """
 
 import ml_collections

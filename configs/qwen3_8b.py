@@ -1,10 +1,10 @@
-"""Qwen3-8B on HH-RLHF. Pod plan: a whole pod of v5e.
+"""Qwen3-8B on HH-RLHF. Planned for a whole pod of v5e, 256 chips.
 
   python -m experiments.plan --config=configs/qwen3_8b.py --topology=v5e:16x16 --mesh=fsdp=256 \\
     --output=plan.json
 
-Its figures (libtpu 0.0.42): 2.5 GiB of a chip's 15.8; at best 0.61 s a
-step of 524,288 tokens, MFU 74%, 0.1 hours; bound by compute.
+The plan (libtpu 0.0.42): 2.5 of a chip's 15.8 GiB; at best 0.61 s for a step of 524,288 tokens
+(MFU 74 %) and 0.1 hours for the run; bound by compute.
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """What a reward model learned, on one page, before anyone optimises against it.
 
-python -m experiments.audit --model=DIR --data=NAME_OR_FILE --out=DIR2 writes DIR2/report.html,
+python -m experiments.audit --model=DIR --data=NAME_OR_FILE --output=DIR2 writes DIR2/report.html,
 report.json and the pictures. --against=DIR3 (any number of times) compares with other models.
 
 Each distinct text is scored once and kept in ~/.cache/rm_jax/scores: what was stopped goes on.
@@ -23,6 +23,7 @@ from rm_jax.audit.drift import Reference
 from rm_jax.audit.scorer import Scorer
 from rm_jax.audit.sections import Settings
 from rm_jax.data.report import DataError, Report
+from rm_jax.errors import InputError
 from rm_jax.train import datasets
 from rm_jax.train.datasets import true_world
 from rm_jax.types import Example
@@ -38,7 +39,7 @@ DATA = flags.DEFINE_string(
   None,
   "File, folder, hub id, or world:N, of feedback; 'heldout': what the run itself held out.",
 )
-OUT = flags.DEFINE_string("out", None, "Folder that gets the report.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder that gets the report.")
 AGAINST = flags.DEFINE_multi_string("against", [], "Another model to compare with.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
 EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
@@ -70,7 +71,8 @@ CHAT_TEMPLATE = flags.DEFINE_string(
 EOS = flags.DEFINE_enum(
   "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
 )
-flags.mark_flags_as_required(["model", "data", "out"])
+flags.DEFINE_alias("out", "output")  # its old name
+flags.mark_flags_as_required(["model", "data", "output"])
 
 
 def _folder(name: str) -> Path | None:
@@ -104,7 +106,7 @@ def _own(
 ) -> tuple[list[Example], list[Example]]:
   """What a run trained on, and what it held out; `flag` asks for it."""
   if not (config.data.train or config.data.sources):
-    raise ValueError(
+    raise InputError(
       f"--{flag}={HELDOUT} wants a run's workdir, which knows its data; found --model={MODEL.value}"
     )
   train, heldout, _ = datasets.read_both(config, report)
@@ -206,7 +208,7 @@ def _benchmarks(model: RewardModel) -> dict[str, list]:
 def _named(given: str) -> tuple[str, str]:
   name, _, paths = given.partition("=")
   if name not in BENCHMARKS or not paths:
-    raise ValueError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
+    raise InputError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
   return name, paths
 
 
@@ -227,8 +229,8 @@ def main() -> None:
   for given in BENCHMARK.value:
     _named(given)
   if REFERENCE.value == DATA.value == HELDOUT:
-    raise ValueError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
-  out = output_folder("out", OUT.value)
+    raise InputError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
+  out = output_folder("output", OUTPUT.value)
   config = _config(MODEL.value)
   model = RewardModel.from_pretrained(
     MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
@@ -291,15 +293,15 @@ def main() -> None:
   for name, section in found.items():
     for line in _said(section):
       print(f"{name}: {line}")
-  print(f"{OUT.value}/report.html")
+  print(f"{OUTPUT.value}/report.html")
   if CALIBRATE.value:
     folder = _folder(MODEL.value)
     if folder is None:
-      raise ValueError(f"--calibrate: {MODEL.value} is no folder; expected a model in one")
+      raise InputError(f"--calibrate: {MODEL.value} is no folder; expected a model in one")
     calibration.store(folder, found["calibration"], DATA.value)
   if failed:
     said = "; ".join(f"{name}: {why}" for name, why in failed.items())
-    raise ValueError(f"{OUT.value}/report.html is written, without what failed: {said}")
+    raise InputError(f"{OUTPUT.value}/report.html is written, without what failed: {said}")
 
 
 def _said(section: dict) -> list[str]:

@@ -1,15 +1,19 @@
-"""Cleans preference data, and says of every row what became of it.
+"""Cleans preference data, and reports what became of every row.
 
   python -m experiments.curate --input=FILE_OR_FOLDER --output=OUT.jsonl.gz --report=REPORT.json
 
-finds rows that cannot be read, duplicates, contradictions and pairs that part early; with
---heldout=FILE also rows that the held-out data repeat; with --denoise=drop|flip|downweight|none and
---denoise_scorer=content, or --denoise_config=configs/NAME.py, likely wrong labels; with
---resample_by also proportions. Kept rows are written unchanged and in order.
+finds rows that cannot be read, duplicates, contradictions, and pairs whose conversations differ
+before the last turn. Where asked to, it also finds
+  with --heldout=FILE, rows that repeat held-out data;
+  with --denoise_scorer=content or --denoise_config=configs/NAME.py, labels that are likely wrong,
+    and does what --denoise=drop|flip|downweight|none says;
+  with --resample_by, how to change the proportions of the data.
+Rows that are kept are written unchanged and in their order.
 
   python -m experiments.curate --input=FILE --annotators=COLUMN,COLUMN,... --report=REPORT.json
 
-says how far annotators agree, how reliable each is and what sways each; it writes no rows.
+reports how far annotators agree, how reliable each is, and how far the length, position and
+formatting of responses sway each of them. It writes no rows.
 """
 
 from pathlib import Path
@@ -17,7 +21,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.launch import launch, output_file
+from experiments.launch import MESH_HELP, launch, output_file, with_mesh
 from rm_jax.curate import annotators, ledger, pipeline
 from rm_jax.curate.scorers import ConfigScorer, ContentModel
 from rm_jax.data import formats
@@ -29,51 +33,65 @@ INPUT = flags.DEFINE_string("input", None, "File, folder or hub id of pairs.")
 OUTPUT = flags.DEFINE_string("output", None, "File of the kept rows: .jsonl or .jsonl.gz.")
 REPORT = flags.DEFINE_string("report", None, "JSON file that lists what became of every row.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
+LIMIT = flags.DEFINE_integer("limit", 0, "Pairs to read, from the first on; 0 = all.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
-HELDOUT = flags.DEFINE_string("heldout", None, "Pairs that the output must not repeat.")
+HELDOUT = flags.DEFINE_string("heldout", None, "Pairs that must not be in the output.")
 
 for _name, _known in pipeline.POLICIES.items():
   flags.DEFINE_enum(_name, getattr(DEFAULT, _name), _known, f"pipeline.Options.{_name}.")
-flags.DEFINE_float("near", DEFAULT.near, "Jaccard of near duplicates; 0 = equal only.")
+flags.DEFINE_float(
+  "near",
+  DEFAULT.near,
+  "Jaccard similarity from which two rows are duplicates; 0 = only equal ones.",
+)
 flags.DEFINE_integer("shingle", DEFAULT.shingle, "Words of a shingle.", lower_bound=1)
 flags.DEFINE_float(
-  "sides_similarity", DEFAULT.sides_similarity, "Jaccard of near sides; 0 = equal only."
+  "sides_similarity",
+  DEFAULT.sides_similarity,
+  "Jaccard similarity from which two responses are near; 0 = only equal ones.",
 )
 flags.DEFINE_integer(
   "contamination_n", DEFAULT.contamination_n, "Words of an n-gram.", lower_bound=1
 )
 flags.DEFINE_float(
-  "contamination_share", DEFAULT.contamination_share, "Share of n-grams that is too much."
+  "contamination_share",
+  DEFAULT.contamination_share,
+  "Share of a text's n-grams in held-out data from which its row is contaminated.",
 )
 flags.DEFINE_float(
   "denoise_threshold",
   DEFAULT.denoise_threshold,
-  "P(chosen better) below which a flip is suspected.",
+  "P(the chosen response is better) below which a flipped label is suspected.",
 )
-flags.DEFINE_float("denoise_weight", DEFAULT.denoise_weight, "Factor of 'downweight'.")
-flags.DEFINE_integer("folds", DEFAULT.folds, "Folds of the scorer.", lower_bound=2)
+flags.DEFINE_float(
+  "denoise_weight", DEFAULT.denoise_weight, "Factor of the weight in 'downweight'."
+)
+flags.DEFINE_integer("folds", DEFAULT.folds, "Folds of the scorer's cross-fitting.", lower_bound=2)
 flags.DEFINE_string("resample_by", DEFAULT.resample_by, "'source', 'length' or a column.")
 flags.DEFINE_string("resample_to", DEFAULT.resample_to, "KEY=SHARE,... or 'equal'.")
-flags.DEFINE_integer("seed", DEFAULT.seed, "Of all that is drawn.", lower_bound=0)
+flags.DEFINE_integer("seed", DEFAULT.seed, "Seed of all that is drawn.", lower_bound=0)
 flags.DEFINE_bool(
   "allow_large_drop", DEFAULT.allow_large_drop, "Let one rule drop more than half of the rows."
 )
 SCORER = flags.DEFINE_enum(
-  "denoise_scorer", "none", ["none", "content"], "'content': a light model of words."
+  "denoise_scorer", "none", ["none", "content"], "'content': a logistic regression on words."
 )
 CONFIG = config_flags.DEFINE_config_file(
   "denoise_config", None, "Config of the reward model that scores each fold."
 )
+MESH = flags.DEFINE_string("mesh", "", f"Of --denoise_config. {MESH_HELP}")
 WORKDIR = flags.DEFINE_string(
   "denoise_workdir", None, "Folder of the folds' runs; default REPORT.folds."
 )
 
-ANNOTATORS = flags.DEFINE_list("annotators", [], "Columns of annotators: a report and no output.")
+ANNOTATORS = flags.DEFINE_list("annotators", [], "Columns of annotators: makes their report.")
 FIRST = flags.DEFINE_string("first", "response1", "Column of the first response.")
 SECOND = flags.DEFINE_string("second", "response2", "Column of the second response.")
-PROMPT = flags.DEFINE_list("prompt", [], "Columns of the prompt; rows of one are resampled whole.")
+PROMPT = flags.DEFINE_list(
+  "prompt", [], "Columns of the prompt, whose rows are resampled together."
+)
 VALUES = flags.DEFINE_list(
-  "annotator_values", ["1", "2", "0"], "What stands for: first better, second better, tie."
+  "annotator_values", ["1", "2", "0"], "Values for: first better, second better, tie."
 )
 flags.mark_flags_as_required(["input", "report"])
 
@@ -86,12 +104,12 @@ def _scorer(report: Path):
   if CONFIG.value is not None and SCORER.value != "none":
     raise DataError("give --denoise_scorer or --denoise_config, not both")
   if CONFIG.value is not None:
-    return ConfigScorer(CONFIG.value, WORKDIR.value or f"{report}.folds")
+    return ConfigScorer(with_mesh(CONFIG.value, MESH.value), WORKDIR.value or f"{report}.folds")
   return ContentModel(progress=True) if SCORER.value == "content" else None
 
 
 def _check_output(output: Path, given: Path) -> None:
-  """What is read must not be written over, nor be read as data the next time."""
+  """Refuses an output over the input, or in its folder, where it would be read the next time."""
   output, given = output.resolve(), given.expanduser().resolve()
   if output == given or given in output.parents:
     raise DataError(f"--output={output} is --input, or lies in it; write somewhere else")
@@ -127,7 +145,9 @@ def main() -> None:
   heldout, heldout_report = None, Report(strict=STRICT.value)
   if HELDOUT.value:
     heldout = formats.load(HELDOUT.value, report=heldout_report, format=FORMAT.value)
-  rows = ledger.read(INPUT.value, format=FORMAT.value, strict=STRICT.value)
+  rows = ledger.read(
+    INPUT.value, format=FORMAT.value, strict=STRICT.value, limit=LIMIT.value or None
+  )
   files = {"input": INPUT.value, "output": OUTPUT.value, "files_not_read": rows.unread}
   if heldout is not None:
     files["heldout"] = {

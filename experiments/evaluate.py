@@ -1,16 +1,17 @@
 """Agreement of a model with held-out judgements.
 
-python -m experiments.evaluate --model=DIR --data=FILE --out=DIR2 writes DIR2/report.json.
+python -m experiments.evaluate --model=DIR --data=FILE --output=DIR2 writes DIR2/report.json.
 
---exclude=FILE leaves out what shares a conversation (of solutions: a question) with FILE, such as
-the data that the model was trained on. --sample=N takes N of what is left, drawn alike every time.
+--exclude=FILE leaves out the examples whose conversation (of solutions: whose question) is in FILE,
+such as the data that the model was trained on. --limit=N takes N of the rest, drawn at random and
+the same every time.
 """
 
 import random
 
 from absl import flags
 
-from experiments.launch import launch, output_folder
+from experiments.launch import DTYPES, launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.report import DataError, Report
@@ -19,23 +20,26 @@ from rm_jax.storage.files import write_json
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 DATA = flags.DEFINE_string("data", None, "File, folder or hub id of feedback of any kind.")
-OUT = flags.DEFINE_string("out", None, "Folder that gets report.json.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder that gets report.json.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
 EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
-SAMPLE = flags.DEFINE_integer("sample", 0, "Examples to take, drawn at random; 0 = all.")
+LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
-DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the backbone.")
 CHAT_TEMPLATE = flags.DEFINE_string(
   "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
 )
 EOS = flags.DEFINE_enum(
   "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
 )
-flags.mark_flags_as_required(["model", "data", "out"])
+# The flags' old names.
+flags.DEFINE_alias("out", "output")
+flags.DEFINE_alias("sample", "limit")
+flags.mark_flags_as_required(["model", "data", "output"])
 
 
 def main() -> None:
-  folder = output_folder("out", OUT.value)
+  folder = output_folder("output", OUTPUT.value)
   report = Report(strict=STRICT.value)
   examples = formats.load(DATA.value, report=report, format=FORMAT.value)
   if EXCLUDE.value:
@@ -46,11 +50,11 @@ def main() -> None:
           "excluded", example.origin, f"its conversation is in {EXCLUDE.value}", fault=False
         )
     examples = [e for e in examples if e.conversation not in seen]
-  if 0 < SAMPLE.value < len(examples):
-    drawn = set(random.Random(0).sample(range(len(examples)), SAMPLE.value))
+  if 0 < LIMIT.value < len(examples):
+    drawn = set(random.Random(0).sample(range(len(examples)), LIMIT.value))
     for i, example in enumerate(examples):
       if i not in drawn:
-        report.drop("not_sampled", example.origin, f"--sample={SAMPLE.value}", fault=False)
+        report.drop("not_sampled", example.origin, f"--limit={LIMIT.value}", fault=False)
     examples = [examples[i] for i in sorted(drawn)]
   model = RewardModel.from_pretrained(
     MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value

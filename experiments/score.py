@@ -1,18 +1,20 @@
-"""Adds "reward" to each row of {prompt, response}, or of {prompt, completions} in steps, in order.
+"""Adds "reward" to each row of {prompt, response}, or of {prompt, completions} in steps.
 
 python -m experiments.score --model=DIR --input=FILE.jsonl --output=FILE.jsonl
 
-Rows are read twice: first all are checked, then some thousands at a time are scored and written, so
-that a file of any length takes the same memory. The output stands there when it is whole.
+Rows are read twice: first all are checked, then they are scored and written in their order, some
+thousands at a time, so that a file of any length takes the same memory. The output gets its name
+when it is complete: a run that fails leaves no part of a file.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
 
 from absl import flags
 
-from experiments.launch import launch, output_file
+from experiments.launch import DTYPES, launch, output_file
 from rm_jax.api import RewardModel, cut_message
 from rm_jax.data.read import Row, read_rows
 from rm_jax.data.report import DataError, Report, shown
@@ -21,9 +23,10 @@ from rm_jax.losses.process import HOW
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 INPUT = flags.DEFINE_string("input", None, "Rows to score; JSON lines or parquet.")
+LIMIT = flags.DEFINE_integer("limit", 0, "Rows to score, from the first on; 0 = all.", 0)
 OUTPUT = flags.DEFINE_string("output", None, "JSON lines file that gets the rows with rewards.")
 AGGREGATE = flags.DEFINE_enum("aggregate", "min", HOW, "How a solution's steps become its reward.")
-DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the backbone.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the backbone.")
 MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a row; 0 = the model's own.")
 MARK_CUT = flags.DEFINE_bool(
   "mark_cut", False, 'Add "cut" to each row: tokens of its prompt that were left out.'
@@ -31,7 +34,8 @@ MARK_CUT = flags.DEFINE_bool(
 ROWS = flags.DEFINE_integer(
   "rows",
   8192,
-  "Rows that are held at once; responses to one prompt share its reading where they are.",
+  "Rows that are held in memory at once; the responses among them that have one prompt share its "
+  "computation.",
   lower_bound=1,
 )
 CHAT_TEMPLATE = flags.DEFINE_string(
@@ -42,14 +46,14 @@ EOS = flags.DEFINE_enum(
 )
 flags.mark_flags_as_required(["model", "input", "output"])
 
-_CHARACTERS = 2**26  # of the rows that are held at once: some may be books
+_CHARACTERS = 2**26  # of the rows that are held at once, since a row may be as long as a book
 
 
 def written(origin: str, row: Row) -> str:
   """A row as a JSON line.
 
   Raises:
-    DataError: JSON has no word for a value of it; the column is named.
+    DataError: JSON cannot hold one of its values; the message names the column.
   """
   try:
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
@@ -68,8 +72,15 @@ def written(origin: str, row: Row) -> str:
     raise DataError(f"{origin}: {error}") from None
 
 
+def read() -> Iterator[tuple[str, Row]]:
+  """(origin, row) of each of the rows that are asked for."""
+  # Strict, since a row without a reward would shift all rewards after it for a reader by line.
+  rows = read_rows(INPUT.value, Report(strict=True))
+  return itertools.islice(rows, LIMIT.value or None)
+
+
 def parts(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
-  """Rows in lists of at most --rows, and of about `_CHARACTERS` at most."""
+  """Rows in lists of at most --rows, and of at most about `_CHARACTERS` characters."""
   part, size = [], 0
   for origin, row in rows:
     part.append((origin, row))
@@ -82,14 +93,13 @@ def parts(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
 
 
 def check_rows() -> int:
-  """How many rows there are.
+  """The number of rows.
 
   Raises:
-    DataError: one of them cannot be scored, or not be written.
+    DataError: one of them cannot be scored, or cannot be written.
   """
   count = 0
-  # Strict: a row without a reward would shift all that come after it for who reads by line.
-  for origin, row in read_rows(INPUT.value, Report(strict=True)):
+  for origin, row in read():
     read_row(row, origin)
     written(origin, row)
     count += 1
@@ -110,7 +120,7 @@ def main() -> None:
         eos=EOS.value,
       )
       cuts: list[int] = []
-      for rows in parts(read_rows(INPUT.value, Report(strict=True))):
+      for rows in parts(read()):
         done, own = len(cuts), []
         rewards = model.score(
           [row for _, row in rows],

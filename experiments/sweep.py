@@ -1,17 +1,20 @@
-"""Runs a config's `sweep()` over seeds: tables with intervals, and a plot.
+"""Runs a study: each of its settings with several seeds, then a table with intervals and a plot.
 
-python -m experiments.sweep --config=configs/NAME.py --workdir=DIR [--seeds=10] [--only=GROUP]
+  python -m experiments.sweep --config=configs/NAME.py --workdir=DIR [--seeds=10] [--only=GROUP]
 
-`sweep()` beside `get_config()` yields settings: {name: {field: value}}, fields as 'loss.pair'. What
-stands before a '/' in the names is a group, a table of its own, whose settings are compared with
-its first. `MEASURES` beside it names the held-out figures of the tables, as 'kendall.value' (by
-default accuracy, or the loss where reports have none); a group whose reports lack one goes without.
-`pools()`, where there is one, names ensembles whose members are the runs of a setting, one a seed:
-{name: (setting, shifted data)}.
+A study is a config file that has, beside `get_config()`:
+  sweep() -> {name: {field: value}}: the settings; a field is named by its path, as 'loss.pair'. The
+    part of a name before '/' is its group. Each group is a table of its own, whose settings are
+    compared with its first.
+  MEASURES, optional: the held-out figures of the tables, as 'kendall.value'; by default accuracy,
+    or the loss where reports have no accuracy. A group whose reports lack a figure is left out of
+    that figure.
+  pools(), optional -> {name: (setting, shifted data)}: ensembles, whose members are the runs of one
+    setting, one for each seed.
 
-Runs that are done are not run again, so that the same command goes on where it stopped, and more
-seeds or settings can be added; runs of another config are refused. Where data.heldout is a fraction
-all runs hold out the same.
+Runs that are complete are not run again, so that the same command resumes a study, and seeds or
+settings can be added; runs of another config are refused. Where data.heldout is a fraction, all
+runs hold out the same conversations.
 """
 
 import dataclasses
@@ -28,8 +31,9 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments.launch import launch
+from experiments.launch import MESH_HELP, launch, with_mesh
 from rm_jax.api import RewardModel
+from rm_jax.errors import InputError
 from rm_jax.heldout.evaluate import evaluate, summary_table
 from rm_jax.heldout.shift import separation
 from rm_jax.pretrained.source import read_json
@@ -44,17 +48,18 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, the table an
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each setting: 0, 1, ...", lower_bound=2)
 MEASURES = flags.DEFINE_list("measures", None, "Held-out figures; default the config's MEASURES.")
 ONLY = flags.DEFINE_list("only", None, "Groups to run; default all.")
+MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """What a config file says beside its config.
+  """What a study's config file says beside its config.
 
   Attributes:
     settings: {name: {field: value}}.
-    measures: held-out figures, as 'kendall.value'; () = the usual one.
-    pools: {name: (setting, shifted data as data.shifted takes it)}.
+    measures: held-out figures, as 'kendall.value'; () = the one that `usual` chooses.
+    pools: {name: (setting, shifted data, as the config field data.shifted takes it)}.
   """
 
   settings: dict[str, dict]
@@ -66,28 +71,34 @@ def study_of(path: str) -> Study:
   """Reads `sweep()`, `MEASURES` and `pools()` of a config file.
 
   Raises:
-    ValueError: the file has no sweep, it is empty, or a pool is of a setting that is not in it.
+    InputError: the file has no sweep, it is empty, or a pool is of a setting that is not in it.
   """
   spec = importlib.util.spec_from_file_location("study", path)
   study = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(study)
   if not hasattr(study, "sweep"):
-    raise ValueError(f"{path}: has no sweep(); write one that returns {{name: {{field: value}}}}")
+    raise InputError(f"{path}: has no sweep(); write one that returns {{name: {{field: value}}}}")
   settings = dict(study.sweep())
   if not settings:
-    raise ValueError(f"{path}: its sweep() is empty")
+    raise InputError(f"{path}: its sweep() is empty")
   pools = dict(study.pools()) if hasattr(study, "pools") else {}
   for name, (setting, _) in pools.items():
     if setting not in settings:
-      raise ValueError(f"{path}: pool {name!r} is of {setting!r}, which sweep() does not have")
+      raise InputError(f"{path}: pool {name!r} is of {setting!r}, which sweep() does not have")
   return Study(settings, tuple(getattr(study, "MEASURES", ())), pools)
 
 
 def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: str) -> dict:
-  """Runs as the members of one ensemble, on the first's held-out data (see `train.shift`).
+  """Evaluates runs as the members of one ensemble, on the held-out data that they share.
+
+  Args:
+    config: of the runs; the seed is that of the first.
+    folders: their workdirs.
+    shifted: data unlike the training data, as data.shifted takes it.
 
   Returns:
-    {"accuracy", "interval" ... of the members' mean score, "shift": ...}.
+    the held-out report of the members' mean score, with 'shift' (`heldout.shift.separation`) and
+    'members', how many there are.
   """
   config = apply(config, {"data.shifted": shifted}, config.seed)
   model = build_model(config)
@@ -107,19 +118,19 @@ def group_of(name: str) -> str:
 
 
 def apply(config: ml_collections.ConfigDict, changes: dict, seed: int) -> ml_collections.ConfigDict:
-  """A copy of a config with some of its fields changed, by their dotted names.
+  """A copy of a config with another seed and some of its fields changed, by their dotted names.
 
   Raises:
-    ValueError: there is no such field, or a value is of another type.
+    InputError: there is no such field, or a value is of another type.
   """
   base = config.seed
   config = config.copy_and_resolve_references()
   try:
     config.update_from_flattened_dict({**changes, "seed": seed})
   except (KeyError, AttributeError, TypeError) as error:
-    raise ValueError(f"sweep(): {changes}: {error}") from None
-  # Else each seed would train on most of what another holds out: their figures would be of other
-  # data, and a pool of them would be judged on what its members know.
+    raise InputError(f"sweep(): {changes}: {error}") from None
+  # With a split for each seed, a run would train on most of what another holds out: their figures
+  # would be of different data, and a pool would be evaluated on its members' training data.
   if config.data.split_seed < 0 and _is_fraction(config.data.heldout):
     config.data.split_seed = base
   return config
@@ -133,14 +144,14 @@ def _is_fraction(heldout: str) -> bool:
 
 
 def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workdir: Path) -> None:
-  """Whether the runs that are in a sweep's folder are those that it asks for.
+  """Checks that the runs that are in a sweep's folder already have the configs that it asks for.
 
   Args:
     plan: (setting, seed, config) of each.
     workdir: of the sweep.
 
   Raises:
-    ValueError: one is of another config: one table would mix them.
+    InputError: one has another config, so that one table would mix the two.
   """
   for name, seed, config in plan:
     folder = workdir / name / str(seed)
@@ -149,11 +160,12 @@ def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workd
     there = read_json(folder / "config.json")
     found = differences(there, config)
     if not found and (folder / "summary.json").exists():
-      # What was filled in then, or given, against what would be now, of as many groups.
+      # config.json has fields that were filled in from the data (train.steps ...): fill them in now
+      # for as many groups, to see whether they would be the same.
       groups = read_json(folder / "summary.json").get("data", {}).get("train")
       found = differences(there, resolve(config, groups, folder)) if groups else []
     if found:
-      raise ValueError(
+      raise InputError(
         f"{folder} holds a run of another config, and one table would mix them:\n  "
         + "\n  ".join(found)
         + "\ngive another --workdir, or the same config"
@@ -161,7 +173,7 @@ def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workd
 
 
 def figure_of(summary: dict, measure: str) -> float | None:
-  """A figure of a run's held-out report, as 'accuracy' or 'kendall.value'; None if it has none."""
+  """A figure of a run's held-out report, named as 'kendall.value'; None where it has none."""
   value = summary["heldout"]
   for part in measure.split("."):
     value = value.get(part) if isinstance(value, dict) else None
@@ -170,7 +182,7 @@ def figure_of(summary: dict, measure: str) -> float | None:
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
   """(mean, low, high): Student's 95 % interval of the mean of two or more runs."""
-  from scipy.stats import t  # jax needs scipy; here, since it takes a second to import
+  from scipy.stats import t  # Here, since it takes a second to import.
 
   mean, n = statistics.fmean(values), len(values)
   half = t.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
@@ -178,7 +190,7 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def usual(runs: dict[str, list[dict]]) -> tuple[str]:
-  """The figure that a table has where nobody names one."""
+  """The figure that a table has where none is named: accuracy, or the loss where there is none."""
   some = any(figure_of(x, "accuracy") is not None for xs in runs.values() for x in xs)
   return ("accuracy",) if some else ("loss",)
 
@@ -194,11 +206,11 @@ def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
     measures: as `figure_of` takes them.
 
   Returns:
-    of each setting {mean, interval, runs}, and for all but its group's first `to_first`
-    {difference, interval}, seed by seed.
+    for each setting {mean, interval, runs}; for all but the first of its group also to_first:
+    {difference, interval} to the first, paired by seed. Intervals are Student's, 95 %.
 
   Raises:
-    ValueError: some runs of a group have a figure that others lack, or no run has it.
+    InputError: some runs of a group have a figure that others lack, or no run has it.
   """
   table: Table = {}
   for measure in measures:
@@ -210,13 +222,13 @@ def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
     for group, settings in found.items():
       missing = [name for name, values in settings.items() if None in values]
       if missing and any(v is not None for values in settings.values() for v in values):
-        raise ValueError(f"{measure!r} is not in all reports of {', '.join(missing)}")
+        raise InputError(f"{measure!r} is not in all reports of {', '.join(missing)}")
       if not missing:
         some = True
         table.setdefault(group, {})[measure] = _compare(settings)
     if not some:
       known = ", ".join(sorted(next(iter(runs.values()))[0]["heldout"] or ()))
-      raise ValueError(
+      raise InputError(
         f"{measure!r} is in no report; they have {known or 'nothing: none was held out'}. "
         "All runs are done and stay: --measures=NAME,... makes the table of others"
       )
@@ -260,7 +272,7 @@ def as_text(table: Table, seeds: int) -> str:
 
 
 def draw(path: Path, table: Table) -> None:
-  """Each setting's runs, mean and interval: a row of plots a group, one a measure."""
+  """Plots each setting's runs, mean and interval: a row for each group, a plot for each measure."""
   from rm_jax.storage import pictures as drawing
 
   columns = max(len(measures) for measures in table.values())
@@ -290,12 +302,13 @@ def main() -> None:
     unknown = set(ONLY.value) - {group_of(name) for name in settings}
     if unknown:
       known = sorted({group_of(name) for name in settings})
-      raise ValueError(f"--only has {sorted(unknown)}; expected some of {', '.join(known)}")
+      raise InputError(f"--only has {sorted(unknown)}; expected some of {', '.join(known)}")
     settings = {name: changes for name, changes in settings.items() if group_of(name) in ONLY.value}
   workdir = Path(WORKDIR.value)
-  # All configs are made before the first run: a wrong name should not be found after an hour.
+  base = with_mesh(CONFIG.value, MESH.value)
+  # All configs are made before the first run, so that a wrong field's name is found at once.
   plan = [
-    (name, seed, apply(CONFIG.value, changes, seed))
+    (name, seed, apply(base, changes, seed))
     for seed in range(SEEDS.value)
     for name, changes in settings.items()
   ]
@@ -317,7 +330,7 @@ def main() -> None:
   for name, (setting, shifted) in study.pools.items():
     if setting in settings:
       folders = [workdir / setting / str(seed) for seed in range(SEEDS.value)]
-      config = apply(CONFIG.value, settings[setting], 0)
+      config = apply(base, settings[setting], 0)
       pools[name] = pool(config, folders, shifted)
       text += f"\n**{name}**: {len(folders)} runs of {setting}\n\n{summary_table(pools[name])}\n"
   if pools:

@@ -1,5 +1,6 @@
-"""The commands as people run them: real processes, real exit codes, one message a mistake."""
+"""The commands as people run them: real processes, real exit codes, one message for a mistake."""
 
+import errno
 import gzip
 import json
 import os
@@ -13,9 +14,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import _libc, launch, with_large_pages
+from configs.base import get_config
+from experiments import launch, startup
+from experiments.startup import with_large_pages
 from rm_jax import RewardModel
+from rm_jax.data.report import DataError
+from rm_jax.errors import InputError, MissingFileError, UserError
 from rm_jax.storage.files import read_lines
+from rm_jax.train.loop import NotFiniteError, Stopped
+from rm_jax.workdir.checkpoints import CheckpointError
 from tests.train.runs import write_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -37,11 +44,11 @@ def test_freed_memory_is_kept_on_small_cpus_alone(
   platforms, cores, plugins, libtpu, expected, monkeypatch
 ):
   monkeypatch.setattr(os, "cpu_count", lambda: cores)
-  monkeypatch.setattr(launch.importlib.metadata, "entry_points", lambda group: plugins)
-  monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: libtpu or None)
+  monkeypatch.setattr(startup.importlib.metadata, "entry_points", lambda group: plugins)
+  monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: libtpu or None)
   config = types.SimpleNamespace(jax_platforms=platforms)
-  monkeypatch.setattr(launch, "jax", types.SimpleNamespace(config=config))
-  assert launch._on_small_cpu() is expected
+  monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(config=config))
+  assert startup.on_small_cpu() is expected
 
 
 @pytest.mark.parametrize(
@@ -66,8 +73,58 @@ def test_large_pages_are_asked_for_once(environment, libc, expected):
     assert with_large_pages(new, libc) is None
 
 
+MISTAKES = {
+  "input": InputError("data.train is ''"),
+  "data": DataError("rows.jsonl:1: no column"),
+  "missing": MissingFileError("none: no such folder"),
+  "checkpoint": CheckpointError("no checkpoint"),
+  "not finite": NotFiniteError("3 steps"),
+  "stopped": Stopped("stopped by signal 15", 15),
+  "path": FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.jsonl"),
+  "permission": PermissionError(errno.EACCES, "Permission denied", "runs"),
+  "disk": OSError(errno.ENOSPC, "No space left on device"),
+}
+BUGS = {
+  "value": ValueError("zip() argument 2 is shorter than argument 1"),
+  "encoding": UnicodeDecodeError("utf-8", b"a", 0, 1, "invalid start byte"),
+  "key": KeyError("accuracy"),
+  "attribute": AttributeError("'NoneType' object has no attribute 'shape'"),
+  "type": TypeError("unsupported operand"),
+  "descriptor": OSError(errno.EBADF, "Bad file descriptor"),
+  "runtime": RuntimeError("generator raised StopIteration"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_the_user_can_mend_is_a_message(name):
+  assert launch._is_mistake(MISTAKES[name])
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_any_other_error_keeps_its_traceback(name):
+  assert not launch._is_mistake(BUGS[name])
+
+
+def test_errors_of_ours_are_caught_by_their_usual_types():
+  for name in ("input", "data"):
+    assert isinstance(MISTAKES[name], ValueError)
+  assert isinstance(MISTAKES["missing"], FileNotFoundError)
+  for name in ("checkpoint", "not finite", "stopped"):
+    assert isinstance(MISTAKES[name], RuntimeError)
+  assert all(isinstance(e, UserError | OSError) for e in MISTAKES.values())
+
+
+def test_mesh_is_read_as_a_plan_reads_it():
+  config = get_config()
+  assert launch.with_mesh(config, "").mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}
+  mesh = launch.with_mesh(config, "fsdp=4,tensor=2").mesh
+  assert mesh.to_dict() == {"data": 1, "fsdp": 4, "tensor": 2}
+  with pytest.raises(InputError, match="--mesh=model=2: 'model=2' is not as expected"):
+    launch.with_mesh(config, "model=2")
+
+
 def environment(devices=1):
-  """A command's, on so many CPU devices."""
+  """The environment of a command that has this many CPU devices."""
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
@@ -78,7 +135,7 @@ def environment(devices=1):
 
 
 def command(name, *flags, devices=1, **options):
-  """A command's process on so many CPU devices, with its output as text."""
+  """Starts a command on this many CPU devices; its output is text."""
   return subprocess.Popen(
     [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
     cwd=ROOT,
@@ -95,7 +152,7 @@ def finish(process):
   return process.returncode, out, err
 
 
-# Imports are all that a mistake costs, so that they are made once: each case is a fork of them.
+# A command that stops at a mistake spends its time on imports: import once, and fork for each case.
 _FORKS = """
 import json, os, runpy, sys
 import experiments.launch, rm_jax.api, rm_jax.curate.pipeline, rm_jax.train.loop
@@ -115,12 +172,12 @@ print(json.dumps(codes))
 
 
 def attempts(name, cases, folder):
-  """{case: (exit code, stdout, stderr)} of a command's processes, one after the other.
+  """Runs a command with several sets of flags: {case: (exit code, stdout, stderr)}.
 
   Args:
-    name: the command's.
+    name: of the command.
     cases: {case: flags}.
-    folder: an empty one.
+    folder: an empty one, for the output.
   """
   order = [[str(flag) for flag in flags] for flags in cases.values()]
   done = subprocess.run(
@@ -152,6 +209,81 @@ def test_a_fork_says_what_a_process_says(tmp_path):
     code, out, err = finish(command("train", *flags))
     assert forks[case] == (code, out, err.replace(f"{ROOT}/", ""))
     assert code != 0
+
+
+_MAINS = """
+import os, sys
+from experiments.launch import launch
+from rm_jax.errors import InputError
+from rm_jax.train.loop import Stopped
+
+def mistake():
+  raise InputError("mend this")
+
+def missing():
+  open("/nowhere/rows.jsonl")
+
+def stopped():
+  raise Stopped("stopped by signal 15", 15)
+
+def bug():
+  list(zip([1], [2, 3], strict=True))
+
+for main in (mistake, missing, stopped, bug):
+  sys.stderr.write(f"# {main.__name__}\\n")
+  sys.stderr.flush()
+  if not os.fork():
+    launch(main)
+  print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("traceback", [False, True])
+def test_a_mistake_is_one_line_and_a_bug_keeps_its_traceback(traceback):
+  wanted = {"RM_JAX_TRACEBACK": "1"} if traceback else {}
+  done = subprocess.run(
+    [sys.executable, "-c", _MAINS],
+    cwd=ROOT,
+    env=environment() | wanted,
+    capture_output=True,
+    text=True,
+    timeout=200,
+    check=True,
+  )
+  assert [int(code) for code in done.stdout.split()] == [1, 1, 128 + signal.SIGTERM, 1]
+  said = dict(part.split("\n", 1) for part in done.stderr.removeprefix("# ").split("# "))
+  lines = {
+    "mistake": "error: mend this",
+    "missing": "error: [Errno 2] No such file or directory: '/nowhere/rows.jsonl'",
+    "stopped": "error: stopped by signal 15",
+  }
+  for name, line in lines.items():
+    assert said[name].splitlines()[-1] == line
+    assert ("Traceback" in said[name]) == traceback
+  assert "list(zip([1], [2, 3], strict=True))" in said["bug"] or "in bug" in said["bug"]
+  assert said["bug"].splitlines()[-1].startswith("ValueError: zip()")
+
+
+@pytest.mark.slow
+def test_a_config_files_own_errors_keep_their_traceback(tmp_path):
+  base = "from configs import base\n\n\ndef get_config():\n  c = base.get_config()\n"
+  bodies = {
+    "KeyError": "  return {}['missing']\n",
+    "AttributeError": "  c.data.batch_group = 3\n  return c\n",
+    "ValueError": "  raise ValueError('of the file')\n",
+  }
+  cases = {}
+  for name, body in bodies.items():
+    path = tmp_path / f"{name.lower()}.py"
+    path.write_text(base + body)
+    cases[name] = [f"--config={path}", f"--workdir={tmp_path}/w"]
+  (tmp_path / "said").mkdir()
+  for name, (code, _, err) in attempts("train", cases, tmp_path / "said").items():
+    assert code != 0, name
+    assert "Traceback" in err, (name, err)
+    assert f"{name.lower()}.py" in err, (name, err)
+    assert name in err, (name, err)
 
 
 def train_flags(folder, data, workdir, **fields):
@@ -239,20 +371,65 @@ def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["curate", "evaluate", "sweep"])
+def test_mistakes_in_flags_of_other_commands_are_one_line(name, llama_folder, data, tmp_path):
+  binary = tmp_path / "template"
+  binary.write_bytes(b"\xff\xff")
+  study, output = "--config=configs/loss_ablation.py", f"--output={tmp_path / 'out.jsonl'}"
+  model = f"--model={llama_folder}"
+  cleaned = (f"--input={data}", output, f"--report={tmp_path / 'report.json'}")
+  cases = {
+    "curate": {
+      "threshold is 1.0; expected it in (0, 1)": [*cleaned, "--near=1"],
+      "share is 0.0; expected it in (0, 1]": [
+        *cleaned,
+        f"--heldout={data}",
+        "--contamination_share=0",
+      ],
+      "cannot be dealt to 99 folds": [
+        *cleaned,
+        *["--denoise=drop", "--denoise_scorer=content", "--folds=99"],
+      ],
+    },
+    "evaluate": {
+      "holds neither model.safetensors": [model, f"--data={data}", output],
+      "expected a text file in UTF-8": [
+        model,
+        f"--data={data}",
+        output,
+        f"--chat_template={binary}",
+      ],
+      "--limit=-1": [model, f"--data={data}", output, "--sample=-1"],
+      "is a file; expected a folder": [model, f"--data={data}", f"--out={data}"],
+    },
+    "sweep": {
+      "has no sweep()": ["--config=configs/base.py", f"--workdir={tmp_path}"],
+      "--only has ['none']": [study, f"--workdir={tmp_path}", "--only=none"],
+      "--mesh=fsdp: 'fsdp' is not as expected": [study, f"--workdir={tmp_path}", "--mesh=fsdp"],
+    },
+  }[name]
+  (tmp_path / "said").mkdir()
+  for expected, (code, _, err) in attempts(name, cases, tmp_path / "said").items():
+    assert code != 0, expected
+    assert expected in err, (expected, err)
+    assert "Traceback" not in err, (expected, err)
+
+
+@pytest.mark.slow
 def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   whole = command("train", *train_flags(llama_folder, data, tmp_path / "whole"))
   code, out, err = finish(whole)
   assert code == 0, err
   assert "held-out accuracy" in out
 
-  # The same run, asked to stop by a signal on its way.
+  # The same run, stopped by a signal and resumed.
   flags = train_flags(llama_folder, data, tmp_path / "stopped")
   process = command("train", *flags)
   metrics = tmp_path / "stopped" / "metrics.jsonl"
   deadline = time.monotonic() + 200
   while time.monotonic() < deadline and process.poll() is None:
     if any(x["step"] >= 2 for x in read_lines(metrics)):
-      if with_large_pages({}, _libc()):
+      if with_large_pages({}, startup._libc()):
         environment = Path(f"/proc/{process.pid}/environ").read_bytes()
         assert b"glibc.malloc.hugetlb=1" in environment
       process.send_signal(signal.SIGTERM)
@@ -281,20 +458,20 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
     file.writelines(json.dumps(row) + "\n" for row in singles)
   model = f"--model={tmp_path / 'whole'}"
-  evaluate = command("evaluate", model, f"--data={held}", f"--out={tmp_path / 'e'}")
+  evaluate = command("evaluate", model, f"--data={held}", f"--out={tmp_path / 'e'}", "--sample=99")
   seen = tmp_path / "seen.jsonl"
   seen.write_text("".join(line + "\n" for line in held.read_text().splitlines()[:4]))
   without = command(
     "evaluate",
     model,
     f"--data={held}",
-    f"--out={tmp_path / 'w'}",
+    f"--output={tmp_path / 'w'}",
     f"--exclude={seen}",
-    "--sample=10",
+    "--limit=10",
   )
   output = tmp_path / "out.jsonl"
   files = (f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
-  score = command("score", model, *files, "--aggregate=product")
+  score = command("score", model, *files, "--aggregate=product", "--limit=12")
   code, out, err = finish(evaluate)
   assert code == 0, err
   report = json.loads((tmp_path / "e" / "report.json").read_text())
@@ -307,7 +484,7 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path):
   code, _, err = finish(score)
   assert code == 0, err
   scored = read_lines(output)
-  assert [{k: v for k, v in row.items() if k != "reward"} for row in scored] == singles
+  assert [{k: v for k, v in row.items() if k != "reward"} for row in scored] == singles[:12]
   assert all(isinstance(row["reward"], float) for row in scored)
   assert scored[4]["reward"] < 0  # a log-probability
 

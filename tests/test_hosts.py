@@ -1,4 +1,4 @@
-"""Two real processes of two devices each are one run: the same numbers, one stop, one workdir."""
+"""Two processes of two devices each are one run: the same numbers, one stop, one workdir."""
 
 import concurrent.futures
 import signal
@@ -22,15 +22,15 @@ def data(tmp_path_factory):
 
 
 def both(llama_folder, data, workdirs, own=({}, {}), **fields):
-  """Starts two processes of one run, each with its workdir and, in `own`, fields of its own."""
+  """Starts the two processes of a run, each with its workdir and, in `own`, fields of its own."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  fields = {"mesh.data": 2, "mesh.fsdp": 2} | fields
   return [
     command(
       "train",
       *train_flags(llama_folder, data, workdir, **fields | mine),
+      "--mesh=data=2,fsdp=2",
       f"--coordinator=localhost:{port}",
       "--processes=2",
       f"--process={index}",
@@ -41,7 +41,7 @@ def both(llama_folder, data, workdirs, own=({}, {}), **fields):
 
 
 def finish_both(processes):
-  """As `finish`, side by side: neither waits for who reads its output."""
+  """As `finish`, in two threads: a process whose output nobody reads would block."""
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     return list(pool.map(finish, processes))
 

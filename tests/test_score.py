@@ -1,4 +1,4 @@
-"""`experiments.score` as people run it: rows are checked first, streamed, and written whole."""
+"""`experiments.score` as a process: rows are checked, then streamed; output is all or nothing."""
 
 import datetime
 import json
@@ -48,7 +48,7 @@ def test_parts_are_scored_as_the_whole_and_written_at_the_end(saved, tmp_path):
   assert code == 0, err
   scored = [json.loads(line) for line in output.read_text().splitlines()]
   assert [{k: v for k, v in row.items() if k not in ("reward", "cut")} for row in scored] == rows
-  # To 1e-6 and not to the bit: rows of other parts may be packed into rows of another length.
+  # To 1e-6 and not bitwise: in parts, texts may be packed into rows of another length.
   rewards = [row["reward"] for row in scored]
   np.testing.assert_allclose(rewards, model.score(rows), rtol=0, atol=1e-6)
   assert [row["cut"] for row in scored] == [0] * 50 + [38]

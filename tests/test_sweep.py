@@ -1,4 +1,4 @@
-"""A sweep: settings by seeds, a table with intervals, and what a wrong setting is told."""
+"""A sweep runs settings by seeds, makes a table with intervals, and refuses wrong settings."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def sweep():
 
 
 def summaries(**figures):
-  """{setting: a summary of each seed} of accuracies."""
+  """{setting: [summary of each seed]}, from accuracies."""
   return {
     name.replace("__", "/"): [{"heldout": {"accuracy": value}} for value in values]
     for name, values in figures.items()
@@ -147,10 +147,10 @@ def test_all_seeds_hold_out_the_same(tmp_path):
   for train, held in sides[1:]:
     assert held == sides[0][1]
     assert not train & sides[0][1]
-  # A split of one's own, or a set of its own, stays.
+  # A split seed that was given stays, and so does held-out data of its own.
   assert apply(config, {"data.split_seed": 7}, 2).data.split_seed == 7
   assert apply(config, {"data.heldout": "world:5"}, 2).data.split_seed == -1
-  # By itself each seed has its own, as ever.
+  # Outside a sweep each seed has a split of its own.
   config.seed = 1
   assert {e.conversation for e in read_both(config, report)[1]} != sides[0][1]
 
@@ -171,7 +171,7 @@ def test_runs_of_another_config_are_not_taken_into_the_table(tmp_path):
       check_done([("bt", 1, apply(config, {fields: 0.05}, 1))], tmp_path)
   with pytest.raises(ValueError, match=r"train.steps: 20 there, 21 now"):
     check_done([("bt", 1, apply(config, {"train.steps": 21}, 1))], tmp_path)
-  # Steps that were given are not those of the data, which are asked for now.
+  # Now the steps are to follow from the data, and are not those that were given then.
   write_json(folder / "config.json", plain(resolve(apply(config, {"train.steps": 4}, 1), 640)))
   write_json(folder / "summary.json", {"data": {"train": 640}})
   with pytest.raises(ValueError, match=r"train.steps: 4 there, 20 now"):

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from rm_jax.curate.ngrams import all_ngrams, ngrams
 from rm_jax.curate.templates import template_tokens
 from rm_jax.curate.tokens import Part, Tokens
+from rm_jax.errors import InputError
 from rm_jax.types import Example, Text
 
 # Part of an example -> the texts of it that are compared.
@@ -87,7 +88,7 @@ def contaminated(
     ValueError: an argument is out of its range.
   """
   if not 0 < share <= 1:
-    raise ValueError(f"share is {share}; expected it in (0, 1]")
+    raise InputError(f"share is {share}; expected it in (0, 1]")
   if part not in PARTS:
     raise ValueError(f"part is {part!r}; expected one of {', '.join(PARTS)}")
   parts = ("prompt", "response") if part in ("either", "both") else (part,)

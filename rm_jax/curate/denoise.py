@@ -16,6 +16,7 @@ import numpy as np
 
 from rm_jax.curate.ledger import Ledger
 from rm_jax.data.report import DataError
+from rm_jax.errors import InputError
 from rm_jax.metrics.agreement import accuracy, credit
 from rm_jax.types import Example
 
@@ -232,7 +233,7 @@ def apply(
   if policy not in POLICIES or by not in ("threshold", "count"):
     raise ValueError(f"policy {policy!r} by {by!r}; expected one of {POLICIES}, threshold or count")
   if not 0 < threshold <= 0.5 or not 0 <= weight < 1:
-    raise ValueError(f"threshold {threshold}, weight {weight}; expected in (0, 0.5] and in [0, 1)")
+    raise InputError(f"threshold {threshold}, weight {weight}; expected in (0, 0.5] and in [0, 1)")
   kept = ledger.kept
   if len(kept) != len(suspicion.probability):
     raise ValueError(f"a suspicion of {len(suspicion.probability)} rows; {len(kept)} are kept")

@@ -16,6 +16,7 @@ from rm_jax.curate.join import Join, overlaps
 from rm_jax.curate.ngrams import Sets, all_ngrams, mixed, ngrams
 from rm_jax.curate.templates import MANY, template_tokens
 from rm_jax.curate.tokens import Part, difference, key
+from rm_jax.errors import InputError
 from rm_jax.types import Example, Text
 
 # Where there are templates, two texts can be near although they share less than the threshold of
@@ -106,7 +107,7 @@ def find_duplicates(
     ValueError: an argument is out of its range, or an example is not a pair.
   """
   if not 0 <= threshold < 1:
-    raise ValueError(f"threshold is {threshold}; expected it in (0, 1), or 0 for equal texts only")
+    raise InputError(f"threshold is {threshold}; expected it in (0, 1), or 0 for equal texts only")
   for example in examples:
     if len(example.responses) != 2:
       raise ValueError(f"{example.origin}: {len(example.responses)} responses; expected a pair")

@@ -183,7 +183,12 @@ class Ledger:
 
 
 def read(
-  path: str | os.PathLike, *, format: str = "auto", strict: bool = False, source: str | None = None
+  path: str | os.PathLike,
+  *,
+  format: str = "auto",
+  strict: bool = False,
+  source: str | None = None,
+  limit: int | None = None,
 ) -> Ledger:
   """Reads examples together with the rows that they came from.
 
@@ -192,12 +197,13 @@ def read(
     format: of `rm_jax.data.formats`; 'auto' = by each file's columns.
     strict: whether the first bad row raises.
     source: of the examples; by default each file's name.
+    limit: stop after this many pairs.
 
   Raises:
     DataError: as `formats.load`, or two rows have the same origin.
   """
   report = FullReport(strict=strict)
-  examples = formats.load(path, report=report, format=format, source=source)
+  examples = formats.load(path, report=report, format=format, source=source, limit=limit)
   row_at = dict(read_rows(path, Report()))
   if len({e.origin for e in examples}) < len(examples):
     raise DataError(f"{os.fspath(path)}: two rows have one origin; rename a file")

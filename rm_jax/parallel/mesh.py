@@ -20,6 +20,24 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(ROWS)
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+  """'data=2,fsdp=128' -> {'data': 2, 'fsdp': 128, 'tensor': 1}; what is not named is 1.
+
+  Raises:
+    InputError: it is not of that form, or an axis is unknown or named twice.
+  """
+  sizes: dict[str, int] = {}
+  for part in text.split(","):
+    axis, equals, size = (x.strip() for x in part.partition("="))
+    if axis not in AXES or axis in sizes or not equals or not size.lstrip("-").isdigit():
+      raise InputError(
+        f"--mesh={text}: {part!r} is not as expected; write axis=devices, each of "
+        f"{', '.join(AXES)} at most once, as in 'data=2,fsdp=128'"
+      )
+    sizes[axis] = int(size)
+  return dict.fromkeys(AXES, 1) | sizes
+
+
 def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
   """A mesh of all devices.
 

@@ -206,7 +206,10 @@ def chat_template(name: str) -> str:
   if "{" in name:
     return name
   if Path(local(name)).is_file():
-    return Path(local(name)).read_text(encoding="utf-8")
+    try:
+      return Path(local(name)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+      raise InputError(f"chat_template {name}: {error}; expected a text file in UTF-8") from None
   raise InputError(
     f"chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
   )

@@ -16,30 +16,12 @@ from rm_jax.batch.fit import up
 from rm_jax.batch.layout import Shape
 from rm_jax.errors import InputError
 from rm_jax.models.network import Network
-from rm_jax.parallel.mesh import AXES, BATCH, replicated, rows_multiple
+from rm_jax.parallel.mesh import BATCH, replicated, rows_multiple
 from rm_jax.speed.flops import Work
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
 from rm_jax.train.run import abstract_state, compile_step, make_packing
 from rm_jax.types import Batch
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-  """'data=2,fsdp=128' -> {'data': 2, 'fsdp': 128, 'tensor': 1}; what is not named is 1.
-
-  Raises:
-    ValueError: it is not of that form, or an axis is unknown or named twice.
-  """
-  sizes: dict[str, int] = {}
-  for part in text.split(","):
-    axis, equals, size = (x.strip() for x in part.partition("="))
-    if axis not in AXES or axis in sizes or not equals or not size.lstrip("-").isdigit():
-      raise InputError(
-        f"--mesh={text}: {part!r} is not as expected; write axis=devices, each of "
-        f"{', '.join(AXES)} at most once, as in 'data=2,fsdp=128'"
-      )
-    sizes[axis] = int(size)
-  return dict.fromkeys(AXES, 1) | sizes
 
 
 def topology_devices(topology: str, slices: int = 1) -> list[Any]:

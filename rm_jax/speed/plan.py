@@ -26,9 +26,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rm_jax.models.network import Network
-from rm_jax.parallel.mesh import count_slices, make_mesh
+from rm_jax.parallel.mesh import count_slices, make_mesh, parse_mesh
 from rm_jax.reward.architecture import build_network, planned_architecture
-from rm_jax.speed.abstract import Layout, lower_step, parse_mesh, planned_layout, topology_devices
+from rm_jax.speed.abstract import Layout, lower_step, planned_layout, topology_devices
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import Chip, chip_of
 from rm_jax.speed.flops import Work, forward_flops, step_flops
@@ -210,7 +210,7 @@ def plan(
     config: see configs/base.py. If `model.config` is set, the architecture is taken from it and
       `model.pretrained` is not read. Data are never read.
     topology: see `abstract.topology_devices`.
-    mesh: see `abstract.parse_mesh`; '' = the config's.
+    mesh: see `parallel.mesh.parse_mesh`; '' = the config's.
     slices: number of slices of that topology, joined by the data centre's network.
     tokens: columns of a group; 0 = data.max_length.
     kind: of the feedback.

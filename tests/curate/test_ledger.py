@@ -67,6 +67,13 @@ def test_every_bad_row_is_listed_however_many(tmp_path):
     ledgers.read(path, strict=True)
 
 
+def test_a_limit_takes_the_first_pairs(book, tmp_path):
+  few = ledgers.read(tmp_path / "in.jsonl", limit=2)
+  assert few.rows == book.rows[:2]
+  # The row between the two was read, and cannot be used.
+  assert few.counts()["rows"] == {"read": 3, "kept": 2, "dropped": 1, "changed": 0}
+
+
 def test_drop_flip_reweigh(book, tmp_path):
   book.drop(0, "why", "of old age")
   book.flip(1, "suspected", "p = 0.1")

@@ -14,11 +14,11 @@ from flax.traverse_util import flatten_dict
 
 from rm_jax.models.config import HeadConfig, backbone_config
 from rm_jax.models.network import Network
-from rm_jax.parallel.mesh import count_slices, make_mesh
+from rm_jax.parallel.mesh import count_slices, make_mesh, parse_mesh
 from rm_jax.reward.architecture import build_network, planned_architecture
 from rm_jax.reward.setup import build_model
 from rm_jax.speed import chips
-from rm_jax.speed.abstract import lower_step, parse_mesh, planned_layout, topology_devices
+from rm_jax.speed.abstract import lower_step, planned_layout, topology_devices
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import CHIPS, chip_of
 from rm_jax.speed.hlo import Program, arrays_of, replica_groups
