@@ -11,6 +11,7 @@ import numpy as np
 
 from rm_jax.audit import figures
 from rm_jax.audit.texts import conversation_of
+from rm_jax.errors import InputError
 from rm_jax.heldout.evaluate import judged
 from rm_jax.metrics import calibration as metrics
 from rm_jax.metrics.correlation import bootstrap
@@ -211,7 +212,7 @@ def store(folder: Path, found: dict[str, Any], data: str) -> dict[str, Any]:
     if not isinstance(section, dict):
       continue
     if section.get("why"):
-      raise ValueError(f"nothing is kept, for {name} cannot be calibrated: {section['why']}")
+      raise InputError(f"nothing is kept, for {name} cannot be calibrated: {section['why']}")
     if name == "pairs":
       kept[name] = {
         "temperature": section["temperature"],
@@ -228,6 +229,6 @@ def store(folder: Path, found: dict[str, Any], data: str) -> dict[str, Any]:
     kept[name] |= {"fitted_on": section["fitted_on"], "data": data}
   if not kept:
     why = found.get("why", "the data has neither comparisons nor labels of right")
-    raise ValueError(f"nothing is kept: {why}")
+    raise InputError(f"nothing is kept: {why}")
   write_json(Path(folder) / FILE, kept)
   return kept

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rm_jax.audit import figures
+from rm_jax.errors import InputError
 from rm_jax.metrics import drift as metrics
 from rm_jax.metrics.correlation import auroc, bootstrap
 from rm_jax.metrics.monitor import DriftMonitor
@@ -55,7 +56,7 @@ class Reference:
         known = bool(file["known"]) if "known" in file else True
         return cls(file["scores"], file["pooled"], str(file["data"]), str(file["model"]), known)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-      raise ValueError(f"{path}: is no reference of scores ({error}); delete it") from None
+      raise InputError(f"{path}: is no reference of scores ({error}); delete it") from None
 
 
 def drift(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from rm_jax.audit import figures
 from rm_jax.audit.texts import Score, conversation_of, scores_of
 from rm_jax.data.dialogue import plain
+from rm_jax.errors import InputError
 from rm_jax.metrics import agreement
 from rm_jax.metrics.text import characters, longest_run, repetition
 from rm_jax.types import Example
@@ -68,7 +69,7 @@ class Rules:
       try:
         re.compile(pattern)
       except re.error as error:
-        raise ValueError(f"deny: {pattern!r} is no regular expression: {error}") from error
+        raise InputError(f"deny: {pattern!r} is no regular expression: {error}") from error
 
   def flags(self, text: str) -> dict[str, bool]:
     """Rule of the text -> whether it flags this one."""

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from rm_jax.api import RewardModel
+from rm_jax.errors import InputError
 from rm_jax.storage.files import home
 from rm_jax.types import Text
 from rm_jax.workdir.checkpoints import fingerprint
@@ -133,7 +134,7 @@ class Scorer:
   def _keep(self, keys: list[bytes], scores_NM: np.ndarray, rows: dict[bytes, Row]) -> None:
     if not np.isfinite(scores_NM).all():
       bad = int(np.flatnonzero(~np.isfinite(scores_NM).all(axis=1))[0])
-      raise ValueError(f"the model gives {scores_NM[bad]} for {rows[keys[bad]]}")
+      raise InputError(f"the model gives {scores_NM[bad]} for {rows[keys[bad]]}")
     self._known.update(zip(keys, scores_NM, strict=True))
     self._write()
 
