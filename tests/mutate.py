@@ -43,7 +43,7 @@ from tests.mutations import Mutation, is_real, mutations_of
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
   "data", "batch", "models", "pretrained", "losses", "metrics", "reward", "heldout", "workdir",
-  "train", "curate", "audit",
+  "train", "curate", "audit", "shaping",
 )  # fmt: skip
 EQUAL = Path(__file__).with_name("mutants_equal.json")
 # Seconds after which one test hangs, and a whole stage does. The slowest test takes a minute.

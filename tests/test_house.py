@@ -19,10 +19,11 @@ MAY_IMPORT = {
   "batch": {"types", "data", "storage"},
   "pretrained": {"types", "models", "storage"},
   "reward": MODEL,
+  "shaping": {"types", "metrics"},  # of scores and texts alone: RL reads it without a model
   "heldout": MODEL,
   "workdir": MODEL,
-  "api": MODEL | {"workdir"},
-  "audit": MODEL | {"workdir", "heldout", "api"},
+  "api": MODEL | {"workdir", "shaping"},
+  "audit": MODEL | {"workdir", "heldout", "api", "shaping"},
   "train": MODEL | {"workdir", "heldout"},
   "curate": MODEL | {"workdir", "heldout", "api", "train"},
   "speed": MODEL | {"workdir", "heldout", "train"},

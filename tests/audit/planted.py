@@ -5,7 +5,7 @@ import statistics
 
 import numpy as np
 
-from rm_jax.audit.texts import last
+from rm_jax.audit.edits import last
 from rm_jax.data.dialogue import plain
 from rm_jax.types import Example
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rm_jax.audit.agreement import agreement, compare, example_scores
+from rm_jax.audit.scorer import example_scores
+from rm_jax.audit.sections.agreement import agreement
+from rm_jax.audit.sections.compare import compare
 from rm_jax.audit.topics import topics
 from rm_jax.types import Example
 from tests.audit.planted import Counting, length, pair

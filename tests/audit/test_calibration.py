@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rm_jax.audit import calibration
+from rm_jax.audit.sections import calibration
 from rm_jax.metrics import calibration as metrics
 from rm_jax.types import Example
 from tests.audit.planted import pair

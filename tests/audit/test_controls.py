@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rm_jax.audit.controls import NEUTRAL, controls, neutral
+from rm_jax.audit.sections.controls import NEUTRAL, controls, neutral
 from rm_jax.metrics import agreement
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, noisy, pair, remembered, truth

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rm_jax.audit.drift import LEVEL, Reference, disagreement, drift
+from rm_jax.audit.reference import Reference
+from rm_jax.audit.sections.drift import LEVEL, drift, errors_by_disagreement
 
 
 def sample(rng, n, move=0.0, width=6):
@@ -101,19 +102,21 @@ def test_disagreement_tells_errors():
   noise = np.abs(rng.normal(size=2000))  # some pairs are harder, for every member
   members = true[:, None] + noise[:, None] * rng.normal(size=(2000, 5)) * 2
   clusters = [f"c{i}" for i in range(2000)]
-  found = disagreement(members * np.sign(true)[:, None], np.zeros((2000, 5)), clusters)
+  found = errors_by_disagreement(members * np.sign(true)[:, None], np.zeros((2000, 5)), clusters)
   assert found["auroc"]["interval"][0] > 0.6
   # Members that differ by as much everywhere say nothing, where a small margin still does.
-  alike = disagreement((members.mean(axis=1) * np.sign(true))[:, None] + [-1.0, 1.0], 0, clusters)
+  alike = errors_by_disagreement(
+    (members.mean(axis=1) * np.sign(true))[:, None] + [-1.0, 1.0], 0, clusters
+  )
   assert alike["auroc"]["value"] == pytest.approx(0.5, abs=0.02)
   assert alike["margin"]["interval"][0] > 0.55
   assert alike["beyond"]["interval"][1] < 0
   spread = rng.normal(size=(2000, 1)) ** 2 * rng.normal(size=(2000, 5))
   spread -= spread.mean(axis=1, keepdims=True)
   mean = (members.mean(axis=1) * np.sign(true))[:, None]
-  random = disagreement(mean + spread, 0, clusters)["auroc"]
+  random = errors_by_disagreement(mean + spread, 0, clusters)["auroc"]
   assert random["interval"][0] < 0.5 < random["interval"][1]
-  tied = disagreement(np.array([[1.0, -1.0], [1, 0], [-1, 0]]), 0, list("abc"))
+  tied = errors_by_disagreement(np.array([[1.0, -1.0], [1, 0], [-1, 0]]), 0, list("abc"))
   assert (tied["ties"], tied["wrong"], tied["auroc"]["n"]) == (1, 1, 2)
-  flat = disagreement(np.ones((4, 2)), np.zeros((4, 2)), list("abcd"))
+  flat = errors_by_disagreement(np.ones((4, 2)), np.zeros((4, 2)), list("abcd"))
   assert flat["auroc"]["value"] is None

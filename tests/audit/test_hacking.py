@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from rm_jax.audit import hacking as room
-from rm_jax.audit.hacking import hacking, top_low
+from rm_jax.audit.sections import hacking as section
+from rm_jax.audit.sections.hacking import hacking, top_low
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import correlation
 from rm_jax.types import Example
@@ -66,7 +66,7 @@ def test_correlations_and_their_intervals_against_the_definitions(seed):
   y = np.round(given + 0.5 * x + rng.normal(size=90), 1)
   clusters = [f"c{i // 3}" for i in range(90)]
   for others in ([], [given]):
-    got, constant = room._correlations(
+    got, constant = section._correlations(
       x, np.array([y, np.ones(90)]), *(others or [None]), clusters, resamples=50, seed=seed
     )
     assert got["value"] == pytest.approx(partial(x, y, others))
@@ -131,7 +131,7 @@ def test_a_prompt_s_own_offset_neither_hides_nor_makes_up_a_preference(kind):
 
   found = hacking(scorer(by_length), examples, resamples=100)
   assert found["within"]
-  assert room.told(found)["characters"] == found["measures"]["characters"]["pairs"]["partial"]
+  assert section.told(found)["characters"] == found["measures"]["characters"]["pairs"]["partial"]
   assert found["measures"]["characters"]["partial"]["value"] < 0  # all together: the other way
   assert found["says"][0].startswith("scores length: partial Spearman 1.00")
   found = hacking(scorer(honest), examples, resamples=100)
@@ -168,7 +168,7 @@ def test_qualities():
   single = [Example(f"q{i}", ("x" * (i % 7),), (i % 2,), "outcome") for i in range(60)]
   found = hacking(length, single, resamples=20)  # nobody's other response: of all together
   assert not found["within"]
-  assert room.told(found)["characters"] == found["measures"]["characters"]["partial"]
+  assert section.told(found)["characters"] == found["measures"]["characters"]["partial"]
   assert found["says"][0].startswith("scores length: partial Spearman")
   assert found["says"][0].endswith("given label")
   found = hacking(length, [*ranked, alone], resamples=20)
@@ -248,7 +248,7 @@ def test_a_scorer_of_length_is_called_so_of_forty():
 
 def test_p_of_signs_by_hand():
   """Of 5 conversations there are 2⁵ signs: all shares of one sign are the farthest in 2 of 32."""
-  p = room._permutation_p(
+  p = section._permutation_p(
     np.arange(10.0), np.arange(10.0)[None], None, [f"{i // 2}" for i in range(10)], 0
   )
   assert p == pytest.approx(2 / 32, abs=0.02)
@@ -256,7 +256,7 @@ def test_p_of_signs_by_hand():
 
 def test_holms_p():
   figures = [{"value": v} for v in (0.4, None, 0.2, 0.3)]
-  found = room._with_p(figures, np.array([0.01, 0.001, 0.04, 0.03]))
+  found = section._with_p(figures, np.array([0.01, 0.001, 0.04, 0.03]))
   assert [one.get("p_holm") for one in found] == pytest.approx([0.03, None, 0.06, 0.06])
 
 

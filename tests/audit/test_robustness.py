@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rm_jax.audit.edits import EDITS
-from rm_jax.audit.robustness import robustness
+from rm_jax.audit.sections.robustness import robustness
 from rm_jax.data.dialogue import plain
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, pair, truth

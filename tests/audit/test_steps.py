@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from rm_jax.audit import page, sections
+from rm_jax.audit import page
+from rm_jax.audit.run import audit
+from rm_jax.audit.scorer import Scorer
 from rm_jax.types import Example
 from tests.audit.test_scorer import make
 
@@ -22,7 +24,7 @@ def solutions(count=40):
 
 def test_steps_are_scored_calibrated_and_shown(llama_folder, tmp_path):
   model, examples = make(llama_folder), list(solutions())
-  found = sections.audit_steps(model, examples)
+  found = audit(Scorer(model, folder=None), examples)
   total = sum(len(e.labels) for e in examples)
   assert found["agreement"]["kind"] == "step"
   assert found["agreement"]["n"] == total
@@ -42,4 +44,4 @@ def test_steps_are_scored_calibrated_and_shown(llama_folder, tmp_path):
 
 def test_an_encoder_reads_no_steps(bert_folder):
   with pytest.raises(ValueError, match="steps"):
-    sections.audit_steps(make(bert_folder), list(solutions(4)))
+    audit(Scorer(make(bert_folder), folder=None), list(solutions(4)))

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 
 from rm_jax.audit import figures
-from rm_jax.audit.texts import (
-  compared,
-  comparisons,
-  distinct_rows,
-  elsewhere,
-  in_form,
-  last,
-  sampled,
-  scores_of,
-  with_last,
-)
+from rm_jax.audit.comparisons import compared, comparisons, elsewhere, sampled
+from rm_jax.audit.edits import in_form, last, with_last
+from rm_jax.audit.scorer import distinct_rows, scores_of
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement
 from rm_jax.types import Example

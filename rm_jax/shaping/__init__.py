@@ -1,0 +1,5 @@
+"""Between a model's raw score and the score that reinforcement learning reads.
+
+`limits` says which responses and scores are not to be trusted: those that a declared limit catches,
+and scores outside the range of a reference.
+"""
