@@ -248,7 +248,7 @@ def _draw(found: Mapping[str, Any]) -> dict[str, Draw]:
     accuracy = found["sample"][name]["accuracy"]
     label = f"prompt {name}"
     rows.append(plots.Point(label, accuracy["value"], accuracy["interval"], plots.ORANGE))
-  title = "by length gap, characters"
+  title = "Accuracy, beside what reads nothing"
   return {"controls": lambda: plots.points(title, rows, 0.5)}
 
 
