@@ -142,15 +142,14 @@ class _Page(Writer):
       "more by the bootstrap, of fewer by Student's t or Wilson's, of fewer than 5 there is "
       "none.</p>"
     )
-    said, late = [], []
+    said = []
     for section in self.sections:
       found = self.report[section.name]
       said += [escaped(one) for one in sentences(found.value)]
       if section.summary and not silent(found.value):
-        (late if section.name == "overoptimisation" else said).extend(section.summary(self, found))
+        said += section.summary(self, found)
     for name, why in self.report.get("failed").items():
       said.append(f"<b>{escaped(name)} could not be measured</b>: {escaped(why.value)}")
-    said += late
     self.add("<ul>" + "".join(f"<li>{one}</li>" for one in said) + "</ul>")
     rows = [(escaped(key.replace("_", " ")), self.value(one)) for key, one in about.items()]
     for key, one in self.report.get("scorer").items():
