@@ -188,6 +188,8 @@ def silent(report: Mapping[str, Any]) -> bool:
 
 
 def sentences(report: Any) -> list[str]:
-  """The findings of a section in words: its `says`, one or several."""
-  says = report.get("says", []) if isinstance(report, Mapping) else []
-  return [says] if isinstance(says, str) else [one for one in says if isinstance(one, str)]
+  """The findings of a section in words: its `says`, which is a sentence or a list of them."""
+  says = report.get("says") if isinstance(report, Mapping) else None
+  if isinstance(says, str):
+    return [says]
+  return says if isinstance(says, list) else []

@@ -22,7 +22,7 @@ def workdir(llama_folder, tmp_path_factory):
 
 
 def audit(tmp_path, *flags):
-  return finish(command("audit", f"--out={tmp_path / 'out'}", "--sample=8", *flags))
+  return finish(command("audit", f"--output={tmp_path / 'out'}", "--edits=8", *flags))
 
 
 def test_a_page_of_a_run(workdir, tmp_path):
@@ -73,6 +73,15 @@ def test_a_page_of_a_run(workdir, tmp_path):
   assert again == report
 
 
+def test_flags_have_their_old_names_too(workdir, tmp_path):
+  data = write_pairs(tmp_path / "held.jsonl", 12, seed=3)
+  flags = (f"--model={workdir}", f"--data={data}", "--cache=none", "--sample=3")
+  code, _, err = finish(command("audit", *flags, f"--out={tmp_path / 'page'}"))
+  assert code == 0, err
+  report = json.loads((tmp_path / "page" / "report.json").read_text())
+  assert report["robustness"]["pairs"] == report["controls"]["sample"]["pairs"] == 3
+
+
 def test_what_a_run_held_out(workdir, tmp_path):
   code, out, err = audit(tmp_path, f"--model={workdir}", "--data=heldout", "--cache=none")
   assert code == 0, err
@@ -120,7 +129,7 @@ def test_what_fails_does_not_cost_the_page(workdir, tmp_path):
   shown = (tmp_path / "out" / "report.html").read_text()
   assert "prmbench could not be measured" in shown
   # What can be known before is known before anything is scored.
-  code, _, err = audit(tmp_path, *flags, "--benchmark=llmbar=missing", f"--out={tmp_path / 'no'}")
+  code, _, err = audit(tmp_path, *flags, "--benchmark=llmbar=missing")
   assert code == 1
   assert "missing: no such file or folder" in err
   assert "Traceback" not in err

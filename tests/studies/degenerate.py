@@ -149,8 +149,8 @@ def flags_of(command: str, case: str, files: dict[str, Path], base: Path, out: P
   if command == "evaluate":
     return [model, f"--data={feedback}", f"--out={out / 'report'}"]
   if command == "audit":
-    few = ["--cache=none", "--sample=20", "--prompts=4", "--candidates=8"]
-    return [model, f"--data={feedback}", f"--out={out / 'page'}", *few]
+    few = ["--cache=none", "--edits=20", "--prompts=4", "--candidates=8"]
+    return [model, f"--data={feedback}", f"--output={out / 'page'}", *few]
   if command == "curate":
     return [f"--input={feedback}", f"--output={out / 'kept.jsonl'}", f"--report={out / 'c.json'}"]
   return [model, f"--input={rows}", f"--output={out / 'scored.jsonl'}"]
