@@ -100,7 +100,7 @@ def best_of_n(
   return proxy_PN @ weight_MN.T, true_PN @ weight_MN.T, tied
 
 
-def over_optimisation(
+def overoptimisation(
   proxy_PN: npt.ArrayLike,
   true_PN: npt.ArrayLike,
   ns: Sequence[int],

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.metrics.best_of_n import best_of_n, fit_gao, kl, over_optimisation, peak, weights
+from rm_jax.metrics.best_of_n import best_of_n, fit_gao, kl, overoptimisation, peak, weights
 from rm_jax.metrics.interval import Resampling
 
 NS = [1, 2, 4, 8, 16, 32, 64]
@@ -133,7 +133,7 @@ def test_planted_worlds_are_told_apart():
   assert NS[int(np.argmax(truth))] == 8
   said = {kind: [] for kind in ("light", "exploit")}
   for kind, seed in itertools.product(said, range(150)):
-    found = over_optimisation(*world(seed, kind), NS, resamples=100, seed=seed)["peak"]
+    found = overoptimisation(*world(seed, kind), NS, resamples=100, seed=seed)["peak"]
     said[kind].append(found)
   assert sum(f["peaks"] for f in said["light"]) == 0
   assert {f["statement"] for f in said["light"]} == {"no peak of the true reward within n <= 64"}
@@ -170,14 +170,14 @@ def test_of_few_prompts_nothing_is_said_and_of_ten_what_is_said_is_mostly_true()
   wrong = 0
   for seed in range(200):
     proxy, true = world(seed, "noise", prompts=10, candidates=16)
-    wrong += over_optimisation(proxy, true, NS[:5], resamples=200, seed=seed)["peak"]["peaks"]
+    wrong += overoptimisation(proxy, true, NS[:5], resamples=200, seed=seed)["peak"]["peaks"]
   assert wrong / 200 <= 0.1
-  found = over_optimisation(*world(0, "exploit", prompts=9), NS, resamples=100)["peak"]
+  found = overoptimisation(*world(0, "exploit", prompts=9), NS, resamples=100)["peak"]
   assert found["peaks"] is None
   assert found["statement"].startswith("9 conversations do not tell whether the true reward peaks")
   # Two lists of one conversation are one.
   clusters = [i // 2 for i in range(18)]
-  found = over_optimisation(*world(0, "exploit", prompts=18), NS, resamples=100, clusters=clusters)
+  found = overoptimisation(*world(0, "exploit", prompts=18), NS, resamples=100, clusters=clusters)
   assert found["peak"]["peaks"] is None
 
 
@@ -193,7 +193,7 @@ def test_a_peak_that_is_not_shown_is_no_finding_of_none():
 
 def test_curves_against_hand_and_report():
   proxy, true = world(0, "light", prompts=40)
-  found = over_optimisation(proxy, true, NS[1:], clusters=[i // 2 for i in range(40)])
+  found = overoptimisation(proxy, true, NS[1:], clusters=[i // 2 for i in range(40)])
   assert found["n"] == NS
   _, curve, _ = best_of_n(proxy, true, NS)
   for m, figure in enumerate(found["true"]):
@@ -206,9 +206,9 @@ def test_curves_against_hand_and_report():
   assert (found["kl_is"], found["tied_prompts"], found["prompts"]) == ("exact", 0, 40)
   assert found["kl"] == [kl(n) for n in NS]
   assert found["fits"]["proxy"]["bon"]["alpha"]["value"] > 0
-  assert over_optimisation(np.round(proxy), true, NS)["kl_is"] == "an upper bound"
+  assert overoptimisation(np.round(proxy), true, NS)["kl_is"] == "an upper bound"
   # A constant reward differs from itself in the last bit only.
-  constant = over_optimisation(proxy, np.full_like(true, 0.1), NS, resamples=50)
+  constant = overoptimisation(proxy, np.full_like(true, 0.1), NS, resamples=50)
   assert not constant["peak"]["peaks"]
   assert {f["value"] for f in constant["true"]} == {0.0}
 
@@ -220,10 +220,10 @@ def test_curves_against_hand_and_report():
     (lambda p, t: best_of_n(p, t, []), r"ns is \[\]"),
     (lambda p, t: best_of_n(p, t[:, :7], [1]), r"true_PN \(3, 7\)"),
     (lambda p, t: best_of_n(p * math.nan, t, [1]), "proxy_PN has 24 not finite"),
-    (lambda p, t: over_optimisation(p, t, [1, 2, 8]), "at least 3 above 1"),
-    (lambda p, t: over_optimisation(p, t, [1, 4, 2, 8]), "expected increasing"),
-    (lambda p, t: over_optimisation(p, t, [2, 4, 8], clusters=[1] * 3), r"1 cluster\(s\)"),
-    (lambda p, t: over_optimisation(p, t, [2, 4, 8], resamples=0), "resamples is 0"),
+    (lambda p, t: overoptimisation(p, t, [1, 2, 8]), "at least 3 above 1"),
+    (lambda p, t: overoptimisation(p, t, [1, 4, 2, 8]), "expected increasing"),
+    (lambda p, t: overoptimisation(p, t, [2, 4, 8], clusters=[1] * 3), r"1 cluster\(s\)"),
+    (lambda p, t: overoptimisation(p, t, [2, 4, 8], resamples=0), "resamples is 0"),
     (lambda p, t: fit_gao([0, 1, 1], [0, 1, 1]), "two different above it"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1]), "expected one M"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1, math.inf]), "not finite"),

@@ -18,7 +18,7 @@ from rm_jax.heldout.evaluate import evaluate
 from rm_jax.heldout.shift import separation
 from rm_jax.metrics import interval
 from rm_jax.metrics.agreement import accuracy, cluster_bootstrap, paired_difference
-from rm_jax.metrics.best_of_n import over_optimisation
+from rm_jax.metrics.best_of_n import overoptimisation
 from rm_jax.types import Example
 from tests.studies import coverage
 
@@ -240,7 +240,7 @@ def _reports():
   members = rng.normal(size=(2, 24, 3))
   yield {"disagreement": drift.errors_by_disagreement(*members, [str(i) for i in range(24)])}
   yield hacking.hacking(score, pairs, resamples=10)
-  curve = over_optimisation(rng.normal(size=(12, 16)), rng.normal(size=(12, 16)), [1, 2, 4, 8])
+  curve = overoptimisation(rng.normal(size=(12, 16)), rng.normal(size=(12, 16)), [1, 2, 4, 8])
   yield {"variants": {"score": curve}}
   yield rules.flagged(score, pairs)
   terms = np.stack([label, np.ones(96)], axis=1)

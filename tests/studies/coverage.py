@@ -312,7 +312,7 @@ def _curves(rng, clusters: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(rng, clusters: int, seed: int) -> Found:
-  found = best_of_n.over_optimisation(*_curves(rng, clusters), _NS, seed=seed)
+  found = best_of_n.overoptimisation(*_curves(rng, clusters), _NS, seed=seed)
   bon = found["fits"]["true"]["bon"]
   return {
     "proxy": found["proxy"][-1]["interval"],
@@ -464,7 +464,7 @@ def truth(name: str) -> dict[str, float]:
   if name == "hacking":
     return {k: one["value"] for k, one in _hacking(rng, _MANY, 1, 0)[0].items()}
   if name == "curves":
-    parts = [best_of_n.over_optimisation(*_curves(rng, 2000), _NS, resamples=2) for _ in range(20)]
+    parts = [best_of_n.overoptimisation(*_curves(rng, 2000), _NS, resamples=2) for _ in range(20)]
     proxy, true = (
       np.mean([[x["value"] for x in part[side]] for part in parts], axis=0)
       for side in ("proxy", "true")

@@ -21,7 +21,7 @@ from rm_jax.audit.scorer import Row, Score, distinct_rows, scores_of
 from rm_jax.audit.section import Draw, Section, Subject
 from rm_jax.audit.writer import View, Writer, escaped
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics.best_of_n import over_optimisation
+from rm_jax.metrics.best_of_n import overoptimisation
 from rm_jax.metrics.text import characters
 from rm_jax.storage import pictures
 from rm_jax.types import Example, Text
@@ -247,7 +247,7 @@ def _curve(drawn: Candidates, seed: int) -> dict[str, Any]:
     "candidates": count,
     "distinct": drawn.distinct,
     "variants": {
-      name: over_optimisation(proxy, drawn.true, ns, clusters=drawn.clusters, seed=seed)
+      name: overoptimisation(proxy, drawn.true, ns, clusters=drawn.clusters, seed=seed)
       for name, proxy in drawn.proxies.items()
     },
   }
