@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rm_jax.audit.benchmarks.figures import (
-  Score,
   absent,
   by_subset,
   finite,
@@ -20,6 +19,7 @@ from rm_jax.audit.benchmarks.figures import (
   response_scores,
 )
 from rm_jax.audit.benchmarks.items import Benchmark, Item, load_items, make_item, split_name
+from rm_jax.audit.scorer import Score
 from rm_jax.data import formats
 from rm_jax.data.read import File, Row
 from rm_jax.data.report import DataError, Report, RowError, shown

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from rm_jax.audit.benchmarks.figures import (
-  Score,
   absent,
   by_subset,
   finite,
@@ -31,6 +30,7 @@ from rm_jax.audit.benchmarks.items import (
   split_name,
   whole_number,
 )
+from rm_jax.audit.scorer import Score
 from rm_jax.data.dialogue import text_of, texts_of
 from rm_jax.data.read import File, Row
 from rm_jax.data.report import Report, RowError, shown

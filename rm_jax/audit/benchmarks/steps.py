@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from rm_jax.audit.benchmarks.figures import (
-  ScoreSteps,
   absent,
   by_subset,
   finite,
@@ -33,6 +32,7 @@ from rm_jax.audit.benchmarks.items import (
   split_name,
   whole_number,
 )
+from rm_jax.audit.scorer import ScoreSteps
 from rm_jax.data.dialogue import text_of
 from rm_jax.data.read import Row
 from rm_jax.data.report import Report, RowError, shown

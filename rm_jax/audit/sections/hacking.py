@@ -186,7 +186,7 @@ def top_low(
     return float((high_N * figures.top_weights(-quality_N, 0.5)).sum() / high_N.sum())
 
   arrays = [agreement.vector(v, name) for v, name in ((scores, "scores"), (quality, "quality"))]
-  figure = figures.by_scores(share, *arrays, clusters, top=top, resamples=resamples, seed=seed)
+  figure = figures.top_share(share, *arrays, clusters, top=top, resamples=resamples, seed=seed)
   return {**figure, "top": top, "random": 0.5, "perfect": share(arrays[1], arrays[1])}
 
 

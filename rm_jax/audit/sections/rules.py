@@ -71,7 +71,7 @@ def flagged(
   for name, hit_N in hit.items():
     found[name] = {
       "all": figures.share(hit_N, clusters, seed=seed),
-      "top": figures.by_scores(among_top, score_N, hit_N, clusters, top=top, seed=seed),
+      "top": figures.top_share(among_top, score_N, hit_N, clusters, top=top, seed=seed),
     }
   if bounds is None:
     why = figures.none("no reference scores were given", len(rows))
