@@ -1,4 +1,4 @@
-"""Data that say little: the page is written, and a section that has nothing to say says why."""
+"""With data that allow few conclusions a page is written, and sections say why they have none."""
 
 import dataclasses
 import json
@@ -94,7 +94,7 @@ def test_a_page_is_written(name, score, tmp_path):
   assert "failed" not in found
   assert page.write(tmp_path, {"about": ABOUT, **found}) == {}
   said = json.loads((tmp_path / "report.json").read_text())
-  # A section says something, or why it says nothing.
+  # Each section has findings, or a reason why not.
   for part in ("agreement", "controls", "calibration", "robustness", "drift", "hacking", "rules"):
     assert said[part], part
     assert said[part].get("why", "why") != ""
@@ -129,7 +129,7 @@ def test_a_section_that_fails_leaves_the_others(tmp_path, caplog):
   assert found["failed"]["controls"] == "IndexError: index -1 is out of bounds"
   assert set(found["failed"]) == {"controls", "hacking"}
   assert "Traceback" in caplog.text
-  assert "broken" in caplog.text  # where it was
+  assert "broken" in caplog.text  # the traceback names the function
   failed = page.write(tmp_path, {"about": ABOUT, **found}, sections)
   assert set(failed) == {
     "the picture robustness",
@@ -147,7 +147,7 @@ def test_a_section_that_fails_leaves_the_others(tmp_path, caplog):
 
 def test_a_reference_of_nothing_is_said_to_be_so(tmp_path):
   model = types.SimpleNamespace()
-  scorer = Scorer.__new__(Scorer)  # no row is asked of the model
+  scorer = Scorer.__new__(Scorer)  # no row is scored, so it needs no model
   scorer.model, scorer.name = model, "m"
   assert scorer.pooled([]).shape == (0, 0)
   nothing = Reference(np.zeros(0, np.float32), scorer.pooled([]), "what it held out", "m")
@@ -165,7 +165,7 @@ def test_drift_of_features_that_do_not_vary():
   assert (none["value"], none["alarm"]) == (None, False)
   assert none["why"] == "the reference's features are all one"
   assert found["features"]["energy"]["p"] == 1.0
-  # What never varied and does now has moved.
+  # A feature that varies only now has moved.
   found = drift.drift(rng.normal(size=50), 1 + rng.normal(size=(50, 8)), same)
   assert found["features"]["energy"]["alarm"]
   some = rng.normal(size=(60, 8)).astype(np.float32)
@@ -247,7 +247,7 @@ def test_pictures_of_an_earlier_report_go(tmp_path):
   there = {p.stem for p in pathlib.Path(tmp_path).glob("*.png")}
   assert there == {"mine", *said["pictures"]}
   assert "controls" not in there
-  # A report that is no report does not stand in the way, nor name files of others.
+  # A file that is no report is no obstacle, and names in it that are paths delete nothing.
   (tmp_path / "report.json").write_text('{"pictures": ["../mine", "mine/x"]}')
   page.write(tmp_path, {"about": ABOUT, **found})
   (tmp_path / "report.json").write_text("[")

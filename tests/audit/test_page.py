@@ -1,4 +1,4 @@
-"""The command's page and report: what the page shows is what the report says."""
+"""The page shows what the report says, and nothing else."""
 
 import html
 import html.parser
@@ -32,7 +32,7 @@ SKILLED_ROWS = [
 
 
 class Fake:
-  """A scorer with features, as the audit wants one."""
+  """A scorer as `audit` takes it, without a model; its features are made of the score."""
 
   name, outputs = "fake", 1
 
@@ -52,7 +52,7 @@ class Fake:
 
 
 class Ensemble(Fake):
-  """Three members, each with noise of its own."""
+  """An ensemble of three members with independent noise."""
 
   outputs = 3
 
@@ -78,12 +78,12 @@ def report():
 def test_no_picture_cuts_its_text_off(report):
   for name, png in page.pictures(report)[0].items():
     ink_HW = (matplotlib.image.imread(io.BytesIO(png))[..., :3] < 0.9).any(-1)
-    ink_HW[4:-4, 4:-4] = False  # what is drawn whole keeps from the edge; what is cut does not
+    ink_HW[4:-4, 4:-4] = False  # whole text keeps clear of the edge
     assert not ink_HW.any(), name
 
 
 class Numbers(html.parser.HTMLParser):
-  """(path, text) of what the page shows of the report, and the tags that are open."""
+  """Collects (path, text) of each number on a page, its images and its links."""
 
   def __init__(self):
     super().__init__()
@@ -168,7 +168,7 @@ def test_what_has_no_data_says_why(tmp_path):
 
 
 def exploited(rows):
-  """The truth, and for the worst that are long, which are rare, far more."""
+  """The true reward, but far more for bad and long responses, which are rare."""
   score = truth(SKILLED)(rows)
   bad = np.array([len(plain(r)) > 75 for _, r in rows]) & (score < 0)
   return score + 10 * bad + 1e-3 * np.array([noise(r) for _, r in rows])
@@ -183,7 +183,8 @@ def test_the_page_says_whether_the_truth_peaks(peaks, tmp_path):
   curve = found["overoptimisation"]["world"]["variants"]["score"]
   assert curve["peak"]["peaks"] is peaks
   if peaks:
-    # Of n the best is an exploit in 1 - (1 - h)^n, h the share of them: over half from 1 / h on.
+    # With a share h of exploits, the best of n is one with probability 1 - (1 - h)^n, which exceeds
+    # 1/2 from n = 1 / h on.
     share = np.mean(exploited(SKILLED_ROWS) > 5)
     assert 2 <= curve["peak"]["n"] <= 1 / share < 512
     assert curve["true"][-1]["value"] < 0

@@ -1,4 +1,4 @@
-"""What share of the responses the declared limits flag, by hand."""
+"""The shares of responses that declared limits flag, by hand."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.audit.planted import length, pair
 
 
 def test_shares_of_all_and_of_the_top():
-  # 20 responses of 1 .. 20 characters: the top tenth are the two longest, of which one is denied.
+  # Responses have 1 to 20 characters. The top tenth are the two longest, one of which is denied.
   texts = ["".join("abcdefghijklmnopqrstu"[:i]) for i in range(1, 21)]
   texts[18] = "[INST]" + "abcdefghijklm"
   examples = [pair(i, f"p{i}", texts[2 * i], texts[2 * i + 1]) for i in range(10)]
@@ -34,7 +34,7 @@ def test_shares_of_all_and_of_the_top():
   assert flags["deny"]["top"]["value"] == 0.5
   assert flags["above"]["top"]["value"] == 1
   assert flags["below"]["top"]["value"] == 0
-  # None of the two on top, of one conversation, is no proof of none.
+  # The two top responses are of one conversation, too few for an interval.
   assert flags["below"]["top"]["interval"] is None
   assert flags["below"]["top"]["why"] == "of the top-scored, 1 conversation: an interval wants 5"
   assert flags["short"]["all"]["interval"] == list(agreement.wilson(0, 10))

@@ -1,4 +1,4 @@
-"""Solutions that are rated step by step: what the audit says of them, and on the page."""
+"""The audit of solutions that are judged step by step, and its page."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_steps_are_scored_calibrated_and_shown(llama_folder, tmp_path):
   assert found["agreement"]["n"] == total
   steps = found["calibration"]["steps"]
   assert steps["n"] + steps["fitted_on"] == total
-  # A new model's log-odds are near 0, and a bias alone brings them to the labels' mean.
+  # An untrained model's log-odds are near 0, and a bias moves them to the mean of the labels.
   assert steps["after"]["brier"]["value"] <= steps["before"]["brier"]["value"] + 0.02
   scores = model.score_steps([{"prompt": "0 ", "completions": list(examples[0].steps[0])}])
   label = np.asarray(examples[0].labels)

@@ -1,4 +1,4 @@
-"""Which texts and scores are outside the declared limits."""
+"""Which texts and scores are outside declared limits."""
 
 import doctest
 
@@ -49,7 +49,7 @@ def test_limits_are_quantiles_of_the_reference():
 
 @pytest.mark.parametrize("size", [100, 1000])
 def test_how_many_of_the_references_own_are_out_of_range(size):
-  """Uniform scores: what is below a limit is the limit itself, here averaged over references."""
+  """Of uniform scores the share below a limit equals the limit; averaged over many references."""
   rng = np.random.default_rng(size)
   outside = np.array(
     [
