@@ -7,12 +7,14 @@ import pytest
 
 from rm_jax.audit import page
 from rm_jax.audit import sections as package
+from rm_jax.audit.benchmarks.items import make_item
 from rm_jax.audit.plots import Point, points
 from rm_jax.audit.run import audit
 from rm_jax.audit.section import Section, Settings, sentences
 from rm_jax.audit.sections import SECTIONS
 from rm_jax.audit.writer import View, Writer
 from rm_jax.data.dialogue import plain
+from rm_jax.types import Example
 from rm_jax.world import World
 from tests.audit.planted import length
 from tests.audit.test_page import Fake
@@ -53,6 +55,25 @@ def test_a_section_of_ones_own_is_measured_drawn_and_written(tmp_path):
 def test_a_section_without_a_measure_of_steps_is_not_in_a_report_of_steps():
   with_steps = {section.name for section in SECTIONS if section.measure_steps}
   assert with_steps == {"agreement", "calibration", "benchmarks"}
+
+
+def test_feedback_that_no_section_reads_is_refused():
+  attributes = Example("p", ("x",), (0.0,), "attributes", attributes=({"a": 1},))
+  step = Example("p", ("x",), (1.0,), "step", steps=(("x",),))
+  for other in (attributes, step):
+    with pytest.raises(ValueError, match=f"kinds \\['{other.kind}'\\]; expected pairs"):
+      audit(Fake(length), [*EXAMPLES, other])
+
+
+def test_a_benchmark_that_fails_leaves_the_others():
+  prompt = make_item("p", ("xx", "y"), (1, 0), subset="Natural", origin="f:1", messages=False)
+  benchmarks = {"llmbar": [prompt], "judgebench": []}
+  only = [section for section in SECTIONS if section.name == "benchmarks"]
+  assert audit(Fake(length), EXAMPLES, sections=only) == {}
+  found = audit(Fake(length), EXAMPLES, sections=only, benchmarks=benchmarks)
+  assert found["benchmarks"]["llmbar"]["subsets"]["Natural"]["accuracy"] == 1.0
+  assert found["benchmarks"]["judgebench"]["score"] is None
+  assert set(found["failed"]) == {"judgebench"}
 
 
 def test_the_page_is_a_function_of_report_json(tmp_path):

@@ -112,8 +112,9 @@ def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
 
 
 def _correlation(scores: list, gains: list, clusters: list[str]) -> dict[str, Any]:
+  """Rank correlations of scores with gains within lists; see `agreement`. Arguments of `_lists`."""
   least = min(float(g.min()) for g in gains)
-  raised = [g - least for g in gains]
+  raised = [g - least for g in gains]  # NDCG needs gains of 0 and more
   unread = [np.zeros(len(g)) for g in gains]  # all tied: NDCG is its mean over all orders
   return {
     "lists": len(scores),
@@ -133,6 +134,7 @@ def _slices(
   credit, cluster, rest = [], [], {"source": [], "topic": [], "length": [], "human": [], "own": []}
   for one, example, topic in zip(scores, examples, topic_of, strict=True):
     lengths = [characters(response) for response in example.responses]
+    # The labels of a pair say which is better and not by how much.
     given = example.margin is not None or len(example.responses) > 2
     for i, j in judged(example)[0]:
       credit.append(float(metrics.credit([one[i]], [one[j]])[0]))
@@ -181,6 +183,7 @@ def _binned(
 
 
 def _part(here: np.ndarray, credit: list[float], cluster: list[str]) -> dict[str, Any]:
+  """The accuracy where a mask [N] is true."""
   at = np.flatnonzero(here)
   return figures.share([credit[i] for i in at], [cluster[i] for i in at])
 

@@ -111,8 +111,8 @@ def _pair_errors(logit_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
 def _scale(difference_N: np.ndarray, clusters: list[str], seed: int) -> dict[str, Any]:
   """{temperature, interval, undefined: resamples without a fit}.
 
-  All are None, with `why`, if no positive temperature fits: for data without an error the best one
-  is 0, and for data that the scores do not predict it is infinite.
+  All are None, with `why`, if no positive temperature fits: the scores get no comparison wrong, so
+  that the best one is 0, or on average they prefer the other response.
   """
   try:
     found = _fitted(metrics.fit_temperature, (difference_N,), clusters, seed, "positive")
