@@ -194,6 +194,7 @@ def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) 
 
 
 def _says(found: dict) -> str:
+  """The finding in words: whether a rule explains the model, and whether it reads the prompt."""
   model, best = found["model"], found["best_rule"]
   rule = max(RULES, key=lambda name: found["rules"][name]["agrees"]["value"])
   agrees = found["rules"][rule]["agrees"]

@@ -15,7 +15,7 @@ alone, quality is one bit a pair: within pairs, the difference of scores (chosen
 regressed on the label and on the difference of the measure. Since the chosen response always comes
 first, the label is the constant term: the intercept is the worth of the label at equal measures,
 and the slope the worth of the measure at equal label. How much better the chosen response is
-remains unknown. If it is the better the longer it is, the slope contains a part of quality.
+remains unknown. If longer chosen responses are better by more, the slope contains a part of that.
 
 The correlation with noise is not exactly 0, and of several measures the largest may look real. So a
 measure is named only if its correlation is strong and significant in a permutation test, in which
@@ -245,10 +245,12 @@ def _correlations(
   Returns:
     V figures with p and p_holm.
   """
+  # The score comes first and the third variable last, in all arrays along C.
   columns = [score_N, *value_VN] + ([] if given_N is None else [given_N])
   grouped = [np.unique(c, return_inverse=True, return_counts=True)[1:] for c in columns]
 
   def statistic(weight_N: np.ndarray) -> np.ndarray:
+    # The weighted rank of a tie group is the mean of the places that its rows take.
     rank_CN = np.empty((len(columns), len(score_N)))
     for rank_N, (group_N, sizes) in zip(rank_CN, grouped, strict=True):
       count = np.bincount(group_N, weights=weight_N, minlength=len(sizes))
@@ -260,7 +262,7 @@ def _correlations(
       rho_CC = product_CC / (below_C[:, None] * below_C[None, :])
     if given_N is None:
       return rho_CC[0, 1:]
-    left_C = 1 - rho_CC[:, -1] ** 2
+    left_C = 1 - rho_CC[:, -1] ** 2  # share of the ranks' variance that the third does not explain
     left_C[left_C < _ALL] = np.nan
     return (rho_CC[0] - rho_CC[0, -1] * rho_CC[-1])[1:-1] / np.sqrt(left_C[0] * left_C[1:-1])
 
@@ -285,7 +287,7 @@ def _permutation_p(
   cluster_N, count = agreement.numbered(clusters, len(score_N))
   rank_CN = np.stack([correlation.ranks(x) for x in (score_N, *value_VN)])
   rank_CN -= rank_CN.mean(axis=1, keepdims=True)
-  if given_N is not None:
+  if given_N is not None:  # the residuals of a regression on the third variable's ranks
     z_N = correlation.ranks(given_N)
     z_N = z_N - z_N.mean()
     if below := float(z_N @ z_N):
@@ -345,11 +347,14 @@ def _within(
   unit = score_P.std() or 1.0
   out = []
   for v, value_P in enumerate(value_VP):
+    # Regressors: the measure, the label, and the difference of true rewards if it is known. Pairs
+    # have the chosen response first, so the label is the same for all: the constant.
     columns = [value_P / (value_P.std() or 1.0), np.ones(len(score_P))]
     columns += [] if quality_P is None else [quality_P]
     design_PK = np.stack(columns, 1)
 
     def fit(weight_P: np.ndarray, design_PK=design_PK) -> np.ndarray:
+      # Weighted least squares; (slope, equal) in standard deviations of the score's difference.
       weighted_PK = design_PK * weight_P[:, None]
       product_KK = weighted_PK.T @ design_PK
       if np.linalg.matrix_rank(product_KK, hermitian=True) < len(product_KK):
@@ -396,6 +401,7 @@ def _figures(
 
 
 def _says(found: dict) -> list[str]:
+  """The findings in words: which measures the score follows, and `top_low`."""
   given = f"within pairs, given {'truth' if found['quality'] == 'truth' else 'the label'}"
   if not found["within"]:
     given = f"given {found['quality']}"

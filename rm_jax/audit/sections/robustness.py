@@ -193,14 +193,19 @@ def _flips(pairs, pair_M, new_M, old_N2, side: int, seed: int) -> dict:
 
 
 def _short(text: str) -> str:
+  """The text, without its middle if it is longer than `_SHOWN`."""
   if len(text) <= _SHOWN:
     return text
   return f"{text[: _SHOWN // 2]} […] {text[-_SHOWN // 2 :]}"
 
 
 def _says(found: dict[str, dict]) -> str:
+  """The findings in words, from the report of each edit: flipped pairs, and worse answers' scores.
+
+  Shares are those of this sample, so the far end of their intervals is told, too.
+  """
   flips, lower, few = {}, {}, []
-  most, least = [], []  # ends of their intervals
+  most, least = [], []  # upper ends of the intervals of flips, lower ends of those of lower
   for name, entry in found.items():
     same = entry["kind"] == "same"
     parts = entry["flips"].values() if same else [entry["lower"]]
