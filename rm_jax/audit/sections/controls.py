@@ -98,13 +98,13 @@ def controls(
   clusters = [p.conversation for p in pairs]
   model_N = agreement.credit(*all_N2.T)
   rules, credits = {}, {"random": agreement.coin(len(pairs))}
-  rules["random"] = _beside(model_N, credits["random"], credits["random"], clusters, seed)
+  rules["random"] = _against(model_N, credits["random"], credits["random"], clusters, seed)
   for exact in ("accuracy", "agrees"):  # a coin's are known without data
     rules["random"][exact] = {"value": 0.5, "interval": [0.5, 0.5], "n": len(pairs)}
   for name, (measure, more) in RULES.items():
     value_N2 = _measured(pairs, measure) * (1 if more else -1)
     credits[name] = agreement.credit(*value_N2.T)
-    rules[name] = _beside(model_N, credits[name], _alike(all_N2, value_N2), clusters, seed)
+    rules[name] = _against(model_N, credits[name], _alike(all_N2, value_N2), clusters, seed)
   best = max(credits, key=lambda name: credits[name].mean())
   few_clusters = [p.conversation for p in few]
   with_prompt_N = agreement.credit(*few_N2.T)
@@ -117,7 +117,7 @@ def controls(
   for name, other_N2 in (("removed", empty_N2), ("swapped", swapped_N2)):
     credit_N = agreement.credit(*other_N2.T)
     entry[name] = {
-      **_beside(with_prompt_N, credit_N, _alike(few_N2, other_N2), few_clusters, seed),
+      **_against(with_prompt_N, credit_N, _alike(few_N2, other_N2), few_clusters, seed),
       "remains": _remains(credit_N, with_prompt_N, entry["model"], few_clusters, seed),
     }
   found = {
@@ -144,7 +144,7 @@ def _alike(a_N2: np.ndarray, b_N2: np.ndarray) -> np.ndarray:
   return (1 + sides) / 2
 
 
-def _beside(model_N, other_N, alike_N, clusters: list[str], seed: int) -> dict:
+def _against(model_N, other_N, alike_N, clusters: list[str], seed: int) -> dict:
   """Figures of a rule or control: its accuracy, the model's minus it, how often they agree.
 
   Args:
