@@ -123,7 +123,13 @@ class Writer:
     Args:
       head: texts of the columns' heads.
       rows: the cells of each row, as HTML.
+
+    Raises:
+      ValueError: a row has more or fewer cells than the head.
     """
+    rows = list(rows)
+    if wrong := {len(row) for row in rows} - {len(head)}:
+      raise ValueError(f"rows have {sorted(wrong)} cells; expected {len(head)}, one a column")
     cells = "".join(f"<th>{escaped(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     self.add(f"<div class=wide><table><tr>{cells}</tr>{body}</table></div>")

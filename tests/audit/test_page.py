@@ -103,7 +103,7 @@ class Numbers(html.parser.HTMLParser):
 
 
 def test_every_number_on_the_page_is_the_reports(report, tmp_path):
-  page.write(tmp_path, report)
+  assert page.write(tmp_path, report) == {}
   said = json.loads((tmp_path / "report.json").read_text())
   parser = Numbers()
   text = (tmp_path / "report.html").read_text()

@@ -65,7 +65,7 @@ def test_feedback_that_no_section_reads_is_refused():
       audit(Fake(length), [*EXAMPLES, other])
 
 
-def test_a_benchmark_that_fails_leaves_the_others():
+def test_a_benchmark_that_fails_leaves_the_others(tmp_path):
   prompt = make_item("p", ("xx", "y"), (1, 0), subset="Natural", origin="f:1", messages=False)
   benchmarks = {"llmbar": [prompt], "judgebench": []}
   only = [section for section in SECTIONS if section.name == "benchmarks"]
@@ -74,6 +74,9 @@ def test_a_benchmark_that_fails_leaves_the_others():
   assert found["benchmarks"]["llmbar"]["subsets"]["Natural"]["accuracy"] == 1.0
   assert found["benchmarks"]["judgebench"]["score"] is None
   assert set(found["failed"]) == {"judgebench"}
+  assert page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found}, only) == {}
+  shown = (tmp_path / "report.html").read_text()
+  assert 'data-path="benchmarks/llmbar/subsets/Natural/accuracy">1.000</span>' in shown
 
 
 def test_the_page_is_a_function_of_report_json(tmp_path):
@@ -99,6 +102,14 @@ def test_a_view_knows_its_path_and_what_is_missing():
   assert writer.figure(view["a"][0]) == '<span data-path="a/0/value">0.500</span>'
   assert writer.figure(view["a"][1]) == "<small class=why>too few</small>"
   assert writer.figure(view.get("b")) == "–"
+
+
+def test_a_table_has_a_cell_for_each_column():
+  writer = Writer({})
+  writer.table(("<a>", "b"), [("1", "<b>2</b>")])
+  assert "<th>&lt;a&gt;</th><th>b</th></tr><tr><td>1</td><td><b>2</b></td></tr>" in writer.parts[0]
+  with pytest.raises(ValueError, match=r"rows have \[1, 3\] cells; expected 2"):
+    writer.table(("a", "b"), [("1",), ("1", "2"), ("1", "2", "3")])
 
 
 def test_the_sentences_of_a_report():

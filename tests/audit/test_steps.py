@@ -35,7 +35,7 @@ def test_steps_are_scored_calibrated_and_shown(llama_folder, tmp_path):
   scores = model.score_steps([{"prompt": "0 ", "completions": list(examples[0].steps[0])}])
   label = np.asarray(examples[0].labels)
   assert len(scores[0]) == len(label)
-  page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found})
+  assert page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found}) == {}
   text = (tmp_path / "report.html").read_text()
   assert "calibration_steps" not in text
   assert "reliability diagram of steps" in text
