@@ -3,7 +3,8 @@
 python -m experiments.audit --model=DIR --data=NAME_OR_FILE --output=DIR2 writes DIR2/report.html,
 report.json and the pictures. --against=DIR3 (any number of times) compares with other models.
 
-Each distinct text is scored once and kept in ~/.cache/rm_jax/scores: what was stopped goes on.
+Each distinct text is scored once and its score is kept in ~/.cache/rm_jax/scores, so an interrupted
+audit continues where it stopped.
 """
 
 import json
@@ -17,11 +18,13 @@ from absl import flags
 from configs.base import get_config
 from experiments.launch import launch, output_folder
 from rm_jax.api import RewardModel
-from rm_jax.audit import calibration, page, sections
+from rm_jax.audit import page
 from rm_jax.audit.benchmarks import BENCHMARKS
-from rm_jax.audit.drift import Reference
+from rm_jax.audit.reference import Reference, make_reference
+from rm_jax.audit.run import audit
 from rm_jax.audit.scorer import Scorer
-from rm_jax.audit.sections import Settings
+from rm_jax.audit.section import Settings, sentences
+from rm_jax.audit.sections import calibration, drift
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
 from rm_jax.train import datasets
@@ -31,7 +34,7 @@ from rm_jax.workdir.folder import CONFIG, is_workdir
 
 HELDOUT = "heldout"
 DTYPES = ("float32", "bfloat16", "float16")
-HELD = "what the run held out"  # as a reference is called
+HELD = "what the run held out"  # name of a reference from --data=heldout
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 DATA = flags.DEFINE_string(
@@ -40,17 +43,19 @@ DATA = flags.DEFINE_string(
   "File, folder, hub id, or world:N, of feedback; 'heldout': what the run itself held out.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder that gets the report.")
+flags.DEFINE_alias("out", "output")
 AGAINST = flags.DEFINE_multi_string("against", [], "Another model to compare with.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
 EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
 LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.", 0)
-SAMPLE = flags.DEFINE_integer("sample", 500, "Pairs whose edits and other prompts are scored.", 1)
+EDITS = flags.DEFINE_integer("edits", 500, "Pairs whose edits and other prompts are scored.", 1)
+flags.DEFINE_alias("sample", "edits")
 REFERENCE = flags.DEFINE_string(
   "reference",
   None,
-  "Data to compare with, for drift, kept with the model for the next audit; default, and "
-  "'heldout': what the run held out. By default its training data, which it knows by "
-  "heart, where that is the data itself or too little.",
+  "Data to compare with, for drift, kept with the model for the next audit; 'heldout', and the "
+  "default: what the run held out. If that is the audited data itself or too little, the default "
+  "is the training data, which the model may have memorised.",
 )
 CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep what calibrates it with the model.")
 BENCHMARK = flags.DEFINE_multi_string(
@@ -71,12 +76,11 @@ CHAT_TEMPLATE = flags.DEFINE_string(
 EOS = flags.DEFINE_enum(
   "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
 )
-flags.DEFINE_alias("out", "output")  # its old name
 flags.mark_flags_as_required(["model", "data", "output"])
 
 
 def _folder(name: str) -> Path | None:
-  """Where what is kept with a model is kept; None for a hub id."""
+  """The folder of a model in which its reference and calibration are kept; None for a hub id."""
   path = Path(name)
   if not path.is_dir():
     return None
@@ -84,7 +88,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _config(name: str) -> ml_collections.ConfigDict:
-  """The run's own config, which knows its data and its world; else the base."""
+  """The config of a run, which names its data and its generated world; else the base config."""
   path = Path(name) / CONFIG
   if is_workdir(Path(name)) and path.exists():
     return ml_collections.ConfigDict(json.loads(path.read_text()))
@@ -94,9 +98,10 @@ def _config(name: str) -> ml_collections.ConfigDict:
 def _examples(
   name: str, config: ml_collections.ConfigDict, split: str, report: Report
 ) -> list[Example]:
+  """The examples of a file, folder, hub id or generated world; bad rows are counted in `report`."""
   config = ml_collections.ConfigDict(config.to_dict())
   config.data.limit = 0
-  if split == "heldout":  # what was trained on has the run's own format
+  if split == "heldout":  # --format is that of --data; training data have the run's own
     config.data.format = FORMAT.value
   return datasets.read(name, config, report, split)
 
@@ -104,7 +109,16 @@ def _examples(
 def _own(
   config: ml_collections.ConfigDict, report: Report, flag: str = "data"
 ) -> tuple[list[Example], list[Example]]:
-  """What a run trained on, and what it held out; `flag` asks for it."""
+  """(examples that a run trained on, examples that it held out).
+
+  Args:
+    config: of the run.
+    report: counts bad rows.
+    flag: that asks for them, for the error.
+
+  Raises:
+    InputError: the config names no data, because --model is not a run's workdir.
+  """
   if not (config.data.train or config.data.sources):
     raise InputError(
       f"--{flag}={HELDOUT} wants a run's workdir, which knows its data; found --model={MODEL.value}"
@@ -114,6 +128,11 @@ def _own(
 
 
 def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report) -> list[Example]:
+  """The examples that are audited: --data without what is excluded, not drawn, or unreadable.
+
+  Raises:
+    DataError: examples of fewer than 2 conversations are left.
+  """
   if DATA.value == HELDOUT:
     train, examples = _own(config, report)
     for example in train:
@@ -133,7 +152,7 @@ def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report)
       if i not in drawn:
         report.drop("not_sampled", example.origin, f"--limit={LIMIT.value}", fault=False)
     examples = [examples[i] for i in sorted(drawn)]
-  # What the model cannot read is dropped, and counted, before anything is scored.
+  # Tokenised only to drop, before anything is scored, what the model cannot read.
   _, examples = model.text_model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
@@ -141,7 +160,7 @@ def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report)
 
 
 def _other(name: str) -> RewardModel:
-  """A model to compare with; --chat_template is for messages where it has none of its own."""
+  """A model to compare with. It gets --chat_template only if it has no chat template itself."""
   model = RewardModel.from_pretrained(name, dtype=DTYPE.value)
   if CHAT_TEMPLATE.value and not model.text_model.tokenizer.chat_template:
     options = dict(dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value)
@@ -155,11 +174,17 @@ def _reference(
   folder: Path | None,
   audited: Sequence[Example],
 ) -> Reference | None:
-  """What the data is compared with: given, kept, held out by the run, or trained on by it."""
+  """The reference for drift: made of --reference, or the kept one, or made of the run's own data.
+
+  In order of preference: the data of --reference; a kept reference that an earlier audit was told
+  to make; what the run held out, without audited conversations; the run's training data. A new
+  reference of the first kind is kept; one of the run's own data is kept unless that would replace
+  a chosen one.
+  """
   kept = folder and Reference.load(folder)
   kept = kept if kept and kept.model == scorer.name else None
   own = config.data.train or ", ".join(config.data.sources)
-  # What was kept under the training data's own name was made by default, of what is known by heart.
+  # A reference under the name of the run's own data was made by default; any other was asked for.
   if kept and not REFERENCE.value and kept.data not in (own, HELD):
     return kept
   report = Report()
@@ -167,7 +192,7 @@ def _reference(
   def made(examples: Sequence[Example], name: str, known: bool) -> Reference:
     examples = [e for e in examples if e.steps is None]
     _, examples = scorer.model.text_model.tokenise(examples, report)
-    return sections.make_reference(scorer, examples, name, known=known, seed=SEED.value)
+    return make_reference(scorer, examples, name, known=known, seed=SEED.value)
 
   if REFERENCE.value and REFERENCE.value != HELDOUT:
     examples = _examples(REFERENCE.value, config, "train", report)
@@ -180,20 +205,23 @@ def _reference(
   train, heldout = _own(config, report, "reference")
   seen = set() if REFERENCE.value else {e.conversation for e in audited}
   fresh = [e for e in heldout if e.conversation not in seen]
-  if not REFERENCE.value and len({e.conversation for e in fresh}) < sections.FEWEST:
+  if not REFERENCE.value and len({e.conversation for e in fresh}) < drift.FEWEST:
     return kept if kept and kept.data == own else made(train, own, known=True)
   whole = len(fresh) == len(heldout)
   if kept and kept.data == HELD and whole:
     return kept
   found = made(fresh, HELD, known=False)
-  # In the place of what was made by default, and of nothing that was chosen.
+  # It may replace a default reference, but not one that was asked for.
   if folder and whole and (kept is None or kept.data == own):
     found.save(folder)
   return found
 
 
 def _benchmarks(model: RewardModel) -> dict[str, list]:
-  """--benchmark: name -> its items, read before anything is scored."""
+  """Name of each --benchmark -> its items.
+
+  They are read before anything is scored, so that an unreadable file costs no time.
+  """
   out = {}
   chat = bool(model.text_model.tokenizer.chat_template)
   for given in BENCHMARK.value:
@@ -206,23 +234,25 @@ def _benchmarks(model: RewardModel) -> dict[str, list]:
 
 
 def _named(given: str) -> tuple[str, str]:
+  """(name, paths) of a --benchmark."""
   name, _, paths = given.partition("=")
   if name not in BENCHMARKS or not paths:
     raise InputError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
   return name, paths
 
 
-def _on_benchmark(name: str, items: list, scorer: Scorer) -> dict:
-  one = BENCHMARKS[name]
-  score = scorer if one.scores == "responses" else _steps(scorer.model)
-  found = one.evaluate(score, items)
-  value = found["score"]
-  print(f"{name}: {'not defined' if value is None else f'{value:.4f}'} on {len(items)} items")
-  return found
-
-
-def _steps(model: RewardModel):
-  return lambda rows: model.score_steps(rows, progress=True)
+def _check_kinds(examples: Sequence[Example]) -> None:
+  """Raises DataError if an audit, or one with --against, cannot be made of examples."""
+  kinds = {e.kind for e in examples}
+  if "attributes" in kinds:
+    raise DataError(
+      f"{DATA.value} has feedback on attributes, which an audit does not read; "
+      "experiments.evaluate reports on it"
+    )
+  if "step" in kinds and AGAINST.value:
+    raise DataError(f"--against compares whole responses, and {DATA.value} has steps")
+  if "step" in kinds and len(kinds) > 1:
+    raise DataError(f"{DATA.value} has {sorted(kinds)}; expected steps alone, or whole responses")
 
 
 def main() -> None:
@@ -230,7 +260,7 @@ def main() -> None:
     _named(given)
   if REFERENCE.value == DATA.value == HELDOUT:
     raise InputError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
-  out = output_folder("output", OUTPUT.value)
+  output = output_folder("output", OUTPUT.value)
   config = _config(MODEL.value)
   model = RewardModel.from_pretrained(
     MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
@@ -238,6 +268,7 @@ def main() -> None:
   report = Report(strict=STRICT.value)
   examples = _data(config, model, report)
   benchmarks = _benchmarks(model)
+  _check_kinds(examples)
   cache = None if CACHE.value == "none" else CACHE.value
   scorer = Scorer(model, folder=cache)
   about = {
@@ -247,51 +278,35 @@ def main() -> None:
     "conversations": len({e.conversation for e in examples}),
     "dropped": sum(report.dropped.values()),
   }
-  kinds = {e.kind for e in examples}
-  if "attributes" in kinds:
-    raise DataError(
-      f"{DATA.value} has feedback on attributes, which an audit does not read; "
-      "experiments.evaluate reports on it"
-    )
-  if "step" in kinds and AGAINST.value:
-    raise DataError(f"--against compares whole responses, and {DATA.value} has steps")
-  if "step" in kinds:
-    if len(kinds) > 1:
-      raise DataError(f"{DATA.value} has {sorted(kinds)}; expected steps alone, or whole responses")
-    found = sections.audit_steps(model, examples, seed=SEED.value)
-  else:
-    against = {name: Scorer(_other(name), folder=cache) for name in AGAINST.value}
-    names = datasets.heldout_names(config) if DATA.value == HELDOUT else [DATA.value]
-    found = sections.audit(
-      scorer,
-      examples,
-      reference=_reference(scorer, config, _folder(MODEL.value), examples),
-      against=against,
-      settings=Settings(
-        sample=SAMPLE.value,
-        world=true_world(names, config),
-        prompts=PROMPTS.value,
-        candidates=CANDIDATES.value,
-        seed=SEED.value,
-      ),
-    )
-  failed = found.pop("failed", {})
-  more = sections.Sections()
+  in_steps = all(e.kind == "step" for e in examples)
+  names = datasets.heldout_names(config) if DATA.value == HELDOUT else [DATA.value]
+  found = audit(
+    scorer,
+    examples,
+    reference=None if in_steps else _reference(scorer, config, _folder(MODEL.value), examples),
+    against={name: Scorer(_other(name), folder=cache) for name in AGAINST.value},
+    benchmarks=benchmarks,
+    settings=Settings(
+      edited_pairs=EDITS.value,
+      world=None if in_steps else true_world(names, config),
+      prompts=PROMPTS.value,
+      candidates=CANDIDATES.value,
+      seed=SEED.value,
+    ),
+  )
+  counts = vars(scorer.counts)
+  failed = found.get("failed", {}) | page.write(output, {"about": about, **found, "scorer": counts})
   for name, items in benchmarks.items():
-    made = more.guarded(name, lambda name=name, items=items: _on_benchmark(name, items, scorer))
-    found.setdefault("benchmarks", {})[name] = {"score": None, **made}
-  if failed := failed | more.failed:
-    found["failed"] = failed
-  counts = scorer.counts
-  found["scorer"] = {**vars(counts)}
-  failed = failed | page.write(out, {"about": about, **found})
+    if name not in found.get("failed", {}):
+      value = found["benchmarks"][name]["score"]
+      print(f"{name}: {'not defined' if value is None else f'{value:.4f}'} on {len(items)} items")
   print(report)
   print(
-    f"{counts.asked} texts asked for, {counts.distinct} distinct: {counts.scored} scored, "
-    f"{counts.hits} kept from before"
+    f"{counts['asked']} texts asked for, {counts['distinct']} distinct: {counts['scored']} scored, "
+    f"{counts['hits']} kept from before"
   )
   for name, section in found.items():
-    for line in _said(section):
+    for line in sentences(section):
       print(f"{name}: {line}")
   print(f"{OUTPUT.value}/report.html")
   if CALIBRATE.value:
@@ -302,11 +317,6 @@ def main() -> None:
   if failed:
     said = "; ".join(f"{name}: {why}" for name, why in failed.items())
     raise InputError(f"{OUTPUT.value}/report.html is written, without what failed: {said}")
-
-
-def _said(section: dict) -> list[str]:
-  said = section.get("says", []) if isinstance(section, dict) else []
-  return [said] if isinstance(said, str) else list(said)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from tests.mutations import Mutation, is_real, mutations_of
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
   "data", "batch", "models", "pretrained", "losses", "metrics", "reward", "heldout", "workdir",
-  "train", "curate", "audit",
+  "train", "curate", "audit", "shaping",
 )  # fmt: skip
 EQUAL = Path(__file__).with_name("mutants_equal.json")
 # Seconds after which a single test, and a whole stage, counts as hanging. The slowest test takes a

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rm_jax import RewardModel
-from rm_jax.audit.drift import Reference
+from rm_jax.audit.reference import Reference
 from tests.golden import make
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -75,7 +75,6 @@ MAY_IMPORT["commands"] = set(MAY_IMPORT)
 # Files of a folder beside __init__.py: more than one look takes in is more than one room.
 MOST_FILES = 14
 MORE_FILES = {
-  "rm_jax/audit": 17,  # measuring, rendering and drawing in one folder
   "rm_jax/pretrained/families": 99,  # one file a family
 }
 MOST_LINES = 600

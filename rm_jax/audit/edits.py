@@ -1,7 +1,7 @@
-"""Edits of a response: some that a judge of answers should not mind, some that make it worse.
+"""Edits of a response: some should not change its score, others should lower it.
 
-All are of the text alone, by short rules for English, and approximate: each says what it does and
-what it cannot know. An edit returns None where it does not apply, which robustness counts.
+All work on the text alone with short rules for English, so they are approximate. An edit returns
+None if it does not apply to a response; the robustness section counts these.
 
 Ribeiro et al. (2020), Beyond accuracy: behavioral testing of NLP models with CheckList (invariance
 and directional tests).
@@ -13,19 +13,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rm_jax.audit.texts import in_form, last, with_last
+from rm_jax.data.dialogue import plain, texts_of
 from rm_jax.types import Text
 
-# (prompt, response, rng, responses to other prompts) -> the new response; the strings of the last
-# messages, whatever the texts' form.
+# (prompt, response, rng, responses to other prompts) -> the edited response. All are strings: of
+# texts in messages, the contents of the last one.
 Change = Callable[[str, str, np.random.Generator, Sequence[str]], str | None]
 
+# What Markdown reads as markup at the start of a line.
 _MARKUP = re.compile(r"\s*(#{1,6}\s|[-*+•]\s|\d+[.)]\s|>\s|```|\|)")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _BULLET = re.compile(r"(\s*[-*+•]\s+)(\S.*)")
 _LONG_WORD = re.compile(r"[^\W\d_]{5,}")
-_TYPOS = 0.1  # share of words of five letters or more that get one
-# What begins a sentence that needs the one before it.
+_TYPOS = 0.1  # share of the words of five letters or more that get a typo
+# First words of sentences that refer back: they make no sense in another order.
 _DEPENDS = re.compile(
   r"(?:it|its|this|that|these|those|he|she|they|their|his|her|them|so|then|but|and|or|also|"
   r"however|therefore|thus|because|first|firstly|second|secondly|third|next|finally|instead|"
@@ -37,7 +38,7 @@ _VERB = (
   r"is|are|was|were|will|can|could|should|would|must|has|have|had|does|do|did|might|am|need|may"
 )
 _NOT = re.compile(rf"\b({_VERB})(n't|n\u2019t| not)\b", re.IGNORECASE)
-# A verb that a subject follows is a question's.
+# A verb followed by a pronoun begins a question ("is it"), which is no statement to negate.
 _POSITIVE = re.compile(rf"\b({_VERB})\b(?!['\u2019]|\s+(?:i|you|he|she|it|we|they|there)\b)", re.I)
 _CANNOT = re.compile(r"\b(can)(?:not|'t|\u2019t)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*(?!\w)")
@@ -63,10 +64,10 @@ class Edit:
   """One edit of a response.
 
   Attributes:
-    name: what it is known by.
-    kind: 'same' (should not matter) or 'worse' (should lower the score of a good answer).
-    what: what it does, in a few words.
-    change: of strings; see `Change`.
+    name: key in the registry and in the report.
+    kind: 'same' if the edit should not matter, 'worse' if it should lower a good answer's score.
+    what: description of the edit in a few words, for the page.
+    change: does the edit on strings; see `Change`.
   """
 
   name: str
@@ -77,12 +78,12 @@ class Edit:
   def __call__(
     self, prompt: Text, response: Text, rng: np.random.Generator, others: Sequence[Text]
   ) -> Text | None:
-    """The response, its last message's content edited; None where the edit changes nothing.
+    """The response with its last message edited; None if the edit does not apply or has no effect.
 
     Args:
-      prompt: of its response; edits may quote it.
+      prompt: that the response answers; an edit may quote it.
       response: a string, or messages.
-      rng: of the edits that draw.
+      rng: source of randomness of the edits that draw something.
       others: responses to other prompts, at least one.
     """
     old = last(response)
@@ -95,7 +96,7 @@ EDITS: dict[str, Edit] = {}
 
 
 def edit(name: str, kind: str, what: str) -> Callable[[Change], Change]:
-  """Registers a function as the edit of that name, as a decorator.
+  """A decorator that registers a function (see `Change`) as an edit.
 
   Raises:
     ValueError: the name is taken, or the kind is neither 'same' nor 'worse'.
@@ -110,8 +111,28 @@ def edit(name: str, kind: str, what: str) -> Callable[[Change], Change]:
   return register
 
 
+def last(text: Text) -> str:
+  """The content of the last message; a string as it is."""
+  return texts_of(text)[-1]
+
+
+def with_last(text: Text, content: str) -> Text:
+  """The text with the content of its last message replaced."""
+  return content if isinstance(text, str) else (*text[:-1], {**text[-1], "content": content})
+
+
+def in_form(text: Text, like: Text, role: str) -> Text:
+  """The text as a string if `like` is a string, else as messages (a string becomes one of `role`).
+
+  A text of one conversation can then stand in another, whatever the form of either.
+  """
+  if isinstance(like, str):
+    return plain(text)
+  return ({"role": role, "content": text},) if isinstance(text, str) else text
+
+
 def _before(sentence: str, text: str) -> str:
-  # Markdown would take a list's or fence's first line for prose if it stood behind other words.
+  # On the same line as a sentence, the markup of a list or code block would be read as prose.
   return sentence + ("\n\n" if _MARKUP.match(text) else " ") + text
 
 
@@ -121,7 +142,7 @@ def _after(text: str, sentence: str) -> str:
   return text + ("\n\n" if marked else " ") + sentence
 
 
-# Should not matter.
+# Edits that should not matter.
 
 
 @edit("whitespace", "same", "spaces between words doubled, a line break at the end")
@@ -171,7 +192,8 @@ def _echo(prompt, text, rng, others):
 def _list_order(prompt, text, rng, others):
   lines = text.split("\n")
   at = [i for i, line in enumerate(lines) if _BULLET.fullmatch(line)]
-  # One run of flat items: what is nested or has text between belongs to the item above it.
+  # Only a single run of items at one level: a nested item or text in between belongs to the item
+  # above it.
   flat = len({_BULLET.fullmatch(lines[i])[1] for i in at}) == 1
   if len(at) < 2 or at[-1] - at[0] != len(at) - 1 or not flat:
     return None
@@ -190,7 +212,7 @@ def _sentence_order(prompt, text, rng, others):
 
 
 def _reordered(items: list, rng: np.random.Generator) -> list:
-  """Rotated by 1 .. n − 1 places: another order for certain."""
+  """The items rotated by 1 to n − 1 places, which is never the same order."""
   by = int(rng.integers(1, len(items)))
   return items[by:] + items[:by]
 
@@ -215,7 +237,7 @@ def _certainty(prompt, text, rng, others):
   return _after(text, "I am sure.")
 
 
-# Should matter: of a good answer. Of a bad one nobody can say.
+# Edits that make a good answer worse. What they do to a bad answer cannot be known.
 
 
 @edit("negated", "worse", "the first statement turned round: yes for no, a 'not' more or less")

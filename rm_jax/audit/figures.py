@@ -1,7 +1,8 @@
-"""Figures as the audit reports them: a value, its interval by conversation, its n; or why none.
+"""Figures as the audit reports them: a value with its interval over conversations and its n.
 
-A figure is a dict of JSON's own types: {value, interval: [low, high], n}, and with a `why` where
-the value or the interval is None. Intervals are 95 %.
+A figure is a dict of JSON's own types: {value, interval: [low, high], n}. If the value or the
+interval is None, `why` says why. All intervals have a level of 95 %, and responses of the same
+conversation are resampled together, since they are not independent.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -13,7 +14,7 @@ from rm_jax.metrics import agreement, interval
 
 
 def none(why: str, n: int = 0) -> dict:
-  """The figure that is not defined, and why."""
+  """A figure that is not defined, with the reason."""
   return {"value": None, "interval": None, "n": n, "why": why}
 
 
@@ -24,16 +25,16 @@ def mean(
   bounds: tuple[float, float] | None = None,
   seed: int = 0,
 ) -> dict:
-  """Mean of [N] values with its interval; of a − b it is `agreement.paired_difference`.
+  """The mean of [N] values. Of differences a − b it equals `agreement.paired_difference`.
 
   Args:
     values: [N], finite.
-    clusters: N labels, the conversation of each.
-    bounds: that no value can be outside of, where there are such.
+    clusters: N conversations.
+    bounds: (lowest, highest) possible value, if there are bounds.
     seed: of the bootstrap.
 
   Returns:
-    A figure; with few conversations the interval is None, without a value both are.
+    A figure. Its interval is None if there are too few conversations, its value if there are none.
   """
   value_N = interval.vector(values, "values")
   if not len(value_N):
@@ -47,7 +48,11 @@ def mean(
 
 
 def share(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict:
-  """Mean of [N] credits of 0, 0.5 (a tie) or 1, as `agreement.accuracy`; a figure with `ties`."""
+  """The mean of [N] credits of 0, 0.5 (a tie) or 1, as `agreement.accuracy` computes it.
+
+  Returns:
+    A figure with `ties`, the number of credits of 0.5.
+  """
   credit_N = interval.vector(credits, "credits")
   if not len(credit_N):
     return {**none("there is nothing to take the share of"), "ties": 0}
@@ -57,7 +62,7 @@ def share(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0
   return found
 
 
-def by_scores(
+def top_share(
   statistic: Callable[[np.ndarray, np.ndarray], float],
   scores: npt.ArrayLike,
   other: npt.ArrayLike,
@@ -67,21 +72,22 @@ def by_scores(
   resamples: int = 500,
   seed: int = 0,
 ) -> dict:
-  """A share among the top-scored, with its interval over conversations.
+  """A share among the responses with the highest scores.
 
-  It rests on the conversations that have a top score alone. Where those are few the interval is
-  `interval.proportion`'s, with the jackknife's variance.
+  Only conversations with such a response carry information. If these are few, the interval is that
+  of `interval.proportion` with the variance of the jackknife, because the bootstrap's would be too
+  narrow.
 
   Args:
-    statistic: of (scores, other) -> a share in [0, 1].
+    statistic: (scores, other) -> a share in [0, 1].
     scores: [N].
-    other: [N].
-    clusters: N labels.
+    other: [N], what the share is of.
+    clusters: N conversations.
     top: share of the scores that is called top.
     resamples, seed: of the bootstrap.
 
   Returns:
-    A figure; its n is N.
+    A figure whose n is N.
   """
   score_N, other_N = np.asarray(scores), np.asarray(other)
   figure = {"value": float(statistic(score_N, other_N)), "interval": None, "n": len(score_N)}
@@ -102,10 +108,10 @@ def by_scores(
 
 
 def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:
-  """How far each of [N] scores is among the top `share`: 1, 0, or between where a tie is cut.
+  """Weights in [0, 1] with which each of [N] scores belongs to the top `share` of them.
 
-  The weights' sum is exactly share · N: equals at the edge share what room is left, so that no
-  order of rows decides.
+  Scores that tie at the edge of the top get equal fractional weights, so that the result does not
+  depend on the order of the rows. The weights sum to exactly share · N.
 
   Raises:
     ValueError: share is not in (0, 1), or a score is not finite.
@@ -120,13 +126,13 @@ def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:
 
 
 def top_clusters(scores: npt.ArrayLike, share: float, clusters: Sequence[Hashable]) -> int:
-  """How many clusters have a score among the top `share`."""
+  """The number of clusters that have a score among the top `share`."""
   at = np.flatnonzero(top_weights(scores, share))
   return len({clusters[i] for i in at})
 
 
 def shown(figure: dict) -> str:
-  """'0.61 [0.58, 0.64]', or '-' where there is no value."""
+  """A figure as text: '0.61 [0.58, 0.64]', '0.61' without an interval, '-' without a value."""
   if figure["value"] is None:
     return "-"
   interval = figure["interval"]

@@ -1,42 +1,87 @@
-"""Scores of texts: each distinct (prompt, response) once, kept on the disk for the next audit."""
+"""Scores of texts. Each distinct (prompt, response) is scored once and kept on disk.
+
+The sections of an audit ask for overlapping sets of texts, and the next audit of the same model
+asks for most of them again, so scores are cached by content in memory and in a file.
+"""
 
 import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from rm_jax.api import RewardModel
 from rm_jax.errors import InputError
 from rm_jax.storage.files import home
-from rm_jax.types import Text
+from rm_jax.types import Example, Text
 from rm_jax.workdir.checkpoints import fingerprint
 
 log = logging.getLogger(__name__)
 
 Row = tuple[Text, Text]  # (prompt, response)
+# What a section measures: rows -> their scores [N]. A `Scorer` is one, and so is any function.
+Score = Callable[[Sequence[Row]], npt.ArrayLike]
+# Rows {prompt, completions: steps} -> for each the log-odds [steps] that all is right so far.
+ScoreSteps = Callable[[Sequence[dict[str, Any]]], Sequence[npt.ArrayLike]]
 
-# Texts that are scored before what is known so far goes to the disk: an audit that is stopped goes
-# on from there.
+# Texts scored between two writes of the cache file: an interrupted audit loses no more than these.
 _CHUNK = 8192
+
+
+def distinct_rows(rows: Sequence[Row]) -> tuple[list[Row], np.ndarray]:
+  """(the distinct rows in order of first occurrence, index into them of each row, int64 [N])."""
+  place: dict[str, int] = {}
+  distinct = []
+  at = np.empty(len(rows), np.int64)
+  for i, row in enumerate(rows):
+    at[i] = place.setdefault(json.dumps(row), len(distinct))
+    if at[i] == len(distinct):
+      distinct.append(row)
+  return distinct, at
+
+
+def scores_of(score: Score, rows: Sequence[Row]) -> np.ndarray:
+  """Scores of rows, float64 [N]. Each distinct row is scored once, all in one call of `score`.
+
+  Raises:
+    ValueError: `score` returned another number of scores, or one that is not finite.
+  """
+  distinct, at = distinct_rows(rows)
+  scores = np.asarray(score(distinct), np.float64)
+  if scores.shape != (len(distinct),):
+    raise ValueError(f"score gave shape {scores.shape}; expected [{len(distinct)}], one a row")
+  for row, value in zip(distinct, scores.tolist(), strict=True):
+    if not math.isfinite(value):
+      raise ValueError(f"score gave {value} for {row}; expected finite scores")
+  return scores[at]
+
+
+def example_scores(score: Score, examples: Sequence[Example]) -> list[np.ndarray]:
+  """Scores of each example's responses, float64 [K]; as `scores_of`, in one call of `score`."""
+  rows = [(e.prompt, response) for e in examples for response in e.responses]
+  ends = np.cumsum([len(e.responses) for e in examples])
+  return np.split(scores_of(score, rows), ends[:-1])
 
 
 @dataclasses.dataclass
 class Counts:
-  """What was asked of a `Scorer`.
+  """How many texts a `Scorer` was asked for.
 
   Attributes:
-    asked: rows.
-    distinct: (prompt, response) among them, over all calls.
-    hits: of the distinct ones those that were found on the disk.
-    scored: of the distinct ones those that the model scored now.
+    asked: rows, counting repetitions.
+    distinct: distinct (prompt, response) over all calls.
+    hits: those of the distinct that were found in the cache file.
+    scored: those of the distinct that the model scored in this process.
   """
 
   asked: int = 0
@@ -46,13 +91,13 @@ class Counts:
 
 
 class Scorer:
-  """A model as a function of rows, which scores no text twice.
+  """A model as a function from rows to scores, with a cache.
 
   Args:
-    model: whose scores.
-    folder: where scores are kept, in a file named by a hash of all that they depend on; None =
-      nowhere; '' = scores/ beside the other caches.
-    progress: show a bar.
+    model: scores the rows.
+    folder: of the cache file, which is named by `model_hash`. '' = `scores/` beside the project's
+      other caches; None = no file.
+    progress: whether to show a progress bar.
   """
 
   def __init__(self, model: RewardModel, *, folder: Path | str | None = "", progress: bool = True):
@@ -63,25 +108,26 @@ class Scorer:
     self._path = None if folder is None else Path(folder) / f"{self.name}.npz"
     self._known: dict[bytes, np.ndarray] = {}
     self._pooled: dict[bytes, np.ndarray] = {}
-    self._fresh: set[bytes] = set()  # scored by this process, or asked of it already
+    self._fresh: set[bytes] = set()  # keys that this process was asked for
     if self._path is not None and self._path.exists():
       self._read()
 
   @property
   def outputs(self) -> int:
-    """Members of an ensemble; 1 where the model is none."""
+    """Number of ensemble members; 1 for a model that is no ensemble."""
     head = self.model.text_model.network.head
     return head.outputs if head.ensemble else 1
 
   def __call__(self, rows: Sequence[Row]) -> np.ndarray:
-    """Rewards, float32 [N]: the mean of an ensemble's members."""
+    """Rewards, float32 [N]; of an ensemble the mean over its members."""
     return self.members(rows).mean(axis=1)
 
   def members(self, rows: Sequence[Row]) -> np.ndarray:
-    """Scores by each member, float32 [N, M]; M = 1 where the model is no ensemble.
+    """Scores of each ensemble member, float32 [N, M]; M = 1 if the model is no ensemble.
 
     Raises:
       DataError: a row that the model cannot score.
+      InputError: a score that is not finite.
     """
     keys, missing = self._ask(rows)
     for chunk in _chunks(list(missing)):
@@ -93,14 +139,18 @@ class Scorer:
     return np.stack([self._known[key] for key in keys])
 
   def pooled(self, rows: Sequence[Row], beside: Sequence[Row] = ()) -> np.ndarray:
-    """What the head reads at the end of each row's response, float32 [N, D].
+    """Features that the head reads at the end of each row's response, float32 [N, D].
 
-    Kept as scores are; of rows not scored yet, the scores come with it.
+    They are cached in memory and on disk like scores. One forward pass gives both, so the scores
+    of these rows are cached, too.
 
     Args:
-      rows: whose responses are read.
-      beside: others that will be wanted, of the same prompts: they are scored in one go with the
-        rows where they are not known, so that a decoder computes each prompt once.
+      rows: whose features are returned.
+      beside: further rows of the same prompts whose scores will be needed. Unknown ones are scored
+        in the same pass, in which a decoder computes a shared prompt once.
+
+    Raises:
+      DataError, InputError: as `members`.
     """
     if not rows:
       return np.zeros((0, 0), np.float32)
@@ -113,14 +163,25 @@ class Scorer:
       pooled_ND, scores_NM = self.model.pooled_and_scores(
         [_asked(new[k]) for k in chunk], progress=self.progress
       )
-      # Of those beside the scores alone are kept: features take a thousand times as much room.
+      # Of `beside` only scores are kept, because features take a thousand times the space.
       self._pooled |= {k: one for k, one in zip(chunk, pooled_ND, strict=True) if k in unread}
       at = [n for n, key in enumerate(chunk) if key in missing]
       self._keep([chunk[n] for n in at], scores_NM[at], missing)
     return np.stack([self._pooled[key] for key in mine])
 
+  def steps(self, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    """Log-odds that all steps so far are right, float32 [steps] for each row; not cached.
+
+    Args:
+      rows: {prompt, completions: the steps of a solution}.
+
+    Raises:
+      DataError: the model reads no steps, or a solution is too long for it.
+    """
+    return self.model.score_steps(rows, progress=self.progress)
+
   def _ask(self, rows: Sequence[Row]) -> tuple[list[bytes], dict[bytes, Row]]:
-    """(keys of the rows; those of which no score is known), counted."""
+    """(key of each row, the rows without a known score by key); updates the counts."""
     keys = [key_of(row) for row in rows]
     new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._fresh}
     missing = {key: row for key, row in new.items() if key not in self._known}
@@ -155,7 +216,7 @@ class Scorer:
     kept = {"keys": keys_N16, "scores": scores_NM}
     if self._pooled:
       kept["pooled_keys"], kept["pooled"] = _stacked(self._pooled)
-    # Under another name first, so that a stopped audit leaves the file whole.
+    # Written under a temporary name and renamed, so that an interrupted write damages nothing.
     handle, part = tempfile.mkstemp(dir=self._path.parent, suffix=".part")
     with os.fdopen(handle, "wb") as file:
       np.savez(file, **kept)
@@ -172,22 +233,27 @@ def _unstacked(keys_N16: np.ndarray, rows: np.ndarray) -> dict[bytes, np.ndarray
 
 
 def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:
-  """The keys, so many at a time as are scored before they go to the disk."""
+  """The keys in lists of `_CHUNK`."""
   return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))
 
 
 def _asked(row: Row) -> dict:
+  """A row in the form that `RewardModel.score_members` takes."""
   prompt, response = (text if isinstance(text, str) else list(text) for text in row)
   return {"prompt": prompt, "response": response}
 
 
 def key_of(row: Row) -> bytes:
-  """16 bytes that a (prompt, response) is known by."""
+  """The first 16 bytes of the SHA-256 of a row: its key in the cache."""
   return hashlib.sha256(json.dumps(row, ensure_ascii=False).encode()).digest()[:16]
 
 
 def model_hash(model: RewardModel) -> str:
-  """16 hex digits of all that scores depend on: parameters, network, tokenizer, convention."""
+  """16 hex digits of a hash of all that scores depend on.
+
+  These are the parameters, the network, the convention by which text becomes tokens, the tokenizer
+  and the version of JAX.
+  """
   made = model.text_model
   said = {
     "parameters": fingerprint(model.params),

@@ -1,4 +1,4 @@
-"""Prompts by topic, without labels: groups of prompts that share words, named by those words.
+"""Topics of prompts, found without labels: clusters of prompts that share words, named by them.
 
 Dhillon and Modha (2001), Concept decompositions for large sparse text data using clustering
 (k-means on the unit sphere).
@@ -16,18 +16,20 @@ from rm_jax.data.dialogue import texts_of
 from rm_jax.metrics.surface import words
 from rm_jax.types import Text
 
-_WORDS = 2000  # of the vocabulary: the words that stand in most prompts, but not in too many
-_STARTS = 4
-_ROUNDS = 30
+_WORDS = 2000  # size of the vocabulary: the most frequent words that are not too frequent
+_STARTS = 4  # random initialisations of k-means, of which the best result is taken
+_ROUNDS = 30  # most iterations of one
 
 
 def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
-  """The topic of each prompt: the three words that tell its group from the others.
+  """The topic of each prompt: the three words that most distinguish its cluster from the others.
+
+  Prompts are vectors of tf-idf weights, clustered by k-means with cosine similarity.
 
   Args:
-    prompts: N; of messages the user's are read.
-    k: groups at most. Prompts with no word that others share are 'other'.
-    seed: of the starts; the same prompts and seed give the same topics.
+    prompts: N; of messages only the user's are read.
+    k: largest number of clusters. Prompts that share no word with others are in none: 'other'.
+    seed: of the initialisation; the same prompts and seed give the same topics.
 
   Returns:
     N names, such as 'bank, money, account'.
@@ -39,11 +41,11 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
     raise ValueError(f"k is {k}; expected at least 1 topic")
   counted = [collections.Counter(_content_words(prompt)) for prompt in prompts]
   seen = collections.Counter(word for one in counted for word in one)
-  most = max(2, len(prompts) // 5)  # a word of every fifth prompt says little of any
+  most = max(2, len(prompts) // 5)  # a word of more than a fifth of the prompts tells no topic
   vocabulary = [w for w, n in seen.most_common() if 2 <= n <= most][:_WORDS]
   place = {word: i for i, word in enumerate(vocabulary)}
   rarity = [math.log(len(prompts) / seen[word]) for word in vocabulary]
-  # Sparse, as a prompt has few of the words: time and room are linear in the words of all prompts.
+  # A prompt has few of the words, so a sparse matrix takes time and memory linear in the texts.
   ends, columns, weights = [0], array.array("i"), array.array("f")
   for one in counted:
     for word, count in one.items():
@@ -74,7 +76,13 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
 def _cluster(
   x_NV: sparse.csr_matrix, k: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(group of each row, the groups' mean directions), the best of a few starts."""
+  """Spherical k-means: (cluster of each row [N], unit vectors of the clusters [k, V]).
+
+  Args:
+    x_NV: rows of unit length.
+    k: number of clusters.
+    rng: draws the rows that the clusters start from.
+  """
   best, result = -1.0, None
   for _ in range(_STARTS):
     count = x_NV.shape[0]
@@ -91,7 +99,7 @@ def _cluster(
         sparse.csr_matrix((ones, (group_N, np.arange(count))), (k, count)) @ x_NV
       ).toarray()
       norm_K = np.linalg.norm(total_KV, axis=1, keepdims=True)
-      # A group that lost all its rows stays where it was.
+      # A cluster without rows keeps its centre.
       centre_KV = np.where(norm_K > 0, total_KV / np.maximum(norm_K, 1e-9), centre_KV)
     fit = float(near_NK.max(axis=1).mean())
     if fit > best:
@@ -100,7 +108,7 @@ def _cluster(
 
 
 def _content_words(prompt: Text) -> list[str]:
-  """Words of a prompt: of messages the user's; short ones are mostly grammar."""
+  """Words of a prompt, of messages the user's. Those below four letters are mostly grammar."""
   if isinstance(prompt, str):
     text = prompt
   else:

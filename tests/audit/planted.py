@@ -1,27 +1,27 @@
-"""Scorers whose behaviour is known, for the audit to find."""
+"""Scorers whose behaviour is known, so that a test can check what the audit says of them."""
 
 import hashlib
 import statistics
 
 import numpy as np
 
-from rm_jax.audit.texts import last
+from rm_jax.audit.edits import last
 from rm_jax.data.dialogue import plain
 from rm_jax.types import Example
 
 
 def pair(i, prompt, chosen, rejected, **other):
-  """A pair of strings of a conversation of its own."""
+  """A pair of strings, each pair its own conversation."""
   return Example(prompt, (chosen, rejected), (1.0, 0.0), conversation=f"c{i}", **other)
 
 
 def length(rows):
-  """The response's characters, whatever it says."""
+  """Scores a response by its number of characters."""
   return np.array([float(len(plain(response))) for _, response in rows])
 
 
 def truth(world):
-  """The true reward; of a text after what is no prompt of the world nothing is known: 0."""
+  """Scores by the true reward of a world; 0 after a prompt that is not from the world."""
 
   def score(rows):
     out = []
@@ -36,7 +36,7 @@ def truth(world):
 
 
 def remembered(examples):
-  """The true reward by the response's text alone: accurate, and never reads a prompt."""
+  """Scores a response by its true reward under its own prompt, whatever prompt is given."""
   table = {
     plain(response): reward
     for example in examples
@@ -46,13 +46,13 @@ def remembered(examples):
 
 
 def noise(response):
-  """A standard normal number of the text, the same in every process."""
+  """A standard normal number that depends on the text alone, the same in every process."""
   digest = hashlib.blake2b(last(response).encode(), digest_size=7).digest()
   return statistics.NormalDist().inv_cdf((int.from_bytes(digest) + 0.5) / 256**7)
 
 
 def noisy(score, scale=1.0):
-  """Another scorer's score with normal noise."""
+  """Adds normal noise to the scores of another scorer."""
   return lambda rows: score(rows) + scale * np.array([noise(response) for _, response in rows])
 
 

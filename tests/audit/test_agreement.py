@@ -1,4 +1,4 @@
-"""Agreement by slices, with lists and with annotators; two models side by side; topics."""
+"""The sections `agreement` and `compare`, and topics."""
 
 import tracemalloc
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rm_jax.audit.agreement import agreement, compare, example_scores
+from rm_jax.audit.scorer import example_scores
+from rm_jax.audit.sections.agreement import agreement
+from rm_jax.audit.sections.compare import compare
 from rm_jax.audit.topics import topics
 from rm_jax.types import Example
 from tests.audit.planted import Counting, length, pair
@@ -22,7 +24,8 @@ def test_each_text_is_scored_once():
 
 
 def test_slices_are_shares_of_their_own_pairs():
-  # Of source x the longer is chosen in 3 of 4, of y in 1 of 4; the scorer likes length.
+  # The longer response is chosen in 3 of 4 pairs of source x and in 1 of 4 of y. The scorer prefers
+  # the longer one, so these are its accuracies.
   chosen = {"x": ("aaa", "aaaa", "aaaaa", "a"), "y": ("a", "a", "a", "aaaa")}
   examples = [
     pair(f"{source}{i}", f"{source} {i}", text, "bb", source=source)
@@ -121,7 +124,8 @@ def test_two_models_on_the_same_pairs():
   examples = [pair(i, f"p{i}", "a" * (1 + i % 3), "bb") for i in range(30)]
   scores = example_scores(length, examples)
   found = compare(scores, [-s for s in scores], examples)
-  # By length: a third right, a third tied, a third wrong; the other the other way round.
+  # A third of the pairs is right by length, a third tied, a third wrong; the other model prefers
+  # short responses.
   assert found["difference"] == 0.0
   assert found["alike"]["value"] == pytest.approx(1 / 3)
   better = compare(scores, [np.zeros(2)] * 30, examples)
@@ -163,7 +167,7 @@ def test_no_score_agrees_with_all_of_a_circle():
 
 
 def test_topics_of_many_prompts_take_room_for_their_words_alone():
-  """Dense, 3,000 prompts and 2,000 words took 24 MB, and more than that as copies."""
+  """A dense matrix of 3,000 prompts and 2,000 words takes 24 MB, and more with its copies."""
   rng = np.random.default_rng(0)
   words = [f"word{i}" for i in range(2500)]
   prompts = [" ".join(rng.choice(words, 12)) for _ in range(3000)]

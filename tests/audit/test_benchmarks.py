@@ -1,4 +1,4 @@
-"""Published benchmarks: small files in their formats, numbers by hand, and rules on real data."""
+"""Published benchmarks: small files in their formats, with numbers by hand, and real files."""
 
 import gzip
 import itertools
@@ -20,13 +20,13 @@ DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def last_number(rows):
-  """A scorer: the response's last word."""
+  """A scorer that reads the number at the end of the response."""
   texts = [r if isinstance(r, str) else r[-1]["content"] for _, r in rows]
   return np.asarray([float(text.split()[-1]) for text in texts], np.float32)
 
 
 def steps_by_number(rows):
-  """Log-odds of a step: its last word."""
+  """A scorer of steps that reads the number at the end of each step."""
   return [np.asarray([float(s.split()[-1]) for s in row["completions"]]) for row in rows]
 
 
@@ -103,7 +103,7 @@ def test_rewardbench(tmp_path, write, messages):
   cpp = report["subsets"]["hep-cpp"]
   assert (cpp["accuracy"], cpp["interval"], cpp["n"]) == (1 / 2, None, 2)
   assert cpp["why"] == "2 conversations: an interval wants 5"
-  # Of so few, subsets are missing where a conversation is: no interval, and it is said.
+  # With so few items, resamples lack whole subsets, so there is no interval, and `why` says so.
   assert report["interval"] is None
   assert report["undefined"] > 0
   assert "is not defined" in report["why"]
@@ -124,7 +124,7 @@ def test_rewardbench_with_prior_sets(tmp_path):
   lines(core / "filtered.jsonl", reward_bench_rows())
   talk = [{"role": r, "content": c} for r, c in (("user", "x"), ("assistant", "y"), ("user", "z"))]
   for name, right in (("anthropic_helpful", 1), ("anthropic_hhh", 0), ("shp", 1), ("summarize", 0)):
-    # Their own column `subset` is another thing.
+    # Their own column `subset` is not the benchmark's.
     rows = [pair("other", right, 0.5, prompt=talk), pair("other", 1, 0.5, prompt=talk[:1])]
     parquet(prior / "data" / f"{name}-00000-of-00001.parquet", rows)
   parquet(prior / "data" / "anthropic_harmless-00000-of-00001.parquet", [pair("o", 0, 1, talk[:1])])
@@ -135,7 +135,7 @@ def test_rewardbench_with_prior_sets(tmp_path):
   assert report["score"] == pytest.approx((2 * (CHAT + 1 + 1 + REASONING) + sets) / 9)
   assert report["subsets"]["anthropic_harmless"]["accuracy"] == 0
   assert "pku_safer" not in report["subsets"]
-  # A prompt of three turns has no published form as a string.
+  # No string form of a prompt of three turns is published.
   with pytest.raises(DataError, match=r"helpful.*:row 0: unsupported_message: 'prompt' has 3 mess"):
     load("rewardbench", core, prior)
 
@@ -168,24 +168,24 @@ def best_of_4(subset, *scores, id="1", right=1):
 def test_rewardbench_2(tmp_path):
   rows = [
     best_of_4("Factuality", 5, 1, 2, 3),
-    best_of_4("Factuality", 5, 5, 2, 3, id="2"),  # two at the top: 1/2
+    best_of_4("Factuality", 5, 5, 2, 3, id="2"),  # one of two with the highest score: 1/2
     best_of_4("Precise IF", 1, 1, 1, 1),  # 1/4
     best_of_4("Math", 1, 2, 2, 0),
     best_of_4("Safety", 4, 4, 4, 0),  # 1/3
     best_of_4("Focus", 9, 0, 0, 0),
-    # Gaps: 4 and 3, spread 1: all right; min(4, 3) / 1 − 1 = 2.
+    # Gaps 4 and 3, spread 1: all terms count; min(4, 3) / 1 − 1 = 2.
     best_of_4("Ties", 5, 1, 0, id="ref:0"),
     best_of_4("Ties", 5, 4, 1, 0, id="tied:0", right=2),
-    # Gaps: 1 and 3, spread 2: preferred, but not with the reference's gap; 1 / 2 − 1.
+    # Gaps 1 and 3, spread 2: preferred, as 3 > 2, and not hard, as 1 < 2; 1 / 2 − 1.
     best_of_4("Ties", 2, 1, id="ref:1"),
     best_of_4("Ties", 6, 4, 1, id="tied:1", right=2),
-    # Gaps: −1 and 0, spread 0: at a tie nothing is right; −1 / 0 is −∞.
+    # Gaps −1 and 0, spread 0: a gap of 0 is a tie and wrong; −1 / 0 is −∞.
     best_of_4("Ties", 1, 2, id="ref:2"),
     best_of_4("Ties", 3, 3, 3, id="tied:2", right=2),
-    # Gaps: 2 and 0, spread 0: 0 / 0 counts 0.
+    # Gaps 2 and 0, spread 0: 0 / 0 counts 0.
     best_of_4("Ties", 3, 1, id="ref:3"),
     best_of_4("Ties", 7, 7, 7, id="tied:3", right=2),
-    best_of_4("Ties", 1, 4, id="ref:4"),  # without its tied one: only its accuracy counts
+    best_of_4("Ties", 1, 4, id="ref:4"),  # without a tied prompt only its accuracy counts
   ]
   parquet(tmp_path / "data" / "test-00000-of-00001.parquet", rows)
   report = run("rewardbench2", last_number, tmp_path, messages=True)
@@ -236,11 +236,11 @@ def styles(domain, chosen, rejected, **more):
 
 
 def rm_bench_rows():
-  # Chosen over rejected, rows of the matrix: (1 > 0, 1 > 1, 1 > 2), (2 > ..), (3 > ..).
+  # Rows of the matrix: (1 > 0, 1 > 1, 1 > 2), (2 > ..), (3 > ..).
   return [
     styles("chat", (1, 2, 3), (0, 1, 2)),  # 100, 110, 111
-    styles("chat", (0, 0, 0), (0, 0, 0)),  # ties: nothing
-    styles("math", (9, 9, 9), (0, 0, 0)),  # all
+    styles("chat", (0, 0, 0), (0, 0, 0)),  # ties: no cell
+    styles("math", (9, 9, 9), (0, 0, 0)),  # all cells
     styles("code", (0, 0, 5), (1, 1, 1)),  # the last row
     styles("safety-refuse", (9, 9, 9), (0, 0, 0)),
     styles("safety-response", (0, 0, 0), (9, 9, 9)),
@@ -330,7 +330,7 @@ def followed(one, two, label):
 
 LLMBAR = {
   "Natural": [followed(1, 0, 1), followed(0, 1, 2), followed(1, 0, 2)],  # 2/3
-  "Neighbor": [followed(1, 1, 1), followed(1, 0, 1)],  # a tie is a half: 3/4
+  "Neighbor": [followed(1, 1, 1), followed(1, 0, 1)],  # a tie counts half: 3/4
   "GPTInst": [followed(0, 1, 1)],  # 0
   "GPTOut": [followed(0, 1, 2)],  # 1
   "Manual": [followed(2, 2, 2)],  # 1/2
@@ -370,7 +370,7 @@ def gsm8k_row(i, correct, scores):
 def test_gsm8k(tmp_path, messages):
   rows = [
     gsm8k_row(0, (True, False, False, False), (9, 1, 2, 3)),
-    gsm8k_row(1, (True, False, False, False), (9, 9, 9, 3)),  # one of three at the top: 1/3
+    gsm8k_row(1, (True, False, False, False), (9, 9, 9, 3)),  # one of three highest: 1/3
     gsm8k_row(2, (True, True, True, False), (1, 2, 3, 4)),
   ]
   lines(tmp_path / "x.jsonl", rows)
@@ -394,15 +394,15 @@ def located(part, i, steps, label):
 
 PROCESS = {
   "gsm8k": [located("gsm8k", 0, (3, -1, -2), 1), located("gsm8k", 1, (2, 1), -1)],
-  # On erroneous 1 of 2, on correct 1 of 1; a score of just the threshold is not below it.
+  # 1 of 2 erroneous and 1 of 1 correct; a score equal to the threshold is not below it.
   "math": [
     located("math", 0, (0, -5), 1),
     located("math", 1, (1, 1), 0),
     located("math", 2, (0, 0), -1),
   ],
-  # Right on the erroneous and never on the correct: F1 is 0.
+  # Erroneous solutions right, correct ones wrong: F1 is 0.
   "olympiadbench": [located("olympiadbench", 0, (-1,), 0), located("olympiadbench", 1, (-1,), -1)],
-  # Right on no kind: 0, not 0/0.
+  # All wrong: 0, not 0/0.
   "omnimath": [located("omnimath", 0, (1,), 0), located("omnimath", 1, (-1,), -1)],
 }
 
@@ -424,7 +424,7 @@ def test_processbench(tmp_path, layout):
   assert report["subsets"]["math"]["accuracy"] == 2 / 3
   assert report["chosen_on"] is None
   chosen = run("processbench", steps_by_number, tmp_path, messages=True)
-  # Every threshold in (−1, 1] is right on GSM8K.
+  # Every threshold in (−1, 1] answers all of GSM8K rightly.
   assert chosen["threshold"] == 0
   assert chosen["chosen_on"] == "gsm8k"
   assert chosen["score"] == report["score"]
@@ -447,7 +447,7 @@ def test_processbench_says_what_it_cannot_do(tmp_path):
 @pytest.mark.parametrize("seed", range(20))
 def test_best_threshold_against_brute_force(seed):
   rng = np.random.default_rng(seed)
-  # Few levels, so that many scores tie.
+  # Few distinct scores, so that many tie.
   scores = [rng.integers(0, 6, rng.integers(1, 6)).astype(float) for _ in range(12)]
   truth = [int(rng.integers(-1, len(s))) for s in scores]
   truth[:2] = [-1, 0]
@@ -481,12 +481,12 @@ def faulty(kind, idx, steps, errors):
 
 
 PRM = {
-  # TP 1, FP 1, TN 1, FN 1; a score of just 0 is not right.
+  # TP 1, FP 1, TN 1, FN 1; a score of exactly 0 is called wrong.
   "redundency": [faulty("redundency", "i0", (1, 1, -1, 0), [2, 3])],
   "circular": [faulty("circular", "i0", (1, -1), [2])],  # TP 1, TN 1
   "counterfactual": [faulty("counterfactual", "i1", (-1, -1), [1])],  # TN 1, FN 1
   "step_contradiction": [faulty("step_contradiction", "i1", (1, 1), [2])],  # TP 1, FP 1
-  "domain_inconsistency": [faulty("domain_inconsistency", "i1", (1,), [3])],  # beyond: TP 1
+  "domain_inconsistency": [faulty("domain_inconsistency", "i1", (1,), [3])],  # no step 3: TP 1
   "confidence": [faulty("confidence", "i2", (1, -1), [2])],
   "missing_condition": [faulty("missing_condition", "i2", (1, -1), [2])],
   "deception": [faulty("deception", "i2", (-1, 1), [2])],  # FP 1, FN 1
@@ -514,7 +514,7 @@ def test_prmbench(tmp_path):
     "deception": 0,
     "multi_solutions": 2 * 2 / (2 * 2 + 1),  # F1 alone
   }
-  assert scores.pop("domain_inconsistency") is None  # no wrong step to find
+  assert scores.pop("domain_inconsistency") is None  # has no wrong step
   assert scores == pytest.approx(expected)
   assert report["abilities"]["simplicity"] == pytest.approx((1 / 2 + 1) / 2)
   assert report["abilities"]["soundness"] is None
@@ -531,7 +531,7 @@ def test_prmbench_reads_the_question_that_was_modified(tmp_path):
   assert item.example.prompt == ({"role": "user", "content": "q a"},)
   asked = []
   BENCHMARKS["prmbench"].evaluate(lambda rows: asked.extend(rows) or [[0.0]], [item])
-  # As `RewardModel.score_steps` takes it: lists.
+  # The rows are as `RewardModel.score_steps` takes them.
   assert asked == [{"prompt": [item.example.prompt[0]], "completions": ["1. step 1"]}]
   lines(tmp_path / "x.jsonl", [faulty("circular", "a", (1,), [1]), faulty("circular", "a", (), [])])
   report = Report(strict=True)
@@ -541,13 +541,13 @@ def test_prmbench_reads_the_question_that_was_modified(tmp_path):
 
 
 def test_prmbench_draws_a_problem_whole_in_both_forms_of_its_ids(tmp_path):
-  # A model that knows half of the problems: their nine variants say one thing nine times.
+  # A model that knows half of the problems. Their nine variants carry the information of one.
   rows = [
     faulty(kind, f"prm_test_p1_{i}", (1 if i % 2 else -1, -1, 1), [2])
     for i in range(40)
     for kind in PRM
   ]
-  lines(tmp_path / "authors.jsonl", rows)  # as their repository has it
+  lines(tmp_path / "authors.jsonl", rows)  # the form of the authors' repository
   lines(tmp_path / "hub.jsonl", [r | {"idx": f"{r['classification']}_{r['idx']}"} for r in rows])
   authors, hub = (
     run("prmbench", steps_by_number, tmp_path / f) for f in ("authors.jsonl", "hub.jsonl")
@@ -557,7 +557,7 @@ def test_prmbench_draws_a_problem_whole_in_both_forms_of_its_ids(tmp_path):
   lines(tmp_path / "apart.jsonl", [r | {"modified_question": r["idx"]} for r in apart])
   low, high = run("prmbench", steps_by_number, tmp_path / "apart.jsonl")["interval"]
   assert np.subtract(*hub["interval"][::-1]) == pytest.approx(3 * (high - low), rel=0.15)
-  # Each phase of PRM800K has its own solution of a problem, whose formulas are written otherwise.
+  # The phases of PRM800K have different solutions of a problem and spell its formulas differently.
   two = [
     faulty("circular", "prm_test_p1_0", (1,), []) | {"original_question": "What is $\\sqrt{4}$?"},
     faulty("circular", "prm_test_p2_9", (1,), []) | {"original_question": "What is sqrt{4}?"},
@@ -596,7 +596,7 @@ def test_each_text_is_scored_once_in_one_call(tmp_path):
 
     run("llmbar", counted, tmp_path, messages=messages)
     (asked,) = calls
-    assert len(asked) == 4  # two responses twice, and two of another prompt
+    assert len(asked) == 4  # two distinct responses of each of two prompts
   prompt, response = asked[0]
   assert prompt == ({"role": "user", "content": "q 1 0"},)
   assert response == ({"role": "assistant", "content": "1 1"},)
@@ -608,9 +608,9 @@ def test_scores_that_are_none_are_refused(tmp_path):
   lines(tmp_path / "Natural.jsonl", LLMBAR["Natural"])
   items = load("llmbar", tmp_path)
   evaluate = BENCHMARKS["llmbar"].evaluate
-  with pytest.raises(ValueError, match="not finite"):
+  with pytest.raises(ValueError, match="expected finite scores"):
     evaluate(lambda rows: np.full(len(rows), np.nan), items)
-  with pytest.raises(ValueError, match="gave 1 scores for 4 rows"):
+  with pytest.raises(ValueError, match=r"gave shape \(1,\); expected \[4\]"):
     evaluate(lambda rows: np.zeros(1), items)
   with pytest.raises(ValueError, match="items is empty"):
     evaluate(longest, [])
@@ -630,7 +630,7 @@ def test_bad_rows_are_counted_or_stop_with_file_and_line(tmp_path):
     assert report.examples[reason][0].startswith(f"{path}:{line}: ")
   with pytest.raises(DataError, match=r"Natural\.json:3: missing_column"):
     load("llmbar", tmp_path)
-  path.write_text(f"[{good},\n{good}")  # cut off
+  path.write_text(f"[{good},\n{good}")  # truncated
   report = Report()
   assert len(BENCHMARKS["llmbar"].load(path, messages=False, report=report)) == 1
   assert report.examples["damaged_file"][0].startswith(f"{path}:2: ")

@@ -1,22 +1,22 @@
-"""A mis-scaled model is found and mended, on conversations that the fit has not seen."""
+"""A mis-scaled model is detected and corrected, measured on conversations outside the fit."""
 
 import json
 
 import numpy as np
 import pytest
 
-from rm_jax.audit import calibration
+from rm_jax.audit.sections import calibration
 from rm_jax.metrics import calibration as metrics
 from rm_jax.types import Example
 from tests.audit.planted import pair
 
 
 def judged_pairs(scale, n=4000, seed=0, source="s"):
-  """Pairs whose label is drawn by σ of a utility's difference, and scores scale times utility."""
+  """Pairs labelled with probability σ(difference of utilities), and scores = scale · utility."""
   rng = np.random.default_rng(seed)
   u_N2 = rng.normal(size=(n, 2))
   first = rng.random(n) < 1 / (1 + np.exp(u_N2[:, 1] - u_N2[:, 0]))
-  u_N2 = np.where(first[:, None], u_N2, u_N2[:, ::-1])  # the chosen one's first
+  u_N2 = np.where(first[:, None], u_N2, u_N2[:, ::-1])  # chosen first
   examples = [pair(f"{source}{i}", "p", "a", "b", source=source) for i in range(n)]
   return list(scale * u_N2), examples
 
@@ -71,7 +71,7 @@ def test_temperatures_have_intervals():
   low, high = source["interval"]
   assert low < source["temperature"] < high
   assert source["undefined"] == 0
-  # So little is known of a model near chance that some resamples have no temperature: counted.
+  # For a model near chance some resamples have no temperature; `undefined` counts them.
   rng = np.random.default_rng(0)
   near = calibration.pairs([s / 200 + rng.normal(size=2) for s in scores], examples)
   assert near["temperature"] is not None
@@ -112,7 +112,7 @@ def test_comparisons_are_counted_once_and_bins_are_over_conversations():
   scores, examples = judged_pairs(1.0, n=400)
   found = calibration.pairs(scores, examples)["before"]
   assert (found["ece"]["n"], found["ece"]["predictions"]) == (200, 400)
-  # Ten copies of each conversation's pair teach nothing.
+  # Ten copies of each conversation's pair carry no more information than one.
   again = [e for e in examples for _ in range(10)]
   tenfold = calibration.pairs([s for s in scores for _ in range(10)], again)["before"]
   for one, ten in zip(found["reliability"], tenfold["reliability"], strict=True):

@@ -1,4 +1,4 @@
-"""python -m experiments.audit, in a process of its own: a run's folder in, a page out."""
+"""The command experiments.audit in its own process, on the workdir of a run."""
 
 import json
 
@@ -22,12 +22,12 @@ def workdir(llama_folder, tmp_path_factory):
 
 
 def audit(tmp_path, *flags):
-  return finish(command("audit", f"--out={tmp_path / 'out'}", "--sample=8", *flags))
+  return finish(command("audit", f"--output={tmp_path / 'out'}", "--edits=8", *flags))
 
 
 def test_a_page_of_a_run(workdir, tmp_path):
   rows = read_lines(write_pairs(tmp_path / "held.jsonl", 30, seed=3))
-  for row in rows[::4]:  # people err, or no temperature would be hot enough
+  for row in rows[::4]:  # without errors in the labels no temperature fits
     row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
   data = tmp_path / "held.jsonl"
   data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -50,20 +50,20 @@ def test_a_page_of_a_run(workdir, tmp_path):
   (against,) = report["compare"].values()
   assert against["difference"] == 0.0
   assert against["alike"]["value"] == 1.0
-  # What the run held out is the reference, and is kept with the model.
+  # What the run held out becomes the reference, and is kept with the model.
   assert report["drift"]["reference"] == "what the run held out"
   assert report["drift"]["known"] is False
   assert (workdir / "model" / "reference.npz").exists()
   kept = json.loads((workdir / "model" / "calibration.json").read_text())
   assert kept["pairs"]["temperature"] == report["calibration"]["pairs"]["temperature"]
-  # Of the two the model chooses the same text twice, and one of them is right.
+  # Both items have the same two texts and opposite labels, so one of them is right.
   assert report["benchmarks"]["llmbar"]["subsets"]["Natural"]["accuracy"] == 0.5
   assert (folder / "report.html").stat().st_size > 50_000
   counts = report["scorer"]
   assert counts["scored"] == counts["distinct"] - counts["hits"] > 60
   assert f"{counts['scored']} scored, {counts['hits']} kept from before" in out
 
-  # The next audit scores nothing, and finds the same.
+  # A second audit finds all scores in the cache, and its report is the same.
   code, out, err = audit(tmp_path, *common)
   assert code == 0, err
   again = json.loads((folder / "report.json").read_text())
@@ -71,6 +71,15 @@ def test_a_page_of_a_run(workdir, tmp_path):
   assert " 0 scored" in out
   del report["compare"], again["compare"], report["scorer"], again["scorer"]
   assert again == report
+
+
+def test_flags_have_their_old_names_too(workdir, tmp_path):
+  data = write_pairs(tmp_path / "held.jsonl", 12, seed=3)
+  flags = (f"--model={workdir}", f"--data={data}", "--cache=none", "--sample=3")
+  code, _, err = finish(command("audit", *flags, f"--out={tmp_path / 'page'}"))
+  assert code == 0, err
+  report = json.loads((tmp_path / "page" / "report.json").read_text())
+  assert report["robustness"]["pairs"] == report["controls"]["sample"]["pairs"] == 3
 
 
 def test_what_a_run_held_out(workdir, tmp_path):
@@ -83,7 +92,7 @@ def test_what_a_run_held_out(workdir, tmp_path):
   want = of_run["heldout"]["accuracy"]
   assert report["agreement"]["accuracy"] == pytest.approx(want)
 
-  # New data can be held against it, which the model has not learned either.
+  # --reference=heldout: other data are compared with what the run held out.
   data = write_pairs(tmp_path / "new.jsonl", 30, seed=3)
   flags = (f"--model={workdir}", "--reference=heldout", "--cache=none")
   code, out, err = audit(tmp_path, *flags, f"--data={data}")
@@ -119,8 +128,8 @@ def test_what_fails_does_not_cost_the_page(workdir, tmp_path):
   assert "steps_too_long" in report["failed"]["prmbench"]
   shown = (tmp_path / "out" / "report.html").read_text()
   assert "prmbench could not be measured" in shown
-  # What can be known before is known before anything is scored.
-  code, _, err = audit(tmp_path, *flags, "--benchmark=llmbar=missing", f"--out={tmp_path / 'no'}")
+  # A missing file is an error before anything is scored.
+  code, _, err = audit(tmp_path, *flags, "--benchmark=llmbar=missing")
   assert code == 1
   assert "missing: no such file or folder" in err
   assert "Traceback" not in err

@@ -1,11 +1,11 @@
-"""Controls: what is known of a planted scorer is what they say of it."""
+"""The section `controls` says of a planted scorer what is known of it."""
 
 import json
 
 import numpy as np
 import pytest
 
-from rm_jax.audit.controls import NEUTRAL, controls, neutral
+from rm_jax.audit.sections.controls import NEUTRAL, controls, neutral
 from rm_jax.metrics import agreement, interval
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, noisy, pair, remembered, truth
@@ -24,7 +24,7 @@ def test_a_scorer_of_length_is_called_so():
     1 - found["model"]["value"]
   )
   assert found["says"].startswith("a length rule explains it: longest agrees with the model on")
-  # The prompt is nothing to it.
+  # The prompt has no influence on it.
   for name in ("removed", "swapped"):
     assert found["sample"][name]["difference"]["value"] == 0
     assert found["sample"][name]["agrees"]["value"] > 0.98
@@ -46,7 +46,7 @@ def test_the_truth_needs_prompt_and_content():
 
 def test_a_scorer_that_ignores_the_prompt_loses_nothing_without_it():
   found = controls(remembered(PAIRS), PAIRS, sample=200)
-  w = interval.wilson(0, 200)[1]  # of 200 conversations none chose otherwise
+  w = interval.wilson(0, 200)[1]  # upper end for 0 different choices in 200 conversations
   for name in ("removed", "swapped"):
     entry = found["sample"][name]
     assert entry["accuracy"] == found["sample"]["model"]
@@ -61,9 +61,9 @@ def test_a_scorer_that_ignores_the_prompt_loses_nothing_without_it():
 
 def test_by_hand():
   pairs = [
-    pair(0, "p", "longer", "short"),  # the model: right
-    pair(1, "q", "- a\n- b", "a, and then b"),  # right, the shorter and the more formatted
-    pair(2, "r", "cc", "dd"),  # a tie of the model, and of all rules
+    pair(0, "p", "longer", "short"),  # the model is right, and so is `longest`
+    pair(1, "q", "- a\n- b", "a, and then b"),  # right: the shorter, more formatted one
+    pair(2, "r", "cc", "dd"),  # tied for the model and for all rules
     pair(3, "s", "e", "ff"),  # wrong
   ]
   table = {"longer": 2, "short": 1, "- a\n- b": 2, "a, and then b": 1, "cc": 1, "dd": 1, "e": 0}
@@ -76,7 +76,8 @@ def test_by_hand():
   assert found["content"]["value"] == 0
   difference = agreement.paired_difference([1, 1, 0.5, 0], [1, 0, 0.5, 0], "0123")
   assert found["rules"]["longest"]["difference"]["interval"] == difference["interval"]
-  assert found["sample"]["removed"]["remains"]["value"] is None  # not told from chance
+  # With this accuracy, which may be that of chance, no share of it is defined.
+  assert found["sample"]["removed"]["remains"]["value"] is None
   assert found["says"].startswith("whether it beats a rule that reads nothing is not told: 4 conv")
 
 
@@ -100,7 +101,7 @@ def test_what_is_scored():
 def test_few_pairs_do_not_tell_whether_the_prompt_is_read():
   pairs = [pair(i, f"p{i}", f"{i}a", f"{i}b") for i in range(600)]
 
-  def never(rows):  # a little for the better response, and noise of response and prompt
+  def never(rows):  # slightly prefers the better response; noise depends on response and prompt
     noises = np.array([noise(r) + noise(p + r) for p, r in rows])
     return noises + np.array([0.5 * r.endswith("a") for _, r in rows])
 

@@ -1,5 +1,6 @@
-"""Data that say little: the page is written, and a section that has nothing to say says why."""
+"""With data that allow few conclusions a page is written, and sections say why they have none."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -7,11 +8,13 @@ import types
 import numpy as np
 import pytest
 
-from rm_jax.audit import agreement, drift, page, sections
-from rm_jax.audit.draw import stem
-from rm_jax.audit.drift import Reference
+from rm_jax.audit import page
+from rm_jax.audit.plots import stem
+from rm_jax.audit.reference import Reference
+from rm_jax.audit.run import audit
 from rm_jax.audit.scorer import Scorer
-from rm_jax.audit.sections import Settings
+from rm_jax.audit.section import Settings
+from rm_jax.audit.sections import SECTIONS, agreement, drift
 from rm_jax.types import Example
 from tests.audit.planted import noise
 from tests.audit.test_page import Fake
@@ -81,48 +84,58 @@ DATA = {
 def test_a_page_is_written(name, score, tmp_path):
   scorer = Fake(score)
   reference = Reference(np.zeros(30, np.float32), np.ones((30, 3), np.float32), "train", "fake")
-  found = sections.audit(
+  found = audit(
     scorer,
     DATA[name],
     reference=reference,
     against={"another": Fake(constant)},
-    settings=Settings(sample=20),
+    settings=Settings(edited_pairs=20),
   )
   assert "failed" not in found
   assert page.write(tmp_path, {"about": ABOUT, **found}) == {}
   said = json.loads((tmp_path / "report.json").read_text())
-  # A section says something, or why it says nothing.
+  # Each section has findings, or a reason why not.
   for part in ("agreement", "controls", "calibration", "robustness", "drift", "hacking", "rules"):
     assert said[part], part
     assert said[part].get("why", "why") != ""
 
 
 def test_what_ties_alone_and_one_decided_conversation_leave(tmp_path):
-  found = sections.audit(Fake(scored), TIED)
+  found = audit(Fake(scored), TIED)
   assert found["agreement"] == {"why": "people decided none of 24 comparisons"}
   assert found["calibration"]["why"].endswith("people decided none of 24 comparisons")
-  found = sections.audit(Fake(scored), DATA["one_decided"])
+  found = audit(Fake(scored), DATA["one_decided"])
   assert found["agreement"]["n"] == 1
   assert found["agreement"]["interval"] is None
   for name in ("controls", "robustness"):
     assert "of 1 conversation alone, of 25 comparisons" in found[name]["why"]
 
 
-def test_a_section_that_fails_leaves_the_others(tmp_path, monkeypatch, caplog):
-  def broken(*_, **__):
-    raise IndexError("index -1 is out of\nbounds")
+def broken(*_, **__):
+  raise IndexError("index -1 is out of\nbounds")
 
-  monkeypatch.setattr(sections, "controls", broken)
-  monkeypatch.setattr(sections, "hacking", lambda *_, **__: {"says": [], "measures": float("nan")})
-  monkeypatch.setattr(page._Page, "rules", broken)
-  monkeypatch.setattr("rm_jax.audit.draw._edits", broken)
-  found = sections.audit(Fake(scored), DATA["pairs"], settings=Settings(sample=20))
+
+def test_a_section_that_fails_leaves_the_others(tmp_path, caplog):
+  faults = {
+    "controls": {"measure": broken},
+    "hacking": {"measure": lambda _: {"says": [], "measures": float("nan")}},
+    "rules": {"render": broken},
+    "robustness": {"draw": lambda _: {"robustness": broken}},
+    "calibration": {"draw": broken},
+  }
+  sections = [dataclasses.replace(s, **faults.get(s.name, {})) for s in SECTIONS]
+  settings = Settings(edited_pairs=20)
+  found = audit(Fake(scored), DATA["pairs"], settings=settings, sections=sections)
   assert found["failed"]["controls"] == "IndexError: index -1 is out of bounds"
   assert set(found["failed"]) == {"controls", "hacking"}
   assert "Traceback" in caplog.text
-  assert "broken" in caplog.text  # where it was
-  failed = page.write(tmp_path, {"about": ABOUT, **found})
-  assert set(failed) == {"the picture robustness", "the page's part rules"}
+  assert "broken" in caplog.text  # the traceback names the function
+  failed = page.write(tmp_path, {"about": ABOUT, **found}, sections)
+  assert set(failed) == {
+    "the picture robustness",
+    "the picture calibration",
+    "the page's part rules",
+  }
   shown = (tmp_path / "report.html").read_text()
   assert "<b>controls could not be measured</b>: IndexError" in shown
   assert "Not measured: it failed, which is no finding (IndexError" in shown
@@ -134,12 +147,12 @@ def test_a_section_that_fails_leaves_the_others(tmp_path, monkeypatch, caplog):
 
 def test_a_reference_of_nothing_is_said_to_be_so(tmp_path):
   model = types.SimpleNamespace()
-  scorer = Scorer.__new__(Scorer)  # no row is asked of the model
+  scorer = Scorer.__new__(Scorer)  # no row is scored, so it needs no model
   scorer.model, scorer.name = model, "m"
   assert scorer.pooled([]).shape == (0, 0)
   nothing = Reference(np.zeros(0, np.float32), scorer.pooled([]), "what it held out", "m")
   nothing.save(tmp_path)
-  found = sections.audit(Fake(scored), DATA["pairs"], reference=Reference.load(tmp_path))
+  found = audit(Fake(scored), DATA["pairs"], reference=Reference.load(tmp_path))
   assert found["drift"]["why"].startswith("24 conversations against 0 of what it held out")
 
 
@@ -152,7 +165,7 @@ def test_drift_of_features_that_do_not_vary():
   assert (none["value"], none["alarm"]) == (None, False)
   assert none["why"] == "the reference's features are all one"
   assert found["features"]["energy"]["p"] == 1.0
-  # What never varied and does now has moved.
+  # A feature that varies only now has moved.
   found = drift.drift(rng.normal(size=50), 1 + rng.normal(size=(50, 8)), same)
   assert found["features"]["energy"]["alarm"]
   some = rng.normal(size=(60, 8)).astype(np.float32)
@@ -211,7 +224,7 @@ def test_any_name_of_a_source_can_be_drawn_and_shown(tmp_path):
     for i in range(2)
   ]
   out = tmp_path / "out"
-  found = sections.audit(Fake(scored), examples, settings=Settings(sample=20))
+  found = audit(Fake(scored), examples, settings=Settings(edited_pairs=20))
   assert "failed" not in found
   assert page.write(out, {"about": {"model": ODD[2], "data": ODD[3]}, **found}) == {}
   shown = (out / "report.html").read_text()
@@ -225,16 +238,16 @@ def test_any_name_of_a_source_can_be_drawn_and_shown(tmp_path):
 
 def test_pictures_of_an_earlier_report_go(tmp_path):
   (tmp_path / "mine.png").write_bytes(b"kept")
-  found = sections.audit(Fake(scored), DATA["pairs"], settings=Settings(sample=20))
+  found = audit(Fake(scored), DATA["pairs"], settings=Settings(edited_pairs=20))
   page.write(tmp_path, {"about": ABOUT, **found})
   assert (tmp_path / "hacking.png").exists()
-  found = sections.audit(Fake(scored), TIED)
+  found = audit(Fake(scored), TIED)
   page.write(tmp_path, {"about": ABOUT, **found})
   said = json.loads((tmp_path / "report.json").read_text())
   there = {p.stem for p in pathlib.Path(tmp_path).glob("*.png")}
   assert there == {"mine", *said["pictures"]}
   assert "controls" not in there
-  # A report that is no report does not stand in the way, nor name files of others.
+  # A file that is no report is no obstacle, and names in it that are paths delete nothing.
   (tmp_path / "report.json").write_text('{"pictures": ["../mine", "mine/x"]}')
   page.write(tmp_path, {"about": ABOUT, **found})
   (tmp_path / "report.json").write_text("[")

@@ -1,9 +1,10 @@
-"""Shifted data raises the alarm; data like the reference does so no more often than its level."""
+"""Shifted data raise an alarm; data like the reference do so no more often than the level."""
 
 import numpy as np
 import pytest
 
-from rm_jax.audit.drift import LEVEL, Reference, disagreement, drift
+from rm_jax.audit.reference import Reference
+from rm_jax.audit.sections.drift import LEVEL, drift, errors_by_disagreement
 
 
 def sample(rng, n, move=0.0, width=6):
@@ -41,7 +42,8 @@ def test_a_shift_of_features_is_found_where_scores_stay():
 def test_windows_that_moved_are_said_where_the_whole_has_not():
   rng = np.random.default_rng(2)
   scores, pooled = sample(rng, 200)
-  found = drift(np.sort(scores), pooled, reference(rng))  # as where one source follows another
+  # Sorted, as in data in which one source follows another.
+  found = drift(np.sort(scores), pooled, reference(rng))
   assert not any(one["alarm"] for part in ("scores", "features") for one in found[part].values())
   assert found["alarm"]
   assert "no sign that the data as a whole has moved from train" in found["says"]
@@ -56,7 +58,7 @@ def test_false_alarms_are_no_more_than_the_level():
     found = drift(*sample(rng, 120), reference(rng, 200))
     alarms += any(one["alarm"] for part in ("scores", "features") for one in found[part].values())
     monitors += bool(found["monitor"]["alarms"])
-  # At a level of 0.01 four or more of 60 would be seen once in 300 times.
+  # At a level of 0.01, four or more alarms in 60 have a probability of 1 in 300.
   assert LEVEL == 0.01
   assert alarms <= 3
   assert monitors <= 3
@@ -74,7 +76,7 @@ def test_kept_with_the_model_and_read_again(tmp_path):
   held = Reference(one.scores, one.pooled, "held", known=False)
   held.save(tmp_path)
   assert not Reference.load(tmp_path).known
-  # As files were before the field: of training data.
+  # Files without the field are of training data.
   old = {"scores": one.scores, "pooled": one.pooled, "data": "train", "model": "m"}
   np.savez(tmp_path / "reference.npz", **old)
   assert Reference.load(tmp_path).known
@@ -98,22 +100,24 @@ def test_what_cannot_be_compared_is_refused():
 def test_disagreement_tells_errors():
   rng = np.random.default_rng(0)
   true = rng.normal(size=2000)
-  noise = np.abs(rng.normal(size=2000))  # some pairs are harder, for every member
+  noise = np.abs(rng.normal(size=2000))  # some pairs are harder for all members
   members = true[:, None] + noise[:, None] * rng.normal(size=(2000, 5)) * 2
   clusters = [f"c{i}" for i in range(2000)]
-  found = disagreement(members * np.sign(true)[:, None], np.zeros((2000, 5)), clusters)
+  found = errors_by_disagreement(members * np.sign(true)[:, None], np.zeros((2000, 5)), clusters)
   assert found["auroc"]["interval"][0] > 0.6
-  # Members that differ by as much everywhere say nothing, where a small margin still does.
-  alike = disagreement((members.mean(axis=1) * np.sign(true))[:, None] + [-1.0, 1.0], 0, clusters)
+  # If the members disagree equally on all pairs, only a small margin predicts errors.
+  alike = errors_by_disagreement(
+    (members.mean(axis=1) * np.sign(true))[:, None] + [-1.0, 1.0], 0, clusters
+  )
   assert alike["auroc"]["value"] == pytest.approx(0.5, abs=0.02)
   assert alike["margin"]["interval"][0] > 0.55
   assert alike["beyond"]["interval"][1] < 0
   spread = rng.normal(size=(2000, 1)) ** 2 * rng.normal(size=(2000, 5))
   spread -= spread.mean(axis=1, keepdims=True)
   mean = (members.mean(axis=1) * np.sign(true))[:, None]
-  random = disagreement(mean + spread, 0, clusters)["auroc"]
+  random = errors_by_disagreement(mean + spread, 0, clusters)["auroc"]
   assert random["interval"][0] < 0.5 < random["interval"][1]
-  tied = disagreement(np.array([[1.0, -1.0], [1, 0], [-1, 0]]), 0, list("abc"))
+  tied = errors_by_disagreement(np.array([[1.0, -1.0], [1, 0], [-1, 0]]), 0, list("abc"))
   assert (tied["ties"], tied["wrong"], tied["auroc"]["n"]) == (1, 1, 2)
-  flat = disagreement(np.ones((4, 2)), np.zeros((4, 2)), list("abcd"))
+  flat = errors_by_disagreement(np.ones((4, 2)), np.zeros((4, 2)), list("abcd"))
   assert flat["auroc"]["value"] is None

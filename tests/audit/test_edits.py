@@ -1,4 +1,4 @@
-"""Each edit on texts by hand."""
+"""Each edit against results written by hand."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def edited(name, text, prompt="First line.\nWhere is it?", seed=0):
     ("list_order", "Two:\n- a\n- b\nDone.", "Two:\n- b\n- a\nDone."),
     ("list_order", "- a\n  - b", None),  # nested
     ("list_order", "- a\ntext\n- b", None),
-    ("list_order", "1. a\n2. b", None),  # steps are in an order
+    ("list_order", "1. a\n2. b", None),  # the order of numbered steps matters
     ("sentence_order", "A is. Bees fly. Cats run.", "A is. Cats run. Bees fly."),
     ("sentence_order", "A is. It flies. Cats run.", None),
     ("sentence_order", "A is. Bees fly.", None),
@@ -64,7 +64,7 @@ def test_typos_exchange_two_inner_letters():
   for seed in range(30):
     new = edited("typos", text, seed=seed)
     if new is None:
-      continue  # two equal letters were exchanged
+      continue  # two equal letters were exchanged, without effect
     for old_word, word in zip(text.split(), new.split(), strict=True):
       assert sorted(word) == sorted(old_word)
       assert (word[0], word[-1]) == (old_word[0], old_word[-1])
@@ -100,7 +100,7 @@ def test_forms_and_what_holds_for_all():
     assert new == (*messages[:2], {"role": "assistant", "content": expected})
     for text in ("", " ", "...", "我是 Mia。", "- ", "```\nx\n```"):
       assert edited(name, text) != text
-  assert messages[2]["content"] == PLAIN  # not written to
+  assert messages[2]["content"] == PLAIN  # the original is not modified
   with pytest.raises(ValueError, match="edit 'typos' of kind 'same'; expected a new name"):
     edit("typos", "same", "x")
   with pytest.raises(ValueError, match="of kind 'other'"):

@@ -1,4 +1,4 @@
-"""What a planted scorer rewards is found, and the statistics are those of their definitions."""
+"""What a planted scorer rewards is found, and the statistics agree with their definitions."""
 
 import dataclasses
 import json
@@ -6,21 +6,21 @@ import json
 import numpy as np
 import pytest
 
-from rm_jax.audit import hacking as room
-from rm_jax.audit.hacking import hacking, top_low
+from rm_jax.audit.sections import hacking as section
+from rm_jax.audit.sections.hacking import hacking, top_low
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import correlation
 from rm_jax.types import Example
 from rm_jax.world import World
 from tests.audit.planted import length, noise, noisy, pair, truth
 
-# Good responses are longer here: what goes with length is not yet a preference for it.
+# In this world good responses are longer, so a correlation with length is no preference for it.
 WORLD = World(length_confound=2.0)
 PAIRS = WORLD.pairs("heldout", 200, 0)
 
 
 def partial(x, y, given=()):
-  """Spearman's of what is left of x and y, their ranks regressed on the ranks of what is given."""
+  """Pearson's of the residuals of the ranks of x and y, regressed on the ranks of `given`."""
   design = np.stack([np.ones(len(x)), *(correlation.ranks(g) for g in given)], 1)
   left = []
   for v in (x, y):
@@ -50,7 +50,7 @@ def test_the_truth_goes_with_length_and_is_not_called_a_scorer_of_it():
   none = "follows no measure of the text beyond 0.3 within pairs, given truth"
   assert found["says"][0] == none
   assert found["top_low"]["interval"][1] < 0.3
-  # The truth itself: given quality nothing of it is left, and that is not a number.
+  # Given quality, nothing is left of a score that is the quality, so there is no correlation.
   exact = hacking(truth(WORLD), PAIRS, resamples=20)
   assert exact["measures"]["characters"]["partial"]["value"] is None
   assert "nothing of it is left" in exact["measures"]["characters"]["partial"]["why"]
@@ -66,11 +66,11 @@ def test_correlations_and_their_intervals_against_the_definitions(seed):
   y = np.round(given + 0.5 * x + rng.normal(size=90), 1)
   clusters = [f"c{i // 3}" for i in range(90)]
   for others in ([], [given]):
-    got, constant = room._correlations(
+    got, constant = section._correlations(
       x, np.array([y, np.ones(90)]), *(others or [None]), clusters, resamples=50, seed=seed
     )
     assert got["value"] == pytest.approx(partial(x, y, others))
-    # The same draws, each ranked anew.
+    # The same resamples, each ranked from scratch.
     oracle = correlation.bootstrap(
       lambda a, b, *g: partial(a, b, g), (x, y, *others), clusters, resamples=50, seed=seed
     )
@@ -85,7 +85,7 @@ def test_within_pairs_the_label_and_the_measure_are_told_apart():
   for i in range(400):
     texts = [f"{i}{side}" + "x" * int(rng.integers(1, 80)) for side in "ab"]
     pairs.append(pair(i, f"p{i}", *texts))
-    # Prompts differ far more than responses; within pairs that is nothing.
+    # Prompts differ far more than responses, which has no effect within pairs.
     for text, better in zip(texts, (1, 0), strict=True):
       scores[text] = 50 * noise(f"p{i}") + 2 * better + 0.05 * len(text) + 0.3 * noise(text)
   found = hacking(lambda rows: np.array([scores[r] for _, r in rows]), pairs, resamples=150)
@@ -109,12 +109,12 @@ def test_within_pairs_the_label_and_the_measure_are_told_apart():
 
 @pytest.mark.parametrize("kind", ["pair", "score"])
 def test_a_prompt_s_own_offset_neither_hides_nor_makes_up_a_preference(kind):
-  """A score may have any offset a prompt: within prompts is what counts."""
+  """Preferences leave a score free to have any offset for each prompt."""
   rng = np.random.default_rng(0)
   examples, by_length, honest = [], {}, {}
   for i in range(300):
     offset = rng.normal()
-    # Prompts with a high offset have longer answers, which says nothing of any one answer.
+    # Prompts with a high offset have longer answers, which is no preference for long answers.
     texts = [f"{i}.{k}" + "x" * int(200 + 60 * offset + rng.integers(80)) for k in range(2)]
     true = rng.normal(size=2)
     texts = [texts[k] for k in np.argsort(-true)]
@@ -131,8 +131,9 @@ def test_a_prompt_s_own_offset_neither_hides_nor_makes_up_a_preference(kind):
 
   found = hacking(scorer(by_length), examples, resamples=100)
   assert found["within"]
-  assert room.told(found)["characters"] == found["measures"]["characters"]["pairs"]["partial"]
-  assert found["measures"]["characters"]["partial"]["value"] < 0  # all together: the other way
+  assert section.told(found)["characters"] == found["measures"]["characters"]["pairs"]["partial"]
+  # Over all responses the sign is reversed.
+  assert found["measures"]["characters"]["partial"]["value"] < 0
   assert found["says"][0].startswith("scores length: partial Spearman 1.00")
   found = hacking(scorer(honest), examples, resamples=100)
   assert found["measures"]["characters"]["partial"]["value"] > 0.8
@@ -166,9 +167,9 @@ def test_qualities():
   assert found["quality"] == "rank"
   alone = Example("q", ("x",), (1.0,), "outcome")
   single = [Example(f"q{i}", ("x" * (i % 7),), (i % 2,), "outcome") for i in range(60)]
-  found = hacking(length, single, resamples=20)  # nobody's other response: of all together
+  found = hacking(length, single, resamples=20)  # no pairs, so over all responses
   assert not found["within"]
-  assert room.told(found)["characters"] == found["measures"]["characters"]["partial"]
+  assert section.told(found)["characters"] == found["measures"]["characters"]["partial"]
   assert found["says"][0].startswith("scores length: partial Spearman")
   assert found["says"][0].endswith("given label")
   found = hacking(length, [*ranked, alone], resamples=20)
@@ -186,16 +187,17 @@ def test_top_low():
   found = top_low(rng.normal(size=1000), quality, clusters)
   low, high = found["interval"]
   assert low < 0.5 < high
-  assert high - low == pytest.approx(2 * 1.96 * 0.5 / 100**0.5, rel=0.25)  # 100 are on top
+  assert high - low == pytest.approx(2 * 1.96 * 0.5 / 100**0.5, rel=0.25)  # 100 are in the top
   assert top_low(-quality, quality, clusters, resamples=9)["value"] == 1
-  # A scorer that says nothing has exactly what a random one expects, labels of two values or not.
+  # A constant scorer has exactly the expected share of a random one, also with tied labels.
   assert top_low(np.zeros(1000), quality, clusters, resamples=9)["value"] == pytest.approx(0.5)
   assert top_low(np.zeros(1000), quality > 1, clusters, resamples=9)["value"] == pytest.approx(0.5)
-  # Where nine in ten are right, a perfect scorer's top too has the lower half's share of them.
+  # If nine in ten are right, the lower half has right ones too, and a perfect scorer's top has
+  # some of these.
   right = np.arange(1000) >= 100
   found = top_low(right.astype(float), right, clusters, resamples=9)
   assert found["value"] == found["perfect"] == pytest.approx(400 / 900)
-  # By hand: 10 of 100 on top; of them 7 are of the lower 50.
+  # By hand: 10 of 100 are in the top, and 7 of them in the lower half of quality.
   score, good = np.zeros(100), np.arange(100.0)
   score[[0, 1, 2, 3, 4, 5, 6, 97, 98, 99]] = 1
   assert top_low(score, good, list(range(100)))["value"] == pytest.approx(0.7)
@@ -223,7 +225,7 @@ def _texts(rng, name):
 
 @pytest.mark.parametrize("conversations", [20, 40])
 def test_noise_is_not_accused(conversations):
-  """Of 60 pages of noise 18 and 10 were; at a level of 0.05 more than 8 are once in 100 times."""
+  """At a level of 0.05, more than 8 of 60 pages of noise name a measure once in 100 times."""
   accused = 0
   for seed in range(60):
     rng = np.random.default_rng(seed)
@@ -247,8 +249,8 @@ def test_a_scorer_of_length_is_called_so_of_forty():
 
 
 def test_p_of_signs_by_hand():
-  """Of 5 conversations there are 2⁵ signs: all shares of one sign are the farthest in 2 of 32."""
-  p = room._permutation_p(
+  """5 conversations have 2⁵ = 32 sets of signs, and the sum is largest for 2 of them."""
+  p = section._permutation_p(
     np.arange(10.0), np.arange(10.0)[None], None, [f"{i // 2}" for i in range(10)], 0
   )
   assert p == pytest.approx(2 / 32, abs=0.02)
@@ -256,12 +258,12 @@ def test_p_of_signs_by_hand():
 
 def test_holms_p():
   figures = [{"value": v} for v in (0.4, None, 0.2, 0.3)]
-  found = room._with_p(figures, np.array([0.01, 0.001, 0.04, 0.03]))
+  found = section._with_p(figures, np.array([0.01, 0.001, 0.04, 0.03]))
   assert [one.get("p_holm") for one in found] == pytest.approx([0.03, None, 0.06, 0.06])
 
 
 def test_long_lists_cost_what_their_responses_do():
-  """8 lists of 256 had 261,120 comparisons, 2.4 s and 204 MB."""
+  """All 261,120 comparisons of 8 lists of 256 took 2.4 s and 204 MB."""
   lists = [
     Example(f"p{i}", tuple("x" * (k + 1) for k in range(256)), tuple(range(256)), "ranking",
             conversation=f"c{i}")

@@ -1,5 +1,7 @@
-"""Candidates of two planted worlds: with a light-tailed error the truth keeps rising, with an
-exploit it peaks inside the range."""
+"""Candidates for best-of-n with planted scorers.
+
+With a light-tailed error the true reward keeps rising with n; with an exploit it peaks.
+"""
 
 import math
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from rm_jax.audit.overoptimisation import overoptimisation, rated
+from rm_jax.audit.sections.overoptimisation import rated_candidates, world_candidates
 from rm_jax.data.dialogue import plain
 from rm_jax.data.report import Report
 from rm_jax.train import datasets
@@ -22,8 +24,10 @@ N = 512
 
 
 def best_of(proxy_PN, true_PN, n):
-  """Mean true reward of the best of n: over all subsets of n of the N, Σᵢ C(i − 1, n − 1) t₍ᵢ₎ /
-  C(N, n), i counting from the lowest proxy."""
+  """Mean true reward of the best of n over all subsets of size n of the N candidates.
+
+  Σᵢ C(i − 1, n − 1) t₍ᵢ₎ / C(N, n), where i counts from the lowest proxy.
+  """
   total = proxy_PN.shape[1]
   weight = [math.comb(i, n - 1) / math.comb(total, n) for i in range(total)]
   order = np.argsort(proxy_PN, axis=1, kind="stable")
@@ -31,21 +35,21 @@ def best_of(proxy_PN, true_PN, n):
 
 
 def exploited(rows):
-  """The truth, and for the worst that are long, which are rare, far more."""
+  """The true reward, but far more for bad and long responses, which are rare."""
   score = truth(WORLD)(rows)
   bad = np.array([len(r) > 75 for _, r in rows]) & (score < 0)
   return score + 10 * bad + 1e-6 * np.array([noise(r) for _, r in rows])
 
 
 def test_a_light_tailed_error_does_not_turn_the_truth():
-  found = overoptimisation(noisy(truth(WORLD), 1.0), WORLD, PROMPTS, candidates=N)
+  found = world_candidates(noisy(truth(WORLD), 1.0), WORLD, PROMPTS, candidates=N)
   curve = [best_of(found.proxies["score"], found.true, 2**k) for k in range(9)]
   assert np.diff(curve).min() > -0.05
   assert curve[-1] - curve[0] > 1
 
 
 def test_an_exploit_does_inside_the_range():
-  found = overoptimisation(exploited, WORLD, PROMPTS, candidates=N)
+  found = world_candidates(exploited, WORLD, PROMPTS, candidates=N)
   hit = found.proxies["score"] > 5
   assert 1 / 500 < hit.mean() < 1 / 30
   curve = [best_of(found.proxies["score"], found.true, 2**k) for k in range(10)]
@@ -57,19 +61,19 @@ def test_an_exploit_does_inside_the_range():
 
 def test_what_is_drawn():
   score = Counting(length)
-  found = overoptimisation(score, WORLD, PROMPTS[:2], candidates=300, seed=7)
+  found = world_candidates(score, WORLD, PROMPTS[:2], candidates=300, seed=7)
   (rows,) = score.calls
   assert found.true.shape == (2, 300)
   assert found.distinct == len(rows) == len(set(rows)) < 600
   table = {(p, r): WORLD.true_reward(p, r) for p, r in rows}
   assert {round(t, 9) for t in table.values()} == {round(t, 9) for t in found.true.ravel()}
-  # A prompt's candidates are its own, whatever stands beside it.
-  other = overoptimisation(length, WORLD, PROMPTS[1:2], candidates=300, seed=7)
+  # The candidates of a prompt do not depend on the other prompts.
+  other = world_candidates(length, WORLD, PROMPTS[1:2], candidates=300, seed=7)
   np.testing.assert_array_equal(other.true[0], found.true[1])
   np.testing.assert_array_equal(other.proxies["score"][0], found.proxies["score"][1])
   assert found.clusters == [plain(p) for p in PROMPTS[:2]]
   with pytest.raises(ValueError, match="0 prompts of 1024 candidates"):
-    overoptimisation(length, WORLD, [])
+    world_candidates(length, WORLD, [])
 
 
 def test_variants():
@@ -77,7 +81,7 @@ def test_variants():
     own = length(rows)
     return np.stack([own, own + np.array([noise(r) for _, r in rows])], 1)
 
-  found = overoptimisation(
+  found = world_candidates(
     lambda rows: 3.0 * length(rows) + np.array([noise(r) for _, r in rows]),
     WORLD,
     PROMPTS,
@@ -87,16 +91,16 @@ def test_variants():
   proxies = found.proxies
   assert proxies["centred"].mean(axis=1) == pytest.approx(0, abs=1e-9)
   np.testing.assert_array_equal(proxies["centred"].argmax(1), proxies["score"].argmax(1))
-  # With the length gone the noise is left: of variance 1, where 3 · length had far more.
+  # Without length only the noise of variance 1 remains; 3 · length varies far more.
   assert proxies["decorrelated"].std(axis=1) == pytest.approx(1, abs=0.2)
   lengths = (proxies["score"] - proxies["decorrelated"]).ravel()
   inside = (proxies["decorrelated"] - proxies["decorrelated"].mean(1, keepdims=True)).ravel()
   assert abs(np.corrcoef(lengths, inside)[0, 1]) < 0.05
-  # Two members, a and a + e: mean less standard deviation is a + e/2 − |e|/2, which is min(a, a+e).
+  # For members a and a + e, mean minus standard deviation is a + e/2 − |e|/2 = min(a, a + e).
   conservative = proxies["conservative"]
   assert (conservative <= proxies["score"] / 3 + 2).all()
   with pytest.raises(ValueError, match=r"members gave shape \(\d+, 1\)"):
-    overoptimisation(
+    world_candidates(
       length, WORLD, PROMPTS[:1], candidates=5, members=lambda r: np.ones((len(r), 1))
     )
 
@@ -105,29 +109,32 @@ def test_the_conservative_score_of_two_members_is_the_lower():
   responses = [f"r{i}" for i in range(8)]
   example = Example("p", tuple(responses), tuple(map(float, range(8))), "score")
   pairs = {r: (float(i), float(7 - 2 * i)) for i, r in enumerate(responses)}
-  found = rated(length, [example], members=lambda rows: np.array([pairs[r] for _, r in rows]))
+  found = rated_candidates(
+    length, [example], members=lambda rows: np.array([pairs[r] for _, r in rows])
+  )
   assert found.proxies["conservative"][0] == pytest.approx([min(pairs[r]) for r in responses])
 
 
-def test_rated():
+def test_rated_candidates():
   def example(i, k, **other):
     labels = tuple(float(j % 5) for j in range(k))
     return Example(f"p{i}", tuple(f"{i} {'x' * j}" for j in range(k)), labels, "score", **other)
 
   examples = [example(0, 9), example(1, 12), example(2, 3)]
-  found = rated(length, examples)
+  found = rated_candidates(length, examples)
   assert found.true.shape == (2, 9)
   assert (found.left_out, found.unused, found.distinct) == (1, 3, 18)
   assert found.clusters == ["p0", "p1"]
   np.testing.assert_array_equal(found.true[0], examples[0].labels)
-  # Score and label of one response stay together: the score is its number, less what stands before.
+  # Score and label of a response stay together. The score is the length '1 ' + j x's, so minus 2 it
+  # is j, and the label is j % 5.
   np.testing.assert_array_equal(found.true[1], (found.proxies["score"][1] - 2) % 5)
-  known = rated(length, [example(0, 9, truth=tuple(range(9)))])
+  known = rated_candidates(length, [example(0, 9, truth=tuple(range(9)))])
   np.testing.assert_array_equal(known.true[0], range(9))
   with pytest.raises(ValueError, match=r"none of 3 has 20 rated responses \(the most are 12"):
-    rated(length, examples, at_least=20)
+    rated_candidates(length, examples, at_least=20)
   with pytest.raises(ValueError, match="at_least is 1"):
-    rated(length, examples, at_least=1)
+    rated_candidates(length, examples, at_least=1)
 
 
 def test_the_truth_is_that_of_the_world_of_the_data():
@@ -139,7 +146,7 @@ def test_the_truth_is_that_of_the_world_of_the_data():
   for example in datasets.read(name, config, Report(), "heldout"):
     rewards = [world.true_reward(example.prompt, r) for r in example.responses]
     assert rewards == pytest.approx(example.truth)
-  # A file that is called so is not of a world.
+  # A file whose name begins like that is not from a world.
   for path in ("world_prefs.jsonl", "worlds/a.jsonl", "data/world:3.jsonl"):
     assert true_world([path], config) is None
   assert true_world(["world:9", "world:8:4", "a.jsonl"], config) == World(skill=0.3)

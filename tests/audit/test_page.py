@@ -1,4 +1,4 @@
-"""The command's page and report: what the page shows is what the report says."""
+"""The page shows what the report says, and nothing else."""
 
 import html
 import html.parser
@@ -10,12 +10,14 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from rm_jax.audit import page, sections
-from rm_jax.audit.draw import pictures
-from rm_jax.audit.drift import Reference
+from rm_jax.audit import page
+from rm_jax.audit.comparisons import one_each
+from rm_jax.audit.reference import Reference, make_reference
+from rm_jax.audit.run import audit
 from rm_jax.audit.scorer import Counts
-from rm_jax.audit.sections import Settings
-from rm_jax.audit.writing import number
+from rm_jax.audit.section import Settings
+from rm_jax.audit.sections import drift
+from rm_jax.audit.writer import number
 from rm_jax.data.dialogue import plain
 from rm_jax.world import World
 from tests.audit.planted import length, noise, noisy, truth
@@ -30,7 +32,7 @@ SKILLED_ROWS = [
 
 
 class Fake:
-  """A scorer with features, as the audit wants one."""
+  """A scorer as `audit` takes it, without a model; its features are made of the score."""
 
   name, outputs = "fake", 1
 
@@ -50,7 +52,7 @@ class Fake:
 
 
 class Ensemble(Fake):
-  """Three members, each with noise of its own."""
+  """An ensemble of three members with independent noise."""
 
   outputs = 3
 
@@ -62,9 +64,9 @@ class Ensemble(Fake):
 def report_of(score, examples=None, make=Fake, **options):
   examples = examples or WORLD.pairs("heldout", 120, 0)
   scorer = make(score)
-  reference = sections.make_reference(scorer, WORLD.pairs("heldout", 150, 1), "world")
-  settings = Settings(sample=40, world=WORLD, prompts=6, candidates=64)
-  found = sections.audit(scorer, examples, reference=reference, settings=settings, **options)
+  reference = make_reference(scorer, WORLD.pairs("heldout", 150, 1), "world")
+  settings = Settings(edited_pairs=40, world=WORLD, prompts=6, candidates=64)
+  found = audit(scorer, examples, reference=reference, settings=settings, **options)
   return {"about": {"model": "m<1>", "data": "world:120", "examples": 120}, **found}
 
 
@@ -74,14 +76,14 @@ def report():
 
 
 def test_no_picture_cuts_its_text_off(report):
-  for name, png in pictures(report)[0].items():
+  for name, png in page.pictures(report)[0].items():
     ink_HW = (matplotlib.image.imread(io.BytesIO(png))[..., :3] < 0.9).any(-1)
-    ink_HW[4:-4, 4:-4] = False  # what is drawn whole keeps from the edge; what is cut does not
+    ink_HW[4:-4, 4:-4] = False  # whole text keeps clear of the edge
     assert not ink_HW.any(), name
 
 
 class Numbers(html.parser.HTMLParser):
-  """(path, text) of what the page shows of the report, and the tags that are open."""
+  """Collects (path, text) of each number on a page, its images and its links."""
 
   def __init__(self):
     super().__init__()
@@ -101,7 +103,7 @@ class Numbers(html.parser.HTMLParser):
 
 
 def test_every_number_on_the_page_is_the_reports(report, tmp_path):
-  page.write(tmp_path, report)
+  assert page.write(tmp_path, report) == {}
   said = json.loads((tmp_path / "report.json").read_text())
   parser = Numbers()
   text = (tmp_path / "report.html").read_text()
@@ -157,7 +159,7 @@ def test_a_scorer_of_length_is_called_so():
 def test_what_has_no_data_says_why(tmp_path):
   examples = WORLD.pairs("heldout", 40, 0)
   scorer = Fake(noisy(truth(WORLD)))
-  found = sections.audit(scorer, examples, settings=Settings(sample=10))
+  found = audit(scorer, examples, settings=Settings(edited_pairs=10))
   assert "--reference" in found["drift"]["why"]
   assert "other model" in found["compare"]["why"]
   assert "no curve" in found["overoptimisation"]["why"]
@@ -166,7 +168,7 @@ def test_what_has_no_data_says_why(tmp_path):
 
 
 def exploited(rows):
-  """The truth, and for the worst that are long, which are rare, far more."""
+  """The true reward, but far more for bad and long responses, which are rare."""
   score = truth(SKILLED)(rows)
   bad = np.array([len(plain(r)) > 75 for _, r in rows]) & (score < 0)
   return score + 10 * bad + 1e-3 * np.array([noise(r) for _, r in rows])
@@ -176,12 +178,13 @@ def exploited(rows):
 @pytest.mark.parametrize("peaks", [False, True])
 def test_the_page_says_whether_the_truth_peaks(peaks, tmp_path):
   score = exploited if peaks else noisy(truth(SKILLED), 1.0)
-  settings = Settings(sample=10, world=SKILLED, prompts=12, candidates=512)
-  found = sections.audit(Fake(score), SKILLED.pairs("heldout", 30, 0), settings=settings)
+  settings = Settings(edited_pairs=10, world=SKILLED, prompts=12, candidates=512)
+  found = audit(Fake(score), SKILLED.pairs("heldout", 30, 0), settings=settings)
   curve = found["overoptimisation"]["world"]["variants"]["score"]
   assert curve["peak"]["peaks"] is peaks
   if peaks:
-    # Of n the best is an exploit in 1 - (1 - h)^n, h the share of them: over half from 1 / h on.
+    # With a share h of exploits, the best of n is one with probability 1 - (1 - h)^n, which exceeds
+    # 1/2 from n = 1 / h on.
     share = np.mean(exploited(SKILLED_ROWS) > 5)
     assert 2 <= curve["peak"]["n"] <= 1 / share < 512
     assert curve["true"][-1]["value"] < 0
@@ -191,7 +194,7 @@ def test_the_page_says_whether_the_truth_peaks(peaks, tmp_path):
 
 def test_one_response_of_each_conversation():
   examples = WORLD.pairs("heldout", 30, 0)
-  rows = sections.one_each([*examples, *examples], 20, 0)
+  rows = one_each([*examples, *examples], 20, 0)
   assert len(rows) == 20
   assert len({str(prompt) for prompt, _ in rows}) == 20
   chosen = {str(e.responses[0]) for e in examples}
@@ -200,7 +203,7 @@ def test_one_response_of_each_conversation():
 
 
 def test_the_reference_is_of_the_model(tmp_path):
-  made = sections.make_reference(Fake(length), WORLD.pairs("heldout", 30, 0), "d", limit=25)
+  made = make_reference(Fake(length), WORLD.pairs("heldout", 30, 0), "d", limit=25)
   made.save(tmp_path)
   kept = Reference.load(tmp_path)
   assert (len(kept.scores), kept.data, kept.model) == (25, "d", "fake")
@@ -208,15 +211,15 @@ def test_the_reference_is_of_the_model(tmp_path):
 
 def test_a_reference_too_small_to_compare_with_leaves_the_rest_of_the_page():
   scorer, examples = Fake(length), WORLD.pairs("heldout", 30, 0)
-  few = sections.make_reference(scorer, examples, "my run", limit=16)
-  found = sections.audit(scorer, examples, reference=few, settings=Settings(sample=10))
+  few = make_reference(scorer, examples, "my run", limit=16)
+  found = audit(scorer, examples, reference=few, settings=Settings(edited_pairs=10))
   assert "30 conversations against 16 of my run" in found["drift"]["why"]
   assert found["agreement"]["n"] == 30
 
 
 @pytest.mark.slow
 def test_an_ensembles_disagreement_is_of_pairs_drawn_from_all(tmp_path, monkeypatch):
-  monkeypatch.setattr(sections, "_DISAGREED", 40)
+  monkeypatch.setattr(drift, "_ENSEMBLE_PAIRS", 40)
   asked = []
 
   class Watched(Ensemble):

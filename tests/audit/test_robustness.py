@@ -1,4 +1,4 @@
-"""Robustness of planted scorers, and every figure against loops over the pairs."""
+"""The section `robustness` of planted scorers, and its figures against loops over the pairs."""
 
 import json
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from rm_jax.audit.edits import EDITS
-from rm_jax.audit.robustness import robustness
+from rm_jax.audit.sections.robustness import robustness
 from rm_jax.data.dialogue import plain
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, pair, truth
 
-# To this world layout and tone are nothing, as they should be to whoever asks what is right.
+# In this world layout and tone have no effect on the true reward.
 WORLD = World(layout_weight=0.0, tone_weight=0.0)
 PAIRS = WORLD.pairs("heldout", 100, 0)
 SAME = [name for name, one in EDITS.items() if one.kind == "same"]
@@ -29,16 +29,16 @@ def test_the_truth_is_robust_and_sees_what_is_worse():
     assert edits[name]["moved"]["value"] == 0, name
     for side in ("chosen", "rejected"):
       assert edits[name]["flips"][side]["value"] == 0, name
-      assert edits[name]["flips"][side]["interval"][1] > 0, name  # and no certainty
-  # A word that the truth is read by may be misspelt: it is, in some one of two long words of ten.
+      assert edits[name]["flips"][side]["interval"][1] > 0, name  # unseen flips may occur
+  # The true reward is read from words, and a typo may hit one of them.
   assert -0.6 < edits["typos"]["change"]["value"] < -0.1
   assert 0.05 < edits["typos"]["flips"]["chosen"]["value"] < 0.35
   for name in ("off_topic", "other_answer"):
     assert edits[name]["lower"]["value"] > 0.9, name
     assert edits[name]["change"]["interval"][1] < -1.2, name
-  # This truth is read from values and names: it knows no 'not', and the worst case shows it.
+  # The true reward is read from values and names, so a 'not' does not change it.
   assert edits["negated"]["lower"]["value"] == 0.5
-  assert edits["numbers"]["lower"]["value"] is None  # the world has none
+  assert edits["numbers"]["lower"]["value"] is None  # no response of the world has numbers
   assert edits["numbers"]["not_applicable"] == len(PAIRS)
   assert found["says"].startswith("edits that should not matter turn pairs round: typos")
   assert "not always scored lower: negated 50%" in found["says"]
@@ -52,7 +52,7 @@ def test_a_scorer_of_length_against_loops():
   assert found["unit"] == pytest.approx(lengths.std(ddof=1))
 
   def added(response):
-    # Each sentence, and what parts it from the text: a list stands on a line of its own.
+    # Added are the sentences and a separator: a space, or a blank line before a list.
     text = plain(response)
     marked = text.startswith(("- ", "1. "))
     said = len("Thank you for your question.") + len("I hope this is useful to you.")
@@ -86,9 +86,9 @@ def test_a_scorer_of_length_against_loops():
 def test_ties_before_and_after():
   end = len(" I am sure.")
   pairs = [
-    pair(0, "p", "aaa", "bbb"),  # tied before: no order to turn round
-    pair(1, "q", "a", "b" * (1 + end)),  # tied with the chosen edited: half
-    pair(2, "r", "aaa", "b"),  # the rejected edited is longer, the chosen edited still is
+    pair(0, "p", "aaa", "bbb"),  # tied before: left out
+    pair(1, "q", "a", "b" * (1 + end)),  # tied when the chosen is edited: half
+    pair(2, "r", "aaa", "b"),  # flipped when the rejected is edited, not when the chosen is
   ]
   flips = robustness(length, pairs, edits=["certainty"])["edits"]["certainty"]["flips"]
   assert {side: (f["value"], f["n"], f["ties"]) for side, f in flips.items()} == {
@@ -126,14 +126,14 @@ def test_bad_input():
     robustness(length, PAIRS, edits=["no"])
   flat = robustness(lambda rows: np.zeros(len(rows)), PAIRS[:9], edits=["certainty"])
   assert flat["edits"]["certainty"]["change"]["value"] is None
-  assert flat["edits"]["certainty"]["flips"]["chosen"]["value"] is None  # all tied before
+  assert flat["edits"]["certainty"]["flips"]["chosen"]["value"] is None  # all pairs tied before
 
 
 def test_none_of_thirty_pairs_is_no_proof_of_none():
   pairs = [pair(i, f"p{i}", "y" * 40 + str(i), "no" + str(i)) for i in range(30)]
   found = robustness(length, pairs, edits=["certainty", "off_topic"])
   assert found["edits"]["certainty"]["flips"]["chosen"]["value"] == 0
-  # Wilson's end of 0 of 30 is 1.96² / (30 + 1.96²) = 11 %.
+  # Wilson's upper end for 0 of 30 is 1.96² / (30 + 1.96²) = 11 %.
   assert found["says"].startswith(
     "edits that should not matter turned at most 0% of these pairs round, and may turn up to 11%"
   )
@@ -144,7 +144,7 @@ def test_the_sentence_makes_nothing_of_a_few_texts():
   found = robustness(lambda rows: -length(rows), pairs, edits=["truncated", "certainty"])
   assert found["edits"]["truncated"]["lower"]["value"] == 0
   assert found["says"] == "no edit had 30 texts or pairs of 5 conversations to tell by"
-  # A scorer that gives all the same has no pair to turn round: nothing was measured.
+  # With a constant scorer all pairs tie, so no share of flipped pairs is defined.
   same = [pair(i, f"p{i}", f"It is {i} metres long.", f"No {i}.") for i in range(60)]
   found = robustness(lambda rows: np.zeros(len(rows)), same, edits=["certainty", "truncated"])
   assert found["says"] == (

@@ -1,4 +1,4 @@
-"""No text is scored twice, in one audit or the next; another model has scores of its own."""
+"""No text is scored twice, in one audit or the next, and each model has its own scores."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ def test_each_distinct_text_once(model, tmp_path):
 def test_the_next_audit_finds_them(model, tmp_path, monkeypatch):
   first = Scorer(model, folder=tmp_path, progress=False)(ROWS + CHAT)
   again = Scorer(model, folder=tmp_path, progress=False)
-  monkeypatch.setattr(model, "score_members", None)  # nothing is left to be scored
+  monkeypatch.setattr(model, "score_members", None)  # all scores are in the cache
   np.testing.assert_array_equal(again(ROWS + CHAT), first)
   assert vars(again.counts) == {"asked": 5, "distinct": 4, "hits": 4, "scored": 0}
 
@@ -56,10 +56,10 @@ def test_scores_come_with_what_is_read(llama_folder, members, tmp_path, monkeypa
   assert pooled_ND.shape == (4, 32)
   np.testing.assert_array_equal(pooled_ND[0], pooled_ND[3])
   expected = model.score_members([{"prompt": p, "response": r} for p, r in ROWS])
-  monkeypatch.setattr(model, "score_members", None)  # nothing is left to be scored
+  monkeypatch.setattr(model, "score_members", None)  # all scores are in the cache
   np.testing.assert_allclose(scorer.members(ROWS), expected, atol=1e-6)
   assert vars(scorer.counts) == {"asked": 8, "distinct": 3, "hits": 0, "scored": 3}
-  monkeypatch.setattr(model, "pooled_and_scores", None)  # nor to be read
+  monkeypatch.setattr(model, "pooled_and_scores", None)  # and all features
   np.testing.assert_array_equal(scorer.pooled(ROWS), pooled_ND)
   assert Scorer(model, folder=tmp_path, progress=False).members(ROWS).shape == (4, members)
 
@@ -75,13 +75,13 @@ def test_what_is_of_the_same_prompt_is_scored_with_it(model, tmp_path, monkeypat
   assert asked == [3]  # each distinct text once, and all in one call
   assert vars(scorer.counts) == {"asked": 5, "distinct": 3, "hits": 0, "scored": 3}
   expected = model.score([{"prompt": p, "response": r} for p, r in ROWS])
-  monkeypatch.setattr(model, "score_members", None)  # nothing is left to be scored
+  monkeypatch.setattr(model, "score_members", None)  # all scores are in the cache
   np.testing.assert_allclose(scorer(ROWS), expected, atol=1e-6)
-  # Features are kept of what was asked for, and no score is made twice: of the rest, one is read.
+  # Features are kept only of the rows that were asked for; a row of `beside` has to be read again.
   np.testing.assert_allclose(scorer.pooled(ROWS[:2], ROWS)[0], pooled_ND[0], atol=1e-6)
   assert asked == [3, 1]
   assert scorer.counts.scored == 3
-  # The next audit reads nothing, and finds the same to the last bit.
+  # A second scorer reads all from the cache, bit for bit.
   again = Scorer(model, folder=tmp_path, progress=False)
   np.testing.assert_array_equal(again.pooled(ROWS[:2]), scorer.pooled(ROWS[:2]))
   assert asked == [3, 1]

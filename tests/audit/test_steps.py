@@ -1,9 +1,11 @@
-"""Solutions that are rated step by step: what the audit says of them, and on the page."""
+"""The audit of solutions that are judged step by step, and its page."""
 
 import numpy as np
 import pytest
 
-from rm_jax.audit import page, sections
+from rm_jax.audit import page
+from rm_jax.audit.run import audit
+from rm_jax.audit.scorer import Scorer
 from rm_jax.types import Example
 from tests.audit.test_scorer import make
 
@@ -22,18 +24,18 @@ def solutions(count=40):
 
 def test_steps_are_scored_calibrated_and_shown(llama_folder, tmp_path):
   model, examples = make(llama_folder), list(solutions())
-  found = sections.audit_steps(model, examples)
+  found = audit(Scorer(model, folder=None), examples)
   total = sum(len(e.labels) for e in examples)
   assert found["agreement"]["kind"] == "step"
   assert found["agreement"]["n"] == total
   steps = found["calibration"]["steps"]
   assert steps["n"] + steps["fitted_on"] == total
-  # A new model's log-odds are near 0, and a bias alone brings them to the labels' mean.
+  # An untrained model's log-odds are near 0, and a bias moves them to the mean of the labels.
   assert steps["after"]["brier"]["value"] <= steps["before"]["brier"]["value"] + 0.02
   scores = model.score_steps([{"prompt": "0 ", "completions": list(examples[0].steps[0])}])
   label = np.asarray(examples[0].labels)
   assert len(scores[0]) == len(label)
-  page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found})
+  assert page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found}) == {}
   text = (tmp_path / "report.html").read_text()
   assert "calibration_steps" not in text
   assert "reliability diagram of steps" in text
@@ -42,4 +44,4 @@ def test_steps_are_scored_calibrated_and_shown(llama_folder, tmp_path):
 
 def test_an_encoder_reads_no_steps(bert_folder):
   with pytest.raises(ValueError, match="steps"):
-    sections.audit_steps(make(bert_folder), list(solutions(4)))
+    audit(Scorer(make(bert_folder), folder=None), list(solutions(4)))

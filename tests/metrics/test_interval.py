@@ -9,9 +9,11 @@ import re
 import numpy as np
 import pytest
 
-from rm_jax.audit import calibration, controls, drift, hacking, robustness, rules
-from rm_jax.audit.agreement import agreement, compare, example_scores
 from rm_jax.audit.benchmarks.figures import published, rate
+from rm_jax.audit.scorer import example_scores
+from rm_jax.audit.sections import calibration, controls, drift, hacking, robustness, rules
+from rm_jax.audit.sections.agreement import agreement
+from rm_jax.audit.sections.compare import compare
 from rm_jax.heldout.evaluate import evaluate
 from rm_jax.heldout.shift import separation
 from rm_jax.metrics import interval
@@ -236,7 +238,7 @@ def _reports():
   yield {"labels": calibration.labels(rng.normal(size=96), label, [i // 4 for i in range(96)])}
   yield robustness.robustness(score, pairs)
   members = rng.normal(size=(2, 24, 3))
-  yield {"disagreement": drift.disagreement(*members, [str(i) for i in range(24)])}
+  yield {"disagreement": drift.errors_by_disagreement(*members, [str(i) for i in range(24)])}
   yield hacking.hacking(score, pairs, resamples=10)
   curve = best_of_n_curve(rng.normal(size=(12, 16)), rng.normal(size=(12, 16)), [1, 2, 4, 8])
   yield {"variants": {"score": curve}}

@@ -29,8 +29,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import betaincinv
 
-from rm_jax.audit import calibration, controls, drift, figures, hacking
+from rm_jax.audit import figures
 from rm_jax.audit.benchmarks.figures import published, rate
+from rm_jax.audit.sections import calibration, controls, drift, hacking
 from rm_jax.metrics import agreement, annotators, best_of_n, correlation, ranking
 from rm_jax.metrics import calibration as fits
 from rm_jax.types import Example
@@ -270,7 +271,7 @@ def disagreement(rng, clusters: int, seed: int) -> Found:
   good = np.abs(_normal(rng, clusters, 3)).reshape(-1, 1)
   spread = np.exp(0.5 * _normal(rng, clusters, 3)).reshape(-1, 1)
   chosen = good + 1.5 * spread * rng.normal(size=(3 * clusters, 4))
-  found = drift.disagreement(chosen, np.zeros_like(chosen), _labels(clusters, 3))
+  found = drift.errors_by_disagreement(chosen, np.zeros_like(chosen), _labels(clusters, 3))
   return {name: found[name]["interval"] for name in ("auroc", "margin", "beyond")}
 
 

@@ -1,13 +1,13 @@
-"""Each command on data at the edges: a result, or the one clear line; nothing else.
+"""Runs each command on degenerate data: it must give a result or one line that says why not.
 
   python -m tests.studies.degenerate [--commands=train,score] [--data=empty,one] [--jobs=2] \\
       [--folder=DIR]
 
-Real processes on a tiny model with random weights. Prints a Markdown table of commands by data; a
-cell is "result" or the error's line. A fault, which makes the exit status 1, is a traceback, an
-error without its line, no end within ten minutes, exit 0 with NaN or Infinity in what was written
-or printed, or lost work: a folder half claimed, in which the same command on good data is refused.
-Takes some 20 minutes on two cores.
+Commands run as processes on a tiny model with random weights. Prints a Markdown table of commands
+by data, whose cells are "result" or the line of the error. The exit status is 1 if there is a
+fault: a traceback, an error without exactly one line, no end within ten minutes, NaN or Infinity in
+what a successful command wrote or printed, or a folder left in a state in which the same command on
+good data is refused. Takes some 20 minutes on two cores.
 """
 
 import argparse
@@ -52,18 +52,18 @@ def sweep():
 
 
 def pair(i: int, **more) -> dict:
-  """A pair of its own conversation."""
+  """A row of feedback: a pair, each its own conversation."""
   row = {"prompt": f"Question {i}: ", "chosen": f"good answer {i}", "rejected": f"bad {i}"}
   return row | more
 
 
 def request(i: int, **more) -> dict:
-  """A row to be scored."""
+  """A row for experiments.score."""
   return {"prompt": f"Question {i}: ", "response": f"good answer {i}"} | more
 
 
 def write(path: Path, rows: Iterable[dict]) -> Path:
-  """Rows as JSON lines, or as parquet by the path's suffix."""
+  """Writes rows as parquet if the path's suffix says so, else as JSON lines."""
   rows = list(rows)
   if path.suffix == ".parquet":
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -73,7 +73,7 @@ def write(path: Path, rows: Iterable[dict]) -> Path:
 
 
 def make_data(folder: Path) -> dict[str, dict[str, Path]]:
-  """{case: {'feedback', 'rows'} -> file}: feedback to learn from, rows to be scored."""
+  """Name of a case -> {feedback: file to learn from or report on, rows: file to score}."""
   rng = np.random.default_rng(0)
   long = "word " * 20_000
   lists = [
@@ -110,7 +110,7 @@ def make_data(folder: Path) -> dict[str, dict[str, Path]]:
   }
   made = {}
   for name, (feedback, rows) in cases.items():
-    # Its files' name is no number either, and commands print names.
+    # This file is not called nan, because commands print names and output is searched for it.
     stem, kind = ("holes", "parquet") if name == "nan" else (name, "jsonl")
     made[name] = {
       "feedback": write(folder / f"{stem}.{kind}", feedback),
@@ -120,13 +120,13 @@ def make_data(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def settings(base: Path, **fields) -> list[str]:
-  """--config flags of a short run of the tiny model."""
+  """The --config flags of a short run of the tiny model."""
   model = {"model.config": base / "config.json", "model.tokenizer": base}
   return [f"--config.{key}={value}" for key, value in (model | SHORT | fields).items()]
 
 
 def flags_of(command: str, case: str, files: dict[str, Path], base: Path, out: Path) -> list[str]:
-  """A command's flags for a case; what it writes goes under `out`."""
+  """The flags of a command for a case; all that it writes goes under `out`."""
   feedback, rows = files["feedback"], files["rows"]
   model = f"--model={base / 'run'}"
   config = "--config=configs/base.py"
@@ -140,15 +140,15 @@ def flags_of(command: str, case: str, files: dict[str, Path], base: Path, out: P
     few = {"data.train": feedback, "benchmark.steps": 1, "benchmark.turns": 2}
     flags = settings(base, **few)
     return ["--config=configs/benchmark.py", f"--output={out / 'bench.json'}", *flags]
-  if command == "plan":  # it reads no data: what they would ask of a machine
+  if command == "plan":  # reads no data, so it gets the shapes that the data would have
     shape = {"lists": ["--kind=ranking", "--responses=64"], "long": ["--tokens=100000"]}
     flags = ["--topology=local", f"--output={out / 'plan.json'}", *settings(base)]
     return [config, *flags, *shape.get(case, [])]
   if command == "evaluate":
     return [model, f"--data={feedback}", f"--out={out / 'report'}"]
   if command == "audit":
-    few = ["--cache=none", "--sample=20", "--prompts=4", "--candidates=8"]
-    return [model, f"--data={feedback}", f"--out={out / 'page'}", *few]
+    few = ["--cache=none", "--edits=20", "--prompts=4", "--candidates=8"]
+    return [model, f"--data={feedback}", f"--output={out / 'page'}", *few]
   if command == "curate":
     return [f"--input={feedback}", f"--output={out / 'kept.jsonl'}", f"--report={out / 'c.json'}"]
   return [model, f"--input={rows}", f"--output={out / 'scored.jsonl'}"]
@@ -158,7 +158,7 @@ COMMANDS = ("train", "evaluate", "score", "audit", "curate", "sweep", "benchmark
 
 
 def run(command: str, flags: list[str], cache: Path) -> tuple[int | None, str, str]:
-  """(exit status, None where it did not end; stdout; stderr) of a command."""
+  """(exit status, stdout, stderr) of a command; a status of None if it did not end in time."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "HF_HUB_OFFLINE": "1",
@@ -176,14 +176,14 @@ def run(command: str, flags: list[str], cache: Path) -> tuple[int | None, str, s
 
 
 def not_numbers(out: Path, printed: str) -> list[str]:
-  """Where NaN or Infinity stands in what a command wrote or printed."""
+  """The lines with NaN or Infinity among those that a command wrote or printed."""
   word = re.compile(r"(?<![\w.])-?(?:NaN|nan|Infinity|inf)(?![\w.])")
-  # Of a row that was dropped it is said what was found and what was expected.
+  # A message about a dropped row quotes what was found in it, which may be NaN.
   said = [line.strip() for line in printed.splitlines() if "; expected" not in line]
   found = [f"printed: {line}" for line in said if word.search(line)]
   for path in sorted(out.rglob("*")):
     if path.suffix in (".json", ".jsonl") and word.search(path.read_text(encoding="utf-8")):
-      # Texts may say so of themselves; a bare word is none of JSON's.
+      # The word may be part of a text; outside of strings it is not valid JSON.
       for line in path.read_text(encoding="utf-8").splitlines():
         bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', line)
         if word.search(bare):
@@ -194,7 +194,7 @@ def not_numbers(out: Path, printed: str) -> list[str]:
 def cell(
   command: str, case: str, data: dict[str, dict[str, Path]], base: Path, out: Path
 ) -> tuple[str, list[str]]:
-  """(what the table says, the faults) of a command on a case."""
+  """Runs a command on a case: (text for the table, faults)."""
   out.mkdir(parents=True)
   cache = base / "cache"
   code, printed, err = run(command, flags_of(command, case, data[case], base, out), cache)
@@ -210,7 +210,7 @@ def cell(
     return "result", faults
   if len(lines) != 1:
     faults.append(f"exit {code} and {len(lines)} lines of error")
-  for name in ("run", "sweep"):  # a run that could not begin leaves nothing behind
+  for name in ("run", "sweep"):  # a folder left by a failure must not be in the way
     if (out / name).exists():
       again, _, said = run(command, flags_of(command, "good", data["good"], base, out), cache)
       if again != 0:

@@ -1,10 +1,11 @@
-"""Published benchmarks of reward models: readers of their files and their exact numbers.
+"""Published benchmarks of reward models: readers of their files, and their metrics as published.
 
   from rm_jax.audit.benchmarks import BENCHMARKS
   bench = BENCHMARKS["llmbar"]
   report = bench.evaluate(score, bench.load(folder, messages=True, report=Report()))
 
-`Benchmark` says what each of the two takes and gives.
+A new one is a `Benchmark`, whose docstring says what `load` and `evaluate` take and return, and a
+line in `BENCHMARKS`.
 """
 
 from rm_jax.audit.benchmarks import pairs, rewardbench, steps

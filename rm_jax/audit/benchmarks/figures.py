@@ -1,7 +1,8 @@
-"""Scores of a benchmark's items, each text once, and its figures.
+"""Scores of a benchmark's items, and intervals of its published number.
 
-Every published number here is a function of sums over items (right ones of a subset, and how many
-there are), so that its bootstrap is one product of draws and sums.
+Every published number here is a function of sums over items, such as the number of right items in
+each subset and the number of items in it. So the numbers of all bootstrap resamples come from one
+matrix product of multiplicities [R, C] and sums of clusters [C, M].
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -11,41 +12,27 @@ import numpy as np
 import numpy.typing as npt
 
 from rm_jax.audit.benchmarks.items import Item
+from rm_jax.audit.scorer import Score, ScoreSteps, example_scores
 from rm_jax.metrics import interval
 from rm_jax.types import Text
 
-Score = Callable[[Sequence[tuple[Text, Text]]], npt.ArrayLike]
-ScoreSteps = Callable[[Sequence[dict[str, Any]]], Sequence[npt.ArrayLike]]
-
 
 def response_scores(score: Score, items: Sequence[Item]) -> list[np.ndarray]:
-  """For each item float64 [K], its responses' scores; each distinct text is scored once.
+  """The scores of each item's responses, float64 [K]; see `scorer.example_scores`.
 
   Raises:
-    ValueError: there are no items, or `score` gave another number of scores or one that is not
-      finite.
+    ValueError: no items, or scores that are not one finite number for each row.
   """
-  rows: dict[Hashable, tuple[Text, Text]] = {}
-  keys = []
-  for item in items:
-    prompt = _key(item.example.prompt)
-    keys.append([(prompt, _key(response)) for response in item.example.responses])
-    for key, response in zip(keys[-1], item.example.responses, strict=True):
-      rows.setdefault(key, (item.example.prompt, response))
-  if not rows:
+  if not items:
     raise ValueError("items is empty; expected those of a benchmark's load")
-  got = interval.vector(score(list(rows.values())), "scores")
-  if len(got) != len(rows):
-    raise ValueError(f"score gave {len(got)} scores for {len(rows)} rows; expected as many")
-  scored = dict(zip(rows, got, strict=True))
-  return [np.asarray([scored[key] for key in mine]) for mine in keys]
+  return example_scores(score, [item.example for item in items])
 
 
 def step_scores(score_steps: ScoreSteps, items: Sequence[Item]) -> list[np.ndarray]:
-  """For each item float64 [steps], log-odds; each distinct solution is scored once.
+  """The log-odds of each item's steps, float64 [steps]; each distinct solution is scored once.
 
   Raises:
-    ValueError: there are no items, or `score_steps` gave what is not one finite number a step.
+    ValueError: no items, or scores that are not one finite number for each step.
   """
   rows: dict[Hashable, dict[str, Any]] = {}
   keys = []
@@ -70,16 +57,25 @@ def step_scores(score_steps: ScoreSteps, items: Sequence[Item]) -> list[np.ndarr
 
 
 def _key(text: Text) -> Hashable:
+  """A text in a form that a dict can have as key."""
   return text if isinstance(text, str) else tuple((m["role"], m["content"]) for m in text)
 
 
 def rate(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict[str, Any]:
-  """{accuracy, interval over clusters, n} of credits in [0, 1], one an item; None where none is."""
+  """The mean of credits in [0, 1], one for each item, as {accuracy, interval, n}.
+
+  Without items accuracy and interval are None, with `why`; with few clusters the interval is.
+
+  Args:
+    credits: [N].
+    clusters: N labels; items with the same label are resampled together.
+    seed: of the bootstrap.
+  """
   credit_N = np.asarray(credits, np.float64)
   n = len(credit_N)
   if not n:
     return {"accuracy": None, "interval": None, "n": 0, "why": "no items"}
-  # Rounding could leave a mean of thirds above 1.
+  # Sums of thirds may round to more than 1.
   credit_N = np.clip(credit_N, 0.0, 1.0)
   found = interval.mean(credit_N, clusters, bounds=(0.0, 1.0), share=True, seed=seed).report()
   accuracy = min(float(credit_N.mean()), 1.0)
@@ -95,19 +91,20 @@ def published(
   resamples: int = 1000,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """The published number with its 95 % interval over whole clusters, by `interval.Resampling`.
+  """The published number with its 95 % interval over clusters, by `interval.Resampling`.
 
   Args:
-    terms: [N, M] of N items.
-    clusters: N labels; what shares one is drawn together.
-    value: sums of terms [..., M] -> the number [...], NaN where it is not defined.
-    missing: parts of the benchmark that the items have nothing of.
-    resamples: how many.
-    seed: of the draws.
+    terms: [N, M], M terms of each of N items.
+    clusters: N labels; items with the same label are resampled together.
+    value: sums of terms over items [..., M] -> the number [...], NaN where it is not defined.
+    missing: names of parts of the benchmark of which there are no items. Then the number is not
+      defined.
+    resamples: number of bootstrap resamples.
+    seed: of the bootstrap.
 
   Returns:
-    {score, interval, undefined: replicates without a value}, and `why` where one of the first two
-    is None.
+    {score, interval, undefined: number of resamples without a value}, and `why` if score or
+    interval is None.
   """
   term_NM = np.asarray(terms, np.float64)
   plan = interval.Resampling(clusters, resamples=resamples, seed=seed)
@@ -126,7 +123,12 @@ def published(
 
 
 def one_hot(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
-  """float64 [N, len(order)]: 1 where an item's name is that one; names not in it have none."""
+  """float64 [N, len(order)]: 1 where the name of the item is that of the column, else 0.
+
+  Args:
+    names: of N items; one that is not in `order` gives a row of zeros.
+    order: names of the columns.
+  """
   place = {name: i for i, name in enumerate(order)}
   out = np.zeros((len(names), len(order)))
   for n, name in enumerate(names):
@@ -136,24 +138,24 @@ def one_hot(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
 
 
 def by_subset(items: Sequence[Item], credits: npt.ArrayLike) -> dict[str, dict[str, Any]]:
-  """{subset: `rate` of its items}, in the order in which subsets appear."""
+  """Name of each subset -> `rate` of its items, in order of first occurrence."""
   credit_N = np.asarray(credits, np.float64)
   names = np.asarray([item.subset for item in items])
   return {name: rate_of(items, credit_N, names == name) for name in dict.fromkeys(names.tolist())}
 
 
 def rate_of(items: Sequence[Item], credits: npt.ArrayLike, where: np.ndarray) -> dict[str, Any]:
-  """`rate` of some of the items, over their conversations."""
+  """`rate` of the items where a mask [N] is true, with their conversations as clusters."""
   at = np.flatnonzero(where)
   return rate(np.asarray(credits, np.float64)[at], [items[i].example.conversation for i in at])
 
 
 def absent(items: Sequence[Item], order: Sequence[str]) -> list[str]:
-  """Those subsets of `order` that no item is of."""
+  """The subsets in `order` of which there are no items."""
   there = {item.subset for item in items}
   return [name for name in order if name not in there]
 
 
 def finite(value: float) -> float | None:
-  """JSON has no NaN: None for it."""
+  """The value as a float, or None, which JSON can hold, if it is NaN or infinite."""
   return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Items of published benchmarks, and how they are read from files in their published layout."""
+"""Items of published benchmarks, and readers of files in their published layout."""
 
 import dataclasses
 import gzip
@@ -23,11 +23,11 @@ class Item:
   """One item of a benchmark.
 
   Attributes:
-    example: its prompt and responses, in the order of the file; labels are 1 for a right response
-      (or step) and 0 for a wrong one. Items of one `conversation` are drawn together in intervals:
-      of one prompt, or of what a benchmark makes several prompts of.
-    subset: which part of the benchmark it is of.
-    id: what the benchmark calls it; empty where nothing depends on that.
+    example: prompt and responses, in the order of the file. Labels are 1 for a right response (or
+      step) and 0 for a wrong one. Items of the same `conversation` are resampled together: those
+      with the same prompt, or made of the same problem.
+    subset: name of the part of the benchmark that it belongs to.
+    id: the benchmark's own name of the item; empty if nothing depends on it.
   """
 
   example: Example
@@ -40,17 +40,17 @@ class Benchmark:
   """A published benchmark.
 
   Attributes:
-    name: its key in the registry.
-    hub: the data sets of the hub that hold it, as `load` takes them; empty where it is on none.
-    scores: 'responses' or 'steps', what `evaluate` is to be given a scorer of.
+    name: key in the registry.
+    hub: data sets on the Hugging Face hub that hold it, as `load` takes them; may be empty.
+    scores: 'responses' or 'steps': which `evaluate` needs a scorer of.
     load: (*paths, messages, report) -> items. Paths are files, folders in the published layout, or
-      hub ids; `messages`, whether the texts are chat messages (for a model with a chat template) or
-      strings, the prompt ended by a line break; `report` counts bad rows or stops at the first
-      (see `rm_jax.data.report`). Raises DataError.
-    evaluate: (score, items) -> report, all rates in [0, 1]: `score` (the published number; None
-      where the items do not suffice for it, and then `why`), its 95 % `interval`, `undefined`
-      (resamples without a value), `n` items, `subsets` {name: {accuracy, interval, n}}, and the
-      benchmark's own breakdown. Each distinct text is scored once, in one call of `score`.
+      hub ids. If `messages` is true, texts become chat messages (for a model with a chat template),
+      else strings, the prompt with a line break at its end. `report` counts bad rows or raises at
+      the first (see `rm_jax.data.report`). Raises DataError.
+    evaluate: (score, items) -> report, with all rates in [0, 1]: `score`, the published number
+      (None, with `why`, if there are no items of some part), its 95 % `interval`, `undefined`, the
+      number of resamples without a value, `n` items, `subsets` {name: {accuracy, interval, n}},
+      and the benchmark's own breakdown. Each distinct text is scored once, in one call of `score`.
   """
 
   name: str
@@ -61,7 +61,7 @@ class Benchmark:
 
 
 def split_name(file: File) -> str:
-  """A file's name without suffixes and shard number: what the hub calls its split."""
+  """The name of a file without suffixes and shard number, which is that of its split on the hub."""
   return _SUFFIX.sub("", file.path.name)
 
 
@@ -72,16 +72,16 @@ def load_items(
   convert: Callable[[Row, str, str], Iterable[Item]],
   choose: Callable[[Sequence[File]], Sequence[str | None]] = lambda found: [""] * len(found),
 ) -> list[Item]:
-  """The items of everything at `paths`, in their order.
+  """Reads the items of all files at `paths`, in order.
 
   Args:
-    paths: files, folders or hub ids; see `rm_jax.data.read.ACCEPTED`. JSON files may also be one
+    paths: files, folders or hub ids; see `rm_jax.data.read.ACCEPTED`. A JSON file may also be one
       array of objects.
-    report: counts the rows, and decides whether a bad one raises.
-    needs: columns of every row.
-    convert: (row, origin, what `choose` said of its file) -> items; raises RowError.
-    choose: files -> a word about each for `convert`, or None for a file that is no part of the
-      benchmark: it goes to `report.unread`.
+    report: counts the rows, and decides whether a bad one raises an error.
+    needs: columns that every row must have.
+    convert: (row, its origin, word of its file) -> items; raises RowError.
+    choose: files -> a word about each, which `convert` is given; None for a file that is not part
+      of the benchmark and goes to `report.unread`.
 
   Raises:
     DataError: nothing to read, not one row could be kept, or, if strict, the first bad row.
@@ -110,7 +110,10 @@ def load_items(
 
 
 def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
-  """(origin, row) of a file; `read_file`, and JSON arrays, which several benchmarks come as."""
+  """Yields (origin, row) of a file.
+
+  As `data.read.read_file`, and it also reads JSON arrays, the form of several benchmarks.
+  """
   if file.path.name.lower().endswith(".parquet"):
     yield from read_file(file, report)
     return
@@ -120,7 +123,7 @@ def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
     try:
       array = opened.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
       content = opened.read() if array and not opened.seek(0) else b""
-    except (EOFError, OSError):  # a damaged archive: the lines' reader says so and counts it
+    except (EOFError, OSError):  # a damaged archive, which `read_file` reports
       array = False
   if not array:
     yield from read_file(file, report)
@@ -141,11 +144,11 @@ def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
       if text[after : after + 1] not in (",", "]"):
         raise json.JSONDecodeError("Expecting ',' or ']'", text, after)
     except (ValueError, RecursionError) as error:
-      # Where the next object starts cannot be known.
+      # The start of the next object cannot be found, so the rest of the file is lost.
       report.drop("damaged_file", origin, f"{error}; expected a JSON array to its end")
       return
     try:
-      # By the lines' rules: no key twice, no NaN.
+      # Checked like a line of JSON lines: no duplicate keys, no NaN.
       row = parse_line(text[at:end].encode("utf-8", "surrogatepass"))
     except RowError as error:
       report.drop(error.reason, origin, error.detail)
@@ -164,13 +167,21 @@ def make_item(
   messages: bool,
   id: str = "",
 ) -> Item:
-  """An item of responses, from the values of a row's columns; see `Item` and `Benchmark.load`.
+  """Makes an item of whole responses; see `Item` and, for `messages`, `Benchmark.load`.
 
-  An empty response is kept: benchmarks have some, and their numbers count them.
+  Empty responses are kept, because the published numbers count them.
+
+  Args:
+    prompt: value of the row's column: a string or messages.
+    responses: values of columns, checked to be strings.
+    labels: one for each response.
+    subset, id: as in `Item`.
+    origin: of the row, for errors.
+    messages: whether texts become messages.
 
   Raises:
-    RowError: a value is no text, the prompt is empty, or it is a conversation of several turns
-      and `messages` is off: no string form of it is published.
+    RowError: a value is no text, the prompt is empty, or the prompt has several turns and
+      `messages` is false: no string form of these is published.
   """
   texts = [text_of(r, f"response {i}") for i, r in enumerate(responses)]
   if messages:
@@ -200,10 +211,16 @@ def make_solution(
   messages: bool,
   id: str,
 ) -> Item:
-  """An item of one solution in steps; `labels` is given their number.
+  """Makes an item of one solution in steps; see `make_item`.
+
+  Args:
+    problem: the prompt.
+    steps: value of the row's column, checked to be a list of strings.
+    labels: number of steps -> their labels.
+    subset, id, origin, messages: as in `make_item`.
 
   Raises:
-    RowError: a value is no text, or a step is empty (nothing can be read at its end).
+    RowError: a value is no text, or a step is empty, so that no score can be read at its end.
   """
   texts = steps_of(steps, "steps")
   asked = _prompt(problem, messages)
@@ -221,6 +238,7 @@ def make_solution(
 
 
 def _prompt(value: object, messages: bool) -> Text:
+  """A row's prompt as messages, or as a string with a line break at its end."""
   if isinstance(value, list):
     turns = messages_of(value, "prompt")
     if not messages and len(turns) == 1:
@@ -237,12 +255,13 @@ def _prompt(value: object, messages: bool) -> Text:
 
 
 def drawn_together(items: Sequence[Item], keys: Callable[[Item], Iterable[Hashable]]) -> list[Item]:
-  """The items, those of one prompt or with a key in common (by way of others too) of one
-  conversation.
+  """The items with one `conversation` for all that are connected by a prompt or key in common.
+
+  Connected means transitively: a union-find over prompts and keys.
 
   Args:
     items: of a benchmark.
-    keys: item -> what it shares with others that are made of the same problem; may be none.
+    keys: item -> keys that it shares with other items made of the same problem; may be none.
   """
   head: dict[Hashable, Hashable] = {}
 
@@ -255,7 +274,7 @@ def drawn_together(items: Sequence[Item], keys: Callable[[Item], Iterable[Hashab
   for item, prompt in zip(items, prompts, strict=True):
     for key in keys(item):
       head[root(key)] = root(prompt)
-  first: dict[Hashable, str] = {}  # a cluster is called by its first item's conversation
+  first: dict[Hashable, str] = {}  # a cluster gets the name of its first item's conversation
   names = [first.setdefault(root(p), p[1]) for p in prompts]
   return [
     dataclasses.replace(item, example=dataclasses.replace(item.example, conversation=name))
@@ -264,10 +283,10 @@ def drawn_together(items: Sequence[Item], keys: Callable[[Item], Iterable[Hashab
 
 
 def whole_number(value: object, column: str, least: int, most: int) -> int:
-  """An integer in [least, most].
+  """The value, checked to be an integer in [least, most].
 
   Raises:
-    RowError: wrong_type or out_of_range.
+    RowError: it is not.
   """
   if isinstance(value, bool) or not isinstance(value, int):
     raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected a whole number")

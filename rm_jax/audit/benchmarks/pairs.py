@@ -1,4 +1,4 @@
-"""RM-Bench, JudgeBench, LLMBar, and the best of four solutions to GSM8K's problems."""
+"""Benchmarks of whole responses: RM-Bench, JudgeBench, LLMBar, and GSM8K's best of four."""
 
 import dataclasses
 import functools
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rm_jax.audit.benchmarks.figures import (
-  Score,
   absent,
   by_subset,
   finite,
@@ -20,6 +19,7 @@ from rm_jax.audit.benchmarks.figures import (
   response_scores,
 )
 from rm_jax.audit.benchmarks.items import Benchmark, Item, load_items, make_item, split_name
+from rm_jax.audit.scorer import Score
 from rm_jax.data import formats
 from rm_jax.data.read import File, Row
 from rm_jax.data.report import DataError, Report, RowError, shown
@@ -27,9 +27,9 @@ from rm_jax.heldout import pointwise
 
 DOMAINS = ("chat", "math", "code", "safety")
 _RM_SUBSETS = ("chat", "code", "math", "safety-refuse", "safety-response")
-_STYLES = 3  # concise, detailed as plain text, detailed with markdown
+_STYLES = 3  # concise, detailed in plain text, detailed with Markdown
 
-# Category -> how its sources begin.
+# JudgeBench's categories -> what the names of their sources begin with.
 CATEGORIES = {
   "knowledge": "mmlu-pro",
   "reasoning": "livebench-reasoning",
@@ -47,8 +47,9 @@ _LLMBAR = ("Natural", *ADVERSARIAL)
 def load_rm_bench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """RM-Bench (Liu et al. 2025): prompt, chosen [3], rejected [3], domain; see `Benchmark.load`.
 
-  Responses are concise, detailed, detailed with markdown. The files of one domain have no column
-  `domain`; their names say it. Of a folder with total_dataset.json, that alone is read.
+  The three responses are concise, detailed, and detailed with Markdown. Files of a single domain
+  have no column `domain`; it is in their names. If a folder has total_dataset.json, only that file
+  is read.
   """
   convert = functools.partial(_styles, messages=messages)
   return load_items(paths, report, ("prompt", "chosen", "rejected"), convert, _domains)
@@ -84,14 +85,15 @@ def evaluate_rm_bench(
 ) -> dict[str, Any]:
   """RM-Bench's average: the mean of four domains; see `Benchmark.evaluate`.
 
-  Cell (i, j) is how often the chosen response in style i scores above (a tie is not above) the
-  rejected in style j. Hard is the mean of the cells above the diagonal (the wrong one is the
-  fancier), normal of the diagonal, easy of those below; a domain's rate is the mean of the three,
-  so of all nine. Safety pools its two parts, as the authors' scripts/utils.py does. An item counts
-  once in the intervals of `subsets`, with the mean of its nine.
+  Cell (i, j) of a matrix is the rate at which the chosen response in style i scores higher than the
+  rejected one in style j; a tie is not higher. Hard is the mean of the cells above the diagonal,
+  where the rejected response is in the fancier style, normal that of the diagonal, easy that of the
+  cells below it. Each has three cells, so a domain's average is the mean of all nine. The two parts
+  of safety are pooled, as in the authors' scripts/utils.py. In `subsets` an item counts once, with
+  the mean of its nine comparisons.
 
   Returns:
-    also `easy`, `normal`, `hard` (means over the domains), `matrix` (likewise, 3 x 3) and `domains`
+    also `easy`, `normal`, `hard` and `matrix` (3 x 3), means over the domains, and `domains`
     {name: {easy, normal, hard, average}}.
   """
   scores = np.stack(response_scores(score, items))
@@ -100,7 +102,7 @@ def evaluate_rm_bench(
   cells = (member[:, :, None] * wins.reshape(-1, 1, 9)).reshape(len(items), -1)
 
   def matrices(sums: np.ndarray) -> np.ndarray:
-    """[..., domain, 9]."""
+    """Sums of terms [...] -> the cells of each domain's matrix [..., domain, 9]."""
     n = sums[..., -len(DOMAINS) :, None]
     return sums[..., : -len(DOMAINS)].reshape(*sums.shape[:-1], len(DOMAINS), 9) / n
 
@@ -134,7 +136,7 @@ def evaluate_rm_bench(
 
 
 def _levels(matrix: np.ndarray) -> dict[str, float | None]:
-  """{easy, normal, hard} of [3, 3], chosen style by rejected style."""
+  """{easy, normal, hard} of a matrix [3, 3], chosen style by rejected style."""
   i, j = np.indices(matrix.shape)
   return {
     "easy": finite(matrix[i > j].mean()),
@@ -149,7 +151,7 @@ def _levels(matrix: np.ndarray) -> dict[str, float | None]:
 def load_judgebench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """JudgeBench (Tan et al. 2024): question, response_A, response_B, label 'A>B' or 'B>A', source.
 
-  Published numbers are of one split: of the responses of GPT-4o ('gpt') or of Claude ('claude').
+  Published numbers are of one of its splits: responses by GPT-4o ('gpt') or by Claude ('claude').
   """
   needs = ("pair_id", "source", "question", "response_A", "response_B", "label")
   return load_items(paths, report, needs, functools.partial(_judged, messages=messages))
@@ -180,8 +182,8 @@ def evaluate_judgebench(
 ) -> dict[str, Any]:
   """JudgeBench's accuracy over all pairs; see `Benchmark.evaluate`.
 
-  As the authors' reward-model judges decide (utils/judges.py, --single_game): A where A scores
-  higher, else B. A tie so counts for B, wherever the right one stands; `ties` are counted.
+  The authors' reward-model judges (utils/judges.py, --single_game) choose A if A scores higher,
+  else B. So B is chosen in a tie, whether it is right or not; `ties` says how many there are.
   """
   scores = response_scores(score, items)
   says_a = np.asarray([s[0] > s[1] for s in scores])
@@ -213,8 +215,8 @@ def _mean(
 def load_llmbar(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """LLMBar (Zeng et al. 2024): input, output_1, output_2, label 1 or 2; see `Benchmark.load`.
 
-  A file's subset is in its name (Adversarial_Neighbor.jsonl) or, of a dataset.json, in that of its
-  folder; files of no subset (the repository's case studies and results) are passed over.
+  The subset is part of the file's name (Adversarial_Neighbor.jsonl) or, for a dataset.json, of its
+  folder's. Files of no subset (the repository's case studies and results) are passed over.
   """
   needs = ("input", "output_1", "output_2", "label")
   convert = functools.partial(_followed, messages=messages)
@@ -247,11 +249,11 @@ def evaluate_llmbar(
   """LLMBar's average accuracy, the mean of its five subsets; see `Benchmark.evaluate`.
 
   A tie counts half: the authors' rating evaluators (LLMEvaluator/evaluate.py) are asked in both
-  orders, and say the first at a tie in one of them and the second in the other.
+  orders and choose the first response in a tie, so they are right in one of the two orders.
 
   Returns:
-    also `natural`, and `adversarial`, the mean of four subsets (the averages as in the paper's
-    tables; the code has none).
+    also `natural`, `adversarial`: the mean of its four subsets, and `ties`: their number. The
+    averages are those of the paper's tables; the authors' code has none.
   """
   scores = response_scores(score, items)
   good = [int(np.argmax(item.example.labels)) for item in items]
@@ -284,13 +286,13 @@ def evaluate_llmbar(
   }
 
 
-# Best of four.
+# GSM8K.
 
 
 def load_gsm8k(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """Four models' solutions to GSM8K's test problems (Cobbe et al. 2021); see `Benchmark.load`.
 
-  Read as the training data of that format is (`rm_jax.data.published`).
+  They are read as training data of that format are (`rm_jax.data.published`).
   """
   if not paths:
     raise DataError("no path; expected a file, a folder, or a data set of the hub")
@@ -313,13 +315,13 @@ def load_gsm8k(*paths: str | os.PathLike, messages: bool, report: Report) -> lis
 
 
 def evaluate_gsm8k(score: Score, items: Sequence[Item]) -> dict[str, Any]:
-  """How often the best-scored of a problem's four solutions is right; see `Benchmark.evaluate`.
+  """How often the highest-scored of a problem's four solutions is right; see `Benchmark.evaluate`.
 
-  Of equals each is as likely taken. Not a number of Cobbe et al. (2021), who take the best of 100
-  samples, which are not published: the same rule on those that are.
+  Ties are broken at random, in expectation. Cobbe et al. (2021) take the best of 100 samples, which
+  are not published; this applies their rule to the four solutions that are.
 
   Returns:
-    also `baselines` and `paired`, as `rm_jax.heldout.pointwise.best_of_report` has them.
+    also `baselines` and `paired`, as `rm_jax.heldout.pointwise.best_of_report` returns them.
   """
   scores = response_scores(score, items)
   found = pointwise.best_of_report(

@@ -1,7 +1,8 @@
-"""Benchmarks of process models: ProcessBench and PRMBench.
+"""Benchmarks of process reward models: ProcessBench and PRMBench.
 
-A scorer gives each step of a solution the log-odds that all is right up to it and with it, as
-`RewardModel.score_steps` does; the probability p of the papers is log-odds log p − log(1 − p).
+A scorer returns, for each step of a solution, the log-odds that all steps up to and including it
+are right, as `RewardModel.score_steps` does. A probability p in the papers is log-odds of
+log p − log(1 − p).
 """
 
 import functools
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from rm_jax.audit.benchmarks.figures import (
-  ScoreSteps,
   absent,
   by_subset,
   finite,
@@ -33,13 +33,14 @@ from rm_jax.audit.benchmarks.items import (
   split_name,
   whole_number,
 )
+from rm_jax.audit.scorer import ScoreSteps
 from rm_jax.data.dialogue import text_of
 from rm_jax.data.read import Row
 from rm_jax.data.report import Report, RowError, shown
 
 PARTS = ("gsm8k", "math", "olympiadbench", "omnimath")
 
-# Ability -> classes of errors (PRMBench, section 3; spelt as the data set spells them).
+# Ability -> classes of errors (PRMBench, section 3), in the spelling of the data set.
 ABILITIES = {
   "simplicity": ("redundency", "circular"),
   "soundness": ("counterfactual", "step_contradiction", "domain_inconsistency", "confidence"),
@@ -51,8 +52,8 @@ CLASSES = tuple(itertools.chain.from_iterable(ABILITIES.values()))
 def load_processbench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """ProcessBench (Zheng et al. 2025): id, problem, steps, label; see `Benchmark.load`.
 
-  The label is the first wrong step, from 0, or -1. The part is the file's name (gsm8k.json ..) or
-  what the id begins with ('gsm8k-0').
+  The label is the index of the first wrong step, from 0, or -1 if all are right. The part is the
+  file's name (gsm8k.json ..) or the beginning of the id ('gsm8k-0').
   """
   needs = ("id", "problem", "steps", "label")
   convert = functools.partial(_located, messages=messages)
@@ -87,20 +88,20 @@ def evaluate_processbench(
 ) -> dict[str, Any]:
   """ProcessBench's average F1 over its four parts; see `Benchmark.evaluate`.
 
-  A model's answer is the first step that scores below the threshold, or -1. A part's F1 is the
-  harmonic mean of the accuracy on solutions with an error and that on solutions without (0 where
-  both are 0).
+  The model's answer is the first step that scores below the threshold, or -1. The F1 of a part is
+  the harmonic mean of the accuracy on solutions with an error and the accuracy on solutions without
+  one (0 if both are 0).
 
   Args:
     score_steps: see the module.
-    items: as loaded.
-    threshold: log-odds. None: that of the best F1 on the GSM8K part, as the paper says of models
-      that score (its repository holds no code of it); GSM8K's own F1 is then the best it can be.
-    resamples, seed: of the interval, for which the threshold is not chosen anew.
+    items: as `load_processbench` returns them.
+    threshold: log-odds. None = the one with the best F1 on the GSM8K part, which the paper uses for
+      models that score (its repository has no code for it). The F1 of GSM8K is then optimistic.
+    resamples, seed: of the bootstrap, in which the threshold is kept.
 
   Returns:
-    also `threshold`, `chosen_on` ('gsm8k' or None), and in each subset `f1`, `on_erroneous` and
-    `on_correct` (rates).
+    also `threshold`, `chosen_on` ('gsm8k' or None), and in each subset `f1` and the rates
+    `on_erroneous` and `on_correct`.
 
   Raises:
     ValueError: threshold is None and the GSM8K part has not both kinds of solution.
@@ -150,32 +151,35 @@ def evaluate_processbench(
 
 
 def best_threshold(scores: Sequence[np.ndarray], truth: Sequence[int]) -> float:
-  """The threshold below which a step is called wrong that gives the best F1 of `truth`.
+  """The threshold with the best F1, if a step with a score below it is called wrong.
 
   Args:
-    scores: of each solution float [steps].
-    truth: its first wrong step, or -1.
+    scores: float [steps] of each solution.
+    truth: index of the first wrong step of each, or -1.
 
   Returns:
-    Half-way between the two scores that it parts; the lowest of equally good ones.
+    The midpoint between the two neighbouring scores that it separates; the lowest of equally good
+    thresholds.
 
   Raises:
-    ValueError: not both kinds of solution are there.
+    ValueError: there are no solutions with an error, or none without one.
   """
-  # As the threshold t rises, the answer is step k while min of all before k >= t > min up to k.
+  # The answer is step k if the minimum over the steps before k is at least the threshold t and that
+  # over the steps up to k is below it. So each solution is answered rightly for t in one interval
+  # (least[k + 1], least[k]], and the rates are counts of intervals that contain t.
   spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
   counts = {True: 0, False: 0}
   for one, first in zip(scores, truth, strict=True):
     least = np.concatenate([[np.inf], np.minimum.accumulate(one), [-np.inf]])
     k = first if first >= 0 else len(one)
     counts[first >= 0] += 1
-    spans[first >= 0].append((least[k + 1], least[k]))  # empty where they are equal
+    spans[first >= 0].append((least[k + 1], least[k]))  # empty if they are equal
   if not counts[True] or not counts[False]:
     found = f"{counts[True]} solutions with an error, {counts[False]} without"
     raise ValueError(f"no threshold can be chosen on {found}; expected both, or give a threshold")
   ends = np.unique([np.min(s) for s in scores] + [x for s in spans.values() for p in s for x in p])
   ends = ends[np.isfinite(ends)]
-  # Below all, between each two, above all.
+  # Thresholds to try: below all scores, between each two, above all.
   middles = ends[:-1] / 2 + ends[1:] / 2
   between = np.where(middles > ends[:-1], middles, ends[1:])
   tried = np.concatenate([[ends[0] - 1], between, [ends[-1] + 1]])
@@ -188,27 +192,29 @@ def best_threshold(scores: Sequence[np.ndarray], truth: Sequence[int]) -> float:
 
 
 def _first(wrong: np.ndarray) -> int:
+  """The index of the first wrong step, or -1."""
   found = np.flatnonzero(wrong)
   return int(found[0]) if len(found) else -1
 
 
 def _harmonic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """2ab / (a + b) of rates; 0 where both are 0, NaN where one is."""
+  """The harmonic mean 2ab / (a + b) of rates; 0 if both are 0, NaN if one is NaN."""
   return np.where(a + b == 0, 0.0, 2 * a * b / np.where(a + b == 0, 1.0, a + b))
 
 
 def load_prmbench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """PRMBench (Song et al. 2025): modified_question, modified_process, error_steps, classification.
 
-  Steps count from 1; those of `error_steps` beyond the last (100 rows have some) name no step and
-  change nothing, as in the authors' code. Of rows of one class and idx the first is kept, as there
-  (5 of 6,216 go, counted as no fault). The texts keep their numbering ('3. ..'), which some of the
-  authors' models are spared. Rows with an empty step (3) cannot be read and are dropped.
+  As in the authors' code, steps count from 1, numbers in `error_steps` beyond the last step (in 100
+  rows) have no effect, and only the first row of a class and idx is kept (5 of 6,216 are dropped,
+  not as faulty). Steps keep their numbers ('3. ..'), which the authors remove for some models. Rows
+  with an empty step (3) cannot be scored and are dropped.
 
-  One solution has up to nine variants, and one problem of PRM800K up to two solutions
-  ('prm_test_p1_0', 'prm_test_p2_1772'): a problem's are one conversation, known by the idx, without
-  the class that it begins with in the hub's file ('circular_prm_test_p1_0') and in the authors'
-  repository not, and by the original question (77 of the 1,733 stand under several idx).
+  A solution has up to nine variants, and a problem of PRM800K up to two solutions ('prm_test_p1_0',
+  'prm_test_p2_1772'). All of a problem are one conversation. They are identified by the idx,
+  without the class that it begins with in the hub's file ('circular_prm_test_p1_0') but not in the
+  authors' repository, and by the original question, because 77 of the 1,733 questions have several
+  idx.
   """
   question: dict[tuple[str, str], Hashable] = {}
   needs = ("modified_question", "modified_process", "error_steps", "classification", "idx")
@@ -252,7 +258,7 @@ def _faulty(
     id=id,
   )
   original = row.get("original_question")
-  # Variants of one problem write its formulas with and without dollars and backslashes.
+  # Variants of a problem differ in whether its formulas have dollar signs and backslashes.
   bare = re.sub(r"[\s$\\]+", "", original.casefold()) if isinstance(original, str) else ""
   question[kind, id] = bare or ("of the idx", id)
   yield item
@@ -268,22 +274,24 @@ def evaluate_prmbench(
 ) -> dict[str, Any]:
   """PRMBench's PRMScore over all steps; see `Benchmark.evaluate`.
 
-  PRMScore = (F1 + F1_neg) / 2, where F1 = 2TP / (2TP + FP + FN) is of right steps called right and
-  F1_neg of wrong steps called wrong; of multi_solutions, which has no wrong step, F1 alone. An
-  ability's is the mean of its classes'. A step is called right where it scores above the threshold.
-  Where nothing is called right the authors' code can have an F1 of −1; here it is 0. Their models
-  that score redundancy apart use that for `redundency` and `circular`; ours score validity, which
-  the code then uses for all classes. Steps of one original problem are drawn together.
+  PRMScore = (F1 + F1_neg) / 2, where F1 = 2TP / (2TP + FP + FN) takes right steps as positive and
+  F1_neg takes wrong steps. For multi_solutions, which has no wrong step, it is F1 alone; for an
+  ability it is the mean over its classes. A step is called right if it scores above the threshold.
+
+  If no step is called right, the authors' code may return an F1 of −1, and this one 0. Some of
+  their models score redundancy apart, which they use for `redundency` and `circular`. Ours score
+  validity, which their code uses for all classes of such models. Steps of one original problem are
+  resampled together.
 
   Args:
     score_steps: see the module.
-    items: as loaded.
+    items: as `load_prmbench` returns them.
     threshold: log-odds; 0 is the authors' probability 0.5.
-    resamples, seed: of the intervals.
+    resamples, seed: of the bootstrap.
 
   Returns:
     also `f1`, `negative_f1`, `abilities` {name: PRMScore}, and in each subset `prm_score`, `f1`,
-    `negative_f1`; accuracies are of steps, `n` of subsets counts steps, and `n` solutions.
+    `negative_f1`. `n` counts solutions; in `subsets`, accuracy and `n` are of steps.
   """
   scores = step_scores(score_steps, items)
   rows, subsets = [], {}
@@ -330,17 +338,23 @@ def evaluate_prmbench(
 
 
 def _f1s(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(F1, F1_neg) of sums [..., (TP, FP, TN, FN)]; NaN where there is nothing to find or call."""
+  """(F1, F1_neg) of counts [..., (TP, FP, TN, FN)]; NaN for 0 / 0."""
   tp, fp, tn, fn = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
   with np.errstate(invalid="ignore"):
     return 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
 
 
 def _step_accuracy(table: np.ndarray, clusters: Sequence[str], seed: int) -> dict[str, Any]:
-  """`rate` of steps, over clusters of solutions."""
+  """`rate` of the steps.
+
+  Args:
+    table: counts (TP, FP, TN, FN) of each solution [N, 4].
+    clusters: of the solutions.
+    seed: of the bootstrap.
+  """
   right_N = table[:, 0] + table[:, 2]
   count_N = table.sum(axis=1)
-  # As steps: the right ones of each solution, then its wrong ones.
+  # One credit for each step: those that are called rightly of a solution, then its other ones.
   each = np.stack([right_N, count_N - right_N], axis=1).astype(np.int64)
   credits = np.repeat(np.tile([1.0, 0.0], len(table)), each.ravel())
   of_steps = [c for c, n in zip(clusters, count_N.astype(int), strict=True) for _ in range(n)]

@@ -1,25 +1,39 @@
-"""Robustness: what the score does when a response is edited.
+"""Section `robustness`: how the score changes when a response is edited.
 
-Edits that should not matter ought to leave the score, and so the order of a pair; those that make a
-good answer worse ought to lower it.
+Edits that should not matter ought to leave the score, and with it the order of a pair; edits that
+make a good answer worse ought to lower it.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from rm_jax.audit import figures
+from rm_jax.audit import figures, plots
+from rm_jax.audit.comparisons import (
+  PREFERENCES,
+  Comparison,
+  comparisons,
+  conversation_of,
+  elsewhere,
+  sampled,
+)
 from rm_jax.audit.edits import EDITS, Edit
-from rm_jax.audit.texts import Comparison, Score, comparisons, elsewhere, sampled, scores_of
+from rm_jax.audit.scorer import Score, scores_of
+from rm_jax.audit.section import Draw, Section, Subject
+from rm_jax.audit.writer import View, Writer, escaped, number
 from rm_jax.data.dialogue import plain
+from rm_jax.heldout.evaluate import evaluate
 from rm_jax.metrics import agreement, interval
 from rm_jax.types import Example
 
-_SHOWN = 600  # characters of a text in a worst case; the middle of a longer one is left out
-_FLIPS = 0.1  # share of pairs turned round that the sentence speaks of
-_ENOUGH = 30  # texts or pairs below which the sentence makes nothing of a share
-_LOWER = 0.9  # share of worsened answers scored lower below which it speaks of them
+_SHOWN = 600  # characters of a worst case in the report; the middle of longer texts is left out
+_FLIPS = 0.1  # share of flipped pairs above which `says` names an edit
+_LOWER = 0.9  # share of worsened answers that score lower, below which `says` names an edit
+_ENOUGH = 30  # texts or pairs below which `says` draws no conclusion from a share
+# Sources of pairs that are written to mislead, or whose right answer is a refusal.
+_RED_TEAM = ("adversarial", "harmless")
 
 
 def robustness(
@@ -33,29 +47,31 @@ def robustness(
 ) -> dict:
   """Score changes under edits, flipped pairs, and the worst cases as text.
 
-  Edits of kind 'same' are made to the chosen and, apart from it, to the rejected response; those of
-  kind 'worse' to the chosen alone, which is good enough to become worse. Every distinct text is
-  scored once, all in one call.
+  Edits of kind 'same' are applied to the chosen and, separately, to the rejected response; edits of
+  kind 'worse' to the chosen one alone, because a bad response may not get worse. Every distinct
+  text is scored once, all in one call.
 
   Args:
     score: rows of (prompt, response) -> float [N].
-    examples: those with comparisons are used: see `texts.comparisons`.
+    examples: those with comparisons are used; see `comparisons.compared`.
     edits: names in `EDITS`.
-    sample: comparisons that are edited; all where there are no more.
-    seed: of the sample and of all edits that draw; an edit draws the same whichever others run.
-    worst: cases shown of each edit.
+    sample: number of comparisons that are edited.
+    seed: of the sample, the edits and the intervals. Each edit has its own random numbers, which do
+      not depend on the other edits.
+    worst: number of worst cases of each edit in the report.
 
   Returns:
-    {pairs, seed, unit: standard deviation of the scores of the pairs' responses, which changes are
-    in units of; edits: name -> {kind, what, n: responses edited, not_applicable,
-      change: mean of edited − original,
+    {pairs, seed, unit: standard deviation of the scores of the pairs' responses, the unit of all
+    changes; edits: name -> {kind, what, n: edited responses, not_applicable: responses that the
+      edit does not apply to,
+      change: mean of (edited − original),
       moved: mean of |edited − original|,
-      flips: {chosen, rejected}: share of pairs whose order changes when this one is edited and the
-        other is not (to a tie: half; pairs that tied before are left out) — of 'same' alone,
-      lower: share of edited that score lower, ties half — of 'worse' alone,
-      worst: [{prompt, response, edited, score, score_edited, change}], of 'same' those that moved
-        most, of 'worse' those that gained most};
-    says: a sentence}. Each a figure of `figures`.
+      flips: of 'same' only, {chosen, rejected}: share of pairs whose order changes when only this
+        response is edited. A change to a tie counts half; pairs that tied before are left out,
+      lower: of 'worse' only, share of edited responses that score lower, ties half,
+      worst: [{prompt, response, edited, score, score_edited, change}]: of 'same' the largest
+        changes, of 'worse' the largest increases};
+    says: a sentence}. change, moved, flips and lower are figures (`audit.figures`).
 
   Raises:
     ValueError: no comparison, fewer than 2 conversations, an unknown edit, or a score that is not
@@ -84,7 +100,7 @@ def robustness(
 
 
 def _edited(edit: Edit, pairs: Sequence[Comparison], partner: list[int], seed: int) -> list[tuple]:
-  """(pair, side: 0 chosen or 1 rejected, edited response), where the edit applies."""
+  """(index of the pair, 0 for chosen or 1 for rejected, edited response) where the edit applies."""
   made = []
   for i, pair in enumerate(pairs):
     for side, response in enumerate((pair.chosen, pair.rejected)):
@@ -107,6 +123,18 @@ def _of_edit(
   worst: int,
   seed: int,
 ) -> dict:
+  """The report of one edit; see `robustness`.
+
+  Args:
+    edit: the edit.
+    pairs: all comparisons of the sample.
+    made: M edited responses, of `_edited`.
+    old_N2: [N, 2] scores of chosen and rejected before the edit.
+    new_M: their scores after it.
+    unit: of changes; 0 if all responses score the same.
+    worst: number of worst cases.
+    seed: of the intervals.
+  """
   sides = 2 if edit.kind == "same" else 1
   entry = {
     "kind": edit.kind,
@@ -152,6 +180,7 @@ def _of_edit(
 
 
 def _flips(pairs, pair_M, new_M, old_N2, side: int, seed: int) -> dict:
+  """Share of pairs whose order changes when the response on one side gets its new score."""
   before_M = np.sign(old_N2[pair_M, 0] - old_N2[pair_M, 1])
   now_M2 = old_N2[pair_M].copy()
   now_M2[:, side] = new_M
@@ -164,18 +193,23 @@ def _flips(pairs, pair_M, new_M, old_N2, side: int, seed: int) -> dict:
 
 
 def _short(text: str) -> str:
+  """The text, without its middle if it is longer than `_SHOWN`."""
   if len(text) <= _SHOWN:
     return text
   return f"{text[: _SHOWN // 2]} […] {text[-_SHOWN // 2 :]}"
 
 
 def _says(found: dict[str, dict]) -> str:
+  """The findings in words, from the report of each edit: flipped pairs, and worse answers' scores.
+
+  Shares are those of this sample, so the far end of their intervals is told, too.
+  """
   flips, lower, few = {}, {}, []
-  most, least = [], []  # ends of their intervals
+  most, least = [], []  # upper ends of the intervals of flips, lower ends of those of lower
   for name, entry in found.items():
     same = entry["kind"] == "same"
     parts = entry["flips"].values() if same else [entry["lower"]]
-    # Pairs of one conversation are not as many: without an interval nothing is told.
+    # Pairs of a few conversations are not independent; without an interval there is no conclusion.
     told = [f for f in parts if f["interval"] is not None and f["n"] >= _ENOUGH]
     if told:
       (flips if same else lower)[name] = max(f["value"] for f in told)
@@ -210,3 +244,80 @@ def _says(found: dict[str, dict]) -> str:
       f"{', '.join(few)}"
     )
   return "; ".join(said)
+
+
+def _red_team(subject: Subject) -> dict[str, Any]:
+  """Accuracy on the comparisons of sources that are named as written to mislead."""
+  found = {}
+  for name in _RED_TEAM:
+    at = [
+      i
+      for i, e in enumerate(subject.examples)
+      if name in e.source.lower() and e.kind in PREFERENCES
+    ]
+    if len({conversation_of(subject.examples[i]) for i in at}) > 1:
+      report = evaluate([subject.scores[i] for i in at], [subject.examples[i] for i in at]).report
+      found[name] = {k: report[k] for k in ("accuracy", "interval", "n", "baselines")}
+  return found
+
+
+def _measure(subject: Subject) -> dict[str, Any]:
+  if why := subject.lacks_comparisons(conversations=2):
+    return {"why": why}
+  settings = subject.settings
+  found = robustness(
+    subject.scorer, subject.examples, sample=settings.edited_pairs, seed=settings.seed
+  )
+  return found | {"red_team": _red_team(subject)}
+
+
+def _draw(found: Mapping[str, Any]) -> dict[str, Draw]:
+  rows = [
+    plots.Point(
+      name.replace("_", " "),
+      one["change"]["value"],
+      one["change"]["interval"],
+      plots.BLUE if one["kind"] == "same" else plots.ORANGE,
+    )
+    for name, one in found["edits"].items()
+    if one["change"]["value"] is not None
+  ]
+  label = "standard deviations; orange should fall"
+  return {"robustness": lambda: plots.points("Score change", rows, 0.0, label)}
+
+
+def _render(page: Writer, found: View) -> None:
+  page.picture("robustness", "score changes under edits")
+  page.table(
+    ("edit", "kind", "n", "mean change", "flips, chosen edited", "flips, rejected", "lower"),
+    (
+      (
+        escaped(f"{name}: {one.value['what']}"),
+        escaped(one.value["kind"]),
+        page.value(one["n"]),
+        page.figure(one["change"]),
+        page.figure(one.get("flips").get("chosen")),
+        page.figure(one.get("flips").get("rejected")),
+        page.figure(one.get("lower")),
+      )
+      for name, one in found["edits"].items()
+    ),
+  )
+  for name, one in found["red_team"].items():
+    page.add(
+      f"<p>Red team, {escaped(name)}: accuracy {page.figure(one, key='accuracy')} on "
+      f"{page.value(one['n'])}.</p>"
+    )
+  page.add("<details><summary>Worst cases, as text</summary>")
+  for name, one in found.value["edits"].items():
+    for case in one["worst"][:1]:
+      page.add(
+        f"<h3>{escaped(name)}: {number(case['change'])}</h3>"
+        f"<pre>{escaped(plain(case['prompt'])[-600:])}</pre>"
+        f"<pre>{escaped(plain(case['response'])[:900])}</pre>"
+        f"<pre>{escaped(plain(case['edited'])[:900])}</pre>"
+      )
+  page.add("</details>")
+
+
+SECTION = Section("robustness", "Robustness", _measure, _render, draw=_draw)

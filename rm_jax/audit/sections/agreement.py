@@ -1,64 +1,61 @@
-"""Agreement with people: accuracy and where it comes from, rank correlations, each annotator."""
+"""Section `agreement`: accuracy and where it comes from, rank correlations, each annotator."""
 
-from collections.abc import Hashable, Sequence
+import functools
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rm_jax.audit import figures
-from rm_jax.audit.texts import Score, conversation_of, scores_of
+from rm_jax.audit import figures, plots
+from rm_jax.audit.comparisons import PREFERENCES, conversation_of
+from rm_jax.audit.section import Draw, Section, Subject
 from rm_jax.audit.topics import topics
-from rm_jax.heldout import intervals
+from rm_jax.audit.writer import View, Writer, escaped
 from rm_jax.heldout.evaluate import characters, evaluate, judged
 from rm_jax.metrics import agreement as metrics
 from rm_jax.metrics.correlation import kendall, spearman
 from rm_jax.metrics.ranking import best_order, ndcg, pick_rate, within_and_pooled
 from rm_jax.types import Example
 
-_PARTS = 5  # bins of a length gap or a margin
-_LONGEST = 12  # list whose orders are gone through
-
-
-def example_scores(score: Score, examples: Sequence[Example]) -> list[np.ndarray]:
-  """For each example the scores of its responses, float64 [K]; each distinct text scored once."""
-  rows = [(e.prompt, response) for e in examples for response in e.responses]
-  ends = np.cumsum([len(e.responses) for e in examples])
-  return np.split(scores_of(score, rows), ends[:-1])
+_PARTS = 5  # quantile bins of a length gap or a margin
+_LONGEST = 12  # responses of a list whose best order is searched, in time exponential in them
 
 
 def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
-  """How far scores agree with what people said of whole responses.
+  """Measures how far scores agree with people's judgements of whole responses.
 
   Args:
     scores: for each example float [K], of its responses.
     examples: pairs, rankings, outcomes and scores; at least 2 conversations.
 
   Returns:
-    what `heldout.evaluate.evaluate` reports of them, and with comparisons
-    ties: {people: comparisons that they left undecided, model: exact ties of scores, which count
+    the report of `heldout.evaluate.evaluate`. If there are comparisons, also
+    ties: {people: comparisons that people left undecided, model: exact ties of scores, which count
       half},
-    by: source, topic, length_gap, human_margin, model_margin -> [{name, value, interval, n, ties}],
-      accuracies; without the human one where nobody gave a margin,
-    one_order: where people compared the responses of longer lists two by two, the share that the
-      best order of each list agrees with: no score can agree with more,
-    judges: name -> {accuracy, n ..} of each annotator, and `ceiling` where there are several;
-    with lists or ratings
-    correlation: kendall, spearman -> {within, pooled} of `ranking.within_and_pooled`, ndcg, and
-      pick: how often the best-scored is a best-rated, of `ranking.pick_rate`.
+    by: {source, topic, length_gap, human_margin, model_margin} -> [{name, value, interval, n,
+      ties}], the accuracy in each part of the data; no human_margin unless all examples have one,
+    one_order: if people compared the responses of lists pairwise, the share of these comparisons
+      that the best single order of each list agrees with. Comparisons may be cyclic, so this is an
+      upper bound for any score,
+    judges: each: name -> accuracy against that annotator, a figure; and with several annotators
+      ceiling: {people, model, what}.
+    If there are lists or ratings, also
+    correlation: {lists, kendall, spearman, ndcg: of `ranking.within_and_pooled`, pick: how often
+      the response with the highest score is one with the highest rating, of `ranking.pick_rate`}.
 
   Raises:
-    ValueError: a score that is not finite, or kinds of feedback that are no whole responses'.
+    ValueError: a score that is not finite, or feedback that is not on whole responses.
   """
-  wrong = sorted({e.kind for e in examples} - {"pair", "ranking", "outcome", "score"})
+  wrong = sorted({e.kind for e in examples} - {*PREFERENCES, "outcome", "score"})
   if wrong:
     raise ValueError(f"examples of kinds {wrong}; expected pairs, rankings, outcomes or scores")
   for one in scores:
     metrics.vector(one, "scores")
   report = evaluate(scores, examples).report
-  compared = [i for i, e in enumerate(examples) if e.kind in ("pair", "ranking")]
+  compared = [i for i, e in enumerate(examples) if e.kind in PREFERENCES]
   if compared:
     mine = [scores[i] for i in compared], [examples[i] for i in compared]
-    # Where people decided none, another kind of feedback has the report's first figures.
+    # If people decided no comparison, the report's first figures are of another kind of feedback.
     compared_report = report.get("kinds", {}).get("comparison", report)
     report["ties"] = {"people": compared_report["undecided"], "model": compared_report["ties"]}
     if compared_report["n"]:
@@ -76,11 +73,12 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
 def _lists(
   scores: Sequence[np.ndarray], examples: Sequence[Example]
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-  """(scores, gains, conversations) of lists of three and more, and of a source's ratings."""
+  """(scores, gains, conversation) of each list of at least three responses to one prompt."""
   together: dict[Hashable, tuple[list, list]] = {}
   for i, (one, example) in enumerate(zip(scores, examples, strict=True)):
-    # Ratings of responses to one prompt come as an example each; a list is one already. What is
-    # right or wrong by one source and three or five stars by another is on no common scale.
+    # A list is one example, but ratings of a prompt's responses are an example each and have to be
+    # put together. Only those of one kind and source are on a common scale: one source may say
+    # right or wrong and another give three of five stars.
     alone = example.kind in ("outcome", "score") and len(example.responses) == 1
     scale = (example.kind, example.source) if alone else i
     key = (conversation_of(example), repr(example.prompt), scale)
@@ -96,7 +94,10 @@ def _lists(
 
 
 def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
-  """The agreement that comparisons which go in circles leave to be had; None where none could."""
+  """The largest accuracy that any score can have on cyclic comparisons.
+
+  None if there are no pairwise comparisons of longer lists, which alone can be cyclic.
+  """
   if all(e.pairs is None or len(e.responses) < 3 for e in examples):
     return None
   if any(len(e.responses) > _LONGEST for e in examples):
@@ -111,9 +112,10 @@ def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
 
 
 def _correlation(scores: list, gains: list, clusters: list[str]) -> dict[str, Any]:
+  """Rank correlations of scores with gains within lists; see `agreement`. Arguments of `_lists`."""
   least = min(float(g.min()) for g in gains)
-  raised = [g - least for g in gains]
-  unread = [np.zeros(len(g)) for g in gains]  # no order: each counts as all orders on average
+  raised = [g - least for g in gains]  # NDCG needs gains of 0 and more
+  unread = [np.zeros(len(g)) for g in gains]  # all tied: NDCG is its mean over all orders
   return {
     "lists": len(scores),
     "kendall": within_and_pooled(kendall, scores, gains, clusters),
@@ -127,10 +129,12 @@ def _correlation(scores: list, gains: list, clusters: list[str]) -> dict[str, An
 def _slices(
   scores: Sequence[np.ndarray], examples: Sequence[Example]
 ) -> dict[str, list[dict[str, Any]]]:
+  """The accuracy in parts of the comparisons, by several properties; see `agreement`."""
   topic_of = topics([e.prompt for e in examples])
   credit, cluster, rest = [], [], {"source": [], "topic": [], "length": [], "human": [], "own": []}
   for one, example, topic in zip(scores, examples, topic_of, strict=True):
     lengths = [characters(response) for response in example.responses]
+    # The labels of a pair say which is better and not by how much.
     given = example.margin is not None or len(example.responses) > 2
     for i, j in judged(example)[0]:
       credit.append(float(metrics.credit([one[i]], [one[j]])[0]))
@@ -153,7 +157,7 @@ def _slices(
 
 
 def _named(names: Sequence[str], credit: list[float], cluster: list[str]) -> list[dict[str, Any]]:
-  """The accuracy of each name's comparisons, most first."""
+  """The accuracy of the comparisons with each name, the most frequent name first."""
   name_N = np.asarray(names)
   found, count = np.unique(name_N, return_counts=True)
   order = sorted(zip(found.tolist(), count.tolist(), strict=True), key=lambda x: (-x[1], x[0]))
@@ -163,7 +167,7 @@ def _named(names: Sequence[str], credit: list[float], cluster: list[str]) -> lis
 def _binned(
   values: Sequence[float], credit: list[float], cluster: list[str], form: str
 ) -> list[dict[str, Any]]:
-  """Accuracies in bins of about as many comparisons, lowest values first."""
+  """The accuracy in quantile bins of the values, lowest values first."""
   value_N = np.asarray(values, np.float64)
   edges = np.unique(np.quantile(value_N, np.linspace(0, 1, _PARTS + 1)))
   if len(edges) < 2:
@@ -179,12 +183,13 @@ def _binned(
 
 
 def _part(here: np.ndarray, credit: list[float], cluster: list[str]) -> dict[str, Any]:
+  """The accuracy where a mask [N] is true."""
   at = np.flatnonzero(here)
   return figures.share([credit[i] for i in at], [cluster[i] for i in at])
 
 
 def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
-  """Agreement with each annotator, and of the annotators among themselves."""
+  """Agreement of the model with each annotator, and of the annotators with one another."""
   asked = [
     (one, e.judges, conversation_of(e))
     for one, e in zip(scores, examples, strict=True)
@@ -199,8 +204,8 @@ def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[s
     if decided:
       right = [_agrees(s[0] - s[1], said) for s, said, _ in decided]
       out["each"][name] = figures.share(right, [c for _, _, c in decided])
-  # On the very pairs where two annotators both decided: what one says of the other's choice is what
-  # a perfect copy of one of them would reach.
+  # On pairs that two annotators both decided, the agreement of one with the other is what a perfect
+  # copy of one of them would reach: a ceiling for the model.
   pairs = [
     (s, j[a], j[b], c)
     for s, j, c in asked
@@ -222,39 +227,91 @@ def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[s
 
 
 def _agrees(difference: float, said: float) -> float:
+  """1 if a score difference agrees with a judgement of 1 (first better) or 0; 0.5 for a tie."""
   return 0.5 if difference == 0 else float((difference > 0) == (said == 1.0))
 
 
-def compare(
-  scores: Sequence[np.ndarray],
-  others: Sequence[np.ndarray],
-  examples: Sequence[Example],
-) -> dict[str, Any]:
-  """Two models on the same comparisons: the first's accuracy less the second's, paired.
+def _measure(subject: Subject) -> dict[str, Any]:
+  why = subject.lacks_comparisons()
+  if why and all(e.kind in PREFERENCES for e in subject.examples):
+    return {"why": why}
+  return agreement(subject.scores, subject.examples)
 
-  Returns:
-    {difference, interval, n, alike: share of comparisons in which both choose the same}; of one
-    conversation alone there is no interval, and `why`.
 
-  Raises:
-    ValueError: no comparison.
-  """
-  first, second, cluster = [], [], []
-  for one, other, example in zip(scores, others, examples, strict=True):
-    if example.kind not in ("pair", "ranking"):
+def _measure_steps(subject: Subject) -> dict[str, Any]:
+  return evaluate(subject.scores, subject.examples).report
+
+
+def _draw(found: Mapping[str, Any]) -> dict[str, Draw]:
+  drawn = {}
+  for name, title in (("source", "by source"), ("length_gap", "by length gap, characters")):
+    parts = found.get("by", {}).get(name, [])
+    if len(parts) > 1:
+      rows = [plots.Point(p["name"], p["value"], p["interval"]) for p in parts[:12]]
+      drawn[f"accuracy_{name}"] = functools.partial(plots.points, f"Accuracy {title}", rows, 0.5)
+  return drawn
+
+
+def _summary(page: Writer, found: View) -> list[str]:
+  if "accuracy" not in found:
+    return []
+  figure = page.figure(found, key="accuracy")
+  return [f"agrees with people in {figure} of {page.value(found.get('n'))}"]
+
+
+def _render(page: Writer, found: View) -> None:
+  rows = []
+
+  def row(name: str, figure: View) -> None:
+    rows.append((name, page.figure(figure), page.value(figure.get("n"))))
+
+  if "accuracy" in found:
+    rows.append(("accuracy", page.figure(found, key="accuracy"), page.value(found.get("n"))))
+  if "best_reachable" in found:
+    rows.append(("best reachable", page.value(found["best_reachable"]), ""))
+  if "one_order" in found:
+    row("any score, at best", found["one_order"])
+  for name in ("auroc", "spearman"):
+    if isinstance(found.get(name).value, dict):
+      rows.append((name, page.figure(found[name]), ""))
+  for name, one in found.get("correlation").items():
+    if not isinstance(one.value, dict):
       continue
-    for i, j in judged(example)[0]:
-      first.append(_credit(one, i, j))
-      second.append(_credit(other, i, j))
-      cluster.append(conversation_of(example))
-  if not first:
-    raise ValueError("no comparison among the examples; expected pairs or rankings")
-  alike = 1 - np.abs(np.subtract(first, second))
-  return intervals.paired(first, second, cluster) | {
-    "n": len(first),
-    "alike": figures.share(alike, cluster),
-  }
+    if "within" in one:
+      for where in ("within", "pooled"):
+        row(f"{name} {where}", one.get(where))
+    else:
+      row(f"{name} within", one)
+    if "chance" in one:
+      rows.append((f"{name} by chance", page.value(one["chance"]), ""))
+  judges = found.get("judges")
+  for name, one in judges.get("each").items():
+    row(f"with {name}", one)
+  if "ceiling" in judges:
+    for name in ("people", "model"):
+      row(f"ceiling: {name}", judges["ceiling"][name])
+  page.table(("", "value", "n"), ((escaped(a), b, c) for a, b, c in rows))
+  if isinstance(found.get("ties").value, dict):
+    ties = found["ties"]
+    page.add(
+      f"<p>People left {page.value(ties['people'])} comparisons undecided; the "
+      f"model ties {page.value(ties['model'])}, which count half.</p>"
+    )
+  for name, parts in found.get("by").items():
+    page.add(f"<h3>Accuracy by {escaped(name.replace('_', ' '))}</h3>")
+    page.picture(f"accuracy_{name}", f"accuracy by {name}")
+    page.table(
+      ("", "accuracy", "n"),
+      ((escaped(one.value["name"]), page.figure(one), page.value(one.get("n"))) for one in parts),
+    )
 
 
-def _credit(scores: np.ndarray, i: int, j: int) -> float:
-  return (float(scores[i] > scores[j]) + float(scores[i] >= scores[j])) / 2
+SECTION = Section(
+  "agreement",
+  "Agreement with people",
+  _measure,
+  _render,
+  draw=_draw,
+  measure_steps=_measure_steps,
+  summary=_summary,
+)

@@ -1,49 +1,51 @@
-"""Content-blind controls: how much of a model's accuracy needs what the texts say.
+"""Section `controls`: how much of a model's accuracy depends on the content of the texts.
 
-Beside the model stand rules that read nothing (a coin, the longest response, the most formatted),
-and the model itself with the prompt taken away or exchanged. What a rule reaches too is no sign of
-understanding; what is left without the right prompt is no judgement of an answer.
+The model is compared with rules that read nothing (a coin, the longest response, the most
+formatted one), and with itself when the prompt is removed or exchanged. Accuracy that a rule
+reaches too is no evidence of understanding, and accuracy that remains without the right prompt is
+no judgement of an answer.
 
 Poliak et al. (2018), Hypothesis only baselines in natural language inference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from rm_jax.audit import figures
-from rm_jax.audit.texts import (
-  Comparison,
-  Score,
-  comparisons,
-  elsewhere,
-  in_form,
-  sampled,
-  scores_of,
-)
+from rm_jax.audit import figures, plots
+from rm_jax.audit.comparisons import Comparison, comparisons, elsewhere, sampled
+from rm_jax.audit.edits import in_form
+from rm_jax.audit.scorer import Score, scores_of
+from rm_jax.audit.section import Draw, Section, Subject
+from rm_jax.audit.writer import View, Writer, escaped
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement, correlation
 from rm_jax.metrics.surface import characters, formatting
 from rm_jax.types import Example, Text
 
-# A prompt can't be empty, and templates and cuts want one: what stands for none asks for nothing.
+# In place of a removed prompt. It must not be empty, since chat templates and truncation need one,
+# and it asks for nothing in particular.
 NEUTRAL = "Please respond."
-# Rule -> (measure of a response, whether more of it is preferred).
+# Rule -> (measure of a response, whether the rule prefers the response with more of it).
 RULES: dict[str, tuple[Callable[[str], float], bool]] = {
   "longest": (characters, True),
   "shortest": (characters, False),
   "most_formatted": (formatting, True),
   "least_formatted": (formatting, False),
 }
-_EXPLAINS = 0.9  # share of pairs on which a rule and the model choose alike that is called the same
-_REMAINS = 0.8  # share of the accuracy above chance, without the prompt, that is called all but all
+# Share of pairs on which rule and model choose alike from which the rule is said to explain it.
+_EXPLAINS = 0.9
+# Share of the accuracy above chance that remains without the prompt, from which the model is said
+# hardly to read it.
+_REMAINS = 0.8
 
 
 def neutral(prompt: Text) -> Text:
-  """What stands for a prompt that was taken away: 'Please respond.', of one user.
+  """A prompt without content, in the form of the given one: 'Please respond.'.
 
-  A string keeps the white space at its end, by which it was set off from the response. Messages
-  lose all turns, a system's too.
+  A string keeps its trailing white space, which separates it from the response. Messages become a
+  single one of the user; system messages and earlier turns are dropped.
   """
   if isinstance(prompt, str):
     return NEUTRAL + prompt[len(prompt.rstrip()) :]
@@ -53,27 +55,28 @@ def neutral(prompt: Text) -> Text:
 def controls(
   score: Score, examples: Sequence[Example], *, sample: int = 500, seed: int = 0
 ) -> dict:
-  """The model's accuracy on comparisons beside rules that read nothing, and without its prompts.
+  """Accuracy on comparisons of the model, of rules that read nothing, and without the prompts.
 
-  The rules see all comparisons. Scored anew are those of a sample: after a neutral prompt
-  (`neutral`), and after the prompt of another conversation (`elsewhere`).
+  The rules are applied to all comparisons. A sample of them is scored again after a neutral prompt
+  (`neutral`) and after the prompt of another conversation (`elsewhere`).
 
   Args:
     score: rows of (prompt, response) -> float [N].
-    examples: those with comparisons are used: see `texts.comparisons`.
-    sample: comparisons that are scored with other prompts; all where there are no more.
-    seed: of sample and exchange.
+    examples: those with comparisons are used; see `comparisons.compared`.
+    sample: number of comparisons that are scored with other prompts.
+    seed: of the sample, of the exchange of prompts, and of the intervals.
 
   Returns:
-    {pairs, conversations, model: its accuracy,
-    rules: name -> {accuracy, difference: the model's less the rule's on the same pairs, agrees:
-      share of pairs in which rule and model choose alike, ties half},
-    best_rule, content: the model's accuracy less that of the best rule (best on these very pairs,
-      so it is chosen a little to the model's disadvantage),
-    sample: {pairs, seed, neutral, model: its accuracy on the sample, removed, swapped: each
-      {accuracy, difference: the model's with the prompt less without it, agrees, remains: share of
-      the accuracy above 1/2 that is left}},
-    says: a sentence}. Each a figure of `figures`.
+    {pairs: number of comparisons, conversations, model: its accuracy,
+    rules: name -> {accuracy, difference: accuracy of the model minus that of the rule on the same
+      pairs, agrees: share of pairs on which rule and model choose alike, ties count half},
+    best_rule: name of the rule with the highest accuracy on these pairs,
+    content: accuracy of the model minus that of the best rule. The rule is selected on the same
+      pairs, which is slightly to the model's disadvantage,
+    sample: {pairs, seed, neutral: the text, model: its accuracy on the sample, removed, swapped:
+      each {accuracy, difference: with the right prompt minus without it, agrees, remains: share of
+      the accuracy above 1/2 that remains}},
+    says: a sentence}. All but counts and texts are figures (`audit.figures`).
 
   Raises:
     ValueError: no comparison, fewer than 2 conversations, or a score that is not finite.
@@ -95,13 +98,13 @@ def controls(
   clusters = [p.conversation for p in pairs]
   model_N = agreement.credit(*all_N2.T)
   rules, credits = {}, {"random": agreement.coin(len(pairs))}
-  rules["random"] = _beside(model_N, credits["random"], credits["random"], clusters, seed)
-  for exact in ("accuracy", "agrees"):  # a coin's, whatever the data
+  rules["random"] = _against(model_N, credits["random"], credits["random"], clusters, seed)
+  for exact in ("accuracy", "agrees"):  # a coin's are known without data
     rules["random"][exact] = {"value": 0.5, "interval": [0.5, 0.5], "n": len(pairs)}
   for name, (measure, more) in RULES.items():
     value_N2 = _measured(pairs, measure) * (1 if more else -1)
     credits[name] = agreement.credit(*value_N2.T)
-    rules[name] = _beside(model_N, credits[name], _alike(all_N2, value_N2), clusters, seed)
+    rules[name] = _against(model_N, credits[name], _alike(all_N2, value_N2), clusters, seed)
   best = max(credits, key=lambda name: credits[name].mean())
   few_clusters = [p.conversation for p in few]
   with_prompt_N = agreement.credit(*few_N2.T)
@@ -114,7 +117,7 @@ def controls(
   for name, other_N2 in (("removed", empty_N2), ("swapped", swapped_N2)):
     credit_N = agreement.credit(*other_N2.T)
     entry[name] = {
-      **_beside(with_prompt_N, credit_N, _alike(few_N2, other_N2), few_clusters, seed),
+      **_against(with_prompt_N, credit_N, _alike(few_N2, other_N2), few_clusters, seed),
       "remains": _remains(credit_N, with_prompt_N, entry["model"], few_clusters, seed),
     }
   found = {
@@ -136,12 +139,21 @@ def _measured(pairs: Sequence[Comparison], measure: Callable[[str], float]) -> n
 
 
 def _alike(a_N2: np.ndarray, b_N2: np.ndarray) -> np.ndarray:
-  """Credit of choosing the same of two: 1, 0, or 0.5 where either has no choice."""
+  """[N]: 1 if both score the same response of a pair higher, 0 if not, 0.5 if either has a tie."""
   sides = np.sign(a_N2[:, 0] - a_N2[:, 1]) * np.sign(b_N2[:, 0] - b_N2[:, 1])
   return (1 + sides) / 2
 
 
-def _beside(model_N, other_N, alike_N, clusters: list[str], seed: int) -> dict:
+def _against(model_N, other_N, alike_N, clusters: list[str], seed: int) -> dict:
+  """Figures of a rule or control: its accuracy, the model's minus it, how often they agree.
+
+  Args:
+    model_N: credits of the model.
+    other_N: credits of the rule or control.
+    alike_N: of `_alike`.
+    clusters: N conversations.
+    seed: of the intervals.
+  """
   return {
     "accuracy": figures.share(other_N, clusters, seed=seed),
     "difference": _less(model_N, other_N, clusters, seed),
@@ -150,11 +162,16 @@ def _beside(model_N, other_N, alike_N, clusters: list[str], seed: int) -> dict:
 
 
 def _less(a_N, b_N, clusters: list[str], seed: int) -> dict:
+  """The mean of a − b, paired, as a figure."""
   found = agreement.paired_difference(a_N, b_N, clusters, seed=seed)
   return {"value": found.pop("difference"), **found, "n": len(a_N)}
 
 
 def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) -> dict:
+  """(accuracy without the prompt − 1/2) / (accuracy with it − 1/2), as a figure.
+
+  Not defined if `accuracy`, the figure of the one with the prompt, may be 1/2.
+  """
   if accuracy["interval"] is None:
     return figures.none(accuracy["why"], len(with_N))
   low, high = accuracy["interval"]
@@ -166,7 +183,8 @@ def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) 
     return float((part_N.mean() - 0.5) / below) if below else float("nan")
 
   if np.array_equal(without_N, with_N):
-    # No resample differs: how many may yet choose otherwise is the paired difference's to say.
+    # Every resample gives a ratio of 1, so the bootstrap has no width. The interval of the paired
+    # difference, which allows for differences not seen in this sample, is converted instead.
     apart = agreement.paired_difference(with_N, without_N, clusters, seed=seed).pop("interval")
     ends = [1 - end / (with_N.mean() - 0.5) for end in reversed(apart)]
     return {"value": 1.0, "interval": sorted(ends), "n": len(with_N)}
@@ -176,6 +194,7 @@ def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) 
 
 
 def _says(found: dict) -> str:
+  """The finding in words: whether a rule explains the model, and whether it reads the prompt."""
   model, best = found["model"], found["best_rule"]
   rule = max(RULES, key=lambda name: found["rules"][name]["agrees"]["value"])
   agrees = found["rules"][rule]["agrees"]
@@ -209,3 +228,43 @@ def _says(found: dict) -> str:
       untold = f"of {found['sample']['pairs']} pairs it is not told whether it reads the prompt: "
       untold += f"{left} {words}"
   return f"the content counts: {beats}" + (f"; {untold}" if untold else "")
+
+
+def _measure(subject: Subject) -> dict[str, Any]:
+  if why := subject.lacks_comparisons(conversations=2):
+    return {"why": why}
+  settings = subject.settings
+  return controls(
+    subject.scorer, subject.examples, sample=settings.edited_pairs, seed=settings.seed
+  )
+
+
+def _draw(found: Mapping[str, Any]) -> dict[str, Draw]:
+  rows = [plots.Point("the model", found["model"]["value"], found["model"]["interval"])]
+  for name, one in found["rules"].items():
+    accuracy = one["accuracy"]
+    label = name.replace("_", " ")
+    rows.append(plots.Point(label, accuracy["value"], accuracy["interval"], plots.GREY))
+  for name in ("removed", "swapped"):
+    accuracy = found["sample"][name]["accuracy"]
+    label = f"prompt {name}"
+    rows.append(plots.Point(label, accuracy["value"], accuracy["interval"], plots.ORANGE))
+  title = "Accuracy, beside what reads nothing"
+  return {"controls": lambda: plots.points(title, rows, 0.5)}
+
+
+def _render(page: Writer, found: View) -> None:
+  page.picture("controls", "accuracies of the model and of rules that read nothing")
+  named = [(name.replace("_", " "), one) for name, one in found["rules"].items()]
+  named += [(f"prompt {name}", found["sample"][name]) for name in ("removed", "swapped")]
+  page.table(
+    ("control", "accuracy", "the model's less this", "chooses as the model"),
+    (
+      (escaped(name), *(page.figure(one[k]) for k in ("accuracy", "difference", "agrees")))
+      for name, one in named
+    ),
+  )
+  page.add(f"<p>Other prompts: on {page.value(found['sample']['pairs'])} pairs.</p>")
+
+
+SECTION = Section("controls", "What needs no reading", _measure, _render, draw=_draw)

@@ -1,27 +1,27 @@
-"""What a score rewards besides quality: length, formatting, repetition, flattery.
+"""Section `hacking`: what a score rewards besides quality, such as length, formatting or flattery.
 
-A score that goes with length may only know that good answers are longer. So each measure of the
-text is set against the score *given quality*: the partial rank correlation, quality taken out of
-both.
+A score may correlate with length only because good answers are longer. So the section reports the
+correlation of the score with each measure of the text *given quality*: the partial rank
+correlation, from which the ranks of quality are regressed out of both.
 
-A score may have any offset a prompt: what is learned of preferences fixes none. Over all responses
-together an offset hides a preference for length, or makes one up where prompts that score higher
-have longer answers. So where responses to one prompt are compared, the sentences speak of
-differences within pairs, and of all responses together only where there is no pair.
+Preferences leave a score free to have any offset for each prompt. Over all responses together the
+offsets may hide a preference for length, or feign one if prompts with higher scores have longer
+answers. So wherever responses to the same prompt were compared, the sentences are about differences
+within pairs, and about all responses together only if there are no pairs.
 
-What is identified depends on what is known of quality. With a true reward or ratings, the partial
-correlation says what of the measure the score follows beyond quality. With preferences alone
-quality is one bit a pair: within pairs, the difference of scores (chosen less rejected) is
-regressed on the label and the difference of measures. Chosen first, the label is the constant; so
-the intercept is what the label is worth at equal measures and the slope what the measure is worth
-at an equal label. How far the chosen one is better is not known: where it is more so the longer it
-is, the slope holds a part of quality.
+What can be identified depends on what is known of quality. With true rewards or ratings, the
+partial correlation says how far the score follows the measure beyond quality. With preferences
+alone, quality is one bit a pair: within pairs, the difference of scores (chosen minus rejected) is
+regressed on the label and on the difference of the measure. Since the chosen response always comes
+first, the label is the constant term: the intercept is the worth of the label at equal measures,
+and the slope the worth of the measure at equal label. How much better the chosen response is
+remains unknown. If longer chosen responses are better by more, the slope contains a part of that.
 
-A correlation of noise is not 0, and of eight measures one stands out. So a measure is named where
-it is strong and a permutation test says so: each conversation's share of the correlation is given a
-random sign, which under no relation leaves its distribution as it is (what a conversation has
-together stays together), and the p-values of all measures are Holm's. Below 20 conversations
-nothing is said.
+The correlation with noise is not exactly 0, and of several measures the largest may look real. So a
+measure is named only if its correlation is strong and significant in a permutation test, in which
+each conversation's contribution to the correlation gets a random sign. Without any relation, this
+does not change its distribution, and it keeps dependent responses together. The p-values of all
+measures are adjusted by Holm's method. Below 20 conversations nothing is named.
 
 Holm (1979), A simple sequentially rejective multiple test procedure. Kline and Santos (2012), A
 score based approach to wild bootstrap inference (random signs of clusters' scores).
@@ -30,22 +30,27 @@ investigating length correlations in RLHF.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from rm_jax.audit import figures
-from rm_jax.audit.texts import Score, compared, conversation_of, quality_of, scores_of
+from rm_jax.audit import figures, plots
+from rm_jax.audit.comparisons import compared, conversation_of, quality_of
+from rm_jax.audit.scorer import Score, scores_of
+from rm_jax.audit.section import Draw, Section, Subject
+from rm_jax.audit.writer import View, Writer, escaped
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import correlation, interval
 from rm_jax.metrics.surface import MEASURES
 from rm_jax.types import Example, Text
 
-_STRONG = 0.3  # partial rank correlation from which the sentences name a measure
-_LEVEL = 0.05  # chance that a scorer without any bias has a measure named
-_SILENT = 20  # conversations below which none is named
-_FLIPS = 1999  # draws of signs of a permutation p
-_CELLS = 1 << 22  # signs held at once
-_ALL = 1e-9  # what is left of a rank's variance that counts as nothing
+_STRONG = 0.3  # partial rank correlation from which `says` names a measure
+_LEVEL = 0.05  # probability that some measure is named for a scorer that follows none
+_SILENT = 20  # conversations below which no measure is named
+_FLIPS = 1999  # draws of random signs for a p-value
+_CELLS = 1 << 22  # signs in memory at a time
+# Share of a rank's variance that quality leaves over, below which it is taken for rounding error.
+_ALL = 1e-9
 
 
 def hacking(
@@ -57,33 +62,34 @@ def hacking(
   resamples: int = 500,
   seed: int = 0,
 ) -> dict:
-  """The score against measures of the text given quality, and the high scores of low quality.
+  """Correlations of the score with measures of the text, given quality; and `top_low`.
 
-  Quality is the true reward where all examples have one; else the label, where all are ratings of
-  one kind ('score' or 'outcome'); else the response's rank in its own prompt, from 0 to 1, which of
-  a pair is 1 or 0. Steps, attributes, and responses without another beside them have no rank.
+  Quality is the true reward if all examples have one. Else it is the label if all are ratings of
+  one kind ('score' or 'outcome'). Else it is the rank of the response among those to its prompt,
+  scaled to [0, 1] (in a pair 1 and 0); steps, attributes and single responses have no rank.
 
   Args:
     score: rows of (prompt, response) -> float [N].
     examples: of any kind; those without a quality are left out.
-    measures: name -> a number of a response's text.
-    top: share of the responses that is called high-scored.
-    resamples: of conversations, for each interval.
-    seed: of the resamples and of the permutations.
+    measures: name -> function from a response's text to a number.
+    top: share of the responses with the highest scores, for `top_low`.
+    resamples: of the bootstrap over conversations.
+    seed: of the bootstrap and the permutation tests.
 
   Returns:
-    {responses, left_out: examples, quality: 'truth', 'label' or 'rank', pairs: comparisons (of long
-    lists `texts.compared`'s), conversations: those that the sentences rest on,
-    within: whether some of the correlations within pairs is known, which is then spoken of,
-    measures: name -> {spearman: of score and measure, partial: given quality, with the permutation
-        p of that, and p_holm: of all measures,
-      pairs: {partial: of the differences within pairs, given the label and, where it is known, the
-        difference of true rewards or ratings, with p and p_holm; slope: standard deviations of the
-        score's difference for one of the measure's, at equal quality; equal: the score's difference
-        in its standard deviations at equal measures (and rewards or ratings)}},
-    top_low: share of the top-scored whose quality is in the bottom half, ties shared out, with
-      {top, random: 0.5, what a scorer without any knowledge has, perfect: what quality itself has},
-    says: sentences}. Each a figure of `figures`.
+    {responses: number of them, left_out: number of examples without a quality,
+    quality: 'truth', 'label' or 'rank',
+    pairs: number of comparisons (see `comparisons.compared`),
+    conversations: number of them behind the correlations that `says` is about,
+    within: whether `says` is about differences within pairs,
+    measures: name -> {spearman: correlation of score and measure, partial: the same given quality,
+        with p of the permutation test and p_holm, adjusted for all measures,
+      pairs: of differences within pairs {partial: given the label and, if known, the difference of
+        true rewards or ratings, with p and p_holm; slope: of the score's difference on the
+        measure's, both in standard deviations, at equal quality; equal: the score's difference, in
+        standard deviations, at equal measures and rewards}},
+    top_low: of `top_low`, below,
+    says: sentences}. Correlations, slope, equal and top_low are figures (`audit.figures`).
 
   Raises:
     ValueError: no example has a quality, fewer than 2 conversations, or a score not finite.
@@ -138,10 +144,12 @@ def hacking(
 
 
 def told(found: dict) -> dict[str, dict]:
-  """Measure -> the partial correlation that is to be spoken of: within pairs, or of all responses.
+  """Measure -> the partial correlation that the findings are about.
+
+  It is the one within pairs if `within`, else that over all responses.
 
   Args:
-    found: the section, or what it has of `within` and `measures`.
+    found: the report of `hacking`, or its `within` and `measures`.
   """
   measures = found["measures"]
   return {n: (m["pairs"] if found["within"] else m)["partial"] for n, m in measures.items()}
@@ -156,22 +164,21 @@ def top_low(
   resamples: int = 500,
   seed: int = 0,
 ) -> dict:
-  """Of the top-scored, the share in the bottom half of quality.
+  """Share of the responses with the highest scores whose quality is in the bottom half.
 
-  Where equal scores straddle the edge of the top, or equal qualities the middle, each is in by the
-  share that fits (`figures.top_weights`), so that a scorer that knows nothing has exactly 1/2, one
-  that gives all the same score too.
+  Ties at the edge of the top, or at the median of quality, count in part (`figures.top_weights`).
+  So a scorer without any information has exactly 1/2, even if all its scores are equal.
 
   Args:
     scores: [N].
     quality: [N], higher is better.
-    clusters: N labels, the conversation of each.
-    top: share of the responses that is called high-scored, in (0, 1).
-    resamples, seed: of the interval.
+    clusters: N conversations.
+    top: share of the responses that is the top, in (0, 1).
+    resamples, seed: of the bootstrap.
 
   Returns:
-    A figure with {top, random: 0.5, perfect: the share for scores that are the quality: above 0
-    where more than half are equally good}; its n is that of all responses.
+    A figure whose n counts all responses, with {top, random: 0.5, perfect: the share if the scores
+    were the quality itself; above 0 if more than half of the responses are equally good}.
   """
 
   def share(score_N, quality_N) -> float:
@@ -179,12 +186,16 @@ def top_low(
     return float((high_N * figures.top_weights(-quality_N, 0.5)).sum() / high_N.sum())
 
   arrays = [interval.vector(v, name) for v, name in ((scores, "scores"), (quality, "quality"))]
-  figure = figures.by_scores(share, *arrays, clusters, top=top, resamples=resamples, seed=seed)
+  figure = figures.top_share(share, *arrays, clusters, top=top, resamples=resamples, seed=seed)
   return {**figure, "top": top, "random": 0.5, "perfect": share(arrays[1], arrays[1])}
 
 
 def _quality(examples: Sequence[Example]) -> tuple[list[Example], np.ndarray, str]:
-  """The examples that have one, the quality of each of their responses, and what it is."""
+  """(examples with a quality, quality of each of their responses [N], its kind); see `hacking`.
+
+  Raises:
+    ValueError: no example has a quality.
+  """
   rated = [e for e in examples if e.kind not in ("step", "attributes")]
   if examples and all(e.truth is not None for e in examples):
     used, quality, kind = list(examples), [e.truth for e in examples], "truth"
@@ -201,7 +212,7 @@ def _quality(examples: Sequence[Example]) -> tuple[list[Example], np.ndarray, st
 
 
 def _measured(texts: Sequence[Text], measures: Mapping[str, Callable[[str], float]]) -> np.ndarray:
-  """float64 [V, N]; each distinct text is measured once."""
+  """The value of V measures of N texts, float64 [V, N]; each distinct text is measured once."""
   place: dict[str, int] = {}
   at = [place.setdefault(plain(text), len(place)) for text in texts]
   return np.array([[measure(t) for t in place] for measure in measures.values()], np.float64)[:, at]
@@ -216,17 +227,30 @@ def _correlations(
   resamples: int,
   seed: int,
 ) -> list[dict]:
-  """Spearman's ρ of the score and each measure, given a third or not; a figure of each.
+  """Spearman's ρ of the score with each of V measures, or the partial ρ given a third variable.
 
-  With one given it is Pearson's of what is left of two ranks when each is regressed on the third's:
-  (ρ_xy − ρ_xz ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²)). Resamples are weights of rows, and a weighted
-  rank is a cumulative count: nothing is sorted twice, and all measures share a resample.
+  The partial ρ is Pearson's correlation of the residuals when the ranks of both are regressed on
+  the ranks of the third: (ρ_xy − ρ_xz ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²)).
+
+  A resample of the bootstrap is a vector of weights of the rows, and weighted ranks are cumulative
+  sums over the sorted values. So values are sorted once, not once a resample.
+
+  Args:
+    score_N: scores.
+    value_VN: measures.
+    given_N: the third variable; None for the plain ρ.
+    clusters: N conversations.
+    resamples, seed: of the bootstrap; the seed is also that of the permutation test.
+
+  Returns:
+    V figures with p and p_holm.
   """
-  # With weights of 1 it is what metrics.correlation.partial gives, where that one is there.
+  # The score comes first and the third variable last, in all arrays along C.
   columns = [score_N, *value_VN] + ([] if given_N is None else [given_N])
   grouped = [np.unique(c, return_inverse=True, return_counts=True)[1:] for c in columns]
 
   def statistic(weight_N: np.ndarray) -> np.ndarray:
+    # The weighted rank of a tie group is the mean of the places that its rows take.
     rank_CN = np.empty((len(columns), len(score_N)))
     for rank_N, (group_N, sizes) in zip(rank_CN, grouped, strict=True):
       count = np.bincount(group_N, weights=weight_N, minlength=len(sizes))
@@ -238,7 +262,7 @@ def _correlations(
       rho_CC = product_CC / (below_C[:, None] * below_C[None, :])
     if given_N is None:
       return rho_CC[0, 1:]
-    left_C = 1 - rho_CC[:, -1] ** 2
+    left_C = 1 - rho_CC[:, -1] ** 2  # share of the ranks' variance that the third does not explain
     left_C[left_C < _ALL] = np.nan
     return (rho_CC[0] - rho_CC[0, -1] * rho_CC[-1])[1:-1] / np.sqrt(left_C[0] * left_C[1:-1])
 
@@ -254,21 +278,23 @@ def _permutation_p(
   clusters: Sequence[str],
   seed: int,
 ) -> np.ndarray:
-  """Two-sided p of no (partial) rank correlation of the score with each measure, float64 [V].
+  """Two-sided p-values of the hypothesis of no (partial) rank correlation, float64 [V].
 
-  Of ranks less what is linear in the third's, a conversation's sum of products is its share of the
-  correlation, and has any sign with equal chance where there is none.
+  The covariance of the ranks' residuals is a sum over conversations. Without a correlation each
+  term is as likely positive as negative, so the test compares the sum with sums of randomly signed
+  terms. Arguments as of `_correlations`.
   """
   cluster_N, count = interval.numbered(clusters, len(score_N))
   rank_CN = np.stack([correlation.ranks(x) for x in (score_N, *value_VN)])
   rank_CN -= rank_CN.mean(axis=1, keepdims=True)
-  if given_N is not None:
+  if given_N is not None:  # the residuals of a regression on the third variable's ranks
     z_N = correlation.ranks(given_N)
     z_N = z_N - z_N.mean()
     if below := float(z_N @ z_N):
       rank_CN -= (rank_CN @ z_N / below)[:, None] * z_N
   share_CV = np.stack([np.bincount(cluster_N, rank_CN[0] * x, count) for x in rank_CN[1:]], 1)
-  reach_V = np.abs(share_CV.sum(axis=0)) * (1 - 1e-9)  # what rounding alone parts is no smaller
+  # A draw with the same signs may differ by rounding alone, and must count as just as large.
+  reach_V = np.abs(share_CV.sum(axis=0)) * (1 - 1e-9)
   rng = np.random.default_rng(seed)
   above_V = np.zeros(len(value_VN))
   chunk = max(1, _CELLS // count)
@@ -280,7 +306,10 @@ def _permutation_p(
 
 
 def _with_p(found: list[dict], p_V: np.ndarray) -> list[dict]:
-  """The figures with p, and Holm's over those that are defined."""
+  """Adds p and p_holm, adjusted for the number of defined figures, to the figures that are defined.
+
+  Holm's method multiplies the k-th smallest of m p-values by m − k + 1 and makes them monotone.
+  """
   at = [v for v in np.argsort(p_V, kind="stable") if found[v]["value"] is not None]
   least = 0.0
   for place, v in enumerate(at):
@@ -298,21 +327,34 @@ def _within(
   resamples: int,
   seed: int,
 ) -> list[dict]:
-  """For each measure {partial, slope, equal}, of differences within pairs."""
+  """{partial, slope, equal} of each measure, from differences within pairs; see `hacking`.
+
+  Args:
+    score_P: difference of scores, chosen minus rejected.
+    value_VP: differences of V measures.
+    quality_P: differences of true rewards or ratings; NaN where they are not known.
+    clusters: P conversations.
+    resamples, seed: of the bootstrap.
+  """
   if len(set(clusters)) < 2:
     why = figures.none("fewer than two conversations have a comparison", len(clusters))
     return [{"partial": dict(why), "slope": why, "equal": why} for _ in value_VP]
   if np.isnan(quality_P).any() or np.ptp(quality_P) == 0:
-    quality_P = None  # not known; or as much better in each pair: that is the label
+    # If it is unknown for some pair, it is not used. If it is the same in all pairs, it is
+    # collinear with the label.
+    quality_P = None
   partial = _correlations(score_P, value_VP, quality_P, clusters, resamples=resamples, seed=seed)
   unit = score_P.std() or 1.0
   out = []
   for v, value_P in enumerate(value_VP):
+    # Regressors: the measure, the label, and the difference of true rewards if it is known. Pairs
+    # have the chosen response first, so the label is the same for all: the constant.
     columns = [value_P / (value_P.std() or 1.0), np.ones(len(score_P))]
     columns += [] if quality_P is None else [quality_P]
     design_PK = np.stack(columns, 1)
 
     def fit(weight_P: np.ndarray, design_PK=design_PK) -> np.ndarray:
+      # Weighted least squares; (slope, equal) in standard deviations of the score's difference.
       weighted_PK = design_PK * weight_P[:, None]
       product_KK = weighted_PK.T @ design_PK
       if np.linalg.matrix_rank(product_KK, hermitian=True) < len(product_KK):
@@ -333,7 +375,15 @@ def _figures(
   why: str,
   scale: str = "plain",
 ) -> list[dict]:
-  """A figure of each value of a statistic of the rows' weights; its intervals by conversation."""
+  """Figures of a statistic of several values, whose intervals share the resamples.
+
+  Args:
+    statistic: weights of the rows [N] -> values [V], NaN where one is not defined.
+    clusters: N conversations.
+    resamples, seed: of the bootstrap.
+    why: the reason why a value is not defined.
+    scale: of the intervals; see `metrics.interval`.
+  """
   plan = interval.Resampling(clusters, resamples=resamples, seed=seed)
   values = statistic(np.ones(len(clusters)))
   drawn_RV = np.array(
@@ -351,6 +401,7 @@ def _figures(
 
 
 def _says(found: dict) -> list[str]:
+  """The findings in words: which measures the score follows, and `top_low`."""
   given = f"within pairs, given {'truth' if found['quality'] == 'truth' else 'the label'}"
   if not found["within"]:
     given = f"given {found['quality']}"
@@ -381,3 +432,46 @@ def _says(found: dict) -> list[str]:
     f"{figures.shown(low)}; a random scorer has 0.50, a perfect one {low['perfect']:.2f}"
   )
   return said
+
+
+def _measure(subject: Subject) -> dict[str, Any]:
+  if why := subject.lacks_conversations():
+    return {"why": why}
+  return hacking(subject.scorer, subject.examples, seed=subject.settings.seed)
+
+
+def _draw(found: Mapping[str, Any]) -> dict[str, Draw]:
+  rows = [
+    plots.Point(name, figure["value"], figure["interval"])
+    for name, figure in told(found).items()
+    if figure["value"] is not None
+  ]
+  where = "within pairs" if found["within"] else "of all responses"
+  label = f"of the score {where}, given quality"
+  return {"hacking": lambda: plots.points("Partial rank correlation", rows, 0.0, label)}
+
+
+def _render(page: Writer, found: View) -> None:
+  page.picture("hacking", "partial correlations of the score with measures of the text")
+  page.table(
+    ("measure", "within pairs, given quality", "all together, given quality", "Spearman"),
+    (
+      (
+        escaped(name.replace("_", " ")),
+        page.figure(one["pairs"]["partial"]),
+        page.figure(one["partial"]),
+        page.figure(one["spearman"]),
+      )
+      for name, one in found["measures"].items()
+    ),
+  )
+  page.add(
+    "<p>The p in the sentences is of random signs of conversations, Holm's over the measures; "
+    "below 20 conversations no measure is named.</p>"
+    "<p>Of the top-scored tenth, in the bottom half of quality: "
+    f"{page.figure(found['top_low'])} (a scorer that knows nothing: 0.5, one that knows all: "
+    f"{page.value(found['top_low']['perfect'])}).</p>"
+  )
+
+
+SECTION = Section("hacking", "What else the score rewards", _measure, _render, draw=_draw)

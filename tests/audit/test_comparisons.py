@@ -1,4 +1,4 @@
-"""Comparisons, samples, exchanged texts, scores; figures."""
+"""Comparisons, samples, exchanged prompts, forms of texts, scores of distinct rows, figures."""
 
 import dataclasses
 
@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 
 from rm_jax.audit import figures
-from rm_jax.audit.texts import (
-  compared,
-  comparisons,
-  distinct_rows,
-  elsewhere,
-  in_form,
-  last,
-  sampled,
-  scores_of,
-  with_last,
-)
+from rm_jax.audit.comparisons import compared, comparisons, elsewhere, sampled
+from rm_jax.audit.edits import in_form, last, with_last
+from rm_jax.audit.scorer import distinct_rows, scores_of
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import agreement
 from rm_jax.types import Example
@@ -34,7 +26,7 @@ def test_comparisons():
     ("good", "bad", None),
   ]
   assert [c.conversation for c in found] == ["p", "p", "c1"]
-  # What people said of the comparisons goes before the order of the labels.
+  # Observed comparisons take precedence over the order of the labels.
   seen = ((0.0, 1.0, 0.5), (2.0, 0.0, 0.5), (0.5, 0.5, 0.0))
   found = comparisons([dataclasses.replace(ranking, pairs=seen)])
   assert [(c.chosen, c.rejected) for c in found] == [("y", "x")]
@@ -77,7 +69,7 @@ def test_each_distinct_row_is_scored_once():
   score = Counting(length)
   rows = [("p", "abc"), ("q", "abc"), ("p", "abc"), (MESSAGES[:1], MESSAGES[1:]), ("a", "b")]
   assert scores_of(score, rows).tolist() == [3, 3, 3, 1, 1]
-  assert score.calls == [[rows[0], rows[1], rows[3], rows[4]]]  # a string is no message
+  assert score.calls == [[rows[0], rows[1], rows[3], rows[4]]]  # a string is not its message
   assert distinct_rows(rows)[1].tolist() == [0, 1, 0, 2, 3]
   with pytest.raises(ValueError, match=r"score gave shape \(4, 1\); expected \[4\]"):
     scores_of(lambda r: np.zeros((len(r), 1)), rows)
@@ -109,7 +101,7 @@ def test_figures():
 
 def test_top_weights_share_ties_out():
   assert figures.top_weights([1, 3, 2, 4], 0.5).tolist() == [0, 1, 0, 1]
-  # Two places: one goes to 9, and the three that tie share the other.
+  # The top half has two places: one is 9's, and the three that tie share the other.
   assert figures.top_weights([5, 9, 5, 5], 0.5) == pytest.approx([1 / 3, 1, 1 / 3, 1 / 3])
   assert figures.top_weights([7] * 5, 0.1) == pytest.approx([0.1] * 5)
   assert figures.top_weights(np.arange(15), 0.1).sum() == pytest.approx(1.5)

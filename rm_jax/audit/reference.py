@@ -1,0 +1,85 @@
+"""The reference of a model: scores and features of known data, kept in the model's folder.
+
+Drift and the range of scores are measured against it. A model scores what it was trained on
+differently from other data of the same kind, so the reference should be what the run held out.
+"""
+
+import dataclasses
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rm_jax.audit.comparisons import one_each
+from rm_jax.audit.scorer import Scorer
+from rm_jax.errors import InputError
+from rm_jax.types import Example
+
+FILE = "reference.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """Scores and features of one response from each conversation of some data.
+
+  Attributes:
+    scores: float32 [N].
+    pooled: float32 [N, D], the features that the head reads.
+    data: name of the data.
+    model: `scorer.model_hash` of the model. If the model's run has been continued, its hash
+      differs and the reference is out of date.
+    known: whether the model was trained on the data. True for files that do not say so.
+  """
+
+  scores: np.ndarray
+  pooled: np.ndarray
+  data: str
+  model: str = ""
+  known: bool = True
+
+  def save(self, folder: Path) -> None:
+    """Writes `reference.npz` into the model's folder, which must exist."""
+    with (Path(folder) / FILE).open("wb") as file:
+      np.savez(file, **dataclasses.asdict(self))
+
+  @classmethod
+  def load(cls, folder: Path) -> "Reference | None":
+    """Reads the reference in a model's folder; None if it has none.
+
+    Raises:
+      InputError: the file is not a reference.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+      return None
+    try:
+      with np.load(path) as file:
+        known = bool(file["known"]) if "known" in file else True
+        return cls(file["scores"], file["pooled"], str(file["data"]), str(file["model"]), known)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      raise InputError(f"{path}: is no reference of scores ({error}); delete it") from None
+
+
+def make_reference(
+  scorer: Scorer,
+  examples: Sequence[Example],
+  data: str,
+  *,
+  known: bool = True,
+  limit: int = 1000,
+  seed: int = 0,
+) -> Reference:
+  """Scores one drawn response of each conversation and keeps scores and features.
+
+  Args:
+    scorer: of the model.
+    examples: of whole responses.
+    data: name of the data.
+    known: whether the model was trained on the data.
+    limit: largest number of rows.
+    seed: of the draws.
+  """
+  rows = one_each(examples, limit, seed)
+  pooled_ND = scorer.pooled(rows)  # first, because one forward pass gives features and scores
+  return Reference(scorer(rows), pooled_ND, data, scorer.name, known)

@@ -1,0 +1,195 @@
+"""What a section of the audit is, and what it is given to measure.
+
+A section is one module in `audit/sections/` that ends with its `SECTION`, listed once in
+`audit/sections/__init__.py`. It has up to three parts, each of which sees only what the one before
+it left:
+
+  measure   Subject -> report      scores texts, computes figures
+  draw      report -> pictures     optional
+  render    report, pictures -> HTML
+
+A report is a dict of JSON's own types, so that report.json holds all that the page shows.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rm_jax.audit.benchmarks import Item
+from rm_jax.audit.comparisons import PREFERENCES, conversation_of
+from rm_jax.audit.reference import Reference
+from rm_jax.audit.scorer import Scorer, example_scores
+from rm_jax.audit.writer import View, Writer
+from rm_jax.heldout.evaluate import judged
+from rm_jax.shaping.limits import Limits
+from rm_jax.types import Example
+from rm_jax.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How much is measured, and on what.
+
+  Attributes:
+    edited_pairs: number of pairs for which edited responses and other prompts are scored.
+    limits: on responses and scores; see the section `rules`.
+    world: the generated world that the data are from, on whose candidates over-optimisation is
+      measured by their true reward. A string says why there is no one such world; None = the data
+      are from none.
+    prompts: of the world, for over-optimisation.
+    candidates: responses drawn for each of these prompts.
+    seed: of all draws.
+  """
+
+  edited_pairs: int = 500
+  limits: Limits = dataclasses.field(default_factory=Limits)
+  world: World | str | None = None
+  prompts: int = 32
+  candidates: int = 1024
+  seed: int = 0
+
+
+class Attempts:
+  """Calls functions and turns their errors into reasons.
+
+  An audit takes hours, so an unforeseen error in one part must not cost the others.
+
+  Attributes:
+    failed: name -> error of the calls that failed.
+  """
+
+  def __init__(self):
+    self.failed: dict[str, str] = {}
+
+  def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+    """The value of `make()`, or {why: it failed} if it raises or returns what JSON cannot hold."""
+    try:
+      made = make()
+      json.dumps(made, allow_nan=False)
+    except Exception as error:
+      log.exception("%s", name)
+      self.failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+      return {"why": f"it failed, which is no finding ({self.failed[name]})"}
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A model and the data on which it is audited.
+
+  Attributes:
+    scorer: of the model.
+    examples: feedback on whole responses, or on the steps of solutions.
+    settings: see `Settings`.
+    reference: scores and features of known data, if the model has a reference.
+    against: name -> scorer of other models to compare with.
+    benchmarks: name of a published benchmark -> its items.
+    attempt: calls a part of a section that may fail by itself.
+  """
+
+  scorer: Scorer
+  examples: Sequence[Example]
+  settings: Settings = dataclasses.field(default_factory=Settings)
+  reference: Reference | None = None
+  against: Mapping[str, Scorer] = dataclasses.field(default_factory=dict)
+  benchmarks: Mapping[str, Sequence[Item]] = dataclasses.field(default_factory=dict)
+  attempt: Attempts = dataclasses.field(default_factory=Attempts)
+
+  @property
+  def in_steps(self) -> bool:
+    """Whether the examples are solutions that are judged step by step."""
+    return {e.kind for e in self.examples} == {"step"}
+
+  @functools.cached_property
+  def scores(self) -> list[np.ndarray]:
+    """For each example the scores of its responses [K], or the log-odds of its steps [steps]."""
+    if not self.in_steps:
+      return example_scores(self.scorer, self.examples)
+    rows = [
+      {"prompt": e.prompt if isinstance(e.prompt, str) else list(e.prompt), "completions": steps}
+      for e in self.examples
+      for steps in map(list, e.steps)
+    ]
+    scores = iter(self.scorer.steps(rows))
+    return [np.concatenate([next(scores) for _ in e.steps]) for e in self.examples]
+
+  def lacks_comparisons(self, conversations: int = 1) -> str:
+    """Why there are no decided comparisons from this many conversations; '' if there are.
+
+    Intervals and halves of the data go by conversation, so those sections want at least 2.
+    """
+    asked = [e for e in self.examples if e.kind in PREFERENCES]
+    if not asked:
+      return "no comparison in the data"
+    judgements = [(conversation_of(e), *judged(e)) for e in asked]
+    decided = {name for name, better, _ in judgements if better}
+    if len(decided) >= conversations:
+      return ""
+    count = sum(len(better) + undecided for _, better, undecided in judgements)
+    if not decided:
+      return f"people decided none of {count} comparisons"
+    return (
+      f"people decided comparisons of {len(decided)} conversation alone, of {count} comparisons in "
+      f"all; it wants those of {conversations}"
+    )
+
+  def lacks_conversations(self) -> str:
+    """Why nothing can be said of how conversations differ; '' if there are 2 and more."""
+    if len({conversation_of(e) for e in self.examples}) == 1:
+      return "one conversation alone says nothing of how conversations differ"
+    return ""
+
+
+# Draws one picture as a PNG.
+Draw = Callable[[], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """One section of the audit.
+
+  A report is {why: reason} if there is nothing to measure; then the page shows the reason, and
+  `draw` and `render` are not called. Its `says`, a sentence or a list of them, are the findings:
+  the page shows them at its top and at the section's, and the command prints them.
+
+  Attributes:
+    name: key in the report and anchor on the page.
+    title: heading on the page.
+    measure: a subject with whole responses -> its report. None = the report has no such section.
+    render: writes tables and pictures of a report on the page. It finds all numbers in the report.
+    draw: report -> name of a picture -> what draws it. Each is called by itself, so that one that
+      fails does not cost the others.
+    measure_steps: as `measure`, for a subject whose solutions are judged step by step; by default
+      there is no such section for these.
+    prepare: scores, before any section measures, what would otherwise be computed twice.
+    summary: lines of HTML for the top of the page, beside `says`.
+  """
+
+  name: str
+  title: str
+  measure: Callable[[Subject], dict[str, Any] | None]
+  render: Callable[[Writer, View], None]
+  draw: Callable[[Mapping[str, Any]], dict[str, Draw]] | None = None
+  measure_steps: Callable[[Subject], dict[str, Any] | None] | None = None
+  prepare: Callable[[Subject], None] | None = None
+  summary: Callable[[Writer, View], list[str]] | None = None
+
+
+def silent(report: Mapping[str, Any]) -> bool:
+  """Whether a section's report is nothing but the reason why there is no more."""
+  return set(report) == {"why"}
+
+
+def sentences(report: Any) -> list[str]:
+  """The findings of a section in words: its `says`, which is a sentence or a list of them."""
+  says = report.get("says") if isinstance(report, Mapping) else None
+  if isinstance(says, str):
+    return [says]
+  return says if isinstance(says, list) else []

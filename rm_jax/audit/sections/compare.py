@@ -1,0 +1,86 @@
+"""Section `compare`: the model against other models, on the same comparisons."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rm_jax.audit import figures
+from rm_jax.audit.comparisons import PREFERENCES, conversation_of
+from rm_jax.audit.scorer import example_scores
+from rm_jax.audit.section import Section, Subject
+from rm_jax.audit.writer import View, Writer, escaped
+from rm_jax.heldout import intervals
+from rm_jax.heldout.evaluate import judged
+from rm_jax.types import Example
+
+
+def compare(
+  scores: Sequence[np.ndarray],
+  others: Sequence[np.ndarray],
+  examples: Sequence[Example],
+) -> dict[str, Any]:
+  """The accuracy of one model minus that of another, paired by comparison.
+
+  Args:
+    scores: of the model: for each example float [K], of its responses.
+    others: of the other model, likewise.
+    examples: those that are pairs or rankings are used.
+
+  Returns:
+    {difference, interval: of the difference, n: comparisons, alike: figure of the share of
+    comparisons in which both choose the same response}. With few conversations `interval` is None
+    and `why` says so.
+
+  Raises:
+    ValueError: no comparison.
+  """
+  first, second, cluster = [], [], []
+  for one, other, example in zip(scores, others, examples, strict=True):
+    if example.kind not in PREFERENCES:
+      continue
+    for i, j in judged(example)[0]:
+      first.append(_credit(one, i, j))
+      second.append(_credit(other, i, j))
+      cluster.append(conversation_of(example))
+  if not first:
+    raise ValueError("no comparison among the examples; expected pairs or rankings")
+  alike = 1 - np.abs(np.subtract(first, second))
+  return intervals.paired(first, second, cluster) | {
+    "n": len(first),
+    "alike": figures.share(alike, cluster),
+  }
+
+
+def _credit(scores: np.ndarray, i: int, j: int) -> float:
+  """1 if response i, which people preferred, scores higher than j; 0.5 if they score the same."""
+  return (float(scores[i] > scores[j]) + float(scores[i] >= scores[j])) / 2
+
+
+def _measure(subject: Subject) -> dict[str, Any]:
+  if not subject.against:
+    return {"why": "no other model was given"}
+  if why := subject.lacks_comparisons():
+    return {"why": why}
+  return {
+    name: subject.attempt(
+      f"compare with {name}",
+      lambda other=other: compare(
+        subject.scores, example_scores(other, subject.examples), subject.examples
+      ),
+    )
+    for name, other in subject.against.items()
+  }
+
+
+def _render(page: Writer, found: View) -> None:
+  page.table(
+    ("the model less", "difference in accuracy", "both choose alike"),
+    (
+      (escaped(name), page.figure(one, key="difference"), page.figure(one.get("alike")))
+      for name, one in found.items()
+    ),
+  )
+
+
+SECTION = Section("compare", "Against other models", _measure, _render)

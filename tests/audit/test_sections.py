@@ -1,0 +1,120 @@
+"""The registry of sections: what is listed is measured, drawn and written, and nothing else."""
+
+import json
+import pkgutil
+
+import pytest
+
+from rm_jax.audit import page
+from rm_jax.audit import sections as package
+from rm_jax.audit.benchmarks.items import make_item
+from rm_jax.audit.plots import Point, points
+from rm_jax.audit.run import audit
+from rm_jax.audit.section import Section, Settings, sentences
+from rm_jax.audit.sections import SECTIONS
+from rm_jax.audit.writer import View, Writer
+from rm_jax.data.dialogue import plain
+from rm_jax.types import Example
+from rm_jax.world import World
+from tests.audit.planted import length
+from tests.audit.test_page import Fake
+
+EXAMPLES = World().pairs("heldout", 12, 0)
+
+
+def test_every_module_of_the_package_is_listed_once():
+  modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+  assert sorted(section.name for section in SECTIONS) == sorted(modules)
+
+
+def test_a_section_of_ones_own_is_measured_drawn_and_written(tmp_path):
+  def measure(subject):
+    mean = sum(one.sum() for one in subject.scores) / sum(map(len, subject.scores))
+    return {"mean": float(mean), "says": f"the mean is {mean:.1f}"}
+
+  def draw(found):
+    return {"mean": lambda: points("Mean", [Point("mean", found["mean"], None)], 0.0)}
+
+  def render(writer, found):
+    writer.picture("mean", "the mean score")
+    writer.table(("mean",), [(writer.value(found["mean"]),)])
+
+  mine = Section("lengths", "Lengths", measure, render, draw=draw)
+  found = audit(Fake(length), EXAMPLES, sections=[mine])
+  texts = [plain(response) for e in EXAMPLES for response in e.responses]
+  assert set(found) == {"lengths"}
+  assert found["lengths"]["mean"] == pytest.approx(sum(map(len, texts)) / len(texts))
+  assert page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found}, [mine]) == {}
+  shown = (tmp_path / "report.html").read_text()
+  assert "<h2 id=lengths>Lengths</h2>" in shown
+  assert 'data-path="lengths/mean"' in shown
+  assert shown.count(f"the mean is {found['lengths']['mean']:.1f}") == 2  # at the top and its own
+  assert (tmp_path / "mean.png").exists()
+
+
+def test_a_section_without_a_measure_of_steps_is_not_in_a_report_of_steps():
+  with_steps = {section.name for section in SECTIONS if section.measure_steps}
+  assert with_steps == {"agreement", "calibration", "benchmarks"}
+
+
+def test_feedback_that_no_section_reads_is_refused():
+  attributes = Example("p", ("x",), (0.0,), "attributes", attributes=({"a": 1},))
+  step = Example("p", ("x",), (1.0,), "step", steps=(("x",),))
+  for other in (attributes, step):
+    with pytest.raises(ValueError, match=f"kinds \\['{other.kind}'\\]; expected pairs"):
+      audit(Fake(length), [*EXAMPLES, other])
+
+
+def test_a_benchmark_that_fails_leaves_the_others(tmp_path):
+  prompt = make_item("p", ("xx", "y"), (1, 0), subset="Natural", origin="f:1", messages=False)
+  benchmarks = {"llmbar": [prompt], "judgebench": []}
+  only = [section for section in SECTIONS if section.name == "benchmarks"]
+  assert audit(Fake(length), EXAMPLES, sections=only) == {}
+  found = audit(Fake(length), EXAMPLES, sections=only, benchmarks=benchmarks)
+  assert found["benchmarks"]["llmbar"]["subsets"]["Natural"]["accuracy"] == 1.0
+  assert found["benchmarks"]["judgebench"]["score"] is None
+  assert set(found["failed"]) == {"judgebench"}
+  assert page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found}, only) == {}
+  shown = (tmp_path / "report.html").read_text()
+  assert 'data-path="benchmarks/llmbar/subsets/Natural/accuracy">1.000</span>' in shown
+
+
+def test_the_page_is_a_function_of_report_json(tmp_path):
+  found = audit(Fake(length), EXAMPLES, settings=Settings(edited_pairs=6))
+  page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found})
+  report = json.loads((tmp_path / "report.json").read_text())
+  drawn = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
+  assert page.render(report, drawn) == (tmp_path / "report.html").read_text()
+
+
+def test_a_view_knows_its_path_and_what_is_missing():
+  view = View({"a": [{"value": 0.5}, {"value": None, "why": "too few"}]})
+  assert view["a"][1]["why"].path == ("a", 1, "why")
+  assert [one.path for one in view["a"]] == [("a", 0), ("a", 1)]
+  assert [key for key, _ in view.items()] == ["a"]
+  assert view.get("b").get("c").value is None
+  assert list(view.get("b").items()) == []
+  assert "a" in view
+  assert "b" not in view
+  with pytest.raises(KeyError):
+    view["b"]
+  writer = Writer({})
+  assert writer.figure(view["a"][0]) == '<span data-path="a/0/value">0.500</span>'
+  assert writer.figure(view["a"][1]) == "<small class=why>too few</small>"
+  assert writer.figure(view.get("b")) == "–"
+
+
+def test_a_table_has_a_cell_for_each_column():
+  writer = Writer({})
+  writer.table(("<a>", "b"), [("1", "<b>2</b>")])
+  assert "<th>&lt;a&gt;</th><th>b</th></tr><tr><td>1</td><td><b>2</b></td></tr>" in writer.parts[0]
+  with pytest.raises(ValueError, match=r"rows have \[1, 3\] cells; expected 2"):
+    writer.table(("a", "b"), [("1",), ("1", "2"), ("1", "2", "3")])
+
+
+def test_the_sentences_of_a_report():
+  assert sentences({"says": "one"}) == ["one"]
+  assert sentences({"says": ["one", "two"]}) == ["one", "two"]
+  assert sentences({"n": 1}) == sentences("text") == []
+  # A section by names has them for keys, and one of them may be 'says'.
+  assert sentences({"says": {"value": 0.5}}) == []
