@@ -25,15 +25,14 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rm_jax.batch import group, templates, tokenise
-from rm_jax.batch.group import Group, label, outcomes
+from rm_jax.batch.group import Group, label, unlabelled
 from rm_jax.batch.tokenise import TextEncoder
 from rm_jax.data.report import Report, RowError
 from rm_jax.storage.files import home
@@ -68,7 +67,7 @@ class DamagedError(ValueError):
   """An entry is not as it was written."""
 
 
-class Groups(Seq):
+class Groups(Sequence):
   """The groups of a cached data set, each made from the disk's pages when it is asked for.
 
   Args:
@@ -78,7 +77,7 @@ class Groups(Seq):
     attributes: the model's, in order.
   """
 
-  def __init__(self, arrays: dict[str, np.ndarray], examples: Seq[Example], places, attributes):
+  def __init__(self, arrays: dict[str, np.ndarray], examples: Sequence[Example], places, attributes):
     self._arrays, self._examples = arrays, examples
     self._places, self._attributes = places, tuple(attributes)
 
@@ -110,13 +109,13 @@ class Groups(Seq):
 
 
 def tokenise_cached(
-  examples: Seq[Example],
+  examples: Sequence[Example],
   encoder: TextEncoder,
   report: Report,
-  attributes: Seq[str] = (),
+  attributes: Sequence[str] = (),
   *,
   folder: Path | None,
-) -> tuple[Seq[Group], list[Example]]:
+) -> tuple[Sequence[Group], list[Example]]:
   """As `group.tokenise`, and from the disk where the same texts were tokenised before.
 
   A folder that cannot be written to is warned of, and nothing is kept.
@@ -143,7 +142,7 @@ def tokenise_cached(
   return Groups(arrays, kept, np.asarray(places, np.int64), attributes), kept
 
 
-def key(examples: Seq[Example], encoder: TextEncoder) -> str | None:
+def key(examples: Sequence[Example], encoder: TextEncoder) -> str | None:
   """A hash of all that the tokens depend on; None where the tokenizer cannot be written down."""
   backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
   if not hasattr(backend, "to_str"):
@@ -173,7 +172,7 @@ def key(examples: Seq[Example], encoder: TextEncoder) -> str | None:
 
 
 def _open_or_make(
-  path: Path, examples: Seq[Example], encoder: TextEncoder, report: Report
+  path: Path, examples: Sequence[Example], encoder: TextEncoder, report: Report
 ) -> tuple[dict[str, np.ndarray], dict[int, RowError]]:
   if opened := _whole(path):
     log.info("tokens: %d examples from %s", len(examples), path)
@@ -183,7 +182,7 @@ def _open_or_make(
   clear(path.parent)
   scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=".tmp-"))
   try:
-    _write(scratch / "new", _strict(examples, outcomes(examples, encoder), report))
+    _write(scratch / "new", _strict(examples, unlabelled(examples, encoder), report))
     # Where there are no locks another may have been faster; its tokens are the same.
     if opened := _whole(path):
       return opened

@@ -1,7 +1,7 @@
 """Fitting pieces into bins: which windows a row needs, what goes where, rows of given lengths."""
 
 import bisect
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def _fewest(
 
 
 def place_windows(
-  lengths: Seq[int], windows: Seq[tuple[int, int]], alone: bool = False
+  lengths: Sequence[int], windows: Sequence[tuple[int, int]], alone: bool = False
 ) -> list[tuple[int, int, int]] | None:
   """Lays pieces into windows, best fit, longest first.
 
@@ -118,7 +118,7 @@ def place_windows(
   return out
 
 
-def lay(columns: Seq[int], lengths: Seq[int], groups: Seq[int]) -> list[list[list[int]]]:
+def lay(columns: Sequence[int], lengths: Sequence[int], groups: Sequence[int]) -> list[list[list[int]]]:
   """Best fit, longest first. Returns for each row length its rows, each a list of group indices."""
   rows: list[list[list[int]]] = [[] for _ in lengths]
   free: list[tuple[int, int, int]] = []  # (columns left, which length, which row), sorted

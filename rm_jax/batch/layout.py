@@ -12,7 +12,7 @@ is never computed.
 
 import dataclasses
 import heapq
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -107,12 +107,12 @@ def need(group: Group, packing: Packing) -> Need:
   return Need(group.columns(packing.share), tuple(sorted(map(len, windows), reverse=True)))
 
 
-def _marks_and_copies(groups: Seq[Group], packing: Packing) -> tuple[int, int]:
+def _marks_and_copies(groups: Sequence[Group], packing: Packing) -> tuple[int, int]:
   shared = [len(g.ids) for g in groups if packing.share and len(windows_of(g, packing)) > 1]
   return max(len(g.marks) for g in groups), max(shared, default=1)
 
 
-def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
+def plan(groups: Sequence[Group], step_groups: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
   """The few shapes that steps of a data set will need: the sizes of each row length.
 
   Args:
@@ -195,7 +195,7 @@ def _sizes(filled: np.ndarray, longest: int, packing: Packing) -> list[int]:
   return sizes
 
 
-def _balance(columns: Seq[int], rows: int, cap: int) -> list[list[int]] | None:
+def _balance(columns: Sequence[int], rows: int, cap: int) -> list[list[int]] | None:
   """Lays groups into rows evenly, longest first; None where a row would be over `cap`."""
   out: list[list[int]] = [[] for _ in range(rows)]
   heap = [(0, row) for row in range(rows)]
@@ -231,7 +231,7 @@ def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, .
   return tuple(shapes)
 
 
-def pack(groups: Seq[int], needs: Seq[Need], shapes: tuple[tuple[Shape, ...], ...]) -> list[Micro]:
+def pack(groups: Sequence[int], needs: Sequence[Need], shapes: tuple[tuple[Shape, ...], ...]) -> list[Micro]:
   """Lays groups into micro-batches.
 
   Args:
@@ -256,7 +256,7 @@ def pack(groups: Seq[int], needs: Seq[Need], shapes: tuple[tuple[Shape, ...], ..
   return micros
 
 
-def _fits(row: Seq[int], needs: Seq[Need], shape: Shape) -> bool:
+def _fits(row: Sequence[int], needs: Sequence[Need], shape: Shape) -> bool:
   return (
     len(row) <= shape.groups
     and sum(needs[i].columns for i in row) <= shape.columns
@@ -265,7 +265,7 @@ def _fits(row: Seq[int], needs: Seq[Need], shape: Shape) -> bool:
   )
 
 
-def _pack_long(groups: Seq[int], needs: Seq[Need], sizes: tuple[Shape, ...]) -> list[Micro]:
+def _pack_long(groups: Sequence[int], needs: Sequence[Need], sizes: tuple[Shape, ...]) -> list[Micro]:
   """Rows that are all about as full, in as few micro-batches as hold them."""
   groups = [int(g) for g in groups]
   columns = [needs[g].columns for g in groups]

@@ -6,8 +6,7 @@ saved with the model, so that a score in production is the score that was traine
 
 import dataclasses
 import itertools
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -72,7 +71,7 @@ class Convention:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sequence:
+class Tokens:
   """One prompt + response as tokens.
 
   Attributes:
@@ -93,7 +92,7 @@ class Sequence:
   starts: np.ndarray | None = None
 
 
-def common_prefix(sequences: Seq[np.ndarray]) -> int:
+def common_prefix(sequences: Sequence[np.ndarray]) -> int:
   """Length of the longest prefix that all have."""
   shortest = min(len(s) for s in sequences)
   first = sequences[0][:shortest]
@@ -136,11 +135,11 @@ class TextEncoder:
     adds = convention.bos == "add" and not convention.encoder
     self.bos = self._own_opening() if adds else self._opening[:0]
 
-  def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
+  def sequences(self, pairs: Sequence[tuple[Text, Text]]) -> list[Tokens | RowError]:
     """Tokenises (prompt, response) pairs in one go; what fails is returned in its place."""
     return self.encoded(pairs, self.rendered(pairs))
 
-  def rendered(self, pairs: Seq[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
+  def rendered(self, pairs: Sequence[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
     """The texts of (prompt, response) pairs, for `encoded`: (the prompt's, the whole), or why not.
 
     May be called in another thread than the rest.
@@ -157,11 +156,11 @@ class TextEncoder:
     return out
 
   def encoded(
-    self, pairs: Seq[tuple[Text, Text]], rendered: Seq[tuple[str, str] | RowError]
-  ) -> list[Sequence | RowError]:
+    self, pairs: Sequence[tuple[Text, Text]], rendered: Sequence[tuple[str, str] | RowError]
+  ) -> list[Tokens | RowError]:
     """The tokens of pairs whose texts are there."""
     good = [i for i, r in enumerate(rendered) if not isinstance(r, RowError)]
-    out: list[Sequence | RowError] = list(rendered)
+    out: list[Tokens | RowError] = list(rendered)
     encode = self._encode_pairs if self.convention.encoder else self._encode_texts
     # Strings take the tokenizer's special tokens, a rendered template has brought its own.
     for special in (True, False):
@@ -194,7 +193,7 @@ class TextEncoder:
       return prompt + response
     return self.render((*prompt, *response))
 
-  def render(self, messages: Seq[Message], *, generation: bool = False) -> str:
+  def render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
     """The chat template's text of a conversation; `generation` adds the assistant's opening."""
     if not self.tokenizer.chat_template:
       raise ValueError(
@@ -230,7 +229,7 @@ class TextEncoder:
 
   # Decoders: prompt and response are one text.
 
-  def _encode_texts(self, pairs, rendered, special: bool) -> list[Sequence | RowError]:
+  def _encode_texts(self, pairs, rendered, special: bool) -> list[Tokens | RowError]:
     whole = self._opened([full for _, full in rendered], special)
     prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
     own = dict(zip(prompts, self._opened(prompts, special), strict=True))
@@ -271,7 +270,7 @@ class TextEncoder:
       return ids
     return np.append(ids, np.int32(tokenizer.eos_token_id))
 
-  def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Sequence | RowError:
+  def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Tokens | RowError:
     if not len(ids):
       return RowError("no_tokens", "prompt and response give no token; expected text")
     cut = 0
@@ -313,7 +312,7 @@ class TextEncoder:
 
   # Solutions in steps.
 
-  def step_sequence(self, prompt: Text, steps: Seq[str]) -> Sequence | RowError:
+  def step_sequence(self, prompt: Text, steps: Sequence[str]) -> Tokens | RowError:
     """Tokenises a prompt and the steps of its solution, with a mark behind each step.
 
     Each step is tokenised by itself and followed by the same separator, so that the token at a mark
@@ -390,7 +389,7 @@ class TextEncoder:
 
   # Encoders: the tokenizer's pair encoding.
 
-  def _encode_pairs(self, pairs, rendered, special: bool) -> list[Sequence]:
+  def _encode_pairs(self, pairs, rendered, special: bool) -> list[Tokens]:
     del pairs, special  # a pair encoding is special tokens and all, whatever the text came from
     firsts, seconds = [], []
     for prompt, full in rendered:
@@ -420,12 +419,12 @@ class TextEncoder:
       )
     return out
 
-  def _sequence(self, ids, prompt: int, marks: np.ndarray, token_type, cut: int) -> Sequence:
+  def _sequence(self, ids, prompt: int, marks: np.ndarray, token_type, cut: int) -> Tokens:
     starts = None
     if self.convention.pooling == "mean":
       own = np.append(np.int32(prompt), marks[:-1] + 1)
       starts = np.minimum(own, marks).astype(np.int32)  # a response of no token has its mark alone
-    return Sequence(ids, prompt, marks, token_type, cut, starts)
+    return Tokens(ids, prompt, marks, token_type, cut, starts)
 
   def _mark(self, ids: np.ndarray) -> np.ndarray:
     mark = len(ids) - 1

@@ -14,13 +14,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from rm_jax.batch.fit import up
 from rm_jax.batch.layout import Shape
+from rm_jax.batch.pack import ALWAYS
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import AXES, BATCH, replicated, rows_multiple
 from rm_jax.speed.flops import Work
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
 from rm_jax.train.run import abstract_state, compile_step, make_packing
-from rm_jax.types import Batch
+from rm_jax.types import ARRAYS, Batch
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -132,54 +133,49 @@ def abstract_batch(
   mesh: Mesh,
   shape: Shape,
   *,
-  text: bool = False,
   needs: Iterable[str] = (),
 ) -> Batch:
-  """A micro-batch's arrays as shapes divided over the mesh, as `pack.assemble` would fill them.
+  """A micro-batch as shapes, dtypes and shardings: the arrays that `pack.assemble` would fill.
 
   Args:
     config: see configs/base.py.
     network: the model's.
     mesh: the devices.
     shape: of the micro-batch.
-    text: the objective has a penalty on text.
-    needs: optional fields that its losses cannot do without.
+    needs: optional fields that the objective cannot do without.
   """
-  B, T, G, K = shape.rows, shape.columns, shape.groups, shape.marks
+  c, head = config.model, network.head
+  optional = {
+    "starts": c.pooling == "mean",
+    "token_type": not network.causal,
+    "attributes": head.attributes,
+    "members": c.members > 1 and c.bootstrap,
+    "hidden": c.frozen_layers and c.keep_features,
+  }
+  names = ALWAYS | set(needs) | {name for name, there in optional.items() if there}
+  sizes = {
+    "B": shape.rows,
+    "T": shape.columns,
+    "G": shape.groups,
+    "K": shape.marks,
+    "A": len(head.attributes),
+    "M": c.members,
+    "D": network.backbone.width,
+  }
   sharding = NamedSharding(mesh, BATCH)
 
-  def array(*sizes, dtype=jnp.int32):
-    return jax.ShapeDtypeStruct((B, *sizes), dtype, sharding=sharding)
+  def array(*shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  c, head = config.model, network.head
-  mean = c.pooling == "mean"
-  windows = tuple(array(count, length) for length, count in shape.windows) or None
-  return Batch(
-    tokens=array(T),
-    group=array(T),
-    branch=array(T),
-    position=array(T),
-    marks=array(G, K),
-    where=array(G, K, dtype=jnp.bool_),
-    labels=array(G, K, dtype=jnp.float32),
-    weight=array(G, dtype=jnp.float32),
-    starts=array(G, K) if mean else None,
-    response=array(G, K),
-    kind=array(G),
-    source=array(G),
-    length=array(G, K),
-    token_type=None if network.causal else array(T),
-    pair_margin=array(G, K, K, dtype=jnp.float32) if "pair_margin" in needs else None,
-    previous=array(T) if text else None,
-    attributes=array(G, K, len(head.attributes), dtype=jnp.float32) if head.attributes else None,
-    members=array(G, c.members, dtype=jnp.float32) if c.members > 1 and c.bootstrap else None,
-    hidden=array(T, network.backbone.width, dtype=c.dtype)
-    if c.frozen_layers and c.keep_features
-    else None,
-    windows=windows,
-    segments=windows,
-    places=array(T, shape.copies) if windows else None,
-  )
+  arrays = {
+    name: array(*ARRAYS[name].shape(sizes), dtype=c.dtype if name == "hidden" else ARRAYS[name].dtype)
+    for name in names
+  }
+  if shape.windows:
+    windows = tuple(array(shape.rows, count, length) for length, count in shape.windows)
+    places = array(shape.rows, shape.columns, shape.copies)
+    arrays |= {"windows": windows, "segments": windows, "places": places}
+  return Batch(**arrays)
 
 
 def lower_step(
@@ -202,9 +198,7 @@ def lower_step(
     network, objective, optimizer, state, mesh, sources=1, dropout=config.model.dropout
   )
   everywhere = replicated(mesh)
-  batch = abstract_batch(
-    config, network, mesh, layout.shape, text=bool(objective.text), needs=objective.needs
-  )
+  batch = abstract_batch(config, network, mesh, layout.shape, needs=objective.needs)
   gradients, sums = jax.eval_shape(step.zeros)
   gradients = {
     path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state.params[path].sharding)

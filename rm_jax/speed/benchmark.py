@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import Group
 from rm_jax.batch.iterate import ahead
 from rm_jax.data.report import DataError
@@ -92,7 +92,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
 class _Mode:
   """One layout of the same groups: compiled, and timed in turns with the others."""
 
-  def __init__(self, config: Any, mesh: Mesh, model: Model, data: Dataset, steps: int):
+  def __init__(self, config: Any, mesh: Mesh, model: Model, data: TokenDataset, steps: int):
     self.run = Run(config, mesh, model, data)
     self.steps = list(range(steps))
     self.turns: list[dict[str, float]] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rm_jax.batch.cache import cache_folder
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import check_vocabulary
 from rm_jax.data import formats
 from rm_jax.data.dialogue import key_of
@@ -204,7 +204,7 @@ def _check_weights(examples: list[Example]) -> None:
     )
 
 
-def _check_attributes(config: Any, model: Model, train: Dataset) -> None:
+def _check_attributes(config: Any, model: Model, train: TokenDataset) -> None:
   """ValueError where the data do not teach a model's attributes, or their mix."""
   # A head that comes with the checkpoint knows them: pairs alone may fit its mix.
   known = model.source is not None and is_classifier(model.source.config)
@@ -265,14 +265,14 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   return train, held, rates
 
 
-def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
+def load_data(config: Any, model: Model) -> tuple[TokenDataset, TokenDataset, Report]:
   """(train, held out, what became of every row) as the `data` part of a config says."""
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
   train = _decided(train, config.loss, report)
   _check_fit(train, config.loss)
   kept = cache_folder(config.data.cache)
-  datasets = [Dataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
+  datasets = [TokenDataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
   if held and not datasets[1].groups:
@@ -285,7 +285,7 @@ def load_data(config: Any, model: Model) -> tuple[Dataset, Dataset, Report]:
 
 
 def data_summary(
-  report: Report, train: Dataset, heldout: Dataset, attributes: Sequence[str]
+  report: Report, train: TokenDataset, heldout: TokenDataset, attributes: Sequence[str]
 ) -> dict[str, Any]:
   """What summary.json says of the data."""
   return {
@@ -301,8 +301,8 @@ def data_summary(
 
 
 def load_shifted(
-  config: Any, model: Model, heldout: Dataset, *, pooled: bool = False
-) -> Dataset | None:
+  config: Any, model: Model, heldout: TokenDataset, *, pooled: bool = False
+) -> TokenDataset | None:
   """`data.shifted`, on which an ensemble is to disagree more; None where there is none.
 
   Args:
@@ -326,7 +326,7 @@ def load_shifted(
     raise ValueError("data.shifted is compared with data.heldout, which holds nothing out")
   report = Report(strict=config.data.strict)
   examples = read(name, config, report, "heldout")
-  found = Dataset(*model.tokenise(examples, report, cache_folder(config.data.cache)))
+  found = TokenDataset(*model.tokenise(examples, report, cache_folder(config.data.cache)))
   if not found.groups:
     raise DataError(f"data.shifted is {name!r}: no group is left. {report}")
   return found

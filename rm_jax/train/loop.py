@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.iterate import ahead
 from rm_jax.heldout import evaluate
 from rm_jax.heldout.shift import shift_report
@@ -131,7 +131,7 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
 class _Loop:
   """Drives a run: `loop` takes its steps, evaluates, writes and saves."""
 
-  def __init__(self, run: Run, workdir: Path, heldout_set: Dataset):
+  def __init__(self, run: Run, workdir: Path, heldout_set: TokenDataset):
     self.run, self.config, self.workdir = run, run.config, workdir
     self.heldout_set = heldout_set
     self.report: dict[str, Any] | None = None

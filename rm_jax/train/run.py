@@ -12,7 +12,7 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import Group
 from rm_jax.batch.iterate import bootstrap_counts, step_groups
 from rm_jax.batch.layout import Micro, Packing, Shape, need, pack, plan
@@ -201,7 +201,7 @@ class Run:
     features: of each group of `train_set` what enters the first trained layer, where that is kept.
   """
 
-  def __init__(self, config: Any, mesh: Mesh, model: Model, train_set: Dataset):
+  def __init__(self, config: Any, mesh: Mesh, model: Model, train_set: TokenDataset):
     self.config, self.mesh, self.model, self.train_set = config, mesh, model, train_set
     self.objective = Objective(config.loss, {e.kind for e in train_set.examples})
     self.packing = make_packing(config, model.network, mesh)

@@ -31,7 +31,7 @@ def random_groups(count, seed=0, longest=60, responses=(1, 2, 3)):
         labels=rng.normal(size=k).astype(np.float32),
         length=np.asarray([len(i) - shared for i in ids], np.int32),
         weight=float(rng.integers(1, 3)),
-        margin=float(rng.integers(0, 2)),
+        pair_margin=float(rng.integers(0, 2)),
       )
     )
   return groups
@@ -63,7 +63,7 @@ def test_every_sequence_can_be_read_back(share, packed):
       assert batch.where[b, g].tolist() == [True] * m + [False] * (3 - m)
       np.testing.assert_array_equal(batch.labels[b, g, :m], one.labels)
       assert batch.weight[b, g] == one.weight
-      assert (batch.pair_margin[b, g] == one.margin).all()
+      assert (batch.pair_margin[b, g] == one.pair_margin).all()
       for k, ids in enumerate(one.ids):
         columns = seen_from(batch, b, batch.marks[b, g, k])
         np.testing.assert_array_equal(batch.tokens[b, columns], ids)
