@@ -10,7 +10,7 @@ A attributes, M members of an ensemble.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 import jax
 import numpy as np
@@ -107,22 +107,13 @@ class Array:
   """
 
   axes: str
-  dtype: Any
-  empty: float
-  optional: bool
+  dtype: Any = np.int32
+  empty: float = 0
+  optional: bool = False
 
   def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape for the sizes of the axes' letters."""
     return tuple(sizes[letter] for letter in self.axes)
-
-
-def _array(axes: str, dtype: Any = np.int32, empty: float = 0, *, optional=False, **default) -> Any:
-  array = Array(axes, dtype, empty, optional)
-  return dataclasses.field(metadata={"array": array}, **default)
-
-
-def _optional(axes: str, dtype: Any = np.int32, empty: float = 0) -> Any:
-  return _array(axes, dtype, empty, optional=True, default=None)
 
 
 @jax.tree_util.register_dataclass
@@ -141,49 +132,49 @@ class Batch:
   """
 
   # Token ids.
-  tokens: jax.Array = _array("BT")
+  tokens: Annotated[jax.Array, Array("BT")]
   # Which of the row's groups the column is in, 1 .. G; 0 = padding.
-  group: jax.Array = _array("BT")
+  group: Annotated[jax.Array, Array("BT")]
   # Which of the group's branches, 1 .. K; 0 = the shared prompt (or padding).
-  branch: jax.Array = _array("BT")
+  branch: Annotated[jax.Array, Array("BT")]
   # Position of the token in its own prompt + response, for the position encoding.
-  position: jax.Array = _array("BT")
+  position: Annotated[jax.Array, Array("BT")]
   # Column at which each reward is read.
-  marks: jax.Array = _array("BGK")
+  marks: Annotated[jax.Array, Array("BGK")]
   # Which marks are real.
-  where: jax.Array = _array("BGK", np.bool_)
+  where: Annotated[jax.Array, Array("BGK", np.bool_)]
   # Gains, higher is better.
-  labels: jax.Array = _array("BGK", np.float32)
+  labels: Annotated[jax.Array, Array("BGK", np.float32)]
   # Weight of each group in the loss; 0 where there is no group.
-  weight: jax.Array = _array("BG", np.float32)
+  weight: Annotated[jax.Array, Array("BG", np.float32)]
   # For mean pooling: the first column of the mean; the last one is the mark.
-  starts: jax.Array | None = _optional("BGK")
+  starts: Annotated[jax.Array | None, Array("BGK", optional=True)] = None
   # Which of the group's responses the mark reads, from 0. Losses of steps need it.
-  response: jax.Array | None = _array("BGK", default=None)
+  response: Annotated[jax.Array | None, Array("BGK")] = None
   # Kind of feedback, an index into `KINDS`.
-  kind: jax.Array | None = _array("BG", default=None)
+  kind: Annotated[jax.Array | None, Array("BG")] = None
   # Which of the data set's sources the group is from, an index in their order.
-  source: jax.Array | None = _array("BG", default=None)
+  source: Annotated[jax.Array | None, Array("BG")] = None
   # Tokens of the mark's response, without its prompt.
-  length: jax.Array | None = _array("BGK", default=None)
+  length: Annotated[jax.Array | None, Array("BGK")] = None
   # The tokenizer's pair encoding (encoders only).
-  token_type: jax.Array | None = _optional("BT")
+  token_type: Annotated[jax.Array | None, Array("BT", optional=True)] = None
   # By how much response i should beat j, in units of score.
-  pair_margin: jax.Array | None = _optional("BGKK", np.float32)
+  pair_margin: Annotated[jax.Array | None, Array("BGKK", np.float32, optional=True)] = None
   # Weight with which i was seen preferred to j, and, symmetric, with which the two were seen tied.
   # Groups that were not asked for comparisons have those of their labels' order.
-  pairs: jax.Array | None = _optional("BGKK", np.float32)
-  ties: jax.Array | None = _optional("BGKK", np.float32)
+  pairs: Annotated[jax.Array | None, Array("BGKK", np.float32, optional=True)] = None
+  ties: Annotated[jax.Array | None, Array("BGKK", np.float32, optional=True)] = None
   # Column whose hidden state predicts this token, for the tokens of responses (for the first one,
   # the last column of the prompt). Decoders only, for the likelihood of text.
-  previous: jax.Array | None = _optional("BT", empty=-1)
+  previous: Annotated[jax.Array | None, Array("BT", empty=-1, optional=True)] = None
   # Ratings on the model's attributes; NaN where not rated.
-  attributes: jax.Array | None = _optional("BGKA", np.float32, np.nan)
+  attributes: Annotated[jax.Array | None, Array("BGKA", np.float32, np.nan, optional=True)] = None
   # Weight of the group for each member of an ensemble (bootstrap counts).
-  members: jax.Array | None = _optional("BGM", np.float32)
+  members: Annotated[jax.Array | None, Array("BGM", np.float32, optional=True)] = None
   # Activations that enter the first trained layer, where the layers below are frozen and were run
   # beforehand. In the dtype of those activations.
-  hidden: jax.Array | None = _optional("BTD", np.float32)
+  hidden: Annotated[jax.Array | None, Array("BTD", np.float32, optional=True)] = None
 
   # Attention's windows, `layout.Shape.windows`; None where each row is one window. Each is a tuple
   # with an int32 [B, R, L] for each window length L, R windows of it a row.
@@ -197,7 +188,7 @@ class Batch:
 
 
 ARRAYS: dict[str, Array] = {
-  field.name: field.metadata["array"]
-  for field in dataclasses.fields(Batch)
-  if "array" in field.metadata
+  name: hint.__metadata__[0]
+  for name, hint in get_type_hints(Batch, include_extras=True).items()
+  if hasattr(hint, "__metadata__")
 }

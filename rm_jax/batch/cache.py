@@ -77,7 +77,9 @@ class Groups(Sequence):
     attributes: the model's, in order.
   """
 
-  def __init__(self, arrays: dict[str, np.ndarray], examples: Sequence[Example], places, attributes):
+  def __init__(
+    self, arrays: dict[str, np.ndarray], examples: Sequence[Example], places, attributes
+  ):
     self._arrays, self._examples = arrays, examples
     self._places, self._attributes = places, tuple(attributes)
 

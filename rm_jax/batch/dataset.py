@@ -9,7 +9,6 @@ import numpy as np
 from rm_jax.batch.group import Group
 from rm_jax.types import Example
 
-
 # Optional arrays of feedback, in the order in which they are hashed: a new one is hashed by itself.
 # The margin is hashed beside kind and weight; `starts` and `token_type` follow from the tokens.
 _FEEDBACK = [

@@ -118,7 +118,9 @@ def place_windows(
   return out
 
 
-def lay(columns: Sequence[int], lengths: Sequence[int], groups: Sequence[int]) -> list[list[list[int]]]:
+def lay(
+  columns: Sequence[int], lengths: Sequence[int], groups: Sequence[int]
+) -> list[list[list[int]]]:
   """Best fit, longest first. Returns for each row length its rows, each a list of group indices."""
   rows: list[list[list[int]]] = [[] for _ in lengths]
   free: list[tuple[int, int, int]] = []  # (columns left, which length, which row), sorted

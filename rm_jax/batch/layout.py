@@ -112,7 +112,9 @@ def _marks_and_copies(groups: Sequence[Group], packing: Packing) -> tuple[int, i
   return max(len(g.marks) for g in groups), max(shared, default=1)
 
 
-def plan(groups: Sequence[Group], step_groups: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
+def plan(
+  groups: Sequence[Group], step_groups: int, packing: Packing
+) -> tuple[tuple[Shape, ...], ...]:
   """The few shapes that steps of a data set will need: the sizes of each row length.
 
   Args:
@@ -231,7 +233,9 @@ def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, .
   return tuple(shapes)
 
 
-def pack(groups: Sequence[int], needs: Sequence[Need], shapes: tuple[tuple[Shape, ...], ...]) -> list[Micro]:
+def pack(
+  groups: Sequence[int], needs: Sequence[Need], shapes: tuple[tuple[Shape, ...], ...]
+) -> list[Micro]:
   """Lays groups into micro-batches.
 
   Args:
@@ -265,7 +269,9 @@ def _fits(row: Sequence[int], needs: Sequence[Need], shape: Shape) -> bool:
   )
 
 
-def _pack_long(groups: Sequence[int], needs: Sequence[Need], sizes: tuple[Shape, ...]) -> list[Micro]:
+def _pack_long(
+  groups: Sequence[int], needs: Sequence[Need], sizes: tuple[Shape, ...]
+) -> list[Micro]:
   """Rows that are all about as full, in as few micro-batches as hold them."""
   groups = [int(g) for g in groups]
   columns = [needs[g].columns for g in groups]

@@ -5,7 +5,7 @@ from rm_jax.losses.pairwise import logistic
 from rm_jax.losses.registry import LOSSES, Loss
 
 # Penalties of (scores, where=) that the training step adds by their weights in a config. Those of
-# text are of hidden states: `rm_jax.train.text`.
+# text are of hidden states: `rm_jax.train.text_penalty`.
 REGULARISERS = {
   "l2": regularisers.l2,
   "centering": regularisers.centering,

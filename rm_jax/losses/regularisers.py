@@ -1,7 +1,7 @@
 """Penalties, one value a list, to be added to a loss with a weight.
 
 On scores: `l2`, `centering`, `spread`. On the text that the same backbone would write: `text_sft`,
-`text_dpo` (likelihoods from `rm_jax.losses.text`). A penalty on a whole step is in `moments`.
+`text_dpo` (likelihoods from `rm_jax.losses.likelihood`). A penalty on a whole step is in `moments`.
 """
 
 import jax

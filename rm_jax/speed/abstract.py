@@ -20,7 +20,8 @@ from rm_jax.parallel.mesh import AXES, BATCH, replicated, rows_multiple
 from rm_jax.speed.flops import Work
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
-from rm_jax.train.run import abstract_state, compile_step, make_packing
+from rm_jax.train.run import abstract_state, make_packing
+from rm_jax.train.step import compile_step
 from rm_jax.types import ARRAYS, Batch
 
 
@@ -168,7 +169,9 @@ def abstract_batch(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   arrays = {
-    name: array(*ARRAYS[name].shape(sizes), dtype=c.dtype if name == "hidden" else ARRAYS[name].dtype)
+    name: array(
+      *ARRAYS[name].shape(sizes), dtype=c.dtype if name == "hidden" else ARRAYS[name].dtype
+    )
     for name in names
   }
   if shape.windows:

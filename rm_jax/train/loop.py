@@ -20,12 +20,12 @@ from rm_jax.reward.score import keep_features, score_groups
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.storage.remote import refuse
-from rm_jax.train import text
+from rm_jax.train import text_penalty
 from rm_jax.train.datasets import data_summary, load_data, load_shifted
 from rm_jax.train.fields import check_fields
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.run import Run, plan_shapes
-from rm_jax.train.step import window_metrics
+from rm_jax.train.window import window_metrics
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes
 from rm_jax.workdir.checkpoints import Checkpoints
 from rm_jax.workdir.folder import check, claim, earlier_record, locked, plain, resolve
@@ -65,7 +65,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
   model = build_model(config, mesh, earlier=earlier_record(workdir))
-  text.check(config.loss, model)
+  text_penalty.check(config.loss, model)
   train_set, heldout_set, report = load_data(config, model)
   shifted_set = load_shifted(config, model, heldout_set)
   config = resolve(config, len(train_set.groups), workdir)
@@ -80,7 +80,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     if is_main():
       claim(workdir, config, model, {example.kind for example in train_set.examples})
     with jax.set_mesh(mesh):
-      timing = loop.loop()
+      timing = loop.run_steps()
     if shifted_set:
       loop.report["shift"] = shift_report(
         model.network,
@@ -118,7 +118,7 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
       steps,
     )
   # A few numbers each; but for a language-model head.
-  own = {path: x for path, x in run.state.loss_params().items() if path != text.HEAD}
+  own = {path: x for path, x in run.state.loss_params().items() if path != text_penalty.HEAD}
   if own:
     summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
   if is_main():
@@ -194,7 +194,7 @@ class _Loop:
       self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     log.info("resumed at step %d", int(self.run.state.step))
 
-  def loop(self) -> dict[str, float | None]:
+  def run_steps(self) -> dict[str, float | None]:
     """Runs the steps that are left, and leaves `report` and `scores`; returns their speed."""
     config = self.config.train
     first, last = int(self.run.state.step), config.steps

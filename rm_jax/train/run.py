@@ -1,8 +1,7 @@
 """What a run is made of: its packing, its state, its compiled step. `loop` drives it."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from rm_jax.parallel.mesh import (
   rows_multiple,
 )
 from rm_jax.reward.setup import Model, init_params, kept_dtype
-from rm_jax.train import text
+from rm_jax.train import text_penalty
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import (
   applied,
@@ -37,89 +36,10 @@ from rm_jax.train.optimizer import (
   make_schedule,
   split_frozen,
 )
-from rm_jax.train.step import (
-  all_finite,
-  checked,
-  make_accumulate,
-  make_apply,
-  make_moments,
-  zero_sums,
-  zero_window,
-)
+from rm_jax.train.step import compile_step
+from rm_jax.train.window import zero_window
 from rm_jax.types import Batch
 from rm_jax.workdir.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-  """A step's parts under `jax.jit`, which compile when they are first called.
-
-  Attributes:
-    zeros: () -> (gradients, sums), before the first micro-batch.
-    accumulate: of `step.make_accumulate`, with a key's bits for the key; takes the gradients' and
-      the sums' buffers.
-    moments: of `step.make_moments`, likewise.
-    apply: of `step.make_apply`, and beside the new state {'skipped'}; takes the state's buffers.
-    checked: `step.checked`, whose sums `apply` takes.
-    finite: `step.all_finite`.
-  """
-
-  zeros: Callable
-  accumulate: Callable
-  moments: Callable
-  apply: Callable
-  checked: Callable
-  finite: Callable
-
-
-def compile_step(
-  network: Network,
-  objective: Objective,
-  optimizer: optax.GradientTransformation,
-  state: TrainState,
-  mesh: Mesh,
-  *,
-  sources: int,
-  dropout: bool,
-) -> Compiled:
-  """The step of a state; of its leaves only shape, dtype and sharding are looked at.
-
-  Args:
-    sources: of how many sources the metrics are counted apart.
-    dropout: whether it is on.
-  """
-  everywhere = replicated(mesh)
-  params = {path: x.sharding for path, x in state.params.items()}
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  shapes = {path: (x.shape, x.dtype) for path, x in state.params.items()}
-  sums = dict.fromkeys(zero_sums(1), everywhere)
-  update = make_apply(optimizer)
-
-  def zeros():
-    return {path: jnp.zeros(*shape) for path, shape in shapes.items()}, zero_sums(sources)
-
-  def apply(state, gradients, sums, total):
-    new = update(state, gradients, sums, total)
-    return new, {"skipped": new.window["skipped"] - state.window["skipped"]}
-
-  add = make_accumulate(network, objective, sources=sources, dropout=dropout)
-  look = make_moments(network, objective, dropout=dropout)
-
-  # Keys come as their bits: several processes can only hand over plain arrays.
-  def accumulate(state, gradients, sums, batch, bits, total):
-    return add(state, gradients, sums, batch, jax.random.wrap_key_data(bits), total)
-
-  def moments(state, batch, bits):
-    return look(state, batch, jax.random.wrap_key_data(bits))
-
-  return Compiled(
-    zeros=jax.jit(zeros, out_shardings=(params, sums)),
-    accumulate=jax.jit(accumulate, donate_argnums=(1, 2), out_shardings=(params, sums)),
-    moments=jax.jit(moments, out_shardings=everywhere),
-    apply=jax.jit(apply, donate_argnums=(0,), out_shardings=(shardings, {"skipped": everywhere})),
-    checked=jax.jit(checked, out_shardings=sums),
-    finite=jax.jit(all_finite, out_shardings=everywhere),
-  )
 
 
 def abstract_state(
@@ -212,8 +132,6 @@ class Run:
     self.parts, self.rates = train_set.parts(config.data.batch_groups)
     self.sources = sorted({g.source for g in train_set.groups})
     self.fields = optional_fields(train_set.groups) | self.objective.needs
-    if self.objective.text:
-      self.fields |= {"previous"}
     self.shapes = plan_shapes(train_set.groups, config.data.batch_groups, self.packing)
     self.features = None
     self.key = jax.random.key(config.seed)
@@ -237,7 +155,7 @@ class Run:
     own = self.objective.init_params(jax.random.fold_in(self.key, 2))
     params |= place_whole(own, self.mesh)
     if self.objective.text:
-      params |= text.load_head(self.model, self.mesh)
+      params |= text_penalty.load_head(self.model, self.mesh)
     trained, frozen = split_frozen(params, frozen_patterns(self.config))
     # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
     shardings = like_parameters(jax.eval_shape(optimizer.init, trained), trained, self.mesh)

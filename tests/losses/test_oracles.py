@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rm_jax.losses import LOSSES, REGULARISERS
+from rm_jax.losses.likelihood import token_log_likelihood
 from rm_jax.losses.moments import moments, penalty
 from rm_jax.losses.regularisers import text_dpo, text_sft
-from rm_jax.losses.text import token_log_likelihood
 
 K = 6
 N = 12

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rm_jax.losses.likelihood import sum_by_response, token_log_likelihood
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
-from rm_jax.losses.text import sum_by_response, token_log_likelihood
 from rm_jax.models.config import tied_head
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained.hf import LM_HEAD, read_tensor
