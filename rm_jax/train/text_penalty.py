@@ -179,7 +179,7 @@ class TextPenalty:
     ordered_BG = jnp.isin(batch.kind, jnp.asarray([KINDS.index(kind) for kind in ORDERED]))
     # Each of these has one mark a response, so that marks are counted as branches are.
     where_BGK = batch.where & ordered_BG[..., None]
-    best_BGK = best(batch.labels, where_BGK, None) > 0
+    best_BGK = best(batch.labels, where_BGK)
     log_likelihood_BGK, tokens_BGK = response_log_likelihood(h_BTD, head_VD, batch, best_BGK)
     options = dict(labels=batch.labels, where=where_BGK)
     mean_BG = text_sft(log_likelihood_BGK, tokens=tokens_BGK, **options)
