@@ -1,6 +1,7 @@
-"""The real step without its arrays: devices that need not be there, a batch's shape, its programs.
+"""The real training step on abstract arrays, for devices that need not be there.
 
-Arrays are shapes with shardings: no weights are made and no data are read.
+Arrays are `jax.ShapeDtypeStruct`s with shardings, so that a step can be lowered and compiled for a
+pod without weights, data or the pod.
 """
 
 import dataclasses
@@ -26,10 +27,10 @@ from rm_jax.types import ARRAYS, Batch
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-  """'data=2,fsdp=128' -> {'data': 2, 'fsdp': 128, 'tensor': 1}; what is not named is 1.
+  """'data=2,fsdp=128' -> {'data': 2, 'fsdp': 128, 'tensor': 1}; axes that are not named are 1.
 
   Raises:
-    ValueError: it is not of that form, or an axis is unknown or named twice.
+    ValueError: the text is not of that form, or an axis is unknown or named twice.
   """
   sizes: dict[str, int] = {}
   for part in text.split(","):
@@ -44,11 +45,12 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def topology_devices(topology: str, slices: int = 1) -> list[Any]:
-  """Devices to compile for.
+  """The devices to compile for.
 
   Args:
-    topology: 'local' for what is plugged in, or a TPU's, 'v5e:16x16', which need not be there.
-    slices: so many of it, joined by the data centre's network.
+    topology: 'local' for this machine's devices, or that of a TPU, such as 'v5e:16x16', which need
+      not be there.
+    slices: number of such TPU slices, joined by the data centre's network.
 
   Raises:
     ValueError: libtpu is missing, or knows no such topology.
@@ -59,10 +61,11 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     return jax.devices()
   from jax.experimental import topologies
 
-  # libtpu would ask a cloud's metadata server what machine this is, and wants to be alone.
+  # Otherwise libtpu asks the cloud's metadata server what machine this is, and does not load while
+  # another process has it loaded.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  # A v4 chip is two devices unless told otherwise.
+  # By default a v4 chip is described as two devices.
   options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
   if slices > 1:
     options["num_slices"] = slices
@@ -77,9 +80,9 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a step's groups would lie: `micros` micro-batches of `shape`.
+  """The layout of a planned step: `micros` micro-batches of `shape`.
 
-  `tokens` and `visible` are of the whole step, padding not counted (see `flops.Work`).
+  `work` is that of the whole step, without padding (see `flops.Work`).
   """
 
   shape: Shape
@@ -88,15 +91,13 @@ class Layout:
 
 
 def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, marks: int) -> Layout:
-  """The layout of a step whose groups all take as many columns.
-
-  A group's prompt is half of its columns, and its responses are equally long.
+  """The layout of a step whose groups are all alike: half prompt, and responses of one length.
 
   Args:
     config: see configs/base.py.
     network: the model's.
     mesh: the devices.
-    tokens: columns that a group takes.
+    tokens: columns of a group.
     marks: responses of a group.
   """
   data, m = config.data, rows_multiple(mesh)
@@ -109,7 +110,7 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
   rows_needed = -(-data.batch_groups // groups)
   a_device = max(1, min(data.cells // columns, -(-rows_needed // m)))
   micros = -(-rows_needed // (a_device * m))
-  # A row needs no more places for groups than there are groups.
+  # A row has no more places for groups than there are groups for it.
   groups = min(groups, -(-data.batch_groups // (micros * a_device * m)))
 
   def square(n):
@@ -119,7 +120,7 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
   work = Work(data.batch_groups * tokens, data.batch_groups * visible)
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
-  # As `layout.plan` has it: a long row a device, with windows as long as the longest piece.
+  # Like `layout.plan`: one long row a device, with windows as long as the longest piece.
   windows, copies = ((columns, a_device),), 1
   if packing.windows != "cheapest":
     length = up(shared + responses, packing.align)
@@ -184,7 +185,7 @@ def abstract_batch(
 def lower_step(
   config: Any, network: Network, mesh: Mesh, layout: Layout, *, kind: str = "pair"
 ) -> tuple[dict[str, Any], Any, Batch]:
-  """(name -> lowered program of the real step, its abstract state, its abstract batch).
+  """Lowers the programs of the real step.
 
   Args:
     config: see configs/base.py.
@@ -192,6 +193,9 @@ def lower_step(
     mesh: the devices.
     layout: of the step.
     kind: of the feedback.
+
+  Returns:
+    (name -> lowered program, the abstract state, the abstract batch).
   """
   objective = Objective(config.loss, {kind})
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer))
@@ -211,13 +215,13 @@ def lower_step(
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for name, x in sums.items()
   }
   bits = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
-  total = None
+  step_moments = None
   if objective.decorrelation:
-    total = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=everywhere)
+    step_moments = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=everywhere)
   lowered = {}
   with jax.set_mesh(mesh):
-    lowered["accumulate"] = step.accumulate.lower(state, gradients, sums, batch, bits, total)
-    lowered["apply"] = step.apply.lower(state, gradients, sums, total)
-    if total is not None:
+    lowered["accumulate"] = step.accumulate.lower(state, gradients, sums, batch, bits, step_moments)
+    lowered["apply"] = step.apply.lower(state, gradients, sums, step_moments)
+    if step_moments is not None:
       lowered["moments"] = step.moments.lower(state, batch, bits)
   return lowered, state, batch

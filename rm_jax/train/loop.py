@@ -1,4 +1,4 @@
-"""The training loop: it wires and delegates."""
+"""The training loop: wires data, model and run together, evaluates, logs and checkpoints."""
 
 import dataclasses
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class NotFiniteError(RuntimeError):
-  """Too many steps in a row, or all, had a gradient, loss or update that is not finite."""
+  """Too many steps in a row, or all of them, had a gradient, loss or update that is not finite."""
 
 
 class Stopped(RuntimeError):
@@ -46,17 +46,17 @@ class Stopped(RuntimeError):
 
 
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
-  """Trains as a config says, or goes on where `workdir` stopped; returns the summary.
+  """Trains as a config says, or resumes the run in `workdir`; returns the summary.
 
   Args:
     config: see configs/base.py.
-    workdir: gets config.json, metrics.jsonl, timing.jsonl, tensorboard/, model/, checkpoints/,
-      summary.json and report.png.
+    workdir: folder for config.json, metrics.jsonl, timing.jsonl, tensorboard/, model/,
+      checkpoints/, summary.json and report.png.
 
   Raises:
-    ValueError: config, files or data are not as they should be; nothing was overwritten.
-    Stopped: on SIGTERM or SIGINT (of several processes SIGTERM), after a checkpoint.
-    NotFiniteError: `train.max_skipped` steps in a row, or all there were, were skipped, for their
+    ValueError: something is wrong with the config, files or data; nothing was overwritten.
+    Stopped: after SIGTERM or SIGINT (with several processes only SIGTERM) and a checkpoint.
+    NotFiniteError: `train.max_skipped` steps in a row, or all steps, were skipped, because their
       gradient, loss or update was not finite.
   """
   began = time.perf_counter()
@@ -76,7 +76,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     log.info("data: %s", report)
     run = Run(config, mesh, model, train_set)
     loop = _Loop(run, workdir, heldout_set)
-    # Only now: a run that could not begin leaves nothing behind.
+    # Only now, so that a run that cannot begin leaves no files.
     if is_main():
       claim(workdir, config, model, {example.kind for example in train_set.examples})
     with jax.set_mesh(mesh):
@@ -95,7 +95,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
 
 
 def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-  """The summary of a run that is done, which is written, and its picture."""
+  """Writes the summary and the picture of a finished run; returns the summary."""
   run, workdir = loop.run, loop.workdir
   steps, skipped = int(run.state.step), run.skipped()
   summary = {
@@ -117,7 +117,7 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
       skipped,
       steps,
     )
-  # A few numbers each; but for a language-model head.
+  # Losses have a few numbers each, except for a language-model head, which is left out.
   own = {path: x for path, x in run.state.loss_params().items() if path != text_penalty.HEAD}
   if own:
     summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
@@ -129,15 +129,25 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
 
 
 class _Loop:
-  """Drives a run: `loop` takes its steps, evaluates, writes and saves."""
+  """Drives a run: `run_steps` takes its steps, evaluates, logs and saves.
+
+  Args:
+    run: the run; if there is a checkpoint in `workdir`, its state is replaced by that.
+    workdir: the run's folder.
+    heldout_set: what it is evaluated on.
+
+  Attributes:
+    report: the last held-out report.
+    scores: its scores, for the picture.
+  """
 
   def __init__(self, run: Run, workdir: Path, heldout_set: TokenDataset):
     self.run, self.config, self.workdir = run, run.config, workdir
     self.heldout_set = heldout_set
     self.report: dict[str, Any] | None = None
     self.scores = ()
-    self.skipped = 0  # steps in a row until now
-    # Of all tokens, and so made once.
+    self.skipped = 0  # steps in a row that were skipped
+    # Hashes of all tokens and labels, computed once.
     self.data = {"data": run.train_set.fingerprint(), "heldout": heldout_set.fingerprint()}
     self.heldout_shapes = plan_shapes(heldout_set.groups, 2048, run.packing)
     self.checkpoints = Checkpoints(
@@ -180,7 +190,7 @@ class _Loop:
       return
     self.run.state, position = found
     for key, name in (("data", "training"), ("heldout", "held-out")):
-      # Before there was a mark of the held-out data nothing was known of them.
+      # Old checkpoints have no fingerprint of the held-out data; there it is not compared.
       if position.get(key, self.data[key]) != self.data[key]:
         raise ValueError(
           f"{self.workdir}: its {name} data were other ones ({position[key]}, now "
@@ -189,13 +199,13 @@ class _Loop:
     self.skipped = position.get("skipped", 0)
     window = jax.device_get(self.run.state.window)
     if not all(np.isfinite(x).all() for x in window.values()):
-      # Of before such a step was skipped: it would be added to for ever.
+      # From a version that did not skip such steps: the sums would never be finite again.
       log.warning("%s: its metrics since the last line are not finite: left out", self.workdir)
       self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     log.info("resumed at step %d", int(self.run.state.step))
 
   def run_steps(self) -> dict[str, float | None]:
-    """Runs the steps that are left, and leaves `report` and `scores`; returns their speed."""
+    """Takes the steps that are left; sets `report` and `scores`, and returns the speed."""
     config = self.config.train
     first, last = int(self.run.state.step), config.steps
     writers = Writers(self.workdir, first, active=is_main())
@@ -210,7 +220,8 @@ class _Loop:
       for step, micros in zip(steps, ahead(self.run.prepare, steps), strict=True):
         with jax.transfer_guard("disallow"):
           before, pulse = pulse, self.run.step(micros)
-          # The step before is read now that this one is under way: devices never wait for the host.
+          # The previous step's result is fetched after this step was dispatched, so that devices do
+          # not wait for the host.
           self._check(before, step)
         done = step + 1
         clock.tick(done)
@@ -219,7 +230,7 @@ class _Loop:
           self._log(writers, bar, clock, done)
         bar.update()
         asked = asked_to_stop(signals.asked, done)
-        # Saved before it is judged: what goes wrong there, or takes long, costs no step.
+        # Saved before it is evaluated: an evaluation that fails, or is killed, costs no step.
         if end or asked or done % config.checkpoint_every == 0:
           with clock.pause():
             pulse = self._check(pulse, done)
@@ -233,7 +244,7 @@ class _Loop:
         if end or done % config.eval_every == 0:
           with clock.pause():
             self._evaluate(writers, done)
-    # Of a run that goes on, too: it was saved before this was said.
+    # Of a resumed run too: its state was saved before this error was raised the first time.
     if (steps := int(self.run.state.step)) and self.run.skipped() == steps:
       raise NotFiniteError(
         f"all {steps} steps were skipped, for their gradient, loss or update was not finite: the "
@@ -246,7 +257,10 @@ class _Loop:
     return {"pairs_per_second": clock.pairs_per_second()}
 
   def _unjudged(self, step: int) -> bool:
-    """Whether a run that goes on from a step has still to judge it, as one that went on would."""
+    """Whether the step that the run starts from should have been evaluated and was not.
+
+    So a resumed run writes the same lines as one that was never interrupted.
+    """
     if step and step % self.config.train.eval_every and step < self.config.train.steps:
       return False
     lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
@@ -274,7 +288,7 @@ class _Loop:
     window = jax.device_get(self.run.state.window)
     self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     values = window_metrics(window, self.run.sources)
-    # The schedule goes by the updates: a step that was skipped is none.
+    # The schedule is a function of the number of updates, which skipped steps are not.
     rate = float(self.run.schedule(done - self.run.skipped() - 1))
     values["learning_rate"] = None if values["gradient_norm"] is None else rate
     writers.write("metrics", done, values)
@@ -285,7 +299,7 @@ class _Loop:
     bar.set_postfix_str(f"loss {loss}, {known}{speed['tokens_per_second']:.0f} tokens/s")
 
   def _evaluate(self, writers: Writers | None, step: int) -> None:
-    """Held-out agreement now: `report` and `scores`, and a line in the metrics."""
+    """Evaluates on the held-out data: sets `report` and `scores`, and writes a line of metrics."""
     groups, examples = self.heldout_set.groups, self.heldout_set.examples
     if not groups:
       return
@@ -301,7 +315,7 @@ class _Loop:
     )
     bad = sum(not np.isfinite(one).all() for one in scores)
     if bad:
-      # The weights are finite and their scores are not: the run may still recover, or stops itself.
+      # Weights are finite here, but scores overflow. The run may recover, or stop by itself.
       why = f"the scores of {bad} of {len(scores)} examples are not finite"
       self.report, self.scores = {"kind": "comparison", "n": 0, "why": why}, ()
     else:

@@ -1,4 +1,4 @@
-"""What a run is made of: its packing, its state, its compiled step. `loop` drives it."""
+"""A run: its packing, state and compiled step, and taking one step. `loop` drives it."""
 
 import functools
 from collections.abc import Sequence
@@ -51,15 +51,15 @@ def abstract_state(
   *,
   sources: int = 1,
 ) -> TrainState:
-  """The state that a `Run` begins with as shapes, dtypes and shardings: nothing is made.
+  """The initial state of a `Run` as shapes, dtypes and shardings, without any arrays.
 
   Args:
     config: see configs/base.py.
     network: the model's.
-    own: shapes of the parameters that are the losses' own, 'loss/...' -> shape.
+    own: shapes of the losses' parameters, 'loss/...' -> shape.
     optimizer: from `make_optimizer`.
-    mesh: of real devices, or of a topology's that are not there.
-    sources: of how many sources the metrics are counted apart.
+    mesh: of real devices, or of those of a topology that is only described.
+    sources: of how many sources the metrics are kept apart.
   """
 
   def placed(shapes, shardings):
@@ -74,7 +74,7 @@ def abstract_state(
   params = placed(params, parameter_shardings(params, mesh))
   trained, frozen = split_frozen(params, frozen_patterns(config))
   moments = jax.eval_shape(optimizer.init, trained)
-  # eval_shape hands on an input's sharding; the optimiser's arrays have those of `like_parameters`.
+  # The shardings that eval_shape passes on from its inputs are not those of the real arrays.
   moments = placed(moments, like_parameters(moments, trained, mesh))
   everywhere = replicated(mesh)
   window = {
@@ -86,7 +86,7 @@ def abstract_state(
 
 
 def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
-  """How the `data` part of a config wants groups laid into rows, for the network's attention."""
+  """The packing that the `data` part of a config and the network's attention ask for."""
   data = config.data
   return Packing(
     share=data.share and network.causal,
@@ -102,23 +102,24 @@ def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
 def plan_shapes(
   groups: Sequence[Group], step_groups: int, packing: Packing
 ) -> tuple[tuple[Shape, ...], ...] | None:
-  """`batch.layout.plan` of a data set's groups; None where there are none."""
+  """`batch.layout.plan` of a data set's groups; None if there are none."""
   return plan(groups, step_groups, packing) if groups else None
 
 
 class Run:
-  """A run's state, and its step: `prepare` and `step`.
+  """A run's state and its step: `prepare` makes a step's micro-batches, `step` trains on them.
 
   Args:
     config: see configs/base.py.
     mesh: the devices.
     model: from `setup.build_model`.
-    train_set: what it learns from.
+    train_set: the training data.
 
   Attributes:
-    state: between two steps.
-    compiled: the step's parts.
-    features: of each group of `train_set` what enters the first trained layer, where that is kept.
+    state: the state between two steps.
+    compiled: the jitted functions of a step.
+    features: for each group of `train_set` the activations that enter the first trained layer, if
+      the layers below are frozen and their output is kept; else None.
   """
 
   def __init__(self, config: Any, mesh: Mesh, model: Model, train_set: TokenDataset):
@@ -137,7 +138,7 @@ class Run:
     self.key = jax.random.key(config.seed)
     schedule = make_schedule(config.optimizer)
     optimizer = make_optimizer(config.optimizer, schedule)
-    # For the log: as one program, not one for each of its operations.
+    # The log evaluates it: jitted, so that it is one program and not one for each operation.
     self.schedule = jax.jit(schedule)
     self.state = self._start(optimizer)
     self.compiled = compile_step(
@@ -157,7 +158,7 @@ class Run:
     if self.objective.text:
       params |= text_penalty.load_head(self.model, self.mesh)
     trained, frozen = split_frozen(params, frozen_patterns(self.config))
-    # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
+    # Without out_shardings, jit would replicate Adam's moments on every device.
     shardings = like_parameters(jax.eval_shape(optimizer.init, trained), trained, self.mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
     step = place_whole(np.zeros((), np.int32), self.mesh)
@@ -168,12 +169,12 @@ class Run:
     return place_whole(zero_window(len(self.sources)), self.mesh)
 
   def skipped(self) -> int:
-    """Steps until now that changed nothing, since something of them was not finite."""
+    """Number of steps so far that were skipped because something was not finite."""
     done, seen = jax.device_get((self.state.step, applied(self.state.optimizer)))
     return int(done) - int(seen)
 
   def micros(self, step: int) -> list[Micro]:
-    """How a step's groups are laid into micro-batches."""
+    """A step's groups, packed into micro-batches."""
     data = self.config.data
     chosen = step_groups(
       step, self.parts, self.rates, size=data.batch_groups, seed=self.config.seed
@@ -181,7 +182,10 @@ class Run:
     return pack(chosen, self.needs, self.shapes)
 
   def prepare(self, step: int) -> list[tuple[Batch, jax.Array]]:
-    """A step's micro-batches on the devices, each with a key's bits; may run ahead, in a thread."""
+    """A step's micro-batches on the devices, each with the bits of a key for dropout.
+
+    It does not depend on the state, so that it can run ahead, in a thread.
+    """
     micros = self.micros(step)
     key = jax.random.fold_in(jax.random.fold_in(self.key, 1), step)
     bits = np.asarray(jax.random.key_data(jax.random.split(key, len(micros))))
@@ -200,19 +204,21 @@ class Run:
     return placed
 
   def step(self, micros: Sequence[tuple[Batch, jax.Array]]) -> dict[str, jax.Array]:
-    """Dispatches a step of `prepare`'s micro-batches; what it returns is on its way.
+    """Dispatches a step on `prepare`'s micro-batches, without waiting for its result.
 
     Returns:
-      bool or float [] each: 'skipped', the step changed nothing; 'finite', so are its parameters.
+      scalars that are not computed yet: 'skipped', whether the step was; 'finite', whether the
+      parameters are after it.
     """
     compiled = self.compiled
     gradients, sums = compiled.zeros()
-    total = None
+    step_moments = None
     if self.objective.decorrelation:
       parts = [compiled.moments(self.state, batch, bits) for batch, bits in micros]
-      total = functools.reduce(jnp.add, parts)  # not `sum`, whose 0 comes from the host
+      # Not `sum`, whose initial 0 would be a transfer from the host.
+      step_moments = functools.reduce(jnp.add, parts)
     for batch, bits in micros:
-      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, total)
-    sums = compiled.checked(self.state.window, sums, total)
-    self.state, pulse = compiled.apply(self.state, gradients, sums, total)
+      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, step_moments)
+    sums = compiled.checked(self.state.window, sums, step_moments)
+    self.state, pulse = compiled.apply(self.state, gradients, sums, step_moments)
     return pulse | {"finite": compiled.finite(self.state.params)}
