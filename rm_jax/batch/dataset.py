@@ -80,5 +80,5 @@ class TokenDataset:
       digest.update(repr((group.kind, group.weight, group.pair_margin or 0.0)).encode())
       for name in _FEEDBACK:
         value = getattr(group, name)
-        digest.update(b"" if value is None else value.tobytes())
+        digest.update(b"" if value is None else np.asarray(value, np.float32).tobytes())
     return digest.hexdigest()

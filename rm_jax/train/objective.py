@@ -88,7 +88,7 @@ class Objective:
     key: jax.Array | None = None,
     step_moments: jax.Array | None = None,
   ) -> tuple[jax.Array, Scored]:
-    """A micro-batch's part of Σ_g w_g · L_g, and of the penalty on the whole step.
+    """A micro-batch's part of the numerator Σ_g w_g · L_g, and of the penalty on the whole step.
 
     Args:
       network: the model's.
@@ -100,7 +100,8 @@ class Objective:
         decorrelation.
 
     Returns:
-      (float32 [], of which only the gradient is of use: see `decorrelate`; what was scored).
+      (float32 [] to take the gradient of; its value is Σ_g w_g · L_g only without decorrelation,
+      what was scored).
     """
     params = dict(params)
     loss_params = params.pop("loss", None)
@@ -123,6 +124,7 @@ class Objective:
       penalty_BG, *text = self.text(h_BTD, head_of(params, loss_params), batch)
       loss_BG += penalty_BG
 
+    # Σ_g w_g · L_g, by source first, since the log tells sources apart.
     loss_S = sum_by_source(batch.weight * loss_BG, batch.source, sources)
     value = jnp.sum(loss_S)
     if step_moments is not None:
