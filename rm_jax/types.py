@@ -92,7 +92,7 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Array:
+class Spec:
   """Shape and dtype of one of `Batch`'s arrays, declared with the field itself.
 
   Packing, abstract batches and the check of a loss read these declarations (`ARRAYS`), so that a
@@ -132,49 +132,49 @@ class Batch:
   """
 
   # Token ids.
-  tokens: Annotated[jax.Array, Array("BT")]
+  tokens: Annotated[jax.Array, Spec("BT")]
   # Which of the row's groups the column is in, 1 .. G; 0 = padding.
-  group: Annotated[jax.Array, Array("BT")]
+  group: Annotated[jax.Array, Spec("BT")]
   # Which of the group's branches, 1 .. K; 0 = the shared prompt (or padding).
-  branch: Annotated[jax.Array, Array("BT")]
+  branch: Annotated[jax.Array, Spec("BT")]
   # Position of the token in its own prompt + response, for the position encoding.
-  position: Annotated[jax.Array, Array("BT")]
+  position: Annotated[jax.Array, Spec("BT")]
   # Column at which each reward is read.
-  marks: Annotated[jax.Array, Array("BGK")]
+  marks: Annotated[jax.Array, Spec("BGK")]
   # Which marks are real.
-  where: Annotated[jax.Array, Array("BGK", np.bool_)]
+  where: Annotated[jax.Array, Spec("BGK", np.bool_)]
   # Gains, higher is better.
-  labels: Annotated[jax.Array, Array("BGK", np.float32)]
+  labels: Annotated[jax.Array, Spec("BGK", np.float32)]
   # Weight of each group in the loss; 0 where there is no group.
-  weight: Annotated[jax.Array, Array("BG", np.float32)]
+  weight: Annotated[jax.Array, Spec("BG", np.float32)]
   # For mean pooling: the first column of the mean; the last one is the mark.
-  starts: Annotated[jax.Array | None, Array("BGK", optional=True)] = None
+  starts: Annotated[jax.Array | None, Spec("BGK", optional=True)] = None
   # Which of the group's responses the mark reads, from 0. Losses of steps need it.
-  response: Annotated[jax.Array | None, Array("BGK")] = None
+  response: Annotated[jax.Array | None, Spec("BGK")] = None
   # Kind of feedback, an index into `KINDS`.
-  kind: Annotated[jax.Array | None, Array("BG")] = None
+  kind: Annotated[jax.Array | None, Spec("BG")] = None
   # Which of the data set's sources the group is from, an index in their order.
-  source: Annotated[jax.Array | None, Array("BG")] = None
+  source: Annotated[jax.Array | None, Spec("BG")] = None
   # Tokens of the mark's response, without its prompt.
-  length: Annotated[jax.Array | None, Array("BGK")] = None
+  length: Annotated[jax.Array | None, Spec("BGK")] = None
   # The tokenizer's pair encoding (encoders only).
-  token_type: Annotated[jax.Array | None, Array("BT", optional=True)] = None
+  token_type: Annotated[jax.Array | None, Spec("BT", optional=True)] = None
   # By how much response i should beat j, in units of score.
-  pair_margin: Annotated[jax.Array | None, Array("BGKK", np.float32, optional=True)] = None
+  pair_margin: Annotated[jax.Array | None, Spec("BGKK", np.float32, optional=True)] = None
   # Weight with which i was seen preferred to j, and, symmetric, with which the two were seen tied.
   # Groups that were not asked for comparisons have those of their labels' order.
-  pairs: Annotated[jax.Array | None, Array("BGKK", np.float32, optional=True)] = None
-  ties: Annotated[jax.Array | None, Array("BGKK", np.float32, optional=True)] = None
+  pairs: Annotated[jax.Array | None, Spec("BGKK", np.float32, optional=True)] = None
+  ties: Annotated[jax.Array | None, Spec("BGKK", np.float32, optional=True)] = None
   # Column whose hidden state predicts this token, for the tokens of responses (for the first one,
   # the last column of the prompt). Decoders only, for the likelihood of text.
-  previous: Annotated[jax.Array | None, Array("BT", empty=-1, optional=True)] = None
+  previous: Annotated[jax.Array | None, Spec("BT", empty=-1, optional=True)] = None
   # Ratings on the model's attributes; NaN where not rated.
-  attributes: Annotated[jax.Array | None, Array("BGKA", np.float32, np.nan, optional=True)] = None
+  attributes: Annotated[jax.Array | None, Spec("BGKA", np.float32, np.nan, optional=True)] = None
   # Weight of the group for each member of an ensemble (bootstrap counts).
-  members: Annotated[jax.Array | None, Array("BGM", np.float32, optional=True)] = None
+  members: Annotated[jax.Array | None, Spec("BGM", np.float32, optional=True)] = None
   # Activations that enter the first trained layer, where the layers below are frozen and were run
   # beforehand. In the dtype of those activations.
-  hidden: Annotated[jax.Array | None, Array("BTD", np.float32, optional=True)] = None
+  hidden: Annotated[jax.Array | None, Spec("BTD", np.float32, optional=True)] = None
 
   # Attention's windows, `layout.Shape.windows`; None where each row is one window. Each is a tuple
   # with an int32 [B, R, L] for each window length L, R windows of it a row.
@@ -187,7 +187,7 @@ class Batch:
   places: jax.Array | None = None
 
 
-ARRAYS: dict[str, Array] = {
+ARRAYS: dict[str, Spec] = {
   name: hint.__metadata__[0]
   for name, hint in get_type_hints(Batch, include_extras=True).items()
   if hasattr(hint, "__metadata__")

@@ -25,7 +25,7 @@ from rm_jax.batch.layout import Micro, Packing, windows_of
 from rm_jax.types import ARRAYS, KINDS, Batch
 
 # Filled in every batch.
-ALWAYS = frozenset(name for name, array in ARRAYS.items() if not array.optional)
+ALWAYS = frozenset(name for name, spec in ARRAYS.items() if not spec.optional)
 # Optional arrays whose values are fields of a `Group`. A field that is declared optional in `Batch`
 # and has the same name in `Group` is packed without further code.
 FROM_GROUPS = frozenset(
@@ -88,7 +88,7 @@ def assemble(
   if features is not None:
     names |= {"hidden"}
     sizes["D"], dtypes["hidden"] = features[0].shape[-1], features[0].dtype
-  arrays = {name: _empty(name, sizes, dtypes.get(name)) for name in sorted(names)}
+  arrays = {name: _empty(name, sizes, dtypes.get(name)) for name in names}
 
   number = {name: s for s, name in enumerate(sources)}
   index_BG = np.full((shape.rows, shape.groups), -1, np.int64)
@@ -114,11 +114,11 @@ def assemble(
 
 
 def _empty(name: str, sizes: dict[str, int], dtype: Any = None) -> np.ndarray:
-  array = ARRAYS[name]
-  out = np.zeros(array.shape(sizes), dtype or array.dtype)
-  if array.empty:
-    out.fill(array.empty)
-  return out
+  spec = ARRAYS[name]
+  array = np.zeros(spec.shape(sizes), dtype or spec.dtype)
+  if spec.empty:  # 0 is what zeros are, without writing to memory
+    array.fill(spec.empty)
+  return array
 
 
 def _write_tokens(

@@ -18,7 +18,7 @@ from rm_jax.data.report import DataError, Report
 from rm_jax.models.config import is_classifier
 from rm_jax.reward.setup import Model
 from rm_jax.storage.remote import local
-from rm_jax.train.specs import parse_call, parse_loss, uses_ties
+from rm_jax.train.parse import parse_call, parse_loss, uses_ties
 from rm_jax.types import KINDS, Example
 from rm_jax.world import World
 

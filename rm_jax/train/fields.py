@@ -18,7 +18,7 @@ from rm_jax.data.formats import FORMATS
 from rm_jax.models.layers import REMAT
 from rm_jax.models.lora import MAPS
 from rm_jax.train.optimizer import make_optimizer, make_schedule
-from rm_jax.train.specs import check_loss, parse_loss
+from rm_jax.train.parse import check_loss, parse_loss
 from rm_jax.types import KINDS
 from rm_jax.world import World
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from rm_jax.losses import LOSSES, REGULARISERS
 from rm_jax.losses.moments import linearised, moments
 from rm_jax.models.network import Network
-from rm_jax.train.specs import check_output, parse_loss
+from rm_jax.train.parse import check_output, parse_loss
 from rm_jax.train.text_penalty import TextPenalty, head_of
 from rm_jax.train.window import sum_by_source
 from rm_jax.types import KINDS, Batch

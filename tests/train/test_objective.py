@@ -11,7 +11,7 @@ from configs.base import get_config
 from rm_jax.losses import LOSSES, Loss
 from rm_jax.losses.moments import penalty
 from rm_jax.train.objective import Objective
-from rm_jax.train.specs import check_loss, parse_loss, uses_ties
+from rm_jax.train.parse import check_loss, parse_loss, uses_ties
 from rm_jax.train.window import batch_sums, sum_by_source, window_metrics, zero_sums, zero_window
 from rm_jax.types import KINDS, Batch
 
