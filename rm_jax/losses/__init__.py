@@ -1,7 +1,6 @@
 """Losses and penalties: pure functions whose last axis is the list. Configs name them."""
 
 from rm_jax.losses import regularisers
-from rm_jax.losses.pairwise import logistic
 from rm_jax.losses.registry import LOSSES, Loss
 
 # Penalties (scores, where=) that the objective adds with their weights in a config. Those on text
@@ -12,4 +11,4 @@ REGULARISERS = {
   "spread": regularisers.spread,
 }
 
-__all__ = ["LOSSES", "REGULARISERS", "Loss", "logistic"]
+__all__ = ["LOSSES", "REGULARISERS", "Loss"]

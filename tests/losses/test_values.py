@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rm_jax.losses import LOSSES, logistic
+from rm_jax.losses import LOSSES
+from rm_jax.losses.pairwise import logistic
 from rm_jax.losses.process import aggregate
 
 nan = math.nan
