@@ -315,7 +315,8 @@ class _Loop:
     )
     bad = sum(not np.isfinite(one).all() for one in scores)
     if bad:
-      # Weights are finite here, but scores overflow. The run may recover, or stop by itself.
+      # The weights are finite (checked after each step) and yet scores overflow. That is reported
+      # and no error: the run may recover, or stop by itself.
       why = f"the scores of {bad} of {len(scores)} examples are not finite"
       self.report, self.scores = {"kind": "comparison", "n": 0, "why": why}, ()
     else:

@@ -120,7 +120,7 @@ def test_tokens_from_the_disk_or_made_are_the_same_run(whole, llama_folder, tmp_
     assert files(tmp_path / name) == files(whole[0])
     reports.append(summary["data"])
     if name == "made":
-      monkeypatch.setattr(cache, "outcomes", None)  # what is there is not made again
+      monkeypatch.setattr(cache, "unlabelled", None)  # what is there is not made again
   assert reports[0] == reports[1] == reports[2] == whole[1]["data"]
 
 
