@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.batch.group import Group, check_vocabulary, make_group
-from rm_jax.batch.tokenise import Sequence as Tokens
+from rm_jax.batch.tokenise import Tokens
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row

@@ -1,17 +1,19 @@
-"""What flows through the house: `Example` (text, on the host) and `Batch` (arrays, on the devices).
+"""The two records that everything passes on: `Example` (text) and `Batch` (arrays).
 
-A prompt with K responses is the unit, and the model reads a reward at each *mark*. A pair is K = 2,
-a ranking K > 2. Losses see `scores [..., K]`, labels and a `where` mask, so pairwise is a special
-case of the data and not of the code.
+A prompt with K responses is the unit, and the model reads a reward at each *mark*, a token of a
+response. A pair is K = 2, a ranking K > 2. Losses see `scores [..., K]`, labels and a `where` mask,
+so pairwise is a special case of the data and not of the code.
 
 Shape letters: B rows, T columns (tokens) of a row, G groups a row, K marks a group, D model width,
-A attributes.
+A attributes, M members of an ensemble.
 """
 
 import dataclasses
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 import jax
+import numpy as np
 
 
 class Message(TypedDict):
@@ -21,10 +23,10 @@ class Message(TypedDict):
   content: str
 
 
-# A string is taken as it is; messages go through the chat template.
+# A string is used as it is; messages are rendered by the chat template.
 Text = str | tuple[Message, ...]
 
-# Kinds of feedback: which losses can use it, and how it is evaluated.
+# Kinds of feedback. The kind decides which losses can learn from a group and how it is evaluated.
 KINDS = (
   "pair",  # two responses, one comparison
   "ranking",  # K responses: their order, or comparisons of some of them
@@ -42,27 +44,30 @@ class Example:
 
   Attributes:
     prompt: a string, or the messages before the responses. Never empty.
-    responses: K responses: strings where the prompt is one, else each one or more messages (the
-      first an assistant's; more where two conversations part before their last turn).
-    labels: a gain for each mark, finite; higher is better, always. A mark is a response, so there
-      are K, or a step, so there are as many as `steps` has. A pair is (1.0, 0.0). Zeros where
-      `attributes` says it all.
+    responses: K responses. Strings where the prompt is a string; else each is one or more messages,
+      the first an assistant's (more where two conversations differ before their last turn).
+    labels: a gain for each mark, finite; higher is always better. A mark is a response, so there
+      are K labels, or a step, so there are as many as `steps` has. A pair is (1.0, 0.0). Zeros
+      where the feedback is in `attributes`.
     kind: the kind of feedback, one of `KINDS`.
-    margin: by how much the better one should win, in units of score; None where not given.
+    margin: by how much the better one should win, in units of score; None where not given. Batches
+      call it `pair_margin`, since losses have an option `margin` for all pairs.
     weight: of the example in the loss, >= 0.
     source: name of the data set or file that it came from, for metrics by source.
-    origin: 'file:line' (or the like), for error messages.
-    conversation: what its conversation is known by (its first human turn): examples that share it
-      go to the same split and are resampled together in intervals.
-    truth: K true rewards where the world that made the example knows them, else None.
-    pairs: K x K, by what weight i was seen preferred to j: counts, or a probability p and 1 - p.
-      None where the order of the labels says it all.
-    ties: K x K, symmetric, by what weight i and j were seen tied; None where nobody was asked.
-    steps: for each response the texts of its steps, which it consists of; None where it is whole.
-    authors: who wrote each response (a model, a system), for reports alone; None where not known.
-    answers: the final answer that each response comes to, for votes; None where there is none.
-    judges: of two responses, what each annotator said, by name: 1.0 the first is better, 0.0 the
-      second, 0.5 a tie; for reports alone. None where it is not known who said what.
+    origin: 'file:line' or similar, for error messages.
+    conversation: identifies the conversation (by its first human turn). Examples that share it go
+      to the same split and are resampled together in intervals.
+    truth: K true rewards where the world that generated the example knows them, else None.
+    pairs: K x K; [i, j] is the weight with which i was seen preferred to j: counts, or a
+      probability p and 1 - p. None where the order of the labels says it all.
+    ties: K x K, symmetric; the weight with which i and j were seen tied. None where nobody was
+      asked about ties.
+    steps: for each response the texts of its steps, which make up the response; None where
+      responses are not in steps.
+    authors: who wrote each response (a model, a system), for reports only. None where not known.
+    answers: the final answer of each response, for majority votes; None where there is none.
+    judges: for two responses, what each annotator said, by name: 1.0 the first is better, 0.0 the
+      second, 0.5 a tie. For reports only; None where it is not known who said what.
     attributes: for each response its ratings, name -> a finite number, without those that nobody
       gave; None where the feedback is of another kind.
   """
@@ -86,70 +91,104 @@ class Example:
   attributes: tuple[dict[str, float], ...] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """Shape and dtype of one of `Batch`'s arrays, declared with the field itself.
+
+  Packing, abstract batches and the check of a loss read these declarations (`ARRAYS`), so that a
+  new field is declared once, in `Batch`.
+
+  Attributes:
+    axes: a shape letter (see the module) for each axis.
+    dtype: of the elements.
+    empty: the value where there is no token, group or mark.
+    optional: the array is made only for data or an objective that need it; otherwise it is None, so
+      that it costs neither memory nor transfer.
+  """
+
+  axes: str
+  dtype: Any = np.int32
+  empty: float = 0
+  optional: bool = False
+
+  def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape for the sizes of the axes' letters."""
+    return tuple(sizes[letter] for letter in self.axes)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Rows of tokens, each holding whole groups; the only batch there is.
+  """A micro-batch: rows of tokens, each holding whole groups. There is no other batch class.
 
-  A query column sees a key column when both are of one group, the key is prompt (branch 0) or of
-  the query's own branch, and, in a decoder, the key is not later. A group whose prompt is not
-  shared has no branch 0: each branch then holds its own copy of it. What is not used is None.
+  A group is an example's prompt and responses. A branch is one response within the group; branch 0
+  is the prompt, where the responses share it. A query column attends to a key column if both are in
+  one group, the key is prompt (branch 0) or of the query's own branch, and, in a decoder, the key
+  is not later. A group whose prompt is not shared has no branch 0: each branch then holds its own
+  copy of the prompt.
 
-  Attributes:
-    tokens: int32 [B, T], 0 where padding.
-    group: int32 [B, T], 1 .. G; 0 = padding.
-    branch: int32 [B, T], 1 .. K; 0 = shared prompt (or padding).
-    position: int32 [B, T], of the token in its own prompt + response.
-    marks: int32 [B, G, K], the column of each reward to read.
-    starts: int32 [B, G, K], where a reward is read from a mean, the first column of it; the last is
-      its mark.
-    where: bool [B, G, K], which marks are real.
-    labels: float32 [B, G, K], gains.
-    weight: float32 [B, G], of each group; 0 where there is none.
-    response: int32 [B, G, K], which of the group's responses a mark reads, from 0.
-    kind: int32 [B, G], index into `KINDS`.
-    source: int32 [B, G], which of the data set's sources the group is from, in their order.
-    length: int32 [B, G, K], tokens of the mark's response, its prompt not counted.
-    token_type: int32 [B, T], the tokenizer's pair encoding (encoders only).
-    pair_margin: float32 [B, G, K, K], by how much i should beat j.
-    pairs: float32 [B, G, K, K], by what weight i was seen preferred to j. Where a group's feedback
-      has none, those of its labels' order.
-    ties: float32 [B, G, K, K], symmetric, by what weight i and j were seen tied; likewise.
-    previous: int32 [B, T], the column whose hidden state predicts the token, of each response's own
-      tokens (of the first, the last of its prompt's); -1 elsewhere. Decoders only.
-    attributes: float32 [B, G, K, A], ratings on a model's attributes; NaN where there is none.
-    members: float32 [B, G, M], by how much the group counts for each member of an ensemble.
-    hidden: float [B, T, D], activations that enter the first trained layer, where the layers below
-      are frozen and were run beforehand.
-    windows: int32 [B, R, L] for each of a few lengths L: columns of the row, -1 where there is
-      none. Attention lies within them. None where a row is one window.
-    segments: int32 [B, R, L], likewise: the columns of a window that may see one another have the
-      same number; 0 where there is none.
-    places: int32 [B, T, C], where each column stands in the row's windows, those of `windows` laid
-      end to end: a shared prompt's columns may stand in several; -1 elsewhere.
+  Each field declares its axes, its dtype (int32 if none is given) and its value in padding (0 if
+  none is given). Arrays are numpy's on the host and jax's on the devices; all are sharded over B.
   """
 
-  tokens: jax.Array
-  group: jax.Array
-  branch: jax.Array
-  position: jax.Array
-  marks: jax.Array
-  where: jax.Array
-  labels: jax.Array
-  weight: jax.Array
-  starts: jax.Array | None = None
-  response: jax.Array | None = None
-  kind: jax.Array | None = None
-  source: jax.Array | None = None
-  length: jax.Array | None = None
-  token_type: jax.Array | None = None
-  pair_margin: jax.Array | None = None
-  pairs: jax.Array | None = None
-  ties: jax.Array | None = None
-  previous: jax.Array | None = None
-  attributes: jax.Array | None = None
-  members: jax.Array | None = None
-  hidden: jax.Array | None = None
+  # Token ids.
+  tokens: Annotated[jax.Array, Spec("BT")]
+  # Which of the row's groups the column is in, 1 .. G; 0 = padding.
+  group: Annotated[jax.Array, Spec("BT")]
+  # Which of the group's branches, 1 .. K; 0 = the shared prompt (or padding).
+  branch: Annotated[jax.Array, Spec("BT")]
+  # Position of the token in its own prompt + response, for the position encoding.
+  position: Annotated[jax.Array, Spec("BT")]
+  # Column at which each reward is read.
+  marks: Annotated[jax.Array, Spec("BGK")]
+  # Which marks are real.
+  where: Annotated[jax.Array, Spec("BGK", np.bool_)]
+  # Gains, higher is better.
+  labels: Annotated[jax.Array, Spec("BGK", np.float32)]
+  # Weight of each group in the loss; 0 where there is no group.
+  weight: Annotated[jax.Array, Spec("BG", np.float32)]
+  # For mean pooling: the first column of the mean; the last one is the mark.
+  starts: Annotated[jax.Array | None, Spec("BGK", optional=True)] = None
+  # Which of the group's responses the mark reads, from 0. Losses of steps need it.
+  response: Annotated[jax.Array | None, Spec("BGK")] = None
+  # Kind of feedback, an index into `KINDS`.
+  kind: Annotated[jax.Array | None, Spec("BG")] = None
+  # Which of the data set's sources the group is from, an index in their order.
+  source: Annotated[jax.Array | None, Spec("BG")] = None
+  # Tokens of the mark's response, without its prompt.
+  length: Annotated[jax.Array | None, Spec("BGK")] = None
+  # The tokenizer's pair encoding (encoders only).
+  token_type: Annotated[jax.Array | None, Spec("BT", optional=True)] = None
+  # By how much response i should beat j, in units of score.
+  pair_margin: Annotated[jax.Array | None, Spec("BGKK", np.float32, optional=True)] = None
+  # Weight with which i was seen preferred to j, and, symmetric, with which the two were seen tied.
+  # Groups that were not asked for comparisons have those of their labels' order.
+  pairs: Annotated[jax.Array | None, Spec("BGKK", np.float32, optional=True)] = None
+  ties: Annotated[jax.Array | None, Spec("BGKK", np.float32, optional=True)] = None
+  # Column whose hidden state predicts this token, for the tokens of responses (for the first one,
+  # the last column of the prompt). Decoders only, for the likelihood of text.
+  previous: Annotated[jax.Array | None, Spec("BT", empty=-1, optional=True)] = None
+  # Ratings on the model's attributes; NaN where not rated.
+  attributes: Annotated[jax.Array | None, Spec("BGKA", np.float32, np.nan, optional=True)] = None
+  # Weight of the group for each member of an ensemble (bootstrap counts).
+  members: Annotated[jax.Array | None, Spec("BGM", np.float32, optional=True)] = None
+  # Activations that enter the first trained layer, where the layers below are frozen and were run
+  # beforehand. In the dtype of those activations.
+  hidden: Annotated[jax.Array | None, Spec("BTD", np.float32, optional=True)] = None
+
+  # Attention's windows, `layout.Shape.windows`; None where each row is one window. Each is a tuple
+  # with an int32 [B, R, L] for each window length L, R windows of it a row.
+  # `windows`: the columns of the row that a window holds, -1 where it is empty.
   windows: tuple[jax.Array, ...] | None = None
+  # `segments`: columns of a window that may attend to one another have the same number; 0 = empty.
   segments: tuple[jax.Array, ...] | None = None
+  # int32 [B, T, C]: the inverse of `windows`. Up to C places of a column in the row's windows, all
+  # of them laid end to end; -1 where there are fewer. The columns of a shared prompt have several.
   places: jax.Array | None = None
+
+
+ARRAYS: dict[str, Spec] = {
+  name: hint.__metadata__[0]
+  for name, hint in get_type_hints(Batch, include_extras=True).items()
+  if hasattr(hint, "__metadata__")
+}

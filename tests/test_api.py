@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from rm_jax import RewardModel
 from rm_jax.api import _rows_by_prompt
 from rm_jax.batch.group import tokenise
-from rm_jax.batch.tokenise import Sequence as Tokens
+from rm_jax.batch.tokenise import Tokens
 from rm_jax.data.report import DataError, Report
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.hf import WeightsError, export_params

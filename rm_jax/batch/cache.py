@@ -1,17 +1,17 @@
-"""Tokens on the disk, so that the same texts are tokenised once: a data set's, memory-mapped.
+"""A cache of tokens on disk, memory-mapped, so that the same texts are tokenised once.
 
-An entry is a folder named by a hash of all that its tokens depend on: the texts, the tokenizer, the
-convention, the code that tokenises. It holds flat arrays and no labels: those are the examples', so
-that what is labelled or weighted anew is not tokenised anew.
+An entry is a folder whose name is a hash of all that its tokens depend on: the texts, the
+tokenizer, the convention, and the code that tokenises. It holds flat arrays and no labels. Labels
+come from the examples, so that data that were relabelled or reweighted are not tokenised again.
 
   tokens    int32 [tokens], all sequences end to end; token_type likewise (encoders)
-  sequence  int64 [sequences], where each ends in `tokens`
+  sequence  int64 [sequences], where each sequence ends in `tokens`
   marks     int32 [marks, 4]: index in its sequence, its sequence, tokens of the response, start
-  group     int64 [examples, 4]: ends in `sequence` and `marks`, shared ids, ids cut
+  group     int64 [examples, 4]: where each ends in `sequence` and `marks`, shared ids, ids cut
 
-Who adds an entry clears away what nobody needs: entries that were not read for 60 days; while all
-take more than 64 GiB together, those that were not read for longest, though none of the last week;
-and what processes that were killed left half made, once it lay untouched for a day.
+A process that adds an entry first removes old ones (`clear`): entries that were not read for 60
+days; if all together take more than 64 GiB, the least recently read, but none read within a week;
+and unfinished entries of processes that were killed, after a day.
 """
 
 import contextlib
@@ -25,15 +25,14 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rm_jax.batch import group, templates, tokenise
-from rm_jax.batch.group import Group, label, outcomes
+from rm_jax.batch.group import Group, label, unlabelled
 from rm_jax.batch.tokenise import TextEncoder
 from rm_jax.data.report import Report, RowError
 from rm_jax.storage.files import home
@@ -46,7 +45,7 @@ _DAY = 24 * 3600.0  # seconds
 _KEPT, _FRESH, _SCRATCH = 60 * _DAY, 7 * _DAY, _DAY
 _LARGEST = 64 * 2**30  # bytes of all entries
 _ENTRY = re.compile(r"[0-9a-f]{32}")
-# What a tokenizer goes by that neither its file nor its special tokens show.
+# Settings of a tokenizer that are neither in its file nor among its special tokens.
 _FLAGS = ("add_bos_token", "add_eos_token", "split_special_tokens")
 _ARRAYS = {
   "tokens": (np.int32, ()),
@@ -58,27 +57,32 @@ _ARRAYS = {
 
 
 def cache_folder(name: str) -> Path | None:
-  """The folder of `data.cache`: '' = $RM_JAX_TOKENS, or tokens/ beside the other caches; 'none'."""
+  """The folder that `data.cache` means; None for 'none'.
+
+  '' is $RM_JAX_TOKENS or, if that is not set, tokens/ beside the other caches.
+  """
   if name == "none":
     return None
   return Path(name or os.environ.get("RM_JAX_TOKENS") or home() / "tokens").expanduser()
 
 
 class DamagedError(ValueError):
-  """An entry is not as it was written."""
+  """An entry's bytes are not those that were written."""
 
 
-class Groups(Seq):
-  """The groups of a cached data set, each made from the disk's pages when it is asked for.
+class Groups(Sequence):
+  """The groups of a cached data set; each is made from memory-mapped arrays when it is asked for.
 
   Args:
     arrays: of the entry, memory-mapped.
-    examples: those that the groups are of, in order.
-    places: int [groups], which of the entry's examples each is.
-    attributes: the model's, in order.
+    examples: of the groups, in order.
+    places: int [groups], index of each in the entry, which also has the examples that are dropped.
+    attributes: names of the model's attributes, in order.
   """
 
-  def __init__(self, arrays: dict[str, np.ndarray], examples: Seq[Example], places, attributes):
+  def __init__(
+    self, arrays: dict[str, np.ndarray], examples: Sequence[Example], places, attributes
+  ):
     self._arrays, self._examples = arrays, examples
     self._places, self._attributes = places, tuple(attributes)
 
@@ -110,23 +114,23 @@ class Groups(Seq):
 
 
 def tokenise_cached(
-  examples: Seq[Example],
+  examples: Sequence[Example],
   encoder: TextEncoder,
   report: Report,
-  attributes: Seq[str] = (),
+  attributes: Sequence[str] = (),
   *,
   folder: Path | None,
-) -> tuple[Seq[Group], list[Example]]:
-  """As `group.tokenise`, and from the disk where the same texts were tokenised before.
+) -> tuple[Sequence[Group], list[Example]]:
+  """Does what `group.tokenise` does, with tokens from the cache if the texts are in it.
 
-  A folder that cannot be written to is warned of, and nothing is kept.
+  If the folder cannot be written to, a warning is logged and the tokens are not cached.
 
   Args:
     examples: of any kind.
     encoder: the model's.
-    report: counts what is dropped: the same, wherever the tokens come from.
-    attributes: the model's, in order.
-    folder: of the entries; None = none is read or written.
+    report: counts what is dropped; the same, whether the tokens come from the cache or not.
+    attributes: names of the model's attributes, in order.
+    folder: of the cache; None = no cache.
   """
   name = key(examples, encoder) if folder else None
   if name is None:
@@ -143,8 +147,8 @@ def tokenise_cached(
   return Groups(arrays, kept, np.asarray(places, np.int64), attributes), kept
 
 
-def key(examples: Seq[Example], encoder: TextEncoder) -> str | None:
-  """A hash of all that the tokens depend on; None where the tokenizer cannot be written down."""
+def key(examples: Sequence[Example], encoder: TextEncoder) -> str | None:
+  """A hash of all that the tokens depend on; None if the tokenizer cannot be serialised."""
   backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
   if not hasattr(backend, "to_str"):
     return None
@@ -157,7 +161,7 @@ def key(examples: Seq[Example], encoder: TextEncoder) -> str | None:
   def add(value: Any) -> None:
     digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
 
-  # The code too: nobody has to remember that a change of it makes old tokens wrong.
+  # The code as well, so that nobody has to remember to invalidate the cache when it changes.
   add(
     [Path(module.__file__).read_text(encoding="utf-8") for module in (group, tokenise, templates)]
   )
@@ -173,18 +177,18 @@ def key(examples: Seq[Example], encoder: TextEncoder) -> str | None:
 
 
 def _open_or_make(
-  path: Path, examples: Seq[Example], encoder: TextEncoder, report: Report
+  path: Path, examples: Sequence[Example], encoder: TextEncoder, report: Report
 ) -> tuple[dict[str, np.ndarray], dict[int, RowError]]:
   if opened := _whole(path):
     log.info("tokens: %d examples from %s", len(examples), path)
-    with contextlib.suppress(OSError):  # another's folder may be read and not be touched
+    with contextlib.suppress(OSError):  # another user's folder may be readable only
       os.utime(path / _HEADER)
     return opened
   clear(path.parent)
   scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=".tmp-"))
   try:
-    _write(scratch / "new", _strict(examples, outcomes(examples, encoder), report))
-    # Where there are no locks another may have been faster; its tokens are the same.
+    _write(scratch / "new", _strict(examples, unlabelled(examples, encoder), report))
+    # On a file system without locks another process may have been faster; its tokens are the same.
     if opened := _whole(path):
       return opened
     if path.exists():
@@ -196,15 +200,15 @@ def _open_or_make(
 
 
 def clear(folder: Path) -> None:
-  """Takes away what nobody needs any more: see the module. Others may use the folder meanwhile.
+  """Removes old entries (see the module), while other processes may use the folder.
 
-  An entry goes under its lock, so that nobody is about to open it; who has it open keeps its pages,
-  for the disk does so until they are let go.
+  An entry is removed under its lock, so that no process is about to open it. A process that has it
+  open keeps its pages: the file system keeps an unlinked file until it is closed.
   """
   now = time.time()
   entries = []
   for path in folder.iterdir():
-    with contextlib.suppress(OSError):  # gone meanwhile, or not ours to touch
+    with contextlib.suppress(OSError):  # removed meanwhile, or another user's
       if path.name.startswith(".tmp-") and now - _touched(path) > _SCRATCH:
         shutil.rmtree(path, ignore_errors=True)
       elif _ENTRY.fullmatch(path.name) and (path / _HEADER).is_file():
@@ -222,7 +226,7 @@ def clear(folder: Path) -> None:
     age = now - used
     if age > _KEPT or (total > _LARGEST and age > _FRESH):
       with contextlib.suppress(OSError), _locked(folder, path.name, wait=False):
-        if (path / _HEADER).stat().st_mtime == used:  # nobody read it meanwhile
+        if (path / _HEADER).stat().st_mtime == used:  # no process read it meanwhile
           gone = Path(tempfile.mkdtemp(dir=folder, prefix=".tmp-"))
           os.rename(path, gone / "old")
           shutil.rmtree(gone, ignore_errors=True)
@@ -231,12 +235,12 @@ def clear(folder: Path) -> None:
 
 
 def _touched(path: Path) -> float:
-  """When anything in a folder was last written."""
+  """When a folder, or anything in it, was last modified."""
   return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
 
 
 def _whole(path: Path) -> tuple[dict[str, np.ndarray], dict[int, RowError]] | None:
-  """The entry; None, with a warning, where it is damaged, and where there is none."""
+  """The entry; None if there is none or, with a warning, if it is damaged."""
   if not path.exists():
     return None
   try:
@@ -247,7 +251,7 @@ def _whole(path: Path) -> tuple[dict[str, np.ndarray], dict[int, RowError]] | No
 
 
 def _strict(examples, found, report: Report) -> Iterator[Group | RowError]:
-  """Where the first fault stops, it stops here, and not when all is tokenised."""
+  """Passes the groups on; a strict report stops at the first fault, and not after all is done."""
   for example, one in zip(examples, found, strict=True):
     if report.strict and isinstance(one, RowError):
       report.drop(one.reason, example.origin, one.detail)
@@ -256,15 +260,17 @@ def _strict(examples, found, report: Report) -> Iterator[Group | RowError]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
-  """One process makes an entry and the others of its host wait for it; a dead one holds nothing.
+  """Holds an entry's lock: one process makes the entry, the others on its host wait for it.
+
+  The lock is the kernel's, so that a process that dies releases it.
 
   Raises:
-    OSError: not to wait, and another holds it or the file system has no locks.
+    OSError: `wait` is False, and another process holds the lock or the file system has no locks.
   """
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / f"{name}.lock", "w") as file:
     if wait:
-      with contextlib.suppress(OSError):  # a file system without locks: each makes it, one is kept
+      with contextlib.suppress(OSError):  # no locks here: each process makes it and one is kept
         fcntl.flock(file, fcntl.LOCK_EX)
     else:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -272,7 +278,7 @@ def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
 
 
 def _write(path: Path, found: Iterable[Group | RowError]) -> None:
-  """Writes an entry as the groups come."""
+  """Writes an entry while the groups are made, so that they are never all in memory."""
   path.mkdir()
   dropped: dict[int, list[str]] = {}
   with contextlib.ExitStack() as stack:
@@ -309,10 +315,10 @@ def _write(path: Path, found: Iterable[Group | RowError]) -> None:
 
 
 def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[int, RowError]]:
-  """(arrays, what was dropped by its place) of an entry.
+  """(memory-mapped arrays, index in the entry -> why the example was dropped).
 
   Raises:
-    OSError, ValueError, KeyError, TypeError: it is damaged.
+    OSError, ValueError, KeyError, TypeError: the entry is damaged.
   """
   header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
   arrays = {}
@@ -321,11 +327,11 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[int, RowError]]:
     found = (path / name).stat().st_size
     if found != size:
       raise DamagedError(f"{name} has {found} bytes; expected {size}")
-    # numpy maps no empty file.
+    # numpy cannot map an empty file.
     mapped = np.memmap(path / name, np.uint8, mode="r") if size else np.empty(0, np.uint8)
     if hashlib.blake2b(mapped, digest_size=16).hexdigest() != wanted:
       raise DamagedError(f"{name} has not the bytes that were written")
-    # As a plain array: each slice of a memmap is one too, at ten times the cost.
+    # A plain array over the mapped memory: slices of a memmap are memmaps, ten times as slow.
     arrays[name] = np.asarray(mapped).view(dtype).reshape(-1, *shape)
   dropped = {int(i): RowError(*what) for i, what in header["dropped"].items()}
   return arrays, dropped

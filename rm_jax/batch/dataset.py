@@ -10,12 +10,23 @@ from rm_jax.batch.group import Group
 from rm_jax.errors import InputError
 from rm_jax.types import Example
 
+# Optional arrays of feedback, in the order in which they are hashed: a new one is hashed by itself.
+# The margin is hashed beside kind and weight; `starts` and `token_type` follow from the tokens.
+_FEEDBACK = [
+  field.name
+  for field in dataclasses.fields(Group)
+  if field.default is None and field.name not in ("pair_margin", "starts", "token_type")
+]
+
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-  """Groups, and the examples that they came from, in the same order.
+class TokenDataset:
+  """A data set as tokens.
 
-  `rates`: source -> its share of every step; 0 or not named where it comes by its size.
+  Attributes:
+    groups: of any length; perhaps read from the disk when one is asked for (`cache.Groups`).
+    examples: those that the groups came from, in the same order.
+    rates: source -> its share of every step. If none is given, sources are mixed by their size.
   """
 
   groups: Sequence[Group]
@@ -23,7 +34,9 @@ class Dataset:
   rates: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def parts(self, size: int) -> tuple[list[np.ndarray], list[float]]:
-    """What `iterate.step_groups` takes: one part, or one a source where sources have rates.
+    """The arguments (parts, rates) of `iterate.step_groups`.
+
+    That is one part with all groups, or one part a source where sources have rates.
 
     Args:
       size: groups of a step.
@@ -55,13 +68,18 @@ class Dataset:
     return dict(zip(attributes, rated_A.tolist(), strict=True))
 
   def fingerprint(self) -> str:
-    """Changes with any token, label or weight, so that a run does not resume on other data."""
+    """A hash of all tokens, labels and weights, so that a run does not resume on other data.
+
+    Checkpoints hold it, so it must stay what it was for data of old checkpoints: a new field adds
+    nothing to the hash where it is None.
+    """
     digest = hashlib.blake2b(digest_size=12)
     for group in self.groups:
       for ids in group.ids:
         digest.update(ids.tobytes())
       digest.update(group.labels.tobytes())
-      digest.update(repr((group.kind, group.weight, group.margin)).encode())
-      for matrix in (group.pairs, group.ties, group.attributes):
-        digest.update(b"" if matrix is None else matrix.tobytes())
+      digest.update(repr((group.kind, group.weight, group.pair_margin or 0.0)).encode())
+      for name in _FEEDBACK:
+        value = getattr(group, name)
+        digest.update(b"" if value is None else np.asarray(value, np.float32).tobytes())
     return digest.hexdigest()

@@ -1,38 +1,44 @@
-"""Fitting pieces into bins: which windows a row needs, what goes where, rows of given lengths."""
+"""Bin packing: which windows a row needs, which piece goes into which window, groups into rows."""
 
 import bisect
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import numpy as np
 
-# Sets of lengths of windows to choose from, as parts of the longest piece.
+# Sets of window lengths to choose from: the longest piece divided by these numbers.
 _PARTS = ((1,), (1, 2), (1, 3), (1, 1.2), (1, 2, 4), (1, 3, 6), (1, 1.2, 1.5), (1, 1.25, 2))
 
 
 def up(x: float, multiple: int) -> int:
-  """The least multiple that is not under x."""
+  """x rounded up to a multiple."""
   return int(-(-x // multiple)) * multiple
 
 
 def choose_windows(
   rows: list[list[int]], align: int, spare: float, alone: bool
 ) -> tuple[tuple[int, int], ...]:
-  """(length, how many a row) of windows that hold what any of some rows has to put into them.
+  """Chooses attention's windows for rows like these, so that attention costs the least.
 
-  Of a few sets of lengths the one that makes the least of attention's squares.
+  Shapes are static, so all rows have the same windows, and these must hold any row's pieces. A
+  window of length L costs about L² (`_cost`). Long windows waste their squares on short pieces, and
+  each different length must be compiled. So a few sets of lengths are tried, the number of windows
+  of each length is reduced to what the rows need, and the cheapest set is taken.
 
   Args:
-    rows: for each the lengths of its pieces.
-    align: see `layout.Packing`.
-    spare: what share of the rows need not fit.
-    alone: see `layout.Shape`.
+    rows: for each row the lengths of its pieces (groups or sequences).
+    align: lengths are multiples of it.
+    spare: share of the rows that need not fit (they take a larger shape).
+    alone: a window holds one piece at most.
+
+  Returns:
+    (length, number of windows a row), shortest first.
   """
   pieces = [w for row in rows for w in row]
   longest = up(max(pieces), align)
   best, least = (), float("inf")
   parts = (*_PARTS, (1, 1.5, 2, 3), (1, 1.5, 2, 3, 4, 6)) if alone else _PARTS
-  # Longer pieces than half of the longest have a window to themselves, which as many lengths as
-  # there are such pieces would fit.
+  # Besides fractions of the longest piece, quantiles of the pieces' lengths: a piece longer than
+  # half the longest has a window to itself, which fits best if its length is like the piece's.
   spread = [np.quantile(pieces, np.arange(1, n) / n, method="inverted_cdf") for n in (2, 3, 4, 5)]
   for found in [*([longest / part for part in few] for few in parts), *spread]:
     lengths = {max(up(length, align), min(longest, 4 * align)) for length in found}
@@ -42,7 +48,7 @@ def choose_windows(
     counts = np.max(laid, axis=0).tolist()
     counts = _fewest(rows, lengths, counts, spare, alone)
     cost = sum(count * _cost(n) for count, n in zip(counts, lengths, strict=True))
-    # Each length is compiled: one more has to save a fiftieth.
+    # Each length is compiled, so that one more must save at least 2 %.
     cost *= 1 + 0.02 * sum(map(bool, counts))
     if cost < least:
       least, best = cost, tuple((n, c) for n, c in zip(lengths, counts, strict=True) if c)
@@ -50,27 +56,27 @@ def choose_windows(
 
 
 def _cost(length: int) -> float:
-  # A column of a window costs attention's linear maps as well; by how much is a guess that no
-  # number but speed depends on.
+  # L² for the attention scores, and L for what is done to each column (gathering, softmax). The
+  # factor 300 is a guess; only speed depends on it.
   return length * (length + 300)
 
 
 def _fewest(
   rows: list[list[int]], lengths: list[int], counts: list[int], spare: float, alone: bool
 ) -> list[int]:
-  """Takes windows away, dearest first, while all rows but a share of `spare` still fit."""
+  """Removes windows, the longest first, as long as all rows but a share of `spare` still fit."""
   most = int(spare * len(rows))
   failed: set[int] = set()
 
   def without(size: int, count: int) -> set[int]:
-    """The rows that do not fit any more where so many windows of a size are left."""
+    """The rows that no longer fit if only `count` windows of a size are left."""
     fewer = [*counts[:size], count, *counts[size + 1 :]]
     windows = list(zip(lengths, fewer, strict=True))
     fits = (r in failed or place_windows(row, windows, alone) for r, row in enumerate(rows))
     return {r for r, fit in enumerate(fits) if not fit}
 
   for size in reversed(range(len(lengths))):
-    low, high = 0, counts[size]  # `high` is enough
+    low, high = 0, counts[size]  # bisection; `high` windows are known to be enough
     while low < high:
       middle = (low + high) // 2
       lost = without(size, middle)
@@ -83,19 +89,20 @@ def _fewest(
 
 
 def place_windows(
-  lengths: Seq[int], windows: Seq[tuple[int, int]], alone: bool = False
+  lengths: Sequence[int], windows: Sequence[tuple[int, int]], alone: bool = False
 ) -> list[tuple[int, int, int]] | None:
-  """Lays pieces into windows, best fit, longest first.
+  """Assigns pieces to windows: best fit, longest piece first.
 
   Args:
     lengths: of the pieces.
-    windows, alone: as `layout.Shape`'s.
+    windows, alone: see `layout.Shape`.
 
   Returns:
-    for each piece (size, an index into `windows`; which window of it; where it begins there), or
-    None where they do not fit.
+    for each piece (index into `windows`, which window of that length, where the piece begins in
+    it), or None if they do not fit.
   """
-  # (room left, size, which, begin) of the windows that have something in them.
+  # (room left, size, which, begin) of the windows in use, sorted: bisection finds the fullest
+  # window that still has room.
   begun: list[tuple[int, int, int, int]] = []
   used = [0] * len(windows)
   out = [(0, 0, 0)] * len(lengths)
@@ -118,8 +125,22 @@ def place_windows(
   return out
 
 
-def lay(columns: Seq[int], lengths: Seq[int], groups: Seq[int]) -> list[list[list[int]]]:
-  """Best fit, longest first. Returns for each row length its rows, each a list of group indices."""
+def lay(
+  columns: Sequence[int], lengths: Sequence[int], groups: Sequence[int]
+) -> list[list[list[int]]]:
+  """Assigns groups to rows of several lengths: best fit, longest group first.
+
+  A group goes into the fullest row that has room, else opens a row of the shortest length that
+  holds it.
+
+  Args:
+    columns: of each group.
+    lengths: of rows, ascending.
+    groups: the most groups of a row of each length.
+
+  Returns:
+    for each row length its rows, each a list of indices into `columns`.
+  """
   rows: list[list[list[int]]] = [[] for _ in lengths]
   free: list[tuple[int, int, int]] = []  # (columns left, which length, which row), sorted
   for i in sorted(range(len(columns)), key=columns.__getitem__, reverse=True):

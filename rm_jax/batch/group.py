@@ -1,14 +1,13 @@
-"""Groups: an example as tokens, its responses beginning with what they share."""
+"""Groups: an example as token sequences that begin with a shared prompt, and its feedback."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from rm_jax.batch.iterate import ahead
-from rm_jax.batch.tokenise import Sequence, TextEncoder, common_prefix
+from rm_jax.batch.tokenise import TextEncoder, Tokens, common_prefix
 from rm_jax.data.report import DataError, Report, RowError
 from rm_jax.errors import InputError
 from rm_jax.types import Example
@@ -21,36 +20,40 @@ _CHUNK = 512  # examples that the tokenizer is given at once
 class Group:
   """One example as tokens: K sequences that begin with the same `shared` ids.
 
+  Fields that are named as `Batch`'s optional arrays are packed under that name.
+
   Attributes:
     ids: K arrays int32 [N_k], each a whole prompt + response.
-    shared: leading ids that all K have and that are the prompt's own; one short of the shortest.
+    shared: number of leading ids that all sequences have and that belong to the prompt; less than
+      the length of the shortest sequence, so that every response has a token of its own.
     marks: int32 [M], index of each mark in its own sequence, never inside the shared part.
-    starts: int32 [M], in its own sequence, the first token of the mean that a mark is the last of;
-      None where marks are read alone.
     response: int32 [M], which of the K sequences each mark reads.
-    labels: float32 [M], gains.
+    labels: float32 [M], gains; None in a group that only has its tokens (see `label`).
     length: int32 [M], tokens of the mark's response.
-    kind: see `types.KINDS`.
-    source: its example's.
-    weight: of the group.
-    margin: by how much the better of two should win; 0 where not given.
+    kind: one of `types.KINDS`.
+    source: the example's.
+    weight: of the group in the loss.
+    pair_margin: by how much the better of two should win, in units of score; None where it is not
+      given, or 0.
     pairs, ties: float32 [M, M] (see `types.Example`), or None where the labels' order says it all.
-    attributes: float32 [M, A], ratings on a model's attributes, NaN where there is none; None where
-      the model has no attributes.
+    attributes: float32 [M, A], ratings on a model's attributes, NaN where not rated; None where the
+      model has no attributes.
     token_type: K arrays int32 [N_k], or None.
-    cut: ids left out of its sequences because they were too long.
+    starts: int32 [M], for mean pooling, index in its own sequence of the first token of the mean
+      whose last token is the mark; None with other pooling.
+    cut: number of ids that were left out because a sequence was too long.
   """
 
   ids: tuple[np.ndarray, ...]
   shared: int
   marks: np.ndarray
   response: np.ndarray
-  labels: np.ndarray
+  labels: np.ndarray | None
   length: np.ndarray
   kind: str = "pair"
   source: str = ""
   weight: float = 1.0
-  margin: float = 0.0
+  pair_margin: float | None = None
   pairs: np.ndarray | None = None
   ties: np.ndarray | None = None
   attributes: np.ndarray | None = None
@@ -59,7 +62,7 @@ class Group:
   cut: int = 0
 
   def columns(self, share: bool) -> int:
-    """Columns it takes in a row, its prompt stored once or with every response."""
+    """Columns that it takes in a row, its prompt stored once or with every response."""
     total = sum(len(ids) for ids in self.ids)
     return total - (len(self.ids) - 1) * self.shared if share else total
 
@@ -73,14 +76,29 @@ class Group:
     return (label > self.labels).astype(np.float32), equal.astype(np.float32)
 
 
-def make_group(sequences: Seq[Sequence], example: Example, attributes: Seq[str] = ()) -> Group:
-  """Puts an example's sequences together; `attributes` are a model's, in order."""
+def make_group(
+  sequences: Sequence[Tokens], example: Example, attributes: Sequence[str] = ()
+) -> Group:
+  """A group from an example and its tokenised responses.
+
+  Args:
+    sequences: one for each response.
+    example: the one that they are of.
+    attributes: names of the model's attributes, in order.
+  """
+  return label(join(sequences), example, attributes)
+
+
+def join(sequences: Sequence[Tokens]) -> Group:
+  """The sequences of one example as a group that has no labels yet."""
   shared = common_prefix([s.ids for s in sequences])
+  # Not beyond any prompt (tokens at its end may merge with the response, another way in each
+  # sequence), never a mark, and at least one token of each response stays its own.
   shared = min(shared, *(min(s.prompt, s.marks[0], len(s.ids) - 1) for s in sequences))
   counts = [len(s.marks) for s in sequences]
   types = tuple(s.token_type for s in sequences)
   starts = [s.starts for s in sequences]
-  tokens = Group(
+  return Group(
     ids=tuple(s.ids for s in sequences),
     shared=int(shared),
     marks=np.concatenate([s.marks for s in sequences]),
@@ -91,37 +109,36 @@ def make_group(sequences: Seq[Sequence], example: Example, attributes: Seq[str] 
     starts=None if starts[0] is None else np.concatenate(starts),
     cut=sum(s.cut for s in sequences),
   )
-  return label(tokens, example, attributes)
 
 
-def label(tokens: Group, example: Example, attributes: Seq[str] = ()) -> Group:
-  """A group of which only the tokens are set, with all that an example says of them."""
+def label(tokens: Group, example: Example, attributes: Sequence[str] = ()) -> Group:
+  """The group with the example's feedback; `tokens` has only what depends on the texts.
+
+  This is apart from `join`, because tokens are cached on disk and feedback is not: relabelled data
+  are not tokenised again.
+  """
 
   def matrix(value):
     return None if value is None else np.asarray(value, np.float32)
 
-  return Group(
-    ids=tokens.ids,
-    shared=tokens.shared,
-    marks=tokens.marks,
-    response=tokens.response,
+  return dataclasses.replace(
+    tokens,
     labels=np.asarray(example.labels, np.float32),
-    length=tokens.length,
     kind=example.kind,
     source=example.source,
     weight=example.weight,
-    margin=example.margin or 0.0,
+    pair_margin=example.margin or None,
     pairs=matrix(example.pairs),
     ties=matrix(example.ties),
     attributes=_ratings(example, attributes, len(tokens.marks)) if attributes else None,
-    token_type=tokens.token_type,
-    starts=tokens.starts,
-    cut=tokens.cut,
   )
 
 
 def check_vocabulary(groups: Iterable[Group], vocab: int) -> None:
-  """ValueError where a token is none of the model's: it would read another's embedding."""
+  """Raises ValueError if a token id is not in the model's vocabulary.
+
+  Gathers clamp an index that is out of range: it would silently read another token's embedding.
+  """
   largest = max((int(ids.max()) for g in groups for ids in g.ids if len(ids)), default=-1)
   if largest >= vocab:
     raise InputError(
@@ -130,7 +147,7 @@ def check_vocabulary(groups: Iterable[Group], vocab: int) -> None:
     )
 
 
-def _ratings(example: Example, attributes: Seq[str], marks: int) -> np.ndarray:
+def _ratings(example: Example, attributes: Sequence[str], marks: int) -> np.ndarray:
   if example.attributes is None:
     return np.full((marks, len(attributes)), np.nan, np.float32)
   rated = [[one.get(name, np.nan) for name in attributes] for one in example.attributes]
@@ -138,34 +155,47 @@ def _ratings(example: Example, attributes: Seq[str], marks: int) -> np.ndarray:
 
 
 def tokenise(
-  examples: Seq[Example], encoder: TextEncoder, report: Report, attributes: Seq[str] = ()
+  examples: Sequence[Example],
+  encoder: TextEncoder,
+  report: Report,
+  attributes: Sequence[str] = (),
 ) -> tuple[list[Group], list[Example]]:
   """Examples -> groups, and the examples that they came from, in order.
 
-  Dropped and counted in `report`: text that cannot be tokenised, groups whose sequences are all
-  equal once tokenised (a difference that was cut away would train on a loss of log 2 forever), and
+  Dropped and counted in `report`: text that cannot be tokenised; groups whose sequences are all
+  equal once tokenised (where the difference was cut away, the loss would stay log 2 forever); and
   feedback on none of the model's attributes.
 
   Args:
     examples: of any kind.
     encoder: the model's.
     report: counts what is dropped.
-    attributes: the model's, in order.
+    attributes: names of the model's attributes, in order.
 
   Raises:
-    DataError: feedback on attributes, and the model has none.
+    DataError: there is feedback on attributes and the model has none.
   """
-  groups, kept = keep(examples, outcomes(examples, encoder), report, attributes)
+  groups, kept = keep(examples, unlabelled(examples, encoder), report, attributes)
   return [label(g, e, attributes) for g, e in zip(groups, kept, strict=True)], kept
 
 
 def keep(
-  examples: Seq[Example],
+  examples: Sequence[Example],
   found: Iterable[Item | RowError],
   report: Report,
-  attributes: Seq[str] = (),
+  attributes: Sequence[str] = (),
 ) -> tuple[list[Item], list[Example]]:
-  """(what was found of the examples that are kept, those examples); see `tokenise`."""
+  """Drops and counts examples as `tokenise` says.
+
+  Args:
+    examples: of any kind.
+    found: for each example something that stands for its tokens, or why it has none.
+    report: counts what is dropped.
+    attributes: names of the model's attributes.
+
+  Returns:
+    (the items found for the examples that are kept, these examples).
+  """
   items, kept = [], []
   for example, one in zip(examples, found, strict=True):
     rated = {name for ratings in example.attributes or () for name in ratings}
@@ -185,11 +215,12 @@ def keep(
   return items, kept
 
 
-def outcomes(examples: Seq[Example], encoder: TextEncoder) -> Iterator[Group | RowError]:
-  """For each example its tokens, as a group without labels, or why there are none.
+def unlabelled(examples: Sequence[Example], encoder: TextEncoder) -> Iterator[Group | RowError]:
+  """For each example a group that has its tokens and no labels, or why it cannot be tokenised.
 
-  They depend on its texts alone. The texts are rendered a chunk ahead, in a thread: templates are
-  Python's work, and while the tokenizer works Python is free.
+  The result depends on the texts alone, so that it can be cached. Chat templates are rendered a
+  chunk ahead, in a thread: rendering is Python, and the tokenizer, which is Rust, releases Python's
+  lock while it works.
   """
 
   def prepare(start):
@@ -214,4 +245,4 @@ def outcomes(examples: Seq[Example], encoder: TextEncoder) -> Iterator[Group | R
           + (f" after {mine[0].cut} were cut; expected a larger max_length" if mine[0].cut else ""),
         )
       else:
-        yield make_group(mine, example)
+        yield join(mine)

@@ -1,6 +1,7 @@
-"""The order of a run: which groups a step sees is a function of (seed, step) and of nothing else.
+"""The order of a run: which groups a step sees is a function of (seed, step) alone.
 
-So there is no iterator state to save: a run that resumes at a step sees what it would have seen.
+So there is no iterator state to checkpoint: a run that resumes at a step sees the same groups as
+one that was never interrupted.
 """
 
 import collections
@@ -17,12 +18,15 @@ Result = TypeVar("Result")
 def step_groups(
   step: int, parts: Sequence[np.ndarray], rates: Sequence[float], *, size: int, seed: int
 ) -> np.ndarray:
-  """The groups of a step: of each part its share, in epochs of permutations, end to end.
+  """The groups of a step: a share of each part.
+
+  Each part is read in epochs of its own: permutation after permutation, end to end.
 
   Args:
     step: counted from 0.
-    parts: int arrays, which groups a part has; each is gone through in epochs of its own.
-    rates: a part's share of every step, summing to 1. To less than a group it holds at every step.
+    parts: int arrays, the groups of each part.
+    rates: each part's share of every step, summing to 1. After any number of steps a part has had
+      its share to within one group; the largest part has what the others leave.
     size: groups of a step.
     seed: of the permutations.
 
@@ -32,7 +36,7 @@ def step_groups(
   largest = int(np.argmax(rates))
 
   def taken(steps: int) -> np.ndarray:
-    """How many groups of each part the first `steps` steps have; the largest has what is left."""
+    """How many groups of each part the first `steps` steps have; the largest part has the rest."""
     counts = np.floor(np.asarray(rates) * (steps * size) + 1e-9).astype(np.int64)
     counts[largest] = 0
     counts[largest] = steps * size - counts.sum()
@@ -42,7 +46,8 @@ def step_groups(
   for p, (part, first, last) in enumerate(zip(parts, taken(step), taken(step + 1), strict=True)):
     wanted = np.arange(first, last)
     for epoch in np.unique(wanted // len(part)):
-      # The first part's key is the seed's own: what there is one part of has the order it had.
+      # The first part's key does not include its number, so that data with one part keep the order
+      # that they had before there were parts.
       key = [seed, int(epoch)] + ([p] if p else [])
       order = np.random.default_rng(key).permutation(len(part))
       chosen.append(part[order[wanted[wanted // len(part) == epoch] % len(part)]])
@@ -50,9 +55,9 @@ def step_groups(
 
 
 def bootstrap_counts(groups: int, members: int, seed: int) -> np.ndarray:
-  """How often each member of an ensemble has each group in its data set: float32 [groups, members].
+  """How often each group is in the bootstrap sample of each member of an ensemble.
 
-  Poisson(1) draws: the online bootstrap (Oza & Russell 2001).
+  Poisson(1) draws, the online bootstrap (Oza & Russell 2001); float32 [groups, members].
   """
   rng = np.random.default_rng([seed, members])
   return rng.poisson(1.0, (groups, members)).astype(np.float32)
@@ -61,7 +66,7 @@ def bootstrap_counts(groups: int, members: int, seed: int) -> np.ndarray:
 def ahead(
   function: Callable[[Item], Result], items: Iterable[Item], depth: int = 2
 ) -> Iterator[Result]:
-  """Maps in order, in a thread that is `depth` items ahead of who consumes it."""
+  """Maps a function in order, in a thread that works up to `depth` items ahead of the consumer."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     waiting = collections.deque()
     for item in items:

@@ -1,18 +1,28 @@
-"""How a step's groups are laid into rows of a few static shapes, and what attends to what in them.
+"""Packing: a step's groups into rows of a few static shapes, and rows into attention windows.
 
-A step is a number of groups, whatever the packing; it becomes one or more micro-batches, each of
-one of the planned shapes. Losses and gradients are sums over micro-batches, so how groups are laid
-into rows never changes a number.
+Why static shapes: XLA compiles a program for each shape, which takes from seconds to minutes. So
+`plan` looks at steps drawn from the data and fixes a few shapes that any step's micro-batches fit
+into with little padding; `pack` then lays each step into these.
 
-Linear maps see a row's tokens one by one and do not care how long it is, so training rows are long:
-one for each device, with hardly any padding. Attention sees *windows* of it: pieces, groups or
-sequences, one or more a window, gathered into squares of a few sizes; the rest of the row's square
-is never computed.
+A step is a number of groups, whatever the packing. It becomes one or more micro-batches. Losses and
+gradients are sums over micro-batches, so the packing never changes what is computed (only the order
+in which floats are added).
+
+Why long rows: linear maps work token by token, so a row's length does not matter to them, and one
+long row a device has almost no padding. Attention costs the square of its length, though, and
+tokens of different groups do not attend to one another. So attention works in *windows*: the
+columns of a row are gathered into squares of a few lengths, each holding one or more whole pieces
+(a piece is a group, or one of its sequences), and only these squares are computed:
+
+    row        g1 g1 g1 g2 g2 g2 g2 g2 g3 g3 .
+    windows    [g1 g1 g1 g3 g3] [g2 g2 g2 g2 g2]       2 · 5² scores and not 11²
+
+Scoring and unpacked rows are short, and a row is its own window.
 """
 
 import dataclasses
 import heapq
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,17 +30,22 @@ from rm_jax.batch.fit import choose_windows, lay, place_windows, up
 from rm_jax.batch.group import Group
 from rm_jax.errors import InputError
 
-# Steps drawn at random, to see what steps need: for each row length that is chosen by them.
+# Steps that `plan` draws at random to see what steps need, for each row length to be chosen.
 _DRAWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Static shape of a micro-batch: B rows of T columns, G groups a row, K marks a group.
+  """The static shape of a micro-batch.
 
   Attributes:
-    windows: (length, how many a row) of attention's windows, shortest first; () = each row is one.
-    copies: in how many windows of a row a column stands at most.
+    rows: B; a multiple of the number of devices that rows are sharded over.
+    columns: T, tokens of a row.
+    groups: G, places for groups in a row.
+    marks: K, places for marks in a group.
+    windows: (length, number a row) of attention's windows, shortest first; () = each row is one.
+    copies: in how many windows a column stands at most: 1, or the number of responses if their
+      shared prompt is copied into a window for each.
     alone: a window holds one piece at most.
   """
 
@@ -45,18 +60,19 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-  """How groups are laid into rows.
+  """How groups are to be laid into rows.
 
   Attributes:
     share: a group's prompt is stored once, its responses as branches (decoders only).
     pack: several groups a row; else one.
-    cells: about how many tokens a micro-batch holds for each of `multiple`.
-    multiple: of the row count: over how many devices rows are divided.
-    row_lengths: columns of the planned rows; empty = from the data.
+    cells: about how many tokens (padding included) a micro-batch has on each device.
+    multiple: number of devices that rows are sharded over; row counts are multiples of it.
+    row_lengths: columns of the planned rows; () = chosen from the data.
     shapes: how many row lengths are chosen from the data, at most.
-    windows: what attention's windows hold: whole 'sequences', for a kernel that knows no branches;
-      one sequence each, 'alone', for one that knows none but lengths; or the 'cheapest': groups,
-      but for those whose sequences are far less by themselves.
+    windows: what a piece, the content of attention's windows, is. 'sequences': prompt + response,
+      for kernels that have segment ids and no branches (splash). 'alone': the same, one a window,
+      for kernels that only have lengths (cuDNN). 'cheapest', for XLA with a mask: a whole group, or
+      its sequences if their squares are much smaller.
     align: columns of rows and windows are multiples of it.
   """
 
@@ -80,14 +96,14 @@ class Micro:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Need:
-  """What a group takes of a row: columns, and windows of these lengths."""
+  """What a group needs of a row: columns, and room in windows for pieces of these lengths."""
 
   columns: int
   windows: tuple[int, ...] = ()
 
 
 def windows_of(group: Group, packing: Packing) -> list[np.ndarray]:
-  """The windows of a group: of each its columns, int [length], counted from the group's first."""
+  """The pieces of a group: for each its columns, int [length], counted from the group's first."""
   shared = group.shared if packing.share else 0
   if not packing.pack:
     return []
@@ -97,29 +113,41 @@ def windows_of(group: Group, packing: Packing) -> list[np.ndarray]:
     end = at + len(ids) - shared
     sequences.append(np.concatenate([np.arange(shared), np.arange(at, end)]))
     at = end
-  # Twice, because the copies of a prompt cost more than their squares.
+  # One square with the prompt once, or a square for each response with a copy of the prompt. The
+  # factor 2 is for the copies, which cost gathering and projections besides their squares.
   whole = total**2 <= 2 * sum(len(s) ** 2 for s in sequences)
   return [np.arange(total)] if whole and packing.windows == "cheapest" else sequences
 
 
 def need(group: Group, packing: Packing) -> Need:
-  """What a group takes of a row."""
+  """What a group needs of a row."""
   windows = windows_of(group, packing)
   return Need(group.columns(packing.share), tuple(sorted(map(len, windows), reverse=True)))
 
 
-def _marks_and_copies(groups: Seq[Group], packing: Packing) -> tuple[int, int]:
+def _marks_and_copies(groups: Sequence[Group], packing: Packing) -> tuple[int, int]:
+  """(K, copies) of a `Shape` that holds any of the groups."""
   shared = [len(g.ids) for g in groups if packing.share and len(windows_of(g, packing)) > 1]
   return max(len(g.marks) for g in groups), max(shared, default=1)
 
 
-def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
-  """The few shapes that steps of a data set will need: the sizes of each row length.
+def plan(
+  groups: Sequence[Group], step_groups: int, packing: Packing
+) -> tuple[tuple[Shape, ...], ...]:
+  """Chooses the few shapes that the steps of a data set will be packed into.
+
+  Without `packing.pack` that is one row length with two row counts. With it, a shape is one row a
+  device. Steps are drawn at random and packed evenly; row lengths are chosen that save the most
+  padding on these, and for each length windows that hold what the rows of that length had.
 
   Args:
     groups: the data set's; not empty.
     step_groups: groups of a step.
     packing: see `Packing`.
+
+  Returns:
+    for each row length its shapes, ascending. Packed rows are a single tuple of shapes of all
+    lengths, the largest of which holds any group by itself.
 
   Raises:
     ValueError: `packing.row_lengths` are too short for the data, or `packing.shapes` is below 1.
@@ -143,18 +171,19 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
 
   rng = np.random.default_rng(0)
   cap = max(packing.row_lengths, default=max(up(longest, packing.align), packing.cells))
-  seen = []  # the rows of each micro-batch of the drawn steps
+  seen = []  # of each micro-batch of the drawn steps: its m rows, lists of groups
   for _ in range(max(4, min(_DRAWS * packing.shapes, 20_000 // size))):
     drawn = rng.choice(len(needs), size, replace=False).tolist()
     columns = [needs[i].columns for i in drawn]
     parts = -(-sum(columns) // (cap * m))
     while (rows := _balance(columns, parts * m, cap)) is None:
       parts += 1
+    # As `_pack_long` packs: the fewest micro-batches, all rows about equally full.
     laid = [[drawn[i] for i in row] for row in rows]
     seen += [laid[start : start + m] for start in range(0, len(laid), m)]
   filled = np.asarray([max(sum(needs[i].columns for i in row) for row in micro) for micro in seen])
   sizes = sorted(packing.row_lengths or _sizes(filled, longest, packing))
-  alone = [[[i]] for i in range(len(needs))]  # any group must fit by itself
+  alone = [[[i]] for i in range(len(needs))]  # any group must fit by itself into the last shape
   shapes, waiting = [], list(zip(seen, filled.tolist(), strict=True))
   for t in sizes:
     last = t == sizes[-1]
@@ -162,10 +191,12 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
     rows = [row for micro in fitting for row in micro] or [[0]]
     pieces = [[w for i in row for w in needs[i].windows] for row in rows]
     single = packing.windows == "alone"
+    # 6 % of the rows may go on to the next shape, so that a few unusual ones do not enlarge all.
     windows = choose_windows(pieces, packing.align, 0.0 if last else 0.06, single)
-    most = up(1.25 * max(map(len, rows)), 4)
+    most = up(1.25 * max(map(len, rows)), 4)  # steps that were not drawn may have more groups a row
     shape = Shape(m, t, most, marks, windows, copies if windows else 0, single)
-    # What does not fit takes the next larger shape, whose windows are made for it, too.
+    # Micro-batches that do not fit take the next larger shape, whose windows are then chosen for
+    # them as well.
     waiting = [
       (micro, fill)
       for micro, fill in waiting
@@ -176,7 +207,13 @@ def plan(groups: Seq[Group], step_groups: int, packing: Packing) -> tuple[tuple[
 
 
 def _sizes(filled: np.ndarray, longest: int, packing: Packing) -> list[int]:
-  """A few row lengths, each chosen to save the most padding of rows filled like these."""
+  """Chooses row lengths greedily, each to save the most padding of rows filled like these.
+
+  Args:
+    filled: int [N], tokens of the fullest row of each drawn micro-batch.
+    longest: columns of the largest group.
+    packing: see `Packing`.
+  """
   align = packing.align
   filled = np.asarray([up(f, align) for f in filled])
   sizes = [max(int(filled.max()), up(longest, align))]
@@ -188,16 +225,25 @@ def _sizes(filled: np.ndarray, longest: int, packing: Packing) -> list[int]:
   while len(sizes) < packing.shapes:
     best = min(np.unique(filled).tolist(), key=lambda size: padding([*sizes, size]))
     if padding([*sizes, best]) > padding(sizes) - 0.005 * filled.sum():
-      break
+      break  # it would save less than half a percent
     sizes.append(best)
-  # For what is left at the end of the data.
+  # One of half the length, for micro-batches that are smaller than those drawn.
   if len(sizes) < packing.shapes and sizes[0] > 8 * align:
     sizes.append(up(sizes[0] / 2, align))
   return sizes
 
 
-def _balance(columns: Seq[int], rows: int, cap: int) -> list[list[int]] | None:
-  """Lays groups into rows evenly, longest first; None where a row would be over `cap`."""
+def _balance(columns: Sequence[int], rows: int, cap: int) -> list[list[int]] | None:
+  """Lays groups into rows evenly: longest first, each into the row that is filled the least.
+
+  Args:
+    columns: of each group.
+    rows: their number.
+    cap: columns that a row has at most.
+
+  Returns:
+    for each row indices into `columns`; None if some row would exceed `cap`.
+  """
   out: list[list[int]] = [[] for _ in range(rows)]
   heap = [(0, row) for row in range(rows)]
   for i in sorted(range(len(columns)), key=lambda i: (-columns[i], i)):
@@ -210,10 +256,19 @@ def _balance(columns: Seq[int], rows: int, cap: int) -> list[list[int]] | None:
 
 
 def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
-  """Shapes that do not depend on the data, for scoring: calls with other texts compile nothing new.
+  """Shapes for scoring, which do not depend on the data: other texts need no new compilation.
 
-  Row lengths are 128, 256, 512, 1024, 1536, 2048, 3072 ... up to `longest`: of the long ones, whose
-  squares are dear, half steps as well. Row counts grow fourfold to the budget of cells.
+  Row lengths are 128, 256, 512, 1024, 1536, 2048, 3072 ... up to the first that holds `longest`:
+  powers of two and, from 1024 on, where attention's squares are expensive, half steps between them.
+  Row counts grow fourfold up to the budget of cells.
+
+  Args:
+    longest: columns of the largest group.
+    marks: K.
+    packing: see `Packing`.
+
+  Returns:
+    for each row length its shapes, ascending.
   """
   m = packing.multiple
   lengths = [128]
@@ -232,16 +287,18 @@ def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, .
   return tuple(shapes)
 
 
-def pack(groups: Seq[int], needs: Seq[Need], shapes: tuple[tuple[Shape, ...], ...]) -> list[Micro]:
-  """Lays groups into micro-batches.
+def pack(
+  groups: Sequence[int], needs: Sequence[Need], shapes: tuple[tuple[Shape, ...], ...]
+) -> list[Micro]:
+  """Packs a step's groups into micro-batches.
 
   Args:
     groups: the step's groups, as indices into the data set.
-    needs: what each group of the data set takes.
+    needs: what each group of the data set needs.
     shapes: from `plan` or `standing`.
 
   Returns:
-    micro-batches whose rows hold the same indices; every group is in exactly one row.
+    micro-batches whose rows hold these indices; every group is in exactly one row.
   """
   if shapes[0][0].windows:
     return _pack_long(groups, needs, shapes[0])
@@ -257,7 +314,8 @@ def pack(groups: Seq[int], needs: Seq[Need], shapes: tuple[tuple[Shape, ...], ..
   return micros
 
 
-def _fits(row: Seq[int], needs: Seq[Need], shape: Shape) -> bool:
+def _fits(row: Sequence[int], needs: Sequence[Need], shape: Shape) -> bool:
+  """Whether a row's groups fit: by number, by columns, and their pieces into the windows."""
   return (
     len(row) <= shape.groups
     and sum(needs[i].columns for i in row) <= shape.columns
@@ -266,8 +324,14 @@ def _fits(row: Seq[int], needs: Seq[Need], shape: Shape) -> bool:
   )
 
 
-def _pack_long(groups: Seq[int], needs: Seq[Need], sizes: tuple[Shape, ...]) -> list[Micro]:
-  """Rows that are all about as full, in as few micro-batches as hold them."""
+def _pack_long(
+  groups: Sequence[int], needs: Sequence[Need], sizes: tuple[Shape, ...]
+) -> list[Micro]:
+  """Packs into long rows: as few micro-batches as possible, all rows about equally full.
+
+  Equally full, because a step takes as long as its fullest device. Micro-batches are added until
+  each finds a shape that all of its rows fit into.
+  """
   groups = [int(g) for g in groups]
   columns = [needs[g].columns for g in groups]
   m, cap = sizes[-1].rows, sizes[-1].columns
@@ -275,7 +339,7 @@ def _pack_long(groups: Seq[int], needs: Seq[Need], sizes: tuple[Shape, ...]) -> 
   while True:
     rows = _balance(columns, parts * m, cap)
     micros = []
-    for start in range(0, parts * m, m) if rows is not None else ():
+    for start in range(0, parts * m, m) if rows is not None else ():  # None: a row is too long
       taken = tuple(tuple(groups[i] for i in row) for row in rows[start : start + m])
       if not any(taken):
         continue

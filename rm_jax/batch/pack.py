@@ -1,180 +1,211 @@
-"""Groups -> `Batch`: fills the arrays of a micro-batch that `layout` has planned."""
+"""Groups -> `Batch`: fills the arrays of a micro-batch that `layout` has planned.
 
-from collections.abc import Sequence as Seq
+A row is filled from left to right, group by group. Within a group the shared prompt comes first,
+then the responses as branches, each without its copy of the prompt:
+
+    ids of the sequences    p p p a a      p p p b b b
+    shared = 3              -> columns     p p p a a b b b
+    branch                                 0 0 0 1 1 2 2 2
+    position                               0 1 2 3 4 3 4 5
+    offset of a branch                     0, 2   (column - position, the same for all its tokens)
+
+The offset is what translates an index within a sequence (a mark, the first token of a mean) into a
+column of the row.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from rm_jax.batch.fit import place_windows
 from rm_jax.batch.group import Group
 from rm_jax.batch.layout import Micro, Packing, windows_of
-from rm_jax.types import KINDS, Batch
+from rm_jax.types import ARRAYS, KINDS, Batch
+
+# Filled in every batch.
+ALWAYS = frozenset(name for name, spec in ARRAYS.items() if not spec.optional)
+# Optional arrays whose values are fields of a `Group`. A field that is declared optional in `Batch`
+# and has the same name in `Group` is packed without further code.
+FROM_GROUPS = frozenset(
+  field.name for field in dataclasses.fields(Group) if field.name in ARRAYS.keys() - ALWAYS
+)
 
 
-def optional_fields(groups: Seq[Group]) -> frozenset[str]:
-  """Those of `Batch`'s optional arrays that a data set has something for."""
-  has = {
-    "token_type": any(g.token_type is not None for g in groups),
-    "starts": any(g.starts is not None for g in groups),
-    "pair_margin": any(g.margin for g in groups),
-    # Where some groups say whom they compare, the others' order is written out as well.
-    "pairs": any(g.pairs is not None or g.ties is not None for g in groups),
-    "attributes": any(g.kind == "attributes" for g in groups),
-  }
-  has["ties"] = has["pairs"]
-  return frozenset(name for name, found in has.items() if found)
+def optional_fields(groups: Iterable[Group]) -> frozenset[str]:
+  """The optional arrays of `Batch` that a data set has values for.
+
+  Asked once of the whole data set, and not of each micro-batch: whether an array is there is part
+  of the compiled program's signature, so that all micro-batches must agree.
+  """
+  found, rated = set(), False
+  for group in groups:
+    found.update(name for name in FROM_GROUPS if getattr(group, name) is not None)
+    rated |= group.kind == "attributes"
+  if not rated:  # a model with attributes has (missing) ratings in every group, pairs as well
+    found.discard("attributes")
+  # Losses take observed comparisons or the labels' order, one of them for the whole batch. Where
+  # some groups have observed ones, the order of the others is written out in the same form.
+  if found & {"pairs", "ties"}:
+    found |= {"pairs", "ties"}
+  return frozenset(found)
 
 
 def assemble(
   micro: Micro,
-  groups: Seq[Group],
+  groups: Sequence[Group],
   *,
   packing: Packing,
   fields: frozenset[str],
-  sources: Seq[str] = (),
-  features: Seq[np.ndarray] | None = None,
+  sources: Sequence[str] = (),
+  features: Sequence[np.ndarray] | None = None,
   members: np.ndarray | None = None,
 ) -> tuple[Batch, np.ndarray]:
   """Fills a micro-batch's arrays.
 
   Args:
-    micro: from `pack`.
+    micro: from `layout.pack`.
     groups: the data set's groups.
-    packing: as `layout.plan`'s.
-    fields: `optional_fields` of the whole data set: batches of the same arrays compile once. With
-      'previous', which no data set asks for by itself, `Batch.previous` is filled too.
-    sources: names that `Batch.source` counts by; none where it is not asked for.
-    features: for each group float [length, D], the activations of its columns (`Batch.hidden`).
-    members: float32 [groups, M], by how much each counts for each member (`Batch.members`).
+    packing: the one that `micro` was planned with.
+    fields: optional arrays to fill: `optional_fields` of the whole data set, and what the objective
+      needs beside them ('previous', or an array that stays empty).
+    sources: names that `Batch.source` counts by; empty if the metrics do not tell sources apart.
+    features: for each group float [columns, D], the activations of its columns (`Batch.hidden`).
+    members: float32 [groups, M], the weight of each group for each member (`Batch.members`).
 
   Returns:
-    (batch of numpy arrays, int [B, G]: which group of the data set stands where, -1 = none).
+    (batch of numpy arrays, int64 [B, G]: index of the group in the data set, -1 = none).
   """
-  shape, share = micro.shape, packing.share
-  B, T, G, K = shape.rows, shape.columns, shape.groups, shape.marks
-  tokens, group, branch, position = (np.zeros((B, T), np.int32) for _ in range(4))
-  marks, response, length = (np.zeros((B, G, K), np.int32) for _ in range(3))
-  where = np.zeros((B, G, K), bool)
-  labels = np.zeros((B, G, K), np.float32)
-  weight = np.zeros((B, G), np.float32)
-  kind, source = np.zeros((B, G), np.int32), np.zeros((B, G), np.int32)
-  number = {name: s for s, name in enumerate(sources)}
-  counts = None if members is None else np.zeros((B, G, members.shape[1]), np.float32)
-  index = np.full((B, G), -1, np.int64)
-  token_type = np.zeros((B, T), np.int32) if "token_type" in fields else None
-  pair_margin, pairs, ties = (
-    np.zeros((B, G, K, K), np.float32) if name in fields else None
-    for name in ("pair_margin", "pairs", "ties")
-  )
-  previous = np.full((B, T), -1, np.int32) if "previous" in fields else None
-  starts = np.zeros((B, G, K), np.int32) if "starts" in fields else None
-  attributes = None
+  shape, names = micro.shape, ALWAYS | fields
+  sizes = {"B": shape.rows, "T": shape.columns, "G": shape.groups, "K": shape.marks}
+  dtypes = {}
   if "attributes" in fields:
-    attributes = np.full((B, G, K, groups[0].attributes.shape[1]), np.nan, np.float32)
-  hidden = None
+    sizes["A"] = groups[0].attributes.shape[1]
+  if members is not None:
+    names |= {"members"}
+    sizes["M"] = members.shape[1]
   if features is not None:
-    width = features[0].shape[-1]
-    hidden = np.zeros((B, T, width), features[0].dtype)
+    names |= {"hidden"}
+    sizes["D"], dtypes["hidden"] = features[0].shape[-1], features[0].dtype
+  arrays = {name: _empty(name, sizes, dtypes.get(name)) for name in names}
 
-  windows = segments = places = None
-  if shape.windows:
-    windows, segments, places = _gather_windows(micro, groups, packing)
+  number = {name: s for s, name in enumerate(sources)}
+  index_BG = np.full((shape.rows, shape.groups), -1, np.int64)
   for b, row in enumerate(micro.rows):
     column = 0
     for g, i in enumerate(row):
-      one = groups[i]
-      shared = one.shared if share else 0
-      start = column
-      offset = np.zeros(len(one.ids), np.int64)  # column of a branch's position 0
-      for k, ids in enumerate(one.ids):
-        # The prompt goes with the first branch, as branch 0; the others begin after it.
-        first = shared if k else 0
-        end = column + len(ids) - first
-        offset[k] = column - first
-        tokens[b, column:end] = ids[first:]
-        position[b, column:end] = np.arange(first, len(ids))
-        branch[b, column:end] = k + 1
-        if token_type is not None:
-          token_type[b, column:end] = one.token_type[k][first:]
-        if previous is not None:
-          # A sequence that is all response has a first token that nothing predicts.
-          begin = max(1, len(ids) - one.length[one.response == k][0])
-          before = np.arange(begin - 1, len(ids) - 1)
-          at = np.where(before < shared, start, offset[k]) + before
-          previous[b, offset[k] + begin : end] = at
-        column = end
-      branch[b, start : start + shared] = 0
-      group[b, start:column] = g + 1
-      m = len(one.marks)
-      marks[b, g, :m] = offset[one.response] + one.marks
-      where[b, g, :m] = True
-      if starts is not None:
-        starts[b, g, :m] = offset[one.response] + one.starts
-      response[b, g, :m] = one.response
-      length[b, g, :m] = one.length
-      if counts is not None:
-        counts[b, g] = members[i]
-      source[b, g] = number[one.source] if number else 0
-      kind[b, g] = KINDS.index(one.kind)
-      labels[b, g, :m] = one.labels
-      weight[b, g] = one.weight
-      index[b, g] = i
-      if pair_margin is not None:
-        pair_margin[b, g] = one.margin
-      if pairs is not None:
-        pairs[b, g, :m, :m], ties[b, g, :m, :m] = one.comparisons()
-      if attributes is not None:
-        attributes[b, g, :m] = one.attributes
-      if hidden is not None:
-        hidden[b, start:column] = features[i]
-  batch = Batch(
-    tokens=tokens,
-    group=group,
-    branch=branch,
-    position=position,
-    marks=marks,
-    where=where,
-    labels=labels,
-    weight=weight,
-    starts=starts,
-    response=response,
-    kind=kind,
-    source=source,
-    length=length,
-    token_type=token_type,
-    pair_margin=pair_margin,
-    pairs=pairs,
-    ties=ties,
-    previous=previous,
-    attributes=attributes,
-    members=counts,
-    hidden=hidden,
-    windows=windows,
-    segments=segments,
-    places=places,
-  )
-  return batch, index
+      start, group = column, groups[i]
+      column, offsets = _write_tokens(arrays, b, start, group, share=packing.share)
+      arrays["group"][b, start:column] = g + 1
+      index_BG[b, g] = i
+      values = _values(group, offsets, fields) | {"source": number[group.source] if number else 0}
+      if members is not None:
+        values["members"] = members[i]
+      for name, value in values.items():
+        if value is not None:
+          arrays[name][(b, g, *_where(name, value, len(group.marks)))] = value
+      if features is not None:
+        arrays["hidden"][b, start:column] = features[i]
+  if shape.windows:
+    windows = _gather_windows(micro, groups, packing)
+    arrays |= dict(zip(("windows", "segments", "places"), windows, strict=True))
+  return Batch(**arrays), index_BG
+
+
+def _empty(name: str, sizes: dict[str, int], dtype: Any = None) -> np.ndarray:
+  spec = ARRAYS[name]
+  array = np.zeros(spec.shape(sizes), dtype or spec.dtype)
+  if spec.empty:  # 0 is what zeros are, without writing to memory
+    array.fill(spec.empty)
+  return array
+
+
+def _write_tokens(
+  arrays: dict[str, np.ndarray], b: int, start: int, group: Group, *, share: bool
+) -> tuple[int, np.ndarray]:
+  """Writes a group's tokens into row b from column `start` on, the shared prompt once.
+
+  Returns:
+    (the first column after the group; int64 [K], the offset of each branch, see the module).
+  """
+  shared = group.shared if share else 0
+  offsets, column = np.zeros(len(group.ids), np.int64), start
+  for k, ids in enumerate(group.ids):
+    # The first branch is written with the prompt in front of it, whose columns become branch 0
+    # below; the others begin after the prompt, at position `shared`.
+    first = shared if k else 0
+    end = column + len(ids) - first
+    offsets[k] = column - first
+    arrays["tokens"][b, column:end] = ids[first:]
+    arrays["position"][b, column:end] = np.arange(first, len(ids))
+    arrays["branch"][b, column:end] = k + 1
+    if "token_type" in arrays:
+      arrays["token_type"][b, column:end] = group.token_type[k][first:]
+    if "previous" in arrays:
+      # Of the response's own tokens, from `begin` on. A sequence without a prompt has a first token
+      # that nothing predicts. A token whose predecessor is in the shared prompt finds it in the
+      # group's first columns, any other one column to the left.
+      begin = max(1, len(ids) - group.length[group.response == k][0])
+      before = np.arange(begin - 1, len(ids) - 1)
+      at = np.where(before < shared, start, offsets[k]) + before
+      arrays["previous"][b, offsets[k] + begin : end] = at
+    column = end
+  arrays["branch"][b, start : start + shared] = 0
+  return column, offsets
+
+
+def _values(group: Group, offsets: np.ndarray, fields: frozenset[str]) -> dict[str, Any]:
+  """What a group writes into the arrays that are indexed by group, by the names of `Batch`."""
+  values = {name: getattr(group, name) for name in FROM_GROUPS & fields if name != "token_type"}
+  if "starts" in fields:
+    values["starts"] = offsets[group.response] + group.starts
+  if "pairs" in fields:
+    values["pairs"], values["ties"] = group.comparisons()
+  return values | {
+    "marks": offsets[group.response] + group.marks,
+    "where": np.ones(len(group.marks), bool),
+    "labels": group.labels,
+    "weight": group.weight,
+    "response": group.response,
+    "length": group.length,
+    "kind": KINDS.index(group.kind),
+  }
+
+
+def _where(name: str, value: Any, marks: int) -> tuple[slice, ...]:
+  """Where a value stands behind [b, g]: at the real marks of each K axis, on others everywhere.
+
+  A single number is for the whole group: it fills the axes that it does not have.
+  """
+  axes = ARRAYS[name].axes[2 : 2 + np.ndim(value)]
+  return tuple(slice(marks) if axis == "K" else slice(None) for axis in axes)
 
 
 def _gather_windows(
-  micro: Micro, groups: Seq[Group], packing: Packing
+  micro: Micro, groups: Sequence[Group], packing: Packing
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], np.ndarray]:
-  """`Batch.windows`, `Batch.segments` and `Batch.places` of a micro-batch."""
+  """`Batch.windows`, `Batch.segments` and `Batch.places` of a micro-batch.
+
+  The model gathers queries, keys and values of a row into its windows (`windows`), attends within
+  each window between columns of one segment, and gathers the results back (`places`). A prompt that
+  is shared by sequences in several windows has a copy in each.
+  """
   shape = micro.shape
   windows, segments = (
-    tuple(
-      np.full((shape.rows, count, length), nothing, np.int32) for length, count in shape.windows
-    )
-    for nothing in (-1, 0)
+    tuple(np.full((shape.rows, count, length), empty, np.int32) for length, count in shape.windows)
+    for empty in (-1, 0)
   )
   places = np.full((shape.rows, shape.columns, shape.copies), -1, np.int32)
-  # Where each size begins, the windows of a row laid end to end.
+  # `places` counts through all of a row's windows laid end to end, the shortest first: where each
+  # size begins.
   begins = np.cumsum([0, *(length * count for length, count in shape.windows)])
   for b, row in enumerate(micro.rows):
     pieces, start = [], 0
     for i in row:
       pieces += [start + columns for columns in windows_of(groups[i], packing)]
       start += groups[i].columns(packing.share)
-    copies = np.zeros(shape.columns, np.int64)
+    copies = np.zeros(shape.columns, np.int64)  # of each column until now
     placed = place_windows(list(map(len, pieces)), shape.windows, shape.alone)
     for n, (columns, (size, which, first)) in enumerate(zip(pieces, placed, strict=True)):
       end = first + len(columns)

@@ -1,9 +1,9 @@
-"""Chat templates: another's Jinja text, rendered within limits of work and size.
+"""Chat templates: Jinja programs from checkpoints, rendered within limits of time and memory.
 
-A template comes with a checkpoint, and whoever wrote it writes what the model reads. transformers'
-sandbox keeps it from files and from Python's inner parts, and not from never ending or from taking
-all memory. Here it is compiled in that same environment, so that it renders the same text, with
-every loop, call, operator and filter counted: what goes beyond is an error of the row.
+A template comes with a checkpoint and is not trusted. transformers' sandbox keeps it from files and
+from Python's internals, but not from looping forever or taking all memory. Here it is compiled in
+the same sandbox, so that it renders the same text, with every loop turn, call, operator and filter
+counted. A template that exceeds the limits is an error of the row.
 """
 
 import contextvars
@@ -15,31 +15,34 @@ from typing import Any
 
 from rm_jax.errors import InputError
 
-# Turns of loops, calls and operators of one rendering, beside what the messages allow: templates
-# that exist take some ten a turn, or look at every other turn for each.
+# Limit of loop turns, calls and operators in one rendering, plus an allowance for the messages
+# (`_Budget`): existing templates take about ten a message, or compare each message with all others.
 _STEPS = 200_000
-_SECONDS = 5.0  # of this thread's own work: a busy machine changes nothing
-# Characters of the largest text (elements of the largest list), and of all that are made on the
-# way, beside what the messages allow: a template that adds turn by turn makes turns²/2 of them.
-# A text of that size has some MB, and its tokens take a second: templates that exist add thousands.
+_SECONDS = 5.0  # of this thread's CPU time, which does not depend on how busy the machine is
+# Limit of characters of one text (or elements of one list), and of all texts and lists that are
+# made on the way, plus an allowance for the messages: a template that appends message by message
+# copies the text so far each time, turns²/2 messages in all. A text of a million characters takes
+# some MB and a second to tokenise; templates that exist add thousands.
 _LARGEST, _ALL = 2**20, 2**28
-_BITS = 2**16  # of a whole number
-_SOURCE = 2**20  # characters of a template: the longest that exist have some 20,000
+_BITS = 2**16  # limit for an integer
+_SOURCE = 2**20  # characters of a template; the longest existing ones have about 20,000
+# Format strings that ask for a wide field, or for a width given by an argument or a nested field.
 _FORMAT = re.compile(r"[%:{][^a-zA-Z%}]*\d{6}|%[^a-zA-Z%]*\*|\{[^{}]*\{")
 _WIDTHS = ("center", "ljust", "rjust", "zfill")
-# Filters that take long over each character or element: one step, whose time nothing can end.
+# Filters that take long for each character or element. A filter is one step, and its time cannot be
+# limited once it runs, so its input is.
 _SLOW = ("sort", "unique", "groupby", "dictsort", "urlize")
 _SLOW_LARGEST = 2**17
-# Filters that write out whatever they are given.
+# Filters that convert any value to text.
 _WRITE = ("string", "tojson", "pprint", "urlencode", "xmlattr", "escape", "e", "forceescape")
 
 
 class LimitError(Exception):
-  """A template takes more than any that renders a conversation needs."""
+  """A template takes more steps, time or memory than rendering a conversation can need."""
 
 
 class _Budget:
-  """What one rendering may still take."""
+  """What one rendering may still use; see `_STEPS` and the constants below it."""
 
   def __init__(self, size: int, turns: int):
     self.most = self.steps = _STEPS + 100 * turns + turns**2
@@ -55,25 +58,25 @@ class _Budget:
       raise LimitError(f"it takes more than {_SECONDS:.0f} seconds")
 
   def check(self, size: int) -> None:
-    """Whether a text or a list of this size may be made."""
+    """Raises LimitError if a text or a list of this size may not be made."""
     if size > self.largest:
       raise LimitError(f"it makes a text or a list of {size:,}; expected at most {self.largest:,}")
 
   def charge(self, size: int) -> None:
-    """Counts a text or a list of this size."""
+    """Subtracts a text or a list of this size from the budget."""
     self.check(size)
     self.all -= size
     if self.all < 0:
       raise LimitError("the texts and lists that it makes are too large together")
 
   def made(self, value: Any) -> Any:
-    """Counts a value that was made, where it is a text or a list."""
+    """Charges a result, if it is a text or a list, and returns it."""
     if isinstance(value, str | bytes | list | tuple):
       self.charge(len(value))
     return value
 
   def written(self, value: Any) -> int:
-    """About how many characters a value is when it is written out; stops where that is too many."""
+    """About how many characters a value has when converted to text; LimitError if too many."""
     total, waiting = 0, [value]
     while waiting:
       one = waiting.pop()
@@ -93,19 +96,20 @@ _BUDGET: contextvars.ContextVar[_Budget | None] = contextvars.ContextVar("budget
 
 
 def render(template: str, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
-  """A template's text of a conversation, as transformers' `apply_chat_template` renders it.
+  """Renders a conversation to the text that transformers' `apply_chat_template` gives.
 
-  May be called in any thread.
+  It is safe to call this in any thread.
 
   Args:
-    template: Jinja text.
+    template: Jinja source.
     messages: {role, content}.
-    variables: what else it may use: the tokenizer's special tokens, `add_generation_prompt`.
+    variables: what else the template may use: the tokenizer's special tokens,
+      `add_generation_prompt`.
 
   Raises:
-    jinja2.TemplateError: its syntax is wrong, or it refuses the messages.
-    Exception: of any other kind that Python's operators and methods raise; `LimitError` where it
-      takes too much.
+    jinja2.TemplateError: the syntax is wrong, or the template refuses the messages.
+    LimitError: the template exceeds a limit.
+    Exception: any other that Python's operators and methods raise in the template.
   """
   compiled = _compiled(template)
   size = sum(len(m["role"]) + len(m["content"]) for m in messages)
@@ -118,17 +122,18 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **variables: An
 
 
 def check(template: str, *, option: str = "chat_template", **variables: Any) -> None:
-  """Tries a template once, on a conversation of two turns.
+  """Renders a conversation of two turns, to find a broken template before the data are read.
 
-  What it refuses or finds missing may be there in other conversations: that is each row's business.
+  A template that refuses this conversation, or misses something in it, may render others: that is
+  not an error here, but one of each row it happens with.
 
   Args:
-    template: Jinja text.
-    option: how another is set, for the message.
-    variables: as `render` takes them.
+    template: Jinja source.
+    option: how another template can be set, for the message.
+    variables: as of `render`.
 
   Raises:
-    ValueError: no conversation can be rendered; the message says why.
+    ValueError: the template cannot render any conversation; the message says why.
   """
   from jinja2 import TemplateError, TemplateSyntaxError
 
@@ -154,7 +159,7 @@ def _compiled(template: str):
 
 @functools.cache
 def _environment():
-  """transformers' own environment, counted."""
+  """transformers' own Jinja environment, with counting added."""
   from jinja2 import nodes, pass_context
   from jinja2.sandbox import ImmutableSandboxedEnvironment
   from jinja2.visitor import NodeTransformer
@@ -165,7 +170,7 @@ def _environment():
     return node.set_lineno(line, override=True)
 
   class Counting(NodeTransformer):
-    """Writes a step into the body of each loop and macro, and makes `~` a call."""
+    """Inserts a counted call into the body of each loop and macro, and makes `~` a call."""
 
     def visit_For(self, node):
       self.generic_visit(node)
@@ -181,7 +186,7 @@ def _environment():
       return call("joined", node.nodes, node.lineno)
 
   class Counted(ImmutableSandboxedEnvironment):
-    """See the module. What is not listed here behaves as in transformers."""
+    """Counts steps and sizes; all else is inherited from transformers' environment."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
@@ -191,7 +196,7 @@ def _environment():
       return tree
 
     def turn(self, text):
-      _BUDGET.get().charge(text)  # the call of this counts the step
+      _BUDGET.get().charge(text)  # the step is counted by `call`, which calls this
 
     def joined(self, *parts):
       budget = _BUDGET.get()
@@ -213,7 +218,7 @@ def _environment():
       args = _check_method(budget, __obj, args, kwargs)
       return budget.made(super().call(__context, __obj, *args, **kwargs))
 
-  @pass_context  # with the context it is called when rendering alone, and not when compiling
+  @pass_context  # Jinja then calls it only when rendering, and not for constants when compiling
   def finalize(context, value):
     budget = _BUDGET.get()
     budget.charge(len(value) if type(value) is str else budget.written(value))
@@ -254,7 +259,7 @@ def _check_operator(budget: _Budget, operator: str, left: Any, right: Any) -> No
 def _check_format(budget: _Budget, form: str, *values: Any) -> None:
   if _FORMAT.search(form):
     raise LimitError("it formats to a width that is too large or comes from elsewhere")
-  # A field may be asked for many times.
+  # A value may be formatted many times.
   times = 1 + form.count("{") + form.count("%")
   budget.check(times * budget.written(values) + len(form) * 10**5 * bool(re.search(r"\d{5}", form)))
 
@@ -269,7 +274,11 @@ def _check_join(budget: _Budget, parts: Any, between: Any = "") -> None:
 
 
 def _check_method(budget: _Budget, function: Callable, args: Sequence, kwargs: Mapping) -> Sequence:
-  """The arguments with which a text's method may be called: what it makes is bounded before."""
+  """Bounds what a string's method will make, before it is called.
+
+  Returns:
+    the arguments to call it with (an iterator among them becomes a list, to be measured first).
+  """
   inner = getattr(function, "__wrapped__", function)
   text, name = getattr(inner, "__self__", None), getattr(inner, "__name__", "")
   if not isinstance(text, str | bytes):
@@ -292,8 +301,8 @@ def _check_method(budget: _Budget, function: Callable, args: Sequence, kwargs: M
 
 
 def _counted(name: str, function: Callable) -> Callable:
-  """A filter whose work is counted, and bounded before it is done."""
-  first = 1 if hasattr(function, "jinja_pass_arg") else 0  # where the filtered value stands
+  """Wraps a filter: counts a step, and bounds what the filter will make before it is called."""
+  first = 1 if hasattr(function, "jinja_pass_arg") else 0  # index of the filtered value
 
   @functools.wraps(function)
   def counted(*args, **kwargs):

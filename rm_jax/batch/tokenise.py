@@ -1,13 +1,12 @@
-"""Text -> token ids with a mark: the one place that decides what a model reads, and where.
+"""Text -> token ids with marks: the one place that decides what a model reads, and where.
 
-Training, scoring, export and server all go through `TextEncoder` with the `Convention` that is
-saved with the model, so that a score in production is the score that was trained.
+Training, scoring and export all go through `TextEncoder`, with the `Convention` that is saved with
+the model, so that a model is given in production what it was given in training.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,8 +16,8 @@ from rm_jax.data.report import RowError
 from rm_jax.errors import InputError
 from rm_jax.types import Message, Text
 
-# The dialogue form of Anthropic's HH data, for tokenizers that have no template of their own; with
-# it a parsed HH dialogue renders to its published text.
+# The dialogue form of Anthropic's HH data, for tokenizers that have no chat template. With it a
+# parsed HH dialogue renders to exactly its published text.
 HH_TEMPLATE = (
   "{% for m in messages %}"
   "{% if m['role'] == 'user' %}{{ '\n\nHuman: ' + m['content'] }}"
@@ -36,20 +35,21 @@ class Convention:
   """What was decided about tokens when the model was made; saved beside its weights.
 
   Attributes:
-    encoder: each response has its own copy of the prompt, joined by the tokenizer's pair encoding;
-      the mark is the first token. Else prompt and response are one text.
-    eos: 'append' puts the tokenizer's EOS after a response whose text does not already end in it;
+    encoder: for encoders. Prompt and response are joined by the tokenizer's pair encoding, and the
+      mark is the first token. Otherwise prompt and response are one text.
+    eos: 'append' adds the tokenizer's EOS to a response whose text does not already end in it;
       'none' adds nothing.
-    pooling: 'last' reads the last token; 'first' the first; 'hf' the rightmost token that is not
-      the pad token, as Hugging Face's sequence classifiers do; 'mean' the mean over the response's
-      own tokens, its EOS (an encoder's last separator) too, or over those of each step.
-    max_length: tokens of one prompt + response; a longer prompt is cut.
-    separator: stands behind every step of a solution, the last one too; its last token is the mark
-      of the step.
-    date: what a chat template that asks for today's date is told, as 'DD Mon YYYY': the same text
-      must have the same score tomorrow.
-    bos: 'add' puts before a chat template's text what the tokenizer itself puts before a string
-      (its BOS), where the text does not begin with it; 'template' leaves that to the template.
+    pooling: where the reward is read. 'last': the last token; 'first': the first token; 'hf': the
+      rightmost token that is not the pad token, as Hugging Face's sequence classifiers do; 'mean':
+      the mean over the response's own tokens including its EOS (an encoder's last separator), or
+      over the tokens of each step.
+    max_length: the most tokens of one prompt + response; a longer prompt is cut.
+    separator: text that follows every step of a solution, the last one included; its last token is
+      the step's mark.
+    date: the date that a chat template is given if it asks for today's, as 'DD Mon YYYY'. It is
+      fixed because the same text must have the same score tomorrow.
+    bos: 'add' puts what the tokenizer itself puts before a string (its BOS) before a chat
+      template's text, unless the text begins with it; 'template' leaves that to the template.
   """
 
   encoder: bool = False
@@ -73,17 +73,17 @@ class Convention:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sequence:
+class Tokens:
   """One prompt + response as tokens.
 
   Attributes:
-    ids: int32 [N], at most `Convention.max_length`.
-    prompt: how many leading ids are the prompt's own.
-    marks: int32 [M], indices of the tokens where rewards are read: one, or one a step.
-    token_type: int32 [N] where the tokenizer's pair encoding has one (encoders), else None.
-    cut: ids left out because the whole was too long.
-    starts: int32 [M], where a reward is read from a mean, the first token of it; the last is its
-      mark. Else None.
+    ids: int32 [N], N at most `Convention.max_length`.
+    prompt: number of leading ids that are the prompt's.
+    marks: int32 [M], indices of the tokens at which rewards are read: one, or one a step.
+    token_type: int32 [N] if the tokenizer's pair encoding has it (encoders), else None.
+    cut: number of ids that were left out because the whole was too long.
+    starts: int32 [M], with mean pooling the first token of each mean (the last is the mark); else
+      None.
   """
 
   ids: np.ndarray
@@ -94,8 +94,8 @@ class Sequence:
   starts: np.ndarray | None = None
 
 
-def common_prefix(sequences: Seq[np.ndarray]) -> int:
-  """Length of the longest prefix that all have."""
+def common_prefix(sequences: Sequence[np.ndarray]) -> int:
+  """Length of the longest common prefix."""
   shortest = min(len(s) for s in sequences)
   first = sequences[0][:shortest]
   for other in sequences[1:]:
@@ -106,15 +106,16 @@ def common_prefix(sequences: Seq[np.ndarray]) -> int:
 
 
 class TextEncoder:
-  """Renders, tokenises, cuts and marks.
+  """Renders text by the chat template, tokenises it, cuts it to length and sets the marks.
 
   Args:
     tokenizer: a Hugging Face tokenizer; its chat template renders messages.
     convention: see `Convention`.
-    option: how the caller sets what is missing, for errors; {0} is the option's name.
+    option: how the caller can set an option, for error messages; {0} is the option's name.
 
   Raises:
-    ValueError: the convention wants an EOS and the tokenizer has none.
+    ValueError: the convention wants an EOS and the tokenizer has none, or the chat template cannot
+      be rendered.
   """
 
   def __init__(self, tokenizer: Any, convention: Convention, *, option: str = "--config.model.{0}"):
@@ -127,28 +128,29 @@ class TextEncoder:
         "eos is 'append' and the tokenizer has no eos_token; set "
         f"{option.format('eos')} to 'none', or a tokenizer that has one"
       )
-    # The length is the convention's business: without this the tokenizer warns of its own limit.
+    # Lengths are limited by the convention; without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
     self.appends = appends
-    if isinstance(tokenizer.chat_template, str):  # not several by name, of which none may be ours
+    # Only a single template is checked: of several by name, the one in use is not known yet.
+    if isinstance(tokenizer.chat_template, str):
       said = option.format("chat_template").rstrip(",")
       templates.check(self._template(), option=said, **self._variables())
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
     adds = convention.bos == "add" and not convention.encoder
     self.bos = self._own_opening() if adds else self._opening[:0]
 
-  def sequences(self, pairs: Seq[tuple[Text, Text]]) -> list[Sequence | RowError]:
-    """Tokenises (prompt, response) pairs in one go; what fails is returned in its place."""
+  def sequences(self, pairs: Sequence[tuple[Text, Text]]) -> list[Tokens | RowError]:
+    """Tokenises (prompt, response) pairs; for a pair that cannot be tokenised, the reason."""
     return self.encoded(pairs, self.rendered(pairs))
 
-  def rendered(self, pairs: Seq[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
-    """The texts of (prompt, response) pairs, for `encoded`: (the prompt's, the whole), or why not.
+  def rendered(self, pairs: Sequence[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
+    """Renders (prompt, response) pairs for `encoded`: (prompt's text, whole text), or why not.
 
-    May be called in another thread than the rest.
+    It is safe to call this in another thread.
     """
     out, last, own = [], None, ""
     for prompt, response in pairs:
-      if last is None or prompt is not last:  # a group's responses have one prompt: rendered once
+      if last is None or prompt is not last:  # the responses of a group have one prompt object
         last, own = prompt, self._attempt(self._prompt, prompt)
       if isinstance(own, RowError):
         out.append(own)
@@ -158,13 +160,13 @@ class TextEncoder:
     return out
 
   def encoded(
-    self, pairs: Seq[tuple[Text, Text]], rendered: Seq[tuple[str, str] | RowError]
-  ) -> list[Sequence | RowError]:
-    """The tokens of pairs whose texts are there."""
+    self, pairs: Sequence[tuple[Text, Text]], rendered: Sequence[tuple[str, str] | RowError]
+  ) -> list[Tokens | RowError]:
+    """Tokenises pairs that were rendered by `rendered`; errors stay in their places."""
     good = [i for i, r in enumerate(rendered) if not isinstance(r, RowError)]
-    out: list[Sequence | RowError] = list(rendered)
+    out: list[Tokens | RowError] = list(rendered)
     encode = self._encode_pairs if self.convention.encoder else self._encode_texts
-    # Strings take the tokenizer's special tokens, a rendered template has brought its own.
+    # The tokenizer adds its special tokens to strings; a chat template's text has its own.
     for special in (True, False):
       mine = [i for i in good if isinstance(pairs[i][0], str) is special]
       for start in range(0, len(mine), 1024):
@@ -177,7 +179,7 @@ class TextEncoder:
   # Rendering.
 
   def _attempt(self, function: Callable[..., str], *args) -> str | RowError:
-    """A text that can be tokenised, or why it cannot."""
+    """Renders a text and checks that it is valid Unicode; otherwise returns the reason."""
     try:
       text = function(*args)
       text.encode("utf-8")
@@ -195,8 +197,13 @@ class TextEncoder:
       return prompt + response
     return self.render((*prompt, *response))
 
-  def render(self, messages: Seq[Message], *, generation: bool = False) -> str:
-    """The chat template's text of a conversation; `generation` adds the assistant's opening."""
+  def render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
+    """Renders a conversation; `generation` adds the template's opening of the assistant's turn.
+
+    Raises:
+      ValueError: the tokenizer has no chat template.
+      RowError: the template refuses the messages, or fails.
+    """
     if not self.tokenizer.chat_template:
       raise InputError(
         "the data holds messages and the tokenizer has no chat template; set "
@@ -213,7 +220,7 @@ class TextEncoder:
       )
     except TemplateError as error:
       raise RowError("template_error", f"the chat template refused the messages: {error}") from None
-    except Exception as error:  # whatever another's code comes to
+    except Exception as error:  # a template is someone else's code and may raise anything
       found = f"{type(error).__name__}: {error}"
       raise RowError("template_error", f"the chat template failed: {found}") from None
 
@@ -224,14 +231,14 @@ class TextEncoder:
     return {**self.tokenizer.special_tokens_map, "date_string": self.convention.date}
 
   def dated(self) -> str:
-    """What stands before a template's source, so that it is told the convention's date."""
-    # A macro of the name hides the function that would tell the template today's date.
+    """A macro to put before a template's source, so that it gets the convention's date."""
+    # The macro shadows transformers' function of the same name, which returns today's date.
     date = self.convention.date
     return "{% macro strftime_now(format) %}" + date + "{% endmacro %}"
 
   # Decoders: prompt and response are one text.
 
-  def _encode_texts(self, pairs, rendered, special: bool) -> list[Sequence | RowError]:
+  def _encode_texts(self, pairs, rendered, special: bool) -> list[Tokens | RowError]:
     whole = self._opened([full for _, full in rendered], special)
     prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
     own = dict(zip(prompts, self._opened(prompts, special), strict=True))
@@ -247,7 +254,7 @@ class TextEncoder:
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
 
   def _opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
-    """Ids of texts that nothing stands before: strings (`special`), or what a template rendered."""
+    """Tokenises whole texts, with their BOS: strings (`special`), or a chat template's texts."""
     done = self._ids(texts, special)
     if special or not len(self.bos):
       return done
@@ -257,7 +264,7 @@ class TextEncoder:
     ]
 
   def _own_opening(self) -> np.ndarray:
-    """What the tokenizer puts before every string: BOS, or nothing."""
+    """The ids that the tokenizer puts before every string: BOS, or none."""
     (whole,), (bare,) = self._ids(["a"], special=True), self._ids(["a"], special=False)
     for start in range(len(whole) - len(bare) + 1):
       if np.array_equal(whole[start : start + len(bare)], bare):
@@ -268,11 +275,11 @@ class TextEncoder:
     tokenizer = self.tokenizer
     if not self.appends or text.rstrip().endswith(tokenizer.eos_token):
       return ids
-    if len(ids) and ids[-1] == tokenizer.eos_token_id:  # the tokenizer adds one itself
+    if len(ids) and ids[-1] == tokenizer.eos_token_id:  # the tokenizer has added one itself
       return ids
     return np.append(ids, np.int32(tokenizer.eos_token_id))
 
-  def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Sequence | RowError:
+  def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Tokens | RowError:
     if not len(ids):
       return RowError("no_tokens", "prompt and response give no token; expected text")
     cut = 0
@@ -286,7 +293,14 @@ class TextEncoder:
     return self._sequence(ids, prompt, self._mark(ids), None, cut)
 
   def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
-    """Leaves out the prompt's oldest turns, then its oldest tokens; the response's end stays."""
+    """Cuts to `max_length`: the prompt's oldest turns, then its oldest tokens, then the response's.
+
+    BOS and a system turn before the oldest turn stay, and so does the end of the response, where
+    the mark is.
+
+    Returns:
+      (ids, number of leading ids that are the prompt's).
+    """
     limit = self.convention.max_length
     messages, response = pair
     opening = common_prefix([ids, self._opening])
@@ -299,7 +313,8 @@ class TextEncoder:
 
       turns, found = _shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
       ids, prompt = found or (ids, prompt)
-      # What stands before the first word of the oldest turn that is left: BOS, the system's turn.
+      # The ids before the content of the oldest turn that is left (BOS, the system's turn, the
+      # turn's header) are found by rendering the turns with other content: the common prefix.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
       opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
@@ -308,24 +323,28 @@ class TextEncoder:
       return ids, prompt
     if prompt - opening >= excess:
       return np.concatenate([ids[:opening], ids[opening + excess :]]), prompt - excess
-    # The response alone is too long: only its end fits, behind BOS where there is one.
+    # The response alone is too long: keep its end, after BOS if there is one.
     keep = min(common_prefix([ids, self._opening]), limit - 1)
     return np.concatenate([ids[:keep], ids[len(ids) - (limit - keep) :]]), keep
 
   # Solutions in steps.
 
-  def step_sequence(self, prompt: Text, steps: Seq[str]) -> Sequence | RowError:
-    """Tokenises a prompt and the steps of its solution, with a mark behind each step.
+  def step_sequence(self, prompt: Text, steps: Sequence[str]) -> Tokens | RowError:
+    """Tokenises a prompt and the steps of its solution, with a mark after each step.
 
-    Each step is tokenised by itself and followed by the same separator, so that the token at a mark
-    tells nothing: in one text, a separator may merge with what stands beside it.
+    Each step is tokenised by itself and followed by the separator's ids, so that all marks are the
+    same token. In one text, the tokenizer may merge a separator with its neighbours, and the token
+    at a mark would then say something about the step.
 
     Args:
-      prompt: a string, or messages, which the chat template opens an answer to.
+      prompt: a string, or messages, after which the chat template opens the assistant's turn.
       steps: at least one; none of them may be empty.
 
+    Returns:
+      the tokens, or why there are none.
+
     Raises:
-      ValueError: the model is an encoder, which reads one place only, or the separator is no token.
+      ValueError: the model is an encoder, which has a single mark, or the separator has no token.
     """
     if self.convention.encoder:
       raise InputError(
@@ -352,7 +371,7 @@ class TextEncoder:
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)
       first, own = self._opened([head + steps[0], head], special)
-      if special and len(first) and first[-1] == eos:  # put there by the tokenizer: it comes later
+      if special and len(first) and first[-1] == eos:  # added by the tokenizer; ours comes later
         first = first[:-1]
       return [np.append(first, separator), *rest], own
 
@@ -384,18 +403,18 @@ class TextEncoder:
     return self._sequence(ids, length, marks.astype(np.int32), None, full - len(ids))
 
   def _head(self, prompt: Text) -> tuple[list[Message], str]:
-    """A prompt's turns (none of a string), and its text up to where the answer begins."""
+    """(a prompt's turns, [] for a string; its text up to where the answer begins)."""
     if isinstance(prompt, str):
       return [], prompt
     return list(prompt), self.render(prompt, generation=True)
 
   # Encoders: the tokenizer's pair encoding.
 
-  def _encode_pairs(self, pairs, rendered, special: bool) -> list[Sequence]:
-    del pairs, special  # a pair encoding is special tokens and all, whatever the text came from
+  def _encode_pairs(self, pairs, rendered, special: bool) -> list[Tokens]:
+    del pairs, special  # the pair encoding always adds special tokens, to templates' texts too
     firsts, seconds = [], []
     for prompt, full in rendered:
-      if not full.startswith(prompt):  # a template whose generation prompt is not in the whole
+      if not full.startswith(prompt):  # the template's generation prompt is not in the whole text
         same = (a == b for a, b in zip(prompt, full, strict=False))
         prompt = full[: sum(itertools.takewhile(bool, same))]
       firsts.append(prompt)
@@ -407,7 +426,7 @@ class TextEncoder:
       ids = np.asarray(encoded.input_ids[i], np.int32)
       types = np.asarray(encoded.token_type_ids[i], np.int32)
       side = np.asarray([-1 if s is None else s for s in encoded.sequence_ids(i)])
-      # First the prompt's oldest tokens go, then the response's; the special ones stay.
+      # Cut are the prompt's oldest tokens, then the response's oldest; special tokens stay.
       candidates = np.concatenate([np.flatnonzero(side == 0), np.flatnonzero(side == 1)])
       excess = max(0, len(ids) - limit)
       keep = np.ones(len(ids), bool)
@@ -421,12 +440,12 @@ class TextEncoder:
       )
     return out
 
-  def _sequence(self, ids, prompt: int, marks: np.ndarray, token_type, cut: int) -> Sequence:
+  def _sequence(self, ids, prompt: int, marks: np.ndarray, token_type, cut: int) -> Tokens:
     starts = None
     if self.convention.pooling == "mean":
       own = np.append(np.int32(prompt), marks[:-1] + 1)
-      starts = np.minimum(own, marks).astype(np.int32)  # a response of no token has its mark alone
-    return Sequence(ids, prompt, marks, token_type, cut, starts)
+      starts = np.minimum(own, marks).astype(np.int32)  # without own tokens, the mark alone
+    return Tokens(ids, prompt, marks, token_type, cut, starts)
 
   def _mark(self, ids: np.ndarray) -> np.ndarray:
     mark = len(ids) - 1
@@ -439,10 +458,10 @@ class TextEncoder:
 
 
 def _without_oldest_turns(turns: list[Message]) -> list[list[Message]]:
-  """A conversation without its oldest exchange, without its oldest two, and so on.
+  """The conversation without its oldest exchange, without its oldest two, and so on.
 
-  System turns stay, where they stand; and a conversation goes on opening with whom it opened, for
-  templates insist on it. Without its last exchange there would be nothing left.
+  System turns stay in place. Each rest opens with the role that the conversation opened with, since
+  templates insist on that. The last exchange is never left out.
   """
   spoken = [i for i, m in enumerate(turns) if m["role"] != "system"]
   opener = turns[spoken[0]]["role"] if spoken else ""
@@ -453,22 +472,25 @@ def _without_oldest_turns(turns: list[Message]) -> list[list[Message]]:
 def _shortened(
   turns: list[Message], read: Callable[[list[Message]], Item], fits: Callable[[Item], bool]
 ) -> tuple[list[Message], Item | None]:
-  """(turns, what was read of them) without as few of the oldest exchanges as lets the rest fit.
+  """Leaves out as few of the oldest exchanges as possible, so that the rest fits.
 
-  Where no rest fits it is the shortest; where the template refuses a rest, as one that insists on
-  the first turn does, the last that it takes. Rests are tried from the shortest on, each with twice
-  the exchanges of the one before: of a conversation of any length, about as much is read as fits.
+  If no rest fits, the result is the shortest. Some templates refuse a conversation without its
+  first turn; then the result is the shortest rest that the template renders.
+
+  A long conversation must not be rendered as often as it has turns, so the search begins with the
+  shortest rest, doubles the number of exchanges until the rest no longer fits, and then bisects:
+  about as much text is rendered as fits.
 
   Args:
     turns: of the prompt, which is too long as it is.
-    read: raises RowError where the template refuses.
-    fits: of what was read; of fewer turns, if of more.
+    read: renders and tokenises turns; raises RowError if the template refuses them.
+    fits: whether that is short enough. If it is for some turns, it is for fewer.
 
   Returns:
-    The turns themselves and None where not one exchange may be left out.
+    (the turns that are left, `read` of them); all turns and None if no exchange can be left out.
   """
   rests = _without_oldest_turns(turns)
-  # `rests[i]` is good where it fits or is refused; so are all after it.
+  # `rests[i]` is good if it fits or is refused; all after it, which are shorter, are then good too.
   known: dict[int, Item | None] = {}
 
   def good(i: int) -> bool:
@@ -479,7 +501,7 @@ def _shortened(
       return True
     return fits(known[i])
 
-  low, high = -1, len(rests)  # the last that is known not to be good, the first that is
+  low, high = -1, len(rests)  # the last one known not to be good, the first one known to be
   i, width = len(rests) - 1, 1
   while i >= 0 and good(i):
     high, i, width = i, i - width, 2 * width
@@ -490,6 +512,6 @@ def _shortened(
       high = middle
     else:
       low = middle
-  # The first good one, unless it is refused or there is none: then the last before it.
+  # The first good one, or, if that was refused or there is none, the last before it.
   best = high if high < len(rests) and known[high] is not None else high - 1
   return (rests[best], known[best]) if best >= 0 else (turns, None)

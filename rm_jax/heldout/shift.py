@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.layout import Packing
 from rm_jax.heldout import intervals
 from rm_jax.metrics.correlation import auroc
@@ -36,8 +36,8 @@ def member_variance(scores_ML: Sequence[np.ndarray]) -> tuple[np.ndarray, np.nda
 def shift_report(
   network: Network,
   params: dict,
-  heldout: Dataset,
-  shifted: Dataset,
+  heldout: TokenDataset,
+  shifted: TokenDataset,
   *,
   mesh: Mesh,
   packing: Packing,
@@ -62,7 +62,7 @@ def shift_report(
 
 
 def separation(
-  scores: Sequence[Sequence[np.ndarray]], datasets: Sequence[Dataset]
+  scores: Sequence[Sequence[np.ndarray]], datasets: Sequence[TokenDataset]
 ) -> dict[str, Any]:
   """AUROC of the members' variance for telling shifted prompts from held-out ones.
 

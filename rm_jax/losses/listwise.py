@@ -1,7 +1,14 @@
 """Losses of whole lists. Each returns one value a list, float32 [...], 0 for a list without items.
 
-`where` and `weights` as `rm_jax.losses.compare` says; labels are gains, higher is better. All raise
-ValueError at a shape that does not fit or an option out of its range.
+`where` is what `rm_jax.losses.compare` says; labels are gains, higher is better. All raise
+ValueError if a shape does not fit or an option is out of its range.
+
+  >>> scores, labels = jnp.asarray([0.1, 0.9, 0.4]), jnp.asarray([1.0, 2.0, 0.0])
+  >>> where = jnp.ones(3, bool)
+  >>> print(f"{best_of_k(scores, labels, where=where):.4f}")  # -log softmax(scores)[1]
+  0.7207
+  >>> print(f"{plackett_luce(scores, labels, where=where):.4f}")  # and then 0 before 2
+  1.5750
 """
 
 import jax
@@ -10,7 +17,6 @@ import jax.numpy as jnp
 from rm_jax.errors import InputError
 from rm_jax.losses.compare import (
   check_range,
-  item_weights,
   mean_by,
   pair_weights,
   real_pairs,
@@ -23,19 +29,17 @@ def listnet(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   temperature: float = 1.0,
 ) -> jax.Array:
   """Cross-entropy of the softmax of scores from the softmax of labels.
 
-    −Σ_i q_i log p_i,  p = softmax(s),  q ∝ w_i exp(y_i / T),  Σ q = 1
+    −Σ_i q_i log p_i,  p = softmax(s),  q = softmax(y / T)
 
   Args:
     scores: float [..., K].
-    labels: float [..., K], gains, as log-odds of being best.
+    labels: float [..., K], gains, taken as log-odds of being the best.
     where: bool [..., K], which are real.
-    weights: float [..., K], of the items, in q.
-    temperature: T > 0 of the labels.
+    temperature: T > 0, divides the labels.
 
   Returns:
     float32 [...], one cross-entropy a list (Cao et al. 2007, top-one probability).
@@ -43,7 +47,7 @@ def listnet(
   check_range("temperature", temperature, 0.0, float("inf"), open_low=True)
   scores = real_scores(scores, labels, where)
   labels = jnp.where(where, labels.astype(jnp.float32), 0.0)
-  target = jnp.exp(_log_softmax(labels / temperature, where)) * item_weights(weights, where)
+  target = jnp.exp(_log_softmax(labels / temperature, where)) * where
   return mean_by(-_log_softmax(scores, where), target, (-1,))
 
 
@@ -52,22 +56,21 @@ def best_of_k(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
 ) -> jax.Array:
-  """−log softmax(s) at the best item; several best share the target by their weights.
+  """−log softmax(s) at the best item; the mean over them if several are best.
 
-    −Σ_{i best} w_i log softmax(s)_i / Σ_{i best} w_i
+    −Σ_{i best} log softmax(s)_i / #best
 
   Args: as in `listnet`, without a temperature.
 
   Returns:
-    float32 [...], one cross-entropy a list (the choice axiom, Luce 1959). A list whose items are
-    all best pulls its scores together.
+    float32 [...], one cross-entropy a list (the choice axiom, Luce 1959). If all items are best,
+    it is least where their scores are equal.
   """
   scores = real_scores(scores, labels, where)
   labels = jnp.where(where, labels.astype(jnp.float32), -jnp.inf)
   best = where & (labels == jnp.max(labels, axis=-1, keepdims=True))
-  return mean_by(-_log_softmax(scores, where), best * item_weights(weights, where), (-1,))
+  return mean_by(-_log_softmax(scores, where), best.astype(jnp.float32), (-1,))
 
 
 def plackett_luce(
@@ -75,7 +78,6 @@ def plackett_luce(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   top: int | None = None,
 ) -> jax.Array:
   """Negative log-likelihood of the order of the labels (ListMLE): best drawn first, then the next.
@@ -83,16 +85,17 @@ def plackett_luce(
     Σ_{t < top} log Σ_j b_tj exp(s_j) − s_(t)
 
   over stages t = 0, 1, ... in the order of labels; b_tj is 1 for the item (t) and those below it.
-  Ties follow Efron (1977), as in Cox regression: at the r-th stage of d tied items, r = 0 .. d − 1,
-  each of them is still there with b = 1 − r/d, and s_(t) is the mean of their scores: what their
-  order, unknown, would give on average. So no order among equals is invented, a permutation
-  changes nothing, and two tied items alone cost 2 log(e^a + e^b) − log 2 − a − b, least at a = b.
+
+  Ties are treated as by Efron (1977) in Cox regression: at the r-th stage of d tied items,
+  r = 0 .. d − 1, each of them has weight b = 1 − r/d, and s_(t) is the mean of their scores. This
+  approximates the average over the unknown orders of the tied items, so that the loss assumes no
+  order among them and does not depend on how they are listed. Two tied items with scores a, b cost
+  2 log(e^a + e^b) − log 2 − a − b, which is least at a = b.
 
   Args:
     scores: float [..., K].
     labels: float [..., K], gains.
     where: bool [..., K], which are real.
-    weights: float [..., K], of the items; a stage counts by its item's, mean 1 over the list.
     top: stages counted, at least 1; None counts all. 1 is `best_of_k`.
 
   Returns:
@@ -102,13 +105,12 @@ def plackett_luce(
   if top is not None and top < 1:
     raise InputError(f"top is {top}; expected at least 1, or None for all")
   scores = real_scores(scores, labels, where)
-  weights = item_weights(weights, where)
   k = scores.shape[-1]
   both = where[..., :, None] & where[..., None, :]
   lower = both & (labels[..., None, :] < labels[..., :, None])
   equal = both & (labels[..., None, :] == labels[..., :, None])
-  # An item stands for one stage. Which of its equals takes which is arbitrary and does not show:
-  # all else at a stage is the same for the whole tied group.
+  # Each item is given one stage. Which item of a tied group gets which of the group's stages is
+  # arbitrary and does not matter, since all else at these stages is the same for the whole group.
   before = equal & jnp.broadcast_to(jnp.tri(k, k=-1, dtype=bool), both.shape)
   size = jnp.maximum(jnp.sum(equal, axis=-1), 1)
   drawn = jnp.sum(before, axis=-1)
@@ -117,13 +119,16 @@ def plackett_luce(
 
   share = equal / size[..., :, None]
   mean = jnp.sum(share * scores[..., None, :], axis=-1)
-  weight = jnp.sum(share * weights[..., None, :], axis=-1)
-  weighted = jnp.sum(share * (weights * (scores - mean))[..., None, :], axis=-1)
-  # Scores from the stage's own mean: a clear order's small loss is no difference of large numbers.
+  # By the mathematics `total` is 1 and `own` is 0. They stay so that the rounding of losses and
+  # gradients, and with it the metrics of earlier runs, is what it was.
+  total = jnp.sum(share, axis=-1)
+  own = jnp.sum(share * (scores - mean)[..., None, :], axis=-1)
+  # Scores relative to the stage's mean: otherwise the small loss of a clear order would be the
+  # difference of two large numbers.
   logits = scores[..., None, :] - mean[..., :, None]
   logits = jnp.where(left > 0, logits + jnp.log(jnp.where(left > 0, left, 1.0)), -jnp.inf)
   logits = jnp.where(where[..., :, None], logits, 0.0)
-  cost = weight * jax.nn.logsumexp(logits, axis=-1) - weighted
+  cost = total * jax.nn.logsumexp(logits, axis=-1) - own
   counted = where if top is None else where & (stage < top)
   return jnp.sum(jnp.where(counted, cost, 0.0), axis=-1)
 
@@ -133,24 +138,25 @@ def lambda_ndcg(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   mu: float = 10.0,
 ) -> jax.Array:
-  """Logistic loss of each pair by what its swap would change in NDCG: NDCG-Loss2++ of LambdaLoss.
+  """Logistic loss of each pair, weighted by how much swapping it would change NDCG.
+
+  This is NDCG-Loss2++ of LambdaLoss:
 
     Σ_{y_i > y_j} (ρ_ij + μ δ_ij) |G_i − G_j| · −log σ(s_i − s_j)
     ρ_ij = |1/D(r_i) − 1/D(r_j)|,  δ_ij = |1/D(|r_i − r_j|) − 1/D(|r_i − r_j| + 1)|
     D(r) = log2(1 + r),  G_i = 2^y_i / maxDCG
 
-  r_i is the rank of item i by score, 1 the best, equal scores sharing their mean rank (and standing
-  one rank apart in δ). maxDCG counts gains from the list's lowest label, Σ (2^y − 2^min) / D, so
-  that ranks read as negative gains will do. The factor before the logarithm has no gradient.
+  r_i is the rank of item i by score, 1 for the best; items with equal scores have their mean rank
+  (and count as one rank apart in δ). maxDCG counts gains from the list's lowest label,
+  Σ (2^y − 2^min) / D, so that labels may be negative, such as ranks with their sign turned. The
+  factor before the logarithm has no gradient.
 
   Args:
     scores: float [..., K].
     labels: float [..., K], gains; equal labels make no pair.
     where: bool [..., K], which are real.
-    weights: float [..., K], of the items; a pair counts by the better's, mean 1 over the list.
     mu: μ >= 0, of NDCG-Loss2; 0 is LambdaRank (Burges et al. 2006).
 
   Returns:
@@ -159,7 +165,7 @@ def lambda_ndcg(
   """
   check_range("mu", mu, 0.0, float("inf"))
   scores = real_scores(scores, labels, where)
-  pairs = pair_weights(labels, where=where, weights=weights)
+  pairs = pair_weights(labels, where=where)
   s, others = jax.lax.stop_gradient(scores), real_pairs(where)
   above = others & (s[..., None, :] > s[..., :, None])
   level = others & (s[..., None, :] == s[..., :, None])
@@ -168,7 +174,7 @@ def lambda_ndcg(
   rho = jnp.abs(_discount(rank)[..., :, None] - _discount(rank)[..., None, :])
   factor = rho + mu * (_discount(gap) - _discount(gap + 1))
 
-  # From the highest label down, so that 2^y cannot overflow; the scale leaves with maxDCG.
+  # 2^(y - max) and not 2^y, which could overflow; the scale cancels in the division by maxDCG.
   top = jnp.max(jnp.where(where, labels, -jnp.inf), axis=-1, keepdims=True)
   gain = jnp.where(where, jnp.exp2(jnp.where(where, labels - top, 0.0)), jnp.inf)
   least = jnp.min(gain, axis=-1, keepdims=True)
@@ -187,7 +193,7 @@ def _discount(rank: jax.Array) -> jax.Array:
 
 
 def _log_softmax(scores: jax.Array, where: jax.Array) -> jax.Array:
-  """log softmax over the real ones, 0 at the others; finite, as is its gradient, if all are."""
+  """log softmax over the real items, 0 at the others; finite, with a finite gradient, always."""
   some = jnp.any(where, axis=-1, keepdims=True)
   logits = jnp.where(where, scores, jnp.where(some, -jnp.inf, 0.0))
   return jnp.where(where, jax.nn.log_softmax(logits, axis=-1), 0.0)

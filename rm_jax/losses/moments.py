@@ -1,9 +1,9 @@
-"""A penalty on a whole step: squared correlation of score with length.
+"""A penalty on a whole step: the squared correlation of score with length.
 
-A correlation is not a mean over lists, so that no sum over micro-batches of a penalty gives it. Its
-moments are sums: add `moments` of all micro-batches (and devices), then give each micro-batch the
-gradient of `linearised` at the total. By the chain rule the sum is the gradient of the one batch:
-dP/dθ = Σ_m dP/dM · dm/dθ with M = Σ m.
+A correlation is not a mean over lists, so it is no sum of penalties over micro-batches. But it is a
+function of moments, and these are sums. First the `moments` of all micro-batches (and devices) are
+added up; then each micro-batch takes the gradient of `linearised` at the total. By the chain rule
+these gradients add up to that of the whole step, dP/dθ = Σ_m dP/dM · dm/dθ with M = Σ m.
 """
 
 import jax
@@ -26,13 +26,13 @@ def moments(
     scores: float [..., K].
     lengths: [..., K], in tokens (or their logarithm).
     where: bool [..., K], which are real; the others add neither value nor gradient.
-    weights: float [..., K], of each item, as they are: a step's sums must not know its lists. None
-      is 1.
-    center: numbers taken off scores and lengths first, the same in every micro-batch. The penalty
-      does not depend on them but its rounding does: near the means it is best.
+    weights: float [..., K], of each item, not normalised over its list; None is 1.
+    center: numbers that are subtracted from scores and lengths first, the same in every
+      micro-batch. The penalty does not depend on them, but its rounding does: it is least if they
+      are near the means.
 
   Raises:
-    ValueError: at a shape that does not fit.
+    ValueError: a shape does not fit.
   """
   check_shape("lengths", lengths, scores.shape)
   check_shape("where", where, scores.shape)
@@ -45,15 +45,16 @@ def moments(
   return jnp.stack([jnp.sum(w * x) for x in (jnp.ones_like(s), s, l, s * s, l * l, s * l)])
 
 
-# A variance under this share of its mean square is rounding in float32 and counts as none.
+# A variance below this share of the mean square is indistinguishable from rounding in float32, and
+# counts as 0.
 NEGLIGIBLE = 1e-5
 
 
 def penalty(total: jax.Array) -> jax.Array:
   """Squared Pearson correlation of score and length, from the moments of a whole step.
 
-    P = cov(s, l)² / (var(s) var(l)), 0 with zero gradient where a variance is negligible or no
-    item is there
+    P = cov(s, l)² / (var(s) var(l)), and 0 with zero gradient if a variance is negligible or
+    there is no item
 
   Args:
     total: float32 [6], sum of `moments`.
@@ -70,15 +71,15 @@ def penalty(total: jax.Array) -> jax.Array:
 
 
 def linearised(part: jax.Array, total: jax.Array) -> jax.Array:
-  """Σ stop_gradient(dP/dM) · m: a micro-batch's part of the penalty's gradient.
+  """Σ stop_gradient(dP/dM) · m, whose gradient is a micro-batch's part of the penalty's gradient.
 
   Args:
     part: float32 [6], this micro-batch's `moments`, with their gradient.
     total: float32 [6], those of the whole step.
 
   Returns:
-    float32 scalar to be added to the micro-batch's loss times the penalty's weight; its value means
-    nothing (report `penalty(total)`). Where the step's gradients are divided by its global weight
-    afterwards, multiply this by that weight.
+    float32 scalar. Multiply it by the penalty's weight and add it to the micro-batch's loss; its
+    value means nothing (report `penalty(total)`). If the step's gradients are divided by its global
+    weight afterwards, multiply it by that weight too.
   """
   return jnp.vdot(jax.lax.stop_gradient(jax.grad(penalty)(total)), part, precision="highest")

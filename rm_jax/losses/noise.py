@@ -2,7 +2,12 @@
 
 Arguments, D and the mean over comparisons are those of `rm_jax.losses.pairwise.logistic`; e is the
 probability that a recorded preference is flipped. Each returns float32 [...], and raises ValueError
-at a shape that does not fit or an option out of its range.
+if a shape does not fit or an option is out of its range.
+
+  >>> scores, labels = jnp.asarray([-50.0, 50.0]), jnp.asarray([1.0, 0.0])
+  >>> where = jnp.ones(2, bool)
+  >>> print(f"{noisy_logistic(scores, labels, where=where, rate=0.2):.4f}")  # -log 0.2, not 100
+  1.6094
 """
 
 import jax
@@ -16,7 +21,6 @@ def noisy_logistic(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   pair_margin: jax.Array | None = None,
   margin: float = 0.0,
@@ -27,8 +31,8 @@ def noisy_logistic(
 
     −log((1 − e) σ(D) + e σ(−D))
 
-  Not a smoothing of the target: a comparison that the scores contradict loudly costs at most
-  −log e, and pulls ever less.
+  This is not label smoothing: a comparison that the scores clearly contradict costs at most −log e,
+  and its gradient tends to 0.
 
   Args: as in `logistic`, and
     rate: e in [0, 1/2); 0 is `logistic`.
@@ -42,7 +46,6 @@ def noisy_logistic(
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     pair_margin=pair_margin,
     margin=margin,
@@ -56,7 +59,6 @@ def learned_noise(
   *,
   where: jax.Array,
   params: dict[str, jax.Array],
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   pair_margin: jax.Array | None = None,
   margin: float = 0.0,
@@ -64,7 +66,7 @@ def learned_noise(
 ) -> jax.Array:
   """`noisy_logistic` with e = σ(a) / 2 in (0, 1/2) learned, a = params["noise_logit"], a scalar.
 
-  e and the scale of the scores are known apart only by comparisons that the scores decide clearly.
+  Only comparisons that the scores decide clearly tell e from the scale of the scores.
   Args, equation and mean over comparisons: as in `noisy_logistic`. Returns float32 [...].
   """
   rate = 0.5 * jax.nn.sigmoid(params["noise_logit"].astype(jnp.float32))
@@ -73,7 +75,6 @@ def learned_noise(
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     pair_margin=pair_margin,
     margin=margin,
@@ -82,7 +83,7 @@ def learned_noise(
 
 
 def noise_params(key: jax.Array, *, rate: float = 0.1) -> dict[str, jax.Array]:
-  """params of `learned_noise`, beginning at e = rate in (0, 1/2); nothing is drawn from `key`."""
+  """Initial params of `learned_noise`: e = rate in (0, 1/2). `key` is unused."""
   del key
   check_range("rate", rate, 0.0, 0.5, open_low=True)
   return {"noise_logit": jnp.log(jnp.float32(2 * rate / (1 - 2 * rate)))}
@@ -93,7 +94,6 @@ def unbiased_logistic(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   pair_margin: jax.Array | None = None,
   margin: float = 0.0,
@@ -104,7 +104,8 @@ def unbiased_logistic(
 
     ((1 − e) ℓ(D) − e ℓ(−D)) / (1 − 2e),  ℓ(D) = −log σ(D)
 
-  Unbounded below on one comparison (it falls as −e D / (1 − 2e)): hold scores by a penalty.
+  It has no lower bound (on a single comparison it falls as −e D / (1 − 2e)): use it with a penalty
+  on scores.
 
   Args: as in `logistic`, and
     rate: e in [0, 1/2); 0 is `logistic`.
@@ -123,7 +124,6 @@ def unbiased_logistic(
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     pair_margin=pair_margin,
     margin=margin,
@@ -132,7 +132,7 @@ def unbiased_logistic(
 
 
 def _recorded(d: jax.Array, rate: jax.Array) -> jax.Array:
-  """−log((1 − e) σ(d) + e σ(−d)), from logarithms so that neither tail is lost."""
+  """−log((1 − e) σ(d) + e σ(−d)), computed from logarithms so that neither tail underflows."""
   right = jnp.log1p(-rate) + jax.nn.log_sigmoid(d)
   wrong = jnp.log(rate) + jax.nn.log_sigmoid(-d)
   return -jnp.logaddexp(right, wrong)

@@ -1,10 +1,17 @@
-"""Losses of comparisons: pairs, rankings by all their pairs, soft preferences.
+"""Losses of comparisons: pairs, all pairs of a ranking, soft preferences.
 
-Each returns one value a list, float32 [...]: the mean over the list's comparisons by what they
-count. `rm_jax.losses.compare` says what the shared keywords mean and how comparisons are found from
-`pairs` or, where None, from the order of labels (equal labels make none). Throughout
+Each returns one value a list, float32 [...]: the weighted mean over the list's comparisons.
+`rm_jax.losses.compare` says what the shared keywords mean. Comparisons are those in `pairs` or, if
+that is None, those of the labels' order (equal labels make none). Throughout
 D = (s_i − s_j − m_ij) / T for "i was preferred to j", m_ij = margin + pair_margin[i, j]. All raise
-ValueError at a shape that does not fit or an option out of its range.
+ValueError if a shape does not fit or an option is out of its range.
+
+  >>> scores, labels = jnp.asarray([1.2, 0.5]), jnp.asarray([1.0, 0.0])
+  >>> where = jnp.ones(2, bool)
+  >>> print(f"{logistic(scores, labels, where=where):.4f}")  # log(1 + exp(-0.7))
+  0.4032
+  >>> print(f"{hinge(scores, labels, where=where):.4f}")  # max(0, 1 - 0.7)
+  0.3000
 """
 
 from collections.abc import Sequence
@@ -13,24 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from rm_jax.losses.compare import (
-  better_pairs,
   check_range,
   check_shape,
   compare,
-  mean_where,
   pair_weights,
   real_scores,
 )
-
-__all__ = [  # better_pairs and mean_where for the training step's metrics
-  "better_pairs",
-  "exponential",
-  "hinge",
-  "logistic",
-  "mean_where",
-  "scaled_logistic",
-  "squared_hinge",
-]
 
 
 def logistic(
@@ -38,7 +33,6 @@ def logistic(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   pair_margin: jax.Array | None = None,
   margin: float = 0.0,
@@ -53,13 +47,12 @@ def logistic(
     scores: float [..., K].
     labels: float [..., K], gains; equal labels make no comparison.
     where: bool [..., K], which are real.
-    weights: float [..., K], of the items.
     pairs: float [..., K, K], observed comparisons. A soft preference is p at [i, j] and 1 − p at
       [j, i]: cross-entropy, each direction with its own margin.
     pair_margin: float [..., K, K], m of each pair, added to `margin`.
     margin: m of every pair, in units of score (Touvron et al. 2023, Llama 2, eq. 2).
-    smoothing: ε in [0, 1/2), the share of comparisons taken to be wrong: (1 − ε) pairs + ε pairsᵀ,
-      a flipped one having the margin −m.
+    smoothing: ε in [0, 1/2), the share of comparisons that are assumed to be wrong:
+      (1 − ε) pairs + ε pairsᵀ, with margin −m for the flipped ones.
     temperature: T > 0, divides difference and margin.
 
   Returns:
@@ -72,7 +65,6 @@ def logistic(
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     pair_margin=pair_margin,
     margin=margin,
@@ -85,9 +77,8 @@ def scaled_logistic(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
+  pair_margin: jax.Array,
   pairs: jax.Array | None = None,
-  pair_margin: jax.Array | None = None,
   smoothing: float = 0.0,
   temperature: float = 1.0,
 ) -> jax.Array:
@@ -95,34 +86,27 @@ def scaled_logistic(
 
     |m_ij| · ((1 − ε) · −log σ(D) + ε · −log σ(−D)),  D = (s_i − s_j) / T
 
-  Args: as in `logistic`, but pair_margin: float [..., K, K] is the strength, required and not
-  subtracted.
+  Args: as in `logistic`, but pair_margin: float [..., K, K] is the strength of each preference and
+  is not subtracted. It has no default: without it this would silently be `logistic`.
 
   Returns:
     float32 [...], Σ count · strength · loss / Σ count: strengths are not normalised away (Wang et
     al. 2024, HelpSteer2-Preference; NeMo-Aligner's scaled_bt).
-
-  Raises:
-    ValueError: without `pair_margin`, as it would silently be `logistic`; else as the others.
   """
   check_range("smoothing", smoothing, 0.0, 0.5)
-  if pair_margin is None:
-    raise ValueError("scaled_logistic needs pair_margin, the strength of each preference")
   scores = real_scores(scores, labels, where)
   check_shape("pair_margin", pair_margin, (*scores.shape, scores.shape[-1]))
-  counts = pair_weights(labels, where=where, weights=weights, pairs=pairs)
+  counts = pair_weights(labels, where=where, pairs=pairs)
   strength = jnp.where(counts > 0, jnp.abs(pair_margin.astype(jnp.float32)), 0.0)
 
   def value(d):
     return strength * ((1 - smoothing) * jax.nn.softplus(-d) + smoothing * jax.nn.softplus(d))
 
-  return compare(
-    value, scores, labels, where=where, weights=weights, pairs=pairs, temperature=temperature
-  )
+  return compare(value, scores, labels, where=where, pairs=pairs, temperature=temperature)
 
 
 def no_strength(labels: Sequence[float], margin: float | None, **options: float) -> str:
-  """What `scaled_logistic` lacks of a group: without a margin its strength would be 0."""
+  """Why `scaled_logistic` cannot use a group: without a margin its strength would be 0."""
   del labels, options
   return "" if margin is not None else "it has no margin, the strength of its preference"
 
@@ -132,15 +116,14 @@ def hinge(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   pair_margin: jax.Array | None = None,
   margin: float = 1.0,
 ) -> jax.Array:
-  """max(0, −D): the better should win by its margin, 1 if nothing else is said.
+  """max(0, −D): the better one should win by its margin, by default 1.
 
-  Args: as in `logistic`; T = 1. A flipped comparison keeps its margin, so that a soft preference p
-  gives p · max(0, m − Δ) + (1 − p) · max(0, m + Δ).
+  Args: as in `logistic`; T = 1. Both directions of a soft preference p have the same margin m:
+  p · max(0, m − Δ) + (1 − p) · max(0, m + Δ), Δ = s_i − s_j.
 
   Returns:
     float32 [...], mean over the list's comparisons (Herbrich et al. 1999, ranking SVM).
@@ -150,7 +133,6 @@ def hinge(
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     pair_margin=pair_margin,
     margin=margin,
@@ -162,7 +144,6 @@ def squared_hinge(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   pair_margin: jax.Array | None = None,
   margin: float = 1.0,
@@ -176,7 +157,6 @@ def squared_hinge(
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     pair_margin=pair_margin,
     margin=margin,
@@ -188,19 +168,18 @@ def exponential(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   pair_margin: jax.Array | None = None,
   margin: float = 0.0,
   temperature: float = 1.0,
   clamp: float = 5.0,
 ) -> jax.Array:
-  """exp(−D), continued by its tangent where −D passes the clamp c.
+  """exp(−D), continued by its tangent where −D is above the clamp c.
 
     exp(−D) if −D ≤ c, else eᶜ (1 − D − c)
 
-  Convex and once differentiable; no comparison's slope passes eᶜ, and none loses its slope, as one
-  cut flat would.
+  Convex and once differentiable. No comparison has a slope above eᶜ, and none has slope 0, as it
+  would if the loss were cut off at the clamp.
 
   Args: as in `logistic`, and
     clamp: c >= 0.
@@ -219,7 +198,6 @@ def exponential(
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     pair_margin=pair_margin,
     margin=margin,

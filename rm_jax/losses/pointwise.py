@@ -1,8 +1,15 @@
-"""Losses of items by themselves: outcomes, ratings, grades, attributes.
+"""Losses of single items: outcomes, ratings, grades, attributes.
 
-Each returns one value a list, float32 [...]: the mean over the list's items by their weights, 0 for
-a list without items. `where` and `weights` as `rm_jax.losses.compare` says. All raise ValueError at
-a shape that does not fit or an option out of its range.
+Each returns one value a list, float32 [...]: the mean over the list's items, 0 for a list without
+items. `where` is what `rm_jax.losses.compare` says. All raise ValueError if a shape does not fit or
+an option is out of its range.
+
+  >>> scores, labels = jnp.asarray([1.2, 0.5]), jnp.asarray([1.0, 0.0])
+  >>> where = jnp.ones(2, bool)
+  >>> print(f"{bce(scores, labels, where=where):.4f}")  # (log(1 + e^-1.2) + log(1 + e^0.5)) / 2
+  0.6187
+  >>> print(f"{mse(scores, labels, where=where):.4f}")  # (0.2² + 0.5²) / 2
+  0.1450
 """
 
 from collections.abc import Sequence
@@ -11,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rm_jax.errors import InputError
-from rm_jax.losses.compare import check_range, check_shape, item_weights, mean_by, real_scores
+from rm_jax.losses.compare import check_range, check_shape, mean_where, real_scores
 
 
 def real_labels(labels: jax.Array, where: jax.Array) -> jax.Array:
@@ -29,7 +36,6 @@ def bce(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
 ) -> jax.Array:
   """Cross-entropy of an outcome from σ(s).
 
@@ -37,17 +43,16 @@ def bce(
 
   Args:
     scores: float [..., K], log-odds of a good outcome.
-    labels: float [..., K] in [0, 1], 1 good; soft ones are probabilities. Clipped to [0, 1] (as in
-      Rax), since outside it the loss has no lower bound.
+    labels: float [..., K] in [0, 1], 1 is good; values between are probabilities. Clipped to
+      [0, 1] (as in Rax), since with other labels the loss has no lower bound.
     where: bool [..., K], which are real.
-    weights: float [..., K], of the items.
 
   Returns:
     float32 [...], mean over the list's items (Cobbe et al. 2021, outcome verifiers).
   """
   scores = real_scores(scores, labels, where)
   labels = jnp.clip(real_labels(labels, where), 0.0, 1.0)
-  return mean_by(cross_entropy(scores, labels), item_weights(weights, where), (-1,))
+  return mean_where(cross_entropy(scores, labels), where, (-1,))
 
 
 def mse(
@@ -55,7 +60,6 @@ def mse(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
 ) -> jax.Array:
   """(s − y)²: regression on a rating.
 
@@ -65,7 +69,7 @@ def mse(
     float32 [...], mean over the list's items, without the half (NeMo-Aligner's regression).
   """
   residual = real_scores(scores, labels, where) - real_labels(labels, where)
-  return mean_by(jnp.square(residual), item_weights(weights, where), (-1,))
+  return mean_where(jnp.square(residual), where, (-1,))
 
 
 def huber(
@@ -73,10 +77,9 @@ def huber(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   delta: float = 1.0,
 ) -> jax.Array:
-  """Regression whose pull is bounded: (s − y)² / 2 within δ, δ (|s − y| − δ/2) beyond.
+  """Regression with a bounded gradient: (s − y)² / 2 within δ, δ (|s − y| − δ/2) beyond.
 
   Args: as in `bce`; labels may be any real numbers, and
     delta: δ > 0, in units of score.
@@ -87,9 +90,9 @@ def huber(
   check_range("delta", delta, 0.0, float("inf"), open_low=True)
   size = jnp.abs(real_scores(scores, labels, where) - real_labels(labels, where))
   near = jnp.minimum(size, delta)
-  # One product: with δ (s − y) added and taken off, a large δ would round the gradient away.
+  # As one product. Adding and subtracting δ |s − y| would lose the gradient to rounding at large δ.
   value = near * (size - 0.5 * near)
-  return mean_by(value, item_weights(weights, where), (-1,))
+  return mean_where(value, where, (-1,))
 
 
 def ordinal(
@@ -98,9 +101,8 @@ def ordinal(
   *,
   where: jax.Array,
   params: dict[str, jax.Array],
-  weights: jax.Array | None = None,
 ) -> jax.Array:
-  """−log P(y) of a grade 0 .. C − 1, by cut-points θ on the scale of the score.
+  """−log P(y) of a grade y in 0 .. C − 1, with cut-points θ on the scale of the score.
 
     P(y ≤ c) = σ(θ_c − s),  θ_0 = first,  θ_c = θ_{c−1} + exp(log_steps_{c−1})
 
@@ -109,7 +111,6 @@ def ordinal(
     labels: [..., K], integer grades, higher is better; rounded, and clipped to 0 .. C − 1.
     where: bool [..., K], which are real.
     params: {"first": scalar, "log_steps": [C − 2]}; see `ordinal_params`.
-    weights: float [..., K], of the items.
 
   Returns:
     float32 [...], mean over the list's items (McCullagh 1980, proportional odds).
@@ -120,15 +121,16 @@ def ordinal(
   cuts = params["first"].astype(jnp.float32) + rises
   last = cuts.shape[0]
   grade = jnp.clip(jnp.round(real_labels(labels, where)), 0, last).astype(jnp.int32)
-  # σ(a) − σ(b) = σ(a) σ(−b) (1 − exp(b − a)): no difference of probabilities close to one another.
+  # σ(a) − σ(b) = σ(a) σ(−b) (1 − exp(b − a)) avoids the difference of two nearly equal
+  # probabilities.
   below = jnp.where(grade < last, jax.nn.softplus(scores - cuts[jnp.minimum(grade, last - 1)]), 0.0)
   above = jnp.where(grade > 0, jax.nn.softplus(cuts[jnp.maximum(grade - 1, 0)] - scores), 0.0)
   width = jnp.concatenate([jnp.zeros(1), -jnp.log(-jnp.expm1(-steps)), jnp.zeros(1)])
-  return mean_by(below + above + width[grade], item_weights(weights, where), (-1,))
+  return mean_where(below + above + width[grade], where, (-1,))
 
 
 def ordinal_params(key: jax.Array, *, classes: int) -> dict[str, jax.Array]:
-  """params of `ordinal` for C = classes >= 2 grades, all equally likely at score 0; no draw."""
+  """params of `ordinal` for C = classes >= 2 grades, equally likely at score 0; `key` is unused."""
   del key
   if classes < 2:
     raise InputError(f"classes is {classes}; expected at least 2 grades")
@@ -138,7 +140,7 @@ def ordinal_params(key: jax.Array, *, classes: int) -> dict[str, jax.Array]:
 
 
 def no_grade(labels: Sequence[float], margin: float | None, *, classes: int) -> str:
-  """What of a group's labels `ordinal` would clip to another grade; '' where nothing."""
+  """Which of a group's labels `ordinal` would clip to another grade; '' if none."""
   del margin
   bad = [y for y in labels if not 0 <= round(y) < classes]
   return f"its label {bad[0]:g} is no grade of 0 .. {classes - 1}" if bad else ""
@@ -149,15 +151,13 @@ def attribute_mse(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
 ) -> jax.Array:
-  """Regression on several attributes, each an output of its own: Σ rated (s − y)² / Σ rated.
+  """Regression on several attributes, an output for each: the mean of (s − y)² over the rated.
 
   Args:
     scores: float [A, ..., K], one row an attribute.
     labels: float [A, ..., K], ratings; NaN where an attribute was not rated.
     where: bool [..., K], which items are real.
-    weights: float [..., K], of the items.
 
   Returns:
     float32 [...], mean over the list's ratings, all attributes together (Wang et al. 2023,
@@ -167,5 +167,4 @@ def attribute_mse(
   check_shape("where", where, scores.shape[1:])
   rated = where[None] & ~jnp.isnan(labels)
   residual = jnp.where(rated, scores.astype(jnp.float32), 0.0) - real_labels(labels, rated)
-  counts = rated * item_weights(weights, where)[None]
-  return mean_by(jnp.square(residual), counts, (0, -1))
+  return mean_where(jnp.square(residual), rated, (0, -1))

@@ -1,8 +1,16 @@
 """Process supervision: rewards at the steps of a solution.
 
-The marks of a group [..., K] are the steps of its responses; `response` [..., K] says whose each
-is, and those of one response stand in the order of its steps. `where` and `weights` as
+The marks of a group [..., K] are the steps of its responses; `response` [..., K] says to which
+response a step belongs. The steps of one response are in their order. `where` is what
 `rm_jax.losses.compare` says.
+
+  >>> scores, right = jnp.asarray([2.0, 1.0, -1.0]), jnp.asarray([1.0, 1.0, 0.0])
+  >>> whose = dict(where=jnp.ones(3, bool), response=jnp.zeros(3, int))
+  >>> print(f"{process(scores, right, **whose):.4f}")  # mean of log(1 + e^-2), log(1 + e^-1) twice
+  0.2512
+  >>> least, _ = aggregate(scores, num_responses=1, how="min", **whose)
+  >>> print(least)
+  [-1.]
 """
 
 from typing import Literal
@@ -11,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from rm_jax.errors import InputError
-from rm_jax.losses.compare import check_shape, item_weights, mean_by, real_scores
+from rm_jax.losses.compare import check_shape, mean_by, mean_where, real_scores
 from rm_jax.losses.pointwise import cross_entropy, real_labels
 
 STEPS = ("all", "last", "first_error")
@@ -24,7 +32,6 @@ def process(
   *,
   where: jax.Array,
   response: jax.Array | None = None,
-  weights: jax.Array | None = None,
   steps: Literal["all", "last", "first_error"] = "all",
 ) -> jax.Array:
   """Cross-entropy of each step's correctness from σ(s), over the steps chosen.
@@ -33,19 +40,19 @@ def process(
 
   Args:
     scores: float [..., K], log-odds that the solution is right so far.
-    labels: float [..., K] in [0, 1], clipped to it; soft ones are probabilities (OpenRLHF's targets
-      [p, 1 − p]), and one under 1/2 is an error.
+    labels: float [..., K], clipped to [0, 1]; values between are probabilities (OpenRLHF's targets
+      [p, 1 − p]). A label below 1/2 is an error.
     where: bool [..., K], which marks are real.
-    response: int [..., K], whose step it is; needed unless steps = 'all'.
-    weights: float [..., K], of the steps.
-    steps: 'all'; 'last', the last of each response (an outcome label); 'first_error', each up to
-      and including its first error, as labels after it say nothing clear (Lightman et al. 2023).
+    response: int [..., K], the response that the step belongs to; not needed if steps = 'all'.
+    steps: 'all'; 'last', only each response's last step (an outcome label); 'first_error', the
+      steps up to and including each response's first error, since it is not clear what labels after
+      an error mean (Lightman et al. 2023).
 
   Returns:
     float32 [...], mean over the chosen steps of all the list's responses (Uesato et al. 2022).
 
   Raises:
-    ValueError: at an unknown `steps`, a missing `response`, or a shape that does not fit.
+    ValueError: `steps` is unknown, `response` is missing, or a shape does not fit.
   """
   if steps not in STEPS:
     raise InputError(f"steps is {steps!r}; expected one of {', '.join(STEPS)}")
@@ -61,8 +68,7 @@ def process(
       chosen = where & ~jnp.any(earlier, axis=-2)
     else:
       chosen = where & ~jnp.any(earlier & (labels < 0.5)[..., None, :], axis=-1)
-  counts = item_weights(weights, where) * chosen
-  return mean_by(cross_entropy(scores, labels), counts, (-1,))
+  return mean_where(cross_entropy(scores, labels), chosen, (-1,))
 
 
 def aggregate(
@@ -73,23 +79,24 @@ def aggregate(
   num_responses: int,
   how: Literal["min", "product", "mean", "last"] = "min",
 ) -> tuple[jax.Array, jax.Array]:
-  """One score a solution from those of its steps.
+  """One score a solution, from the scores of its steps.
 
     min: min s;  product: Σ log σ(s), the log of Π σ(s);  mean: Σ s / n;  last: s of the last step
 
   Args:
     scores: float [..., K], log-odds.
     where: bool [..., K], which marks are real.
-    response: int [..., K] in 0 .. R − 1, whose step it is; anything where not real.
+    response: int [..., K] in 0 .. R − 1, the response that the step belongs to; anything where not
+      real.
     num_responses: R, static.
-    how: min, product (Lightman et al. 2023), mean or last (Snell et al. 2024). All but product are
-      log-odds themselves, product a log-probability.
+    how: min, product (Lightman et al. 2023), mean or last (Snell et al. 2024). Product gives a
+      log-probability, the others log-odds.
 
   Returns:
-    float32 [..., R], 0 for a response without a step; and bool [..., R], which have one.
+    float32 [..., R], 0 for a response without steps; and bool [..., R], which have steps.
 
   Raises:
-    ValueError: at an unknown `how` or a shape that does not fit.
+    ValueError: `how` is unknown, or a shape does not fit.
   """
   if how not in HOW:
     raise ValueError(f"how is {how!r}; expected one of {', '.join(HOW)}")
@@ -102,7 +109,7 @@ def aggregate(
   some_R = jnp.any(mine_RK, axis=-1)
   steps_RK = jnp.broadcast_to(scores[..., None, :], mine_RK.shape)
   if how == "min":
-    # Not at infinity where there is none: the gradient of a minimum of nothing is not zero.
+    # 0 for a response without steps, and not infinity: its gradient must be 0.
     least = jnp.min(steps_RK, axis=-1, where=mine_RK, initial=jnp.inf)
     return jnp.where(some_R, least, 0.0), some_R
   if how == "product":

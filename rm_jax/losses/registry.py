@@ -1,4 +1,11 @@
-"""The losses by name, with what each can learn from and what it takes."""
+"""The losses by name, with the kinds of feedback that each can learn from.
+
+To add a loss, write the function in one of this folder's files and its line in `LOSSES`. The
+function's signature says the rest. After scores and labels all its parameters are keywords:
+`where`; arrays of the batch by their names in `types.Batch` (without a default if the loss cannot
+do without); `params`, if it learns some; and its options, Python numbers or strings with a default,
+which a config sets as in 'hinge(margin=0.5)'.
+"""
 
 import dataclasses
 import functools
@@ -10,10 +17,10 @@ import jax
 
 from rm_jax.errors import InputError
 from rm_jax.losses import listwise, noise, pairwise, pointwise, process, ties
+from rm_jax.types import ARRAYS
 
-# Optional fields of a batch that a loss may take by their names.
-FIELDS = ("pairs", "ties", "pair_margin", "response")
-_NOT_OPTIONS = {"scores", "labels", "where", "weights", "params", "key", *FIELDS}
+REQUIRED = inspect.Parameter.empty  # the default of an option that has none
+_NOT_OPTIONS = {"scores", "params", "key", *ARRAYS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,55 +29,67 @@ class Loss:
 
   Attributes:
     name: what configs call it.
-    function: (scores, labels, *, where, weights, fields, options) -> float32 [...].
-    kinds: of `types.KINDS`, the kinds of feedback it can use.
-    uses: which of 'pairs', 'ties', 'pair_margin', 'response' it takes.
-    init_params: (key, **options) -> params of a loss that learns some (`function` then takes the
-      keyword `params`), else None.
-    needs: which of `uses` it cannot do without.
-    refuse: (labels, margin, **options) -> what of a group's feedback it cannot use, for people; ''
-      where it can. Without it, it takes all.
+    function: (scores, labels, *, where, arrays of the batch, options) -> float32 [...], one value a
+      list.
+    kinds: of `types.KINDS`, the kinds of feedback that it can learn from.
+    init_params: (key, **options) -> initial params of a loss that learns some; None if it does not.
+    refuse: (labels, margin, **options) -> what in a group's feedback the loss cannot use, as a
+      message; '' if there is nothing. None: it can use all.
   """
 
   name: str
   function: Callable[..., jax.Array]
   kinds: tuple[str, ...]
-  uses: tuple[str, ...] = ()
   init_params: Callable[..., dict[str, jax.Array]] | None = None
-  needs: tuple[str, ...] = ()
   refuse: Callable[..., str] | None = None
-
-  def problem(self, labels: Sequence[float], margin: float | None, options: dict[str, Any]) -> str:
-    """What of a group's labels and margin it cannot use with these options; '' where it can."""
-    return "" if self.refuse is None else self.refuse(labels, margin, **options)
 
   def __call__(self, scores: jax.Array, labels: jax.Array, **arguments) -> jax.Array:
     return self.function(scores, labels, **arguments)
 
   @property
+  def _fields(self) -> dict[str, Any]:
+    """Arrays of the batch that the function takes by name -> default."""
+    defaults = _defaults(self.function)
+    return {k: v for k, v in defaults.items() if k in ARRAYS and k not in ("labels", "where")}
+
+  @property
+  def uses(self) -> tuple[str, ...]:
+    """Which arrays of the batch it takes, beside labels and where."""
+    return tuple(self._fields)
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """Which of `uses` it cannot do without."""
+    return tuple(name for name, default in self._fields.items() if default is REQUIRED)
+
+  @property
   def options(self) -> dict[str, Any]:
-    """Options of the function and of init_params -> default (`inspect.Parameter.empty`: none)."""
+    """Options of the function and of init_params -> default (or `REQUIRED`)."""
     return {**_options(self.function), **_options(self.init_params)}
 
+  def problem(self, labels: Sequence[float], margin: float | None, options: dict[str, Any]) -> str:
+    """What in a group's labels and margin it cannot use with these options; '' if nothing."""
+    return "" if self.refuse is None else self.refuse(labels, margin, **options)
+
   def check(self, options: dict[str, Any]) -> None:
-    """ValueError if a key is not an option of this loss, or one without a default is missing."""
+    """Raises ValueError if a key is no option of this loss, or one without default is missing."""
     known = self.options
     listed = ", ".join(known) or "no options"
     for key in options:
       if key not in known:
         raise InputError(f"loss {self.name!r} has no option {key!r}; it knows {listed}")
     for key, default in known.items():
-      if default is inspect.Parameter.empty and key not in options:
+      if default is REQUIRED and key not in options:
         raise InputError(f"loss {self.name!r} needs the option {key!r}; it knows {listed}")
 
   def bind(self, **options) -> Callable[..., jax.Array]:
-    """The function with these options, checked; those of init_params alone are left out."""
+    """The function with these options, checked; options of init_params only are left out."""
     self.check(options)
     mine = _options(self.function)
     return functools.partial(self.function, **{k: v for k, v in options.items() if k in mine})
 
   def init(self, key: jax.Array, **options) -> dict[str, jax.Array]:
-    """The params at the start with these options, checked; {} for a loss that learns none."""
+    """The initial params with these options, checked; {} for a loss that learns none."""
     self.check(options)
     mine = _options(self.init_params)
     if self.init_params is None:
@@ -78,38 +97,34 @@ class Loss:
     return self.init_params(key, **{k: v for k, v in options.items() if k in mine})
 
 
-def _options(function: Callable | None) -> dict[str, Any]:
+def _defaults(function: Callable | None) -> dict[str, Any]:
   if function is None:
     return {}
-  parameters = inspect.signature(function).parameters.values()
-  return {p.name: p.default for p in parameters if p.name not in _NOT_OPTIONS}
+  return {p.name: p.default for p in inspect.signature(function).parameters.values()}
 
 
-# Losses of order take any labels that order a list. Equal outcomes are no observed ties, so the
-# models of ties are not for them.
+def _options(function: Callable | None) -> dict[str, Any]:
+  return {k: v for k, v in _defaults(function).items() if k not in _NOT_OPTIONS}
+
+
+# Losses of order learn from any labels that order a list. The models of ties do not take outcomes:
+# that two responses are both good was not observed as a tie between them.
 _ORDER = ("pair", "ranking", "outcome", "score")
-_PAIRS = ("pairs", "pair_margin")
+_COMPARED = ("pair", "ranking")
 
 LOSSES: dict[str, Loss] = {
   loss.name: loss
   for loss in (
-    Loss("logistic", pairwise.logistic, _ORDER, _PAIRS),
-    Loss(
-      "scaled_logistic",
-      pairwise.scaled_logistic,
-      ("pair", "ranking"),
-      _PAIRS,
-      needs=("pair_margin",),
-      refuse=pairwise.no_strength,
-    ),
-    Loss("hinge", pairwise.hinge, _ORDER, _PAIRS),
-    Loss("squared_hinge", pairwise.squared_hinge, _ORDER, _PAIRS),
-    Loss("exponential", pairwise.exponential, _ORDER, _PAIRS),
-    Loss("noisy_logistic", noise.noisy_logistic, _ORDER, _PAIRS),
-    Loss("learned_noise", noise.learned_noise, _ORDER, _PAIRS, noise.noise_params),
-    Loss("unbiased_logistic", noise.unbiased_logistic, _ORDER, _PAIRS),
-    Loss("rao_kupper", ties.rao_kupper, ("pair", "ranking"), ("pairs", "ties"), ties.tie_params),
-    Loss("davidson", ties.davidson, ("pair", "ranking"), ("pairs", "ties"), ties.tie_params),
+    Loss("logistic", pairwise.logistic, _ORDER),
+    Loss("scaled_logistic", pairwise.scaled_logistic, _COMPARED, refuse=pairwise.no_strength),
+    Loss("hinge", pairwise.hinge, _ORDER),
+    Loss("squared_hinge", pairwise.squared_hinge, _ORDER),
+    Loss("exponential", pairwise.exponential, _ORDER),
+    Loss("noisy_logistic", noise.noisy_logistic, _ORDER),
+    Loss("learned_noise", noise.learned_noise, _ORDER, noise.noise_params),
+    Loss("unbiased_logistic", noise.unbiased_logistic, _ORDER),
+    Loss("rao_kupper", ties.rao_kupper, _COMPARED, ties.tie_params),
+    Loss("davidson", ties.davidson, _COMPARED, ties.tie_params),
     Loss("listnet", listwise.listnet, _ORDER),
     Loss("best_of_k", listwise.best_of_k, _ORDER),
     Loss("plackett_luce", listwise.plackett_luce, _ORDER),
@@ -117,15 +132,8 @@ LOSSES: dict[str, Loss] = {
     Loss("bce", pointwise.bce, ("outcome",)),
     Loss("mse", pointwise.mse, ("outcome", "score")),
     Loss("huber", pointwise.huber, ("outcome", "score")),
-    Loss(
-      "ordinal",
-      pointwise.ordinal,
-      ("score",),
-      (),
-      pointwise.ordinal_params,
-      refuse=pointwise.no_grade,
-    ),
-    Loss("process", process.process, ("step",), ("response",)),
+    Loss("ordinal", pointwise.ordinal, ("score",), pointwise.ordinal_params, pointwise.no_grade),
+    Loss("process", process.process, ("step",)),
     Loss("attribute_mse", pointwise.attribute_mse, ("attributes",)),
   )
 }

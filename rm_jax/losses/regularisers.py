@@ -1,7 +1,8 @@
-"""Penalties, one value a list, to be added to a loss with a weight.
+"""Penalties, one value a list, which the objective adds to a loss with a weight.
 
-On scores: `l2`, `centering`, `spread`. On the text that the same backbone would write: `text_sft`,
-`text_dpo` (likelihoods from `rm_jax.losses.text`). A penalty on a whole step is in `moments`.
+On scores: `l2`, `centering`, `spread`. On the likelihood of text under the same backbone:
+`text_sft`, `text_dpo` (the likelihood is `rm_jax.losses.likelihood`'s). The penalty on a whole
+step's scores is in `moments`.
 """
 
 import jax
@@ -10,18 +11,17 @@ import jax.numpy as jnp
 from rm_jax.losses.compare import (
   check_range,
   check_shape,
-  item_weights,
-  mean_by,
   mean_where,
   real_scores,
 )
 
 
 def l2(scores: jax.Array, *, where: jax.Array) -> jax.Array:
-  """Mean square of a list's scores: holds the free constant of a pairwise model near zero.
+  """Mean square of a list's scores.
 
-  The centering of Eisenstein et al. 2023 ("Helping or Herding?", eq. 2) squares a pair's sum;
-  this squares each score, so that it is defined for any K and bounds the spread too.
+  Comparisons leave a constant of each prompt undetermined; this holds it near zero. The centering
+  of Eisenstein et al. 2023 ("Helping or Herding?", eq. 2) squares a pair's sum; this squares each
+  score, so that it is defined for any K and bounds the spread of the scores too.
   """
   return mean_where(jnp.square(real_scores(scores, scores, where)), where, (-1,))
 
@@ -32,7 +32,7 @@ def centering(scores: jax.Array, *, where: jax.Array) -> jax.Array:
 
 
 def spread(scores: jax.Array, *, where: jax.Array, limit: float = 10.0) -> jax.Array:
-  """Mean of max(0, |s| − limit)² over a list's scores: free within ±limit, a wall beyond it.
+  """Mean of max(0, |s| − limit)² over a list's scores: no penalty within ±limit.
 
   Args:
     scores: float [..., K].
@@ -52,17 +52,15 @@ def text_sft(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   tokens: jax.Array | None = None,
 ) -> jax.Array:
-  """−log π(y | x) of the list's best response: its features stay those of a language model.
+  """−log π(y | x) of the list's best response, which keeps the backbone a language model.
 
   Args:
     log_likelihood: float [..., K], Σ log π over each response's tokens.
-    labels: float [..., K], gains; several best share by their weights.
+    labels: float [..., K], gains; if several are best, their mean counts.
     where: bool [..., K], which are real.
-    weights: float [..., K], of the items.
-    tokens: [..., K], how many tokens each sum has, for the mean over tokens; None for the sum.
+    tokens: [..., K], number of tokens in each sum, to take the mean over tokens; None for the sum.
 
   Returns:
     float32 [...], 0 for a list without items (Yang et al. 2024, GRM, plain likelihood).
@@ -71,7 +69,7 @@ def text_sft(
   if tokens is not None:
     check_shape("tokens", tokens, where.shape)
     log_likelihood /= jnp.maximum(jnp.where(where, tokens, 1), 1)
-  return mean_by(-log_likelihood, best(labels, where, weights), (-1,))
+  return mean_where(-log_likelihood, best(labels, where), (-1,))
 
 
 def text_dpo(
@@ -79,20 +77,18 @@ def text_dpo(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None = None,
   reference: jax.Array | None = None,
   beta: float = 0.1,
 ) -> jax.Array:
   """−log σ(β (log π(y | x) − log π_ref(y | x))) of the list's best response.
 
-  Without a reference this is GRM's, −log σ(β Σ log π): bounded pull on likely responses. GRM's
-  variant of chosen against rejected is `logistic(log π − log π_ref, labels, temperature=1 / β)`.
+  Without a reference this is GRM's −log σ(β Σ log π), whose gradient is bounded. GRM's variant with
+  both chosen and rejected is `logistic(log π − log π_ref, labels, temperature=1 / β)`.
 
   Args:
     log_likelihood: float [..., K], Σ log π over each response's tokens.
-    labels: float [..., K], gains; several best share by their weights.
+    labels: float [..., K], gains; if several are best, their mean counts.
     where: bool [..., K], which are real.
-    weights: float [..., K], of the items.
     reference: float [..., K], log π_ref; None is 0.
     beta: β > 0; 0.1 in the paper.
 
@@ -103,11 +99,10 @@ def text_dpo(
   ratio = real_scores(log_likelihood, labels, where)
   if reference is not None:
     ratio -= real_scores(reference, labels, where)
-  return mean_by(jax.nn.softplus(-beta * ratio), best(labels, where, weights), (-1,))
+  return mean_where(jax.nn.softplus(-beta * ratio), best(labels, where), (-1,))
 
 
-def best(labels: jax.Array, where: jax.Array, weights: jax.Array | None) -> jax.Array:
-  """float32 [..., K]: weights of a list's best, 0 for the others. None weighs all alike."""
+def best(labels: jax.Array, where: jax.Array) -> jax.Array:
+  """bool [..., K]: which items are their list's best; several, if their labels are equal."""
   labels = jnp.where(where, labels.astype(jnp.float32), -jnp.inf)
-  best = where & (labels == jnp.max(labels, axis=-1, keepdims=True))
-  return best * item_weights(weights, where)
+  return where & (labels == jnp.max(labels, axis=-1, keepdims=True))

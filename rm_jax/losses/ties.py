@@ -2,8 +2,12 @@
 
 `rm_jax.losses.compare` says how preferences and ties are found from `pairs` and `ties` or from
 labels. Both models have one parameter a = params["log_tie"], a scalar: at equal scores the
-probability of a tie is t with log(2t / (1 − t)) = a, and a → −∞ leaves Bradley–Terry. Throughout
-Δ = s_i − s_j.
+probability of a tie is t with log(2t / (1 − t)) = a; as a → −∞ they become Bradley–Terry.
+Throughout Δ = s_i − s_j.
+
+  >>> equal, params = jnp.zeros(2), tie_params(jax.random.key(0), tie_rate=0.25)
+  >>> print(f"{davidson(equal, equal, where=jnp.ones(2, bool), params=params):.4f}")  # -log 0.25
+  1.3863
 """
 
 from collections.abc import Callable
@@ -15,7 +19,7 @@ from rm_jax.losses.compare import check_range, mean_by, pair_weights, real_score
 
 
 def tie_params(key: jax.Array, *, tie_rate: float = 1 / 3) -> dict[str, jax.Array]:
-  """params of both, beginning at the tie rate in (0, 1) at equal scores; `key` is not used."""
+  """Initial params of both models, from the tie rate in (0, 1) at equal scores; `key` is unused."""
   del key
   check_range("tie_rate", tie_rate, 0.0, 1.0, open_low=True)
   return {"log_tie": jnp.log(jnp.float32(2 * tie_rate / (1 - tie_rate)))}
@@ -27,12 +31,11 @@ def rao_kupper(
   *,
   where: jax.Array,
   params: dict[str, jax.Array],
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   ties: jax.Array | None = None,
   smoothing: float = 0.0,
 ) -> jax.Array:
-  """Bradley–Terry with a threshold log θ below which a difference is not seen, θ = 1 + eᵃ.
+  """Bradley–Terry with a threshold log θ that a difference must exceed to be noticed, θ = 1 + eᵃ.
 
     P(i beats j) = σ(Δ − log θ)
     P(tie)       = (θ² − 1) σ(Δ − log θ) σ(−Δ − log θ)
@@ -42,16 +45,15 @@ def rao_kupper(
     labels: float [..., K], gains; equal labels are ties, unless `pairs` or `ties` say otherwise.
     where: bool [..., K], which are real.
     params: {"log_tie": a, scalar}; see `tie_params`.
-    weights: float [..., K], of the items.
     pairs: float [..., K, K], observed preferences.
-    ties: float [..., K, K], symmetric, observed ties; each pair of items counted once.
+    ties: float [..., K, K], symmetric, observed ties; each tie is counted once.
     smoothing: ε in [0, 1/2): (1 − ε) pairs + ε pairsᵀ.
 
   Returns:
     float32 [...], mean of −log P over the list's preferences and ties (Rao & Kupper 1967).
 
   Raises:
-    ValueError: at a shape that does not fit or an option out of its range.
+    ValueError: a shape does not fit, or an option is out of its range.
   """
   a = params["log_tie"].astype(jnp.float32)
   log_theta = jax.nn.softplus(a)
@@ -66,7 +68,6 @@ def rao_kupper(
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     ties=ties,
     smoothing=smoothing,
@@ -79,7 +80,6 @@ def davidson(
   *,
   where: jax.Array,
   params: dict[str, jax.Array],
-  weights: jax.Array | None = None,
   pairs: jax.Array | None = None,
   ties: jax.Array | None = None,
   smoothing: float = 0.0,
@@ -92,14 +92,13 @@ def davidson(
   """
   a = params["log_tie"].astype(jnp.float32)
   return _mean(
-    # Each with its numerator divided out first: the difference of two large logarithms would lose
-    # the small loss of a clear win.
+    # Numerator and denominator are both divided by the numerator first: as the difference of two
+    # large logarithms, the small loss of a clear win would be lost to rounding.
     lambda d: jax.nn.softplus(jnp.logaddexp(-d, a - d / 2)),
     lambda d: jax.nn.softplus(jnp.logaddexp(d / 2, -d / 2) - a),
     scores,
     labels,
     where=where,
-    weights=weights,
     pairs=pairs,
     ties=ties,
     smoothing=smoothing,
@@ -113,16 +112,15 @@ def _mean(
   labels: jax.Array,
   *,
   where: jax.Array,
-  weights: jax.Array | None,
   pairs: jax.Array | None,
   ties: jax.Array | None,
   smoothing: float,
 ) -> jax.Array:
-  """Mean of win(Δ) over preferences and tie(Δ) over ties, together, by what they count."""
+  """Weighted mean of win(Δ) over the preferences and tie(Δ) over the ties, taken together."""
   check_range("smoothing", smoothing, 0.0, 0.5)
   scores = real_scores(scores, labels, where)
-  won = pair_weights(labels, where=where, weights=weights, pairs=pairs)
-  tied = tie_weights(labels, where=where, weights=weights, pairs=pairs, ties=ties)
+  won = pair_weights(labels, where=where, pairs=pairs)
+  tied = tie_weights(labels, where=where, pairs=pairs, ties=ties)
   difference = scores[..., :, None] - scores[..., None, :]
   d = jnp.stack([jnp.where(w > 0, difference, 0.0) for w in (won, tied)])
   values = jnp.stack([(1 - smoothing) * win(d[0]) + smoothing * win(-d[0]), tie(d[1])])

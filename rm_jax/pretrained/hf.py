@@ -49,7 +49,7 @@ _ENCODER_LAYER = {
   "down": "output.dense",
   "mlp_norm": "output.LayerNorm",
 }
-# [V, D], where it is not the embedding; what is regularised by text reads it (`train.text`).
+# [V, D], where it is not the embedding; `train.text_penalty` reads it.
 LM_HEAD = "lm_head.weight"
 # Tensors of language-model and pre-training heads, and buffers: a reward model has no use for them.
 _IGNORED = re.compile(

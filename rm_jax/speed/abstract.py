@@ -1,6 +1,7 @@
-"""The real step without its arrays: devices that need not be there, a batch's shape, its programs.
+"""The real training step on abstract arrays, for devices that need not be there.
 
-Arrays are shapes with shardings: no weights are made and no data are read.
+Arrays are `jax.ShapeDtypeStruct`s with shardings, so that a step can be lowered and compiled for a
+pod without weights, data or the pod.
 """
 
 import dataclasses
@@ -14,22 +15,25 @@ from jax.sharding import Mesh, NamedSharding
 
 from rm_jax.batch.fit import up
 from rm_jax.batch.layout import Shape
+from rm_jax.batch.pack import ALWAYS
 from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import BATCH, replicated, rows_multiple
 from rm_jax.speed.flops import Work
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
-from rm_jax.train.run import abstract_state, compile_step, make_packing
-from rm_jax.types import Batch
+from rm_jax.train.run import abstract_state, make_packing
+from rm_jax.train.step import compile_step
+from rm_jax.types import ARRAYS, Batch
 
 
 def topology_devices(topology: str, slices: int = 1) -> list[Any]:
-  """Devices to compile for.
+  """The devices to compile for.
 
   Args:
-    topology: 'local' for what is plugged in, or a TPU's, 'v5e:16x16', which need not be there.
-    slices: so many of it, joined by the data centre's network.
+    topology: 'local' for this machine's devices, or that of a TPU, such as 'v5e:16x16', which need
+      not be there.
+    slices: number of such TPU slices, joined by the data centre's network.
 
   Raises:
     ValueError: libtpu is missing, or knows no such topology.
@@ -40,10 +44,11 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     return jax.devices()
   from jax.experimental import topologies
 
-  # libtpu would ask a cloud's metadata server what machine this is, and wants to be alone.
+  # Otherwise libtpu asks the cloud's metadata server what machine this is, and does not load while
+  # another process has it loaded.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  # A v4 chip is two devices unless told otherwise.
+  # By default a v4 chip is described as two devices.
   options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
   if slices > 1:
     options["num_slices"] = slices
@@ -58,9 +63,9 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a step's groups would lie: `micros` micro-batches of `shape`.
+  """The layout of a planned step: `micros` micro-batches of `shape`.
 
-  `tokens` and `visible` are of the whole step, padding not counted (see `flops.Work`).
+  `work` is that of the whole step, without padding (see `flops.Work`).
   """
 
   shape: Shape
@@ -69,15 +74,13 @@ class Layout:
 
 
 def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, marks: int) -> Layout:
-  """The layout of a step whose groups all take as many columns.
-
-  A group's prompt is half of its columns, and its responses are equally long.
+  """The layout of a step whose groups are all alike: half prompt, and responses of one length.
 
   Args:
     config: see configs/base.py.
     network: the model's.
     mesh: the devices.
-    tokens: columns that a group takes.
+    tokens: columns of a group.
     marks: responses of a group.
   """
   data, m = config.data, rows_multiple(mesh)
@@ -90,7 +93,7 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
   rows_needed = -(-data.batch_groups // groups)
   a_device = max(1, min(data.cells // columns, -(-rows_needed // m)))
   micros = -(-rows_needed // (a_device * m))
-  # A row needs no more places for groups than there are groups.
+  # A row has no more places for groups than there are groups for it.
   groups = min(groups, -(-data.batch_groups // (micros * a_device * m)))
 
   def square(n):
@@ -100,7 +103,7 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
   work = Work(data.batch_groups * tokens, data.batch_groups * visible)
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
-  # As `layout.plan` has it: a long row a device, with windows as long as the longest piece.
+  # Like `layout.plan`: one long row a device, with windows as long as the longest piece.
   windows, copies = ((columns, a_device),), 1
   if packing.windows != "cheapest":
     length = up(shared + responses, packing.align)
@@ -115,60 +118,57 @@ def abstract_batch(
   mesh: Mesh,
   shape: Shape,
   *,
-  text: bool = False,
   needs: Iterable[str] = (),
 ) -> Batch:
-  """A micro-batch's arrays as shapes divided over the mesh, as `pack.assemble` would fill them.
+  """A micro-batch as shapes, dtypes and shardings: the arrays that `pack.assemble` would fill.
 
   Args:
     config: see configs/base.py.
     network: the model's.
     mesh: the devices.
     shape: of the micro-batch.
-    text: the objective has a penalty on text.
-    needs: optional fields that its losses cannot do without.
+    needs: optional fields that the objective cannot do without.
   """
-  B, T, G, K = shape.rows, shape.columns, shape.groups, shape.marks
+  c, head = config.model, network.head
+  optional = {
+    "starts": c.pooling == "mean",
+    "token_type": not network.causal,
+    "attributes": head.attributes,
+    "members": c.members > 1 and c.bootstrap,
+    "hidden": c.frozen_layers and c.keep_features,
+  }
+  names = ALWAYS | set(needs) | {name for name, there in optional.items() if there}
+  sizes = {
+    "B": shape.rows,
+    "T": shape.columns,
+    "G": shape.groups,
+    "K": shape.marks,
+    "A": len(head.attributes),
+    "M": c.members,
+    "D": network.backbone.width,
+  }
   sharding = NamedSharding(mesh, BATCH)
 
-  def array(*sizes, dtype=jnp.int32):
-    return jax.ShapeDtypeStruct((B, *sizes), dtype, sharding=sharding)
+  def array(*shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  c, head = config.model, network.head
-  mean = c.pooling == "mean"
-  windows = tuple(array(count, length) for length, count in shape.windows) or None
-  return Batch(
-    tokens=array(T),
-    group=array(T),
-    branch=array(T),
-    position=array(T),
-    marks=array(G, K),
-    where=array(G, K, dtype=jnp.bool_),
-    labels=array(G, K, dtype=jnp.float32),
-    weight=array(G, dtype=jnp.float32),
-    starts=array(G, K) if mean else None,
-    response=array(G, K),
-    kind=array(G),
-    source=array(G),
-    length=array(G, K),
-    token_type=None if network.causal else array(T),
-    pair_margin=array(G, K, K, dtype=jnp.float32) if "pair_margin" in needs else None,
-    previous=array(T) if text else None,
-    attributes=array(G, K, len(head.attributes), dtype=jnp.float32) if head.attributes else None,
-    members=array(G, c.members, dtype=jnp.float32) if c.members > 1 and c.bootstrap else None,
-    hidden=array(T, network.backbone.width, dtype=c.dtype)
-    if c.frozen_layers and c.keep_features
-    else None,
-    windows=windows,
-    segments=windows,
-    places=array(T, shape.copies) if windows else None,
-  )
+  arrays = {
+    name: array(
+      *ARRAYS[name].shape(sizes), dtype=c.dtype if name == "hidden" else ARRAYS[name].dtype
+    )
+    for name in names
+  }
+  if shape.windows:
+    windows = tuple(array(shape.rows, count, length) for length, count in shape.windows)
+    places = array(shape.rows, shape.columns, shape.copies)
+    arrays |= {"windows": windows, "segments": windows, "places": places}
+  return Batch(**arrays)
 
 
 def lower_step(
   config: Any, network: Network, mesh: Mesh, layout: Layout, *, kind: str = "pair"
 ) -> tuple[dict[str, Any], Any, Batch]:
-  """(name -> lowered program of the real step, its abstract state, its abstract batch).
+  """Lowers the programs of the real step.
 
   Args:
     config: see configs/base.py.
@@ -176,6 +176,9 @@ def lower_step(
     mesh: the devices.
     layout: of the step.
     kind: of the feedback.
+
+  Returns:
+    (name -> lowered program, the abstract state, the abstract batch).
   """
   objective = Objective(config.loss, {kind})
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer))
@@ -185,9 +188,7 @@ def lower_step(
     network, objective, optimizer, state, mesh, sources=1, dropout=config.model.dropout
   )
   everywhere = replicated(mesh)
-  batch = abstract_batch(
-    config, network, mesh, layout.shape, text=bool(objective.text), needs=objective.needs
-  )
+  batch = abstract_batch(config, network, mesh, layout.shape, needs=objective.needs)
   gradients, sums = jax.eval_shape(step.zeros)
   gradients = {
     path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state.params[path].sharding)
@@ -197,13 +198,13 @@ def lower_step(
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for name, x in sums.items()
   }
   bits = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
-  total = None
+  step_moments = None
   if objective.decorrelation:
-    total = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=everywhere)
+    step_moments = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=everywhere)
   lowered = {}
   with jax.set_mesh(mesh):
-    lowered["accumulate"] = step.accumulate.lower(state, gradients, sums, batch, bits, total)
-    lowered["apply"] = step.apply.lower(state, gradients, sums, total)
-    if total is not None:
+    lowered["accumulate"] = step.accumulate.lower(state, gradients, sums, batch, bits, step_moments)
+    lowered["apply"] = step.apply.lower(state, gradients, sums, step_moments)
+    if step_moments is not None:
       lowered["moments"] = step.moments.lower(state, batch, bits)
   return lowered, state, batch

@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import Group
 from rm_jax.batch.iterate import ahead
 from rm_jax.data.report import DataError
@@ -98,7 +98,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
 class _Mode:
   """A run in one layout: compiled on creation, and timed in turns with the other layouts."""
 
-  def __init__(self, config: Any, mesh: Mesh, model: TextModel, data: Dataset, steps: int):
+  def __init__(self, config: Any, mesh: Mesh, model: TextModel, data: TokenDataset, steps: int):
     self.run = Run(config, mesh, model, data)
     self.steps = list(range(steps))
     self.turns: list[dict[str, float]] = []

@@ -1,1 +1,1 @@
-"""Training: the objective, the step, the run and its loop, the optimiser, the data it reads."""
+"""Training. `objective` says what is minimised, `step` how; read these first."""

@@ -1,4 +1,4 @@
-"""From the `data` part of a config to groups: sources read, split, checked and tokenised."""
+"""The data sets of a config: sources are read, split, checked and tokenised."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rm_jax.batch.cache import cache_folder
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import check_vocabulary
 from rm_jax.data import formats
 from rm_jax.data.dialogue import key_of
@@ -19,7 +19,7 @@ from rm_jax.errors import InputError
 from rm_jax.models.config import is_classifier
 from rm_jax.reward.setup import TextModel
 from rm_jax.storage.remote import local
-from rm_jax.train.objective import parse_call, parse_loss, uses_ties
+from rm_jax.train.parse import parse_call, parse_loss, uses_ties
 from rm_jax.types import KINDS, Example
 from rm_jax.world import World
 
@@ -30,10 +30,19 @@ _WORLD = re.compile(r"world:([1-9]\d*)(?::([1-9]\d*))?(\(.*\))?", re.DOTALL)
 
 
 def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None] | None:
-  """(the generated world that a data name asks for, N, K of rankings or None); None of a path.
+  """Parses 'world:N', 'world:N:K' and 'world:N(option=value)'.
+
+  Args:
+    name: of the data.
+    config: the run's; `data.world` has the options that the name does not set.
+    split: 'train' or 'heldout', for errors.
+
+  Returns:
+    (the generated world, N, K of rankings or None for pairs); None if the name is that of a file or
+    data set.
 
   Raises:
-    ValueError: it begins as a world's name and is none, or its options are none of the world's.
+    ValueError: the name begins with 'world:' and is not of that form, or an option is unknown.
   """
   if name.partition(":")[0] != "world":
     return None
@@ -52,14 +61,14 @@ def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None
 
 
 def true_world(names: Sequence[str], config: Any) -> World | str | None:
-  """The generated world by whose true reward data were judged.
+  """The generated world whose true reward judged the data.
 
   Args:
-    names: of the data, as `read` takes them; options in a name go before the config's.
-    config: the run's, whose data.world is the rest.
+    names: of the data, as `read` takes them.
+    config: the run's; `data.world` has the options that a name does not set.
 
   Returns:
-    the world; None where no data are of one, or a reason where they are of several.
+    the world; None if no data are generated; a message if they are of several worlds.
   """
   asked = [world_of(name, config, "heldout") for name in names]
   worlds = list(dict.fromkeys(one[0] for one in asked if one))
@@ -69,10 +78,17 @@ def true_world(names: Sequence[str], config: Any) -> World | str | None:
 
 
 def read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:
-  """Examples of a path, a hub id, or the generated world.
+  """Reads the examples of a path, a hub id, or the generated world.
 
-  'world:N' is N pairs, 'world:N:K' N rankings of K; options of the world may follow, which go
-  before those of data.world: 'world:400(flips=0.0)'.
+  'world:N' is N pairs, 'world:N:K' N rankings of K. Options of the world may follow, which override
+  those of data.world: 'world:400(flips=0.0)'.
+
+  Args:
+    name: of the data.
+    config: the run's.
+    report: counts what is dropped.
+    split: 'train' or 'heldout'; `data.limit` is for 'train' only.
+    options: of `formats.load`.
   """
   if asked := world_of(name, config, split):
     world, count, responses = asked
@@ -88,7 +104,7 @@ def read(name: str, config: Any, report: Report, split: str, **options) -> list[
 
 
 def heldout_names(config: Any) -> list[str]:
-  """What the held-out data are of: data.heldout, or what is trained on, where it is a share."""
+  """Names of the held-out data: data.heldout, or the training data if that is a fraction."""
   if _share(config) is None:
     return [str(config.data.heldout)]
   if config.data.train:
@@ -97,7 +113,7 @@ def heldout_names(config: Any) -> list[str]:
 
 
 def _share(config: Any) -> float | None:
-  """The share of what is trained on that is held out; None where data.heldout is other data."""
+  """The fraction of the training data that is held out; None if data.heldout names other data."""
   try:
     return float(str(config.data.heldout))
   except ValueError:
@@ -108,7 +124,7 @@ _SOURCE_KEYS = ("path", "format", "rate", "weight")
 
 
 def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str, float]]:
-  """(examples of all `data.sources`, rate of each); all rates are 0 where none is given."""
+  """(examples of all `data.sources`, source -> rate); rates are 0 if none is given."""
   examples, rates = [], {}
   for name, source in config.data.sources.items():
     field = f"data.sources.{name}"
@@ -141,7 +157,7 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
 
 
 def _distinct(examples: list[Example], report: Report) -> list[Example]:
-  """Without those whose texts another had before them, whatever their labels."""
+  """Drops examples that repeat the texts of an earlier one, whatever their labels."""
   seen: dict[tuple, Example] = {}
   for example in examples:
     texts = tuple(map(key_of, (example.prompt, *example.responses)))
@@ -154,12 +170,12 @@ def _distinct(examples: list[Example], report: Report) -> list[Example]:
 
 
 def _decided(examples: list[Example], losses: Any, report: Report) -> list[Example]:
-  """Without those of which their loss learns nothing: all ties, where it has no word for a tie."""
+  """Drops examples that are all ties, if their loss does not learn from ties."""
   kept = []
   for example in examples:
     if example.kind in ("pair", "ranking") and not uses_ties(losses[example.kind]):
       pairs = example.pairs or ([0.0],) if example.ties or example.pairs else None
-      # As the loss reads them: what differs in float64 alone is tied.
+      # In float32, as the loss reads them: labels that differ only in float64 are tied.
       labels = np.asarray(example.labels, np.float32)
       apart = any(map(any, pairs)) if pairs else bool((labels != labels[0]).any())
       if not apart:
@@ -171,7 +187,7 @@ def _decided(examples: list[Example], losses: Any, report: Report) -> list[Examp
 
 
 def _check_fit(examples: list[Example], losses: Any) -> None:
-  """DataError where a loss cannot use what an example says, before anything is tokenised."""
+  """Raises DataError if a loss cannot use an example's feedback, before anything is tokenised."""
   for kind in sorted({e.kind for e in examples}, key=KINDS.index):
     loss, options = parse_loss(losses[kind], f"loss.{kind}")
     mine = [e for e in examples if e.kind == kind]
@@ -187,9 +203,9 @@ def _check_fit(examples: list[Example], losses: Any) -> None:
 
 
 def _check_weights(examples: list[Example]) -> None:
-  """DataError where the weights' sum, by which a step is divided, is zero or no float32 number.
+  """Raises DataError if the sum of the weights, which steps divide by, is 0 or overflows float32.
 
-  One example that outweighs all others together is warned of.
+  Warns if one example outweighs all others together.
   """
   total = sum(e.weight for e in examples)
   heaviest = max(examples, key=lambda e: e.weight)
@@ -208,9 +224,9 @@ def _check_weights(examples: list[Example]) -> None:
     )
 
 
-def _check_attributes(config: Any, model: TextModel, train: Dataset) -> None:
-  """ValueError where the data do not teach a model's attributes, or their mix."""
-  # A head that comes with the checkpoint knows them: pairs alone may fit its mix.
+def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> None:
+  """Raises ValueError if a model's attributes, or their mix, cannot be learned from the data."""
+  # A checkpoint's own head already rates the attributes; then pairs alone may train its mix.
   known = model.source is not None and is_classifier(model.source.config)
   ratings = {} if known else train.ratings(model.network.head.attributes)
   none = [name for name, count in ratings.items() if not count]
@@ -228,11 +244,17 @@ def _check_attributes(config: Any, model: TextModel, train: Dataset) -> None:
 
 
 def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example], dict[str, float]]:
-  """(train, held out, rate of each source) as the `data` part of a config says, as text.
+  """Reads the training and the held-out data of a config, as text.
 
-  `data.heldout` is a path, 'world:N', or a fraction of the training data, split by conversation.
-  Where it is a path, training rows whose conversation is held out are dropped and counted; so are
-  repeats, where `data.deduplicate` says so.
+  `data.heldout` is a path, 'world:N', or a fraction of the training data, split by conversation. If
+  it is not a fraction, training examples whose conversation is held out are dropped and counted; so
+  are repeated examples, with `data.deduplicate`.
+
+  Returns:
+    (training examples, held-out examples, source -> rate).
+
+  Raises:
+    ValueError, DataError: the config names no data, or data that cannot be used.
   """
   if bool(config.data.train) == bool(len(config.data.sources)):
     raise InputError(
@@ -254,7 +276,7 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
         report.drop("conversation_is_held_out", example.origin, detail, fault=False)
     train = [e for e in train if e.conversation not in known]
   else:
-    # -1 as before there was the field: audits read configs of runs that are older.
+    # Audits read configs of older runs, which do not have the field.
     seed = config.data.get("split_seed", -1)
     train, held = formats.split(train, share, config.seed if seed < 0 else seed)
     conversations = len({e.conversation for e in held})
@@ -269,14 +291,22 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   return train, held, rates
 
 
-def load_data(config: Any, model: TextModel) -> tuple[Dataset, Dataset, Report]:
-  """(train, held out, what became of every row) as the `data` part of a config says."""
+def load_data(config: Any, model: TextModel) -> tuple[TokenDataset, TokenDataset, Report]:
+  """Reads, checks and tokenises the data of a config.
+
+  Returns:
+    (training data, held-out data, report of what was kept and dropped).
+
+  Raises:
+    ValueError, DataError: the data, or their combination with the model or the losses, cannot be
+      trained on.
+  """
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
   train = _decided(train, config.loss, report)
   _check_fit(train, config.loss)
   kept = cache_folder(config.data.cache)
-  datasets = [Dataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
+  datasets = [TokenDataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
   if held and not datasets[1].groups:
@@ -289,9 +319,9 @@ def load_data(config: Any, model: TextModel) -> tuple[Dataset, Dataset, Report]:
 
 
 def data_summary(
-  report: Report, train: Dataset, heldout: Dataset, attributes: Sequence[str]
+  report: Report, train: TokenDataset, heldout: TokenDataset, attributes: Sequence[str]
 ) -> dict[str, Any]:
-  """What summary.json says of the data."""
+  """The section of summary.json on the data."""
   return {
     "kept": report.kept,
     "kinds": dict(collections.Counter(e.kind for e in train.examples)),
@@ -305,19 +335,19 @@ def data_summary(
 
 
 def load_shifted(
-  config: Any, model: TextModel, heldout: Dataset, *, pooled: bool = False
-) -> Dataset | None:
-  """`data.shifted`, on which an ensemble is to disagree more; None where there is none.
+  config: Any, model: TextModel, heldout: TokenDataset, *, pooled: bool = False
+) -> TokenDataset | None:
+  """`data.shifted`, data on which an ensemble should disagree more; None if not configured.
 
   Args:
-    config: of a run.
-    model: of it.
-    heldout: what it is compared with.
-    pooled: whether several runs are the ensemble, so that the model need not be one.
+    config: the run's.
+    model: the run's.
+    heldout: the data it is compared with.
+    pooled: the ensemble is made of several runs, so that the model need not be one.
 
   Raises:
-    ValueError: the model is no ensemble, or nothing is held out to compare with.
-    DataError: nothing of it is left.
+    ValueError: the model is not an ensemble, or no data are held out to compare with.
+    DataError: no group of the data is left.
   """
   if not (name := config.data.shifted):
     return None
@@ -330,7 +360,7 @@ def load_shifted(
     raise InputError("data.shifted is compared with data.heldout, which holds nothing out")
   report = Report(strict=config.data.strict)
   examples = read(name, config, report, "heldout")
-  found = Dataset(*model.tokenise(examples, report, cache_folder(config.data.cache)))
+  found = TokenDataset(*model.tokenise(examples, report, cache_folder(config.data.cache)))
   if not found.groups:
     raise DataError(f"data.shifted is {name!r}: no group is left. {report}")
   return found

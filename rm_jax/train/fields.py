@@ -1,7 +1,8 @@
-"""What the fields of a config may be, looked at before anything is read.
+"""Which values a config's fields may have, checked before any data or weights are read.
 
-A wrong number found after an hour of reading costs the hour; some, as `train.keep=0`, cost the
-model. What depends on the model or the data is checked where these are.
+A wrong value that is found after an hour of reading data costs that hour; some, such as
+`train.keep=0`, would cost the model. What depends on the model or the data is checked where these
+are read.
 """
 
 import dataclasses
@@ -17,21 +18,23 @@ from rm_jax.data.formats import FORMATS
 from rm_jax.errors import InputError
 from rm_jax.models.layers import REMAT
 from rm_jax.models.lora import MAPS
-from rm_jax.train.objective import check_loss, parse_loss
 from rm_jax.train.optimizer import make_optimizer, make_schedule
+from rm_jax.train.parse import check_loss, parse_loss
 from rm_jax.types import KINDS
 from rm_jax.world import World
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What a field may be: `fits` says whether a value is so, `expected` says it to people."""
+  """Which values a field may have: a predicate, and a description for error messages."""
 
   fits: Callable[[Any], bool]
   expected: str
 
 
 def _whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
+  """An integer in low .. high; `also` is added to the description."""
+
   def fits(value):
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
@@ -39,7 +42,7 @@ def _whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
 
 
 def _real(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> Rule:
-  """Finite, in float32 as well, from `low` on (or above it) and under `below`."""
+  """A number, finite in float32 too, that is at least `low` (or `above` it) and under `below`."""
 
   def fits(value):
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -83,7 +86,7 @@ _TEXT = Rule(lambda value: isinstance(value, str), "a text")
 _WEIGHT = _real()
 _SIZE = _whole(1)
 _COUNT = _whole(0)
-# -1 = the rest; how they multiply is `mesh.make_mesh`'s, which knows the devices.
+# That the axes multiply to the number of devices is checked by `mesh.make_mesh`, which knows it.
 _AXIS = Rule(lambda n: isinstance(n, int) and (n == -1 or n >= 1), "at least 1, or -1 for the rest")
 
 FIELDS: dict[str, Rule] = {
@@ -151,12 +154,12 @@ FIELDS: dict[str, Rule] = {
   "train.max_skipped": _SIZE,
   **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
 }
-# Checked by what takes them, which says their names: a loss and an optimiser know their own.
+# Fields that are checked by what takes them: losses, optimisers and the world know their options.
 _ELSEWHERE = ("loss.", "optimizer.", "data.world.", "data.sources.")
 
 
 def unruled(config: ml_collections.ConfigDict) -> list[str]:
-  """Fields of a config that nothing here looks at."""
+  """Paths of the config's fields that nothing here checks."""
   return [path for path in _flat(config) if path not in FIELDS and not path.startswith(_ELSEWHERE)]
 
 
@@ -171,10 +174,10 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_fields(config: ml_collections.ConfigDict) -> None:
-  """Whether a config's numbers, names and switches can be meant.
+  """Checks all fields of a config.
 
   Raises:
-    ValueError: some cannot; all are named, with what was found and what is expected.
+    ValueError: with every field whose value is wrong, what was found and what is expected.
   """
   flat = _flat(config)
   wrong = [
@@ -185,7 +188,7 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
   if wrong:
     raise InputError("\n  ".join(wrong))
   optimizer = config.optimizer.copy_and_resolve_references()
-  # The automatic ones follow the data: any will do.
+  # -1 and 0 mean that these follow the data, which are not known yet; any valid value will do.
   optimizer.warmup_steps = max(0, optimizer.warmup_steps)
   optimizer.decay_steps = max(1, optimizer.decay_steps)
   make_optimizer(optimizer, make_schedule(optimizer))

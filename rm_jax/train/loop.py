@@ -1,4 +1,4 @@
-"""The training loop: it wires and delegates."""
+"""The training loop: wires data, model and run together, evaluates, logs and checkpoints."""
 
 import dataclasses
 import logging
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.iterate import ahead
 from rm_jax.errors import InputError, UserError
 from rm_jax.heldout import evaluate
@@ -21,12 +21,12 @@ from rm_jax.reward.score import keep_features, score_groups
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.storage.remote import refuse
-from rm_jax.train import text
+from rm_jax.train import text_penalty
 from rm_jax.train.datasets import data_summary, load_data, load_shifted
 from rm_jax.train.fields import check_fields
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.run import Run, plan_shapes
-from rm_jax.train.step import window_metrics
+from rm_jax.train.window import window_metrics
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes
 from rm_jax.workdir.checkpoints import Checkpoints
 from rm_jax.workdir.folder import check, claim, earlier_record, locked, plain, resolve
@@ -47,17 +47,17 @@ class Stopped(UserError, RuntimeError):
 
 
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
-  """Trains as a config says, or goes on where `workdir` stopped; returns the summary.
+  """Trains as a config says, or resumes the run in `workdir`; returns the summary.
 
   Args:
     config: see configs/base.py.
-    workdir: gets config.json, metrics.jsonl, timing.jsonl, tensorboard/, model/, checkpoints/,
-      summary.json and report.png.
+    workdir: folder for config.json, metrics.jsonl, timing.jsonl, tensorboard/, model/,
+      checkpoints/, summary.json and report.png.
 
   Raises:
-    ValueError: config, files or data are not as they should be; nothing was overwritten.
-    Stopped: on SIGTERM or SIGINT (of several processes SIGTERM), after a checkpoint.
-    NotFiniteError: `train.max_skipped` steps in a row, or all there were, were skipped, for their
+    ValueError: something is wrong with the config, files or data; nothing was overwritten.
+    Stopped: after SIGTERM or SIGINT (with several processes only SIGTERM) and a checkpoint.
+    NotFiniteError: `train.max_skipped` steps in a row, or all steps, were skipped, because their
       gradient, loss or update was not finite.
   """
   began = time.perf_counter()
@@ -66,7 +66,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
   model = build_model(config, mesh, earlier=earlier_record(workdir))
-  text.check(config.loss, model)
+  text_penalty.check(config.loss, model)
   train_set, heldout_set, report = load_data(config, model)
   shifted_set = load_shifted(config, model, heldout_set)
   config = resolve(config, len(train_set.groups), workdir)
@@ -77,11 +77,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     log.info("data: %s", report)
     run = Run(config, mesh, model, train_set)
     loop = _Loop(run, workdir, heldout_set)
-    # Only now: a run that could not begin leaves nothing behind.
+    # Only now, so that a run that cannot begin leaves no files.
     if is_main():
       claim(workdir, config, model, {example.kind for example in train_set.examples})
     with jax.set_mesh(mesh):
-      timing = loop.loop()
+      timing = loop.run_steps()
     if shifted_set:
       loop.report["shift"] = shift_report(
         model.network,
@@ -96,7 +96,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
 
 
 def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-  """The summary of a run that is done, which is written, and its picture."""
+  """Writes the summary and the picture of a finished run; returns the summary."""
   run, workdir = loop.run, loop.workdir
   steps, skipped = int(run.state.step), run.skipped()
   summary = {
@@ -118,8 +118,8 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
       skipped,
       steps,
     )
-  # A few numbers each; but for a language-model head.
-  own = {path: x for path, x in run.state.loss_params().items() if path != text.HEAD}
+  # Losses have a few numbers each, except for a language-model head, which is left out.
+  own = {path: x for path, x in run.state.loss_params().items() if path != text_penalty.HEAD}
   if own:
     summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
   if is_main():
@@ -130,15 +130,25 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
 
 
 class _Loop:
-  """Drives a run: `loop` takes its steps, evaluates, writes and saves."""
+  """Drives a run: `run_steps` takes its steps, evaluates, logs and saves.
 
-  def __init__(self, run: Run, workdir: Path, heldout_set: Dataset):
+  Args:
+    run: the run; if there is a checkpoint in `workdir`, its state is replaced by that.
+    workdir: the run's folder.
+    heldout_set: what it is evaluated on.
+
+  Attributes:
+    report: the last held-out report.
+    scores: its scores, for the picture.
+  """
+
+  def __init__(self, run: Run, workdir: Path, heldout_set: TokenDataset):
     self.run, self.config, self.workdir = run, run.config, workdir
     self.heldout_set = heldout_set
     self.report: dict[str, Any] | None = None
     self.scores = ()
-    self.skipped = 0  # steps in a row until now
-    # Of all tokens, and so made once.
+    self.skipped = 0  # steps in a row that were skipped
+    # Hashes of all tokens and labels, computed once.
     self.data = {"data": run.train_set.fingerprint(), "heldout": heldout_set.fingerprint()}
     self.heldout_shapes = plan_shapes(heldout_set.groups, 2048, run.packing)
     self.checkpoints = Checkpoints(
@@ -181,7 +191,7 @@ class _Loop:
       return
     self.run.state, position = found
     for key, name in (("data", "training"), ("heldout", "held-out")):
-      # Before there was a mark of the held-out data nothing was known of them.
+      # Old checkpoints have no fingerprint of the held-out data; there it is not compared.
       if position.get(key, self.data[key]) != self.data[key]:
         raise InputError(
           f"{self.workdir}: its {name} data were other ones ({position[key]}, now "
@@ -190,13 +200,13 @@ class _Loop:
     self.skipped = position.get("skipped", 0)
     window = jax.device_get(self.run.state.window)
     if not all(np.isfinite(x).all() for x in window.values()):
-      # Of before such a step was skipped: it would be added to for ever.
+      # From a version that did not skip such steps: the sums would never be finite again.
       log.warning("%s: its metrics since the last line are not finite: left out", self.workdir)
       self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     log.info("resumed at step %d", int(self.run.state.step))
 
-  def loop(self) -> dict[str, float | None]:
-    """Runs the steps that are left, and leaves `report` and `scores`; returns their speed."""
+  def run_steps(self) -> dict[str, float | None]:
+    """Takes the steps that are left; sets `report` and `scores`, and returns the speed."""
     config = self.config.train
     first, last = int(self.run.state.step), config.steps
     writers = Writers(self.workdir, first, active=is_main())
@@ -211,7 +221,8 @@ class _Loop:
       for step, micros in zip(steps, ahead(self.run.prepare, steps), strict=True):
         with jax.transfer_guard("disallow"):
           before, pulse = pulse, self.run.step(micros)
-          # The step before is read now that this one is under way: devices never wait for the host.
+          # The previous step's result is fetched after this step was dispatched, so that devices do
+          # not wait for the host.
           self._check(before, step)
         done = step + 1
         clock.tick(done)
@@ -220,7 +231,7 @@ class _Loop:
           self._log(writers, bar, clock, done)
         bar.update()
         asked = asked_to_stop(signals.asked, done)
-        # Saved before it is judged: what goes wrong there, or takes long, costs no step.
+        # Saved before it is evaluated: an evaluation that fails, or is killed, costs no step.
         if end or asked or done % config.checkpoint_every == 0:
           with clock.pause():
             pulse = self._check(pulse, done)
@@ -234,7 +245,7 @@ class _Loop:
         if end or done % config.eval_every == 0:
           with clock.pause():
             self._evaluate(writers, done)
-    # Of a run that goes on, too: it was saved before this was said.
+    # Of a resumed run too: its state was saved before this error was raised the first time.
     if (steps := int(self.run.state.step)) and self.run.skipped() == steps:
       raise NotFiniteError(
         f"all {steps} steps were skipped, for their gradient, loss or update was not finite: the "
@@ -247,7 +258,10 @@ class _Loop:
     return {"pairs_per_second": clock.pairs_per_second()}
 
   def _unjudged(self, step: int) -> bool:
-    """Whether a run that goes on from a step has still to judge it, as one that went on would."""
+    """Whether the step that the run starts from should have been evaluated and was not.
+
+    So a resumed run writes the same lines as one that was never interrupted.
+    """
     if step and step % self.config.train.eval_every and step < self.config.train.steps:
       return False
     lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
@@ -275,7 +289,7 @@ class _Loop:
     window = jax.device_get(self.run.state.window)
     self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     values = window_metrics(window, self.run.sources)
-    # The schedule goes by the updates: a step that was skipped is none.
+    # The schedule is a function of the number of updates, which skipped steps are not.
     rate = float(self.run.schedule(done - self.run.skipped() - 1))
     values["learning_rate"] = None if values["gradient_norm"] is None else rate
     writers.write("metrics", done, values)
@@ -286,7 +300,7 @@ class _Loop:
     bar.set_postfix_str(f"loss {loss}, {known}{speed['tokens_per_second']:.0f} tokens/s")
 
   def _evaluate(self, writers: Writers | None, step: int) -> None:
-    """Held-out agreement now: `report` and `scores`, and a line in the metrics."""
+    """Evaluates on the held-out data: sets `report` and `scores`, and writes a line of metrics."""
     groups, examples = self.heldout_set.groups, self.heldout_set.examples
     if not groups:
       return
@@ -302,7 +316,8 @@ class _Loop:
     )
     bad = sum(not np.isfinite(one).all() for one in scores)
     if bad:
-      # The weights are finite and their scores are not: the run may still recover, or stops itself.
+      # The weights are finite (checked after each step) and yet scores overflow. That is reported
+      # and no error: the run may recover, or stop by itself.
       why = f"the scores of {bad} of {len(scores)} examples are not finite"
       self.report, self.scores = {"kind": "comparison", "n": 0, "why": why}, ()
     else:

@@ -1,115 +1,64 @@
-"""The objective of a run: a loss for each kind of feedback, and penalties, by the config."""
+"""What a run minimises, all of it.
 
-import ast
-import functools
+The objective of a step with groups g of weight w_g is
+
+    Σ_g w_g · L_g / Σ_g w_g  +  decorrelation · corr(score, length)²
+
+    L_g =   loss of g's kind of feedback (scores, labels)       loss.pair, loss.ranking, ...
+          + Σ weight · penalty(scores)                          loss.l2, loss.centering, loss.spread
+          + Σ weight · text loss(best response)                 loss.text_sft, loss.text_dpo
+
+The config's `loss` part has the losses and the weights. `Objective.numerator` is the sum over one
+micro-batch; the step adds up its gradient over micro-batches (gradient accumulation, see `step`)
+and divides once by the weight of all groups, `mean_gradient`. So the numbers do not depend on how a
+step's groups are laid into micro-batches, rows and devices.
+"""
+
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rm_jax.errors import InputError
-from rm_jax.losses import LOSSES, REGULARISERS, Loss
+from rm_jax.losses import LOSSES, REGULARISERS
 from rm_jax.losses.moments import linearised, moments
-from rm_jax.train.text import TextPenalty
+from rm_jax.models.network import Network
+from rm_jax.train.parse import check_output, parse_loss
+from rm_jax.train.text_penalty import TextPenalty, head_of
+from rm_jax.train.window import sum_by_source
 from rm_jax.types import KINDS, Batch
 
 
-def parse_call(text: str, expected: str) -> tuple[str, dict[str, Any]]:
-  """'hinge' or 'hinge(margin=0.5)' -> (name, options), which are literals.
+class Scored(NamedTuple):
+  """What the metrics are made of, beside the numerator.
 
-  Raises:
-    ValueError: with the message `expected`, it is not of that form.
+  Attributes:
+    rewards: float32 [B, G, K].
+    loss: float32 [S], Σ w_g · L_g over the groups of each source.
+    text: (log-likelihood a token of the best response float32 [B, G]; bool [B, G], which groups
+      have one); None without a text penalty.
   """
-  try:
-    node = ast.parse(text, mode="eval").body
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name) or call.args:
-      raise InputError(expected)
-    return call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-  except (SyntaxError, ValueError):
-    raise InputError(expected) from None
 
-
-def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
-  """'hinge' or 'hinge(margin=0.5)' -> (the loss, its options).
-
-  Args:
-    text: a name in `LOSSES` and, in brackets, options as Python writes keywords.
-    field: of the config, for errors.
-
-  Raises:
-    ValueError: it is not of that form, or the loss or an option is not known.
-  """
-  expected = f"{field} is {text!r}; expected a loss, or a loss(option=value)"
-  name, options = parse_call(text, expected)
-  if name not in LOSSES:
-    raise InputError(f"{field} is {text!r}; expected one of {', '.join(LOSSES)}")
-  try:
-    LOSSES[name].check(options)
-  except InputError as error:
-    raise InputError(f"{field}: {error}") from None
-  return LOSSES[name], options
-
-
-def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> None:
-  """Traces a loss with its options, on shapes alone.
-
-  Args:
-    loss: of `parse_loss`.
-    options: likewise.
-    field: of the config, for errors.
-    kind: of the feedback that it is for.
-
-  Raises:
-    ValueError: an option out of its range, or what it returns is not one value a list.
-  """
-  # No two axes alike, so that a mean over a wrong one shows.
-  lead, K, attributes = (3, 5), 4, (2,) if kind == "attributes" else ()
-
-  def array(*shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct((*lead, *shape), dtype)
-
-  scores = jax.ShapeDtypeStruct((*attributes, *lead, K), jnp.float32)
-  given = {name: array(K, K) for name in loss.uses}
-  if "response" in given:
-    given["response"] = array(K, dtype=jnp.int32)
-  try:
-    params = jax.eval_shape(lambda: loss.init(jax.random.key(0), **options))
-    if loss.init_params is not None:
-      given["params"] = params
-    where = array(K, dtype=jnp.bool_)
-    # Options are Python's numbers, which a loss looks at when it is traced.
-    out = jax.eval_shape(
-      lambda s, y, w, g: loss.bind(**options)(s, y, where=w, **g), scores, scores, where, given
-    )
-  except (ValueError, TypeError) as error:
-    raise InputError(f"{field}: {error}") from None
-  _check_output(out, lead, f"{field}: loss {loss.name!r}")
-
-
-def _check_output(out: Any, lead: tuple[int, ...], what: str) -> None:
-  shape = getattr(out, "shape", type(out).__name__)
-  if shape != lead:
-    raise InputError(
-      f"{what} returns {shape} of scores [..., K] with leading axes {lead}; expected one value a "
-      "list, of just these axes: sums over lists are the step's, which weighs them"
-    )
+  rewards: jax.Array
+  loss: jax.Array
+  text: tuple[jax.Array, jax.Array] | None
 
 
 class Objective:
-  """Loss of each group, by its kind, with the penalties of a config.
+  """The objective of a run: a loss for each kind of feedback, and penalties.
 
   Args:
-    config: the `loss` part of an experiment's config: for each kind of feedback a loss, and weights
-      of penalties.
-    kinds: of the data; a loss is looked at only where there is something for it.
+    config: the `loss` part of an experiment's config.
+    kinds: the kinds of feedback in the data. Losses of other kinds are not even parsed.
 
   Raises:
-    ValueError: a loss that is not known, or that cannot use the kind it is named for; or as of
-      `TextPenalty`.
+    ValueError: a loss is not known or cannot learn from the kind it is named for, or as
+      `TextPenalty` says.
 
-  `text` is a penalty of another sort, on hidden states: true where the config asks for one.
+  Attributes:
+    text: the penalty on text; false where the config asks for none.
+    decorrelation: weight of the squared correlation of score with length.
   """
 
   def __init__(self, config: Any, kinds: Iterable[str]):
@@ -127,21 +76,61 @@ class Objective:
     self._penalties = [
       (config[name], REGULARISERS[name]) for name in REGULARISERS if config.get(name)
     ]
-    self.decorrelation = float(config.decorrelation)
     self.text = TextPenalty(config, kinds)
+    self.decorrelation = float(config.decorrelation)
 
-  @property
-  def needs(self) -> set[str]:
-    """Optional fields of a batch that its losses cannot do without."""
-    return {name for loss, _ in self._losses.values() for name in loss.needs}
+  def numerator(
+    self,
+    network: Network,
+    params: dict[str, Any],
+    batch: Batch,
+    *,
+    sources: int,
+    key: jax.Array | None = None,
+    step_moments: jax.Array | None = None,
+  ) -> tuple[jax.Array, Scored]:
+    """A micro-batch's part of the numerator Σ_g w_g · L_g, and of the penalty on the whole step.
 
-  def init_params(self, key: jax.Array) -> dict[str, jax.Array]:
-    """Parameters of the losses that have some, 'loss/KIND/NAME' -> float32."""
-    return {
-      f"loss/{kind}/{name}": value
-      for kind, (loss, options) in self._losses.items()
-      for name, value in loss.init(key, **options).items()
-    }
+    Args:
+      network: the model's.
+      params: its parameters and, under 'loss', those of the losses; nested.
+      batch: the micro-batch.
+      sources: S, of how many sources the metrics are kept apart.
+      key: of dropout; None turns it off.
+      step_moments: float32 [6], the sum of `moments` over the whole step; None without
+        decorrelation.
+
+    Returns:
+      (float32 [] to take the gradient of; its value is Σ_g w_g · L_g only without decorrelation,
+      what was scored).
+    """
+    params = dict(params)
+    loss_params = params.pop("loss", None)
+    if self.text:
+      scores, h_BTD = network.apply_with_hidden(params, batch, key)
+    else:  # the network may then skip hidden states that no mark reads (`RewardNetwork.pooled`)
+      scores, h_BTD = network.apply(params, batch, key), None
+    rewards_BGK = network.reward(params, scores)
+
+    if network.head.ensemble:  # each member learns by itself, from its own bootstrap sample
+      loss_MBG = jax.vmap(lambda s: self(s, batch, loss_params))(scores)
+      if batch.members is not None:
+        loss_MBG *= jnp.moveaxis(batch.members, -1, 0)
+      loss_BG = jnp.mean(loss_MBG, axis=0)
+    else:
+      loss_BG = self(rewards_BGK, batch, loss_params, scores)
+
+    text = None
+    if self.text:
+      penalty_BG, *text = self.text(h_BTD, head_of(params, loss_params), batch)
+      loss_BG += penalty_BG
+
+    # Σ_g w_g · L_g, by source first, since the log tells sources apart.
+    loss_S = sum_by_source(batch.weight * loss_BG, batch.source, sources)
+    value = jnp.sum(loss_S)
+    if step_moments is not None:
+      value += self.decorrelate(rewards_BGK, batch, step_moments)
+    return value, Scored(rewards_BGK, loss_S, text)
 
   def __call__(
     self,
@@ -150,13 +139,16 @@ class Objective:
     params: dict[str, dict] | None = None,
     attributes_ABGK: jax.Array | None = None,
   ) -> jax.Array:
-    """The loss of each group, float32 [B, G].
+    """L_g without the text: the loss of each group's kind, and the penalties on its scores.
 
     Args:
-      scores_BGK: rewards, which all kinds of feedback but attributes speak of.
-      batch: labels of each kind.
-      params: {kind: those of its loss}.
-      attributes_ABGK: scores of each attribute, where the data have feedback on them.
+      scores_BGK: rewards, which all kinds of feedback but 'attributes' are about.
+      batch: the labels.
+      params: kind -> the parameters that its loss learns.
+      attributes_ABGK: scores of each attribute, where the data have feedback on attributes.
+
+    Returns:
+      float32 [B, G].
     """
     value_BG = jnp.zeros(scores_BGK.shape[:-1], jnp.float32)
     for kind, (loss, options) in self._losses.items():
@@ -169,37 +161,57 @@ class Objective:
       if kind == "attributes":
         values, labels = attributes_ABGK, jnp.moveaxis(batch.attributes, -1, 0)
       here = function(values, labels, where=batch.where & mine_BG[..., None], **given)
-      # A scalar mean would spread over all groups, and train at a part of its gradient.
-      _check_output(here, mine_BG.shape, f"loss.{kind}: loss {loss.name!r}")
+      check_output(here, mine_BG.shape, f"loss.{kind}: loss {loss.name!r}")
       value_BG += jnp.where(mine_BG, here, 0.0)
     for weight, penalty in self._penalties:
       here = penalty(scores_BGK, where=batch.where)
-      _check_output(here, value_BG.shape, f"penalty {getattr(penalty, '__name__', penalty)!r}")
+      check_output(here, value_BG.shape, f"penalty {getattr(penalty, '__name__', penalty)!r}")
       value_BG += weight * here
     return value_BG
 
   def moments(self, scores_BGK: jax.Array, batch: Batch) -> jax.Array:
-    """A micro-batch's part of the sums that the correlation with length is made of, float32 [6].
+    """A micro-batch's part of the sums that make the correlation with length, float32 [6].
 
-    Every group counts by its weight, shared by its marks.
+    Every group counts by its weight, in equal shares of its marks.
     """
     count = jnp.maximum(jnp.sum(batch.where, axis=-1, keepdims=True), 1)
     weights = jnp.broadcast_to(batch.weight[..., None] / count, scores_BGK.shape)
-    # Lengths in hundreds of tokens: their squares then are as large as those of scores.
+    # In hundreds of tokens, so that squares of lengths are about as large as those of scores.
     return moments(scores_BGK, batch.length / 100.0, where=batch.where, weights=weights)
 
-  def decorrelate(self, scores_BGK: jax.Array, batch: Batch, total: jax.Array) -> jax.Array:
-    """What a micro-batch adds to the sum of losses, for the gradient of the whole step's penalty.
+  def decorrelate(self, scores_BGK: jax.Array, batch: Batch, step_moments: jax.Array) -> jax.Array:
+    """What a micro-batch adds to the numerator for the penalty on the correlation with length.
 
-    Args:
-      total: float32 [6], the step's moments; its first entry is the step's weight, by which the
-        gradients are divided later.
+    The correlation is not a sum over groups, so the penalty is linearised at the whole step's
+    moments (`losses.moments`): this term has the right gradient and a value that means nothing. It
+    is multiplied by the step's weight, the first moment, because `mean_gradient` divides by that.
     """
-    part = linearised(self.moments(scores_BGK, batch), total)
-    return self.decorrelation * total[0] * part
+    part = linearised(self.moments(scores_BGK, batch), step_moments)
+    return self.decorrelation * step_moments[0] * part
+
+  @property
+  def needs(self) -> set[str]:
+    """Optional arrays of a batch that the objective cannot do without."""
+    needs = {name for loss, _ in self._losses.values() for name in loss.needs}
+    return needs | {"previous"} if self.text else needs
+
+  def init_params(self, key: jax.Array) -> dict[str, jax.Array]:
+    """Initial parameters of the losses that learn some, 'loss/KIND/NAME' -> float32."""
+    return {
+      f"loss/{kind}/{name}": value
+      for kind, (loss, options) in self._losses.items()
+      for name, value in loss.init(key, **options).items()
+    }
 
 
-@functools.cache
-def uses_ties(kind_loss: str) -> bool:
-  """Whether a loss, as a config writes it, learns from ties."""
-  return "ties" in parse_loss(kind_loss, "loss")[0].uses
+def mean_gradient(gradients: Any, weight: jax.Array) -> Any:
+  """The step's gradient: sums over all its micro-batches, divided by the weight of all its groups.
+
+  This is the only division by the weight: a micro-batch does not know what the whole step weighs.
+
+  Args:
+    gradients: of the numerators, added up.
+    weight: float32 [S], of the groups by source.
+  """
+  total = jnp.maximum(jnp.sum(weight), 1e-30)  # a step without weight has gradient 0, and not NaN
+  return jax.tree.map(lambda g: g / total, gradients)

@@ -1,4 +1,10 @@
-"""The optimiser, from its config."""
+"""Optimisers and learning rate schedules, from a config.
+
+To add an optimiser, add its gradient scaling to `scalers` in `make_optimizer`. Clipping, weight
+decay and the learning rate are the same for all.
+
+Parameters are a flat dict, path -> array; a decoder's layers are stacked, [layers, ...].
+"""
 
 import math
 import re
@@ -15,7 +21,14 @@ from rm_jax.parallel.axes import matrix_axes
 
 
 def make_schedule(config: Any) -> optax.Schedule:
-  """Linear warm-up, then 'cosine' or 'linear' to `final_scale` of the peak, or 'constant'."""
+  """Linear warm-up, then 'cosine' or 'linear' decay to `final_scale` · peak, or 'constant'.
+
+  Args:
+    config: the `optimizer` part of an experiment's config.
+
+  Raises:
+    ValueError: the schedule's name is unknown.
+  """
   peak, warmup, horizon = config.learning_rate, config.warmup_steps, config.decay_steps
   end = peak * config.final_scale
   rest = max(1, horizon - warmup)
@@ -31,15 +44,16 @@ def make_schedule(config: Any) -> optax.Schedule:
   decay = decays[config.schedule]()
   if not warmup:
     return decay
-  # From peak / (warmup + 1): a first step of rate 0 would be a step thrown away.
+  # From peak / (warmup + 1), since a first step with rate 0 would be wasted.
   first = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
   return optax.join_schedules([first, decay], [warmup])
 
 
 def decay_towards_start(rate: float) -> optax.GradientTransformation:
-  """Adds rate · (p − p₀) to the update, p₀ the parameters at the start (L2-SP, Li et al. 2018).
+  """Adds rate · (p − p₀) to the update, p₀ the initial parameters (L2-SP, Li et al. 2018).
 
-  Decoupled from Adam's scaling as AdamW's decay is; costs one copy of the trained parameters.
+  Like AdamW's weight decay it is not scaled by Adam's moments. It keeps a copy of the trained
+  parameters.
   """
 
   def init(params):
@@ -53,17 +67,20 @@ def decay_towards_start(rate: float) -> optax.GradientTransformation:
 
 
 def decayed(path: str) -> bool:
-  """Whether weight decay applies: to matrices, not to norms and biases."""
+  """Whether weight decay applies to a parameter: to matrices, but not to norms and biases."""
   return path.endswith(("/kernel", "/embedding", "/lora_a", "/lora_b"))
 
 
 def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation:
-  """Multiplies updates of the few numbers that stand alone among millions.
+  """Scales the updates of a few single numbers, which need larger ones than weights do.
+
+  Adam moves each parameter by at most about the learning rate a step. Weights need to move little;
+  these numbers may have to move by whole units.
 
   Args:
-    mix_rate: of the attributes' mix.
-    loss_rate: of the losses' own parameters (a tie rate, cut-points; no language-model head): Adam
-      moves each by no more than the learning rate a step, and these have whole units to go.
+    mix_rate: factor for the mix of attributes.
+    loss_rate: factor for the losses' parameters (a tie rate, cut-points), but not for a
+      language-model head.
   """
 
   def rate(path: str) -> float:
@@ -79,11 +96,12 @@ def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation
 
 
 def scale_by_adafactor() -> optax.GradientTransformation:
-  """Shazeer & Stern 2018: second moments kept as rows and columns, no first moment.
+  """Adafactor (Shazeer & Stern 2018): second moments as rows and columns, no first moment.
 
-  Each layer's kernel is a matrix [inputs, outputs], heads and their widths as one axis: narrow
-  heads alone would not be factored. Updates have the size of Adam's: learning rates are absolute,
-  not relative to the weights; what is clipped is a whole stack of layers.
+  Each layer's kernel is reshaped to a matrix [inputs, outputs] in which heads and head width are
+  one axis: optax does not factor axes as short as a head's width. Learning rates are absolute and
+  not relative to the weights, so updates are as large as Adam's. Clipping is by the root mean
+  square of a whole stack of layers.
   """
   inner = optax.scale_by_factored_rms()
 
@@ -106,15 +124,18 @@ def scale_by_adafactor() -> optax.GradientTransformation:
 
 
 def scale_by_muon(config: Any) -> optax.GradientTransformation:
-  """Jordan et al. 2024: the kernels' momentum is made orthogonal; all else is Adam's.
+  """Muon (Jordan et al. 2024): orthogonalised momentum for kernels, Adam for all else.
 
-  Each layer's kernel is a matrix [inputs, outputs] by itself, heads and their widths as one axis.
+  Each layer's kernel is a matrix [inputs, outputs] in which heads and head width are one axis.
   Updates are scaled to the usual size of Adam's (Liu et al. 2025, "Muon is Scalable"), so that both
-  take the same learning rate.
+  parts use the same learning rate.
+
+  Raises:
+    ValueError: when it is initialised, if no kernel is trained.
   """
 
   def dimensions(updates):
-    # Where another transformation is at work there is a MaskedNode, which stays.
+    # `optax.partition` puts a MaskedNode in place of the parameters of the other part.
     return {
       path: x if isinstance(x, optax.MaskedNode) else Dimensions(*matrix_axes(path))
       for path, x in updates.items()
@@ -150,11 +171,14 @@ def scale_by_muon(config: Any) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-  """optax chain over a flat dict of parameters: clip, scaling, decays, rates.
+  """The optax chain: clipping, gradient scaling, decays, learning rate.
 
   Args:
     config: the `optimizer` part of an experiment's config.
     schedule: from `make_schedule`.
+
+  Raises:
+    ValueError: the optimiser's name is unknown.
   """
   scalers = {
     "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
@@ -182,9 +206,9 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
 
 
 def applied(state: Any) -> jax.Array:
-  """int32 []: how many updates an optimiser's state has seen, by which its schedule goes.
+  """int32 []: the number of updates in an optimiser's state, which its schedule is a function of.
 
-  A step that was skipped is none of them.
+  Skipped steps are not counted.
   """
 
   def is_schedule(x):
@@ -195,7 +219,7 @@ def applied(state: Any) -> jax.Array:
 
 
 def frozen_patterns(config: Any) -> tuple[str, ...]:
-  """Regular expressions over the paths of the parameters that an experiment does not train."""
+  """Regular expressions that match the paths of the parameters that are not trained."""
   patterns = tuple(config.optimizer.freeze)
   if config.model.frozen_layers and not config.model.lora.rank:
     patterns += (r"^backbone/embed", r"^backbone/lower/")
@@ -207,7 +231,7 @@ def frozen_patterns(config: Any) -> tuple[str, ...]:
 
 
 def split_frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> tuple[dict, dict]:
-  """(trained, frozen) of a flat dict of parameters; a pattern freezes the paths it is found in.
+  """(trained, frozen) parts of a flat dict of parameters, by `re.search` of patterns in paths.
 
   Raises:
     ValueError: a pattern that freezes nothing, or nothing left to train.

@@ -1,4 +1,4 @@
-"""What a running loop keeps an eye on: the clock, and signals that ask it to stop."""
+"""What the loop watches: time spent in steps, and signals that ask it to stop."""
 
 import contextlib
 import signal
@@ -9,15 +9,16 @@ import jax
 
 
 class Signals:
-  """While open, SIGTERM and SIGINT are noted and not obeyed at once: the step is finished first."""
+  """A context in which SIGTERM and SIGINT only set `asked`, so that the step is finished first."""
 
   def __init__(self):
     self.asked: int | None = None
     self._old = {}
 
   def __enter__(self):
-    # Python lets only the main thread do this; elsewhere (a notebook's worker) signals stay as are.
-    # And of several processes one may be asked: JAX listens for all (`hosts.asked_to_stop`).
+    # Python allows this in the main thread only; elsewhere (a notebook's worker) signals do what
+    # they did. With several processes a signal may reach one of them, and JAX tells the others
+    # (`hosts.asked_to_stop`).
     alone = jax.process_count() == 1
     if alone and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
@@ -33,10 +34,14 @@ class Signals:
 
 
 class Clock:
-  """Seconds spent in steps: not in evaluation, checkpoints, or the first step, which compiles."""
+  """Time spent in steps, without evaluation, checkpoints, and the first step, which compiles.
+
+  Args:
+    groups: of a step.
+  """
 
   def __init__(self, groups: int):
-    self._groups = groups  # of a step
+    self._groups = groups
     self._seconds = 0.0
     self._steps = 0
     self._last: float | None = None
@@ -61,7 +66,11 @@ class Clock:
       self._last += away
 
   def window(self, tokens: int) -> dict[str, float]:
-    """Speed since it was last asked."""
+    """Speed since the last call.
+
+    Args:
+      tokens: that were trained on since then, without padding.
+    """
     now = time.perf_counter()
     seconds, steps = max(1e-9, now - self._window), self._window_steps
     self._window, self._window_steps = now, 0
@@ -72,5 +81,5 @@ class Clock:
     }
 
   def pairs_per_second(self) -> float | None:
-    """Over all steps but the first; None where there was no other."""
+    """Over all steps but the first; None if there was only that one."""
     return round(self._steps * self._groups / self._seconds, 3) if self._steps else None

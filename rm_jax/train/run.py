@@ -1,8 +1,7 @@
-"""What a run is made of: its packing, its state, its compiled step. `loop` drives it."""
+"""A run: its packing, state and compiled step, and taking one step. `loop` drives it."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import Group
 from rm_jax.batch.iterate import bootstrap_counts, step_groups
 from rm_jax.batch.layout import Micro, Packing, Shape, need, pack, plan
@@ -28,7 +27,7 @@ from rm_jax.parallel.mesh import (
   rows_multiple,
 )
 from rm_jax.reward.setup import TextModel, init_params, kept_dtype
-from rm_jax.train import text
+from rm_jax.train import text_penalty
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import (
   applied,
@@ -37,89 +36,10 @@ from rm_jax.train.optimizer import (
   make_schedule,
   split_frozen,
 )
-from rm_jax.train.step import (
-  all_finite,
-  checked,
-  make_accumulate,
-  make_apply,
-  make_moments,
-  zero_sums,
-  zero_window,
-)
+from rm_jax.train.step import compile_step
+from rm_jax.train.window import zero_window
 from rm_jax.types import Batch
 from rm_jax.workdir.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-  """A step's parts under `jax.jit`, which compile when they are first called.
-
-  Attributes:
-    zeros: () -> (gradients, sums), before the first micro-batch.
-    accumulate: of `step.make_accumulate`, with a key's bits for the key; takes the gradients' and
-      the sums' buffers.
-    moments: of `step.make_moments`, likewise.
-    apply: of `step.make_apply`, and beside the new state {'skipped'}; takes the state's buffers.
-    checked: `step.checked`, whose sums `apply` takes.
-    finite: `step.all_finite`.
-  """
-
-  zeros: Callable
-  accumulate: Callable
-  moments: Callable
-  apply: Callable
-  checked: Callable
-  finite: Callable
-
-
-def compile_step(
-  network: Network,
-  objective: Objective,
-  optimizer: optax.GradientTransformation,
-  state: TrainState,
-  mesh: Mesh,
-  *,
-  sources: int,
-  dropout: bool,
-) -> Compiled:
-  """The step of a state; of its leaves only shape, dtype and sharding are looked at.
-
-  Args:
-    sources: of how many sources the metrics are counted apart.
-    dropout: whether it is on.
-  """
-  everywhere = replicated(mesh)
-  params = {path: x.sharding for path, x in state.params.items()}
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  shapes = {path: (x.shape, x.dtype) for path, x in state.params.items()}
-  sums = dict.fromkeys(zero_sums(1), everywhere)
-  update = make_apply(optimizer)
-
-  def zeros():
-    return {path: jnp.zeros(*shape) for path, shape in shapes.items()}, zero_sums(sources)
-
-  def apply(state, gradients, sums, total):
-    new = update(state, gradients, sums, total)
-    return new, {"skipped": new.window["skipped"] - state.window["skipped"]}
-
-  add = make_accumulate(network, objective, sources=sources, dropout=dropout)
-  look = make_moments(network, objective, dropout=dropout)
-
-  # Keys come as their bits: several processes can only hand over plain arrays.
-  def accumulate(state, gradients, sums, batch, bits, total):
-    return add(state, gradients, sums, batch, jax.random.wrap_key_data(bits), total)
-
-  def moments(state, batch, bits):
-    return look(state, batch, jax.random.wrap_key_data(bits))
-
-  return Compiled(
-    zeros=jax.jit(zeros, out_shardings=(params, sums)),
-    accumulate=jax.jit(accumulate, donate_argnums=(1, 2), out_shardings=(params, sums)),
-    moments=jax.jit(moments, out_shardings=everywhere),
-    apply=jax.jit(apply, donate_argnums=(0,), out_shardings=(shardings, {"skipped": everywhere})),
-    checked=jax.jit(checked, out_shardings=sums),
-    finite=jax.jit(all_finite, out_shardings=everywhere),
-  )
 
 
 def abstract_state(
@@ -131,15 +51,15 @@ def abstract_state(
   *,
   sources: int = 1,
 ) -> TrainState:
-  """The state that a `Run` begins with as shapes, dtypes and shardings: nothing is made.
+  """The initial state of a `Run` as shapes, dtypes and shardings, without any arrays.
 
   Args:
     config: see configs/base.py.
     network: the model's.
-    own: shapes of the parameters that are the losses' own, 'loss/...' -> shape.
+    own: shapes of the losses' parameters, 'loss/...' -> shape.
     optimizer: from `make_optimizer`.
-    mesh: of real devices, or of a topology's that are not there.
-    sources: of how many sources the metrics are counted apart.
+    mesh: of real devices, or of those of a topology that is only described.
+    sources: of how many sources the metrics are kept apart.
   """
 
   def placed(shapes, shardings):
@@ -154,7 +74,7 @@ def abstract_state(
   params = placed(params, parameter_shardings(params, mesh))
   trained, frozen = split_frozen(params, frozen_patterns(config))
   moments = jax.eval_shape(optimizer.init, trained)
-  # eval_shape hands on an input's sharding; the optimiser's arrays have those of `like_parameters`.
+  # The shardings that eval_shape passes on from its inputs are not those of the real arrays.
   moments = placed(moments, like_parameters(moments, trained, mesh))
   everywhere = replicated(mesh)
   window = {
@@ -166,7 +86,7 @@ def abstract_state(
 
 
 def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
-  """How the `data` part of a config wants groups laid into rows, for the network's attention."""
+  """The packing that the `data` part of a config and the network's attention ask for."""
   data = config.data
   return Packing(
     share=data.share and network.causal,
@@ -182,26 +102,27 @@ def make_packing(config: Any, network: Network, mesh: Mesh) -> Packing:
 def plan_shapes(
   groups: Sequence[Group], step_groups: int, packing: Packing
 ) -> tuple[tuple[Shape, ...], ...] | None:
-  """`batch.layout.plan` of a data set's groups; None where there are none."""
+  """`batch.layout.plan` of a data set's groups; None if there are none."""
   return plan(groups, step_groups, packing) if groups else None
 
 
 class Run:
-  """A run's state, and its step: `prepare` and `step`.
+  """A run's state and its step: `prepare` makes a step's micro-batches, `step` trains on them.
 
   Args:
     config: see configs/base.py.
     mesh: the devices.
     model: from `setup.build_model`.
-    train_set: what it learns from.
+    train_set: the training data.
 
   Attributes:
-    state: between two steps.
-    compiled: the step's parts.
-    features: of each group of `train_set` what enters the first trained layer, where that is kept.
+    state: the state between two steps.
+    compiled: the jitted functions of a step.
+    features: for each group of `train_set` the activations that enter the first trained layer, if
+      the layers below are frozen and their output is kept; else None.
   """
 
-  def __init__(self, config: Any, mesh: Mesh, model: TextModel, train_set: Dataset):
+  def __init__(self, config: Any, mesh: Mesh, model: TextModel, train_set: TokenDataset):
     self.config, self.mesh, self.model, self.train_set = config, mesh, model, train_set
     self.objective = Objective(config.loss, {e.kind for e in train_set.examples})
     self.packing = make_packing(config, model.network, mesh)
@@ -212,14 +133,12 @@ class Run:
     self.parts, self.rates = train_set.parts(config.data.batch_groups)
     self.sources = sorted({g.source for g in train_set.groups})
     self.fields = optional_fields(train_set.groups) | self.objective.needs
-    if self.objective.text:
-      self.fields |= {"previous"}
     self.shapes = plan_shapes(train_set.groups, config.data.batch_groups, self.packing)
     self.features = None
     self.key = jax.random.key(config.seed)
     schedule = make_schedule(config.optimizer)
     optimizer = make_optimizer(config.optimizer, schedule)
-    # For the log: as one program, not one for each of its operations.
+    # The log evaluates it: jitted, so that it is one program and not one for each operation.
     self.schedule = jax.jit(schedule)
     self.state = self._start(optimizer)
     self.compiled = compile_step(
@@ -237,9 +156,9 @@ class Run:
     own = self.objective.init_params(jax.random.fold_in(self.key, 2))
     params |= place_whole(own, self.mesh)
     if self.objective.text:
-      params |= text.load_head(self.model, self.mesh)
+      params |= text_penalty.load_head(self.model, self.mesh)
     trained, frozen = split_frozen(params, frozen_patterns(self.config))
-    # Without out_shardings, jit would put a whole copy of Adam's moments on every device.
+    # Without out_shardings, jit would replicate Adam's moments on every device.
     shardings = like_parameters(jax.eval_shape(optimizer.init, trained), trained, self.mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
     step = place_whole(np.zeros((), np.int32), self.mesh)
@@ -250,12 +169,12 @@ class Run:
     return place_whole(zero_window(len(self.sources)), self.mesh)
 
   def skipped(self) -> int:
-    """Steps until now that changed nothing, since something of them was not finite."""
+    """Number of steps so far that were skipped because something was not finite."""
     done, seen = jax.device_get((self.state.step, applied(self.state.optimizer)))
     return int(done) - int(seen)
 
   def micros(self, step: int) -> list[Micro]:
-    """How a step's groups are laid into micro-batches."""
+    """A step's groups, packed into micro-batches."""
     data = self.config.data
     chosen = step_groups(
       step, self.parts, self.rates, size=data.batch_groups, seed=self.config.seed
@@ -263,7 +182,10 @@ class Run:
     return pack(chosen, self.needs, self.shapes)
 
   def prepare(self, step: int) -> list[tuple[Batch, jax.Array]]:
-    """A step's micro-batches on the devices, each with a key's bits; may run ahead, in a thread."""
+    """A step's micro-batches on the devices, each with the bits of a key for dropout.
+
+    It does not depend on the state, so that it can run ahead, in a thread.
+    """
     micros = self.micros(step)
     key = jax.random.fold_in(jax.random.fold_in(self.key, 1), step)
     bits = np.asarray(jax.random.key_data(jax.random.split(key, len(micros))))
@@ -282,19 +204,21 @@ class Run:
     return placed
 
   def step(self, micros: Sequence[tuple[Batch, jax.Array]]) -> dict[str, jax.Array]:
-    """Dispatches a step of `prepare`'s micro-batches; what it returns is on its way.
+    """Dispatches a step on `prepare`'s micro-batches, without waiting for its result.
 
     Returns:
-      bool or float [] each: 'skipped', the step changed nothing; 'finite', so are its parameters.
+      scalars that are not computed yet: 'skipped', whether the step was; 'finite', whether the
+      parameters are after it.
     """
     compiled = self.compiled
     gradients, sums = compiled.zeros()
-    total = None
+    step_moments = None
     if self.objective.decorrelation:
       parts = [compiled.moments(self.state, batch, bits) for batch, bits in micros]
-      total = functools.reduce(jnp.add, parts)  # not `sum`, whose 0 comes from the host
+      # Not `sum`, whose initial 0 would be a transfer from the host.
+      step_moments = functools.reduce(jnp.add, parts)
     for batch, bits in micros:
-      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, total)
-    sums = compiled.checked(self.state.window, sums, total)
-    self.state, pulse = compiled.apply(self.state, gradients, sums, total)
+      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, step_moments)
+    sums = compiled.checked(self.state.window, sums, step_moments)
+    self.state, pulse = compiled.apply(self.state, gradients, sums, step_moments)
     return pulse | {"finite": compiled.finite(self.state.params)}

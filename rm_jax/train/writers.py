@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, timing.jsonl, TensorBoard files, summary, report.png."""
+"""The files that a run writes: metrics.jsonl, timing.jsonl, TensorBoard's, report.png."""
 
 import json
 import resource
@@ -13,20 +13,21 @@ from rm_jax.storage.files import read_lines, write_atomically
 
 
 def peak_memory_bytes() -> int:
-  """The most memory used so far: of the fullest device, or of this process where that is a CPU."""
+  """Peak memory so far: of the fullest device, or of this process if devices do not tell (CPU)."""
   peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices()]
   return max(peaks) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Writers:
-  """Writers of a workdir's files; what an earlier run wrote past `step` is taken back.
+  """Writers of a workdir's files.
 
-  metrics.jsonl holds nothing that depends on the clock, so that the same run writes the same file.
+  Lines that an earlier run wrote after the step it is resumed from are removed. metrics.jsonl has
+  nothing that depends on the clock, so that the same run writes the same bytes.
 
   Args:
-    workdir: where.
-    step: the step that the run starts from; 0 = the beginning, before anything was written.
-    active: only process 0 writes.
+    workdir: the run's folder.
+    step: the step that the run starts from; at 0 nothing was written before.
+    active: False does nothing; only process 0 writes.
   """
 
   def __init__(self, workdir: Path, step: int, *, active: bool):
@@ -38,7 +39,7 @@ class Writers:
     self._files = {}
     for name in ("metrics", "timing"):
       path = workdir / f"{name}.jsonl"
-      # Nothing of a run that died before its first checkpoint: the beginning is written again.
+      # A run that died before its first checkpoint starts again at 0: none of its lines are kept.
       known = [line for line in read_lines(path) if isinstance(line.get("step"), int)]
       kept = [line for line in known if line["step"] <= step] if step else []
       write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -46,7 +47,7 @@ class Writers:
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else 0)
 
   def write(self, name: str, step: int, values: dict[str, Any], split: str = "train") -> None:
-    """One object to metrics.jsonl or timing.jsonl, its numbers to TensorBoard too."""
+    """Writes a line to metrics.jsonl or timing.jsonl, and its numbers to TensorBoard."""
     if not self._active:
       return
     line = {"step": step, "split": split, **values}
@@ -57,7 +58,7 @@ class Writers:
         self._board.add_scalar(f"{split}/{key}", value, step)
 
   def close(self) -> None:
-    """Flushes all."""
+    """Closes the files."""
     if self._active:
       for file in self._files.values():
         file.close()
@@ -70,13 +71,14 @@ def draw_report(
   heldout: dict[str, Any] | None,
   scores: Sequence[tuple[str, np.ndarray]],
 ) -> None:
-  """report.png: loss, accuracies with baselines and interval, and the scores' histograms.
+  """Draws report.png: loss, accuracy with baselines and interval, histograms of scores.
 
   Args:
     path: of the picture.
     lines: of metrics.jsonl.
-    heldout: report of `evaluate.evaluate`, or None.
-    scores: its scores, (name, float [n]) of the good and the bad; empty where there are none.
+    heldout: the report of `evaluate.evaluate`, or None.
+    scores: the scores of `evaluate.evaluate`: (name, float [n]) of the good and the bad responses;
+      empty if there are none.
   """
   from rm_jax.storage import pictures as drawing
 

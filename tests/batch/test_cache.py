@@ -71,12 +71,12 @@ def test_from_the_disk_as_made(kind, convention, tmp_path, monkeypatch):
     assert report == want
     assert not found[0].ids[0].flags.writeable
     assert found[1:][0].shared == found[-1 - (len(found) - 2)].shared == groups[1].shared
-    monkeypatch.setattr(cache, "outcomes", never)
+    monkeypatch.setattr(cache, "unlabelled", never)
 
 
 def test_labels_are_the_examples_own_and_texts_the_keys(tmp_path, monkeypatch):
   tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)
-  monkeypatch.setattr(cache, "outcomes", never)
+  monkeypatch.setattr(cache, "unlabelled", never)
   turned = [dataclasses.replace(e, labels=e.labels[::-1], weight=3.0) for e in EXAMPLES]
   groups, _ = tokenise_cached(turned, encoder(), Report(), folder=tmp_path)
   np.testing.assert_array_equal(groups[0].labels, [0.0, 1.0])
@@ -163,14 +163,14 @@ def test_who_dies_leaves_nothing_that_is_taken(tmp_path, monkeypatch):
     pass
 
   def dies(*args):
-    yield from list(group.outcomes(*args))[:2]
+    yield from list(group.unlabelled(*args))[:2]
     raise Died
 
-  monkeypatch.setattr(cache, "outcomes", dies)
+  monkeypatch.setattr(cache, "unlabelled", dies)
   with pytest.raises(Died):
     tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)
   assert not [p for p in tmp_path.iterdir() if p.is_dir()]
-  monkeypatch.setattr(cache, "outcomes", group.outcomes)
+  monkeypatch.setattr(cache, "unlabelled", group.unlabelled)
   groups, _ = tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)
   assert len(groups) == 3
 
@@ -180,9 +180,9 @@ def test_of_several_at_once_one_makes_it(tmp_path, monkeypatch):
 
   def counts(*args):
     made.append(threading.get_ident())
-    return group.outcomes(*args)
+    return group.unlabelled(*args)
 
-  monkeypatch.setattr(cache, "outcomes", counts)
+  monkeypatch.setattr(cache, "unlabelled", counts)
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     calls = [
       pool.submit(tokenise_cached, EXAMPLES, encoder(), Report(), folder=tmp_path) for _ in range(4)
@@ -201,12 +201,12 @@ def test_without_a_lock_the_second_to_finish_takes_the_firsts(tmp_path, monkeypa
 
   def slow(*args):
     with monkeypatch.context() as patch:
-      patch.setattr(cache, "outcomes", group.outcomes)
+      patch.setattr(cache, "unlabelled", group.unlabelled)
       tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)
     first.extend(p.stat().st_ino for p in tmp_path.iterdir() if len(list(p.glob("*"))) > 1)
-    yield from group.outcomes(*args)
+    yield from group.unlabelled(*args)
 
-  monkeypatch.setattr(cache, "outcomes", slow)
+  monkeypatch.setattr(cache, "unlabelled", slow)
   groups, _ = tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)
   assert len(groups) == 3
   (entry,) = [p for p in tmp_path.iterdir() if p.is_dir()]
@@ -217,11 +217,11 @@ def test_strict_stops_at_the_first_fault_with_and_without_an_entry(tmp_path, mon
   messages, seen = [], []
 
   def counts(*args):
-    for one in group.outcomes(*args):
+    for one in group.unlabelled(*args):
       seen.append(one)
       yield one
 
-  monkeypatch.setattr(cache, "outcomes", counts)
+  monkeypatch.setattr(cache, "unlabelled", counts)
   for made in (False, True):
     if made:
       tokenise_cached(EXAMPLES, encoder(), Report(), folder=tmp_path)

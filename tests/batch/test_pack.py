@@ -9,6 +9,7 @@ from rm_jax.batch.fit import choose_windows, place_windows
 from rm_jax.batch.group import Group
 from rm_jax.batch.layout import Packing, Shape, need, pack, plan, standing
 from rm_jax.batch.pack import assemble, optional_fields
+from rm_jax.types import ARRAYS
 
 
 def random_groups(count, seed=0, longest=60, responses=(1, 2, 3)):
@@ -31,7 +32,7 @@ def random_groups(count, seed=0, longest=60, responses=(1, 2, 3)):
         labels=rng.normal(size=k).astype(np.float32),
         length=np.asarray([len(i) - shared for i in ids], np.int32),
         weight=float(rng.integers(1, 3)),
-        margin=float(rng.integers(0, 2)),
+        pair_margin=float(rng.integers(0, 2)),
       )
     )
   return groups
@@ -63,7 +64,7 @@ def test_every_sequence_can_be_read_back(share, packed):
       assert batch.where[b, g].tolist() == [True] * m + [False] * (3 - m)
       np.testing.assert_array_equal(batch.labels[b, g, :m], one.labels)
       assert batch.weight[b, g] == one.weight
-      assert (batch.pair_margin[b, g] == one.margin).all()
+      assert (batch.pair_margin[b, g] == one.pair_margin).all()
       for k, ids in enumerate(one.ids):
         columns = seen_from(batch, b, batch.marks[b, g, k])
         np.testing.assert_array_equal(batch.tokens[b, columns], ids)
@@ -98,6 +99,49 @@ def test_each_response_token_knows_the_column_that_predicts_it(share):
     np.testing.assert_array_equal(batch.previous, expected)
     assert assemble(micro, groups, packing=packing, fields=frozenset())[0].previous is None
   assert seen > 1000
+
+
+def test_arrays_are_as_they_are_declared():
+  groups = random_groups(6)
+  groups = [
+    dataclasses.replace(g, attributes=np.ones((len(g.ids), 2), np.float32), starts=g.marks)
+    for g in groups
+  ]
+  packing = Packing()
+  (shapes,) = plan(groups, 6, packing)
+  (micro,) = pack(range(6), [need(g, packing) for g in groups], (shapes,))
+  features = [np.ones((g.columns(True), 5), np.float32) for g in groups]
+  asked = ARRAYS.keys() - {"token_type", "hidden", "members"}
+  batch, _ = assemble(
+    micro,
+    groups,
+    packing=packing,
+    fields=frozenset(asked),
+    features=features,
+    members=np.ones((6, 3), np.float32),
+  )
+  shape = micro.shape
+  sizes = {"B": shape.rows, "T": shape.columns, "G": shape.groups, "K": 3, "A": 2, "D": 5, "M": 3}
+  for name in ARRAYS.keys() - {"token_type"}:
+    found = getattr(batch, name)
+    assert found.shape == ARRAYS[name].shape(sizes), name
+    assert found.dtype == ARRAYS[name].dtype, name
+  assert batch.token_type is None
+  assert np.isnan(batch.attributes[~batch.where]).all()
+  assert (batch.attributes[batch.where] == 1).all()
+
+
+def test_a_data_set_has_the_arrays_that_some_group_fills():
+  plain = dataclasses.replace(random_groups(1, responses=(2,))[0], pair_margin=None)
+  assert optional_fields([plain]) == frozenset()
+  tied = dataclasses.replace(plain, ties=np.zeros((2, 2), np.float32))
+  assert optional_fields([plain, tied]) == {"pairs", "ties"}
+  assert optional_fields([dataclasses.replace(plain, pair_margin=0.5)]) == {"pair_margin"}
+  # Of a model with attributes every group has ratings; they are packed if some are not missing.
+  none = dataclasses.replace(plain, attributes=np.full((2, 1), np.nan, np.float32))
+  assert optional_fields([none]) == frozenset()
+  rated = dataclasses.replace(none, kind="attributes")
+  assert optional_fields([none, rated]) == {"attributes"}
 
 
 def test_shared_prompts_are_stored_once():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.heldout.shift import member_variance, separation
 from rm_jax.train import loop
 from rm_jax.types import Example
@@ -12,7 +12,7 @@ from tests.train.runs import small_config, write_pairs
 
 def dataset(name, n):
   examples = [Example("p", ("a", "b"), (1.0, 0.0), conversation=f"{name}{i}") for i in range(n)]
-  return Dataset([], examples)
+  return TokenDataset([], examples)
 
 
 def test_a_constant_of_the_prompt_is_no_centered_variance():

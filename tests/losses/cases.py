@@ -80,7 +80,7 @@ A = 3  # attributes
 
 
 def make_inputs(case, batch=(), k=5, seed=0, *, observed=True):
-  """(scores, fields): about a fifth masked, equal labels, weights, all that the loss uses."""
+  """(scores, fields): about a fifth masked, equal labels, all that the loss uses."""
   rng = np.random.default_rng(seed)
   lists = (*batch, k)
   outputs = (A, *lists) if case.name == "attribute_mse" else lists
@@ -98,7 +98,7 @@ def make_inputs(case, batch=(), k=5, seed=0, *, observed=True):
   where[..., :2] = True
   if not observed:
     labels[..., :2] = [1, 0]
-  fields = {"labels": labels, "where": where, "weights": rng.uniform(0.5, 2.0, lists)}
+  fields = {"labels": labels, "where": where}
   square = (*lists, k)
   uses = case.loss.uses if observed else set(case.loss.uses) & {"pair_margin", "response"}
   if "pairs" in uses:

@@ -23,21 +23,12 @@ def mean(terms):
   return sum(w * v for w, v in terms) / total if total else 0.0
 
 
-def normalised(weights, real):
-  """Weights with mean 1 over the real items."""
-  if weights is None:
-    return {i: 1.0 for i in real}
-  total = sum(weights[i] for i in real)
-  return {i: weights[i] * len(real) / total for i in real}
-
-
 class List:
   """One list: its real items and what was seen of them."""
 
-  def __init__(self, scores, labels, where, weights=None, pairs=None, ties=None, pair_margin=None):
+  def __init__(self, scores, labels, where, pairs=None, ties=None, pair_margin=None):
     self.s, self.y = scores, labels
     self.real = [i for i, x in enumerate(where) if x]
-    self.w = normalised(weights, self.real)
     self.m = pair_margin
     self.seen, self.seen_tied = pairs, ties
 
@@ -48,7 +39,7 @@ class List:
       for j in self.real:
         if i != j:
           seen = float(self.y[i] > self.y[j]) if self.seen is None else self.seen[i][j]
-          yield i, j, seen * self.w[i]
+          yield i, j, seen
 
   @property
   def ties(self):
@@ -58,7 +49,7 @@ class List:
         seen = self.seen_tied[i][j]
       else:
         seen = float(self.y[i] == self.y[j] and self.seen is None)
-      yield i, j, seen * (self.w[i] + self.w[j]) / 2
+      yield i, j, seen
 
   def compare(self, value, margin=0.0, temperature=1.0, use_margin=True):
     terms = []
@@ -149,13 +140,13 @@ def log_softmax(x):
 
 def listnet(x, *, temperature=1.0):
   p = log_softmax(x)
-  return mean([(x.w[i] * math.exp(x.y[i] / temperature), -p[i]) for i in x.real])
+  return mean([(math.exp(x.y[i] / temperature), -p[i]) for i in x.real])
 
 
 def best_of_k(x):
   p = log_softmax(x)
   best = max(x.y[i] for i in x.real)
-  return mean([(x.w[i], -p[i]) for i in x.real if x.y[i] == best])
+  return mean([(1.0, -p[i]) for i in x.real if x.y[i] == best])
 
 
 def plackett_luce(x, *, top=None):
@@ -167,7 +158,7 @@ def plackett_luce(x, *, top=None):
     for r in range(len(tied)):
       if top is None or stage < top:
         left = math.log(below + group * (1 - r / len(tied)))
-        total += sum(x.w[i] * (left - x.s[i]) for i in tied) / len(tied)
+        total += sum(left - x.s[i] for i in tied) / len(tied)
       stage += 1
   return total
 
@@ -197,18 +188,18 @@ def entropy(s, y):
 
 
 def bce(x):
-  return mean([(x.w[i], entropy(x.s[i], x.y[i])) for i in x.real])
+  return mean([(1.0, entropy(x.s[i], x.y[i])) for i in x.real])
 
 
 def mse(x):
-  return mean([(x.w[i], (x.s[i] - x.y[i]) ** 2) for i in x.real])
+  return mean([(1.0, (x.s[i] - x.y[i]) ** 2) for i in x.real])
 
 
 def huber(x, *, delta=1.0):
   def value(r):
     return r * r / 2 if abs(r) <= delta else delta * (abs(r) - delta / 2)
 
-  return mean([(x.w[i], value(x.s[i] - x.y[i])) for i in x.real])
+  return mean([(1.0, value(x.s[i] - x.y[i])) for i in x.real])
 
 
 def ordinal(x, *, params):
@@ -222,7 +213,7 @@ def ordinal(x, *, params):
   def value(grade, s):
     return -math.log(up_to(grade, s) - up_to(grade - 1, s))
 
-  return mean([(x.w[i], value(int(x.y[i]), x.s[i])) for i in x.real])
+  return mean([(1.0, value(int(x.y[i]), x.s[i])) for i in x.real])
 
 
 def process(x, *, response=None, steps="all"):
@@ -236,13 +227,13 @@ def process(x, *, response=None, steps="all"):
     last[whose] = i
   if steps == "last":
     chosen = list(last.values())
-  return mean([(x.w[i], entropy(x.s[i], x.y[i])) for i in chosen])
+  return mean([(1.0, entropy(x.s[i], x.y[i])) for i in chosen])
 
 
 def attribute_mse(x):
   return mean(
     [
-      (x.w[i], (s[i] - y[i]) ** 2)
+      (1.0, (s[i] - y[i]) ** 2)
       for s, y in zip(x.s, x.y, strict=True)
       for i in x.real
       if not math.isnan(y[i])

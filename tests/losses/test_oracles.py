@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rm_jax.losses import LOSSES, REGULARISERS
+from rm_jax.losses.likelihood import token_log_likelihood
 from rm_jax.losses.moments import moments, penalty
 from rm_jax.losses.regularisers import text_dpo, text_sft
-from rm_jax.losses.text import token_log_likelihood
 
 K = 6
 N = 12
@@ -75,28 +75,6 @@ def test_logistic_is_raxs(rax, labels):
 @pytest.mark.parametrize("labels", [None, grades], ids=["ranking", "grades"])
 def test_hinge_is_raxs(rax, labels):
   same_as_rax("hinge", rax.pairwise_hinge_loss, labels)
-
-
-def test_logistic_with_item_weights_is_raxs_up_to_their_mean(rax):
-  # Rax divides by the number of comparisons, we by what they count: by Rax's of a loss of one.
-  scores, labels = make_lists(grades)
-  weights = np.random.default_rng(1).uniform(0.2, 3.0, (N, K)).astype(np.float32)
-  where = np.ones((N, K), bool)
-
-  @jax.jit
-  def both(s):
-    value = LOSSES["logistic"](s, labels, where=where, weights=weights)
-
-    def theirs(x):
-      s, y, w = x
-      return rax.pairwise_logistic_loss(s, y, weights=w, reduce_fn=jnp.sum)
-
-    got = jax.lax.map(theirs, (s, labels, weights))
-    ones = jax.lax.map(theirs, (0 * s, labels, weights)) / jnp.log(2.0)
-    return value, got / ones
-
-  with jax.numpy_rank_promotion("allow"):
-    np.testing.assert_allclose(*both(scores), rtol=2e-6)
 
 
 def test_listnet_is_raxs_softmax_of_the_labels_softmax(rax):

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from rm_jax.losses import LOSSES
-from rm_jax.losses.registry import FIELDS
-from rm_jax.types import KINDS
+from rm_jax.types import ARRAYS, KINDS
 
 KEY = jax.random.key(0)
 every = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -20,14 +19,23 @@ def test_a_loss_says_what_it_is(loss):
   assert LOSSES[loss.name] is loss
   assert loss.kinds
   assert set(loss.kinds) <= set(KINDS)
-  assert set(loss.uses) <= set(FIELDS)
   parameters = inspect.signature(loss.function).parameters
-  taken = set(parameters) & set(FIELDS)
-  assert taken == set(loss.uses)
   assert ("params" in parameters) == (loss.init_params is not None)
-  assert not set(loss.options) & {"scores", "labels", "where", "weights", "params", "key", *FIELDS}
+  assert not set(loss.options) & {"scores", "params", "key", *ARRAYS}
   assert list(parameters)[:2] == ["scores", "labels"]
   assert all(p.kind is p.KEYWORD_ONLY for n, p in list(parameters.items())[2:])
+
+
+def test_what_a_loss_takes_of_a_batch_is_in_its_signature():
+  comparisons = ("pairs", "pair_margin")
+  assert LOSSES["logistic"].uses == LOSSES["learned_noise"].uses == comparisons
+  assert LOSSES["davidson"].uses == ("pairs", "ties")
+  assert LOSSES["process"].uses == ("response",)
+  assert LOSSES["plackett_luce"].uses == LOSSES["attribute_mse"].uses == ()
+  assert set(LOSSES["scaled_logistic"].uses) == set(comparisons)
+  assert {name: loss.needs for name, loss in LOSSES.items() if loss.needs} == {
+    "scaled_logistic": ("pair_margin",)
+  }
 
 
 @every

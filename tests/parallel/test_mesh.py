@@ -43,7 +43,7 @@ def test_state_is_sharded_from_the_start(llama_folder, tmp_path):
   sharded, total, here = [], 0, 0
 
   class Spy(loop._Loop):
-    def loop(self):
+    def run_steps(self):
       nonlocal sharded, total, here
       moments = jax.tree.leaves(self.run.state.optimizer)
       sharded = [x for x in moments if x.ndim == 4]
@@ -51,7 +51,7 @@ def test_state_is_sharded_from_the_start(llama_folder, tmp_path):
       sharded = [(x.addressable_shards[0].data.size, x.size) for x in sharded]
       total = sum(x.size for x in moments)
       here = sum(x.addressable_shards[0].data.size for x in moments)
-      return super().loop()
+      return super().run_steps()
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, "_Loop", Spy)

@@ -18,7 +18,12 @@ from rm_jax.parallel.mesh import count_slices, make_mesh, parse_mesh
 from rm_jax.reward.architecture import build_network, planned_architecture
 from rm_jax.reward.setup import build_model
 from rm_jax.speed import chips
-from rm_jax.speed.abstract import lower_step, planned_layout, topology_devices
+from rm_jax.speed.abstract import (
+  abstract_batch,
+  lower_step,
+  planned_layout,
+  topology_devices,
+)
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import CHIPS, chip_of
 from rm_jax.speed.hlo import Program, arrays_of, replica_groups
@@ -188,10 +193,16 @@ def test_only_data_goes_between_slices():
 
 
 @pytest.mark.slow
-def test_the_abstract_state_is_that_of_a_run(llama_folder):
+def test_the_abstract_state_and_batch_are_those_of_a_run(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=2)
   config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
   config.loss.pair = "davidson"
+  config.model.members = 2
+  with open(config.data.train) as file, (tmp_path / "train.jsonl").open("w") as out:
+    for i, line in enumerate(file):
+      row = json.loads(line) | {"margin": 0.5, "tie": i % 4 == 0}
+      out.write(json.dumps(row) + "\n")
+  config.data.train = str(tmp_path / "train.jsonl")
   mesh, model = make_mesh(config.mesh), build_model(config)
   data, _, _ = load_data(config, model)
   run = Run(resolve(config, len(data.groups)), mesh, model, data)
@@ -207,6 +218,11 @@ def test_the_abstract_state_is_that_of_a_run(llama_folder):
 
   assert jax.tree.structure(planned) == jax.tree.structure(run.state)
   assert described(planned) == described(run.state)
+  assert run.fields == {"pair_margin", "pairs", "ties"}
+  (micro, *_), ((batch, _), *_) = run.micros(0), run.prepare(0)
+  planned = abstract_batch(config, network, mesh, micro.shape, needs=run.fields)
+  assert jax.tree.structure(planned) == jax.tree.structure(batch)
+  assert described(planned) == described(batch)
 
 
 def test_a_step_is_laid_out_whole(llama_folder):

@@ -120,7 +120,7 @@ def test_tokens_from_the_disk_or_made_are_the_same_run(whole, llama_folder, tmp_
     assert files(tmp_path / name) == files(whole[0])
     reports.append(summary["data"])
     if name == "made":
-      monkeypatch.setattr(cache, "outcomes", None)  # what is there is not made again
+      monkeypatch.setattr(cache, "unlabelled", None)  # what is there is not made again
   assert reports[0] == reports[1] == reports[2] == whole[1]["data"]
 
 
@@ -238,10 +238,10 @@ def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
   start, end = {}, {}
 
   class Spy(loop._Loop):
-    def loop(self):
+    def run_steps(self):
       assert self.run.features is not None
       start.update(jax.tree.map(np.asarray, {**self.run.state.params, **self.run.state.frozen}))
-      out = super().loop()
+      out = super().run_steps()
       end.update(jax.tree.map(np.asarray, {**self.run.state.params, **self.run.state.frozen}))
       return out
 
@@ -294,7 +294,7 @@ def test_decay_towards_the_start_holds_the_weights_back(llama_folder, tmp_path):
     class Spy(loop._Loop):
       def loop(self, moved=moved):
         start = jax.tree.map(np.asarray, self.run.state.params)
-        out = super().loop()
+        out = super().run_steps()
         moved["by"] = sum(
           float(np.square(np.asarray(x) - start[p]).sum()) for p, x in self.run.state.params.items()
         )

@@ -111,9 +111,9 @@ def whole(base, tmp_path_factory):
   workdir, seen = tmp_path_factory.mktemp("whole"), {}
 
   class Spy(loop._Loop):
-    def loop(self):
+    def run_steps(self):
       seen["start"] = jax.tree.map(np.asarray, {**self.run.state.params, **self.run.state.frozen})
-      out = super().loop()
+      out = super().run_steps()
       seen["end"] = jax.tree.map(np.asarray, {**self.run.state.params, **self.run.state.frozen})
       return out
 
@@ -214,8 +214,8 @@ def test_a_base_in_bfloat16_is_half_and_scores_as_it_was_trained(base, tmp_path)
   seen = {}
 
   class Spy(loop._Loop):
-    def loop(self):
-      out = super().loop()
+    def run_steps(self):
+      out = super().run_steps()
       seen.update(self.run.state.params | self.run.state.frozen)
       return out
 

@@ -10,8 +10,9 @@ import pytest
 from configs.base import get_config
 from rm_jax.losses import LOSSES, Loss
 from rm_jax.losses.moments import penalty
-from rm_jax.train.objective import Objective, check_loss, parse_loss, uses_ties
-from rm_jax.train.step import batch_sums, window_metrics, zero_sums, zero_window
+from rm_jax.train.objective import Objective
+from rm_jax.train.parse import check_loss, parse_loss, uses_ties
+from rm_jax.train.window import batch_sums, sum_by_source, window_metrics, zero_sums, zero_window
 from rm_jax.types import KINDS, Batch
 
 
@@ -139,9 +140,14 @@ def test_which_losses_know_ties():
   assert parse_loss("hinge", "loss.pair") == (LOSSES["hinge"], {})
 
 
+def sums_of(scores, loss_BG, batch, sources):
+  loss_S = sum_by_source(batch.weight * loss_BG, batch.source, sources)
+  return batch_sums(scores, loss_S, batch, sources)
+
+
 def test_metrics_count_each_kind_by_what_it_has():
   batch = make_batch(MIXED)
-  sums = batch_sums(SCORES, jnp.ones((1, len(MIXED))), batch, 1)
+  sums = sums_of(SCORES, jnp.ones((1, len(MIXED))), batch, 1)
   assert set(sums) == set(zero_sums(1))
   metrics = window_metrics(jax.device_get(zero_window(1) | sums), ["a"])
   assert "sources" not in metrics
@@ -150,7 +156,7 @@ def test_metrics_count_each_kind_by_what_it_has():
   assert metrics["margin"] == pytest.approx((0.7 + (0.8 + 0.6 - 0.2) / 3) / 2, rel=1e-5)
   assert metrics["pairs"] == 4
   only = make_batch([("score", [1.0])])
-  alone = batch_sums(jnp.ones((1, 1, 1)), jnp.ones((1, 1)), only, 1)
+  alone = sums_of(jnp.ones((1, 1, 1)), jnp.ones((1, 1)), only, 1)
   assert window_metrics(jax.device_get(zero_window(1) | alone), ["a"])["accuracy"] is None
 
 
@@ -158,7 +164,7 @@ def test_sources_are_counted_each_by_itself_and_sum_to_the_whole():
   batch = make_batch(MIXED, source=jnp.asarray([[0, 1, 1, 2, 0]]))
   loss = jnp.asarray([[1.0, 2.0, 4.0, 8.0, 16.0]])
   metrics = window_metrics(
-    jax.device_get(zero_window(4) | batch_sums(SCORES, loss, batch, 4)), ["a", "b", "c", "none"]
+    jax.device_get(zero_window(4) | sums_of(SCORES, loss, batch, 4)), ["a", "b", "c", "none"]
   )
   assert metrics["loss"] == pytest.approx(31 / 5)
   assert {name: one["loss"] for name, one in metrics["sources"].items()} == {
@@ -173,7 +179,7 @@ def test_sources_are_counted_each_by_itself_and_sum_to_the_whole():
 def test_observed_comparisons_and_not_the_labels_order_are_counted():
   pairs = jnp.asarray([[[[0, 0], [2.0, 0]]]])
   batch = make_batch([("ranking", [1.0, 0.0])], pairs=pairs, ties=jnp.zeros_like(pairs))
-  sums = batch_sums(jnp.asarray([[[1.0, 0.0]]]), jnp.ones((1, 1)), batch, 1)
+  sums = sums_of(jnp.asarray([[[1.0, 0.0]]]), jnp.ones((1, 1)), batch, 1)
   assert sums["accuracy"] == 0
   assert sums["pairs"] == 1
 

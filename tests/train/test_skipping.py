@@ -9,12 +9,13 @@ import optax
 import pytest
 
 from configs.base import get_config
-from rm_jax.batch.dataset import Dataset
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import make_group
 from rm_jax.batch.tokenise import Convention, TextEncoder
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.train.run import Run
-from rm_jax.train.step import make_apply, zero_sums, zero_window
+from rm_jax.train.step import make_apply
+from rm_jax.train.window import zero_sums, zero_window
 from rm_jax.types import Example
 from rm_jax.workdir import folder as workdirs
 from rm_jax.workdir.state import TrainState
@@ -27,7 +28,10 @@ def test_a_skipped_step_leaves_the_moments_as_they_were():
   optimizer = optax.adamw(0.5)
   state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), zero_window(1))
   sums = zero_sums(1) | {"weight": jnp.asarray([4.0]), "loss": jnp.asarray([8.0])}
-  apply = make_apply(optimizer)
+
+  def apply(*arguments):
+    return make_apply(optimizer)(*arguments)[0]
+
   good = {"w/kernel": jnp.asarray([4.0, 8.0])}
   before = apply(state, good, sums)
   for poison in (jnp.nan, jnp.inf):
@@ -85,7 +89,7 @@ def test_a_schedule_keeps_the_length_that_its_first_run_gave_it(tmp_path):
     {"labels": np.asarray([0.0, 1.0], np.float32)},
     {"kind": "ranking"},
     {"weight": 0.5},
-    {"margin": 1.0},
+    {"pair_margin": 1.0},
     {"pairs": np.asarray([[0, 1], [0, 0]], np.float32)},
     {"ties": np.asarray([[0, 1], [1, 0]], np.float32)},
     {"attributes": np.asarray([[1.0], [0.0]], np.float32)},
@@ -96,6 +100,11 @@ def test_data_are_known_by_all_that_is_learned_from_them(other):
   example = Example("a", ("b", "c"), (1.0, 0.0))
   encoder = TextEncoder(decoder_tokenizer(), Convention())
   group = make_group(encoder.sequences([("a", r) for r in example.responses]), example)
-  assert Dataset([group], [example]).fingerprint() == Dataset([group], [example]).fingerprint()
+  assert (
+    TokenDataset([group], [example]).fingerprint() == TokenDataset([group], [example]).fingerprint()
+  )
   changed = dataclasses.replace(group, **other)
-  assert Dataset([group], [example]).fingerprint() != Dataset([changed], [example]).fingerprint()
+  assert (
+    TokenDataset([group], [example]).fingerprint()
+    != TokenDataset([changed], [example]).fingerprint()
+  )

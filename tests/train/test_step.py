@@ -22,18 +22,14 @@ from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import make_features, score_groups
 from rm_jax.train.objective import Objective
-from rm_jax.train.step import (
-  TrainState,
-  make_accumulate,
-  make_apply,
-  window_metrics,
-  zero_sums,
-  zero_window,
-)
+from rm_jax.train.step import make_accumulate, make_apply
+from rm_jax.train.window import window_metrics, zero_sums, zero_window
 from rm_jax.types import Example
+from rm_jax.workdir.state import TrainState
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 
 KINDS = {"llama": LLAMA, "bert": BERT}
+BITS = jax.random.key_data(jax.random.key(0))
 # (architecture, where its reward is read)
 READ = [("llama", "last"), ("bert", "first"), ("llama", "mean"), ("bert", "mean")]
 
@@ -96,7 +92,7 @@ def loss_and_gradients(network, params, groups, micro_batches, packing):
     for micro in pack(part, needs, shapes):
       batch, _ = assemble(micro, groups, packing=packing, fields=optional_fields(groups))
       batch = jax.tree.map(jnp.asarray, batch)
-      gradients, sums = accumulate(state_of(params), gradients, sums, batch, jax.random.key(0))
+      gradients, sums = accumulate(state_of(params), gradients, sums, batch, BITS)
   weight = float(sums["weight"].sum())
   assert weight == sum(g.weight for g in groups)
   return float(sums["loss"].sum()) / weight, jax.tree.map(
@@ -184,7 +180,7 @@ def _of_eight_layers():
   config = get_config().loss
   config.pair = "logistic"
   accumulate = make_accumulate(network, Objective(config, {"pair"}), sources=1, dropout=False)
-  arguments = (state_of(params), params, zero_sums(1), batch, jax.random.key(0))
+  arguments = (state_of(params), params, zero_sums(1), batch, BITS)
   return accumulate, arguments, params
 
 
@@ -214,12 +210,14 @@ def test_apply_divides_once_and_skips_what_is_not_finite():
   state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), zero_window(1))
   sums = zero_sums(1) | {"weight": jnp.asarray([4.0]), "loss": jnp.asarray([8.0])}
   apply = make_apply(optimizer)
-  new = apply(state, {"w/kernel": jnp.asarray([4.0, 8.0])}, sums)
+  new, pulse = apply(state, {"w/kernel": jnp.asarray([4.0, 8.0])}, sums)
+  assert not pulse["skipped"]
   np.testing.assert_allclose(new.params["w/kernel"], [1 - 0.5 * 1, 2 - 0.5 * 2])
   assert new.step == 1
-  after = apply(
+  after, pulse = apply(
     new, {"w/kernel": jnp.asarray([jnp.nan, 1.0])}, sums | {"loss": jnp.asarray([jnp.nan])}
   )
+  assert pulse["skipped"]
   np.testing.assert_array_equal(after.params["w/kernel"], new.params["w/kernel"])
   assert after.step == 2
   metrics = window_metrics(jax.device_get(after.window), ["a"])

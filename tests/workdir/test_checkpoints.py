@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rm_jax.train.step import zero_window
+from rm_jax.train.window import zero_window
 from rm_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from rm_jax.workdir.state import TrainState
 from rm_jax.workdir.stores import FirstProcessStore, SharedStore

@@ -1,9 +1,9 @@
-"""Text regularisation: the backbone of a reward model goes on being a language model.
+"""Text regularisation: a penalty that keeps the backbone of a reward model a language model.
 
 GRM (Yang et al. 2024, "Regularizing Hidden States Enables Learning Generalizable Reward Model for
-LLMs") takes (1 − α) · reward loss + α · text loss of the chosen response. Ours is reward loss +
-w · text loss, as all penalties are: with w = α / (1 − α) that is GRM's, divided by 1 − α. Its
-α = 0.01 is w = 0.0101.
+LLMs") minimises (1 − α) · reward loss + α · text loss of the chosen response. Here, as with all
+penalties, it is reward loss + w · text loss. With w = α / (1 − α) that is GRM's objective divided
+by 1 − α; its α = 0.01 is w = 0.0101.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,30 +14,37 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rm_jax.errors import InputError
+from rm_jax.losses.likelihood import sum_by_response, token_log_likelihood
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
-from rm_jax.losses.text import sum_by_response, token_log_likelihood
 from rm_jax.models.config import tied_head
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained.hf import LM_HEAD, read_tensor
 from rm_jax.reward.setup import TextModel
 from rm_jax.types import KINDS, Batch
 
-# Kinds of feedback that name a best response; a good outcome need not be worth imitating.
+# Kinds of feedback that have a best response. Outcomes do not: a right answer need not be worth
+# imitating.
 ORDERED = ("pair", "ranking")
-# A head of its own is a parameter of the loss: the reward model that is saved has no use for it.
+# A language-model head that is not the embedding is a parameter of the loss, and not of the model:
+# the reward model that is saved does not need it.
 HEAD = "loss/text/embedding"
 
 
 def _weights(config: Any) -> dict[str, float]:
-  """Weights of the penalties that a config turns on."""
+  """Name -> weight of the penalties that a config turns on."""
   return {name: float(config[name]) for name in ("text_sft", "text_dpo") if config[name]}
 
 
 def check(config: Any, model: TextModel) -> None:
-  """Whether the model can be held to text, where the `loss` part of a config asks for it.
+  """Checks that the model has a language-model head, if a config asks for a text penalty.
+
+  Args:
+    config: the `loss` part of an experiment's config.
+    model: from `setup.build_model`.
 
   Raises:
-    ValueError: an encoder, or a decoder whose head is not its embedding and is not to be had.
+    ValueError: the model is an encoder, or a decoder whose head is neither its embedding nor in the
+      checkpoint.
   """
   for name, weight in _weights(config).items():
     said, mend = f"loss.{name} is {weight}", f"or set loss.{name}=0"
@@ -70,11 +77,11 @@ def check(config: Any, model: TextModel) -> None:
 
 
 def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
-  """The language-model head of a model that `check` found none fault with.
+  """Loads the language-model head of a model that passed `check`.
 
   Returns:
-    {'loss/text/embedding': float32 [V, D]} on the mesh, divided as the embedding is; {} where the
-    head is the embedding.
+    {'loss/text/embedding': float32 [V, D]} on the mesh, sharded as the embedding is; {} if the head
+    is the embedding.
   """
   if tied_head(model.config):
     return {}
@@ -84,7 +91,7 @@ def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def head_of(params: Mapping[str, Any], loss_params: Mapping[str, Any] | None) -> jax.Array:
-  """float32 [V, D]: the head among a step's parameters, its own or the network's embedding."""
+  """float32 [V, D]: the language-model head, a parameter of the loss or the model's embedding."""
   own = (loss_params or {}).get("text")
   return (own or params["backbone"]["embed"])["embedding"]
 
@@ -92,23 +99,23 @@ def head_of(params: Mapping[str, Any], loss_params: Mapping[str, Any] | None) ->
 def response_log_likelihood(
   h_BTD: jax.Array, head_VD: jax.Array, batch: Batch, wanted_BGK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Σ log π over each wanted response's own tokens, its EOS too, and how many they are.
+  """Σ log π over the tokens of each wanted response, EOS included, and the number of tokens.
 
   Args:
     h_BTD: the backbone's last hidden states, [B, T, D].
     head_VD: float [V, D], from `head_of`.
     batch: with `previous`.
-    wanted_BGK: bool, by response.
+    wanted_BGK: bool, by response (and not by mark).
 
   Returns:
-    float32 [B, G, K] twice, by response; 0 where none is wanted. A response that no prompt stands
-    before lacks its first token.
+    float32 [B, G, K] twice, by response; 0 where it is not wanted. If there is no prompt, the first
+    token of the response is not counted, since nothing predicts it.
   """
   B, G, K = wanted_BGK.shape
   own_BT = batch.previous >= 0
   index_BT = jnp.where(own_BT, (batch.group - 1) * K + batch.branch - 1, 0)
   counts_BT = own_BT & jnp.take_along_axis(wanted_BGK.reshape(B, G * K), index_BT, axis=1)
-  # Those that count first: where all rows are past theirs no logits are made.
+  # Tokens that count come first, so that `token_log_likelihood` can skip the chunks after them.
   order_BT = jnp.argsort(~counts_BT, axis=1, stable=True)
 
   def ordered(values_BT):
@@ -121,8 +128,8 @@ def response_log_likelihood(
     head_VD,
     ordered(batch.tokens),
     where=counts_BT,
-    # By sixteenths of a row, whatever its length: each device then holds the logits of a sixteenth
-    # of its data.cells tokens.
+    # A sixteenth of a row: each device has the logits of at most 1/16 of its data.cells tokens in
+    # memory at a time.
     chunk=-(-h_BTD.shape[1] // 16),
   )
 
@@ -133,15 +140,15 @@ def response_log_likelihood(
 
 
 class TextPenalty:
-  """Weighted text losses of each group's best response, of one likelihood.
+  """The weighted text losses of each group's best response; false if a config has none.
 
   Args:
-    config: the `loss` part of an experiment's config: weights `text_sft` and `text_dpo`, and the
-      latter's `text_beta`.
-    kinds: of the data.
+    config: the `loss` part of an experiment's config: the weights `text_sft` and `text_dpo`, and
+      `text_beta`, the β of `text_dpo`.
+    kinds: the kinds of feedback in the data.
 
   Raises:
-    ValueError: a weight or β out of its range, or no kind in the data that has a best response.
+    ValueError: a weight or β is out of its range, or no kind in the data has a best response.
   """
 
   def __init__(self, config: Any, kinds: Iterable[str]):
@@ -159,13 +166,13 @@ class TextPenalty:
       raise InputError(f"loss.text_beta is {self.beta}; expected more than 0")
 
   def __bool__(self) -> bool:
-    """Whether there is anything to do."""
+    """Whether the config has a text penalty."""
     return bool(self.weights)
 
   def __call__(
     self, h_BTD: jax.Array, head_VD: jax.Array, batch: Batch
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The penalty, and what it is of.
+    """The penalty of each group, and what the metrics need.
 
     Args:
       h_BTD: the backbone's last hidden states, [B, T, D].
@@ -174,13 +181,13 @@ class TextPenalty:
 
     Returns:
       (penalty float32 [B, G]; log-likelihood a token of the best response float32 [B, G], the mean
-      of several best; bool [B, G], which groups have one: pairs and rankings). The first two are 0
-      elsewhere.
+      if several are best; bool [B, G], which groups have one: pairs and rankings). The first two
+      are 0 for the others.
     """
     ordered_BG = jnp.isin(batch.kind, jnp.asarray([KINDS.index(kind) for kind in ORDERED]))
-    # Each of these has one mark a response, so that marks are counted as branches are.
+    # Pairs and rankings have one mark a response, so marks and responses have the same index.
     where_BGK = batch.where & ordered_BG[..., None]
-    best_BGK = best(batch.labels, where_BGK, None) > 0
+    best_BGK = best(batch.labels, where_BGK)
     log_likelihood_BGK, tokens_BGK = response_log_likelihood(h_BTD, head_VD, batch, best_BGK)
     options = dict(labels=batch.labels, where=where_BGK)
     mean_BG = text_sft(log_likelihood_BGK, tokens=tokens_BGK, **options)

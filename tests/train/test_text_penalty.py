@@ -23,14 +23,15 @@ from rm_jax.pretrained.hf import export_params
 from rm_jax.pretrained.source import save_folder
 from rm_jax.reward.setup import build_model, init_params
 from rm_jax.storage.files import read_lines
-from rm_jax.train import loop, text
+from rm_jax.train import loop, text_penalty
 from rm_jax.train.objective import Objective
-from rm_jax.train.step import make_accumulate, zero_sums
+from rm_jax.train.step import make_accumulate
+from rm_jax.train.window import zero_sums
 from rm_jax.types import Batch, Example
 from tests.conftest import LLAMA, decoder_tokenizer
 from tests.train.runs import run, small_config
 from tests.train.test_kinds import outcome
-from tests.train.test_step import LAYOUTS, network_of, params_of, state_of
+from tests.train.test_step import BITS, LAYOUTS, network_of, params_of, state_of
 
 MERGES = [("a", "b"), ("b", "c")]
 TINYSTORIES = Path(__file__).parents[3] / "shared/weights/tinystories-llama-260k"
@@ -122,7 +123,7 @@ def test_likelihoods_are_those_of_plain_teacher_forcing(layout):
   def ours(batch, wanted):
     head = params["backbone/embed/embedding"]
     hidden = network.hidden(unflatten_dict(params, sep="/"), batch)
-    return text.response_log_likelihood(hidden, head, batch, wanted)
+    return text_penalty.response_log_likelihood(hidden, head, batch, wanted)
 
   seen = 0
   for batch, index in batches_of(groups, LAYOUTS[layout]):
@@ -156,7 +157,7 @@ def sums_of(network, params, groups, packing, parts=1, **losses):
   step = accumulate(network, tuple(losses.items()))
   gradients, sums = jax.tree.map(jnp.zeros_like, params), zero_sums(1)
   for batch, _ in batches_of(groups, packing, parts):
-    gradients, sums = step(state_of(params), gradients, sums, batch, jax.random.key(0))
+    gradients, sums = step(state_of(params), gradients, sums, batch, BITS)
   weight = sum(g.weight for g in groups)
   assert float(sums["weight"][0]) == weight
   gradients = {path: np.asarray(g) / weight for path, g in gradients.items()}
@@ -336,10 +337,10 @@ def test_eight_devices_give_one_devices_run(mesh, whole, llama_folder, untied, t
   seen = {}
 
   class Spy(loop._Loop):
-    def loop(self):
+    def run_steps(self):
       seen["head"] = self.run.state.params["loss/text/embedding"]
       seen["head"] = seen["head"].addressable_shards[0].data.shape
-      return super().loop()
+      return super().run_steps()
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, "_Loop", Spy)
@@ -400,14 +401,14 @@ def test_a_head_that_is_not_to_be_had_is_refused(llama_folder, untied, tmp_path)
   # A tied one has its embedding, even where its weights are random.
   (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"tie_word_embeddings": True}))
   config.model.config = str(tmp_path / "config.json")
-  text.check(config.loss, build_model(config))
+  text_penalty.check(config.loss, build_model(config))
   other = json.loads((untied / "config.json").read_text()) | {"hidden_size": 16}
   model = build_model(config_of(llama_folder, untied))
   wrong = dataclasses.replace(
     model, network=dataclasses.replace(model.network, backbone=backbone_of(other))
   )
   with pytest.raises(ValueError, match=r"lm_head\.weight is \(300, 32\), config\.json says \(300"):
-    text.check(config.loss, wrong)
+    text_penalty.check(config.loss, wrong)
 
 
 def backbone_of(hf_config):
@@ -447,20 +448,20 @@ def test_transformers_says_the_same_of_real_text():
   config.model.pretrained = str(TINYSTORIES)
   config.loss.text_dpo = 0.1
   model = build_model(config)
-  text.check(config.loss, model)
+  text_penalty.check(config.loss, model)
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   params = init_params(model, mesh, jax.random.key(0), training=True)
-  own = text.load_head(model, mesh)
+  own = text_penalty.load_head(model, mesh)
   assert list(own) == ["loss/text/embedding"]
   whole = unflatten_dict(params | own, sep="/")
-  head = text.head_of(whole, whole.pop("loss"))
+  head = text_penalty.head_of(whole, whole.pop("loss"))
   prompt = "Once upon a time, there was a little girl named"
   responses = (" Lily. She loved to play outside in the park.", " the the the and of.")
   sequences = model.text_encoder().sequences([(prompt, r) for r in responses])
   group = make_group(sequences, Example(prompt, responses, (1.0, 0.0)))
   ((batch, _),) = batches_of([group], Packing(), marks=2)
   hidden = model.network.hidden(whole, batch)
-  got = np.asarray(text.response_log_likelihood(hidden, head, batch, batch.where)[0])[0, 0]
+  got = np.asarray(text_penalty.response_log_likelihood(hidden, head, batch, batch.where)[0])[0, 0]
 
   oracle = AutoModelForCausalLM.from_pretrained(TINYSTORIES).double().eval()
   for value, s in zip(got, sequences, strict=True):

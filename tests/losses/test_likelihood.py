@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rm_jax.losses.text import sum_by_response, token_log_likelihood
+from rm_jax.losses.likelihood import sum_by_response, token_log_likelihood
 
 LEAD, N, D, V = (2, 3), 12, 5, 23
 R = np.random.default_rng(0)

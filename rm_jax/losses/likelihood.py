@@ -1,4 +1,4 @@
-"""Log-likelihood of text from hidden states, without ever holding the logits of all tokens.
+"""Log-likelihood of tokens from hidden states, without the logits of all tokens in memory.
 
 Shape letters: N tokens, D model width, V vocabulary, B rows, T columns, G groups a row, K branches.
 """
@@ -19,23 +19,23 @@ def token_log_likelihood(
 ) -> jax.Array:
   """log softmax(head · h)[target] of each token.
 
-  The logits of `chunk` tokens exist at a time, forward and backward (computed again in the latter):
-  memory is chunk · V a row and not N · V. A chunk of which nothing counts is passed over, so that
-  it pays to put the tokens that count first.
+  Only the logits of `chunk` tokens are in memory at a time: chunk · V numbers a row and not N · V.
+  The backward pass computes them again (rematerialisation). A chunk without a token that counts is
+  skipped, so it pays to put the tokens that count first.
 
   Args:
     hidden: float [..., N, D], the states that predict the targets.
     head_VD: float [V, D], the language model's head (a tied embedding as it is).
     targets: int [..., N], in 0 .. V − 1.
     where: bool [..., N], tokens that count; the others give 0 and no gradient. None is all.
-    chunk: tokens a time, of each leading index: leading axes are never mixed, so that they may be
-      divided over devices.
+    chunk: tokens at a time, for each leading index. Leading axes are never mixed, so that they may
+      be sharded.
 
   Returns:
     float32 [..., N]; logits in float32 at the highest precision whatever the dtype of `hidden`.
 
   Raises:
-    ValueError: at a shape that does not fit.
+    ValueError: a shape does not fit.
   """
   *lead, n, width = hidden.shape
   check_shape("targets", targets, (*lead, n))
@@ -46,10 +46,11 @@ def token_log_likelihood(
   if every:
     where = jnp.ones((*lead, n), bool)
   check_shape("where", where, (*lead, n))
-  # A NaN in a state that does not count would reach the head's gradient.
+  # Otherwise a NaN in a state that does not count would reach the head's gradient: 0 · NaN is NaN.
   hidden = jnp.where(where[..., None], hidden, 0)
   targets = jnp.where(where, targets, 0)
-  # Here and not in each chunk: its gradient is summed over them, which bfloat16 would round away.
+  # Cast here and not in each chunk, so that the head's gradient is summed over chunks in float32:
+  # bfloat16 would round the later terms away.
   head_VD = head_VD.astype(jnp.float32)
 
   chunk = max(1, min(chunk, n))
@@ -74,7 +75,8 @@ def token_log_likelihood(
     chosen = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-  # Of all leading indices at once, and before the loop: over devices that is one reduction.
+  # Over all leading indices and before the loop, so that sharded rows need one reduction in all and
+  # take the same branch.
   busy = jnp.any(split(where), axis=tuple(range(1, len(lead) + 2)))
 
   def one(part):
@@ -96,20 +98,20 @@ def sum_by_response(
   groups: int,
   branches: int,
 ) -> jax.Array:
-  """Sum of the values of each response's tokens; ids as in `rm_jax.types.Batch`.
+  """Sums the values of each response's tokens; group and branch as in `rm_jax.types.Batch`.
 
   Args:
     values_BT: float [B, T], such as `token_log_likelihood`.
-    group_BT: int [B, T], 1 .. G, of the token; 0 = padding, not counted.
-    branch_BT: int [B, T], 1 .. K; 0 = shared prompt, not counted.
+    group_BT: int [B, T], 1 .. G; tokens of group 0, padding, are not counted.
+    branch_BT: int [B, T], 1 .. K; tokens of branch 0, the shared prompt, are not counted.
     groups: G, static.
     branches: K, static.
 
   Returns:
-    float32 [B, G, K], 0 where there is no such response. With ones for values it counts tokens.
+    float32 [B, G, K], 0 where there is no such response. If the values are ones it counts tokens.
 
   Raises:
-    ValueError: at a shape that does not fit.
+    ValueError: a shape does not fit.
   """
   check_shape("group_BT", group_BT, values_BT.shape)
   check_shape("branch_BT", branch_BT, values_BT.shape)

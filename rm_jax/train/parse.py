@@ -1,0 +1,105 @@
+"""Losses as configs write them: names with options, such as 'hinge(margin=0.5)'."""
+
+import ast
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rm_jax.errors import InputError
+from rm_jax.losses import LOSSES, Loss
+from rm_jax.types import ARRAYS
+
+
+def parse_call(text: str, expected: str) -> tuple[str, dict[str, Any]]:
+  """'hinge' or 'hinge(margin=0.5)' -> (name, options). Options are Python literals.
+
+  Raises:
+    ValueError: with the message `expected`; the text is not of that form.
+  """
+  try:
+    node = ast.parse(text, mode="eval").body
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name) or call.args:
+      raise InputError(expected)
+    return call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+  except (SyntaxError, ValueError):
+    raise InputError(expected) from None
+
+
+def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
+  """'hinge' or 'hinge(margin=0.5)' -> (the loss, its options).
+
+  Args:
+    text: a name in `LOSSES` and, in brackets, options as Python's keyword arguments.
+    field: of the config, for errors.
+
+  Raises:
+    ValueError: it is not of that form, or the loss or an option is not known.
+  """
+  expected = f"{field} is {text!r}; expected a loss, or a loss(option=value)"
+  name, options = parse_call(text, expected)
+  if name not in LOSSES:
+    raise InputError(f"{field} is {text!r}; expected one of {', '.join(LOSSES)}")
+  try:
+    LOSSES[name].check(options)
+  except ValueError as error:
+    raise InputError(f"{field}: {error}") from None
+  return LOSSES[name], options
+
+
+def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> None:
+  """Traces a loss with its options on abstract arrays, to find a fault before data are read.
+
+  Args:
+    loss: from `parse_loss`.
+    options: likewise.
+    field: of the config, for errors.
+    kind: the kind of feedback that the loss is for.
+
+  Raises:
+    ValueError: an option is out of its range, or the loss does not return one value a list.
+  """
+  # No two axes have the same size, so that a mean over a wrong one changes the shape.
+  lead, K, attributes = (3, 5), 4, (2,) if kind == "attributes" else ()
+
+  def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct((*lead, *shape), dtype)
+
+  scores = jax.ShapeDtypeStruct((*attributes, *lead, K), jnp.float32)
+  # The first two axes of a batch's arrays are B and G, here `lead`; each of the others is a K.
+  fields = {name: ARRAYS[name] for name in loss.uses}
+  given = {name: array(*(K for _ in a.axes[2:]), dtype=a.dtype) for name, a in fields.items()}
+  try:
+    params = jax.eval_shape(lambda: loss.init(jax.random.key(0), **options))
+    if loss.init_params is not None:
+      given["params"] = params
+    where = array(K, dtype=jnp.bool_)
+    # Options are bound and not traced: losses compare them with their bounds, in Python.
+    out = jax.eval_shape(
+      lambda s, y, w, g: loss.bind(**options)(s, y, where=w, **g), scores, scores, where, given
+    )
+  except (ValueError, TypeError) as error:
+    raise InputError(f"{field}: {error}") from None
+  check_output(out, lead, f"{field}: loss {loss.name!r}")
+
+
+def check_output(out: Any, lead: tuple[int, ...], what: str) -> None:
+  """Raises ValueError unless a loss returned one value a list.
+
+  A loss that returns its mean over all lists would broadcast, and every group would train on a
+  fraction of its gradient.
+  """
+  shape = getattr(out, "shape", type(out).__name__)
+  if shape != lead:
+    raise InputError(
+      f"{what} returns {shape} of scores [..., K] with leading axes {lead}; expected one value a "
+      "list, of just these axes: sums over lists are the step's, which weighs them"
+    )
+
+
+@functools.cache
+def uses_ties(kind_loss: str) -> bool:
+  """Whether a loss, as a config writes it, learns from ties."""
+  return "ties" in parse_loss(kind_loss, "loss")[0].uses
