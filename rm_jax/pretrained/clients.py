@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import processors
 
 from rm_jax.models.config import DecoderConfig, EncoderConfig
+from rm_jax.pretrained.families import FAMILIES
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # What says how others' code, or another number format, is to be used: none of it is true of ours.
@@ -29,7 +30,7 @@ def client_config(
 
   Args:
     config: a sequence classifier's.
-    backbone: what `models.config.backbone_config` makes of it.
+    backbone: what `pretrained.config.backbone_config` makes of it.
   """
   config = {key: value for key, value in config.items() if key not in _FOREIGN}
   config |= {"torch_dtype": "float32", "problem_type": "regression"}
@@ -45,14 +46,7 @@ def client_config(
     "max_position_embeddings": backbone.max_positions,
     "rms_norm_eps": backbone.eps,
     "hidden_act": backbone.activation,
-  }
-  if backbone.model_type in ("llama", "qwen3"):
-    config["attention_bias"] = backbone.out_bias
-  if backbone.model_type == "llama":
-    config["mlp_bias"] = backbone.mlp_bias
-  if backbone.windows is None:
-    # 4.51 looks at the window, whatever `use_sliding_window` says.
-    config |= {"sliding_window": None, "use_sliding_window": False}
+  } | FAMILIES[backbone.model_type].exported(backbone)
   return config
 
 

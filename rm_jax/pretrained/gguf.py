@@ -6,7 +6,6 @@ is an error: a scaling or a split rule that is ignored gives a model that is wro
 """
 
 import contextlib
-import dataclasses
 import logging
 import math
 import os
@@ -18,58 +17,14 @@ import numpy as np
 import transformers
 
 from rm_jax.pretrained import gguf_file, gguf_tokenizer
+from rm_jax.pretrained.families import FAMILIES, tables
+from rm_jax.pretrained.families.family import Gguf
 
 _log = logging.getLogger(__name__)
 
-# GGUF name -> (Hugging Face name, its dimensions). V vocabulary, D width, F the MLP's, H a head's,
-# Q of all query heads, K of all key heads.
-_OUTER = {
-  "token_embd.weight": ("model.embed_tokens.weight", "VD"),
-  "output_norm.weight": ("model.norm.weight", "D"),
-}
-_HEAD = {"output.weight": ("lm_head.weight", "VD")}
-_LAYER = {
-  "attn_norm.weight": ("input_layernorm.weight", "D"),
-  "attn_q.weight": ("self_attn.q_proj.weight", "QD"),
-  "attn_k.weight": ("self_attn.k_proj.weight", "KD"),
-  "attn_v.weight": ("self_attn.v_proj.weight", "KD"),
-  "attn_output.weight": ("self_attn.o_proj.weight", "DQ"),
-  "ffn_norm.weight": ("post_attention_layernorm.weight", "D"),
-  "ffn_gate.weight": ("mlp.gate_proj.weight", "FD"),
-  "ffn_up.weight": ("mlp.up_proj.weight", "FD"),
-  "ffn_down.weight": ("mlp.down_proj.weight", "DF"),
-}
-_QKV_BIAS = {
-  "attn_q.bias": ("self_attn.q_proj.bias", "Q"),
-  "attn_k.bias": ("self_attn.k_proj.bias", "K"),
-  "attn_v.bias": ("self_attn.v_proj.bias", "K"),
-}
-_OUT_BIAS = {"attn_output.bias": ("self_attn.o_proj.bias", "D")}
-_MLP_BIAS = {
-  "ffn_gate.bias": ("mlp.gate_proj.bias", "F"),
-  "ffn_up.bias": ("mlp.up_proj.bias", "F"),
-  "ffn_down.bias": ("mlp.down_proj.bias", "D"),
-}
-_QK_NORM = {
-  "attn_q_norm.weight": ("self_attn.q_norm.weight", "H"),
-  "attn_k_norm.weight": ("self_attn.k_norm.weight", "H"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Architecture:
-  model: str  # the class that Hugging Face's config.json names
-  layer: dict[str, tuple[str, str]]
-  permuted: bool  # llama.cpp interleaves the two halves of each q and k head for its own RoPE
-
-
-# A Mistral 7B says 'llama' too, and its sliding window, if it had one, is not in the file.
-_ARCHITECTURES = {
-  "llama": _Architecture("LlamaForCausalLM", _LAYER, permuted=True),
-  "qwen2": _Architecture("Qwen2ForCausalLM", _LAYER | _QKV_BIAS, permuted=False),
-  "qwen3": _Architecture("Qwen3ForCausalLM", _LAYER | _QK_NORM, permuted=False),
-}
-
+# `general.architecture` of a file -> the family. llama.cpp calls those that we read by the names
+# that config.json has.
+_READ = {name: family for name, family in FAMILIES.items() if family.gguf is not None}
 _DIVISORS = "rope_freqs.weight"  # of RoPE's frequencies, Llama 3's scaling; no parameter
 _YARN = {
   "rope.scaling.yarn_attn_factor": "attention_factor",
@@ -145,12 +100,12 @@ def read(path: str | os.PathLike) -> GGUF:
   """
   file = _open(path)
   name = file.get("general.architecture")
-  if not isinstance(name, str) or name not in _ARCHITECTURES:
+  if not isinstance(name, str) or name not in _READ:
     raise ValueError(
-      f"{path}: general.architecture is {_short(name)}; we read {sorted(_ARCHITECTURES)}. Use the"
+      f"{path}: general.architecture is {_short(name)}; we read {sorted(_READ)}. Use the"
       " model's Hugging Face folder (config.json and safetensors) if its model_type is supported."
     )
-  architecture = _ARCHITECTURES[name]
+  stored = _READ[name].gguf
   config, sizes = _config(path, file)
   if (layers := config["num_hidden_layers"]) > len(file.tensors):
     # Before a table of so many names is made.
@@ -158,7 +113,7 @@ def read(path: str | os.PathLike) -> GGUF:
       f"{path}: key {name}.block_count is {layers} and the file has {len(file.tensors)} tensors; "
       "expected several tensors a layer. Convert the model again, or get the file again."
     )
-  table = _table(architecture, config)
+  table = _table(stored, config)
   ours = {key: tensor for key, tensor in file.tensors.items() if key != _DIVISORS}
   problems = [f"tensor {key} is missing" for key in table.keys() - ours.keys()]
   problems += [f"tensor {key} is unknown to {name!r}" for key in ours.keys() - table.keys()]
@@ -171,7 +126,7 @@ def read(path: str | os.PathLike) -> GGUF:
   kinds = sorted({tensor.kind.name for tensor in ours.values()})
   _log.info("%s: weights stored as %s, read as float32", path, ", ".join(kinds))
   names = {theirs: key for key, (theirs, _) in table.items()}
-  return GGUF(config, file, names, architecture.permuted)
+  return GGUF(config, file, names, stored.permuted)
 
 
 def _open(path: str | os.PathLike) -> gguf_file.File:
@@ -248,7 +203,7 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
   rows = embedding.shape[0] if embedding and embedding.shape else 0
   config = {
     "model_type": name,
-    "architectures": [_ARCHITECTURES[name].model],
+    "architectures": [_READ[name].language_model],
     "hidden_act": "silu",
     "hidden_size": hidden,
     "intermediate_size": keys.take("feed_forward_length", int),
@@ -266,7 +221,7 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
     "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
     "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
   }
-  if name == "llama":
+  if _READ[name].gguf.optional_biases:
     config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
   divisors = file.data(_DIVISORS) if _DIVISORS in tensors else None
@@ -325,18 +280,18 @@ def _rope_scaling(
   return {"rope_type": "llama3", **scaling}
 
 
-def _table(architecture: _Architecture, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _table(stored: Gguf, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
   """GGUF name -> (Hugging Face name, dimensions), of every tensor that the file should hold."""
-  layer = dict(architecture.layer)
+  layer = dict(stored.layer)
   if config.get("attention_bias"):
-    layer |= _QKV_BIAS | _OUT_BIAS
+    layer |= tables.GGUF_QKV_BIAS | tables.GGUF_OUT_BIAS
   if config.get("mlp_bias"):
-    layer |= _MLP_BIAS
-  table = dict(_OUTER)
+    layer |= tables.GGUF_MLP_BIAS
+  table = dict(tables.GGUF_OUTER)
   for i in range(config["num_hidden_layers"]):
     for ours, (theirs, dims) in layer.items():
       table[f"blk.{i}.{ours}"] = (f"model.layers.{i}.{theirs}", dims)
-  return table if config["tie_word_embeddings"] else table | _HEAD
+  return table if config["tie_word_embeddings"] else table | tables.GGUF_HEAD
 
 
 def _unreadable(file: gguf_file.File) -> list[str]:

@@ -5,55 +5,18 @@ leading axis, the frozen ones in a stack of their own ('lower').
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from rm_jax.models.config import DecoderConfig
 from rm_jax.models.network import Network
+from rm_jax.pretrained.families import FAMILIES, Family
 
-_DECODER = {
-  "embed/embedding": "embed_tokens.weight",
-  "norm/scale": "norm.weight",
-}
-_DECODER_LAYER = {
-  "attention_norm/scale": "input_layernorm.weight",
-  "q": "self_attn.q_proj",
-  "k": "self_attn.k_proj",
-  "v": "self_attn.v_proj",
-  "o": "self_attn.o_proj",
-  "q_norm/scale": "self_attn.q_norm.weight",
-  "k_norm/scale": "self_attn.k_norm.weight",
-  "mlp_norm/scale": "post_attention_layernorm.weight",
-  "gate": "mlp.gate_proj",
-  "up": "mlp.up_proj",
-  "down": "mlp.down_proj",
-}
-_ENCODER = {
-  "embed/embedding": "embeddings.word_embeddings.weight",
-  "embed_position/embedding": "embeddings.position_embeddings.weight",
-  "embed_token_type/embedding": "embeddings.token_type_embeddings.weight",
-  "embed_norm": "embeddings.LayerNorm",
-}
-_ENCODER_LAYER = {
-  "q": "attention.self.query",
-  "k": "attention.self.key",
-  "v": "attention.self.value",
-  "o": "attention.output.dense",
-  "attention_norm": "attention.output.LayerNorm",
-  "up": "intermediate.dense",
-  "down": "output.dense",
-  "mlp_norm": "output.LayerNorm",
-}
 # [V, D], where it is not the embedding; what is regularised by text reads it (`train.text`).
 LM_HEAD = "lm_head.weight"
-# Tensors of language-model and pre-training heads, and buffers: a reward model has no use for them.
-_IGNORED = re.compile(
-  r"lm_head\.|cls\.|(.*\.)?rotary_emb\.inv_freq$|(.*\.)?position_ids$|(bert\.)?pooler\."
-)
 # The one map that reads two axes (heads, head width) and writes one.
 _TWO_INPUTS = "o/kernel"
 
@@ -62,12 +25,14 @@ class WeightsError(ValueError):
   """A checkpoint's tensors do not fit its config; the message lists all that is wrong."""
 
 
-def _lookup(table: dict[str, str], path: str) -> str:
-  """'q/kernel' -> 'self_attn.q_proj.weight', by the whole path or by its module."""
-  if path in table:
-    return table[path]
+def _family(network: Network) -> Family:
+  return FAMILIES[network.backbone.model_type]
+
+
+def _lookup(table: Mapping[str, str], path: str) -> str:
+  """'q/kernel' -> 'self_attn.q_proj.weight'."""
   module, leaf = path.rsplit("/", 1)
-  return table[module] + {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}[leaf]
+  return table[module] + (".bias" if leaf == "bias" else ".weight")
 
 
 def hf_names(network: Network, path: str) -> list[str]:
@@ -75,23 +40,20 @@ def hf_names(network: Network, path: str) -> list[str]:
 
   None for the weights of attributes, which stand in our own record, and for adapters.
   """
-  decoder = isinstance(network.backbone, DecoderConfig)
-  room, _, rest = path.partition("/")
+  family = _family(network)
+  part, _, rest = path.partition("/")
   if path == "head/mix" or path.endswith(("/lora_a", "/lora_b")):
     return []
-  if room == "head":
-    if rest.startswith("pooler/"):
-      return [_lookup({"pooler": "bert.pooler.dense"}, rest)]
-    return [_lookup({"out": "score" if decoder else "classifier"}, rest)]
-  prefix = "model." if decoder else "bert."
+  if part == "head":
+    return [_lookup(family.head_tensors, rest)]
   stack, _, inner = rest.partition("/")
   if stack not in ("lower", "layers"):
-    return [prefix + _lookup(_DECODER if decoder else _ENCODER, rest)]
-  name = _lookup(_DECODER_LAYER if decoder else _ENCODER_LAYER, inner)
+    return [family.prefix + _lookup(family.tensors, rest)]
+  name = _lookup(family.layer_tensors, inner)
   layers = (
     range(network.frozen) if stack == "lower" else range(network.frozen, network.backbone.layers)
   )
-  return [f"{prefix}{'layers' if decoder else 'encoder.layer'}.{i}.{name}" for i in layers]
+  return [f"{family.prefix}{family.layers}.{i}.{name}" for i in layers]
 
 
 def _hf_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -115,10 +77,11 @@ def _to_hf(path: str, array: np.ndarray) -> np.ndarray:
   return array.reshape(out, *rest)
 
 
-def _modern(name: str) -> str:
-  """BERT's first checkpoints, made from TensorFlow's, call a norm's weight gamma and bias beta."""
-  name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-  return name.replace("LayerNorm.beta", "LayerNorm.bias")
+def _current(name: str, family: Family) -> str:
+  """A tensor's name as checkpoints have it today."""
+  for old, new in family.renamed.items():
+    name = name.replace(old, new)
+  return name
 
 
 def _stacked(path: str) -> bool:
@@ -181,7 +144,8 @@ def load_params(
     WeightsError: tensors that are missing, not expected, or of another shape, all of them listed;
       or the first that `read_tensor` refuses.
   """
-  names = {_modern(name): name for name in reader.names()}
+  family = _family(network)
+  names = {_current(name, family): name for name in reader.names()}
   layers = network.backbone.layers + spare
   if layers > len(names):
     # Before a table of so many names is made.
@@ -189,11 +153,10 @@ def load_params(
       f"{source}: config.json says num_hidden_layers {layers}, and there are {len(names)} tensors; "
       "expected several tensors a layer"
     )
-  prefix = "model." if isinstance(network.backbone, DecoderConfig) else "bert."
-  bare = not any(name.startswith(prefix) for name in names)
+  bare = not any(name.startswith(family.prefix) for name in names)
 
   def actual(name: str) -> str:
-    return name.removeprefix(prefix) if bare else name
+    return name.removeprefix(family.prefix) if bare else name
 
   flat = flatten_dict(network.abstract(), sep="/")
   wanted = {path: [actual(n) for n in hf_names(network, path)] for path in flat}
@@ -216,8 +179,9 @@ def load_params(
         problems.append(f"shape: {name} is {found}, config.json says {shape}")
   used = {name for path in flat for name in wanted[path]}
   above = range(network.backbone.layers, network.backbone.layers + spare)
-  used |= {n for i in above for n in names if f"layers.{i}." in n or f"encoder.layer.{i}." in n}
-  problems += [f"not expected: {n}" for n in sorted(names.keys() - used) if not _IGNORED.match(n)]
+  used |= {n for i in above for n in names if f"{family.layers}.{i}." in n}
+  unknown = sorted(names.keys() - used)
+  problems += [f"not expected: {n}" for n in unknown if not re.match(family.ignored, n)]
   if problems:
     raise WeightsError(
       f"{source}: {len(problems)} of its tensors do not fit its config.json:\n  "

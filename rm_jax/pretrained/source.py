@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rm_jax.models.config import check_config
 from rm_jax.pretrained import clients, files, gguf
+from rm_jax.pretrained.config import check_config
 
 CONFIG = "config.json"
 RECORD = "rm_jax.json"

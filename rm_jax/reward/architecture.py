@@ -8,9 +8,10 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.models import kernels
-from rm_jax.models.config import HeadConfig, backbone_config, head_config, is_classifier
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
+from rm_jax.pretrained.config import backbone_config, head_config, is_classifier
 from rm_jax.pretrained.source import RECORD, Source, open_source, parse, read_json
 from rm_jax.storage.remote import local
 

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
 from rm_jax.losses.text import sum_by_response, token_log_likelihood
-from rm_jax.models.config import tied_head
 from rm_jax.parallel.mesh import parameter_shardings
+from rm_jax.pretrained.config import tied_head
 from rm_jax.pretrained.hf import LM_HEAD, read_tensor
 from rm_jax.reward.setup import Model
 from rm_jax.types import KINDS, Batch

@@ -18,8 +18,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
-from rm_jax.models.config import backbone_config, head_config
 from rm_jax.models.network import Network
+from rm_jax.pretrained.config import backbone_config, head_config
 from rm_jax.pretrained.hf import load_params
 from tests.models.layouts import LAYOUTS, VOCAB, B, G, K, Layout, Sequence, T, layout
 

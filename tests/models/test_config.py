@@ -4,7 +4,8 @@ import resource
 
 import pytest
 
-from rm_jax.models.config import HeadConfig, backbone_config, check_config
+from rm_jax.models.config import HeadConfig
+from rm_jax.pretrained.config import backbone_config, check_config
 from tests.models import oracle
 
 

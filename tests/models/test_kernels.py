@@ -13,8 +13,8 @@ import pytest
 
 from rm_jax.models import kernels
 from rm_jax.models.attention import Sight, attend
-from rm_jax.models.config import backbone_config
 from rm_jax.models.layers import REMAT
+from rm_jax.pretrained.config import backbone_config
 from tests.models.oracle import hf_config
 
 LONG, SHORT, N, K, H = 200, 60, 4, 2, 16

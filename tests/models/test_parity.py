@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rm_jax.models.config import backbone_config
 from rm_jax.models.decoder import rope_frequencies
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.pretrained.hf import export_params
 from rm_jax.types import Batch
 from tests.models import oracle

@@ -10,8 +10,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from rm_jax.models.config import HeadConfig, Rope, backbone_config, head_config, is_classifier
+from rm_jax.models.config import HeadConfig, Rope
 from rm_jax.parallel.axes import logical_axes
+from rm_jax.pretrained.config import backbone_config, head_config, is_classifier
 from rm_jax.pretrained.hf import WeightsError, export_params, load_params
 from tests.models import oracle
 from tests.models.layouts import layout

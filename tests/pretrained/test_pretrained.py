@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from rm_jax.batch.tokenise import Convention, TextEncoder
-from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.network import Network
 from rm_jax.pretrained import files, hf
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.pretrained.source import open_source
 from rm_jax.types import Batch
 

@@ -55,9 +55,9 @@ def make_bases(folder: Path) -> tuple[Path, Path]:
   """(a saved model's folder, a GGUF file): small, whole and with a tokenizer."""
   import jax
 
-  from rm_jax.models.config import backbone_config, head_config
   from rm_jax.models.network import Network
   from rm_jax.pretrained import hf
+  from rm_jax.pretrained.config import backbone_config, head_config
   from rm_jax.pretrained.source import save_folder
   from tests.conftest import LLAMA, decoder_tokenizer
   from tests.pretrained import test_gguf, test_gguf_tokenizer
@@ -98,9 +98,9 @@ def sha(array: np.ndarray) -> str:
 def load(path: str) -> dict[str, Any]:
   """What a model is to us: hashes of its weights, its config, tokens of a text."""
   from rm_jax.api import RewardModel
-  from rm_jax.models.config import backbone_config, head_config
   from rm_jax.models.network import Network
   from rm_jax.pretrained import hf
+  from rm_jax.pretrained.config import backbone_config, head_config
   from rm_jax.pretrained.source import open_source
 
   if not path.endswith(".gguf"):
