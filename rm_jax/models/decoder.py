@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rm_jax.models.attention import Sight, attend, attend_at, columns, look, visible_at, within
+from rm_jax.models.attention import Attention, column_attention, row_attention
 from rm_jax.models.config import DecoderConfig, Rope
 from rm_jax.models.layers import RMSNorm, activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
@@ -75,31 +75,37 @@ class DecoderLayer(nnx.Module):
     self.down = linear("down", c.ffn, c.width, bias=c.mlp_bias, **maps)
     self.activation = c.activation
 
-  def __call__(self, h_BTD, turn, sight: Sight, *, window, dropout: float, key):
+  def __call__(
+    self,
+    h_BTD: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    attention: Attention,
+    *,
+    sliding_window: jax.Array | None,
+    dropout: float,
+    key: jax.Array | None,
+  ) -> jax.Array:
+    """The layer's output at the columns of `attention.of_queries`, [B, T or M, D].
+
+    Args:
+      h_BTD: activations of all columns.
+      turn: of `attention.positions`, see `rotate`.
+      attention: see `attention.Attention`.
+      sliding_window: int [], of this layer; None = none in any layer.
+      dropout, key: of attention's weights.
+    """
     x_BTD = self.attention_norm(h_BTD)
-    if sight.early:
-      x_BTD = sight.into(x_BTD)
-    q_BMNH, k_BMKH, v_BMKH = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
-    if not sight.early:
-      q_BMNH, k_BMKH, v_BMKH = map(sight.into, (q_BMNH, k_BMKH, v_BMKH))
+    q_BMNH, k_BMKH, v_BMKH = attention.project(
+      attention.of_queries(x_BTD), x_BTD, self.q, self.k, self.v
+    )
     if self.q_norm is not None:
       q_BMNH, k_BMKH = self.q_norm(q_BMNH), self.k_norm(k_BMKH)
-    q_BMNH, k_BMKH = rotate(q_BMNH, turn), rotate(k_BMKH, turn)
-    options = dict(causal=True, window=window, dropout=dropout, key=key)
-    x_BMNH = attend(q_BMNH, k_BMKH, v_BMKH, sight, **options)
-    h_BTD += sight.out(self.o(x_BMNH)) if sight.early else self.o(sight.out(x_BMNH))
+    q_BMNH = rotate(q_BMNH, tuple(map(attention.of_queries, turn)))
+    k_BMKH = rotate(k_BMKH, turn)
+    options = dict(sliding_window=sliding_window, dropout=dropout, key=key)
+    x_BMNH = attention.attend(q_BMNH, k_BMKH, v_BMKH, **options)
+    h_BTD = attention.of_queries(h_BTD) + attention.output(x_BMNH, self.o)
     return self._feed_forward(h_BTD)
-
-  def at(self, h_BTD, at_BM, turn, mask_BMT, *, dropout: float, key):
-    """The layer's output at some columns of each row alone, [B, M, D]; `turn` is of all columns."""
-    x_BTD = self.attention_norm(h_BTD)
-    q_BMNH = self.q(columns(x_BTD, at_BM))
-    k_BTKH, v_BTKH = self.k(x_BTD), self.v(x_BTD)
-    if self.q_norm is not None:
-      q_BMNH, k_BTKH = self.q_norm(q_BMNH), self.k_norm(k_BTKH)
-    q_BMNH = rotate(q_BMNH, tuple(columns(x, at_BM) for x in turn))
-    x_BMNH = attend_at(q_BMNH, rotate(k_BTKH, turn), v_BTKH, mask_BMT, dropout=dropout, key=key)
-    return self._feed_forward(columns(h_BTD, at_BM) + self.o(x_BMNH))
 
   def _feed_forward(self, h_BTD):
     x_BTD = self.mlp_norm(h_BTD)
@@ -146,28 +152,27 @@ class Decoder(nnx.Module):
 
   def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key, at_BM=None):
     c = self.config
-    sight = look(batch, causal=True, kernel=self.attention)
     frequency_h = rope_frequencies(c.rope, c.head_dim)
-    rate = c.attention_dropout if dropout else 0.0
+    options = dict(dropout=c.attention_dropout if dropout else 0.0)
 
     def turns(position_BT):
       angle_BTh = position_BT[:, :, None] * frequency_h[None, None, :]
       return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
 
-    turn = turns(sight.positions)
+    rows = row_attention(batch, causal=True, kernel=self.attention)
+    turn = turns(rows.positions)
 
-    def body(layer, h, window, layer_key):
-      return layer(h, turn, sight, window=window, dropout=rate, key=layer_key)
+    def body(layer, h, sliding_window, layer_key):
+      return layer(h, turn, rows, sliding_window=sliding_window, key=layer_key, **options)
 
-    def last(layer, h, window, layer_key):
-      mask_BMT = visible_at(batch, at_BM, causal=True)
-      if window is not None:
-        mask_BMT &= within(batch.position, window, columns(batch.position, at_BM))
-      return layer.at(h, at_BM, turns(batch.position), mask_BMT, dropout=rate, key=layer_key)
+    def last(layer, h, sliding_window, layer_key):
+      some = column_attention(batch, at_BM, causal=True)
+      turn = turns(some.positions)
+      return layer(h, turn, some, sliding_window=sliding_window, key=layer_key, **options)
 
     per_layer = None if windows is None else jnp.asarray(windows, jnp.int32)
-    options = dict(per_layer=per_layer, key=key, remat=self.remat)
-    return run_stack(layers, body, h_BTD, last=None if at_BM is None else last, **options)
+    options_of_stack = dict(per_layer=per_layer, key=key, remat=self.remat)
+    return run_stack(layers, body, h_BTD, last=None if at_BM is None else last, **options_of_stack)
 
   def features(self, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""

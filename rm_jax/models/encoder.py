@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rm_jax.models.attention import Sight, attend, attend_at, columns, look, visible_at
+from rm_jax.models.attention import Attention, column_attention, row_attention
 from rm_jax.models.config import EncoderConfig
 from rm_jax.models.layers import activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
@@ -39,33 +39,15 @@ class EncoderLayer(nnx.Module):
     self.mlp_norm = _norm(c, dtype, rngs)
     self.config = config
 
-  def __call__(self, h_BTD, sight: Sight, *, key):
+  def __call__(self, h_BTD: jax.Array, attention: Attention, *, key: jax.Array | None) -> jax.Array:
+    """The layer's output at the columns of `attention.of_queries`; `key` turns dropout on."""
     c = self.config
     keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-    # Sequences do not share columns here: there is no copy that a map would be computed for twice.
-    x_BMD = sight.into(h_BTD)
-    x_BMNH = attend(
-      self.q(x_BMD),
-      self.k(x_BMD),
-      self.v(x_BMD),
-      sight,
-      causal=False,
-      dropout=c.attention_dropout,
-      key=keys[0],
-    )
-    return self._rest(h_BTD, sight.out(self.o(x_BMNH)), keys)
-
-  def at(self, h_BTD, at_BM, mask_BMT, *, key):
-    """The layer's output at some columns of each row alone, [B, M, D]."""
-    keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-    h_BMD = columns(h_BTD, at_BM)
-    kept = dict(dropout=self.config.attention_dropout, key=keys[0])
-    x_BMNH = attend_at(self.q(h_BMD), self.k(h_BTD), self.v(h_BTD), mask_BMT, **kept)
-    return self._rest(h_BMD, self.o(x_BMNH), keys)
-
-  def _rest(self, h_BTD, x_BTD, keys):
-    c = self.config
-    h_BTD = self.attention_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[1]))
+    own_BMD = attention.of_queries(h_BTD)
+    parts = attention.project(own_BMD, h_BTD, self.q, self.k, self.v)
+    x_BMNH = attention.attend(*parts, dropout=c.attention_dropout, key=keys[0])
+    x_BTD = attention.output(x_BMNH, self.o)
+    h_BTD = self.attention_norm(own_BMD + drop(x_BTD, c.hidden_dropout, keys[1]))
     x_BTD = self.down(activation(c.activation)(self.up(h_BTD)))
     return self.mlp_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[2]))
 
@@ -102,13 +84,13 @@ class Encoder(nnx.Module):
     self.layers = stack(lambda r: make(rngs=r, lora=lora), c.layers - frozen, rngs)
 
   def _run(self, layers, h_BTD, batch: Batch, key, at_BM=None):
-    sight = look(batch, causal=False)
+    rows = row_attention(batch, causal=False)
 
     def body(layer, h, _, layer_key):
-      return layer(h, sight, key=layer_key)
+      return layer(h, rows, key=layer_key)
 
     def last(layer, h, _, layer_key):
-      return layer.at(h, at_BM, visible_at(batch, at_BM, causal=False), key=layer_key)
+      return layer(h, column_attention(batch, at_BM, causal=False), key=layer_key)
 
     last = None if at_BM is None else last
     return run_stack(layers, body, h_BTD, key=key, remat=self.remat, last=last)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rm_jax.models import kernels
-from rm_jax.models.attention import Sight, attend
+from rm_jax.models.attention import RowAttention
 from rm_jax.models.layers import REMAT
 from rm_jax.pretrained.config import backbone_config
 from tests.models.oracle import hf_config
@@ -51,10 +51,11 @@ def output_and_gradients(kernel, segments, parts, g):
   sizes = tuple(one.shape[1:] for one in segments)
   position = np.zeros(g.shape[:2], np.int32)
   real = np.concatenate([one.reshape(one.shape[0], -1) for one in segments], axis=1) > 0
-  sight = Sight(tuple(masks), tuple(segments), position, None, None, sizes, kernel)
+  masks, segments = tuple(masks), tuple(segments)
+  attention = RowAttention(True, masks, segments, position, None, None, sizes, kernel)
 
   def product(q, k, v):
-    out = jnp.where(real[:, :, None, None], attend(q, k, v, sight, causal=True), 0)
+    out = jnp.where(real[:, :, None, None], attention.attend(q, k, v), 0)
     return jnp.sum(out.astype(jnp.float32) * g), out
 
   (_, out), gradients = jax.jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))(*parts)
