@@ -7,19 +7,56 @@ from rm_jax.models.layers import activation
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """Rotary frequencies: `theta` and, where scaled, how (Llama 3's rule or plain linear)."""
+  """Rotary position embedding (Su et al. 2021); how it is scaled: `decoder.rope_frequencies`.
+
+  Attributes:
+    theta: base of the wavelengths.
+    kind: 'default', 'linear' or 'llama3'.
+    factor: by which 'linear' and 'llama3' stretch wavelengths.
+    low_freq_factor, high_freq_factor: what 'llama3' takes for a long and for a short wavelength, as
+      parts of original_length.
+    original_length: tokens, the context that 'llama3' stretches.
+  """
 
   theta: float = 10_000.0
-  kind: str = "default"  # 'default', 'linear' or 'llama3'
+  kind: str = "default"
   factor: float = 1.0
   low_freq_factor: float = 1.0
   high_freq_factor: float = 4.0
-  original_length: int = 8192  # tokens; the context that llama3's rule stretches
+  original_length: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """A causal transformer of the Llama family (Llama, Mistral, Qwen2, Qwen3)."""
+  """A causal transformer of Llama's kind: pre-norm layers, rotary positions, gated feed-forward.
+
+  Attributes:
+    model_type: key of `pretrained.families.FAMILIES`.
+    vocab: rows of the embedding.
+    width: of the activations.
+    layers: how many.
+    heads: of queries.
+    kv_heads: of keys and values; divides `heads`.
+    head_dim: of each head; even.
+    ffn: width of the feed-forward.
+    activation: of the feed-forward's gate, a name of `layers.ACTIVATIONS`.
+    eps: of the norms.
+    rope: rotary frequencies.
+    qkv_bias, out_bias, mlp_bias: whether queries, keys and values, attention's output map, and the
+      feed-forward's maps have biases.
+    qk_norm: whether each head's queries and keys are normalised.
+    sliding_windows: of each layer, in tokens, 0 = it sees all before; None = no layer's is limited.
+    max_positions: the longest sequence, in tokens.
+    attention_dropout: rate of attention's weights in training.
+    init_std: of fresh kernels and embeddings.
+    attention_scale: of the logits q · k; None = 1 / sqrt(head_dim).
+    attention_cap: the logits of attention become cap · tanh(logit / cap); None = they stay.
+    logit_cap: likewise the logits of the language-model head, which a reward model does not have.
+    embed_scale: what the embedding's output is multiplied by.
+    norm_offset: norms multiply by norm_offset + scale; 1 where a checkpoint stores them about zero.
+    post_norms: whether attention's output and the feed-forward's are normalised before they are
+      added to the activations.
+  """
 
   model_type: str
   vocab: int
@@ -36,15 +73,26 @@ class DecoderConfig:
   out_bias: bool
   mlp_bias: bool
   qk_norm: bool
-  windows: tuple[int, ...] | None  # a layer's sliding window in tokens, 0 = all; None = no layer's
+  sliding_windows: tuple[int, ...] | None
   max_positions: int
   attention_dropout: float
   init_std: float
+  attention_scale: float | None = None
+  attention_cap: float | None = None
+  logit_cap: float | None = None
+  embed_scale: float = 1.0
+  norm_offset: float = 0.0
+  post_norms: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-  """BERT."""
+  """BERT; fields as `DecoderConfig`'s.
+
+  Attributes:
+    token_types: rows of the embedding of token types.
+    hidden_dropout: rate of the embedding and of what each half of a layer adds.
+  """
 
   model_type: str
   vocab: int
@@ -63,13 +111,18 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-  """What stands between a hidden state and a score; a record of its own, not of an architecture.
+  """From a hidden state to scores. It is no part of an architecture: any backbone takes any head.
 
-  `pooler`: a dense layer of the model's width with `activation` before the output layer (BERT's).
-  `outputs`: how many numbers; a reward has one. `ensemble`: the outputs are members, each of which
-  is a reward by itself, and the reward is their mean. `attributes`: names of the outputs, each of
-  which is a rating, and the reward is their sum by weights; `mix` are the weights as they begin
-  (training may change them). `dropout`: before the output layer.
+  Attributes:
+    outputs: how many numbers; a reward has one.
+    ensemble: the outputs are members, each of which is a reward, and the reward is their mean.
+    attributes: names of the outputs, each of which is a rating, and the reward is their sum by
+      weights.
+    mix: those weights as they begin; training may change them.
+    bias: of the output layer.
+    pooler: whether a dense layer of the model's width with `activation` is before it (BERT's).
+    activation: of the pooler, a name of `layers.ACTIVATIONS`.
+    dropout: rate before the output layer.
 
   Raises ValueError where names, weights and outputs are not as many.
   """

@@ -1,4 +1,7 @@
-"""One decoder for the Llama family: Llama, SmolLM2, Mistral, Qwen2, Qwen3. Shapes: layers.py."""
+"""One decoder for all families of Llama's kind; `DecoderConfig` says how they differ.
+
+Shape letters as in layers.py; M columns in which attention runs, h half of a head's dimensions.
+"""
 
 import functools
 import math
@@ -56,12 +59,12 @@ def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 class DecoderLayer(nnx.Module):
-  """Pre-norm attention and gated feed-forward."""
+  """Attention, then a gated feed-forward: each normalises what it reads and adds what it gives."""
 
   def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs, lora: Lora | None = None):
     c = config
     maps = dict(std=c.init_std, dtype=dtype, rngs=rngs, lora=lora)
-    norm = dict(epsilon=c.eps, dtype=dtype, rngs=rngs)
+    norm = dict(epsilon=c.eps, offset=c.norm_offset, dtype=dtype, rngs=rngs)
     self.attention_norm = RMSNorm(c.width, **norm)
     self.q = linear("q", c.width, (c.heads, c.head_dim), bias=c.qkv_bias, **maps)
     self.k = linear("k", c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
@@ -69,11 +72,13 @@ class DecoderLayer(nnx.Module):
     self.o = linear("o", (c.heads, c.head_dim), c.width, axis=(-2, -1), bias=c.out_bias, **maps)
     self.q_norm = RMSNorm(c.head_dim, **norm) if c.qk_norm else None
     self.k_norm = RMSNorm(c.head_dim, **norm) if c.qk_norm else None
+    self.attention_post_norm = RMSNorm(c.width, **norm) if c.post_norms else None
     self.mlp_norm = RMSNorm(c.width, **norm)
     self.gate = linear("gate", c.width, c.ffn, bias=c.mlp_bias, **maps)
     self.up = linear("up", c.width, c.ffn, bias=c.mlp_bias, **maps)
     self.down = linear("down", c.ffn, c.width, bias=c.mlp_bias, **maps)
-    self.activation = c.activation
+    self.mlp_post_norm = RMSNorm(c.width, **norm) if c.post_norms else None
+    self.config = c
 
   def __call__(
     self,
@@ -102,14 +107,26 @@ class DecoderLayer(nnx.Module):
       q_BMNH, k_BMKH = self.q_norm(q_BMNH), self.k_norm(k_BMKH)
     q_BMNH = rotate(q_BMNH, tuple(map(attention.of_queries, turn)))
     k_BMKH = rotate(k_BMKH, turn)
-    options = dict(sliding_window=sliding_window, dropout=dropout, key=key)
-    x_BMNH = attention.attend(q_BMNH, k_BMKH, v_BMKH, **options)
-    h_BTD = attention.of_queries(h_BTD) + attention.output(x_BMNH, self.o)
-    return self._feed_forward(h_BTD)
+    x_BMNH = attention.attend(
+      q_BMNH,
+      k_BMKH,
+      v_BMKH,
+      scale=self.config.attention_scale,
+      cap=self.config.attention_cap,
+      sliding_window=sliding_window,
+      dropout=dropout,
+      key=key,
+    )
+    h_BTD = attention.of_queries(h_BTD)
+    h_BTD += self._normalised(self.attention_post_norm, attention.output(x_BMNH, self.o))
+    return h_BTD + self._normalised(self.mlp_post_norm, self._feed_forward(h_BTD))
 
   def _feed_forward(self, h_BTD):
     x_BTD = self.mlp_norm(h_BTD)
-    return h_BTD + self.down(activation(self.activation)(self.gate(x_BTD)) * self.up(x_BTD))
+    return self.down(activation(self.config.activation)(self.gate(x_BTD)) * self.up(x_BTD))
+
+  def _normalised(self, norm: RMSNorm | None, x_BTD: jax.Array) -> jax.Array:
+    return x_BTD if norm is None else norm(x_BTD)
 
 
 class Decoder(nnx.Module):
@@ -148,7 +165,8 @@ class Decoder(nnx.Module):
     make = functools.partial(DecoderLayer, config, dtype=dtype)
     self.lower = stack(lambda r: make(rngs=r), frozen, rngs)
     self.layers = stack(lambda r: make(rngs=r, lora=lora), config.layers - frozen, rngs)
-    self.norm = RMSNorm(config.width, epsilon=config.eps, dtype=dtype, rngs=rngs)
+    norm = dict(epsilon=config.eps, offset=config.norm_offset, dtype=dtype, rngs=rngs)
+    self.norm = RMSNorm(config.width, **norm)
 
   def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key, at_BM=None):
     c = self.config
@@ -176,8 +194,11 @@ class Decoder(nnx.Module):
 
   def features(self, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
-    h_BTD = looked_up(self.embed(batch.tokens))
-    windows = self.config.windows and self.config.windows[: self.frozen]
+    h_BTD = self.embed(batch.tokens)
+    if (scale := self.config.embed_scale) != 1.0:
+      h_BTD *= jnp.asarray(scale, h_BTD.dtype)
+    h_BTD = looked_up(h_BTD)
+    windows = self.config.sliding_windows and self.config.sliding_windows[: self.frozen]
     return self._run(self.lower, h_BTD, batch, windows, dropout=False, key=None)
 
   def __call__(
@@ -188,7 +209,7 @@ class Decoder(nnx.Module):
     `at_BM`: of these columns alone, [B, M, D], for which the last layer that is trained does less.
     """
     h_BTD = self.features(batch) if batch.hidden is None else batch.hidden.astype(self.dtype)
-    windows = self.config.windows and self.config.windows[self.frozen :]
+    windows = self.config.sliding_windows and self.config.sliding_windows[self.frozen :]
     dropout = key is not None
     return self.norm(
       self._run(self.layers, h_BTD, batch, windows, dropout=dropout, key=key, at_BM=at_BM)

@@ -77,8 +77,10 @@ def _obstacle(kernel: str, backbone, dtype: str, packed: bool, device) -> tuple[
   """(what keeps a kernel from a network's attention, what it needs); None where nothing does."""
   if not isinstance(backbone, DecoderConfig):
     return "the model is an encoder", "a decoder"
-  if backbone.windows is not None:
+  if backbone.sliding_windows is not None:
     return "layers of the model see a sliding window", "a model whose layers see everything before"
+  if (cap := backbone.attention_cap) is not None:
+    return f"the model caps attention's logits at {cap:g}", "a model that does not"
   if backbone.attention_dropout > 0:
     rate = backbone.attention_dropout
     return f"the checkpoint drops attention's weights at a rate of {rate}", "model.dropout=False"

@@ -106,21 +106,30 @@ def _turned_product(x_ND: jax.Array, g_NF: jax.Array, *, options: tuple) -> jax.
 
 
 class RMSNorm(nnx.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale over the last axis (Zhang & Sennrich 2019), in float32.
+  """x / sqrt(mean(x²) + epsilon) · (offset + scale) over the last axis, in float32.
 
-  As flax's, but for its sums on CPU, which are products with ones: XLA takes six to fifteen times
-  as long there over reductions of these shapes.
+  Zhang & Sennrich 2019, equation 4. As flax's, but for its sums on CPU, which are products with
+  ones: XLA takes six to fifteen times as long there over reductions of these shapes.
+
+  Args:
+    width: of the last axis.
+    epsilon: added to the mean square.
+    dtype: of the output.
+    rngs: not used; a fresh norm multiplies by one.
+    offset: 1 where a checkpoint stores scales about zero (Gemma).
   """
 
-  def __init__(self, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
+  def __init__(self, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs, offset: float = 0.0):
     del rngs
-    self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+    self.scale = nnx.Param(jnp.full(width, 1.0 - offset, jnp.float32))
+    self.offset = offset
     self.epsilon = epsilon
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x_ND = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    return _rms_norm(x_ND, self.scale[...], self.epsilon).astype(self.dtype).reshape(x.shape)
+    scale_D = self.scale[...] + self.offset if self.offset else self.scale[...]
+    return _rms_norm(x_ND, scale_D, self.epsilon).astype(self.dtype).reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -45,6 +45,11 @@ def check(config: Any, model: Model) -> None:
         f"{said}, and a model of type {model.config['model_type']!r} is an encoder, which predicts "
         f"no next token; set model.pretrained to a decoder, {mend}"
       )
+    if (cap := getattr(model.network.backbone, "logit_cap", None)) is not None:
+      raise ValueError(
+        f"{said}, and the model caps its language-model head's logits at {cap:g}, which the text "
+        f"losses do not; set model.pretrained to a model that does not, {mend}"
+      )
     if tied_head(model.config):
       continue
     if model.source is None:

@@ -15,21 +15,13 @@ from rm_jax.parallel.axes import logical_axes
 from rm_jax.pretrained.config import backbone_config, head_config, is_classifier
 from rm_jax.pretrained.hf import WeightsError, export_params, load_params
 from tests.models import oracle
+from tests.models.families import SMALL
 from tests.models.layouts import layout
 from tests.models.oracle import ARCHITECTURES, Tensors, make_network, needs_torch, random_params
 
-# What makes each architecture's table longest.
-_FULL = {
-  "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 12},
-  "mistral": {"head_dim": 12},
-  "qwen2": {},
-  "qwen3": {"attention_bias": True},
-  "bert": {},
-}
-
 
 def _full(arch, **options):
-  return make_network(arch, labels=3, options=options, **_FULL[arch])
+  return make_network(arch, labels=3, options=options, **SMALL[arch].full)
 
 
 def _load(network, tensors):
@@ -184,7 +176,7 @@ def test_layers_above_the_networks_are_left_out_on_purpose_only(arch):
   whole = _full(arch)
   params = random_params(whole)
   tensors = dict(export_params(whole, params))
-  low = make_network(arch, labels=3, **{**_FULL[arch], "num_hidden_layers": 1})
+  low = make_network(arch, labels=3, **{**SMALL[arch].full, "num_hidden_layers": 1})
   with pytest.raises(WeightsError, match=r"not expected: \S+layers?.1."):
     _load(low, tensors)
   with pytest.raises(WeightsError, match=r"not expected: \S+layers?.2."):
@@ -251,7 +243,7 @@ def test_transformers_reads_what_we_export(arch, tmp_path):
   network = _full(arch, frozen=1)
   params = random_params(network, seed=3)
   save_file(dict(export_params(network, params)), tmp_path / "model.safetensors", {"format": "pt"})
-  hf = oracle.hf_config(arch, labels=3, **_FULL[arch])
+  hf = oracle.hf_config(arch, labels=3, **SMALL[arch].full)
   (tmp_path / "config.json").write_text(json.dumps(hf))
   model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
     tmp_path, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
@@ -305,16 +297,16 @@ def test_a_parameter_without_axes_raises(path, ndim):
 def test_config_keys_left_out_mean_what_transformers_means():
   c = backbone_config({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4})
   assert (c.vocab, c.layers, c.ffn, c.kv_heads, c.head_dim) == (32000, 32, 11008, 4, 16)
-  assert (c.activation, c.eps, c.windows) == ("silu", 1e-6, None)
+  assert (c.activation, c.eps, c.sliding_windows) == ("silu", 1e-6, None)
   assert c.rope == Rope(theta=1e4, original_length=2048)
   assert (c.qkv_bias, c.out_bias, c.mlp_bias, c.qk_norm) == (False, False, False, False)
   assert backbone_config({"model_type": "qwen3"}).head_dim == 128
-  assert backbone_config({"model_type": "qwen2"}).windows is None
-  assert backbone_config({"model_type": "mistral"}).windows == (4096,) * 32
-  assert backbone_config({"model_type": "mistral", "sliding_window": None}).windows is None
+  assert backbone_config({"model_type": "qwen2"}).sliding_windows is None
+  assert backbone_config({"model_type": "mistral"}).sliding_windows == (4096,) * 32
+  assert backbone_config({"model_type": "mistral", "sliding_window": None}).sliding_windows is None
   slides = {"model_type": "qwen2", "use_sliding_window": True, "num_hidden_layers": 4}
   c = backbone_config({**slides, "sliding_window": 16, "max_window_layers": 3})
-  assert c.windows == (0, 0, 0, 16)
+  assert c.sliding_windows == (0, 0, 0, 16)
 
 
 def test_biases_are_the_architectures():

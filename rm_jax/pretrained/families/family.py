@@ -35,7 +35,7 @@ def no_window(backbone: DecoderConfig) -> dict[str, Any]:
 
   transformers 4.51 applies `sliding_window` whatever `use_sliding_window` says.
   """
-  return {} if backbone.windows else {"sliding_window": None, "use_sliding_window": False}
+  return {} if backbone.sliding_windows else {"sliding_window": None, "use_sliding_window": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def read_decoder(hf: Any, **peculiar: Any) -> DecoderConfig:
     out_bias=False,
     mlp_bias=False,
     qk_norm=False,
-    windows=_windows(hf),
+    sliding_windows=_windows(hf),
     max_positions=hf.max_position_embeddings,
     attention_dropout=float(hf.attention_dropout or 0.0),
     init_std=hf.initializer_range,

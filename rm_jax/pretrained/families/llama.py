@@ -9,8 +9,9 @@ from rm_jax.pretrained.families.family import Family, Gguf, no_window, read_deco
 
 def _backbone(hf: Any) -> DecoderConfig:
   bias = hf.attention_bias
-  # Llama has no window, whatever key a config.json made from another model's has kept.
-  return read_decoder(hf, qkv_bias=bias, out_bias=bias, mlp_bias=hf.mlp_bias, windows=None)
+  # Llama has no sliding window, whatever key a config.json made from another model's has kept.
+  biases = dict(qkv_bias=bias, out_bias=bias, mlp_bias=hf.mlp_bias)
+  return read_decoder(hf, sliding_windows=None, **biases)
 
 
 def _exported(backbone: DecoderConfig) -> dict[str, Any]:
