@@ -69,6 +69,7 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 500_000.0, "factor": 3.0}
 _CAUSAL, _BASE, _THREE = dict(saved="causal"), dict(saved="base"), dict(labels=3)
+_UNCAPPED = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
 _SLIDES = {"use_sliding_window": True, "sliding_window": WINDOW}
 
 SMALL = {
@@ -116,6 +117,25 @@ SMALL = {
         _THREE,
       ),
     ),
+  ),
+  "gemma2": Small(
+    # Caps of the size of the logits, and a scale that is not that of the head's width.
+    dict(
+      _DECODER,
+      head_dim=12,
+      sliding_window=WINDOW,
+      query_pre_attn_scalar=24,
+      attn_logit_softcapping=2.0,
+      final_logit_softcapping=3.0,
+    ),
+    full={"attention_bias": True},
+    cases=(
+      ("full and sliding layers, both caps", {}, {}),
+      ("bias, no caps, 3 labels", {"attention_bias": True, **_UNCAPPED}, _THREE),
+      ("full layers", {"layer_types": ["full_attention"] * 3, "hidden_activation": "gelu"}, {}),
+      ("causal LM", {}, _CAUSAL),
+    ),
+    gradients=True,
   ),
   "bert": Small(
     dict(
