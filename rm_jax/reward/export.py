@@ -122,6 +122,11 @@ def _limits(model: Model, kinds: Sequence[str]) -> Sequence[str]:
       "the model reads the mean over a response; transformers reads one token of it, so that its "
       "scores are others. RewardModel.from_pretrained reads it as it was trained"
     )
+  if getattr(model.network.backbone, "attention_cap", None) is not None:
+    yield (
+      "the model caps attention's logits; transformers 5 does, and 4.51 where from_pretrained is "
+      "given attn_implementation='eager'"
+    )
   if "step" in kinds:
     yield (
       "the model was trained on steps, and has a score behind each; transformers reads one token "

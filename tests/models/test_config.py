@@ -64,7 +64,7 @@ def test_a_config_of_an_architecture_that_we_do_not_know_is_looked_at_for_sizes_
   with pytest.raises(
     ValueError, match=r"here: num_hidden_layers is 3e\+08; expected at most 10000"
   ):
-    check_config({"model_type": "gemma2", "num_hidden_layers": 3 * 10**8}, "here")
+    check_config({"model_type": "deberta", "num_hidden_layers": 3 * 10**8}, "here")
 
 
 @pytest.mark.parametrize(

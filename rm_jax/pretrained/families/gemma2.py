@@ -43,8 +43,6 @@ def _exported(backbone: DecoderConfig) -> dict[str, Any]:
     "layer_types": kinds,
     # transformers 4.51 does not read `layer_types`: its even layers slide, and need a number.
     "sliding_window": max(windows) or backbone.max_positions,
-    # The attention that 4.51 takes of itself has no cap.
-    "attn_implementation": "eager",
   }
 
 
