@@ -37,8 +37,7 @@ def visible(batch: Batch, *, causal: bool) -> jax.Array:
 
 
 def _visible(group_BT: jax.Array, branch_BT: jax.Array, *, causal: bool) -> jax.Array:
-  column_1T = jnp.arange(group_BT.shape[1])[None, :]
-  return _sees(group_BT, branch_BT, column_1T, group_BT, branch_BT, causal=causal)
+  return _sees(group_BT, branch_BT, None, group_BT, branch_BT, causal=causal)
 
 
 def visible_at(batch: Batch, at_BM: jax.Array, *, causal: bool) -> jax.Array:
@@ -50,20 +49,22 @@ def visible_at(batch: Batch, at_BM: jax.Array, *, causal: bool) -> jax.Array:
 def _sees(
   group_BM: jax.Array,
   branch_BM: jax.Array,
-  column_BM: jax.Array,
+  at_BM: jax.Array | None,
   group_BT: jax.Array,
   branch_BT: jax.Array,
   *,
   causal: bool,
 ) -> jax.Array:
-  """Whether M queries see T keys, bool [B, M, T]; the one statement of the rule in code."""
+  """Whether M queries, at columns `at_BM` or all, see T keys, bool [B, M, T]; the rule in code."""
   key_branch = branch_BT[:, None, :]
   mask = group_BM[:, :, None] == group_BT[:, None, :]
   mask &= (key_branch == 0) | (branch_BM[:, :, None] == key_branch)
   if causal:
     # By column and not by position: branches of a group are at the same positions, and a packed row
     # begins again at position 0 with every group.
-    mask &= column_BM[:, :, None] >= jnp.arange(group_BT.shape[1])[None, None, :]
+    columns = jnp.arange(group_BT.shape[1])
+    queries = columns[None, :, None] if at_BM is None else at_BM[:, :, None]
+    mask &= queries >= columns[None, None, :]
   return mask
 
 

@@ -94,7 +94,7 @@ def step_flops(network: Network, what: Work, *, last_at_marks: bool = False) -> 
     network: whose.
     what: see `Work`.
     last_at_marks: the last layer makes keys and values alone of all tokens (see
-      `RewardNetwork.pooled`); what it does for the few marks is not counted.
+      `network.reads_marks_alone`); what it does for the few marks is not counted.
   """
   backbone, frozen = network.backbone, network.frozen
   linear = (2 if network.lora else 3) * _linear_flops(backbone, what)

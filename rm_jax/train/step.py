@@ -114,7 +114,7 @@ def make_accumulate(network: Network, objective: Objective, *, sources: int, dro
     key = key if dropout else None
     if objective.text:
       scores, h_BTD = network.apply_with_hidden(whole, batch, key)
-    else:  # no more than its marks need (see `RewardNetwork.pooled`)
+    else:  # no more than its marks need (see `models.network.reads_marks_alone`)
       scores, h_BTD = network.apply(whole, batch, key), None
     scores_BGK = network.reward(whole, scores)
     if network.head.ensemble:
