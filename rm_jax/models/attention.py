@@ -110,7 +110,7 @@ class Attention(abc.ABC):
 
   @abc.abstractmethod
   def of_queries(self, x_BTX: jax.Array) -> jax.Array:
-    """The columns that the layer computes its output for, of all the columns (or of all keys)."""
+    """Those of all columns (or of all keys) that the layer computes its output for."""
 
   @abc.abstractmethod
   def project(
@@ -120,7 +120,7 @@ class Attention(abc.ABC):
 
     Args:
       own_BMD: `of_queries(x_BTD)`.
-      x_BTD: what a layer makes them of, at all columns.
+      x_BTD: what they are computed from, at all columns of the row.
       q, k, v: the maps.
     """
 
@@ -163,17 +163,18 @@ class Attention(abc.ABC):
     """`attend` with queries that are scaled."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RowAttention(Attention):
   """Attention of all columns of each row to one another.
 
   Attributes:
-    causal: no query sees a key of a later column, so that their products are not computed.
-    masks: bool [B R, L, L] for each size of window; empty where a kernel needs none.
-    segments: `Batch.segments` where a kernel takes them, else empty.
-    positions: int32 [B, M].
-    index: int32 [B, M], the column of the row that stands there, -1 = none; None where M = T.
-    places: int32 [B, T, C], where in window space each column stands (`Batch.places`).
+    causal: no query sees a key of a later column, so that most of their products are skipped.
+    masks: bool [B R, L, L] for each size of window, who sees whom; empty for a kernel.
+    segments: `Batch.segments` for a kernel, which masks by them; else empty.
+    positions: int32 [B, M], of the token at each place of window space.
+    index: int32 [B, M], the row's column at each place of window space, -1 = none; None where the
+      batch has no windows.
+    places: int32 [B, T, C], the places of each column (`Batch.places`); None likewise.
     sizes: (R windows of a row, L columns of each) for each size of window.
     kernel: what computes it, a name of `kernels.PACKING`.
   """
@@ -288,11 +289,12 @@ def row_attention(batch: Batch, *, causal: bool, kernel: str = "xla") -> RowAtte
   return RowAttention(causal, tuple(masks), (), position_BM, *of_batch)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ColumnAttention(Attention):
-  """Attention of a few columns of each row to all of it, for a layer whose other output none reads.
+  """Attention of a few columns of each row to the whole row.
 
-  Needs no windows: M queries are so few that their products with all T keys cost little.
+  For the last layer, whose output is read at marks alone. It needs no windows: M queries are so few
+  that their products with all T keys cost little.
 
   Attributes:
     at: int32 [B, M], the columns.

@@ -20,14 +20,15 @@ from rm_jax.types import Batch
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-  """Radians a position for each pair of a head's dimensions, float32 [H / 2].
+  """Radians by which a pair of a head's dimensions turns at each position, float32 [H / 2].
 
-  'linear' divides every frequency by `factor`. 'llama3' (Llama 3.1) divides those whose wavelength
-  is over original_length / low_freq_factor, keeps those under original_length / high_freq_factor,
-  and blends between.
+  Pair i turns by theta^(-2 i / H) (Su et al. 2021, equation 15). 'linear' divides every frequency
+  by `factor`. 'llama3' (Llama 3.1) divides those whose wavelength is over
+  original_length / low_freq_factor, keeps those under original_length / high_freq_factor, and
+  interpolates between.
   """
-  # On the host, each step rounded to float32 as PyTorch does it: XLA's power and division may be a
-  # few units in the last place off, which over 8,000 positions turns a head by 5e-3 radians.
+  # Computed by numpy, each step rounded to float32 as PyTorch does: XLA's power and division may be
+  # off by a few units in the last place, which at position 8,000 turns a head by 5e-3 radians.
   exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   power = np.power(np.float64(rope.theta), exponent.astype(np.float64)).astype(np.float32)
   frequency = np.float32(1) / power
@@ -48,9 +49,12 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Rotary embedding on halves (dimension i turns with i + H / 2), in float32.
+  """Rotary position embedding, computed in float32; [B, T, N, H] in the input's dtype.
 
-  `turn`: cosine and sine of the angles, float32 [B, T, H / 2], made once for all layers and heads.
+  Args:
+    x_BTNH: queries or keys. Dimension i is paired with i + H / 2, as in Hugging Face's checkpoints;
+      the paper pairs neighbours.
+    turn: cosine and sine of the angles, float32 [B, T, H / 2], computed once for all layers.
   """
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos, sin = (x_BTh[:, :, None, :] for x_BTh in turn)
@@ -59,7 +63,16 @@ def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 class DecoderLayer(nnx.Module):
-  """Attention, then a gated feed-forward: each normalises what it reads and adds what it gives."""
+  """Attention, then a gated feed-forward, both pre-norm and residual: h + f(norm(h)).
+
+  With `post_norms`, h + norm(f(norm(h))).
+
+  Args:
+    config: of the decoder.
+    dtype: of the compute; parameters are float32.
+    rngs: for fresh parameters.
+    lora: which linear maps have adapters; None = none.
+  """
 
   def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs, lora: Lora | None = None):
     c = config
@@ -132,12 +145,17 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
   """Tokens in groups and branches -> hidden states after the last norm.
 
+  The parameters of all layers are stacked on a leading axis and the layers run by `lax.scan`, so
+  that a layer is compiled once (see `layers.run_stack`).
+
   Args:
-    frozen: how many of the lowest layers stand in a stack of their own, `lower`, because they are
-      not trained: their gradient is never made, and their output can be computed once and kept.
+    config: of the decoder.
+    frozen: how many of the lowest layers are not trained. They are a stack of their own, `lower`,
+      so that no gradient of them is computed and their output can be computed once and kept.
     dtype: of the compute; parameters are float32.
     remat: see `layers.run_stack`.
-    lora: what is adapted in the layers that are not frozen.
+    rngs: for fresh parameters.
+    lora: which linear maps of the layers that are not frozen have adapters.
     attention: what it runs on (see `kernels.PACKING`).
   """
 
@@ -168,7 +186,18 @@ class Decoder(nnx.Module):
     norm = dict(epsilon=config.eps, offset=config.norm_offset, dtype=dtype, rngs=rngs)
     self.norm = RMSNorm(config.width, **norm)
 
-  def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key, at_BM=None):
+  def _run(
+    self,
+    layers: nnx.Module | None,
+    h_BTD: jax.Array,
+    batch: Batch,
+    sliding_windows: tuple[int, ...] | None,
+    *,
+    dropout: bool,
+    key: jax.Array | None,
+    at_BM: jax.Array | None = None,
+  ) -> jax.Array:
+    """A stack's output, [B, T, D]; with `at_BM` [B, M, D], the last layer's at those columns."""
     c = self.config
     frequency_h = rope_frequencies(c.rope, c.head_dim)
     options = dict(dropout=c.attention_dropout if dropout else 0.0)
@@ -188,14 +217,22 @@ class Decoder(nnx.Module):
       turn = turns(some.positions)
       return layer(h, turn, some, sliding_window=sliding_window, key=layer_key, **options)
 
-    per_layer = None if windows is None else jnp.asarray(windows, jnp.int32)
-    options_of_stack = dict(per_layer=per_layer, key=key, remat=self.remat)
-    return run_stack(layers, body, h_BTD, last=None if at_BM is None else last, **options_of_stack)
+    # Windows are an array that the scan slices, because all layers are one compiled program.
+    return run_stack(
+      layers,
+      body,
+      h_BTD,
+      per_layer=None if sliding_windows is None else jnp.asarray(sliding_windows, jnp.int32),
+      key=key,
+      remat=self.remat,
+      last=None if at_BM is None else last,
+    )
 
   def features(self, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
     h_BTD = self.embed(batch.tokens)
     if (scale := self.config.embed_scale) != 1.0:
+      # Rounded to the compute dtype, as the checkpoint's own code does.
       h_BTD *= jnp.asarray(scale, h_BTD.dtype)
     h_BTD = looked_up(h_BTD)
     windows = self.config.sliding_windows and self.config.sliding_windows[: self.frozen]
@@ -204,9 +241,13 @@ class Decoder(nnx.Module):
   def __call__(
     self, batch: Batch, *, key: jax.Array | None = None, at_BM: jax.Array | None = None
   ) -> jax.Array:
-    """Hidden states after the last norm, [B, T, D] in the compute dtype; `key` turns dropout on.
+    """Hidden states after the last norm, [B, T, D] in the compute dtype.
 
-    `at_BM`: of these columns alone, [B, M, D], for which the last layer that is trained does less.
+    Args:
+      batch: `hidden`, where it has it, stands for the embedding and the frozen layers.
+      key: turns dropout on.
+      at_BM: int32, only these columns' hidden states are wanted, [B, M, D]: the last layer computes
+        queries, output map and feed-forward for them alone. Needs a layer that is not frozen.
     """
     h_BTD = self.features(batch) if batch.hidden is None else batch.hidden.astype(self.dtype)
     windows = self.config.sliding_windows and self.config.sliding_windows[self.frozen :]

@@ -1,4 +1,8 @@
-"""BERT: a post-norm encoder; each response has its own copy of the prompt. Shapes: layers.py."""
+"""BERT, a post-norm encoder. Shape letters as in layers.py.
+
+Columns see those after them, so that a prompt that several responses shared would see all of them:
+each response has its own copy of the prompt.
+"""
 
 import functools
 
@@ -16,14 +20,15 @@ from rm_jax.types import Batch
 
 
 def _norm(config: EncoderConfig, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  # The fast variance E[x²] - E[x]² loses digits that parity with a checkpoint's own code needs.
+  # Flax's fast variance, E[x²] - E[x]², cancels where the mean is far from 0: it loses digits that
+  # equality with transformers needs.
   return nnx.LayerNorm(
     config.width, epsilon=config.eps, use_fast_variance=False, dtype=dtype, rngs=rngs
   )
 
 
 class EncoderLayer(nnx.Module):
-  """Attention and feed-forward, each followed by its norm."""
+  """Attention, then a feed-forward, both post-norm and residual: norm(h + f(h))."""
 
   def __init__(self, config: EncoderConfig, *, dtype, rngs: nnx.Rngs, lora: Lora | None = None):
     c = config
@@ -53,7 +58,7 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Tokens in groups and branches -> last hidden states. Arguments as `decoder.Decoder`'s."""
+  """Tokens in groups and branches -> last hidden states; arguments are `decoder.Decoder`'s."""
 
   causal = False
 
@@ -83,7 +88,15 @@ class Encoder(nnx.Module):
     self.lower = stack(lambda r: make(rngs=r), frozen, rngs)
     self.layers = stack(lambda r: make(rngs=r, lora=lora), c.layers - frozen, rngs)
 
-  def _run(self, layers, h_BTD, batch: Batch, key, at_BM=None):
+  def _run(
+    self,
+    layers: nnx.Module | None,
+    h_BTD: jax.Array,
+    batch: Batch,
+    key: jax.Array | None,
+    at_BM: jax.Array | None = None,
+  ) -> jax.Array:
+    """A stack's output, [B, T, D]; with `at_BM` [B, M, D], the last layer's at those columns."""
     rows = row_attention(batch, causal=False)
 
     def body(layer, h, _, layer_key):
@@ -96,7 +109,10 @@ class Encoder(nnx.Module):
     return run_stack(layers, body, h_BTD, key=key, remat=self.remat, last=last)
 
   def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
+    """What enters the first trained layer, [B, T, D]: embedding and frozen layers.
+
+    `key` turns dropout on in the embedding; frozen layers have none.
+    """
     token_type = jnp.zeros_like(batch.tokens) if batch.token_type is None else batch.token_type
     h_BTD = looked_up(
       self.embed(batch.tokens)
@@ -114,6 +130,7 @@ class Encoder(nnx.Module):
     if batch.hidden is not None:
       h_BTD = batch.hidden.astype(self.dtype)
     else:
-      # Dropout on a frozen embedding would make its output differ from the one that is kept.
+      # Beneath frozen layers the embedding is frozen too, and its output may be computed once and
+      # kept: dropout would make training on the kept one another training.
       h_BTD = self.features(batch, key=embed_key if self.lower is None else None)
     return self._run(self.layers, h_BTD, batch, layer_key, at_BM)

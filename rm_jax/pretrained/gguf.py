@@ -1,8 +1,9 @@
 """Read a GGUF file as Hugging Face would have it: config, weights and tokenizer, without torch.
 
-A GGUF file is llama.cpp's: weights (mostly quantised), hyper-parameters and the tokenizer in one
-file. What it says is turned back into what it was converted from. What it says and we do not know
-is an error: a scaling or a split rule that is ignored gives a model that is wrong in silence.
+A GGUF file is llama.cpp's format: weights (mostly quantised), hyper-parameters and the tokenizer in
+one file. Its keys and tensors are converted back to those of the Hugging Face folder that it was
+made from. A key that we do not know is an error: a scaling of RoPE or a split rule that is ignored
+would give a model that is silently wrong.
 """
 
 import contextlib
@@ -70,7 +71,7 @@ class GGUF(contextlib.AbstractContextManager):
     return array
 
   def close(self) -> None:
-    """Lets go of the file."""
+    """Closes the file."""
     self._names = {}
 
   def __exit__(self, *unused) -> None:
@@ -78,7 +79,7 @@ class GGUF(contextlib.AbstractContextManager):
 
 
 def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:
-  """Undoes llama.cpp's interleaving of the two RoPE halves of each head, on rows [heads * dim]."""
+  """Undoes llama.cpp's interleaving of the two RoPE halves of each head, in rows [heads · dim]."""
   pairs = array.reshape(heads, -1, 2, *array.shape[1:])
   return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)
 
@@ -108,7 +109,7 @@ def read(path: str | os.PathLike) -> GGUF:
   stored = _READ[name].gguf
   config, sizes = _config(path, file)
   if (layers := config["num_hidden_layers"]) > len(file.tensors):
-    # Before a table of so many names is made.
+    # Refused here: a table of the names of so many layers would take all memory.
     raise ValueError(
       f"{path}: key {name}.block_count is {layers} and the file has {len(file.tensors)} tensors; "
       "expected several tensors a layer. Convert the model again, or get the file again."
@@ -150,7 +151,7 @@ def _open(path: str | os.PathLike) -> gguf_file.File:
 
 
 def _short(value: Any) -> str:
-  """A value for a message; a key may hold a list of a million."""
+  """A value for a message, shortened: a key may hold a list of a million."""
   said = repr(value[:9] if isinstance(value, list | str) else value)
   return f"{said[:80]} ..." if len(said) > 80 or said != repr(value) else said
 
@@ -165,7 +166,7 @@ def _raise(path: str | os.PathLike, problems: list[str]) -> None:
 
 
 class _Keys:
-  """The '<architecture>.*' keys of a file, each taken once; what is left over is unknown."""
+  """The '<architecture>.*' keys of a file. Each is taken once; those left over are unknown."""
 
   def __init__(self, file: gguf_file.File, architecture: str):
     self.prefix = architecture + "."
@@ -174,7 +175,7 @@ class _Keys:
     self._file = file
 
   def take(self, key: str, kind: type, default: Any = None) -> Any:
-    """The value of a key, or the default; a problem, and the answer 1, where there is neither."""
+    """The value of a key, or the default. Where there is neither, notes a problem and returns 1."""
     if key not in self.left:
       if default is None:
         self.problems.append(f"key {self.prefix}{key} is missing")
@@ -192,7 +193,7 @@ class _Keys:
 
 
 def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, Any], dict[str, int]]:
-  """config.json, and the size of each dimension by its letter."""
+  """(config.json's dictionary, the size of each dimension by its letter in `tables`)."""
   name, tensors = file.get("general.architecture"), file.tensors
   keys = _Keys(file, name)
   hidden = keys.take("embedding_length", int)
@@ -232,7 +233,7 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
   for key in ("expert_count", "expert_used_count"):
     if keys.take(key, int, 0):
       keys.problems.append(f"key {name}.{key}: we read no mixtures of experts")
-  keys.left.discard("tensor_data_layout")  # a note of old converters, of no effect
+  keys.left.discard("tensor_data_layout")  # written by old converters, without effect
   _raise(path, keys.problems + [f"key {name}.{key} is unknown" for key in keys.left])
   sizes = {"V": config["vocab_size"], "D": hidden, "F": config["intermediate_size"]}
   return config, sizes | {"Q": heads * head_dim, "K": kv_heads * head_dim, "H": head_dim}
@@ -241,9 +242,9 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
 def _rope_scaling(
   keys: _Keys, config: dict[str, Any], divisors: np.ndarray | None
 ) -> dict[str, Any] | None:
-  """What config.json calls rope_scaling: from the keys, or from Llama 3's tensor of divisors."""
+  """config.json's rope_scaling: from the keys, or from Llama 3's tensor of divisors."""
   kind = keys.take("rope.scaling.type", str, "none")
-  keys.left.discard("rope.scaling.finetuned")  # how the model was trained, of no effect
+  keys.left.discard("rope.scaling.finetuned")  # says how the model was trained, without effect
   if divisors is not None and kind != "none":
     keys.problems.append(f"tensor rope_freqs.weight stands beside {kind!r} scaling")
   if kind in ("linear", "yarn"):
@@ -259,8 +260,8 @@ def _rope_scaling(
     keys.problems.append(f"key {keys.prefix}rope.scaling.type is {kind!r}; we read linear and yarn")
   if divisors is None:
     return None
-  # The converter keeps the divisors and drops the four numbers they came from. Every Llama 3 has
-  # the same last three, and the first is the largest divisor.
+  # The converter keeps the divisors and drops the four numbers that they were computed from. All
+  # Llama 3 models have the same last three, and the first is the largest divisor.
   if divisors.dtype != np.float32 or not divisors.size or not np.isfinite(divisors).all():
     keys.problems.append(f"tensor {_DIVISORS} is not of finite float32 numbers")
     return None
@@ -295,7 +296,7 @@ def _table(stored: Gguf, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _unreadable(file: gguf_file.File) -> list[str]:
-  """One problem for each way of storing numbers that the `gguf` package cannot undo."""
+  """One problem for each quantisation that the `gguf` package cannot de-quantise."""
   firsts = {tensor.kind: tensor.name for tensor in reversed(list(file.tensors.values()))}
   problems = []
   for kind, name in firsts.items():

@@ -1,7 +1,7 @@
-"""The table between Hugging Face's tensors and ours, read in both directions.
+"""Hugging Face's tensors <-> our parameters, by the names in a family's record.
 
-A linear weight there is [out, in]; ours is [in..., out...], heads split; layers are stacked on a
-leading axis, the frozen ones in a stack of their own ('lower').
+A linear weight is [out, in] there; ours is [in..., out...] with heads as an axis of their own. Our
+layers are stacked on a leading axis, the frozen ones in a stack of their own ('lower').
 """
 
 import re
@@ -15,9 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rm_jax.models.network import Network
 from rm_jax.pretrained.families import FAMILIES, Family
 
-# [V, D], where it is not the embedding; what is regularised by text reads it (`train.text`).
+# The language-model head, [V, D], where it is not the embedding. A reward model has none, but text
+# regularisation reads it (`train.text`).
 LM_HEAD = "lm_head.weight"
-# The one map that reads two axes (heads, head width) and writes one.
+# The one kernel with two input axes: heads and head width.
 _TWO_INPUTS = "o/kernel"
 
 
@@ -36,9 +37,9 @@ def _lookup(table: Mapping[str, str], path: str) -> str:
 
 
 def hf_names(network: Network, path: str) -> list[str]:
-  """The Hugging Face tensors that one of our parameters is made of, one a layer, with prefix.
+  """Names, with prefix, of the Hugging Face tensors that hold one of our parameters, one a layer.
 
-  None for the weights of attributes, which stand in our own record, and for adapters.
+  Empty for the weights of attributes, which are in our own record, and for adapters.
   """
   family = _family(network)
   part, _, rest = path.partition("/")
@@ -100,7 +101,7 @@ def read_tensor(reader: Any, name: str, source: str) -> np.ndarray:
     WeightsError: it is stored as whole numbers, or holds NaN or infinity (in float32).
   """
   stored = reader.get(name)
-  # What packs or scales weights stores them as integers; read as numbers they are noise.
+  # Quantised formats store packed integers; read as numbers they would be noise.
   if not jnp.issubdtype(stored.dtype, jnp.floating):
     raise WeightsError(
       f"{source}: {name} is stored as {stored.dtype}; expected floating-point numbers. Was it "
@@ -108,7 +109,7 @@ def read_tensor(reader: Any, name: str, source: str) -> np.ndarray:
     )
   with np.errstate(over="ignore", invalid="ignore"):
     array = stored.astype(np.float32, copy=False)
-  # The least and the most are NaN where any is, and take no array of their own.
+  # min and max are NaN where any element is, and need no temporary array as isfinite does.
   if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
     count = array.size - int(np.isfinite(array).sum())
     raise WeightsError(
@@ -131,8 +132,8 @@ def load_params(
   Args:
     network: whose parameters to fill.
     reader: has names(), shape(name) and get(name) -> array.
-    place: (path, float32 array) -> what stands in the result; puts the array onto devices, one
-      parameter at a time, so that the host never holds the whole model twice.
+    place: (path, float32 array) -> the result's leaf. It puts the array onto devices; called
+      for one parameter after another, so that the host never holds a second copy of the model.
     source: name of the checkpoint, for errors.
     spare: how many layers the checkpoint has above the network's, left out on purpose.
 
@@ -148,7 +149,7 @@ def load_params(
   names = {_current(name, family): name for name in reader.names()}
   layers = network.backbone.layers + spare
   if layers > len(names):
-    # Before a table of so many names is made.
+    # Refused here: a table of the names of so many layers would take all memory.
     raise WeightsError(
       f"{source}: config.json says num_hidden_layers {layers}, and there are {len(names)} tensors; "
       "expected several tensors a layer"
@@ -162,8 +163,8 @@ def load_params(
   wanted = {path: [actual(n) for n in hf_names(network, path)] for path in flat}
   flat = {path: leaf for path, leaf in flat.items() if wanted[path]}
   head = [path for path in flat if path.startswith("head/")]
-  # A head without its output layer is missing; the pooler is a pre-trained BERT's all the same.
-  # Otherwise it is whole, or an error.
+  # Without the head's output layer a checkpoint has no head, though a pre-trained BERT has a pooler,
+  # which is read. With an output layer, all tensors of the head have to be there.
   missing = []
   if not any(name in names for path in head if "/out/" in path for name in wanted[path]):
     missing = [path for path in head if not names.keys() >= set(wanted[path])]
@@ -201,7 +202,7 @@ def load_params(
 
 
 def export_params(network: Network, params: dict) -> Iterator[tuple[str, np.ndarray]]:
-  """Our parameters as (Hugging Face name, float32 array), `load_params` reversed."""
+  """Our parameters as (Hugging Face name, float32 array): the inverse of `load_params`."""
   for path, leaf in flatten_dict(params, sep="/").items():
     array = np.asarray(leaf)
     names = hf_names(network, path)
