@@ -163,8 +163,8 @@ def load_params(
   wanted = {path: [actual(n) for n in hf_names(network, path)] for path in flat}
   flat = {path: leaf for path, leaf in flat.items() if wanted[path]}
   head = [path for path in flat if path.startswith("head/")]
-  # Without the head's output layer a checkpoint has no head, though a pre-trained BERT has a pooler,
-  # which is read. With an output layer, all tensors of the head have to be there.
+  # Without the output layer a checkpoint has no head, though a pre-trained BERT has a pooler,
+  # which is read. With it, all tensors of the head have to be there.
   missing = []
   if not any(name in names for path in head if "/out/" in path for name in wanted[path]):
     missing = [path for path in head if not names.keys() >= set(wanted[path])]
