@@ -1,4 +1,4 @@
-"""What the tests of models/ share: small architectures, and torch as the oracle.
+"""What tests of networks share: small ones of each family, and transformers as the oracle.
 
 Torch and the modelling half of transformers are imported where they are used: all but the parity
 tests run without.
@@ -133,8 +133,8 @@ def build(case: Case) -> Any:
     "base": transformers.AutoModel,
   }[case.saved]
   model = kind.from_config(config, attn_implementation="eager").eval()
-  # A draw whose scores do not cancel: where a layout's four happen to be 0.06, float32's own error
-  # in them, torch's too, is half of the tolerance.
+  # A seed whose scores do not cancel: the tolerance is relative, and where a layout's four scores
+  # happen to be 0.06, the rounding of float32 alone, torch's too, is half of it.
   noise = torch.Generator().manual_seed(4)
   with torch.no_grad():
     for name, parameter in model.named_parameters():
@@ -172,8 +172,8 @@ def loaded(case: Case) -> tuple[Any, Network, dict, list[str]]:
     return model, *read_checkpoint(folder)
 
 
-# Compile a gradient in a sixth of the time; the numbers are those of the same operations. An XLA
-# that does not know the second (jax 0.12's) takes half the time.
+# XLA's options by which a gradient compiles in a sixth of the time; the operations are the same. An
+# XLA without the second option (jax 0.12's) needs half the time.
 _QUICK = (
   {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
   {"xla_backend_optimization_level": 0},

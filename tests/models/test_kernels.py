@@ -1,4 +1,4 @@
-"""Attention on kernels: the numbers of XLA's own path, what is kept, and who gets which kernel."""
+"""Attention kernels: they give XLA's numbers, keep what remat wants, and are chosen by a rule."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ GPU = next((d for d in jax.local_devices() if d.platform == "gpu"), None)
 
 
 def segments_of(alone):
-  """Of a row two long windows and a short one that is empty: one sequence each, or several."""
+  """Segments of two rows: two long windows and a short one; a sequence in each, or several."""
   long, short = np.zeros((2, 2, LONG), np.int32), np.zeros((2, 1, SHORT), np.int32)
   for number, (row, window, start, end) in enumerate(
     [(0, 0, 0, 150), (0, 1, 0, 200), (1, 0, 0, 1), (1, 1, 0, 77)], 1
@@ -42,7 +42,7 @@ def inputs(dtype=np.float32):
 
 
 def output_and_gradients(kernel, segments, parts, g):
-  """Of real columns: what `attend` gives, and the gradients of its product with g."""
+  """The output of `attend` at real columns, and the gradients of its product with g."""
   masks = []
   for one in segments:
     L = one.shape[-1]
@@ -109,7 +109,7 @@ def test_each_device_runs_a_kernel_on_its_rows_and_heads(kernel):
   check(found, alone, 5e-6)
 
 
-# What is kept for the backward pass, in the text that a TPU or a GPU would get.
+# What rematerialisation keeps, read in the program as lowered for a TPU or a GPU.
 
 
 def custom_calls(kernel, platform, remat):
@@ -140,7 +140,7 @@ def test_splash_is_lowered_for_tpu_and_its_output_kept(remat, forward):
 
 @pytest.mark.parametrize(("remat", "forward"), [("minimal", 1), ("full", 2)])
 def test_cudnn_is_lowered_for_nvidia_and_its_output_kept(remat, forward, monkeypatch):
-  # JAX asks the machine for its cuDNN; the text needs none.
+  # JAX asks this machine for its cuDNN, which lowering does not need.
   inside = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
   monkeypatch.setattr(inside, "check_cudnn_version", lambda: 91000)
   names = ["".join(name) for name in custom_calls("cudnn", "cuda", remat)]
@@ -155,7 +155,7 @@ def test_cudnn_gives_the_numbers_of_xla():
   check(found, True, 0.03)
 
 
-# Who gets which kernel.
+# Which kernel is chosen.
 
 
 def device(platform, capability=None):

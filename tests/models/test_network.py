@@ -48,7 +48,7 @@ def _close(a, b, tolerance):
     assert np.linalg.norm(a[path] - b[path]) <= tolerance * np.linalg.norm(b[path]), path
 
 
-# Who sees whom.
+# Which columns see which.
 
 
 def _row(group, branch):
@@ -93,7 +93,7 @@ def test_a_window_counts_positions():
   position = np.array([[0, 1, 2, 3, 2]])
   np.testing.assert_array_equal(
     within(position, 2)[0].astype(int)[3:],
-    # The key may be fewer than 2 positions back; what is ahead is visible's to forbid.
+    # A key fewer than 2 positions back is seen; keys ahead are masked by `visible`.
     [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]],
   )
   assert within(position, 0).all()
@@ -101,7 +101,7 @@ def test_a_window_counts_positions():
 
 @pytest.mark.parametrize("arch", ["llama", "mistral", "gemma2", "bert"])
 def test_a_score_depends_on_its_own_sequence_alone(arch):
-  """To the bit: what is masked has weight zero, not a small one."""
+  """Bitwise: a masked column has weight zero, not a small one."""
   network = make_network(arch, **(_WINDOW if arch == "mistral" else {}))
   params = random_params(network)
   rows = layout("copies" if arch == "bert" else "shared", arch)
@@ -194,7 +194,7 @@ def test_frozen_layers_change_no_number(arch, frozen):
 
   @oracle.quick_jit
   def run(split, batch):
-    # What the frozen layers give can be kept, and enters where they end.
+    # The output of the frozen layers can be kept, and enters above them.
     features = network.features(split, batch)
     kept = dataclasses.replace(batch, hidden=features, tokens=jnp.zeros_like(batch.tokens))
     return features, network.apply(split, batch), network.apply(split, kept)
@@ -311,7 +311,7 @@ def test_bfloat16_is_close_to_float32(arch):
 
 @pytest.mark.parametrize("arch", ["qwen3", "bert"])
 def test_the_precision_of_every_dot(arch):
-  """CPUs have one float32, TPUs and NVIDIA's tensor cores two: read in the lowered text."""
+  """TPUs and NVIDIA round float32 products by default, CPUs do not: read in the lowered text."""
 
   def dots(dtype):
     network = make_network(arch, options={"dtype": dtype})
@@ -370,7 +370,7 @@ def test_padding_has_score_zero_and_no_gradient(arch):
   assert (scores[empty.where] != 0).all()
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
-  # Tokens that only padding has get no gradient, and what they are changes no number.
+  # Tokens that occur only in padding get no gradient, and changing them changes no number.
   seen = np.unique(empty.tokens[empty.group > 0])
   unseen = np.setdiff1d(np.arange(VOCAB), seen)
   assert (grads["backbone"]["embed"]["embedding"][unseen] == 0).all()
@@ -495,7 +495,7 @@ def test_kept_features_meet_the_same_dropout(arch):
 
 @pytest.mark.parametrize(("D", "F"), [(24, 40), (40, 24)])
 def test_a_linear_maps_gradients_are_those_of_the_plain_product(D, F):
-  """Whichever matrix is turned for it on a CPU; and the lowered text for a TPU turns none."""
+  """Whichever matrix is transposed on a CPU; lowered for a TPU or a GPU, none is."""
   x_key, w_key, g_key = jax.random.split(jax.random.key(0), 3)
   x_BTD = jax.random.normal(x_key, (2, 7, D))
   kernel_DF = jax.random.normal(w_key, (D, F))

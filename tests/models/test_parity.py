@@ -40,7 +40,7 @@ def test_hidden_states_and_scores_equal_torch(case, name):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_missing_head_is_reported(case):
   missing = oracle.loaded(case)[3]
-  # A pre-trained BERT's pooler is of its checkpoint.
+  # A pre-trained BERT's checkpoint has a pooler.
   out = ["head/out/bias", "head/out/kernel"] if case.arch == "bert" else ["head/out/kernel"]
   assert sorted(missing) == ([] if case.saved == "classifier" else out)
 
@@ -90,8 +90,8 @@ def test_rope_frequencies_equal_torch_to_the_last_place(rope, theta, head_dim):
   reference = LlamaRotaryEmbedding(LlamaConfig(**keys)).inv_freq.numpy()
   config = backbone_config(oracle.hf_config("llama", **keys))
   ours = jax.jit(lambda: rope_frequencies(config.rope, head_dim))()
-  # torch rounds a power up to one unit off, and the blend of llama3's rule subtracts near-equals;
-  # high frequencies, which far positions multiply, are to be the same or next to it.
+  # torch's power may be one unit in the last place off, and llama3's rule subtracts numbers that
+  # are nearly equal. High frequencies, whose error far positions multiply, are held to one unit.
   units = 4 if rope["rope_type"] == "llama3" else 2
   np.testing.assert_array_max_ulp(np.asarray(ours)[reference > 0.05], reference[reference > 0.05])
   np.testing.assert_array_max_ulp(np.asarray(ours), reference, maxulp=units)

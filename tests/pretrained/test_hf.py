@@ -1,4 +1,4 @@
-"""The table of Hugging Face tensors, both ways; config.json; logical axes."""
+"""Import and export of Hugging Face tensors; what config.json means; logical axes."""
 
 import dataclasses
 import json
@@ -126,7 +126,7 @@ def test_one_error_lists_all_that_is_wrong(bert):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_tensor_can_be_left_out(arch):
-  """Each missing alone is an error that names it; a decoder's whole head is one tensor."""
+  """An error names whichever tensor is missing; only a decoder's head, one tensor, may be."""
   network = _full(arch)
   tensors = dict(export_params(network, random_params(network)))
   for name in tensors:
@@ -147,7 +147,7 @@ def test_other_heads_and_buffers_are_ignored(bert, llama):
     loaded, missing = _load(network, tensors | {n: np.zeros((97, 32), np.float32) for n in extra})
     assert missing == []
     _equal(loaded, _load(network, tensors)[0])
-  # A name that only begins like one of them is not one of them.
+  # A name that only begins like one of these is not ignored.
   with pytest.raises(WeightsError, match="not expected: lm_header"):
     _load(llama[0], llama[1] | {"lm_header.weight": np.zeros(1, np.float32)})
 
@@ -221,7 +221,7 @@ def test_base_model_names_have_no_prefix(arch):
 
 
 def test_berts_first_checkpoints_call_a_norms_parameters_gamma_and_beta(bert):
-  """bert-base-uncased's file does."""
+  """As the file of bert-base-uncased has them."""
   network, tensors = bert
   old = {
     name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
