@@ -62,9 +62,9 @@ def _sees(
   if causal:
     # By column and not by position: branches of a group are at the same positions, and a packed row
     # begins again at position 0 with every group.
-    columns = jnp.arange(group_BT.shape[1])
-    queries = columns[None, :, None] if at_BM is None else at_BM[:, :, None]
-    mask &= queries >= columns[None, None, :]
+    column_T = jnp.arange(group_BT.shape[1])
+    queries = column_T[None, :, None] if at_BM is None else at_BM[:, :, None]
+    mask &= queries >= column_T[None, None, :]
   return mask
 
 
@@ -78,8 +78,8 @@ def within(
 ) -> jax.Array:
   """bool [B, T, S]: the key is fewer than `sliding_window` positions back; window 0 sees all.
 
-  In positions and not in columns: a branch that stands behind its siblings is as near to the prompt
-  as the first one is.
+  Not in columns: the second response of a shared prompt stands in columns behind the first one, and
+  is as near to the prompt.
 
   Args:
     position_BS: int, of the keys.

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.models import kernels
-from rm_jax.models.config import HeadConfig
+from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
 from rm_jax.pretrained.config import backbone_config, head_config, is_classifier
@@ -183,6 +183,6 @@ def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:
   return out
 
 
-def _without_dropout(backbone):
+def _without_dropout(backbone: DecoderConfig | EncoderConfig) -> DecoderConfig | EncoderConfig:
   rates = [f.name for f in dataclasses.fields(backbone) if f.name.endswith("_dropout")]
   return dataclasses.replace(backbone, **dict.fromkeys(rates, 0.0))
