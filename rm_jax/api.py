@@ -21,10 +21,11 @@ from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
 from rm_jax.errors import InputError
-from rm_jax.models.config import HeadConfig, backbone_config, head_config
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh, parameter_shardings
+from rm_jax.pretrained.config import backbone_config, head_config
 from rm_jax.pretrained.source import RECORD, Source, open_source, parse, save_folder
 from rm_jax.reward.export import export
 from rm_jax.reward.score import default_packing, pool_groups, score_groups, solution_scores

@@ -1,4 +1,7 @@
-"""One decoder for the Llama family: Llama, SmolLM2, Mistral, Qwen2, Qwen3. Shapes: layers.py."""
+"""One decoder for all families of Llama's kind; `DecoderConfig` says how they differ.
+
+Shape letters as in layers.py; M columns in which attention runs, h half of a head's dimensions.
+"""
 
 import functools
 import math
@@ -8,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rm_jax.models.attention import Sight, attend, attend_at, columns, look, visible_at, within
+from rm_jax.models.attention import Attention, column_attention, row_attention
 from rm_jax.models.config import DecoderConfig, Rope
 from rm_jax.models.layers import RMSNorm, activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
@@ -17,14 +20,15 @@ from rm_jax.types import Batch
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-  """Radians a position for each pair of a head's dimensions, float32 [H / 2].
+  """Radians by which a pair of a head's dimensions turns at each position, float32 [H / 2].
 
-  'linear' divides every frequency by `factor`. 'llama3' (Llama 3.1) divides those whose wavelength
-  is over original_length / low_freq_factor, keeps those under original_length / high_freq_factor,
-  and blends between.
+  Pair i turns by theta^(-2 i / H) (Su et al. 2021, equation 15). 'linear' divides every frequency
+  by `factor`. 'llama3' (Llama 3.1) divides those whose wavelength is over
+  original_length / low_freq_factor, keeps those under original_length / high_freq_factor, and
+  interpolates between.
   """
-  # On the host, each step rounded to float32 as PyTorch does it: XLA's power and division may be a
-  # few units in the last place off, which over 8,000 positions turns a head by 5e-3 radians.
+  # Computed by numpy, each step rounded to float32 as PyTorch does: XLA's power and division may be
+  # off by a few units in the last place, which at position 8,000 turns a head by 5e-3 radians.
   exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   power = np.power(np.float64(rope.theta), exponent.astype(np.float64)).astype(np.float32)
   frequency = np.float32(1) / power
@@ -45,9 +49,12 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Rotary embedding on halves (dimension i turns with i + H / 2), in float32.
+  """Rotary position embedding, computed in float32; [B, T, N, H] in the input's dtype.
 
-  `turn`: cosine and sine of the angles, float32 [B, T, H / 2], made once for all layers and heads.
+  Args:
+    x_BTNH: queries or keys. Dimension i is paired with i + H / 2, as in Hugging Face's checkpoints;
+      the paper pairs neighbours.
+    turn: cosine and sine of the angles, float32 [B, T, H / 2], computed once for all layers.
   """
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos, sin = (x_BTh[:, :, None, :] for x_BTh in turn)
@@ -56,12 +63,21 @@ def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 class DecoderLayer(nnx.Module):
-  """Pre-norm attention and gated feed-forward."""
+  """Attention, then a gated feed-forward, both pre-norm and residual: h + f(norm(h)).
+
+  With `post_norms`, h + norm(f(norm(h))).
+
+  Args:
+    config: of the decoder.
+    dtype: of the compute; parameters are float32.
+    rngs: for fresh parameters.
+    lora: which linear maps have adapters; None = none.
+  """
 
   def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs, lora: Lora | None = None):
     c = config
     maps = dict(std=c.init_std, dtype=dtype, rngs=rngs, lora=lora)
-    norm = dict(epsilon=c.eps, dtype=dtype, rngs=rngs)
+    norm = dict(epsilon=c.eps, offset=c.norm_offset, dtype=dtype, rngs=rngs)
     self.attention_norm = RMSNorm(c.width, **norm)
     self.q = linear("q", c.width, (c.heads, c.head_dim), bias=c.qkv_bias, **maps)
     self.k = linear("k", c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias, **maps)
@@ -69,52 +85,77 @@ class DecoderLayer(nnx.Module):
     self.o = linear("o", (c.heads, c.head_dim), c.width, axis=(-2, -1), bias=c.out_bias, **maps)
     self.q_norm = RMSNorm(c.head_dim, **norm) if c.qk_norm else None
     self.k_norm = RMSNorm(c.head_dim, **norm) if c.qk_norm else None
+    self.attention_post_norm = RMSNorm(c.width, **norm) if c.post_norms else None
     self.mlp_norm = RMSNorm(c.width, **norm)
     self.gate = linear("gate", c.width, c.ffn, bias=c.mlp_bias, **maps)
     self.up = linear("up", c.width, c.ffn, bias=c.mlp_bias, **maps)
     self.down = linear("down", c.ffn, c.width, bias=c.mlp_bias, **maps)
-    self.activation = c.activation
+    self.mlp_post_norm = RMSNorm(c.width, **norm) if c.post_norms else None
+    self.config = c
 
-  def __call__(self, h_BTD, turn, sight: Sight, *, window, dropout: float, key):
+  def __call__(
+    self,
+    h_BTD: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    attention: Attention,
+    *,
+    sliding_window: jax.Array | None,
+    dropout: float,
+    key: jax.Array | None,
+  ) -> jax.Array:
+    """The layer's output at the columns of `attention.of_queries`, [B, T or M, D].
+
+    Args:
+      h_BTD: activations of all columns.
+      turn: of `attention.positions`, see `rotate`.
+      attention: see `attention.Attention`.
+      sliding_window: int [], of this layer; None = none in any layer.
+      dropout, key: of attention's weights.
+    """
     x_BTD = self.attention_norm(h_BTD)
-    if sight.early:
-      x_BTD = sight.into(x_BTD)
-    q_BMNH, k_BMKH, v_BMKH = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
-    if not sight.early:
-      q_BMNH, k_BMKH, v_BMKH = map(sight.into, (q_BMNH, k_BMKH, v_BMKH))
+    q_BMNH, k_BMKH, v_BMKH = attention.project(
+      attention.of_queries(x_BTD), x_BTD, self.q, self.k, self.v
+    )
     if self.q_norm is not None:
       q_BMNH, k_BMKH = self.q_norm(q_BMNH), self.k_norm(k_BMKH)
-    q_BMNH, k_BMKH = rotate(q_BMNH, turn), rotate(k_BMKH, turn)
-    options = dict(causal=True, window=window, dropout=dropout, key=key)
-    x_BMNH = attend(q_BMNH, k_BMKH, v_BMKH, sight, **options)
-    h_BTD += sight.out(self.o(x_BMNH)) if sight.early else self.o(sight.out(x_BMNH))
-    return self._feed_forward(h_BTD)
-
-  def at(self, h_BTD, at_BM, turn, mask_BMT, *, dropout: float, key):
-    """The layer's output at some columns of each row alone, [B, M, D]; `turn` is of all columns."""
-    x_BTD = self.attention_norm(h_BTD)
-    q_BMNH = self.q(columns(x_BTD, at_BM))
-    k_BTKH, v_BTKH = self.k(x_BTD), self.v(x_BTD)
-    if self.q_norm is not None:
-      q_BMNH, k_BTKH = self.q_norm(q_BMNH), self.k_norm(k_BTKH)
-    q_BMNH = rotate(q_BMNH, tuple(columns(x, at_BM) for x in turn))
-    x_BMNH = attend_at(q_BMNH, rotate(k_BTKH, turn), v_BTKH, mask_BMT, dropout=dropout, key=key)
-    return self._feed_forward(columns(h_BTD, at_BM) + self.o(x_BMNH))
+    q_BMNH = rotate(q_BMNH, tuple(map(attention.of_queries, turn)))
+    k_BMKH = rotate(k_BMKH, turn)
+    x_BMNH = attention.attend(
+      q_BMNH,
+      k_BMKH,
+      v_BMKH,
+      scale=self.config.attention_scale,
+      cap=self.config.attention_cap,
+      sliding_window=sliding_window,
+      dropout=dropout,
+      key=key,
+    )
+    h_BTD = attention.of_queries(h_BTD)
+    h_BTD += self._normalised(self.attention_post_norm, attention.output(x_BMNH, self.o))
+    return h_BTD + self._normalised(self.mlp_post_norm, self._feed_forward(h_BTD))
 
   def _feed_forward(self, h_BTD):
     x_BTD = self.mlp_norm(h_BTD)
-    return h_BTD + self.down(activation(self.activation)(self.gate(x_BTD)) * self.up(x_BTD))
+    return self.down(activation(self.config.activation)(self.gate(x_BTD)) * self.up(x_BTD))
+
+  def _normalised(self, norm: RMSNorm | None, x_BTD: jax.Array) -> jax.Array:
+    return x_BTD if norm is None else norm(x_BTD)
 
 
 class Decoder(nnx.Module):
   """Tokens in groups and branches -> hidden states after the last norm.
 
+  The parameters of all layers are stacked on a leading axis and the layers run by `lax.scan`, so
+  that a layer is compiled once (see `layers.run_stack`).
+
   Args:
-    frozen: how many of the lowest layers stand in a stack of their own, `lower`, because they are
-      not trained: their gradient is never made, and their output can be computed once and kept.
+    config: of the decoder.
+    frozen: how many of the lowest layers are not trained. They are a stack of their own, `lower`,
+      so that no gradient of them is computed and their output can be computed once and kept.
     dtype: of the compute; parameters are float32.
     remat: see `layers.run_stack`.
-    lora: what is adapted in the layers that are not frozen.
+    rngs: for fresh parameters.
+    lora: which linear maps of the layers that are not frozen have adapters.
     attention: what it runs on (see `kernels.PACKING`).
   """
 
@@ -142,48 +183,74 @@ class Decoder(nnx.Module):
     make = functools.partial(DecoderLayer, config, dtype=dtype)
     self.lower = stack(lambda r: make(rngs=r), frozen, rngs)
     self.layers = stack(lambda r: make(rngs=r, lora=lora), config.layers - frozen, rngs)
-    self.norm = RMSNorm(config.width, epsilon=config.eps, dtype=dtype, rngs=rngs)
+    norm = dict(epsilon=config.eps, offset=config.norm_offset, dtype=dtype, rngs=rngs)
+    self.norm = RMSNorm(config.width, **norm)
 
-  def _run(self, layers, h_BTD, batch: Batch, windows, *, dropout: bool, key, at_BM=None):
+  def _run(
+    self,
+    layers: nnx.Module | None,
+    h_BTD: jax.Array,
+    batch: Batch,
+    sliding_windows: tuple[int, ...] | None,
+    *,
+    dropout: bool,
+    key: jax.Array | None,
+    at_BM: jax.Array | None = None,
+  ) -> jax.Array:
+    """A stack's output, [B, T, D]; with `at_BM` [B, M, D], the last layer's at those columns."""
     c = self.config
-    sight = look(batch, causal=True, kernel=self.attention)
     frequency_h = rope_frequencies(c.rope, c.head_dim)
-    rate = c.attention_dropout if dropout else 0.0
+    options = dict(dropout=c.attention_dropout if dropout else 0.0)
 
     def turns(position_BT):
       angle_BTh = position_BT[:, :, None] * frequency_h[None, None, :]
       return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
 
-    turn = turns(sight.positions)
+    rows = row_attention(batch, causal=True, kernel=self.attention)
+    turn = turns(rows.positions)
 
-    def body(layer, h, window, layer_key):
-      return layer(h, turn, sight, window=window, dropout=rate, key=layer_key)
+    def body(layer, h, sliding_window, layer_key):
+      return layer(h, turn, rows, sliding_window=sliding_window, key=layer_key, **options)
 
-    def last(layer, h, window, layer_key):
-      mask_BMT = visible_at(batch, at_BM, causal=True)
-      if window is not None:
-        mask_BMT &= within(batch.position, window, columns(batch.position, at_BM))
-      return layer.at(h, at_BM, turns(batch.position), mask_BMT, dropout=rate, key=layer_key)
+    def last(layer, h, sliding_window, layer_key):
+      some = column_attention(batch, at_BM, causal=True)
+      turn = turns(some.positions)
+      return layer(h, turn, some, sliding_window=sliding_window, key=layer_key, **options)
 
-    per_layer = None if windows is None else jnp.asarray(windows, jnp.int32)
-    options = dict(per_layer=per_layer, key=key, remat=self.remat)
-    return run_stack(layers, body, h_BTD, last=None if at_BM is None else last, **options)
+    # Windows are an array that the scan slices, because all layers are one compiled program.
+    return run_stack(
+      layers,
+      body,
+      h_BTD,
+      per_layer=None if sliding_windows is None else jnp.asarray(sliding_windows, jnp.int32),
+      key=key,
+      remat=self.remat,
+      last=None if at_BM is None else last,
+    )
 
   def features(self, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
-    h_BTD = shard_embedded(self.embed(batch.tokens))
-    windows = self.config.windows and self.config.windows[: self.frozen]
+    h_BTD = self.embed(batch.tokens)
+    if (scale := self.config.embed_scale) != 1.0:
+      # Rounded to the compute dtype, as the checkpoint's own code does.
+      h_BTD *= jnp.asarray(scale, h_BTD.dtype)
+    h_BTD = shard_embedded(h_BTD)
+    windows = self.config.sliding_windows and self.config.sliding_windows[: self.frozen]
     return self._run(self.lower, h_BTD, batch, windows, dropout=False, key=None)
 
   def __call__(
     self, batch: Batch, *, key: jax.Array | None = None, at_BM: jax.Array | None = None
   ) -> jax.Array:
-    """Hidden states after the last norm, [B, T, D] in the compute dtype; `key` turns dropout on.
+    """Hidden states after the last norm, [B, T, D] in the compute dtype.
 
-    `at_BM`: of these columns alone, [B, M, D], for which the last layer that is trained does less.
+    Args:
+      batch: `hidden`, where it has it, stands for the embedding and the frozen layers.
+      key: turns dropout on.
+      at_BM: int32, only these columns' hidden states are wanted, [B, M, D]: the last layer computes
+        queries, output map and feed-forward for them alone. Needs a layer that is not frozen.
     """
     h_BTD = self.features(batch) if batch.hidden is None else batch.hidden.astype(self.dtype)
-    windows = self.config.windows and self.config.windows[self.frozen :]
+    windows = self.config.sliding_windows and self.config.sliding_windows[self.frozen :]
     dropout = key is not None
     return self.norm(
       self._run(self.layers, h_BTD, batch, windows, dropout=dropout, key=key, at_BM=at_BM)

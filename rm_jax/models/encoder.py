@@ -1,4 +1,8 @@
-"""BERT: a post-norm encoder; each response has its own copy of the prompt. Shapes: layers.py."""
+"""BERT, a post-norm encoder. Shape letters as in layers.py.
+
+Columns see those after them, so that a prompt that several responses shared would see all of them:
+each response has its own copy of the prompt.
+"""
 
 import functools
 
@@ -6,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rm_jax.models.attention import Sight, attend, attend_at, columns, look, visible_at
+from rm_jax.models.attention import Attention, column_attention, row_attention
 from rm_jax.models.config import EncoderConfig
 from rm_jax.models.layers import activation, linear, run_stack, stack
 from rm_jax.models.lora import Lora
@@ -16,14 +20,15 @@ from rm_jax.types import Batch
 
 
 def _norm(config: EncoderConfig, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  # The fast variance E[x²] - E[x]² loses digits that parity with a checkpoint's own code needs.
+  # Flax's fast variance, E[x²] - E[x]², cancels where the mean is far from 0: it loses digits that
+  # equality with transformers needs.
   return nnx.LayerNorm(
     config.width, epsilon=config.eps, use_fast_variance=False, dtype=dtype, rngs=rngs
   )
 
 
 class EncoderLayer(nnx.Module):
-  """Attention and feed-forward, each followed by its norm."""
+  """Attention, then a feed-forward, both post-norm and residual: norm(h + f(h))."""
 
   def __init__(self, config: EncoderConfig, *, dtype, rngs: nnx.Rngs, lora: Lora | None = None):
     c = config
@@ -39,39 +44,21 @@ class EncoderLayer(nnx.Module):
     self.mlp_norm = _norm(c, dtype, rngs)
     self.config = config
 
-  def __call__(self, h_BTD, sight: Sight, *, key):
+  def __call__(self, h_BTD: jax.Array, attention: Attention, *, key: jax.Array | None) -> jax.Array:
+    """The layer's output at the columns of `attention.of_queries`; `key` turns dropout on."""
     c = self.config
     keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-    # Sequences do not share columns here: there is no copy that a map would be computed for twice.
-    x_BMD = sight.into(h_BTD)
-    x_BMNH = attend(
-      self.q(x_BMD),
-      self.k(x_BMD),
-      self.v(x_BMD),
-      sight,
-      causal=False,
-      dropout=c.attention_dropout,
-      key=keys[0],
-    )
-    return self._rest(h_BTD, sight.out(self.o(x_BMNH)), keys)
-
-  def at(self, h_BTD, at_BM, mask_BMT, *, key):
-    """The layer's output at some columns of each row alone, [B, M, D]."""
-    keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-    h_BMD = columns(h_BTD, at_BM)
-    kept = dict(dropout=self.config.attention_dropout, key=keys[0])
-    x_BMNH = attend_at(self.q(h_BMD), self.k(h_BTD), self.v(h_BTD), mask_BMT, **kept)
-    return self._rest(h_BMD, self.o(x_BMNH), keys)
-
-  def _rest(self, h_BTD, x_BTD, keys):
-    c = self.config
-    h_BTD = self.attention_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[1]))
+    own_BMD = attention.of_queries(h_BTD)
+    parts = attention.project(own_BMD, h_BTD, self.q, self.k, self.v)
+    x_BMNH = attention.attend(*parts, dropout=c.attention_dropout, key=keys[0])
+    x_BTD = attention.output(x_BMNH, self.o)
+    h_BTD = self.attention_norm(own_BMD + drop(x_BTD, c.hidden_dropout, keys[1]))
     x_BTD = self.down(activation(c.activation)(self.up(h_BTD)))
     return self.mlp_norm(h_BTD + drop(x_BTD, c.hidden_dropout, keys[2]))
 
 
 class Encoder(nnx.Module):
-  """Tokens in groups and branches -> last hidden states. Arguments as `decoder.Decoder`'s."""
+  """Tokens in groups and branches -> last hidden states; arguments are `decoder.Decoder`'s."""
 
   causal = False
 
@@ -101,20 +88,31 @@ class Encoder(nnx.Module):
     self.lower = stack(lambda r: make(rngs=r), frozen, rngs)
     self.layers = stack(lambda r: make(rngs=r, lora=lora), c.layers - frozen, rngs)
 
-  def _run(self, layers, h_BTD, batch: Batch, key, at_BM=None):
-    sight = look(batch, causal=False)
+  def _run(
+    self,
+    layers: nnx.Module | None,
+    h_BTD: jax.Array,
+    batch: Batch,
+    key: jax.Array | None,
+    at_BM: jax.Array | None = None,
+  ) -> jax.Array:
+    """A stack's output, [B, T, D]; with `at_BM` [B, M, D], the last layer's at those columns."""
+    rows = row_attention(batch, causal=False)
 
     def body(layer, h, _, layer_key):
-      return layer(h, sight, key=layer_key)
+      return layer(h, rows, key=layer_key)
 
     def last(layer, h, _, layer_key):
-      return layer.at(h, at_BM, visible_at(batch, at_BM, causal=False), key=layer_key)
+      return layer(h, column_attention(batch, at_BM, causal=False), key=layer_key)
 
     last = None if at_BM is None else last
     return run_stack(layers, body, h_BTD, key=key, remat=self.remat, last=last)
 
   def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
+    """What enters the first trained layer, [B, T, D]: embedding and frozen layers.
+
+    `key` turns dropout on in the embedding; frozen layers have none.
+    """
     token_type = jnp.zeros_like(batch.tokens) if batch.token_type is None else batch.token_type
     h_BTD = shard_embedded(
       self.embed(batch.tokens)
@@ -132,6 +130,7 @@ class Encoder(nnx.Module):
     if batch.hidden is not None:
       h_BTD = batch.hidden.astype(self.dtype)
     else:
-      # Dropout on a frozen embedding would make its output differ from the one that is kept.
+      # Beneath frozen layers the embedding is frozen too, and its output may be computed once and
+      # kept: dropout would make training on the kept one another training.
       h_BTD = self.features(batch, key=embed_key if self.lower is None else None)
     return self._run(self.layers, h_BTD, batch, layer_key, at_BM)

@@ -1,7 +1,8 @@
-"""Kernels that attention can run on instead of XLA's own products: which, where, what they ask.
+"""Fused attention kernels: Pallas' splash attention on TPU, cuDNN's on NVIDIA; when each is used.
 
-Neither knows branches, so that they see windows of whole sequences (`batch.layout.Packing`): there
-'same group, same branch or prompt, not later' is 'same sequence, not later'.
+Neither kernel knows branches. So they get windows that hold whole sequences (`batch.layout.Packing`
+copies a shared prompt's columns for each of its responses), within which the rule 'same group, same
+branch or prompt, not later' is 'same sequence, not later': what both know as causal.
 
 Shape letters as in attention.py; W windows of a size, of all rows together.
 """
@@ -21,23 +22,24 @@ log = logging.getLogger(__name__)
 
 # Values of model.attention.
 CHOICES = ("auto", "xla", "splash", "cudnn")
-# What a network's attention may be -> how its rows are laid, as arguments of `Packing`.
-# 'interpreted' is 'splash' as plain JAX, step by step, and 'lengths' is cuDNN's call on XLA's own
-# products: by these two a CPU holds the others to account.
+# What a network's attention may run on -> how its batches are packed, as arguments of `Packing`.
+# 'interpreted' is 'splash' run by Pallas' interpreter, and 'lengths' is cuDNN's call computed by
+# XLA: with these two a CPU tests the code of the others.
 PACKING: dict[str, dict[str, Any]] = {
   "xla": {},
-  # Blocks are of whole lanes, of which a TPU has 128.
+  # Windows are padded to whole TPU registers, which are 128 lanes wide.
   "splash": dict(windows="sequences", align=128),
   "interpreted": dict(windows="sequences", align=128),
   "cudnn": dict(windows="alone"),
   "lengths": dict(windows="alone"),
 }
 _LANES = 128
-# Columns of a block of queries or keys at most. Smaller ones are soon done and wait for memory;
-# logits of larger ones do not fit on the chip beside what else is there.
+# The most columns of a block of queries or keys. Smaller blocks are bound by memory traffic; the
+# logits of larger ones do not fit into the chip's own memory (VMEM).
 _BLOCK = 512
-# Beyond so many blocks of keys the parts of the queries' gradient, one a block, take more memory
-# than they save products.
+# The most blocks of keys for which one kernel computes the whole gradient. It keeps one partial
+# gradient of the queries for each block of keys, and with more blocks that memory costs more than
+# the products that the fusion saves.
 _FUSED = 4
 
 
@@ -47,15 +49,15 @@ def choose(
   """What a network's attention runs on, a name of `PACKING`.
 
   Args:
-    wanted: model.attention. 'auto': 'splash' on TPU, 'cudnn' on NVIDIA, where they can be had, else
-      'xla'; the reason is logged.
+    wanted: model.attention. 'auto' is 'splash' on TPU and 'cudnn' on NVIDIA where they support the
+      network, else 'xla'; the reason is logged.
     backbone: of the network.
     dtype: of its compute.
-    packed: data.pack: its rows have windows.
-    device: one of those that the step is compiled for, which need not be there.
+    packed: data.pack, without which batches have no windows.
+    device: one of those that the step is compiled for, which need not be on this machine.
 
   Raises:
-    ValueError: an unknown name, or a kernel that cannot be had.
+    ValueError: an unknown name, or a kernel that does not support the network or the device.
   """
   if wanted not in CHOICES:
     raise InputError(f"model.attention is {wanted!r}; expected one of {', '.join(CHOICES)}")
@@ -75,11 +77,13 @@ def choose(
 
 
 def _obstacle(kernel: str, backbone, dtype: str, packed: bool, device) -> tuple[str, str] | None:
-  """(what keeps a kernel from a network's attention, what it needs); None where nothing does."""
+  """(why a kernel cannot compute a network's attention, what it would need); None where it can."""
   if not isinstance(backbone, DecoderConfig):
     return "the model is an encoder", "a decoder"
-  if backbone.windows is not None:
+  if backbone.sliding_windows is not None:
     return "layers of the model see a sliding window", "a model whose layers see everything before"
+  if (cap := backbone.attention_cap) is not None:
+    return f"the model caps attention's logits at {cap:g}", "a model that does not"
   if backbone.attention_dropout > 0:
     rate = backbone.attention_dropout
     return f"the checkpoint drops attention's weights at a rate of {rate}", "model.dropout=False"
@@ -140,7 +144,7 @@ def attend_in_windows(
 
 
 def blocks(L: int) -> tuple[int, int]:
-  """(how many blocks hold a window of L columns, columns of each): few, equal, of whole lanes."""
+  """(number of blocks of a window of L columns, columns of each): few, equal, multiples of 128."""
   count = -(-L // _BLOCK)
   return count, -(-L // count // _LANES) * _LANES
 
@@ -153,23 +157,24 @@ def splash(
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """Attention on TPU in blocks that never leave the chip (Dao et al. 2022), [W, L, N, H].
+  """JAX's splash attention for TPU, a FlashAttention (Dao et al. 2022); [W, L, N, H].
 
-  Sees (query, key) where the key is not later and has the query's segment; blocks that are later as
-  a whole are not computed. Output and normaliser are named 'attention' for rematerialisation.
+  A query sees the keys of its own segment that are not later. Blocks of keys that are later as a
+  whole are not computed. Output and normaliser have the name 'attention', which rematerialisation
+  'minimal' keeps.
 
   Args:
     q_WLNH, k_WLKH, v_WLKH: bfloat16 (interpreted, float32 as well); N a multiple of K.
     segment_WL: int32; 0 = padding, whose output is finite and means nothing.
-    interpret: run as plain JAX.
+    interpret: run by Pallas' interpreter, on any device; slow.
   """
-  # Half a second to import, for who has a use for it.
+  # Imported here because it takes half a second, which only its users should pay.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash_lib
 
   _, L, N, _ = q_WLNH.shape
   count, size = blocks(L)
   fused = count <= _FUSED
-  # With one kernel for the whole gradient logits are made again once and not twice.
+  # One kernel for the whole gradient recomputes the logits once, two kernels twice.
   apart = {} if fused else dict(block_q_dq=size, block_kv_dq=size)
   kernel = splash_lib.make_splash_mha(
     splash_lib.MultiHeadMask([splash_lib.CausalMask((count * size,) * 2)] * N),
@@ -204,18 +209,18 @@ def by_lengths(
   *,
   implementation: str,
 ) -> jax.Array:
-  """Causal attention within windows of one sequence each, which begins where the window does.
+  """Causal attention within windows that hold one sequence each, from their first column on.
 
   Args:
     q_WLNH, k_WLKH, v_WLKH: of cuDNN bfloat16 or float16; N a multiple of K.
-    segment_WL: int32, 0 behind the sequence.
+    segment_WL: int32, 0 after the sequence's end.
     implementation: 'cudnn' or 'xla', as `jax.nn.dot_product_attention` has it.
 
   Returns:
-    [W, L, N, H], 0 behind the sequence.
+    [W, L, N, H], 0 after the sequence's end.
   """
   inside_WL = segment_WL > 0
-  # A window that nothing is in has one column all the same, lest a kernel divide by nothing.
+  # An empty window gets length 1: of length 0, a kernel would divide by a sum over no keys.
   length_W = jnp.maximum(jnp.sum(inside_WL, axis=1, dtype=jnp.int32), 1)
   out_WLNH = jax.nn.dot_product_attention(
     q_WLNH,
@@ -227,7 +232,7 @@ def by_lengths(
     key_value_seq_lengths=length_W,
     implementation=implementation,
   )
-  # What a kernel leaves behind a sequence is its own affair: zero times it could be no number.
+  # Kernels may leave NaN in padding, and 0 · NaN is NaN.
   return jnp.where(inside_WL[:, :, None, None], out_WLNH, 0)
 
 

@@ -1,4 +1,4 @@
-"""What decoder and encoder share: linear maps, stacks of layers.
+"""What decoder and encoder share: activations, linear maps, RMSNorm, stacks of layers.
 
 Shape letters: B rows, T query columns, S key columns, D width, N heads, K key/value heads,
 R = N / K query heads that share a key, P = R T, H head width, F feed-forward width, L layers.
@@ -29,10 +29,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def _of_cudnn(primitive, *_, **__) -> bool:
-  """Whether it is cuDNN's attention, of whose normaliser `jax.nn` leaves nothing to be named."""
+  """A rematerialisation policy: whether the primitive is cuDNN's attention.
+
+  Its outputs, the normaliser among them, are kept as a whole, because `jax.nn` does not return the
+  normaliser, which therefore cannot be given a name.
+  """
   return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
+# What rematerialisation keeps of a layer, by model.remat; all else is computed again in the
+# backward pass. 'attention' names the output and normaliser of attention (see attention.py).
 _either = jax.checkpoint_policies.save_from_both_policies
 REMAT = {
   "none": None,
@@ -55,10 +61,10 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def _flat_dot(x, kernel, dimensions, **options) -> jax.Array:
-  """`lax.dot_general` of a linear map as one plain product of two matrices.
+  """`lax.dot_general` of a linear map, as one product of two matrices.
 
-  Left to itself, XLA for CPU picks layouts for [B, T, D] by which the backward pass of a scanned
-  layer takes nearly twice as long.
+  For products of [B, T, D], XLA for CPU chooses memory layouts with which the backward pass of a
+  scanned layer takes nearly twice as long.
   """
   (axes, _), _ = dimensions
   inputs = kernel.shape[: len(axes)]
@@ -70,7 +76,7 @@ def _flat_dot(x, kernel, dimensions, **options) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x_ND: jax.Array, kernel_DF: jax.Array, options: tuple) -> jax.Array:
-  """The product of two matrices, whose weights' gradient XLA for CPU makes at full speed."""
+  """The product of two matrices, with a weights' gradient that is fast on CPU."""
   return _dot(x_ND, kernel_DF, 1, 0, options)
 
 
@@ -95,10 +101,10 @@ _product.defvjp(_product_fwd, _product_bwd)
 
 
 def _turned_product(x_ND: jax.Array, g_NF: jax.Array, *, options: tuple) -> jax.Array:
-  """x^T g, [D, F], for CPU.
+  """xᵀ g, [D, F], for CPU; twice as fast as the plain product.
 
-  XLA has fast kernels there for a product of [m, k] and [k, n] alone: the narrower matrix is turned
-  beforehand, behind a barrier or XLA would take that into the product again. Twice as fast.
+  XLA for CPU has a fast kernel only for [m, k] times [k, n]. So the narrower matrix is transposed
+  beforehand; without the barrier XLA would merge the transpose into the product again.
   """
   if x_ND.shape[1] <= g_NF.shape[1]:
     return _dot(jax.lax.optimization_barrier(x_ND.T), g_NF, 1, 0, options)
@@ -107,21 +113,30 @@ def _turned_product(x_ND: jax.Array, g_NF: jax.Array, *, options: tuple) -> jax.
 
 
 class RMSNorm(nnx.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale over the last axis (Zhang & Sennrich 2019), in float32.
+  """x / sqrt(mean(x²) + epsilon) · (offset + scale) over the last axis, in float32.
 
-  As flax's, but for its sums on CPU, which are products with ones: XLA takes six to fifteen times
-  as long there over reductions of these shapes.
+  Zhang & Sennrich 2019, equation 4. As flax's, but for its sums on CPU, which are products with
+  ones: XLA takes six to fifteen times as long there over reductions of these shapes.
+
+  Args:
+    width: of the last axis.
+    epsilon: added to the mean square.
+    dtype: of the output.
+    rngs: not used; a fresh norm multiplies by one.
+    offset: 1 where a checkpoint stores scales about zero (Gemma).
   """
 
-  def __init__(self, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
+  def __init__(self, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs, offset: float = 0.0):
     del rngs
-    self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+    self.scale = nnx.Param(jnp.full(width, 1.0 - offset, jnp.float32))
+    self.offset = offset
     self.epsilon = epsilon
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x_ND = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    return _rms_norm(x_ND, self.scale[...], self.epsilon).astype(self.dtype).reshape(x.shape)
+    scale_D = self.scale[...] + self.offset if self.offset else self.scale[...]
+    return _rms_norm(x_ND, scale_D, self.epsilon).astype(self.dtype).reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -170,9 +185,17 @@ def linear(
   rngs: nnx.Rngs,
   lora: Lora | None = None,
 ) -> nnx.LinearGeneral:
-  """A linear map of the last axes, normal(0, std) kernel in float32, computed in `dtype`.
+  """A linear map, with a fresh kernel normal(0, std) and bias 0.
 
-  `name` is what `lora` may adapt it by.
+  Args:
+    name: by which `lora` targets it.
+    inputs, outputs: size or sizes of the axes that it reads and writes.
+    axis: the axes that it reads.
+    bias: whether it has one.
+    std: of a fresh kernel.
+    dtype: of the compute; parameters are float32.
+    rngs: for fresh parameters.
+    lora: None, or which maps have adapters.
   """
   adapted = lora is not None and lora.adapts(name)
   make = functools.partial(Adapted, lora=lora) if adapted else nnx.LinearGeneral
@@ -191,7 +214,10 @@ def linear(
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module | None:
-  """`layers` copies of a module, differently initialised, each parameter with a leading axis L."""
+  """`layers` modules as one: each parameter has a leading axis L. None for no layers.
+
+  Each layer's parameters are drawn with a key of their own.
+  """
   if layers == 0:
     return None
   return nnx.vmap(make, in_axes=0, axis_size=layers)(rngs.split(layers))
@@ -207,15 +233,19 @@ def run_stack(
   remat: str = "none",
   last: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
-  """Scans `body(layer, h, extra, key) -> h` over a stack: compile time does not grow with depth.
+  """Scans `body(layer, h, extra, key) -> h` over a stack.
+
+  By `lax.scan`, so that one layer is compiled and compile time does not grow with depth.
 
   Args:
-    layers: from `stack`, or None for no layer at all.
+    layers: from `stack`; None leaves h as it is.
+    body: a layer's function; its output has the shape of h_BTD.
+    h_BTD: what enters the first layer.
     per_layer: pytree of arrays with leading axis L, a slice of which each layer gets as `extra`.
     key: for dropout; each layer gets its own.
-    remat: 'none' keeps every activation, 'minimal' those of linear maps and attention, 'full'
-      each layer's input only.
-    last: what the last layer does instead of `body`; of as many columns as it likes.
+    remat: rematerialisation: 'none' keeps every activation for the backward pass, 'minimal' those
+      of linear maps and attention, 'full' each layer's input only.
+    last: what the last layer does instead of `body`; its output may have fewer columns.
   """
   if layers is None:
     return h_BTD
@@ -227,8 +257,9 @@ def run_stack(
   if last is None:
     of, count = (lambda x: x), depth
   else:
-    # Slices taken in the loop, that a gradient goes straight into its place: that of x[:-1] would
-    # be a second one, nearly whole, until it is laid beside the last layer's.
+    # The loop slices the whole stack by index, so that each layer's gradient is written into the
+    # stack's gradient in place. Scanning over x[:-1] would give a second array of almost the
+    # stack's size, until it is joined with the last layer's gradient.
     of, count, xs = functools.partial(_at, xs), depth - 1, jnp.arange(depth - 1)
 
   def step(h, x):

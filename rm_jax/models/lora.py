@@ -1,4 +1,4 @@
-"""Low-rank adaptation (Hu et al. 2021): W + (alpha / rank) A B, of which A and B are trained."""
+"""Low-rank adaptation (Hu et al. 2021): W + (alpha / rank) A B, where only A and B are trained."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,19 +10,20 @@ from flax import nnx
 
 from rm_jax.errors import InputError
 
-# The linear maps of a layer that can be adapted.
+# The linear maps of a layer that can have an adapter.
 MAPS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-  """What is adapted, and how.
+  """Which linear maps have adapters, and of what size.
 
   Attributes:
     rank: of A B.
-    alpha: A B counts alpha / rank times.
-    targets: of `MAPS`; empty = all that the architecture has.
-    base_dtype: in which the backbone's own parameters are kept, 'float32' or 'bfloat16'.
+    alpha: A B is multiplied by alpha / rank.
+    targets: names of `MAPS`; empty = all that the architecture has.
+    base_dtype: in which the backbone's own parameters, which are not trained, are stored:
+      'float32' or 'bfloat16'.
 
   Raises ValueError for a rank under 1, or a target or type that is not known.
   """
@@ -45,16 +46,19 @@ class Lora:
 
   @property
   def scale(self) -> float:
-    """How often A B counts."""
+    """What A B is multiplied by."""
     return self.alpha / self.rank
 
   def adapts(self, name: str) -> bool:
-    """Whether a linear map is adapted."""
+    """Whether the linear map of that name has an adapter."""
     return not self.targets or name in self.targets
 
 
 class Adapted(nnx.LinearGeneral):
-  """A linear map with a low-rank part beside it: A normal(0, 1 / inputs), B zero, both float32."""
+  """A linear map with an adapter; A is normal with variance 1 / inputs, B zero, both float32.
+
+  With B zero, the first step starts from the function of the checkpoint.
+  """
 
   def __init__(self, inputs, outputs, *, lora: Lora, rngs: nnx.Rngs, **options):
     super().__init__(inputs, outputs, rngs=rngs, **options)
@@ -78,19 +82,19 @@ class Adapted(nnx.LinearGeneral):
 
 
 def is_base(path: str) -> bool:
-  """Whether a parameter ('backbone/layers/q/kernel') is of the backbone as it was before."""
+  """Whether a parameter ('backbone/layers/q/kernel') is the backbone's own and no adapter's."""
   return path.startswith("backbone/") and not path.endswith(("/lora_a", "/lora_b"))
 
 
 def merged(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
-  """Parameters of the same function without adapters: each kernel with its A B added.
+  """Parameters of the same function without adapters: A B is added to each kernel.
 
   Args:
     params: path -> array; stacks of layers have a leading axis.
     lora: which they were trained with.
 
   Returns:
-    path -> array, those of the base in float32.
+    path -> array, the backbone's in float32.
   """
   out = {p: jnp.asarray(x, jnp.float32) if is_base(p) else x for p, x in params.items()}
   for path in [p for p in out if p.endswith("/lora_a")]:

@@ -1,4 +1,7 @@
-"""A backbone and a head read at marks: the network of a reward model."""
+"""The network of a reward model: a backbone, and a head that reads its hidden states at marks.
+
+Shape letters as in layers.py and types.py; M = G K marks of a row, A outputs of the head.
+"""
 
 import dataclasses
 import functools
@@ -21,10 +24,19 @@ from rm_jax.types import Batch
 
 
 class Head(nnx.Module):
-  """Hidden states [..., D] -> float32 [..., outputs]; always computed in float32.
+  """Hidden states [..., D] -> float32 [..., A].
+
+  Computed in float32 whatever the backbone's dtype is: scores of one prompt's responses differ by
+  less than bfloat16 resolves.
 
   A fresh output layer is normal(0, 1 / (D + 1)): scores start near zero and a pairwise loss near
-  log 2, so that a first loss far from it is the sign of a bug. A fresh pooler is normal(0, std).
+  log 2, so that a first loss far from it is the sign of a bug.
+
+  Args:
+    config: see `HeadConfig`.
+    width: D.
+    std: standard deviation of a fresh pooler's kernel.
+    rngs: for fresh parameters.
   """
 
   def __init__(self, config: HeadConfig, width: int, *, std: float, rngs: nnx.Rngs):
@@ -44,9 +56,14 @@ class Head(nnx.Module):
 
 
 def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax.Array:
-  """Means over the columns first .. last, float32 [B, M, D], computed in float32.
+  """Means over the columns first .. last, both included; float32 [B, M, D].
 
-  Not as a difference of running sums, which loses digits in a long row.
+  As a product with a matrix of zeros and ones, summed in float32: a difference of running sums
+  would lose digits in a long row.
+
+  Args:
+    h_BTD: hidden states of any float dtype.
+    first_BM, last_BM: int32, columns.
   """
   column_T = jnp.arange(h_BTD.shape[1])[None, None, :]
   inside_BMT = (first_BM[..., None] <= column_T) & (column_T <= last_BM[..., None])
@@ -60,101 +77,57 @@ def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax
 
 
 def reads_marks_alone(*, spans: bool, trained: bool) -> bool:
-  """Whether the last layer does no more than is read of it: see `RewardNetwork.pooled`.
+  """Whether the last layer computes only the columns that the head reads (see `Network.apply`).
+
+  On one CPU this saves most of the last layer: its queries, output map and feed-forward of all
+  other columns. It reads that layer's parameters out of their stack, which copies them, and on many
+  devices gathers columns across them; there it was not measured to pay.
 
   Args:
-    spans: means of columns are read.
-    trained: not all layers are frozen.
+    spans: means over columns are read, not single columns.
+    trained: some layers are not frozen. Frozen ones give their output for all columns, to be kept.
   """
   return trained and not spans and on_one_cpu()
 
 
-class RewardNetwork(nnx.Module):
-  """`Batch` -> scores at its marks, or of the means that end at them (`Batch.starts`).
+class _Modules(nnx.Module):
+  """A network's backbone and head as Flax modules, which hold its parameters inside a trace."""
 
-  Args:
-    backbone: config of the decoder or encoder.
-    head: config of the head.
-    frozen: lowest layers that are not trained (see `Decoder`).
-    dtype: compute dtype of the backbone; parameters and head are float32.
-    remat: 'none', 'minimal' or 'full' (see `layers.run_stack`).
-    lora: what is adapted (see `lora.Lora`).
-    attention: what a decoder's runs on, a name of `kernels.PACKING`; batches are laid as that says.
-  """
-
-  def __init__(
-    self,
-    backbone: DecoderConfig | EncoderConfig,
-    head: HeadConfig,
-    *,
-    frozen: int = 0,
-    dtype=jnp.float32,
-    remat: str = "none",
-    lora: Lora | None = None,
-    attention: str = "xla",
-    rngs: nnx.Rngs,
-  ):
-    if not 0 <= frozen <= backbone.layers:
-      raise InputError(
-        f"model.frozen_layers is {frozen}; expected 0 to {backbone.layers}, the model's layers"
-      )
-    if remat not in REMAT:
-      raise InputError(f"model.remat is {remat!r}; expected one of {', '.join(REMAT)}")
-    if attention not in PACKING:
-      raise ValueError(f"attention is {attention!r}; expected one of {', '.join(PACKING)}")
-    options = dict(frozen=frozen, dtype=dtype, remat=remat, rngs=rngs, lora=lora)
-    if isinstance(backbone, DecoderConfig):
-      self.backbone = Decoder(backbone, attention=attention, **options)
+  def __init__(self, network: "Network", rngs: nnx.Rngs):
+    config = network.backbone
+    options = dict(
+      frozen=network.frozen,
+      dtype=jnp.dtype(network.dtype),
+      remat=network.remat,
+      rngs=rngs,
+      lora=network.lora,
+    )
+    if isinstance(config, DecoderConfig):
+      self.backbone = Decoder(config, attention=network.attention, **options)
     else:
-      self.backbone = Encoder(backbone, **options)
-    self.head = Head(head, backbone.width, std=backbone.init_std, rngs=rngs)
-
-  def pooled(
-    self, batch: Batch, *, key: jax.Array | None = None, whole: bool = False
-  ) -> tuple[jax.Array, jax.Array | None]:
-    """What the head reads at each mark, [B, G K, D]: a column, or the mean of a span of them.
-
-    And the last hidden states, [B, T, D], where they were made: where spans are read, or `whole`
-    says so, or many devices do what one CPU would save. It alone has the last layer do no more than
-    is read, for which that layer's parameters are taken out of their stack, and so copied.
-    """
-    marks_BM = batch.marks.reshape(len(batch.marks), -1)
-    spans = batch.starts is not None
-    trained = self.backbone.layers is not None
-    if not whole and reads_marks_alone(spans=spans, trained=trained):
-      return self.backbone(batch, key=key, at_BM=marks_BM), None
-    h_BTD = self.backbone(batch, key=key)
-    if spans:
-      return span_means(h_BTD, batch.starts.reshape(marks_BM.shape), marks_BM), h_BTD
-    return columns(h_BTD, marks_BM), h_BTD
-
-  def __call__(
-    self, batch: Batch, *, key: jax.Array | None = None, whole: bool = False
-  ) -> tuple[jax.Array, jax.Array | None]:
-    """Scores, and the backbone's last hidden states that they are read from (see `pooled`).
-
-    Scores are float32 [B, G, K], 0 where not `where`; of members or attributes each output's,
-    [M, B, G, K] or [A, B, G, K].
-    """
-    body_key, head_key = (None, None) if key is None else jax.random.split(key)
-    h_BMD, h_BTD = self.pooled(batch, key=body_key, whole=whole)
-    return self.scores(h_BMD, batch, key=head_key), h_BTD
-
-  def scores(self, h_BMD: jax.Array, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """Scores, as `__call__` gives them, of what the head reads."""
-    scores_BMA = self.head(h_BMD, key=key)
-    scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
-    scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
-    one = scores_ABGK.shape[0] == 1 and not self.head.config.attributes
-    return scores_ABGK[0] if one else scores_ABGK
+      self.backbone = Encoder(config, **options)
+    self.head = Head(network.head, config.width, std=config.init_std, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """`RewardNetwork` as pure functions over a plain nested dict of parameters.
+  """What a network is, and its pure functions of (parameters, batch).
 
-  `frozen`, `dtype`, `remat`, `lora` and `attention` are `RewardNetwork`'s. Paths of parameters look
-  like 'backbone/layers/q/kernel'.
+  It holds no arrays: parameters are a nested dict, whose paths look like 'backbone/layers/q/kernel'
+  (`backbone/lower` for frozen layers). So a network is hashable and a static argument of `jax.jit`,
+  and parameters, gradients and optimiser states are plain pytrees.
+
+  Attributes:
+    backbone: config of the decoder or encoder.
+    head: config of the head.
+    frozen: how many of the lowest layers are not trained (see `decoder.Decoder`).
+    dtype: of the backbone's compute; parameters and head are float32.
+    remat: rematerialisation: 'none', 'minimal' or 'full' (see `layers.run_stack`).
+    lora: which linear maps have adapters (see `lora.Lora`).
+    attention: what a decoder's attention runs on, a name of `kernels.PACKING`, which also says how
+      batches are to be packed.
+
+  Raises ValueError for a number of frozen layers, a `remat` or an `attention` that cannot be.
   """
 
   backbone: DecoderConfig | EncoderConfig
@@ -165,26 +138,27 @@ class Network:
   lora: Lora | None = None
   attention: str = "xla"
 
-  def _make(self, key: jax.Array) -> RewardNetwork:
-    return RewardNetwork(
-      self.backbone,
-      self.head,
-      frozen=self.frozen,
-      dtype=jnp.dtype(self.dtype),
-      remat=self.remat,
-      lora=self.lora,
-      attention=self.attention,
-      rngs=nnx.Rngs(key),
-    )
-
-  @functools.cached_property
-  def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: self._make(jax.random.key(0))))
+  def __post_init__(self):
+    if not 0 <= self.frozen <= self.backbone.layers:
+      raise InputError(
+        f"model.frozen_layers is {self.frozen}; expected 0 to {self.backbone.layers}, the model's "
+        "layers"
+      )
+    if self.remat not in REMAT:
+      raise InputError(f"model.remat is {self.remat!r}; expected one of {', '.join(REMAT)}")
+    if self.attention not in PACKING:
+      raise ValueError(f"attention is {self.attention!r}; expected one of {', '.join(PACKING)}")
 
   @property
   def causal(self) -> bool:
     """Whether the backbone is a decoder, whose responses can share a prompt."""
     return isinstance(self.backbone, DecoderConfig)
+
+  # Parameters.
+
+  @functools.cached_property
+  def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: _Modules(self, nnx.Rngs(jax.random.key(0)))))
 
   def abstract(self) -> dict:
     """Shapes and dtypes of the parameters, without making them."""
@@ -193,23 +167,73 @@ class Network:
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, key: jax.Array) -> dict:
     """Random parameters, float32."""
-    return nnx.to_pure_dict(nnx.state(self._make(key)))
+    return nnx.to_pure_dict(nnx.state(_Modules(self, nnx.Rngs(key))))
 
-  def _bind(self, params: dict) -> RewardNetwork:
+  def _bind(self, params: dict) -> _Modules:
+    """Modules that hold these parameters."""
     graph, abstract = self._abstract
+    # `replace_by_pure_dict` writes into the state, which here is shared by all calls: a copy.
     state = jax.tree.map(lambda leaf: leaf, abstract)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 
+  # Scores and rewards.
+
   def apply(self, params: dict, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    """Scores at the marks, as `RewardNetwork` gives them; `key` turns dropout on."""
-    return self._bind(params)(batch, key=key)[0]
+    """Scores at the marks, float32 [B, G, K]; 0 where not `batch.where`.
+
+    A mark's score is read from its column, or from the mean of the columns `batch.starts` to its
+    own. Where the head has members or attributes, each output's: [A, B, G, K].
+
+    Args:
+      params: nested dict.
+      batch: packed as `kernels.PACKING` says for `attention`.
+      key: turns dropout on.
+    """
+    return self._apply(params, batch, key, whole=False)[0]
 
   def apply_with_hidden(
     self, params: dict, batch: Batch, key: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Scores as of `apply`, and the last hidden states that they were read from, [B, T, D]."""
-    return self._bind(params)(batch, key=key, whole=True)
+    return self._apply(params, batch, key, whole=True)
+
+  def _apply(
+    self, params: dict, batch: Batch, key: jax.Array | None, *, whole: bool
+  ) -> tuple[jax.Array, jax.Array | None]:
+    modules = self._bind(params)
+    body_key, head_key = (None, None) if key is None else jax.random.split(key)
+    h_BMD, h_BTD = self._pooled(modules, batch, key=body_key, whole=whole)
+    return self._scores(modules, h_BMD, batch, key=head_key), h_BTD
+
+  def _pooled(
+    self, modules: _Modules, batch: Batch, *, key: jax.Array | None = None, whole: bool = False
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """What the head reads at each mark, [B, M, D]; and the last hidden states.
+
+    Hidden states, [B, T, D], are None where the last layer computed only what is read, which it
+    does where it can (`reads_marks_alone`) unless `whole`.
+    """
+    marks_BM = batch.marks.reshape(len(batch.marks), -1)
+    spans = batch.starts is not None
+    trained = modules.backbone.layers is not None
+    if not whole and reads_marks_alone(spans=spans, trained=trained):
+      return modules.backbone(batch, key=key, at_BM=marks_BM), None
+    h_BTD = modules.backbone(batch, key=key)
+    if spans:
+      return span_means(h_BTD, batch.starts.reshape(marks_BM.shape), marks_BM), h_BTD
+    return columns(h_BTD, marks_BM), h_BTD
+
+  def _scores(
+    self, modules: _Modules, h_BMD: jax.Array, batch: Batch, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Scores as of `apply`, of what the head reads."""
+    scores_BMA = modules.head(h_BMD, key=key)
+    scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
+    scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
+    # One attribute keeps its axis: the mix of attributes is over it.
+    one = scores_ABGK.shape[0] == 1 and not self.head.attributes
+    return scores_ABGK[0] if one else scores_ABGK
 
   def reward(self, params: dict, scores: jax.Array) -> jax.Array:
     """The reward, float32 [B, G, K], of `apply`'s scores.
@@ -227,17 +251,19 @@ class Network:
     scores = self.apply(params, batch)
     return self.reward(params, scores), scores
 
+  def read(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the head reads at each mark, float32 [B, G, K, D]; rewards and scores as of `score`."""
+    modules = self._bind(params)
+    h_BMD, _ = self._pooled(modules, batch)
+    scores = self._scores(modules, h_BMD, batch)
+    pooled_BGKD = h_BMD.astype(jnp.float32).reshape(*batch.marks.shape, -1)
+    return pooled_BGKD, self.reward(params, scores), scores
+
+  # Hidden states.
+
   def hidden(self, params: dict, batch: Batch) -> jax.Array:
     """The backbone's last hidden states, [B, T, D]."""
     return self._bind(params).backbone(batch)
-
-  def read(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the head reads at each mark, float32 [B, G, K, D]; rewards and scores as of `score`."""
-    network = self._bind(params)
-    h_BMD, _ = network.pooled(batch)
-    scores = network.scores(h_BMD, batch)
-    pooled_BGKD = h_BMD.astype(jnp.float32).reshape(*batch.marks.shape, -1)
-    return pooled_BGKD, self.reward(params, scores), scores
 
   def features(self, params: dict, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D] (see `Batch.hidden`)."""

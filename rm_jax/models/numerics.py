@@ -1,4 +1,4 @@
-"""Small numerical choices that all of a model's parts share."""
+"""Numerical choices that all parts of a network share: precision of products, dropout."""
 
 from typing import Any
 
@@ -7,13 +7,16 @@ import jax.numpy as jnp
 
 
 def precision(dtype: Any) -> jax.lax.Precision:
-  """Float32 compute means float32: by default TPUs and NVIDIA's tensor cores would round inputs."""
+  """Precision of products in a dtype: the highest for float32.
+
+  By default a float32 product rounds its inputs, to bfloat16 on TPU and to TF32 on NVIDIA.
+  """
   highest = jnp.dtype(dtype) == jnp.float32
   return jax.lax.Precision.HIGHEST if highest else jax.lax.Precision.DEFAULT
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Inverted dropout; none where there is no key (evaluation) or no rate."""
+  """Inverted dropout (kept elements are divided by 1 - rate); none without a key or a rate."""
   if key is None or rate == 0.0:
     return x
   keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)

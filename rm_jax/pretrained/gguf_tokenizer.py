@@ -1,7 +1,7 @@
-"""The tokenizer in a GGUF file, built with `tokenizers`: the ids of the one it was made from.
+"""The tokenizer in a GGUF file, built with `tokenizers`; it gives the original tokenizer's ids.
 
 transformers builds one too, but only where torch is installed, and without the normaliser, the
-`ignore_merges` and the rule for digits that some need: its ids then differ from the original's.
+`ignore_merges` and the rule for digits that some tokenizers need, so that its ids differ.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _WORDS = (
 )
 _DIGITS = _Pre(digits=True)
 _LLAMA3 = _Pre(_WORDS % "{1,3}", whole=True, bos=True)
-# Only those whose ids were compared with the original's: a wrong rule gives wrong ids in silence.
+# Only rules whose ids were compared with the original's: a wrong rule gives wrong ids silently.
 _PRE = {
   "gpt-2": _Pre(),
   "smollm": _DIGITS,
@@ -47,8 +47,8 @@ _PRE = {
 
 # tokenizer.ggml.token_type
 _CONTROL, _USER_DEFINED = 3, 4
-# Characters of a token. A sentencepiece is cut in two at each of them, so that one of a million
-# would take all the time and memory there is; real ones have a hundred at most.
+# The most characters of a token. `_sentencepiece` cuts a token in two at each character, so that
+# one of a million would take all time and memory; real ones have at most a hundred.
 _LONGEST = 1024
 _MOST_LISTED = 20  # problems in a message
 
@@ -84,7 +84,7 @@ def build(file: gguf_file.File, path: str) -> transformers.PreTrainedTokenizerFa
 
   kind, architecture = get("tokenizer.ggml.model", str), get("general.architecture", str)
   pre = get("tokenizer.ggml.pre", str)
-  # What Gemma and Phi-3 do otherwise with spaces is not in their files.
+  # Gemma and Phi-3 treat spaces in ways of their own, which their files do not say.
   if kind != "gpt2" and (kind, architecture) != ("llama", "llama"):
     raise InputError(
       f"{path}: tokenizer.ggml.model is {kind!r:.80} in a {architecture!r:.80}; we read 'gpt2'"
@@ -148,7 +148,7 @@ def _problems(
   special: dict[str, int | None],
   adds: dict[str, bool],
 ) -> list[str]:
-  """What of a file's tokenizer is missing, or contradicts the rest of it."""
+  """What is missing in a file's tokenizer, or contradicts the rest of it."""
   vocab = {token: i for i, token in enumerate(tokens)}
   problems = [
     f"tokenizer.ggml.{key} has {len(value)} entries"
@@ -202,8 +202,8 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple], pre: _Pre) -> tokeni
 def _sentencepiece(
   vocab: dict[str, int], scores: dict[str, float], unk: str | None, space: bool
 ) -> tokenizers.Tokenizer:
-  # Sentencepiece joins the two neighbours whose union scores best. So each way to cut a token in
-  # two is a merge, the best score first; of equals, the one whose halves have the smaller ids.
+  # Sentencepiece repeatedly joins the two neighbours whose union has the best score. As byte-pair
+  # merges: each way to cut a token in two, by falling score of the token, then by the halves' ids.
   cuts = ((token[:i], token[i:]) for token in vocab for i in range(1, len(token)))
   merges = [pair for pair in cuts if pair[0] in vocab and pair[1] in vocab]
   merges.sort(key=lambda pair: (-scores["".join(pair)], vocab[pair[0]], vocab[pair[1]]))
@@ -221,12 +221,12 @@ def _sentencepiece(
 
 
 def _add(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
-  """Marks the tokens that are matched in the text before it is split, so that each is one id."""
+  """Registers tokens that are matched before text is split, so that each becomes one id."""
   for special, wanted in ((True, _CONTROL), (False, _USER_DEFINED)):
     added = [
       tokenizers.AddedToken(token, normalized=False, special=special)
       for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
-      # [PADn] are rows without a token, by which old converters filled up the embedding.
+      # Old converters filled rows of the embedding that have no token with names [PADn].
       if kind == wanted and token != f"[PAD{i}]"
     ]
     (backend.add_special_tokens if special else backend.add_tokens)(added)

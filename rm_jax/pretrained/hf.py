@@ -1,11 +1,11 @@
-"""The table between Hugging Face's tensors and ours, read in both directions.
+"""Hugging Face's tensors <-> our parameters, by the names in a family's record.
 
-A linear weight there is [out, in]; ours is [in..., out...], heads split; layers are stacked on a
-leading axis, the frozen ones in a stack of their own ('lower').
+A linear weight is [out, in] there; ours is [in..., out...] with heads as an axis of their own. Our
+layers are stacked on a leading axis, the frozen ones in a stack of their own ('lower').
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,49 +13,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rm_jax.errors import InputError
-from rm_jax.models.config import DecoderConfig
 from rm_jax.models.network import Network
+from rm_jax.pretrained.families import FAMILIES, Family
 
-_DECODER = {
-  "embed/embedding": "embed_tokens.weight",
-  "norm/scale": "norm.weight",
-}
-_DECODER_LAYER = {
-  "attention_norm/scale": "input_layernorm.weight",
-  "q": "self_attn.q_proj",
-  "k": "self_attn.k_proj",
-  "v": "self_attn.v_proj",
-  "o": "self_attn.o_proj",
-  "q_norm/scale": "self_attn.q_norm.weight",
-  "k_norm/scale": "self_attn.k_norm.weight",
-  "mlp_norm/scale": "post_attention_layernorm.weight",
-  "gate": "mlp.gate_proj",
-  "up": "mlp.up_proj",
-  "down": "mlp.down_proj",
-}
-_ENCODER = {
-  "embed/embedding": "embeddings.word_embeddings.weight",
-  "embed_position/embedding": "embeddings.position_embeddings.weight",
-  "embed_token_type/embedding": "embeddings.token_type_embeddings.weight",
-  "embed_norm": "embeddings.LayerNorm",
-}
-_ENCODER_LAYER = {
-  "q": "attention.self.query",
-  "k": "attention.self.key",
-  "v": "attention.self.value",
-  "o": "attention.output.dense",
-  "attention_norm": "attention.output.LayerNorm",
-  "up": "intermediate.dense",
-  "down": "output.dense",
-  "mlp_norm": "output.LayerNorm",
-}
-# [V, D], where it is not the embedding; `train.text_penalty` reads it.
+# The language-model head, [V, D], where it is not the embedding. A reward model has none, but text
+# regularisation reads it (`train.text`).
 LM_HEAD = "lm_head.weight"
-# Tensors of language-model and pre-training heads, and buffers: a reward model has no use for them.
-_IGNORED = re.compile(
-  r"lm_head\.|cls\.|(.*\.)?rotary_emb\.inv_freq$|(.*\.)?position_ids$|(bert\.)?pooler\."
-)
-# The one map that reads two axes (heads, head width) and writes one.
+# The one kernel with two input axes: heads and head width.
 _TWO_INPUTS = "o/kernel"
 
 
@@ -63,36 +27,35 @@ class WeightsError(InputError):
   """A checkpoint's tensors do not fit its config; the message lists all that is wrong."""
 
 
-def _lookup(table: dict[str, str], path: str) -> str:
-  """'q/kernel' -> 'self_attn.q_proj.weight', by the whole path or by its module."""
-  if path in table:
-    return table[path]
+def _family(network: Network) -> Family:
+  return FAMILIES[network.backbone.model_type]
+
+
+def _lookup(table: Mapping[str, str], path: str) -> str:
+  """'q/kernel' -> 'self_attn.q_proj.weight'."""
   module, leaf = path.rsplit("/", 1)
-  return table[module] + {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}[leaf]
+  return table[module] + (".bias" if leaf == "bias" else ".weight")
 
 
 def hf_names(network: Network, path: str) -> list[str]:
-  """The Hugging Face tensors that one of our parameters is made of, one a layer, with prefix.
+  """Names, with prefix, of the Hugging Face tensors that hold one of our parameters, one a layer.
 
-  None for the weights of attributes, which stand in our own record, and for adapters.
+  Empty for the weights of attributes, which are in our own record, and for adapters.
   """
-  decoder = isinstance(network.backbone, DecoderConfig)
-  room, _, rest = path.partition("/")
+  family = _family(network)
+  part, _, rest = path.partition("/")
   if path == "head/mix" or path.endswith(("/lora_a", "/lora_b")):
     return []
-  if room == "head":
-    if rest.startswith("pooler/"):
-      return [_lookup({"pooler": "bert.pooler.dense"}, rest)]
-    return [_lookup({"out": "score" if decoder else "classifier"}, rest)]
-  prefix = "model." if decoder else "bert."
+  if part == "head":
+    return [_lookup(family.head_tensors, rest)]
   stack, _, inner = rest.partition("/")
   if stack not in ("lower", "layers"):
-    return [prefix + _lookup(_DECODER if decoder else _ENCODER, rest)]
-  name = _lookup(_DECODER_LAYER if decoder else _ENCODER_LAYER, inner)
+    return [family.prefix + _lookup(family.tensors, rest)]
+  name = _lookup(family.layer_tensors, inner)
   layers = (
     range(network.frozen) if stack == "lower" else range(network.frozen, network.backbone.layers)
   )
-  return [f"{prefix}{'layers' if decoder else 'encoder.layer'}.{i}.{name}" for i in layers]
+  return [f"{family.prefix}{family.layers}.{i}.{name}" for i in layers]
 
 
 def _hf_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,10 +79,11 @@ def _to_hf(path: str, array: np.ndarray) -> np.ndarray:
   return array.reshape(out, *rest)
 
 
-def _modern(name: str) -> str:
-  """BERT's first checkpoints, made from TensorFlow's, call a norm's weight gamma and bias beta."""
-  name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-  return name.replace("LayerNorm.beta", "LayerNorm.bias")
+def _current(name: str, family: Family) -> str:
+  """A tensor's name as checkpoints have it today."""
+  for old, new in family.renamed.items():
+    name = name.replace(old, new)
+  return name
 
 
 def _stacked(path: str) -> bool:
@@ -138,7 +102,7 @@ def read_tensor(reader: Any, name: str, source: str) -> np.ndarray:
     WeightsError: it is stored as whole numbers, or holds NaN or infinity (in float32).
   """
   stored = reader.get(name)
-  # What packs or scales weights stores them as integers; read as numbers they are noise.
+  # Quantised formats store packed integers; read as numbers they would be noise.
   if not jnp.issubdtype(stored.dtype, jnp.floating):
     raise WeightsError(
       f"{source}: {name} is stored as {stored.dtype}; expected floating-point numbers. Was it "
@@ -146,7 +110,7 @@ def read_tensor(reader: Any, name: str, source: str) -> np.ndarray:
     )
   with np.errstate(over="ignore", invalid="ignore"):
     array = stored.astype(np.float32, copy=False)
-  # The least and the most are NaN where any is, and take no array of their own.
+  # min and max are NaN where any element is, and need no temporary array as isfinite does.
   if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
     count = array.size - int(np.isfinite(array).sum())
     raise WeightsError(
@@ -169,8 +133,8 @@ def load_params(
   Args:
     network: whose parameters to fill.
     reader: has names(), shape(name) and get(name) -> array.
-    place: (path, float32 array) -> what stands in the result; puts the array onto devices, one
-      parameter at a time, so that the host never holds the whole model twice.
+    place: (path, float32 array) -> the result's leaf. It puts the array onto devices; called
+      for one parameter after another, so that the host never holds a second copy of the model.
     source: name of the checkpoint, for errors.
     spare: how many layers the checkpoint has above the network's, left out on purpose.
 
@@ -182,26 +146,26 @@ def load_params(
     WeightsError: tensors that are missing, not expected, or of another shape, all of them listed;
       or the first that `read_tensor` refuses.
   """
-  names = {_modern(name): name for name in reader.names()}
+  family = _family(network)
+  names = {_current(name, family): name for name in reader.names()}
   layers = network.backbone.layers + spare
   if layers > len(names):
-    # Before a table of so many names is made.
+    # Refused here: a table of the names of so many layers would take all memory.
     raise WeightsError(
       f"{source}: config.json says num_hidden_layers {layers}, and there are {len(names)} tensors; "
       "expected several tensors a layer"
     )
-  prefix = "model." if isinstance(network.backbone, DecoderConfig) else "bert."
-  bare = not any(name.startswith(prefix) for name in names)
+  bare = not any(name.startswith(family.prefix) for name in names)
 
   def actual(name: str) -> str:
-    return name.removeprefix(prefix) if bare else name
+    return name.removeprefix(family.prefix) if bare else name
 
   flat = flatten_dict(network.abstract(), sep="/")
   wanted = {path: [actual(n) for n in hf_names(network, path)] for path in flat}
   flat = {path: leaf for path, leaf in flat.items() if wanted[path]}
   head = [path for path in flat if path.startswith("head/")]
-  # A head without its output layer is missing; the pooler is a pre-trained BERT's all the same.
-  # Otherwise it is whole, or an error.
+  # Without the output layer a checkpoint has no head, though a pre-trained BERT has a pooler,
+  # which is read. With it, all tensors of the head have to be there.
   missing = []
   if not any(name in names for path in head if "/out/" in path for name in wanted[path]):
     missing = [path for path in head if not names.keys() >= set(wanted[path])]
@@ -217,8 +181,9 @@ def load_params(
         problems.append(f"shape: {name} is {found}, config.json says {shape}")
   used = {name for path in flat for name in wanted[path]}
   above = range(network.backbone.layers, network.backbone.layers + spare)
-  used |= {n for i in above for n in names if f"layers.{i}." in n or f"encoder.layer.{i}." in n}
-  problems += [f"not expected: {n}" for n in sorted(names.keys() - used) if not _IGNORED.match(n)]
+  used |= {n for i in above for n in names if f"{family.layers}.{i}." in n}
+  unknown = sorted(names.keys() - used)
+  problems += [f"not expected: {n}" for n in unknown if not re.match(family.ignored, n)]
   if problems:
     raise WeightsError(
       f"{source}: {len(problems)} of its tensors do not fit its config.json:\n  "
@@ -238,7 +203,7 @@ def load_params(
 
 
 def export_params(network: Network, params: dict) -> Iterator[tuple[str, np.ndarray]]:
-  """Our parameters as (Hugging Face name, float32 array), `load_params` reversed."""
+  """Our parameters as (Hugging Face name, float32 array): the inverse of `load_params`."""
   for path, leaf in flatten_dict(params, sep="/").items():
     array = np.asarray(leaf)
     names = hf_names(network, path)

@@ -1,7 +1,7 @@
-"""A checkpoint to start from: a Hugging Face folder, a GGUF file or a folder that we saved.
+"""Checkpoints: opened from a Hugging Face folder or a GGUF file, saved as a Hugging Face folder.
 
-What we save is a Hugging Face folder too (config.json, safetensors, tokenizer), with one file more:
-`rm_jax.json`, the record of how text becomes tokens and where the reward is read.
+A folder that we save has one file more than Hugging Face's: `rm_jax.json`, the record of how text
+becomes tokens and where the reward is read.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rm_jax.errors import InputError
-from rm_jax.models.config import check_config
 from rm_jax.pretrained import clients, files, gguf
+from rm_jax.pretrained.config import check_config
 
 CONFIG = "config.json"
 RECORD = "rm_jax.json"
-# Folders inside one that is saved to: while its files are written, and when they are all there.
+# Folders inside the one that is saved to: while files are written, and once all are there.
 _WRITING, _WRITTEN = ".rm_jax-writing-", ".rm_jax-written"
 _LIST = ".files.json"
 _TEMPLATES = "additional_chat_templates"
-# What tokenizers and we write beside weights: what a new model does not have must go.
+# All that tokenizers and we write beside weights; those that a new model does not have are removed.
 _MODEL_FILES = (
   CONFIG,
   RECORD,
@@ -49,15 +49,16 @@ _MODEL_FILES = (
   "tokenizer.model",
 )
 T = TypeVar("T")
-# Bytes of a config.json or a record, and of a tokenizer's file (Gemma's tokenizer.json has 33 MB).
+# The most bytes of a config.json or a record, and of a tokenizer's file (Gemma's has 33 MB).
 _MOST_JSON = 2**20
 _MOST_TOKENIZER = 2**26
-# By their ends alone, or by their ends and beginnings: a trainer's state or results may lie beside.
+# Files that loading a tokenizer reads as a whole; others, such as a trainer's state, may be of any
+# size.
 _READ_WHOLE = re.compile(
   r".*\.(jinja|model)|(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|tekken|"
   r"config|rm_jax|(pre)?processor_config).*\.(json|txt)"
 )
-_MOST_GROWTH = 64  # characters that a normalizer may make of one
+_MOST_GROWTH = 64  # the most characters by which a normalizer may replace one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Source:
   """A checkpoint that has been found but not read.
 
   Attributes:
-    name: what it was asked for by.
+    name: by which it was asked for.
     path: folder or GGUF file.
     config: dictionary of its config.json (made from the metadata of a GGUF file).
     record: dictionary of its rm_jax.json; empty where it is not one that we saved.
@@ -149,7 +150,8 @@ def parse(cls: type[T], value: Any, where: str) -> T:
 
 
 def _find(name: str) -> Path:
-  # A folder need not have weights: a tokenizer's has none, a run's are in its checkpoints.
+  # Not `files.resolve`, which wants weights: a tokenizer's folder has none, and a run's weights are
+  # in its checkpoints.
   folder = Path(name).expanduser()
   if not folder.is_dir():
     return files.resolve(name)
@@ -169,7 +171,7 @@ def open_source(name: str) -> Source:
   if not (path / CONFIG).is_file():
     raise InputError(f"{path}: has no config.json; expected a Hugging Face model folder")
   record = path / RECORD
-  # A link that leads nowhere is an error: without its record a model gives other scores.
+  # A dangling link is an error too: without its record the model would give other scores.
   saved = read_json(record) if record.exists() or record.is_symlink() else {}
   config = read_json(path / CONFIG)
   check_config(config, str(path / CONFIG))
@@ -185,12 +187,12 @@ def load_tokenizer(name: str | Path) -> Any:
   from transformers import AutoTokenizer
 
   try:
-    # Left open, whether a checkpoint's own Python (`auto_map`) may run is asked on stdin, and a "y"
-    # that stands there for something else runs it.
+    # Where it is not set, transformers asks on stdin whether to run a checkpoint's own Python
+    # (`auto_map`), and a "y" that is piped in for something else would run it.
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    tokenizer("A first use: some tables are read by it alone.")
-  # Of a damaged file transformers and `tokenizers` raise whatever their code comes upon; what is
-  # a panic in Rust is no Exception.
+    tokenizer("Some tables are read by the first use.")
+  # For damaged files transformers and `tokenizers` raise errors of any class; a panic in Rust is
+  # not even an Exception.
   except BaseException as error:
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
       raise
@@ -207,10 +209,11 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def _check_tokenizer_files(path: Path) -> None:
-  """Raises ValueError where a tokenizer's files would take more memory than is sensible to read.
+  """Raises ValueError where a tokenizer's files would take too much memory to read or to use.
 
-  Decoded, a vocabulary takes some twenty times its file, and one that is far larger than the
-  model's belongs to another. A replacement by a long text, applied again and again, multiplies it.
+  A decoded vocabulary takes some twenty times its file; one far larger than the model's is another
+  model's. Normalizers that replace a piece of text by a longer one, one after another, multiply its
+  length.
   """
   most = _MOST_TOKENIZER
   if (path / CONFIG).is_file():
@@ -231,7 +234,7 @@ def _check_tokenizer_files(path: Path) -> None:
     said = json.loads((path / "tokenizer.json").read_bytes())
     steps = [said.get("normalizer"), said.get("pre_tokenizer")]
   except (ValueError, RecursionError, AttributeError):
-    return  # said better by who reads all of it
+    return  # the tokenizer's own loading says what is wrong with it
   longest = 1
   while steps:
     step = steps.pop()
@@ -249,7 +252,7 @@ def _check_tokenizer_files(path: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-  """What an error of another library says, on one line and not endless."""
+  """An error of another library, on one line and shortened."""
   said = " ".join(str(error).split()) or type(error).__name__
   return said if len(said) <= 300 else said[:300] + " ..."
 
@@ -264,10 +267,10 @@ def save_folder(
 ) -> None:
   """Writes a Hugging Face folder with our record; without `tensors`, all but the weights.
 
-  A model that was there is replaced as a whole, whenever the process ends: all files are written
-  and flushed to the disk in a folder inside, one rename makes them the model, and then they are
-  moved to their places, which `recover` ends where it was cut short. Files that are no part of a
-  model (a README, a calibration) stay as they are.
+  A model that was there is replaced as a whole, even if the process is killed: all files are
+  written and flushed to the disk in a folder inside, one rename of that folder commits them, and
+  then they are moved to their places. `recover` completes a move that was interrupted. Files that
+  are no part of a model (a README, a calibration) stay as they are.
 
   Raises OSError where it cannot be written, and ValueError as `files.write_tensors`; what was there
   is unchanged then.
@@ -301,10 +304,10 @@ def _write(path: Path, value: Any) -> None:
 
 
 def recover(path: Path) -> None:
-  """Moves a model that `save_folder` has written to its place, where it was interrupted at that.
+  """Completes a `save_folder` that was interrupted after its files were committed.
 
-  While they are moved there is no config.json, so that nobody reads an old file beside a new one.
-  Several processes may do it at once.
+  While files are moved there is no config.json, so that nobody reads old files beside new ones.
+  Several processes may call this at once.
 
   Raises:
     ValueError: the folder cannot be written to.
@@ -312,7 +315,7 @@ def recover(path: Path) -> None:
   written = path / _WRITTEN
   try:
     while written.is_dir():
-      # One at a time; who waited finds that there is nothing left, or is told so.
+      # One process at a time. Those that waited find nothing left to move.
       with contextlib.suppress(FileNotFoundError), _alone(written):
         if (written / _LIST).exists():
           _move(written, path, **_listed(written))
@@ -327,13 +330,13 @@ def recover(path: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-  """Waits until no other process is in this block with the folder.
+  """Locks a folder against other processes in this block, and waits for them.
 
-  Raises FileNotFoundError where it is gone by then, or is another of the same name.
+  Raises FileNotFoundError where the folder is gone by then, or another has its name.
   """
   handle = os.open(folder, os.O_RDONLY)
   try:
-    with contextlib.suppress(OSError):  # not every network's file system has locks
+    with contextlib.suppress(OSError):  # some network file systems have no locks
       fcntl.flock(handle, fcntl.LOCK_EX)
     if not os.path.samestat(os.fstat(handle), os.stat(folder)):
       raise FileNotFoundError(f"{folder} was another's meanwhile")
@@ -343,11 +346,11 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _listed(written: Path) -> dict[str, Any]:
-  """What `save_folder` noted of a model: names of its files, and whether weights are among them."""
+  """The list that `save_folder` wrote: a model's files, and whether weights are among them."""
   said = read_json(written / _LIST)
   names, weights = said.get("files"), said.get("weights")
-  # A folder is data from elsewhere: it must not make us move a file from or to outside of it.
-  # A template is called as its author likes.
+  # A folder is data from elsewhere: its list must not make us move files from or to outside of it.
+  # Chat templates may have any name.
   plain = re.compile(rf"[\w-][\w.-]*|{_TEMPLATES}/[^./\\\0][^/\\\0]*")
   if (
     not isinstance(names, list)
@@ -360,7 +363,7 @@ def _listed(written: Path) -> dict[str, Any]:
 
 
 def _move(written: Path, path: Path, names: list[str], weights: bool) -> None:
-  """Puts the files of a saved model into their places; those moved before are there already."""
+  """Moves a saved model's files to their places, without those that were moved already."""
   if (written / CONFIG).exists():
     (path / CONFIG).unlink(missing_ok=True)
   for stale in _model_files(path, weights) - set(names):
@@ -372,13 +375,13 @@ def _move(written: Path, path: Path, names: list[str], weights: bool) -> None:
 
 
 def _model_files(path: Path, weights: bool) -> set[str]:
-  """Names of the files in a folder that are a saved model's, of its weights only if asked for."""
+  """Names of the files in a folder that are part of a saved model; its weights if asked for."""
   patterns = _MODEL_FILES + (files.WEIGHTS if weights else ())
   return {str(file.relative_to(path)) for pattern in patterns for file in path.glob(pattern)}
 
 
 def _flush(path: Path) -> None:
-  """To the disk: else a power cut could leave a name without the bytes."""
+  """Flushes a file or folder to the disk, or a power cut could leave a name without its content."""
   handle = os.open(path, os.O_RDONLY)
   try:
     os.fsync(handle)

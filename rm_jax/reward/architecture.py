@@ -1,4 +1,4 @@
-"""From a config to the network alone: its architecture, its head, its adapters; no tokenizer."""
+"""From an experiment's config to a network: its backbone, head and adapters; no tokenizer."""
 
 import dataclasses
 from pathlib import Path
@@ -9,15 +9,16 @@ from jax.sharding import Mesh
 
 from rm_jax.errors import InputError
 from rm_jax.models import kernels
-from rm_jax.models.config import HeadConfig, backbone_config, head_config, is_classifier
+from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
+from rm_jax.pretrained.config import backbone_config, head_config, is_classifier
 from rm_jax.pretrained.source import RECORD, Source, open_source, parse, read_json
 from rm_jax.storage.remote import local
 
 
 def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
-  """(where a config's weights are, None for random ones; config.json's dictionary).
+  """(the checkpoint with a config's weights, None for random ones; config.json's dictionary).
 
   Raises:
     ValueError: neither model.pretrained nor model.config is set, or both and they differ.
@@ -41,16 +42,16 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
 
 
 def _sizes(hf_config: dict[str, Any]) -> dict[str, Any]:
-  """What a model's parameters and work depend on."""
+  """The sizes on which a model's parameters and operations depend."""
   names = ("model_type", "vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ffn")
   backbone = backbone_config(hf_config)
   return {name: getattr(backbone, name) for name in names if hasattr(backbone, name)}
 
 
 def planned_architecture(config: Any) -> dict[str, Any]:
-  """config.json's dictionary alone: where model.config is set, model.pretrained is not looked at.
+  """config.json's dictionary; where model.config is set, model.pretrained is not opened.
 
-  So the size of a model can be planned with where its weights cannot be had. Raises ValueError as
+  So a plan can be made on a machine that does not have the weights. Raises ValueError as
   `architecture`.
   """
   if not config.model.config:
@@ -65,14 +66,17 @@ def build_network(
   *,
   mesh: Mesh | None = None,
 ) -> Network:
-  """The network that the `model` part of an experiment's config makes of an architecture.
+  """The network that the `model` part of an experiment's config describes.
 
   Args:
     config: see configs/base.py.
     hf_config: config.json's dictionary.
-    source: where the weights are; None: the head is a new one.
-    mesh: the devices that its step is compiled for, from which follows what attention runs on.
-      None: no step is, and it is XLA.
+    source: the checkpoint, whose head is used where it has one; None: the head is new.
+    mesh: the devices that a training step is compiled for, which decide what attention runs on
+      (see `kernels.choose`). None: attention runs on XLA.
+
+  Raises:
+    ValueError: settings that contradict one another or do not fit the checkpoint.
   """
   c = config.model
   backbone = backbone_config(hf_config)
@@ -102,7 +106,7 @@ def build_network(
 
 
 def _check_lora(network: Network) -> None:
-  """ValueError where a target of the adapters is not in the network."""
+  """Raises ValueError where a target of the adapters is not in the network."""
   if network.lora is None:
     return
   paths = flatten_dict(network.abstract(), sep="/")
@@ -124,7 +128,7 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   head = head_config(hf_config)
   own = source is not None and is_classifier(hf_config)
   saved = None
-  if own and "head" in source.record:  # the folder's own files have our outputs as one row
+  if own and "head" in source.record:  # its config.json says one output: see reward/export.py
     saved = parse(HeadConfig, source.record["head"], f"{source.path / RECORD}: head")
     head = dataclasses.replace(head, outputs=saved.outputs)
   names = tuple(c.attributes)
@@ -180,6 +184,6 @@ def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:
   return out
 
 
-def _without_dropout(backbone):
+def _without_dropout(backbone: DecoderConfig | EncoderConfig) -> DecoderConfig | EncoderConfig:
   rates = [f.name for f in dataclasses.fields(backbone) if f.name.endswith("_dropout")]
   return dataclasses.replace(backbone, **dict.fromkeys(rates, 0.0))

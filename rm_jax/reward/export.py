@@ -1,9 +1,9 @@
-"""A trained model as a folder whose own files give its scores to who reads it without our code.
+"""A trained model as a Hugging Face folder that gives its scores without our code.
 
-Hugging Face's sequence classifiers read one row of a linear head at the rightmost token that is not
+transformers' sequence classifiers read one row of a linear head at the rightmost token that is not
 the pad token. So the head is folded into one row, the chat template and the tokenizer end a text as
-the model was trained, and the pad token is one that no text ends in. What such files have no word
-for is named.
+in training, and the pad token is one that no text ends in. What such a folder cannot express is
+listed in `Export.limits`.
 """
 
 import dataclasses
@@ -21,26 +21,26 @@ from rm_jax.models.lora import merged
 from rm_jax.pretrained import clients, hf
 from rm_jax.reward.setup import TextModel
 
-# A pad token of our own, where the tokenizer has none that no text ends in.
+# A pad token of our own, for tokenizers all of whose special tokens may end a text.
 PAD = "<|rm_jax_pad|>"
 _PAIR_ONLY = (
   "this encoder reads a pair, which a chat template cannot render: tokenise (prompt, response) as "
   "docs/exports.md of rm_jax has it, or read the folder with rm_jax"
 )
-# Texts that both readings are compared on when a model is saved.
+# Texts whose tokens, ours and the export's, are compared when a model is saved.
 _PROBES = (("Is 3 < 5?\n", " Yes, it is."), ("  Über 日本 12 ", "no\n\n"), ("a", "b"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """What a folder is written from; see `pretrained.source.save_folder`.
+  """What is written by `pretrained.source.save_folder`.
 
   Attributes:
     config: config.json's dictionary.
-    tokenizer: the clients'.
-    record: rm_jax.json's, which `RewardModel.from_pretrained` goes by.
+    tokenizer: for readers without our code.
+    record: rm_jax.json's dictionary, from which `RewardModel.from_pretrained` restores the model.
     tensors: Hugging Face name -> float32 array.
-    limits: sentences, each naming what the files have no word for.
+    limits: sentences, each naming a difference to the model that the files cannot express.
   """
 
   config: dict[str, Any]
@@ -56,7 +56,7 @@ def export(model: TextModel, params: dict, *, kinds: Sequence[str] = ()) -> Expo
   Args:
     model: network, tokenizer and convention.
     params: nested dict.
-    kinds: of the feedback that it was trained on, where that is known.
+    kinds: of feedback that it was trained on, where known.
   """
   head, network = model.network.head, model.network
   if head.attributes:
@@ -86,16 +86,17 @@ def export(model: TextModel, params: dict, *, kinds: Sequence[str] = ()) -> Expo
   if (pad := tokenizer.pad_token_id) is not None:
     config["pad_token_id"] = pad
     if pad >= network.backbone.vocab:
-      _make_room(config, tensors, pad, network.backbone.vocab)
+      (name,) = hf.hf_names(network, "backbone/embed/embedding")
+      _make_room(config, tensors, name, pad, network.backbone.vocab)
   record["tokenizer"] = clients.tokenizer_record(model.tokenizer, tokenizer)
   limits += _differences(model, tokenizer)
   return Export(config, tokenizer, record, tensors, tuple(limits))
 
 
 def _fold_head(network: Any, head: Any, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Makes the head's last layer one row, the reward's; returns what it was.
+  """Replaces the head's last layer by one row that gives the reward; returns what it was.
 
-  An ensemble's mean and a mix of attributes are linear in the outputs.
+  This is exact, because an ensemble's mean and a mix of attributes are linear in the outputs.
   """
   weights_O = np.asarray(head.mix or [1 / head.outputs] * head.outputs, np.float64)
   paths = [path for path in flatten_dict(network.abstract(), sep="/") if "head/out/" in path]
@@ -106,11 +107,9 @@ def _fold_head(network: Any, head: Any, tensors: dict[str, np.ndarray]) -> dict[
 
 
 def _make_room(
-  config: dict[str, Any], tensors: dict[str, np.ndarray], token: int, vocab: int
+  config: dict[str, Any], tensors: dict[str, np.ndarray], name: str, token: int, vocab: int
 ) -> None:
-  """A row of the embedding for a token that is beyond it: the pad token, which nothing reads."""
-  embeddings = ("embed_tokens.weight", "word_embeddings.weight")
-  (name,) = [name for name in tensors if name.endswith(embeddings)]
+  """Adds rows to the embedding up to a token beyond it: the pad token, which nothing reads."""
   tensors[name] = np.pad(tensors[name], ((0, token + 1 - vocab), (0, 0)))
   config["vocab_size"] = token + 1
 
@@ -121,6 +120,11 @@ def _limits(model: TextModel, kinds: Sequence[str]) -> Sequence[str]:
     yield (
       "the model reads the mean over a response; transformers reads one token of it, so that its "
       "scores are others. RewardModel.from_pretrained reads it as it was trained"
+    )
+  if getattr(model.network.backbone, "attention_cap", None) is not None:
+    yield (
+      "the model caps attention's logits; transformers 5 does, and 4.51 where from_pretrained is "
+      "given attn_implementation='eager'"
     )
   if "step" in kinds:
     yield (
@@ -157,7 +161,7 @@ def _tokenizer(model: TextModel) -> Any:
 
 
 def _template(encoder: TextEncoder) -> str | None:
-  """A chat template that renders all of a conversation's text, as `TextEncoder` reads it."""
+  """A chat template that renders a conversation as `TextEncoder` reads it, BOS and EOS included."""
   own = clients.template_of(encoder.tokenizer)
   if own is None:
     return None
@@ -176,8 +180,8 @@ def _template(encoder: TextEncoder) -> str | None:
   if not (before or after or dated):
     return own
   date = "{% set date_string = " + _quoted(encoder.convention.date) + " %}"
-  # Jinja leaves out the one line's end that a template's source ends in, and here it does not end.
-  # The empty texts keep what stands at either end from being trimmed.
+  # Jinja drops one newline at the end of a template's source, which here is not its end. The empty
+  # strings keep whitespace at either end from being trimmed.
   return (
     (encoder.dated() + date if dated else "")
     + "{% set rm_jax_text %}{{ '' }}"
@@ -190,14 +194,14 @@ def _template(encoder: TextEncoder) -> str | None:
 
 
 def _quoted(text: str) -> str:
-  """A text as Jinja's source has it."""
+  """A string literal of Jinja."""
   return json.dumps(text, ensure_ascii=False)
 
 
 def _pad(model: TextModel) -> str | None:
-  """The clients' pad token: one that no text ends in, since their pooling passes over it.
+  """The export's pad token: one that no text ends in, because transformers' pooling skips it.
 
-  A head that reads by that very rule, and an encoder, which reads its first token, keep theirs.
+  A head that was trained with that rule, and an encoder, which reads its first token, keep theirs.
   """
   tokenizer = model.tokenizer
   if model.convention.pooling != "last" and tokenizer.pad_token_id is not None:
@@ -219,7 +223,10 @@ def _pad(model: TextModel) -> str | None:
 
 
 def _differences(model: TextModel, tokenizer: Any) -> Sequence[str]:
-  """Where the clients' tokens are not ours, on a few texts: a tokenizer of a kind unknown to us."""
+  """Differences between the export's tokens and ours, on a few texts.
+
+  There are some where a tokenizer does something that `_tokenizer` does not know of.
+  """
   encoder = model.text_encoder()
   for prompt, response in _PROBES:
     turns = ({"role": "user", "content": prompt},), ({"role": "assistant", "content": response},)

@@ -25,11 +25,12 @@ from rm_jax.batch.group import Group
 from rm_jax.batch.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.data.report import Report
 from rm_jax.errors import InputError
-from rm_jax.models.config import DECODERS, backbone_config, is_classifier
+from rm_jax.models.config import DecoderConfig
 from rm_jax.models.lora import is_base
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained import hf
+from rm_jax.pretrained.config import backbone_config, family_of, is_classifier
 from rm_jax.pretrained.source import RECORD, Source, load_tokenizer, parse
 from rm_jax.reward.architecture import architecture, build_network
 from rm_jax.storage.remote import local
@@ -85,19 +86,12 @@ class TextModel:
 
   def exported_config(self) -> dict[str, Any]:
     """config.json of the model when saved: a Hugging Face sequence classifier's."""
-    names = {
-      "llama": "Llama",
-      "mistral": "Mistral",
-      "qwen2": "Qwen2",
-      "qwen3": "Qwen3",
-      "bert": "Bert",
-    }
     head = self.network.head
     labels = head.attributes or tuple(f"LABEL_{i}" for i in range(head.outputs))
     config = dict(self.config)
     config.pop("num_labels", None)
     config |= {
-      "architectures": [f"{names[config['model_type']]}ForSequenceClassification"],
+      "architectures": [family_of(config).classifier],
       "id2label": {str(i): label for i, label in enumerate(labels)},
       "label2id": {label: i for i, label in enumerate(labels)},
       "torch_dtype": "float32",
@@ -156,8 +150,8 @@ def convention_for(
     ValueError: `pooling` is unknown, or the checkpoint's head was trained with another; or the
       record is damaged.
   """
-  positions = backbone_config(hf_config).max_positions
-  decoder = hf_config["model_type"] in DECODERS
+  backbone = backbone_config(hf_config)
+  positions, decoder = backbone.max_positions, isinstance(backbone, DecoderConfig)
   imported = is_classifier(hf_config)
   usual = ("hf" if imported else "last") if decoder else "first"
   if record:

@@ -93,10 +93,10 @@ def step_flops(network: Network, what: Work, *, last_at_marks: bool = False) -> 
   rank is small.
 
   Args:
-    network: the model's.
-    what: the size of the input.
-    last_at_marks: whether the last layer computes only keys and values for all tokens, and the rest
-      for the tokens at marks (see `RewardNetwork.pooled`). The latter are few and not counted.
+    network: whose.
+    what: see `Work`.
+    last_at_marks: the last layer makes keys and values alone of all tokens (see
+      `network.reads_marks_alone`); what it does for the few marks is not counted.
   """
   backbone, frozen = network.backbone, network.frozen
   linear = (2 if network.lora else 3) * _linear_flops(backbone, what)

@@ -16,7 +16,7 @@ from rm_jax.data import formats
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
-from rm_jax.models.config import is_classifier
+from rm_jax.pretrained.config import is_classifier
 from rm_jax.reward.setup import TextModel
 from rm_jax.storage.remote import local
 from rm_jax.train.parse import parse_call, parse_loss, uses_ties

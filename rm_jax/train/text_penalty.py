@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from rm_jax.errors import InputError
 from rm_jax.losses.likelihood import sum_by_response, token_log_likelihood
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
-from rm_jax.models.config import tied_head
 from rm_jax.parallel.mesh import parameter_shardings
+from rm_jax.pretrained.config import tied_head
 from rm_jax.pretrained.hf import LM_HEAD, read_tensor
 from rm_jax.reward.setup import TextModel
 from rm_jax.types import KINDS, Batch
@@ -52,6 +52,11 @@ def check(config: Any, model: TextModel) -> None:
       raise InputError(
         f"{said}, and a model of type {model.config['model_type']!r} is an encoder, which predicts "
         f"no next token; set model.pretrained to a decoder, {mend}"
+      )
+    if (cap := getattr(model.network.backbone, "logit_cap", None)) is not None:
+      raise ValueError(
+        f"{said}, and the model caps its language-model head's logits at {cap:g}, which the text "
+        f"losses do not; set model.pretrained to a model that does not, {mend}"
       )
     if tied_head(model.config):
       continue

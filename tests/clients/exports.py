@@ -69,6 +69,17 @@ MODELS = {
     {"chat_template": "hh", "attributes": ("help", "truth"), "mix": (0.25, -0.5)},
   ),
   "world": (make_tokenizer, {"vocab_size": 700, "model_type": "mistral"}, {"chat_template": "hh"}),
+  "Gemma 2": (
+    decoder_tokenizer,
+    {
+      "model_type": "gemma2",
+      "head_dim": 8,
+      "sliding_window": 24,
+      "query_pre_attn_scalar": 16,
+      "attn_logit_softcapping": 2.0,
+    },
+    {"chat_template": "hh"},
+  ),
   "TinyStories": (
     lambda: published(str(SHARED / "weights/tinystories-llama-260k")),
     {"vocab_size": 512},

@@ -28,7 +28,12 @@ def main():
 
 
 def read(folder, asked):
-  model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+  options = {}
+  if transformers.__version__.startswith("4."):
+    with open(f"{folder}/config.json", encoding="utf-8") as file:
+      if json.load(file).get("attn_logit_softcapping") is not None:
+        options["attn_implementation"] = "eager"  # its default leaves the cap out
+  model = AutoModelForSequenceClassification.from_pretrained(folder, **options).eval()
   tokenizer = AutoTokenizer.from_pretrained(folder)
 
   def tokens(kind, texts, **options):

@@ -1,4 +1,4 @@
-"""Rows of tokens to compare in: padded on a side, far along, packed, with branches."""
+"""Small batches to compare networks on: padded, at far positions, packed, with shared prompts."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ LAYOUTS = ("none", "right", "left", "far", "apart", "packed", "shared")  # a dec
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
-  """One prompt + response: where it lies in the row, and the slot its score is read into."""
+  """One prompt + response: its columns of a row, and the slot that its score is read into."""
 
   row: int
   columns: tuple[int, ...]
@@ -24,7 +24,7 @@ class Sequence:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Rows, and the sequences that stand in them.
+  """A batch, and the sequences in its rows.
 
   `together`: the oracle runs the rows as they stand, with an attention mask; else it runs each
   sequence by itself.
@@ -51,7 +51,7 @@ def _group(prompt: int, responses: list[int], *, shared: bool) -> list[tuple[int
 def _rows(
   rows: list, *, arch: str, seed: int, shared: bool, left=False, start=0, gap=0, together=False
 ) -> Layout:
-  """Lays `rows`, lists of groups (prompt length, lengths of responses), into a Layout."""
+  """A Layout of `rows`, each a list of groups (prompt length, lengths of responses)."""
   rng = np.random.default_rng(seed)
   # Padding holds random ids and types: nothing may depend on them. Oracles that see
   # padding need its id to find the last token.

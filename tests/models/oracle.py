@@ -1,4 +1,4 @@
-"""What the tests of models/ share: small architectures, and torch as the oracle.
+"""What tests of networks share: small ones of each family, and transformers as the oracle.
 
 Torch and the modelling half of transformers are imported where they are used: all but the parity
 tests run without.
@@ -18,50 +18,17 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
-from rm_jax.models.config import backbone_config, head_config
 from rm_jax.models.network import Network
+from rm_jax.pretrained.config import backbone_config, head_config
+from rm_jax.pretrained.families import FAMILIES
 from rm_jax.pretrained.hf import load_params
-from tests.models.layouts import LAYOUTS, VOCAB, B, G, K, Layout, Sequence, T, layout
+from tests.models.families import SMALL, Case
+from tests.models.layouts import LAYOUTS, B, G, K, Layout, Sequence, T, layout
 
 # For parity: |difference| over the root mean square of the reference, at real tokens.
 TOLERANCE = 2e-5
 
-_DECODER = dict(
-  vocab_size=VOCAB,
-  hidden_size=32,
-  intermediate_size=48,
-  num_hidden_layers=3,
-  num_attention_heads=4,
-  num_key_value_heads=2,
-  max_position_embeddings=16384,
-  pad_token_id=0,
-  bos_token_id=1,
-  eos_token_id=2,
-)
-_SMALL = {
-  "llama": _DECODER,
-  "mistral": dict(_DECODER, sliding_window=None),
-  "qwen2": _DECODER,
-  "qwen3": dict(_DECODER, head_dim=12),
-  "bert": dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    max_position_embeddings=32,
-    type_vocab_size=2,
-    pad_token_id=0,
-  ),
-}
-_NAMES = {
-  "llama": "Llama",
-  "mistral": "Mistral",
-  "qwen2": "Qwen2",
-  "qwen3": "Qwen3",
-  "bert": "Bert",
-}
-ARCHITECTURES = tuple(_SMALL)
+ARCHITECTURES = tuple(SMALL)
 
 needs_torch = pytest.mark.skipif(
   importlib.util.find_spec("torch") is None, reason="torch, the oracle, is not installed"
@@ -72,9 +39,9 @@ def hf_config(arch: str, *, labels: int = 1, **keys) -> dict:
   """A small classifier's config.json as a dictionary; made without torch."""
   return {
     "model_type": arch,
-    "architectures": [f"{_NAMES[arch]}ForSequenceClassification"],
+    "architectures": [FAMILIES[arch].classifier],
     "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
-    **_SMALL[arch],
+    **SMALL[arch].keys,
     **keys,
   }
 
@@ -139,24 +106,6 @@ def _torch():
   return torch
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """A small checkpoint that transformers writes: an architecture and what is peculiar to it.
-
-  `saved`: 'classifier', 'causal' (a language model, its head no use to us) or 'base' (no head and
-  names without the model's prefix).
-  """
-
-  arch: str
-  what: str
-  keys: dict = dataclasses.field(default_factory=dict, hash=False)
-  labels: int = 1
-  saved: str = "classifier"
-
-  def __str__(self) -> str:
-    return f"{self.arch}-{self.what}".replace(" ", "_")
-
-
 def layouts_of(case: Case) -> tuple[str, ...]:
   """The layouts in which a case can be compared.
 
@@ -165,8 +114,8 @@ def layouts_of(case: Case) -> tuple[str, ...]:
   """
   if case.arch == "bert":
     return ("none", "right", "left", "packed", "copies")
-  windows = case.arch != "llama" and "sliding_window" in case.keys
-  return tuple(name for name in LAYOUTS if not (windows and name == "apart"))
+  slides = backbone_config(hf_config(case.arch, **case.keys)).sliding_windows is not None
+  return tuple(name for name in LAYOUTS if not (slides and name == "apart"))
 
 
 def build(case: Case) -> Any:
@@ -176,7 +125,7 @@ def build(case: Case) -> Any:
   torch = _torch()
   transformers.logging.set_verbosity_error()
   config = transformers.AutoConfig.for_model(
-    case.arch, num_labels=case.labels, **{**_SMALL[case.arch], **case.keys}
+    case.arch, num_labels=case.labels, **{**SMALL[case.arch].keys, **case.keys}
   )
   kind = {
     "classifier": transformers.AutoModelForSequenceClassification,
@@ -184,8 +133,8 @@ def build(case: Case) -> Any:
     "base": transformers.AutoModel,
   }[case.saved]
   model = kind.from_config(config, attn_implementation="eager").eval()
-  # A draw whose scores do not cancel: where a layout's four happen to be 0.06, float32's own error
-  # in them, torch's too, is half of the tolerance.
+  # A seed whose scores do not cancel: the tolerance is relative, and where a layout's four scores
+  # happen to be 0.06, the rounding of float32 alone, torch's too, is half of it.
   noise = torch.Generator().manual_seed(4)
   with torch.no_grad():
     for name, parameter in model.named_parameters():
@@ -223,8 +172,8 @@ def loaded(case: Case) -> tuple[Any, Network, dict, list[str]]:
     return model, *read_checkpoint(folder)
 
 
-# Compile a gradient in a sixth of the time; the numbers are those of the same operations. An XLA
-# that does not know the second (jax 0.12's) takes half the time.
+# XLA's options by which a gradient compiles in a sixth of the time; the operations are the same. An
+# XLA without the second option (jax 0.12's) needs half the time.
 _QUICK = (
   {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
   {"xla_backend_optimization_level": 0},

@@ -1,4 +1,4 @@
-"""Attention on kernels: the numbers of XLA's own path, what is kept, and who gets which kernel."""
+"""Attention kernels: they give XLA's numbers, keep what remat wants, and are chosen by a rule."""
 
 import dataclasses
 import functools
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from rm_jax.models import kernels
-from rm_jax.models.attention import Sight, attend
-from rm_jax.models.config import backbone_config
+from rm_jax.models.attention import RowAttention
 from rm_jax.models.layers import REMAT
+from rm_jax.pretrained.config import backbone_config
 from tests.models.oracle import hf_config
 
 LONG, SHORT, N, K, H = 200, 60, 4, 2, 16
@@ -22,7 +22,7 @@ GPU = next((d for d in jax.local_devices() if d.platform == "gpu"), None)
 
 
 def segments_of(alone):
-  """Of a row two long windows and a short one that is empty: one sequence each, or several."""
+  """Segments of two rows: two long windows and a short one; a sequence in each, or several."""
   long, short = np.zeros((2, 2, LONG), np.int32), np.zeros((2, 1, SHORT), np.int32)
   for number, (row, window, start, end) in enumerate(
     [(0, 0, 0, 150), (0, 1, 0, 200), (1, 0, 0, 1), (1, 1, 0, 77)], 1
@@ -42,7 +42,7 @@ def inputs(dtype=np.float32):
 
 
 def output_and_gradients(kernel, segments, parts, g):
-  """Of real columns: what `attend` gives, and the gradients of its product with g."""
+  """The output of `attend` at real columns, and the gradients of its product with g."""
   masks = []
   for one in segments:
     L = one.shape[-1]
@@ -51,10 +51,11 @@ def output_and_gradients(kernel, segments, parts, g):
   sizes = tuple(one.shape[1:] for one in segments)
   position = np.zeros(g.shape[:2], np.int32)
   real = np.concatenate([one.reshape(one.shape[0], -1) for one in segments], axis=1) > 0
-  sight = Sight(tuple(masks), tuple(segments), position, None, None, sizes, kernel)
+  masks, segments = tuple(masks), tuple(segments)
+  attention = RowAttention(True, masks, segments, position, None, None, sizes, kernel)
 
   def product(q, k, v):
-    out = jnp.where(real[:, :, None, None], attend(q, k, v, sight, causal=True), 0)
+    out = jnp.where(real[:, :, None, None], attention.attend(q, k, v), 0)
     return jnp.sum(out.astype(jnp.float32) * g), out
 
   (_, out), gradients = jax.jit(jax.value_and_grad(product, (0, 1, 2), has_aux=True))(*parts)
@@ -108,7 +109,7 @@ def test_each_device_runs_a_kernel_on_its_rows_and_heads(kernel):
   check(found, alone, 5e-6)
 
 
-# What is kept for the backward pass, in the text that a TPU or a GPU would get.
+# What rematerialisation keeps, read in the program as lowered for a TPU or a GPU.
 
 
 def custom_calls(kernel, platform, remat):
@@ -139,7 +140,7 @@ def test_splash_is_lowered_for_tpu_and_its_output_kept(remat, forward):
 
 @pytest.mark.parametrize(("remat", "forward"), [("minimal", 1), ("full", 2)])
 def test_cudnn_is_lowered_for_nvidia_and_its_output_kept(remat, forward, monkeypatch):
-  # JAX asks the machine for its cuDNN; the text needs none.
+  # JAX asks this machine for its cuDNN, which lowering does not need.
   inside = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
   monkeypatch.setattr(inside, "check_cudnn_version", lambda: 91000)
   names = ["".join(name) for name in custom_calls("cudnn", "cuda", remat)]
@@ -154,7 +155,7 @@ def test_cudnn_gives_the_numbers_of_xla():
   check(found, True, 0.03)
 
 
-# Who gets which kernel.
+# Which kernel is chosen.
 
 
 def device(platform, capability=None):
@@ -177,7 +178,8 @@ def choose(wanted="auto", where="tpu", *, arch="qwen3", dtype="bfloat16", packed
     ("splash", {"head_dim": 80}),
     ("xla", {"wanted": "xla"}),
     ("xla", {"dtype": "float32"}),
-    ("xla", {"windows": (0, 5, 0)}),
+    ("xla", {"sliding_windows": (0, 5, 0)}),
+    ("xla", {"attention_cap": 50.0}),
     ("xla", {"attention_dropout": 0.1}),
     ("xla", {"packed": False}),
     ("xla", {"arch": "bert"}),
@@ -204,7 +206,8 @@ def test_auto_takes_what_can_be_had(kernel, options):
     ({"wanted": "flash"}, "model.attention is 'flash'; expected one of auto, xla, splash, cudnn"),
     ({"arch": "bert"}, "'splash' and the model is an encoder; expected a decoder"),
     ({"dtype": "float32"}, "model.dtype is 'float32'; expected model.dtype=bfloat16"),
-    ({"windows": (0, 5, 0)}, "sliding window"),
+    ({"sliding_windows": (0, 5, 0)}, "sliding window"),
+    ({"attention_cap": 50.0}, "caps attention's logits at 50; expected a model that does not"),
     ({"attention_dropout": 0.1}, r"rate of 0\.1; expected model.dropout=False"),
     ({"packed": False}, "data.pack is False; expected data.pack=True"),
     ({"where": "9.0"}, "platform 'gpu'; expected a TPU"),

@@ -12,14 +12,17 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from rm_jax.batch.layout import Packing, need, pack, plan
+from rm_jax.batch.pack import assemble
 from rm_jax.models import layers
 from rm_jax.models.attention import visible, within
 from rm_jax.models.layers import run_stack, stack
 from rm_jax.models.numerics import drop
 from rm_jax.types import Batch
+from tests.batch.test_pack import random_groups
 from tests.models import oracle
 from tests.models.layouts import VOCAB, WINDOW, T, layout
-from tests.models.oracle import make_network, random_params, split_stack
+from tests.models.oracle import make_network, quick_jit, random_params, split_stack
 
 _WINDOW = {"sliding_window": WINDOW}
 
@@ -45,7 +48,7 @@ def _close(a, b, tolerance):
     assert np.linalg.norm(a[path] - b[path]) <= tolerance * np.linalg.norm(b[path]), path
 
 
-# Who sees whom.
+# Which columns see which.
 
 
 def _row(group, branch):
@@ -90,15 +93,15 @@ def test_a_window_counts_positions():
   position = np.array([[0, 1, 2, 3, 2]])
   np.testing.assert_array_equal(
     within(position, 2)[0].astype(int)[3:],
-    # The key may be fewer than 2 positions back; what is ahead is visible's to forbid.
+    # A key fewer than 2 positions back is seen; keys ahead are masked by `visible`.
     [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]],
   )
   assert within(position, 0).all()
 
 
-@pytest.mark.parametrize("arch", ["llama", "mistral", "bert"])
+@pytest.mark.parametrize("arch", ["llama", "mistral", "gemma2", "bert"])
 def test_a_score_depends_on_its_own_sequence_alone(arch):
-  """To the bit: what is masked has weight zero, not a small one."""
+  """Bitwise: a masked column has weight zero, not a small one."""
   network = make_network(arch, **(_WINDOW if arch == "mistral" else {}))
   params = random_params(network)
   rows = layout("copies" if arch == "bert" else "shared", arch)
@@ -114,12 +117,13 @@ def test_a_score_depends_on_its_own_sequence_alone(arch):
     assert changed.sum() == rows.batch.where[sequence.row].sum() - 1
 
 
+@pytest.mark.parametrize("arch", ["mistral", "gemma2"])
 @pytest.mark.parametrize("name", ["packed", "shared"])
-def test_windows_are_measured_in_positions(name):
+def test_sliding_windows_are_measured_in_positions(name, arch):
   """Each sequence of a row, the second branch too, scores as it does alone in a row."""
-  network = make_network("mistral", **_WINDOW)
+  network = make_network(arch, **_WINDOW)
   params = random_params(network)
-  rows = layout(name, "mistral")
+  rows = layout(name, arch)
   together = _scores(network, params, rows.batch)
   apart = 0
   for sequence in rows.sequences:
@@ -135,11 +139,50 @@ def test_windows_are_measured_in_positions(name):
   assert apart > 0 or name == "packed"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["mistral", "gemma2"])
+def test_windows_of_a_row_change_no_number(arch):
+  """Scores and gradients of rows whose prompts are shared or copied are those of padded rows."""
+  groups = random_groups(8, longest=150)
+  groups = [dataclasses.replace(g, ids=tuple(i % VOCAB for i in g.ids)) for g in groups]
+  network = make_network(arch, **{**_WINDOW, "sliding_window": 40})
+  params = random_params(network)
+  factor = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+
+  def scores_and_gradients(packing):
+    needs = [need(g, packing) for g in groups]
+    (micro,) = pack(range(8), needs, plan(groups, 8, packing))
+    batch, index = assemble(micro, groups, packing=packing, fields=frozenset())
+    K = batch.where.shape[-1]
+
+    def loss(params, batch):
+      scores = network.apply(params, batch)
+      return jnp.sum(jnp.where(batch.where, scores * factor[index][..., :K], 0)), scores
+
+    (_, scores), grads = quick_jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+    by_group = np.zeros_like(factor)
+    for b, g in zip(*np.nonzero(index >= 0), strict=True):
+      by_group[index[b, g], :K] = scores[b, g]
+    return batch, by_group, jax.device_get(grads)
+
+  padded, expected, gradients = scores_and_gradients(Packing(share=False, pack=False, cells=10**6))
+  assert padded.windows is None
+  for windows, share in (("cheapest", True), ("sequences", True), ("sequences", False)):
+    packing = Packing(share=share, cells=10**6, windows=windows, align=8)
+    batch, scores, ours = scores_and_gradients(packing)
+    # Blocks of queries, of which causal attention makes several, begin at 64 columns.
+    assert max(w.shape[-1] for w in batch.windows) > 64
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    _close(ours, gradients, 2e-5)
+
+
 # Frozen layers.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "frozen"), [("qwen2", 1), ("qwen2", 3), ("bert", 2), ("bert", 3)])
+@pytest.mark.parametrize(
+  ("arch", "frozen"), [("qwen2", 1), ("qwen2", 3), ("gemma2", 1), ("bert", 2), ("bert", 3)]
+)
 def test_frozen_layers_change_no_number(arch, frozen):
   # The window is in the last layer only: a stack must get its own layers' windows.
   keys = dict(_WINDOW, use_sliding_window=True, max_window_layers=2) if arch == "qwen2" else {}
@@ -151,7 +194,7 @@ def test_frozen_layers_change_no_number(arch, frozen):
 
   @oracle.quick_jit
   def run(split, batch):
-    # What the frozen layers give can be kept, and enters where they end.
+    # The output of the frozen layers can be kept, and enters above them.
     features = network.features(split, batch)
     kept = dataclasses.replace(batch, hidden=features, tokens=jnp.zeros_like(batch.tokens))
     return features, network.apply(split, batch), network.apply(split, kept)
@@ -186,9 +229,8 @@ def test_settings_that_are_wrong():
     ({"frozen": -1}, "model.frozen_layers is -1"),
     ({"remat": "some"}, "model.remat is 'some'; expected one of none, minimal, full"),
   ):
-    network = make_network("llama", options=options)
     with pytest.raises(ValueError, match=message):
-      network.abstract()
+      make_network("llama", options=options)
 
 
 # Rematerialisation and precision.
@@ -196,7 +238,7 @@ def test_settings_that_are_wrong():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["shared", "packed"])
-@pytest.mark.parametrize("arch", ["qwen3", "mistral", "bert"])
+@pytest.mark.parametrize("arch", ["qwen3", "mistral", "gemma2", "bert"])
 def test_a_last_layer_at_marks_alone_changes_no_number(arch, name):
   if arch == "bert":
     name = {"shared": "copies"}.get(name, name)
@@ -269,7 +311,7 @@ def test_bfloat16_is_close_to_float32(arch):
 
 @pytest.mark.parametrize("arch", ["qwen3", "bert"])
 def test_the_precision_of_every_dot(arch):
-  """CPUs have one float32, TPUs and NVIDIA's tensor cores two: read in the lowered text."""
+  """TPUs and NVIDIA round float32 products by default, CPUs do not: read in the lowered text."""
 
   def dots(dtype):
     network = make_network(arch, options={"dtype": dtype})
@@ -328,7 +370,7 @@ def test_padding_has_score_zero_and_no_gradient(arch):
   assert (scores[empty.where] != 0).all()
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
-  # Tokens that only padding has get no gradient, and what they are changes no number.
+  # Tokens that occur only in padding get no gradient, and changing them changes no number.
   seen = np.unique(empty.tokens[empty.group > 0])
   unseen = np.setdiff1d(np.arange(VOCAB), seen)
   assert (grads["backbone"]["embed"]["embedding"][unseen] == 0).all()
@@ -453,7 +495,7 @@ def test_kept_features_meet_the_same_dropout(arch):
 
 @pytest.mark.parametrize(("D", "F"), [(24, 40), (40, 24)])
 def test_a_linear_maps_gradients_are_those_of_the_plain_product(D, F):
-  """Whichever matrix is turned for it on a CPU; and the lowered text for a TPU turns none."""
+  """Whichever matrix is transposed on a CPU; lowered for a TPU or a GPU, none is."""
   x_key, w_key, g_key = jax.random.split(jax.random.key(0), 3)
   x_BTD = jax.random.normal(x_key, (2, 7, D))
   kernel_DF = jax.random.normal(w_key, (D, F))

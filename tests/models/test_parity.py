@@ -10,60 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rm_jax.models.config import backbone_config
 from rm_jax.models.decoder import rope_frequencies
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.pretrained.hf import export_params
 from rm_jax.types import Batch
 from tests.models import oracle
-from tests.models.layouts import LAYOUTS, WINDOW, layout
-from tests.models.oracle import TOLERANCE, Case, needs_torch
+from tests.models.families import CASES, LINEAR, LLAMA3, SMALL
+from tests.models.layouts import LAYOUTS, layout
+from tests.models.oracle import TOLERANCE, needs_torch
 
-_LLAMA3 = {
-  "rope_type": "llama3",
-  "rope_theta": 10_000.0,
-  "factor": 8.0,
-  "low_freq_factor": 1.0,
-  "high_freq_factor": 4.0,
-  # Of a head's 6 wavelengths, 6 to 13,500 tokens, this keeps some, blends some and stretches some.
-  "original_max_position_embeddings": 512,
-}
-_LINEAR = {"rope_type": "linear", "rope_theta": 500_000.0, "factor": 3.0}
-
-CASES = [
-  Case("llama", "GQA 4/2"),
-  Case("llama", "MHA, 3 labels", {"num_key_value_heads": 4}, labels=3),
-  Case("llama", "MQA, tanh GELU", {"num_key_value_heads": 1, "hidden_act": "gelu_pytorch_tanh"}),
-  Case("llama", "llama3 RoPE", {"rope_parameters": _LLAMA3, "head_dim": 12}),
-  Case("llama", "linear RoPE", {"rope_parameters": _LINEAR}),
-  Case("llama", "head_dim 20", {"head_dim": 20}),
-  Case("llama", "attention_bias, mlp_bias", {"attention_bias": True, "mlp_bias": True}),
-  Case("llama", "tied causal LM", {"tie_word_embeddings": True}, saved="causal"),
-  Case("llama", "untied causal LM", {"tie_word_embeddings": False}, saved="causal"),
-  Case("llama", "stray sliding_window", {"sliding_window": WINDOW}),
-  Case("mistral", "windowless, 3 labels", labels=3),
-  Case("mistral", "window 5, head_dim 12", {"sliding_window": WINDOW, "head_dim": 12}),
-  Case("qwen2", "qkv bias, 3 labels", labels=3),
-  Case(
-    "qwen2",
-    "window 5 from layer 1",
-    {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
-  ),
-  Case("qwen2", "base model", saved="base"),
-  Case("qwen3", "q/k norm, head_dim 12"),
-  Case(
-    "qwen3",
-    "bias, window 5 from layer 2, 3 labels",
-    {
-      "attention_bias": True,
-      "use_sliding_window": True,
-      "sliding_window": WINDOW,
-      "max_window_layers": 2,
-    },
-    labels=3,
-  ),
-  Case("bert", "GELU"),
-  Case("bert", "tanh GELU, 3 labels", {"hidden_act": "gelu_new"}, labels=3),
-  Case("bert", "base model", saved="base"),
+_GRADIENTS = [
+  next(case for case in CASES if case.arch == arch) for arch in SMALL if SMALL[arch].gradients
 ]
 _GRID = [(case, name) for case in CASES for name in oracle.layouts_of(case)]
 _TINYSTORIES = Path(__file__).parents[3] / "shared/weights/tinystories-llama-260k"
@@ -83,7 +40,7 @@ def test_hidden_states_and_scores_equal_torch(case, name):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_missing_head_is_reported(case):
   missing = oracle.loaded(case)[3]
-  # A pre-trained BERT's pooler is of its checkpoint.
+  # A pre-trained BERT's checkpoint has a pooler.
   out = ["head/out/bias", "head/out/kernel"] if case.arch == "bert" else ["head/out/kernel"]
   assert sorted(missing) == ([] if case.saved == "classifier" else out)
 
@@ -91,7 +48,7 @@ def test_a_missing_head_is_reported(case):
 @needs_torch
 @pytest.mark.parametrize(
   ("case", "name"),
-  [(CASES[0], "shared"), (CASES[17], "copies")],
+  [(case, "copies" if case.arch == "bert" else "shared") for case in _GRADIENTS],
   ids=str,
 )
 def test_gradients_of_every_parameter_equal_torch(case, name):
@@ -121,7 +78,7 @@ def test_gradients_of_every_parameter_equal_torch(case, name):
 @pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])
 @pytest.mark.parametrize(
   "rope",
-  [{"rope_type": "default"}, _LINEAR, _LLAMA3],
+  [{"rope_type": "default"}, LINEAR, LLAMA3],
   ids=lambda rope: rope["rope_type"],
 )
 def test_rope_frequencies_equal_torch_to_the_last_place(rope, theta, head_dim):
@@ -133,8 +90,8 @@ def test_rope_frequencies_equal_torch_to_the_last_place(rope, theta, head_dim):
   reference = LlamaRotaryEmbedding(LlamaConfig(**keys)).inv_freq.numpy()
   config = backbone_config(oracle.hf_config("llama", **keys))
   ours = jax.jit(lambda: rope_frequencies(config.rope, head_dim))()
-  # torch rounds a power up to one unit off, and the blend of llama3's rule subtracts near-equals;
-  # high frequencies, which far positions multiply, are to be the same or next to it.
+  # torch's power may be one unit in the last place off, and llama3's rule subtracts numbers that
+  # are nearly equal. High frequencies, whose error far positions multiply, are held to one unit.
   units = 4 if rope["rope_type"] == "llama3" else 2
   np.testing.assert_array_max_ulp(np.asarray(ours)[reference > 0.05], reference[reference > 0.05])
   np.testing.assert_array_max_ulp(np.asarray(ours), reference, maxulp=units)

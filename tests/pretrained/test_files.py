@@ -1,4 +1,4 @@
-"""Where models come from: folders, a hub that this machine plays, wheels made here."""
+"""Finding models: in folders, on a hub that a local server plays, in wheels made here."""
 
 import hashlib
 import http.server
@@ -31,7 +31,7 @@ def model(folder, names=("config.json", "model.safetensors")):
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-  """No hub, an empty cache of the hub and of ours, and no package index."""
+  """Neither hub nor package index, and empty caches of the hub and of ours."""
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
   monkeypatch.setenv("RM_JAX_CACHE", str(tmp_path / "cache"))
@@ -112,7 +112,7 @@ HUB_FILES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-  """As much of the hub's protocol as a download takes."""
+  """The part of the hub's protocol that a download uses."""
 
   def do_GET(self):
     path = self.path.partition("?")[0]
@@ -146,7 +146,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def test_download_from_a_hub(tmp_path):
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  # The hub's address and cache are read when the library is imported: so in a fresh process.
+  # In a fresh process, because the library reads the hub's address and cache when it is imported.
   environment = {
     **{k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k != "HF_HUB_OFFLINE"},
     "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
@@ -177,13 +177,13 @@ def test_download_from_a_hub(tmp_path):
   finally:
     server.shutdown()
     server.server_close()
-  # And without it from then on, whether it is known to be off or does not answer.
+  # From then on it is found without the hub, whether that is off or does not answer.
   assert resolve(HF_HUB_OFFLINE="1") == str(snapshot)
 
 
 @pytest.fixture
 def hub(offline, monkeypatch):
-  """A hub that answers what `answer` says."""
+  """A hub whose answers `answer` gives."""
 
   class Info:
     siblings = ()

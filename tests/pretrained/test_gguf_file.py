@@ -1,4 +1,4 @@
-"""GGUF files that say more than they hold: refused, and nothing is made of what they say."""
+"""GGUF files whose counts exceed their content are refused before anything is allocated."""
 
 import struct
 import tracemalloc
@@ -21,7 +21,7 @@ def good(tmp_path_factory):
 
 
 def replaced(data, key, offset, value):
-  """The bytes `offset` behind a key's name (its type is the first four) exchanged."""
+  """The file with bytes replaced, `offset` after a key's name; the first four are its type."""
   at = data.index(key.encode()) + len(key) + offset
   return data[:at] + value + data[at + len(value) :]
 

@@ -126,7 +126,7 @@ def test_ids_are_the_originals(tmp_path, pre):
     ids = original.encode(text).ids
     assert ours(text)["input_ids"] == ids, repr(text)
     assert ours.decode(ids, skip_special_tokens=False) == original.decode(ids, False)
-  # One row more, that no text gives: its name, [PAD293], is among the pieces.
+  # One row more than pieces, which no text gives; its name is [PAD293].
   assert len(ours) == original.get_vocab_size() + 1 == 294
 
 
@@ -201,7 +201,7 @@ def test_bos_and_eos_are_added_where_the_file_says_so(tmp_path, pre, flags, bos,
 
 
 def sentencepiece(**more):
-  """A vocabulary in which unions score by their place: earlier is better."""
+  """A vocabulary in which an earlier union has a better score."""
   pieces = ["▁", "a", "b", "c", "n", "▁a", "an", "ab", "ana", "ban", "▁ban", "bana", "na", "▁b"]
   tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]
   keys = {
@@ -218,7 +218,7 @@ def sentencepiece(**more):
 
 
 def by_scores(text, keys):
-  """Sentencepiece's rule: join the neighbours whose union scores best, the leftmost of equals."""
+  """Sentencepiece's rule: join the neighbours whose union scores best; of equals, the leftmost."""
   tokens = keys["tokenizer.ggml.tokens"]
   scores = dict(zip(tokens, keys["tokenizer.ggml.scores"], strict=True))
   pieces = list("▁" + text.replace(" ", "▁"))

@@ -1,4 +1,4 @@
-"""The table of Hugging Face tensors, both ways; config.json; logical axes."""
+"""Import and export of Hugging Face tensors; what config.json means; logical axes."""
 
 import dataclasses
 import json
@@ -10,25 +10,18 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from rm_jax.models.config import HeadConfig, Rope, backbone_config, head_config, is_classifier
+from rm_jax.models.config import HeadConfig, Rope
 from rm_jax.parallel.axes import logical_axes
+from rm_jax.pretrained.config import backbone_config, head_config, is_classifier
 from rm_jax.pretrained.hf import WeightsError, export_params, load_params
 from tests.models import oracle
+from tests.models.families import SMALL
 from tests.models.layouts import layout
 from tests.models.oracle import ARCHITECTURES, Tensors, make_network, needs_torch, random_params
 
-# What makes each architecture's table longest.
-_FULL = {
-  "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 12},
-  "mistral": {"head_dim": 12},
-  "qwen2": {},
-  "qwen3": {"attention_bias": True},
-  "bert": {},
-}
-
 
 def _full(arch, **options):
-  return make_network(arch, labels=3, options=options, **_FULL[arch])
+  return make_network(arch, labels=3, options=options, **SMALL[arch].full)
 
 
 def _load(network, tensors):
@@ -133,7 +126,7 @@ def test_one_error_lists_all_that_is_wrong(bert):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_tensor_can_be_left_out(arch):
-  """Each missing alone is an error that names it; a decoder's whole head is one tensor."""
+  """An error names whichever tensor is missing; only a decoder's head, one tensor, may be."""
   network = _full(arch)
   tensors = dict(export_params(network, random_params(network)))
   for name in tensors:
@@ -154,7 +147,7 @@ def test_other_heads_and_buffers_are_ignored(bert, llama):
     loaded, missing = _load(network, tensors | {n: np.zeros((97, 32), np.float32) for n in extra})
     assert missing == []
     _equal(loaded, _load(network, tensors)[0])
-  # A name that only begins like one of them is not one of them.
+  # A name that only begins like one of these is not ignored.
   with pytest.raises(WeightsError, match="not expected: lm_header"):
     _load(llama[0], llama[1] | {"lm_header.weight": np.zeros(1, np.float32)})
 
@@ -183,7 +176,7 @@ def test_layers_above_the_networks_are_left_out_on_purpose_only(arch):
   whole = _full(arch)
   params = random_params(whole)
   tensors = dict(export_params(whole, params))
-  low = make_network(arch, labels=3, **{**_FULL[arch], "num_hidden_layers": 1})
+  low = make_network(arch, labels=3, **{**SMALL[arch].full, "num_hidden_layers": 1})
   with pytest.raises(WeightsError, match=r"not expected: \S+layers?.1."):
     _load(low, tensors)
   with pytest.raises(WeightsError, match=r"not expected: \S+layers?.2."):
@@ -228,7 +221,7 @@ def test_base_model_names_have_no_prefix(arch):
 
 
 def test_berts_first_checkpoints_call_a_norms_parameters_gamma_and_beta(bert):
-  """bert-base-uncased's file does."""
+  """As the file of bert-base-uncased has them."""
   network, tensors = bert
   old = {
     name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
@@ -250,7 +243,7 @@ def test_transformers_reads_what_we_export(arch, tmp_path):
   network = _full(arch, frozen=1)
   params = random_params(network, seed=3)
   save_file(dict(export_params(network, params)), tmp_path / "model.safetensors", {"format": "pt"})
-  hf = oracle.hf_config(arch, labels=3, **_FULL[arch])
+  hf = oracle.hf_config(arch, labels=3, **SMALL[arch].full)
   (tmp_path / "config.json").write_text(json.dumps(hf))
   model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
     tmp_path, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
@@ -304,16 +297,16 @@ def test_a_parameter_without_axes_raises(path, ndim):
 def test_config_keys_left_out_mean_what_transformers_means():
   c = backbone_config({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4})
   assert (c.vocab, c.layers, c.ffn, c.kv_heads, c.head_dim) == (32000, 32, 11008, 4, 16)
-  assert (c.activation, c.eps, c.windows) == ("silu", 1e-6, None)
+  assert (c.activation, c.eps, c.sliding_windows) == ("silu", 1e-6, None)
   assert c.rope == Rope(theta=1e4, original_length=2048)
   assert (c.qkv_bias, c.out_bias, c.mlp_bias, c.qk_norm) == (False, False, False, False)
   assert backbone_config({"model_type": "qwen3"}).head_dim == 128
-  assert backbone_config({"model_type": "qwen2"}).windows is None
-  assert backbone_config({"model_type": "mistral"}).windows == (4096,) * 32
-  assert backbone_config({"model_type": "mistral", "sliding_window": None}).windows is None
+  assert backbone_config({"model_type": "qwen2"}).sliding_windows is None
+  assert backbone_config({"model_type": "mistral"}).sliding_windows == (4096,) * 32
+  assert backbone_config({"model_type": "mistral", "sliding_window": None}).sliding_windows is None
   slides = {"model_type": "qwen2", "use_sliding_window": True, "num_hidden_layers": 4}
   c = backbone_config({**slides, "sliding_window": 16, "max_window_layers": 3})
-  assert c.windows == (0, 0, 0, 16)
+  assert c.sliding_windows == (0, 0, 0, 16)
 
 
 def test_biases_are_the_architectures():

@@ -1,4 +1,4 @@
-"""The study of damaged models in small: some seconds of what `tests.studies.hostile` does."""
+"""A few seconds of `tests.studies.hostile`, the study of damaged model folders."""
 
 import random
 import resource
@@ -17,7 +17,7 @@ def bases(tmp_path_factory):
 
 
 def check(path):
-  """'refused' or 'right', by the study's own judgement; with not much memory."""
+  """'refused' or 'right', as the study judges it, with a bound on memory."""
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   found = hostile.attempt(hostile.load, str(path))
   more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
@@ -44,7 +44,7 @@ def test_mutants_are_refused_or_right(bases, tmp_path, kind):
     else:
       hostile.safetensors_mutant(base, path, rng)
     seen.append(check(path))
-  # Neither is all that there is: else it would say nothing.
+  # Both happen, or the test would show nothing.
   assert set(seen) == {"refused", "right"}
 
 
@@ -61,7 +61,7 @@ def test_folders_are_refused_or_right(bases, tmp_path, every):
   ran = tmp_path / "ran"
   cases = list(hostile_cases.folders(*bases, ran))
   assert len({name for name, _ in cases}) == len(cases) >= 170
-  # Some of each kind; those of many megabytes are the study's.
+  # Some of each kind; the study has those of many megabytes.
   small = [c for c in cases if " MB " not in c[0] and "200" not in c[0] and "w0" not in c[0]]
   for i, (name, make) in enumerate(small):
     if i % every:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from rm_jax.batch.tokenise import Convention, TextEncoder
-from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.network import Network
 from rm_jax.pretrained import files, hf
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.pretrained.source import open_source
 from rm_jax.types import Batch
 
@@ -26,7 +27,7 @@ def source_of(name):
 
 def hidden_of(source, ids, token_type=None):
   """Our last hidden states of one sequence, [T, D]."""
-  # A backbone alone: no pooler, and the head is not asked.
+  # The backbone alone: no pooler, and the head is not read.
   network = Network(backbone_config(source.config), HeadConfig())
   params, _ = hf.load_params(
     network, source.tensors(), lambda _, array: array, source=str(source.path)
@@ -75,7 +76,7 @@ def double_norms(monkeypatch):
 
 
 def check(name, ours, run):
-  """Our distance to the same model in double precision, torch's own in float32 beside it.
+  """Our distance, and torch's in float32, to the same model in double precision.
 
   SmolLM2 has a dimension (199) ten to twenty times larger than the rest, in which the rounding of
   float32 alone costs either of us up to 5e-5 of the whole's root mean square, the one or the other

@@ -1,4 +1,4 @@
-"""What opens and saves a checkpoint's folder: no code of its own runs, and none is half saved."""
+"""Opening and saving a checkpoint's folder: its own code never runs, and no save is half done."""
 
 import builtins
 import contextlib
@@ -21,7 +21,7 @@ from rm_jax.pretrained import source
 from tests.conftest import LLAMA, decoder_tokenizer
 
 ROOT = Path(__file__).parents[2]
-# Where it is imported it leaves a file beside it, and is a tokenizer that could be loaded.
+# A tokenizer that could be loaded, and that leaves a file beside it where it is imported.
 EVIL = """
 import pathlib
 pathlib.Path(__file__).with_name("ran").touch()
@@ -33,7 +33,7 @@ from transformers import LlamaConfig as C
 
 @pytest.fixture(autouse=True)
 def unflushed(monkeypatch):
-  """No process ends here before its files are on the disk, and to wait for that takes most time."""
+  """Skips flushing, which takes most of the time: no process here ends before its files are out."""
   monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -92,7 +92,7 @@ def test_where_transformers_has_the_class_the_folder_s_own_is_not_taken(tmp_path
 
 
 def test_a_tokenizer_is_saved_as_it_was(tmp_path):
-  """What it is loaded with must not get into its file: an export's bytes would be others."""
+  """Options of loading must not get into the saved file, whose bytes they would change."""
   decoder_tokenizer().save_pretrained(tmp_path / "a")
   for old, new in (("a", "b"), ("b", "c")):
     source.load_tokenizer(tmp_path / old).save_pretrained(tmp_path / new)
@@ -159,7 +159,7 @@ def contents(path):
 
 
 def model(number):
-  """What `save_folder` takes, of two models of which no file is the other's."""
+  """Arguments of `save_folder` for two models that have no file in common."""
   merges = [("a", "b")] * (number == 1)
   return {
     "config": {**LLAMA, "hidden_size": 32 * number},
@@ -235,19 +235,19 @@ def test_a_save_killed_at_any_call_leaves_the_old_or_the_new_model(tmp_path, mon
     assert (path / ".git" / "HEAD").read_text() == "ref"
     if kill.left > 0:
       break
-    # And the next save mends what is left over.
+    # The next save removes what is left over.
     source.save_folder(path, **new)
     assert contents(path) == after
     assert not list(path.glob(".rm_jax*"))
   assert kill.left > 0  # the last was not killed
-  # First the old one, from one call on the new one.
+  # First the old model is found, and from some call on the new one.
   assert seen == sorted(seen)
   assert sum(seen) > 8
   assert seen.count(False) > 8
 
 
-# Forks itself before any of JAX is started: a child saves one model over the other until it is
-# killed, and another says what is there then.
+# Forks before JAX is started: one child saves one model over the other until it is killed, and
+# another says which model is there then.
 KILLS = """
 import os, random, signal, sys, time
 from tests.pretrained.test_source import contents, model, source
@@ -293,7 +293,7 @@ def test_what_a_new_model_does_not_have_goes(tmp_path):
   (tmp_path / "calibration.json").write_text("{}")
   (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"old")
   source.save_folder(tmp_path, **model(2))
-  # Its template would have been the old one's.
+  # Else the template would be the old model's.
   assert source.load_tokenizer(tmp_path).chat_template is None
   assert {p.name for p in tmp_path.iterdir()} == {
     *("config.json", "rm_jax.json", "model.safetensors", "calibration.json"),
@@ -421,7 +421,7 @@ def test_weights_that_are_no_plain_files(tmp_path):
 
 
 def test_many_processes_may_end_a_save_at_once(tmp_path):
-  """Each finds the whole new model, whoever of them moves which file."""
+  """Each process finds the whole new model, whichever of them moves which file."""
   for attempt in range(8):
     path = tmp_path / str(attempt)
     source.save_folder(path, **model(1))

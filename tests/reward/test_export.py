@@ -10,9 +10,9 @@ from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
 from rm_jax.batch.tokenise import HH_TEMPLATE
-from rm_jax.models.config import backbone_config
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.clients import client_config
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.pretrained.hf import export_params
 from rm_jax.pretrained.source import RECORD, load_tokenizer, save_folder
 from rm_jax.reward.export import PAD, export

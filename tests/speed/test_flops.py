@@ -9,9 +9,10 @@ from rm_jax.batch.group import Group
 from rm_jax.batch.layout import Packing, need, pack, plan
 from rm_jax.batch.pack import assemble, optional_fields
 from rm_jax.models.attention import visible
-from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.speed.flops import Work, forward_flops, layer_weights, step_flops, work
 
 LLAMA = {

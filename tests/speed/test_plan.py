@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import count_slices, make_mesh, parse_mesh
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.reward.architecture import build_network, planned_architecture
 from rm_jax.reward.setup import build_model
 from rm_jax.speed import chips

@@ -56,9 +56,9 @@ def make_bases(folder: Path) -> tuple[Path, Path]:
   """Makes two small undamaged models with tokenizers: (a saved folder, a GGUF file)."""
   import jax
 
-  from rm_jax.models.config import backbone_config, head_config
   from rm_jax.models.network import Network
   from rm_jax.pretrained import hf
+  from rm_jax.pretrained.config import backbone_config, head_config
   from rm_jax.pretrained.source import save_folder
   from tests.conftest import LLAMA, decoder_tokenizer
   from tests.pretrained import test_gguf, test_gguf_tokenizer
@@ -99,9 +99,9 @@ def sha(array: np.ndarray) -> str:
 def load(path: str) -> dict[str, Any]:
   """Loads a model: {weights: their hashes, bytes: their size, config, ids: tokens of a text}."""
   from rm_jax.api import RewardModel
-  from rm_jax.models.config import backbone_config, head_config
   from rm_jax.models.network import Network
   from rm_jax.pretrained import hf
+  from rm_jax.pretrained.config import backbone_config, head_config
   from rm_jax.pretrained.source import open_source
 
   if not path.endswith(".gguf"):

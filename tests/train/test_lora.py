@@ -10,9 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rm_jax import RewardModel
-from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.pretrained.hf import export_params
 from rm_jax.pretrained.source import save_folder
 from rm_jax.reward.setup import build_model

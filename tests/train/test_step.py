@@ -16,10 +16,11 @@ from rm_jax.batch.group import make_group
 from rm_jax.batch.layout import Packing, need, pack, plan
 from rm_jax.batch.pack import assemble, optional_fields
 from rm_jax.batch.tokenise import Convention, TextEncoder
-from rm_jax.models.config import HeadConfig, backbone_config
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.kernels import PACKING
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh
+from rm_jax.pretrained.config import backbone_config
 from rm_jax.reward.score import make_features, score_groups
 from rm_jax.train.objective import Objective
 from rm_jax.train.step import make_accumulate, make_apply

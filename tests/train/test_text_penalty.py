@@ -412,7 +412,7 @@ def test_a_head_that_is_not_to_be_had_is_refused(llama_folder, untied, tmp_path)
 
 
 def backbone_of(hf_config):
-  from rm_jax.models.config import backbone_config
+  from rm_jax.pretrained.config import backbone_config
 
   return backbone_config(hf_config)
 
