@@ -93,8 +93,16 @@ MODELS = {
 }
 
 
-def made(name, folder):
-  """A `RewardModel` of MODELS, whose scores are of size one."""
+def made(name, folder, noise=0.2, head_scale=0.25):
+  """A `RewardModel` of MODELS with random weights, by default with scores of size one.
+
+  Args:
+    name: in MODELS.
+    folder: gets config.json and the tokenizer.
+    noise: standard deviation of what is added to the initial weights, so that no bias is zero and
+      no norm's scale is one.
+    head_scale: standard deviation of the head's kernel.
+  """
   tokenizer, beside, fields = MODELS[name]
   config = LLAMA | beside if beside.get("model_type") != "bert" else beside
   tokenizer().save_pretrained(folder)
@@ -108,12 +116,12 @@ def made(name, folder):
   mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
   params = init_params(built, mesh, jax.random.key(0), training=True)
   params = {
-    p: x + 0.2 * jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x.shape)
+    p: x + noise * jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x.shape)
     for i, (p, x) in enumerate(params.items())
     if p != "head/mix"
   } | {p: x for p, x in params.items() if p == "head/mix"}
   head = "head/out/kernel"
-  params[head] = jax.random.normal(jax.random.key(2), params[head].shape) / 4
+  params[head] = jax.random.normal(jax.random.key(2), params[head].shape) * head_scale
   return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
 
 
