@@ -96,9 +96,9 @@ def real_weights(folder):
   return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
 
 
-# case -> (the rows; the model; whose tokenizer TRL is given; the weight of centering). TRL appends
-# EOS to strings itself, so that it takes the original tokenizer; for conversations the exported chat
-# template does.
+# case -> (the rows; the model; the folder of TRL's tokenizer; the weight of centering). TRL appends
+# EOS to strings itself, so that it takes the original tokenizer. For conversations the exported
+# chat template appends it.
 CASES = {
   "strings": (strings, random_weights, "made", 0.0),
   "conversations with margins, centering": (messages, random_weights, "saved", 0.01),

@@ -1,0 +1,305 @@
+"""README.md and docs/: links lead somewhere, fields and flags exist, and the commands run."""
+
+import doctest
+import importlib
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+from configs.base import get_config
+from tests.test_house import MAY_IMPORT
+from tests.train.runs import write_pairs
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path: path.read_text(encoding="utf-8") for path in FILES}
+COMMANDS = sorted(
+  path.stem
+  for path in (ROOT / "experiments").glob("*.py")
+  if "DEFINE" in path.read_text() and path.stem != "launch"
+)
+
+
+def fenced(text, *languages):
+  """The contents of fenced blocks of some languages."""
+  return [
+    body
+    for kind, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
+    if kind in languages
+  ]
+
+
+def inline(text):
+  """The contents of backticks outside fenced blocks, as people read them."""
+  text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+  return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
+
+
+def commands(text):
+  """Every `python -m experiments.NAME ...` of a page: its words after `python -m`."""
+  lines = []
+  for block in fenced(text, "bash"):
+    lines += block.replace("\\\n", " ").splitlines()
+  found = [
+    shlex.split(line, comments=True) for line in [*lines, *inline(text)] if "experiments." in line
+  ]
+  return [words[2:] for words in found if words[:2] == ["python", "-m"]]
+
+
+ALL = [
+  pytest.param(words, id=f"{path.name}: {' '.join(words)}")
+  for path, text in PAGES.items()
+  for words in commands(text)
+]
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """(command, its flags) -> its module's names, with the flags parsed and its config loaded.
+
+  Each command defines flags of the same names, so that those of the one before are removed.
+  """
+  monkeypatch.chdir(ROOT)
+  importlib.import_module("experiments.launch")  # defines flags that all commands have
+  shared = set(flags.FLAGS)
+
+  def forget():
+    for name in set(flags.FLAGS) - shared:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+  def parse(name, given):
+    forget()
+    argv = [f"experiments/{name}.py", *given]
+    monkeypatch.setattr(sys, "argv", argv)  # where a config's own fields are looked for
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of flags that are given twice, or required
+      found = runpy.run_module(f"experiments.{name}", run_name="docs")
+    rest = flags.FLAGS(argv)
+    assert rest == argv[:1], f"not a flag: {rest[1:]}"
+    return found
+
+  yield parse
+  forget()
+
+
+def test_readme_is_short():
+  assert len(PAGES[ROOT / "README.md"].splitlines()) <= 250
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+  text = re.sub(r"^```.*?^```", "", PAGES[path], flags=re.M | re.S)
+  for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    if "://" in target:
+      continue
+    file, _, anchor = target.partition("#")
+    found = (path.parent / file).resolve() if file else path
+    assert found.exists(), f"{path.name} links to {target}"
+    if anchor:
+      headings = re.findall(r"^#+ (.*)", PAGES[found], re.M)
+      slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+      assert anchor in slugs, f"{path.name} links to {target}; there are {slugs}"
+
+
+def test_every_page_is_linked_from_the_readme():
+  readme = PAGES[ROOT / "README.md"]
+  for path in FILES[1:]:
+    assert f"(docs/{path.name}" in readme, path.name
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_flags_of_commands_parse_and_configs_load(words, parse):
+  name = words[0].removeprefix("experiments.")
+  assert name in COMMANDS
+  parse(name, words[1:])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_fields_flags_and_files_exist(path, parse):
+  """Those that a sentence or a table names in backticks."""
+  config = get_config()
+  known = set()
+  for name in COMMANDS:
+    with pytest.raises(flags.Error):  # required flags are missing: these are not run
+      parse(name, [])
+    known |= set(flags.FLAGS)
+  for code in inline(PAGES[path]):
+    for flag, value in re.findall(r"(?:^|\s)--([\w.]+)(=\S+)?", code):
+      if flag.startswith("config."):
+        assert has_field(config, flag.removeprefix("config.")), f"{path.name}: --{flag}"
+      else:
+        assert flag in known, f"{path.name}: --{flag}{value}"
+    if code.endswith((".json", ".jsonl", ".safetensors")):
+      continue  # of a file, and no dotted name
+    if re.fullmatch(r"(model|data|loss|optimizer|train|mesh)\.[a-z_.]+", code):
+      assert has_field(config, code), f"{path.name}: {code}"
+    if re.fullmatch(r"(rm_jax|tests|configs|experiments|docs)/[\w/.]*", code):
+      assert (ROOT / code).exists(), f"{path.name}: {code}"
+    if re.fullmatch(r"rm_jax(\.\w+)+", code):
+      assert is_there(code), f"{path.name}: {code}"
+
+
+def has_field(config, name):
+  for part in name.split("."):
+    if part not in config:
+      return False
+    config = config[part]
+  return True
+
+
+def is_there(name):
+  """Whether a dotted name can be imported, or is an attribute of a module that can."""
+  for end in range(len(parts := name.split(".")), 0, -1):
+    try:
+      found = importlib.import_module(".".join(parts[:end]))
+    except ModuleNotFoundError:
+      continue
+    for part in parts[end:]:
+      if not hasattr(found, part):
+        return False
+      found = getattr(found, part)
+    return True
+  return False
+
+
+def test_the_map_has_every_room():
+  rows = re.findall(r"^\| `rm_jax/([\w]+)(?:/|\.py)` \|", PAGES[ROOT / "README.md"], re.M)
+  there = {
+    path.stem
+    for path in (ROOT / "rm_jax").iterdir()
+    if path.stem not in ("__init__", "__pycache__") and (path.is_dir() or path.suffix == ".py")
+  }
+  assert set(rows) == there
+  assert len(rows) == len(there)
+
+
+def test_the_picture_runs_the_way_imports_do():
+  """An arrow from room to room brings something to a room that may import the other."""
+  (picture,) = fenced(PAGES[ROOT / "README.md"], "mermaid")
+  arrows = re.findall(r"^ *(\w+)(?:\W*\[.*?\]\)?)? +--(?:.*?--)?> +(\w+)", picture, re.M)
+  assert len(arrows) > 12
+  between = [(a, b) for a, b in arrows if a in MAY_IMPORT and b in MAY_IMPORT]
+  assert len(between) > 8
+  for a, b in between:
+    assert a in MAY_IMPORT[b], f"{a} --> {b}, and {b} may not import {a}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_python_sessions(path, monkeypatch):
+  """The `>>>` lines of a page, as one session, print what the page says."""
+  monkeypatch.chdir(ROOT)
+  text = "".join(fenced(PAGES[path], "python"))
+  test = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
+  if not test.examples:
+    pytest.skip("the page has no session")
+  said = []
+  doctest.DocTestRunner().run(test, out=said.append)
+  assert not said, "".join(said)
+
+
+# What makes a run short: words of the world and a decoder of two layers from random weights.
+TINY = [
+  "--config.model.pretrained=",
+  "--config.model.config=configs/world_decoder.json",
+  "--config.model.tokenizer=world",
+  "--config.model.chat_template=hh",
+  "--config.model.layers=0",
+  "--config.model.frozen_layers=0",
+  "--config.data.cache=none",
+  "--config.data.max_length=256",
+  "--config.data.cells=1024",
+]
+TRAIN = [*TINY, "--config.data.batch_groups=8", "--config.train.steps=2"]
+WORLD = ["--config.data.train=world:48", "--config.data.heldout=world:32"]
+# A command of the pages -> what it is cut short by. All commands of the pages are here, or in
+# NOT_RUN; in this order, since each reads what those before it wrote.
+SHORT = {
+  "experiments.train --config=configs/quickstart.py": [*TRAIN, *WORLD],
+  "experiments.train --config=configs/base.py --workdir=runs/mine": [
+    *TRAIN,
+    "--config.data.heldout=0.25",
+  ],
+  "experiments.train --config=configs/hh_rlhf.py --workdir=runs/loss": [
+    *TRAIN,
+    "--config.data.heldout=0.25",
+  ],
+  "experiments.evaluate --model=runs/mine": [],
+  "experiments.audit --model=runs/mine": ["--limit=24", "--edits=8"],
+  "experiments.score --model=runs/mine": [],
+  "experiments.curate": [],
+  "experiments.benchmark --config=configs/benchmark.py": [
+    *TINY,
+    "--config.data.batch_groups=8",
+    "--config.benchmark.steps=1",
+    "--config.benchmark.turns=1",
+    "--config.model.dtype=float32",
+  ],
+}
+NOT_RUN = {
+  "experiments.train --config=configs/hh_rlhf.py --workdir=runs/hh": "HH-RLHF from the hub",
+  "--config.data.train=PATH": "published data that one has to have",
+  "--exclude=PATH": "likewise",
+  "--multihost": "several hosts, of a pod",
+  "--topology=v5e": "TPU's compiler, of jax[tpu]: tests/speed/test_plan.py runs it where it is",
+  "experiments.sweep": "100 runs; tests/test_sweep.py runs a small one",
+}
+
+
+def how(words):
+  """What cuts a command of a page short, or why it is not run."""
+  line = " ".join(words)
+  starts = [start for start in SHORT if line.startswith(start)]
+  reasons = [why for part, why in NOT_RUN.items() if part in line]
+  if starts and (len(max(starts, key=len)) > len("experiments.train") or not reasons):
+    return SHORT[max(starts, key=len)]
+  assert reasons, f"{line}: neither in SHORT nor in NOT_RUN"
+  return reasons[0]
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_commands_are_run_or_have_a_reason(words):
+  assert how(words) is not None
+
+
+@pytest.mark.slow
+def test_commands_run_cut_short(tmp_path):
+  """In a folder that has the clone's files and what the pages call pairs.jsonl, rows.jsonl ..."""
+  for name in ("configs", "experiments", "rm_jax", "docs"):
+    (tmp_path / name).symlink_to(ROOT / name)
+  write_pairs(tmp_path / "pairs.jsonl", 48)
+  write_pairs(tmp_path / "heldout.jsonl", 16, seed=1)
+  (tmp_path / "rows.jsonl").write_text('{"prompt": "a b", "response": "a"}\n' * 4)
+  environment = os.environ | {
+    "HF_HUB_OFFLINE": "1",
+    "RM_JAX_CACHE": str(tmp_path / "cache"),
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_NUM_CPU_DEVICES": "1",
+  }
+  lines = {" ".join(param.values[0]): param.values[0] for param in ALL}
+  order = sorted(
+    (line for line, words in lines.items() if not isinstance(how(words), str)),
+    key=lambda line: next(i for i, start in enumerate(SHORT) if line.startswith(start)),
+  )
+  assert len(order) >= 8
+  for line in order:
+    words = [*lines[line], *how(lines[line])]
+    done = subprocess.run(
+      [sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+  for made in ("runs/mine/report.png", "runs/eval/report.json", "runs/audit/report.html"):
+    assert (tmp_path / made).is_file()
+  for made in ("scored.jsonl", "clean.jsonl", "report.json", "bench.json"):
+    assert (tmp_path / made).is_file()
