@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import os
 import re
 import runpy
@@ -16,8 +17,8 @@ import pytest
 from absl import flags
 
 from configs.base import get_config
+from rm_jax.world import World
 from tests.test_house import MAY_IMPORT
-from tests.train.runs import write_pairs
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -272,14 +273,30 @@ def test_commands_are_run_or_have_a_reason(words):
   assert how(words) is not None
 
 
+PAIR = ("prompt", "chosen", "rejected")
+
+
+def write_rows(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.mark.slow
 def test_commands_run_cut_short(tmp_path):
   """In a folder that has the clone's files and what the pages call pairs.jsonl, rows.jsonl ..."""
   for name in ("configs", "experiments", "rm_jax", "docs"):
     (tmp_path / name).symlink_to(ROOT / name)
-  write_pairs(tmp_path / "pairs.jsonl", 48)
-  write_pairs(tmp_path / "heldout.jsonl", 16, seed=1)
-  (tmp_path / "rows.jsonl").write_text('{"prompt": "a b", "response": "a"}\n' * 4)
+  for name, split in (("pairs", "train"), ("heldout", "heldout")):
+    rows = [
+      {
+        "prompt": list(e.prompt),
+        "chosen": list(e.responses[0]),
+        "rejected": list(e.responses[1]),
+        "response": list(e.responses[0]),
+      }
+      for e in World().pairs(split, 48, seed=0)
+    ]
+    write_rows(tmp_path / f"{name}.jsonl", [{k: r[k] for k in PAIR} for r in rows])
+    write_rows(tmp_path / "rows.jsonl", [{k: r[k] for k in ("prompt", "response")} for r in rows])
   environment = os.environ | {
     "HF_HUB_OFFLINE": "1",
     "RM_JAX_CACHE": str(tmp_path / "cache"),
