@@ -17,6 +17,7 @@ import pytest
 from absl import flags
 
 from configs.base import get_config
+from rm_jax.data import formats
 from rm_jax.world import World
 from tests.test_house import MAY_IMPORT
 
@@ -200,6 +201,7 @@ def test_the_picture_runs_the_way_imports_do():
 def test_python_sessions(path, monkeypatch):
   """The `>>>` lines of a page, as one session, print what the page says."""
   monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))  # a page registers one
   text = "".join(fenced(PAGES[path], "python"))
   test = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
   if not test.examples:
@@ -207,6 +209,24 @@ def test_python_sessions(path, monkeypatch):
   said = []
   doctest.DocTestRunner().run(test, out=said.append)
   assert not said, "".join(said)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_diffs_are_of_the_code_as_it_is(path):
+  """What a diff keeps or takes away stands so in the file; what it adds is not there yet."""
+  for block in fenced(PAGES[path], "diff"):
+    for part in re.split(r"^--- ", block, flags=re.M)[1:]:
+      name = re.search(r"^\+\+\+ b/(\S+)", part, re.M)[1]
+      if part.startswith("/dev/null"):
+        assert not (ROOT / name).exists(), name
+        continue
+      code = (ROOT / name).read_text(encoding="utf-8")
+      for hunk in re.split(r"^@@.*\n", part, flags=re.M)[1:]:
+        lines = hunk.splitlines()
+        before = [line[1:] for line in lines if line[:1] != "+"]
+        after = [line[1:] for line in lines if line[:1] != "-"]
+        assert "\n".join(before) in code, f"{name}: " + "\n".join(before)
+        assert "\n".join(after) not in code, name
 
 
 # What makes a run short: words of the world and a decoder of two layers from random weights.
@@ -293,7 +313,7 @@ def test_commands_run_cut_short(tmp_path):
         "rejected": list(e.responses[1]),
         "response": list(e.responses[0]),
       }
-      for e in World().pairs(split, 48, seed=0)
+      for e in World().pairs(split, 300, seed=0)
     ]
     write_rows(tmp_path / f"{name}.jsonl", [{k: r[k] for k in PAIR} for r in rows])
     write_rows(tmp_path / "rows.jsonl", [{k: r[k] for k in ("prompt", "response")} for r in rows])
