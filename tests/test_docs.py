@@ -336,6 +336,9 @@ def test_commands_run_cut_short(tmp_path):
       [sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+  sessions = [body for text in PAGES.values() for body in fenced(text, "python")]
+  for body in (body for body in sessions if 'from_pretrained("runs/' in body):
+    subprocess.run([sys.executable, "-c", body], cwd=tmp_path, env=environment, check=True)
   for made in ("runs/mine/report.png", "runs/eval/report.json", "runs/audit/report.html"):
     assert (tmp_path / made).is_file()
   for made in ("scored.jsonl", "clean.jsonl", "report.json", "bench.json"):
