@@ -41,7 +41,7 @@ def test_grpo_optimises_our_rewards(name, tmp_path):
 
 
 def test_grpo_on_strings_leaves_out_what_the_tokenizer_adds(tmp_path):
-  """docs/exports.md says so. If this fails because the rewards are ours, that line is out of date."""
+  """docs/exports.md says so; if these rewards become ours, that line of it is to go."""
   python = python_of("RM_JAX_TEST_TRL", INSTALL)
   model = made("bytes, hh", tmp_path / "made")
   model.save_pretrained(tmp_path / "saved")
