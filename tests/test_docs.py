@@ -1,4 +1,8 @@
-"""README.md and docs/: links lead somewhere, fields and flags exist, and the commands run."""
+"""README.md and docs/: links lead somewhere, fields and flags exist, and the commands run.
+
+Of the lines in the pages' bash blocks these tests look at `python -m experiments.NAME`. Installing the
+package and running the tests is left to CI.
+"""
 
 import doctest
 import importlib
@@ -41,13 +45,13 @@ def fenced(text, *languages):
 
 
 def inline(text):
-  """The contents of backticks outside fenced blocks, as people read them."""
+  """What stands in backticks outside fenced blocks, on one line."""
   text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
   return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
 
 
 def commands(text):
-  """Every `python -m experiments.NAME ...` of a page: its words after `python -m`."""
+  """Each command of a page, in a bash block or in backticks, as the words after `python -m`."""
   lines = []
   for block in fenced(text, "bash"):
     lines += block.replace("\\\n", " ").splitlines()
@@ -57,7 +61,7 @@ def commands(text):
   return [words[2:] for words in found if words[:2] == ["python", "-m"]]
 
 
-ALL = [
+OF_PAGES = [
   pytest.param(words, id=f"{path.name}: {' '.join(words)}")
   for path, text in PAGES.items()
   for words in commands(text)
@@ -66,12 +70,13 @@ ALL = [
 
 @pytest.fixture
 def parse(monkeypatch):
-  """(command, its flags) -> its module's names, with the flags parsed and its config loaded.
+  """A function (command, flags) that parses the flags as the command does, and loads its config.
 
-  Each command defines flags of the same names, so that those of the one before are removed.
+  It raises `flags.Error` or what the config raises. All commands define flags of the same names in
+  one global registry, so those of the command before are removed first.
   """
   monkeypatch.chdir(ROOT)
-  importlib.import_module("experiments.launch")  # defines flags that all commands have
+  importlib.import_module("experiments.launch")  # defines the flags that all commands share
   shared = set(flags.FLAGS)
 
   def forget():
@@ -82,13 +87,12 @@ def parse(monkeypatch):
   def parse(name, given):
     forget()
     argv = [f"experiments/{name}.py", *given]
-    monkeypatch.setattr(sys, "argv", argv)  # where a config's own fields are looked for
+    monkeypatch.setattr(sys, "argv", argv)  # ml_collections looks there for the config's fields
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # of flags that are given twice, or required
-      found = runpy.run_module(f"experiments.{name}", run_name="docs")
+      warnings.simplefilter("ignore")  # absl: a required flag has a default
+      runpy.run_module(f"experiments.{name}", run_name="docs")
     rest = flags.FLAGS(argv)
     assert rest == argv[:1], f"not a flag: {rest[1:]}"
-    return found
 
   yield parse
   forget()
@@ -119,7 +123,7 @@ def test_every_page_is_linked_from_the_readme():
     assert f"(docs/{path.name}" in readme, path.name
 
 
-@pytest.mark.parametrize("words", ALL)
+@pytest.mark.parametrize("words", OF_PAGES)
 def test_flags_of_commands_parse_and_configs_load(words, parse):
   name = words[0].removeprefix("experiments.")
   assert name in COMMANDS
@@ -229,7 +233,7 @@ def test_diffs_are_of_the_code_as_it_is(path):
         assert "\n".join(after) not in code, name
 
 
-# What makes a run short: words of the world and a decoder of two layers from random weights.
+# Flags that make a run small: a decoder of two layers from random weights, and the world's tokens.
 TINY = [
   "--config.model.pretrained=",
   "--config.model.config=configs/world_decoder.json",
@@ -243,8 +247,8 @@ TINY = [
 ]
 TRAIN = [*TINY, "--config.data.batch_groups=8", "--config.train.steps=2"]
 WORLD = ["--config.data.train=world:48", "--config.data.heldout=world:32"]
-# A command of the pages -> what it is cut short by. All commands of the pages are here, or in
-# NOT_RUN; in this order, since each reads what those before it wrote.
+# How a command of the pages begins -> flags that cut it short. They are run in this order, because
+# later ones read what earlier ones wrote.
 SHORT = {
   "experiments.train --config=configs/quickstart.py": [*TRAIN, *WORLD],
   "experiments.train --config=configs/base.py --workdir=runs/mine": [
@@ -267,6 +271,7 @@ SHORT = {
     "--config.model.dtype=float32",
   ],
 }
+# Part of a command that is not run -> why.
 NOT_RUN = {
   "experiments.train --config=configs/hh_rlhf.py --workdir=runs/hh": "HH-RLHF from the hub",
   "--config.data.train=PATH": "published data that one has to have",
@@ -278,45 +283,35 @@ NOT_RUN = {
 
 
 def how(words):
-  """What cuts a command of a page short, or why it is not run."""
+  """The flags that cut a command of a page short, or the reason why it is not run."""
   line = " ".join(words)
   starts = [start for start in SHORT if line.startswith(start)]
   reasons = [why for part, why in NOT_RUN.items() if part in line]
-  if starts and (len(max(starts, key=len)) > len("experiments.train") or not reasons):
+  if starts:
     return SHORT[max(starts, key=len)]
   assert reasons, f"{line}: neither in SHORT nor in NOT_RUN"
   return reasons[0]
 
 
-@pytest.mark.parametrize("words", ALL)
+@pytest.mark.parametrize("words", OF_PAGES)
 def test_commands_are_run_or_have_a_reason(words):
   assert how(words) is not None
 
 
-PAIR = ("prompt", "chosen", "rejected")
-
-
-def write_rows(path, rows):
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write_rows(path, columns, rows):
+  lines = [json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows]
+  path.write_text("".join(lines))
 
 
 @pytest.mark.slow
 def test_commands_run_cut_short(tmp_path):
-  """In a folder that has the clone's files and what the pages call pairs.jsonl, rows.jsonl ..."""
+  """In a folder with the clone's files, and the data that the pages call pairs.jsonl and so on."""
   for name in ("configs", "experiments", "rm_jax", "docs"):
     (tmp_path / name).symlink_to(ROOT / name)
   for name, split in (("pairs", "train"), ("heldout", "heldout")):
-    rows = [
-      {
-        "prompt": list(e.prompt),
-        "chosen": list(e.responses[0]),
-        "rejected": list(e.responses[1]),
-        "response": list(e.responses[0]),
-      }
-      for e in World().pairs(split, 300, seed=0)
-    ]
-    write_rows(tmp_path / f"{name}.jsonl", [{k: r[k] for k in PAIR} for r in rows])
-    write_rows(tmp_path / "rows.jsonl", [{k: r[k] for k in ("prompt", "response")} for r in rows])
+    pairs = [(e.prompt, *e.responses) for e in World().pairs(split, 300, seed=0)]
+    write_rows(tmp_path / f"{name}.jsonl", ("prompt", "chosen", "rejected"), pairs)
+    write_rows(tmp_path / "rows.jsonl", ("prompt", "response"), [pair[:2] for pair in pairs])
   environment = os.environ | {
     "HF_HUB_OFFLINE": "1",
     "RM_JAX_CACHE": str(tmp_path / "cache"),
@@ -324,7 +319,7 @@ def test_commands_run_cut_short(tmp_path):
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_NUM_CPU_DEVICES": "1",
   }
-  lines = {" ".join(param.values[0]): param.values[0] for param in ALL}
+  lines = {" ".join(param.values[0]): param.values[0] for param in OF_PAGES}
   order = sorted(
     (line for line, words in lines.items() if not isinstance(how(words), str)),
     key=lambda line: next(i for i, start in enumerate(SHORT) if line.startswith(start)),
