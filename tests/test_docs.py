@@ -1,7 +1,7 @@
 """README.md and docs/: links lead somewhere, fields and flags exist, and the commands run.
 
-Of the lines in the pages' bash blocks these tests look at `python -m experiments.NAME`. Installing the
-package and running the tests is left to CI.
+Of the lines in the pages' bash blocks these tests look at `python -m experiments.NAME`. Installing
+the package and running the tests is left to CI.
 """
 
 import doctest
