@@ -259,7 +259,7 @@ SHORT = {
     *TRAIN,
     "--config.data.heldout=0.25",
   ],
-  "experiments.evaluate --model=runs/mine": [],
+  "experiments.evaluate --model=runs/mine": ["--limit=64"],
   "experiments.audit --model=runs/mine": ["--limit=24", "--edits=8"],
   "experiments.score --model=runs/mine": [],
   "experiments.curate": [],
@@ -268,6 +268,7 @@ SHORT = {
     "--config.data.batch_groups=8",
     "--config.benchmark.steps=1",
     "--config.benchmark.turns=1",
+    "--config.benchmark.modes=('packed_shared',)",
     "--config.model.dtype=float32",
   ],
 }
