@@ -1,4 +1,4 @@
-"""Models with random weights and real or made tokenizers, exported, and texts to score them on."""
+"""Small models with random weights, whose exports other software reads, and texts to score."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CHATML = (
   "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Asks for the date, ends in no EOS, and says its BOS itself, as Llama 3.1's does.
+# Like Llama 3.1's: it contains the date and its own BOS, and does not end in EOS.
 DATED = (
   "{{- bos_token }}\n"
   "{%- if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
@@ -56,7 +56,8 @@ def published(name):
       os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-# name -> (the tokenizer; config.json beside LLAMA's or BERT's; fields of `config.model`).
+# name -> (the tokenizer; keys of config.json that differ from LLAMA's, or BERT's; fields of
+# `config.model`).
 MODELS = {
   "bytes": (decoder_tokenizer, {"rope_parameters": LLAMA3_ROPE}, {}),
   "bytes, hh": (decoder_tokenizer, {}, {"chat_template": "hh"}),
@@ -104,8 +105,16 @@ MODELS = {
 }
 
 
-def made(name, folder):
-  """A `RewardModel` of MODELS, whose scores are of size one."""
+def made(name, folder, noise=0.2, head_scale=0.25):
+  """A `RewardModel` of MODELS with random weights, by default with scores of size one.
+
+  Args:
+    name: in MODELS.
+    folder: gets config.json and the tokenizer.
+    noise: standard deviation of what is added to the initial weights, so that no bias is zero and
+      no norm's scale is one.
+    head_scale: standard deviation of the head's kernel.
+  """
   tokenizer, beside, fields = MODELS[name]
   config = LLAMA | beside if beside.get("model_type") != "bert" else beside
   tokenizer().save_pretrained(folder)
@@ -119,17 +128,17 @@ def made(name, folder):
   mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
   params = init_params(built, mesh, jax.random.key(0), training=True)
   params = {
-    p: x + 0.2 * jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x.shape)
+    p: x + noise * jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x.shape)
     for i, (p, x) in enumerate(params.items())
     if p != "head/mix"
   } | {p: x for p, x in params.items() if p == "head/mix"}
   head = "head/out/kernel"
-  params[head] = jax.random.normal(jax.random.key(2), params[head].shape) / 4
+  params[head] = jax.random.normal(jax.random.key(2), params[head].shape) * head_scale
   return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
 
 
 def conversations(count, seed=0):
-  """(turns before, the answer), of short words, signs, digits, empty and blank answers."""
+  """(earlier turns, the answer): short words, signs and digits; some answers are empty or blank."""
   rng = np.random.default_rng(seed)
   words = ["the", "3", "<", "5?", "Über\n\nnew", "", "two\tFärbe", "日本", "don't", "(a+b)=7.5"]
   words += ["Assistant:", "oat", "beans", "😀"]
@@ -150,7 +159,7 @@ def conversations(count, seed=0):
 
 
 def client(python, script, *args, stdin=""):
-  """Runs a script of this folder in another environment; returns its last line, JSON."""
+  """Runs a script of this folder in another environment; returns its last line, as JSON."""
   env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "JAX", "XLA"))}
   env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
   command = [python, str(Path(__file__).parent / script), *args]
@@ -160,7 +169,11 @@ def client(python, script, *args, stdin=""):
 
 
 def python_of(variable, install):
-  """The Python of a client's environment; skips with what to do where there is none."""
+  """The Python of a client's environment, which an environment variable names.
+
+  Without the variable's name it is this Python, if it has torch. Skips where there is none, and
+  says how to install it.
+  """
   if variable is None:
     pytest.importorskip("torch", reason="torch is the oracle")
     return sys.executable

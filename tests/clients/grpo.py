@@ -2,8 +2,8 @@
 
 python grpo.py EXPORT POLICY PROMPTS.json FOLDER > rewards.json
 
-prompts: conversations, or strings. rewards.json: {"rows": [{"prompt", "completion", "reward"}]}, as
-the trainer read them.
+PROMPTS.json: a list of conversations, or of strings. rewards.json: {"rows": [{"prompt",
+"completion", "reward"}]}, with the rewards that the trainer got.
 """
 
 import json
@@ -18,7 +18,7 @@ transformers.logging.set_verbosity_error()
 
 
 class Recorder(GRPOTrainer):
-  """Keeps what each call of the reward function gave."""
+  """Keeps the rewards of each call."""
 
   rows = ()
 

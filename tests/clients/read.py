@@ -1,10 +1,10 @@
-"""What transformers alone reads in exports; run by another environment's Python, without rm_jax.
+"""Scores of exports by transformers alone; run by another environment's Python, without rm_jax.
 
 python read.py < texts.json > scores.json
 
 texts.json: {folder: {"messages": [[...]], "strings": ["..."], "pairs": [["...", "..."]]}}, of which
-any may be missing. scores.json: for each folder and kind the scores "alone", and "padded" in
-batches of 7; {"refused": message} where the chat template refuses.
+any may be missing. scores.json: for each folder and kind the scores of texts "alone" and "padded"
+in batches of 7; or {"refused": message} where the chat template refuses.
 """
 
 import json
@@ -53,7 +53,7 @@ def read(folder, asked):
   for kind, texts in asked.items():
     alone, padded = [], []
     try:
-      for text in texts:  # a conversation as one gives it, and not a batch of one
+      for text in texts:  # a conversation by itself, as people call it, and not a batch of one
         inputs = tokens(kind, text if kind == "messages" else [text], return_tensors="pt")
         alone += score(inputs)
       for i in range(0, len(texts), 7):

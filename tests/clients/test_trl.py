@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer, given an export's folder as its reward function, reads our rewards."""
+"""TRL's GRPOTrainer with an export's folder as its reward function gets our rewards."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_grpo_optimises_our_rewards(name, tmp_path):
 
 
 def test_grpo_on_strings_leaves_out_what_the_tokenizer_adds(tmp_path):
-  """As docs/exports.md says; where the rewards are ours one day, that line goes."""
+  """docs/exports.md says so; if these rewards become ours, that line of it is to go."""
   python = python_of("RM_JAX_TEST_TRL", INSTALL)
   model = made("bytes, hh", tmp_path / "made")
   model.save_pretrained(tmp_path / "saved")
