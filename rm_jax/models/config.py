@@ -85,6 +85,17 @@ class DecoderConfig:
   norm_offset: float = 0.0
   post_norms: bool = False
 
+  def __repr__(self) -> str:
+    # Part of the key of cached scores and of drift references (`audit.scorer.model_hash`), which
+    # earlier versions have written. So a field that came later is left out at its default, and one
+    # that was renamed keeps its first name.
+    shown = (
+      f"{'windows' if f.name == 'sliding_windows' else f.name}={getattr(self, f.name)!r}"
+      for f in dataclasses.fields(self)
+      if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+    )
+    return f"DecoderConfig({', '.join(shown)})"
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:

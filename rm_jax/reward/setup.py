@@ -2,10 +2,9 @@
 
 The parts of a model, each made of the one before it:
 
-  `models.network.RewardNetwork`  the Flax module: a backbone and a head
-  `models.network.Network`        pure functions of (parameters, batch of tokens)
-  `TextModel`                     a `Network`, its tokenizer, and how text becomes tokens
-  `rm_jax.RewardModel`            a `TextModel` with parameters on devices: text in, scores out
+  `models.network.Network`  a backbone and a head: pure functions of (parameters, batch of tokens)
+  `TextModel`               a `Network`, its tokenizer, and how text becomes tokens
+  `rm_jax.RewardModel`      a `TextModel` with parameters on devices: text in, scores out
 """
 
 import dataclasses
