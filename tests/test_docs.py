@@ -73,10 +73,19 @@ def parse(monkeypatch):
   """A function (command, flags) that parses the flags as the command does, and loads its config.
 
   It raises `flags.Error` or what the config raises. All commands define flags of the same names in
-  one global registry, so those of the command before are removed first.
+  one global registry, so those of other commands, which earlier tests may have imported, are removed
+  first, and come back in the end.
   """
   monkeypatch.chdir(ROOT)
   importlib.import_module("experiments.launch")  # defines the flags that all commands share
+  others = {
+    flag.name: flag
+    for module, defined in flags.FLAGS.flags_by_module_dict().items()
+    if module.startswith("experiments.") and module != "experiments.launch"
+    for flag in defined
+  }
+  for name in others:
+    delattr(flags.FLAGS, name)
   shared = set(flags.FLAGS)
 
   def forget():
@@ -96,6 +105,8 @@ def parse(monkeypatch):
 
   yield parse
   forget()
+  for name, flag in others.items():
+    flags.FLAGS[name] = flag
 
 
 def test_readme_is_short():

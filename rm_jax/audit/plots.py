@@ -69,8 +69,9 @@ def one_line(name: str) -> str:
 def stem(kind: str, name: str) -> str:
   """The name of a picture of something that the user named, fit to be a file's name.
 
-  Different names have different stems, also on a file system that ignores case: unless a name
-  consists of lower-case letters, digits and underscores, its checksum is added.
+  Different names have different stems (but for rare coincidences), also on a file system that
+  ignores case: unless a name is short and consists of lower-case ASCII letters, digits and
+  underscores, it is cut to `_LONGEST` characters and its checksum is added.
 
   Args:
     kind: what the stem begins with.

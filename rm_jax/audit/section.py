@@ -155,8 +155,8 @@ Draw = Callable[[], bytes]
 class Section:
   """One section of the audit.
 
-  A report is {why: reason} if there is nothing to measure; then the page shows the reason, and
-  `draw` and `render` are not called. Its `says`, a sentence or a list of them, are the findings:
+  A report is {why: reason} if there is nothing to measure or measuring failed; then the page shows
+  the reason, and `draw` and `render` are not called. Its `says`, a sentence or a list of them, are the findings:
   the page shows them at its top and at the section's, and the command prints them.
 
   Attributes:
@@ -183,7 +183,7 @@ class Section:
 
 
 def silent(report: Mapping[str, Any]) -> bool:
-  """Whether a section's report is nothing but the reason why there is no more."""
+  """Whether a report is {why: reason} alone: the section had nothing to measure, or it failed."""
   return set(report) == {"why"}
 
 

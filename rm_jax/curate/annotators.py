@@ -132,7 +132,7 @@ class _Bad(Exception):
 
 
 def _label(row: Row, column: str, meaning: dict[str, int]) -> int:
-  """An annotator's label in a row; raises `_Bad` if the value has no meaning."""
+  """An annotator's label in a row, `MISSING` if there is none; raises `_Bad` for other values."""
   value = row.get(column)
   if value in (None, ""):
     return MISSING

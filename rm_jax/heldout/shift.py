@@ -18,12 +18,14 @@ def member_variance(scores_ML: Sequence[np.ndarray]) -> tuple[np.ndarray, np.nda
   """Variance of scores over the members of an ensemble, averaged over the marks of a group.
 
   Args:
-    scores_ML: N arrays [members, marks].
+    scores_ML: N arrays [members, marks]. A mark is a token at which a score is read: one a
+      response, or one a step where solutions are judged by steps (see `batch.group.Group`).
 
   Returns:
     float64 [N], the variance of the scores; and float64 [N], that of the scores minus each member's
     mean score in the group. Comparisons do not determine a constant for each prompt, in which
-    members may differ arbitrarily, and the second figure leaves it out. It is 0 for a single mark.
+    members may differ arbitrarily; subtracting the mean removes it. For a group of one mark the
+    second figure is 0.
   """
   raw, centered = [], []
   for scores in scores_ML:

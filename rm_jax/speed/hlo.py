@@ -173,7 +173,11 @@ class Program:
     return [name for name in names if name in self.computations]
 
   def _inside(self, name: str) -> set[str]:
-    """Names of the computations inside the fusions of a computation, at any depth."""
+    """Names of the computations that a computation's instructions refer to, at any depth.
+
+    These are the bodies of fusions and reductions, which run as part of their instruction. Loops,
+    calls and branches are left out, because `_walk` follows them and counts how often they run.
+    """
     found, waiting = set(), [name]
     while waiting:
       for one in self.computations[waiting.pop()].values():

@@ -218,8 +218,8 @@ def plan(
     folder: where the text of each compiled program is written, as NAME.txt; None = nowhere.
 
   Returns:
-    a dictionary for JSON: 'memory', 'step', 'roofline' (None for a chip that is not in the table),
-    'advice' ...
+    a dictionary for JSON: 'memory', 'step', 'roofline' (None if the chip is not in the
+    table, or a program does not fit its memory), 'advice' ...
 
   Raises:
     ValueError: the config, the topology or the mesh cannot be used.

@@ -108,7 +108,7 @@ class Objective:
     loss_params = params.pop("loss", None)
     if self.text:
       scores, h_BTD = network.apply_with_hidden(params, batch, key)
-    else:  # the network may then skip hidden states that no mark reads (`network.reads_marks_alone`)
+    else:  # hidden states that no mark reads may then be skipped (`network.reads_marks_alone`)
       scores, h_BTD = network.apply(params, batch, key), None
     rewards_BGK = network.reward(params, scores)
 

@@ -94,9 +94,11 @@ def _lists(
 
 
 def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
-  """The largest accuracy that any score can have on cyclic comparisons.
+  """The largest accuracy that any score can have on all decided comparisons.
 
-  None if there are no pairwise comparisons of longer lists, which alone can be cyclic.
+  It is below 1 if some of them form cycles (a over b, b over c, c over a), since a score puts each
+  list into one order. None if no list of three or more responses was compared pair by pair, for only
+  there can be a cycle; without a value if a list has more than `_LONGEST` responses.
   """
   if all(e.pairs is None or len(e.responses) < 3 for e in examples):
     return None
