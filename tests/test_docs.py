@@ -68,25 +68,27 @@ OF_PAGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def shared():
+  """Names of the flags that all commands have: absl's, and those of experiments/launch.py."""
+  code = "from absl import flags; import experiments.launch; print(*flags.FLAGS)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  return set(done.stdout.split())
+
+
 @pytest.fixture
-def parse(monkeypatch):
+def parse(monkeypatch, shared):
   """A function (command, flags) that parses the flags as the command does, and loads its config.
 
   It raises `flags.Error` or what the config raises. All commands define flags of the same names in
-  one global registry, so those of other commands, which earlier tests may have imported, are removed
-  first, and come back in the end.
+  one global registry, so those of other commands, which earlier tests may have imported, are
+  removed first, and come back in the end.
   """
   monkeypatch.chdir(ROOT)
-  importlib.import_module("experiments.launch")  # defines the flags that all commands share
-  others = {
-    flag.name: flag
-    for module, defined in flags.FLAGS.flags_by_module_dict().items()
-    if module.startswith("experiments.") and module != "experiments.launch"
-    for flag in defined
-  }
-  for name in others:
-    delattr(flags.FLAGS, name)
-  shared = set(flags.FLAGS)
+  importlib.import_module("experiments.launch")
+  before = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - shared}
 
   def forget():
     for name in set(flags.FLAGS) - shared:
@@ -105,7 +107,7 @@ def parse(monkeypatch):
 
   yield parse
   forget()
-  for name, flag in others.items():
+  for name, flag in before.items():
     flags.FLAGS[name] = flag
 
 

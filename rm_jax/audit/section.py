@@ -156,8 +156,8 @@ class Section:
   """One section of the audit.
 
   A report is {why: reason} if there is nothing to measure or measuring failed; then the page shows
-  the reason, and `draw` and `render` are not called. Its `says`, a sentence or a list of them, are the findings:
-  the page shows them at its top and at the section's, and the command prints them.
+  the reason, and `draw` and `render` are not called. Its `says`, a sentence or a list of them, are
+  the findings: the page shows them at its top and at the section's, and the command prints them.
 
   Attributes:
     name: key in the report and anchor on the page.

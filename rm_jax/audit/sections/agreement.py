@@ -97,7 +97,7 @@ def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
   """The largest accuracy that any score can have on all decided comparisons.
 
   It is below 1 if some of them form cycles (a over b, b over c, c over a), since a score puts each
-  list into one order. None if no list of three or more responses was compared pair by pair, for only
+  list into one order. None if no list of three or more responses was compared by pairs, for only
   there can be a cycle; without a value if a list has more than `_LONGEST` responses.
   """
   if all(e.pairs is None or len(e.responses) < 3 for e in examples):

@@ -293,7 +293,7 @@ def _permutation_p(
     if below := float(z_N @ z_N):
       rank_CN -= (rank_CN @ z_N / below)[:, None] * z_N
   share_CV = np.stack([np.bincount(cluster_N, rank_CN[0] * x, count) for x in rank_CN[1:]], 1)
-  # A draw that turns no sign, or all of them, has the data's own sum but for rounding: it must count
+  # A draw that turns no sign, or all of them, has the data's own sum but for rounding: it counts
   # as just as large.
   reach_V = np.abs(share_CV.sum(axis=0)) * (1 - 1e-9)
   rng = np.random.default_rng(seed)
