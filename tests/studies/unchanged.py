@@ -42,8 +42,8 @@ def commands(data: Path, folder: Path) -> dict[str, tuple[list[str], Path]]:
       folder / "prm/metrics.jsonl",
     ),
     "audit": (
-      ["audit", f"--model={model}", f"--out={folder / 'audit'}", "--data=heldout", "--cache=none", "--sample=30",
-       "--prompts=6", "--candidates=16"],
+      ["audit", f"--model={model}", f"--out={folder / 'audit'}", "--data=heldout", "--cache=none",
+       "--sample=30", "--prompts=6", "--candidates=16"],
       folder / "audit/report.json",
     ),
     "plan": (
