@@ -292,7 +292,7 @@ def test_decay_towards_the_start_holds_the_weights_back(llama_folder, tmp_path):
     moved = {}
 
     class Spy(loop._Loop):
-      def loop(self, moved=moved):
+      def run_steps(self, moved=moved):
         start = jax.tree.map(np.asarray, self.run.state.params)
         out = super().run_steps()
         moved["by"] = sum(
