@@ -17,6 +17,9 @@ os.environ.setdefault(
   + " --xla_cpu_use_fusion_emitters=false"
   * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
+# Commands start themselves again to get large pages (`experiments.startup`), which costs 2 s; a
+# test's commands are too short to gain that back. The test of that start unsets this.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
 
 import jax
 import pytest
