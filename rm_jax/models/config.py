@@ -14,9 +14,9 @@ class Rope:
     theta: base of the wavelengths.
     kind: 'default', 'linear' or 'llama3'.
     factor: by which 'linear' and 'llama3' stretch wavelengths.
-    low_freq_factor, high_freq_factor: what 'llama3' takes for a long and for a short wavelength, as
-      parts of original_length.
-    original_length: tokens, the context that 'llama3' stretches.
+    low_freq_factor, high_freq_factor: 'llama3' stretches wavelengths above original_length /
+      low_freq_factor (in tokens) and keeps those below original_length / high_freq_factor.
+    original_length: the context length, in tokens, before 'llama3' stretches it.
   """
 
   theta: float = 10_000.0
@@ -48,13 +48,13 @@ class DecoderConfig:
     qk_norm: whether each head's queries and keys are normalised.
     sliding_windows: of each layer, in tokens, 0 = it sees all before; None = no layer's is limited.
     max_positions: the longest sequence, in tokens.
-    attention_dropout: rate of attention's weights in training.
+    attention_dropout: dropout rate of attention's weights in training.
     init_std: of fresh kernels and embeddings.
     attention_scale: of the logits q · k; None = 1 / sqrt(head_dim).
     attention_cap: the logits of attention become cap · tanh(logit / cap); None = they stay.
     logit_cap: likewise the logits of the language-model head, which a reward model does not have.
     embed_scale: what the embedding's output is multiplied by.
-    norm_offset: norms multiply by norm_offset + scale; 1 where a checkpoint stores them about zero.
+    norm_offset: norms multiply by norm_offset + scale; 1 where a checkpoint stores scale - 1.
     post_norms: whether attention's output and the feed-forward's are normalised before they are
       added to the activations.
   """
@@ -86,9 +86,10 @@ class DecoderConfig:
   post_norms: bool = False
 
   def __repr__(self) -> str:
-    # Part of the key of cached scores and of drift references (`audit.scorer.model_hash`), which
-    # earlier versions have written. So a field that came later is left out at its default, and one
-    # that was renamed keeps its first name.
+    # The text is part of the key of cached scores and of drift references
+    # (`audit.scorer.model_hash`), and keys that earlier versions wrote must stay the same. So a
+    # field that was added later is left out at its default, and one that was renamed keeps its
+    # first name.
     shown = (
       f"{'windows' if f.name == 'sliding_windows' else f.name}={getattr(self, f.name)!r}"
       for f in dataclasses.fields(self)
@@ -99,11 +100,12 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-  """BERT; fields as `DecoderConfig`'s.
+  """A BERT encoder; fields that are not listed here are as `DecoderConfig`'s.
 
   Attributes:
     token_types: rows of the embedding of token types.
-    hidden_dropout: rate of the embedding and of what each half of a layer adds.
+    hidden_dropout: dropout rate of the embedding's output, and of what attention and the
+      feed-forward of each layer add to the activations.
   """
 
   model_type: str
@@ -123,20 +125,21 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-  """From a hidden state to scores. It is no part of an architecture: any backbone takes any head.
+  """A head, which turns a hidden state into scores. Any backbone can have any head.
 
   Attributes:
     outputs: how many numbers; a reward has one.
     ensemble: the outputs are members, each of which is a reward, and the reward is their mean.
     attributes: names of the outputs, each of which is a rating, and the reward is their sum by
       weights.
-    mix: those weights as they begin; training may change them.
+    mix: the initial values of those weights; training may change them.
     bias: of the output layer.
-    pooler: whether a dense layer of the model's width with `activation` is before it (BERT's).
+    pooler: whether a dense layer of the model's width with `activation` precedes the output layer
+      (as in BERT).
     activation: of the pooler, a name of `layers.ACTIVATIONS`.
-    dropout: rate before the output layer.
+    dropout: dropout rate before the output layer.
 
-  Raises ValueError where names, weights and outputs are not as many.
+  Raises InputError where names, weights and outputs are not as many, or a value is not possible.
   """
 
   outputs: int = 1

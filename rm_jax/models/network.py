@@ -1,6 +1,8 @@
 """The network of a reward model: a backbone, and a head that reads its hidden states at marks.
 
-Shape letters as in layers.py and types.py; M = G K marks of a row, A outputs of the head.
+Shape letters: B rows, T columns (tokens) of a row, G groups a row, K marks a group, M = G K marks
+  of a
+row, D width, A outputs of the head.
 """
 
 import dataclasses
@@ -30,7 +32,7 @@ class Head(nnx.Module):
   less than bfloat16 resolves.
 
   A fresh output layer is normal(0, 1 / (D + 1)): scores start near zero and a pairwise loss near
-  log 2, so that a first loss far from it is the sign of a bug.
+  log 2, so that a first loss far from log 2 is the sign of a bug.
 
   Args:
     config: see `HeadConfig`.
@@ -58,8 +60,8 @@ class Head(nnx.Module):
 def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax.Array:
   """Means over the columns first .. last, both included; float32 [B, M, D].
 
-  As a product with a matrix of zeros and ones, summed in float32: a difference of running sums
-  would lose digits in a long row.
+  They are computed as a product with a matrix of zeros and ones, summed in float32: a difference of
+  running sums would lose digits in a long row.
 
   Args:
     h_BTD: hidden states of any float dtype.
@@ -80,8 +82,9 @@ def reads_marks_alone(*, spans: bool, trained: bool) -> bool:
   """Whether the last layer computes only the columns that the head reads (see `Network.apply`).
 
   On one CPU this saves most of the last layer: its queries, output map and feed-forward of all
-  other columns. It reads that layer's parameters out of their stack, which copies them, and on many
-  devices gathers columns across them; there it was not measured to pay.
+  other columns. Its costs are that the last layer's parameters are copied out of the stack of
+  layers, and that on many devices columns are gathered across devices. No measurement has
+  shown that it pays on other devices.
 
   Args:
     spans: means over columns are read, not single columns.
@@ -127,7 +130,8 @@ class Network:
     attention: what a decoder's attention runs on, a name of `kernels.PACKING`, which also says how
       batches are to be packed.
 
-  Raises ValueError for a number of frozen layers, a `remat` or an `attention` that cannot be.
+  Raises InputError for a number of frozen layers or a `remat` that is not possible, and ValueError
+  for an unknown `attention`.
   """
 
   backbone: DecoderConfig | EncoderConfig
@@ -211,8 +215,8 @@ class Network:
   ) -> tuple[jax.Array, jax.Array | None]:
     """What the head reads at each mark, [B, M, D]; and the last hidden states.
 
-    Hidden states, [B, T, D], are None where the last layer computed only what is read, which it
-    does where it can (`reads_marks_alone`) unless `whole`.
+    The hidden states, [B, T, D], are None where the last layer computed only the marks' columns. It
+    does so where `reads_marks_alone` says so, unless `whole` asks for all columns.
     """
     marks_BM = batch.marks.reshape(len(batch.marks), -1)
     spans = batch.starts is not None
@@ -231,7 +235,7 @@ class Network:
     scores_BMA = modules.head(h_BMD, key=key)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
-    # One attribute keeps its axis: the mix of attributes is over it.
+    # With one attribute the axis A stays: `reward` sums over it.
     one = scores_ABGK.shape[0] == 1 and not self.head.attributes
     return scores_ABGK[0] if one else scores_ABGK
 
