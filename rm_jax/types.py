@@ -141,7 +141,7 @@ class Batch:
   position: Annotated[jax.Array, Spec("BT")]
   # Column at which each reward is read.
   marks: Annotated[jax.Array, Spec("BGK")]
-  # Which marks are real.
+  # Which marks are real and not padding.
   where: Annotated[jax.Array, Spec("BGK", np.bool_)]
   # Gains, higher is better.
   labels: Annotated[jax.Array, Spec("BGK", np.float32)]
@@ -183,7 +183,7 @@ class Batch:
   # L, of which a row has R windows.
   # `windows`: the columns of the row that a window holds, -1 where it is empty.
   windows: tuple[jax.Array, ...] | None = None
-  # `segments`: columns of a window that may attend to one another have the same number; 0 = empty.
+  # `segments`: columns of a window with different numbers do not attend to one another; 0 = empty.
   segments: tuple[jax.Array, ...] | None = None
   # int32 [B, T, C]: the inverse of `windows`. The places of each column in the row's windows, which
   # are counted as if laid end to end. A column of a shared prompt may be copied into several

@@ -106,8 +106,8 @@ def sum_by_response(
     values_BT: float [B, T], such as the result of `token_log_likelihood`.
     group_BT: int [B, T], 1 .. G; tokens of group 0, padding, are not counted.
     branch_BT: int [B, T], 1 .. K; tokens of branch 0, the shared prompt, are not counted.
-    groups: G, static.
-    branches: K, static.
+    groups: G, a Python int.
+    branches: K, a Python int.
 
   Returns:
     float32 [B, G, K], 0 where there is no such response. Values of 1 count tokens.

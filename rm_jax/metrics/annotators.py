@@ -82,8 +82,8 @@ def alpha_interval(
     for times_RC in plan.times()
     for times_C in times_RC
   ]
-  # 1 − alpha is a ratio of disagreements, and so a positive number, for which `plan.interval` has a
-  # scale. Alpha itself can be negative.
+  # 1 − alpha is a ratio of disagreements, and so a positive number, for which `plan.interval` has
+  # the scale 'positive'. Alpha itself can be negative.
   found = plan.interval(1 - alpha, 1 - np.asarray(alphas), "positive")
   if found.ends is None:
     return found

@@ -99,7 +99,7 @@ def best_of_n(
   order_PN = np.argsort(proxy_PN, axis=1, kind="stable")
   proxy_PN = np.take_along_axis(proxy_PN, order_PN, axis=1)
   true_PN = np.take_along_axis(true_PN, order_PN, axis=1)
-  first_PN = np.ones(proxy_PN.shape, bool)  # Whether it is the first of a block of equal proxies.
+  first_PN = np.ones(proxy_PN.shape, bool)  # First of a block of equal proxies?
   first_PN[:, 1:] = proxy_PN[:, 1:] > proxy_PN[:, :-1]
   if not first_PN.all():
     block = np.cumsum(first_PN.ravel()) - 1

@@ -78,7 +78,7 @@ class Interval:
 
 
 def vector(values: npt.ArrayLike, name: str) -> np.ndarray:
-  """Converts to float64 [N].
+  """`values` as float64 [N]; `name` is what error messages call them.
 
   Raises:
     ValueError: `values` is not one-dimensional, or a value is not finite.

@@ -146,7 +146,7 @@ def attend_in_windows(
 
 
 def blocks(L: int) -> tuple[int, int]:
-  """(number of blocks of a window of L columns, columns of each): few, equal, multiples of 128."""
+  """(number of equal blocks of a window of L columns, columns of each, a multiple of 128)."""
   count = -(-L // _BLOCK)
   return count, -(-L // count // _LANES) * _LANES
 

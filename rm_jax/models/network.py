@@ -1,8 +1,7 @@
 """The network of a reward model: a backbone, and a head that reads its hidden states at marks.
 
 Shape letters: B rows, T columns (tokens) of a row, G groups a row, K marks a group, M = G K marks
-  of a
-row, D width, A outputs of the head.
+of a row, D width, A outputs of the head.
 """
 
 import dataclasses

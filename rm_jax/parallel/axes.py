@@ -1,7 +1,7 @@
 """Sharding rules: logical axes of every parameter, and the mesh axes they are sharded over.
 
 Parameters have named ("logical") axes, and `ShardingRules` maps each name to a mesh axis, as in
-MaxText and t5x. Of the activations the XLA compiler is told three things and infers the rest:
+MaxText and t5x. The XLA compiler is told three more things and infers the rest:
 
 - `shard_rows`: activations are sharded by rows of the batch, over `ROWS`;
 - `gather_layer`: a layer's parameters are all-gathered over 'fsdp' just before the layer runs (FSDP
