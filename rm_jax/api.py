@@ -28,7 +28,14 @@ from rm_jax.parallel.mesh import make_mesh, parameter_shardings
 from rm_jax.pretrained.config import backbone_config, head_config
 from rm_jax.pretrained.source import RECORD, Source, open_source, parse, save_folder
 from rm_jax.reward.export import export
-from rm_jax.reward.score import default_packing, pool_groups, score_groups, solution_scores
+from rm_jax.reward.score import (
+  default_packing,
+  pool_groups,
+  score_groups,
+  score_outputs,
+  solution_scores,
+  weigh_groups,
+)
 from rm_jax.reward.setup import TextModel, convention_for, init_params, kept_dtype, read_params
 from rm_jax.reward.setup import chat_template as template_of
 from rm_jax.storage.remote import local
@@ -216,11 +223,31 @@ class RewardModel:
       DataError: a row cannot be scored; the message names its number.
       ValueError: the model has no attributes.
     """
-    if not self.attributes:
-      raise ValueError("the model has no attributes; expected one that was trained with some")
-    asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
+    asked = self._asked_attributes(rows)
     marks = self._score_marks(asked, True, progress)
     return np.asarray(marks, np.float32).reshape(len(asked), len(self.attributes))
+
+  def attribute_weights(
+    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+  ) -> np.ndarray:
+    """The weight of each attribute in each row's reward: float32 [N, A].
+
+    The reward of a row is the sum of its attributes' scores by these weights. They are the same in
+    every row, or with a gate (`model.gate`) a function of the row's prompt, with sum 1. Arguments
+    and errors are those of `score_attributes`.
+    """
+    asked = self._asked_attributes(rows)
+    chunks, groups = self._groups(asked)
+    out = np.empty((len(asked), len(self.attributes)), np.float32)
+    found = self._run(weigh_groups, groups, "weigh" if progress else "")
+    for chunk, weights_AK in zip(chunks, found, strict=True):
+      out[chunk] = weights_AK.T
+    return out
+
+  def _asked_attributes(self, rows: Iterable[Mapping[str, Any]]) -> list[Asked]:
+    if not self.attributes:
+      raise ValueError("the model has no attributes; expected one that was trained with some")
+    return [read_row(row, i, "response") for i, row in enumerate(rows)]
 
   def score_steps(
     self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
@@ -357,6 +384,20 @@ class RewardModel:
         self._raise_not_finite(f"group {i}", one)
     return scores
 
+  def score_outputs(
+    self, groups: Sequence[Group], *, progress: str = ""
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rewards of groups that are tokenised already, and the outputs that they are made of.
+
+    See `reward.score.score_outputs`. Raises ValueError if a score is not finite.
+    """
+    both = self._run(score_outputs, groups, progress)
+    for i, (rewards, outputs) in enumerate(both):
+      for one in (rewards, outputs):
+        if not np.isfinite(one).all():
+          self._raise_not_finite(f"group {i}", one)
+    return both
+
   def _check_finite(
     self,
     scores: Sequence[np.ndarray],
@@ -397,7 +438,7 @@ class RewardModel:
       **options,
     )
 
-  def save_pretrained(self, path: str | Path) -> None:
+  def save_pretrained(self, path: str | Path, *, mix: Mapping[str, float] | None = None) -> None:
     """Writes a Hugging Face sequence-classification folder: safetensors, float32, and our record.
 
     transformers' AutoModelForSequenceClassification loads it, and its tokenizer adds EOS where the
@@ -409,10 +450,18 @@ class RewardModel:
 
     Args:
       path: the folder, which is made.
+      mix: attribute -> its weight in the saved model's reward; None = the model's own mix.
+
+    Raises:
+      ValueError: the attributes' weights depend on the prompt (`model.gate`), for which
+        transformers has no place, and `mix` is None; or `mix` does not weigh the attributes.
     """
     source = self.text_model.source
     made = export(
-      self.text_model, self.params, kinds=source.record.get("kinds", ()) if source else ()
+      self.text_model,
+      self.params,
+      kinds=source.record.get("kinds", ()) if source else (),
+      mix=mix,
     )
     for limit in made.limits:
       log.warning("%s: %s", path, limit)
