@@ -55,10 +55,14 @@ def get_config() -> ml_collections.ConfigDict:
   # Each member weighs each group by a Poisson(1) draw of its own: the online bootstrap, which makes
   # the members differ.
   c.model.bootstrap = True
-  # Names of the attributes that the model rates, as ('helpfulness', 'correctness'); () = none, and
-  # one score. The reward is the sum of the ratings by the weights of model.mix.
+  # Names of the attributes that the model scores, as ('helpfulness', 'correctness'); () = none, and
+  # one score. They learn from ratings, or from judgements of data.sources that name an attribute as
+  # their objective. The reward is the sum of the attributes' scores by the weights of model.mix.
   c.model.attributes = ()
   c.model.mix = ()  # weight of each attribute at the start; () = equal weights, of sum 1
+  # Weights of its own for every prompt, in place of model.mix: a softmax of the prompt's state,
+  # which learns from the sources' objectives which attribute a prompt's answers are judged by.
+  c.model.gate = False
   # LoRA (Hu et al. 2021): trains low-rank adapters and the head, and leaves the backbone as it is.
   # Checkpoints hold the adapters and the head, and the backbone only where it was random.
   c.model.lora = ml_collections.ConfigDict()
@@ -75,10 +79,11 @@ def get_config() -> ml_collections.ConfigDict:
   # 'world:N:K', N rankings of K responses. Options as in 'world:N(flips=0.1)' replace those of
   # data.world.
   c.data.train = ""
-  # In its place, several sources: name -> {'path', 'format', 'rate', 'weight'}, of which 'path' is
-  # needed. `rate` is the source's share of every step, in proportion to the others' rates; give all
-  # sources one, or none: then it is the source's share of all groups. `weight` multiplies the
-  # weight of each of its rows in the loss.
+  # In its place, several sources: name -> {'path', 'format', 'rate', 'weight', 'objective'}, of
+  # which 'path' is needed. `rate` is the source's share of every step, in proportion to the others'
+  # rates; give all sources one, or none: then it is the source's share of all groups. `weight`
+  # multiplies the weight of each of its rows in the loss. `objective` is the one of
+  # model.attributes that its judgements are about; '' = the reward.
   c.data.sources = ml_collections.ConfigDict()
   # Held-out data: as data.train, or the fraction of the training data that is held out, whole
   # conversations at a time; '0' = none.
@@ -157,7 +162,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.optimizer.towards_pretrained = 0.0
   # Learning rate of the attributes' mix, as a multiple of learning_rate; 0 = not trained. In a step
   # Adam moves a parameter by about its learning rate, which is too little for a few weights of the
-  # order of 1: 100 is usual. Feedback on attributes has no gradient for the mix; all other has.
+  # order of 1: 100 is usual. Feedback on attributes, or with an objective, has no gradient for the
+  # mix; all other has. With model.gate it is the gate's learning rate: 10 is usual.
   c.optimizer.mix_rate = 0.0
   c.optimizer.loss_rate = 100.0  # likewise, of the losses' own parameters, as a tie rate
   # Regular expressions: a parameter is not trained where one is found in its path, as in

@@ -62,8 +62,12 @@ def main() -> None:
   groups, examples = model.text_model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
-  scores = model.score_groups(groups, progress="evaluate")
-  out = evaluate(scores, examples, model.attributes).report
+  both = model.score_outputs(groups, progress="evaluate")
+  scores = [
+    outputs if e.kind == "attributes" else rewards
+    for e, (rewards, outputs) in zip(examples, both, strict=True)
+  ]
+  out = evaluate(scores, examples, model.attributes, [outputs for _, outputs in both]).report
   cut = sum(g.cut > 0 for g in groups)
   data = {"kept": report.kept, "dropped": dict(sorted(report.dropped.items())), "prompts_cut": cut}
   write_json(folder / "report.json", {"heldout": out, "data": data})

@@ -70,6 +70,8 @@ class Example:
       second, 0.5 a tie. For reports only; None where it is not known who said what.
     attributes: for each response its ratings, name -> a finite number, without those that nobody
       gave; None where the feedback is of another kind.
+    objective: the one of the model's attributes that the judgement is about, as 'harmlessness' in a
+      model of helpfulness and harmlessness; '' = the reward as a whole.
   """
 
   prompt: Text
@@ -89,6 +91,7 @@ class Example:
   answers: tuple[str, ...] | None = None
   judges: dict[str, float] | None = None
   attributes: tuple[dict[str, float], ...] | None = None
+  objective: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +174,10 @@ class Batch:
   previous: Annotated[jax.Array | None, Spec("BT", empty=-1, optional=True)] = None
   # Ratings on the model's attributes; NaN where not rated.
   attributes: Annotated[jax.Array | None, Spec("BGKA", np.float32, np.nan, optional=True)] = None
+  # Which of the model's attributes the group's judgement is about, -1 = the reward as a whole.
+  objective: Annotated[jax.Array | None, Spec("BG", empty=-1, optional=True)] = None
+  # Column of the prompt's last token, for a head that weighs its attributes by the prompt.
+  prompt_end: Annotated[jax.Array | None, Spec("BGK", optional=True)] = None
   # Weight of the group for each member of an ensemble: how often the member's bootstrap sample of
   # the data set has the group.
   members: Annotated[jax.Array | None, Spec("BGM", np.float32, optional=True)] = None

@@ -169,6 +169,18 @@ class Scorer:
       self._keep([chunk[n] for n in at], scores_NM[at], missing)
     return np.stack([self._pooled[key] for key in mine])
 
+  @property
+  def attributes(self) -> tuple[str, ...]:
+    """Names of the model's attributes; () if it has none."""
+    return self.model.attributes
+
+  def attribute_scores(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """(scores of each attribute, their weights in the reward), float32 [N, A]; not cached."""
+    distinct, at = distinct_rows(rows)
+    asked = [_asked(row) for row in distinct]
+    scores_NA = self.model.score_attributes(asked, progress=self.progress)
+    return scores_NA[at], self.model.attribute_weights(asked, progress=self.progress)[at]
+
   def steps(self, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
     """Log-odds that all steps so far are right, float32 [steps] for each row; not cached.
 

@@ -38,6 +38,7 @@ class Group:
     pairs, ties: float32 [M, M] (see `types.Example`), or None where the labels' order says it all.
     attributes: float32 [M, A], ratings on a model's attributes, NaN where not rated; None where the
       model has no attributes.
+    objective: index of the model's attribute that the judgement is about; None = the reward.
     token_type: K arrays int32 [N_k], or None.
     starts: int32 [M], for mean pooling, index in its own sequence of the first token of the mean
       whose last token is the mark; None with other pooling.
@@ -57,6 +58,7 @@ class Group:
   pairs: np.ndarray | None = None
   ties: np.ndarray | None = None
   attributes: np.ndarray | None = None
+  objective: int | None = None
   token_type: tuple[np.ndarray, ...] | None = None
   starts: np.ndarray | None = None
   cut: int = 0
@@ -131,6 +133,7 @@ def label(tokens: Group, example: Example, attributes: Sequence[str] = ()) -> Gr
     pairs=matrix(example.pairs),
     ties=matrix(example.ties),
     attributes=_ratings(example, attributes, len(tokens.marks)) if attributes else None,
+    objective=attributes.index(example.objective) if example.objective else None,
   )
 
 
@@ -173,7 +176,8 @@ def tokenise(
     attributes: names of the model's attributes, in order.
 
   Raises:
-    DataError: there is feedback on attributes and the model has none.
+    DataError: there is feedback on attributes and the model has none, or a judgement is about an
+      objective that the model does not have.
   """
   groups, kept = keep(examples, unlabelled(examples, encoder), report, attributes)
   return [label(g, e, attributes) for g, e in zip(groups, kept, strict=True)], kept
@@ -198,6 +202,12 @@ def keep(
   """
   items, kept = [], []
   for example, one in zip(examples, found, strict=True):
+    if example.objective and example.objective not in attributes:
+      raise DataError(
+        f"{example.origin or example.source}: its objective is {example.objective!r}, and the "
+        f"model's attributes are {tuple(attributes)}; expected one of these: add it to "
+        "--config.model.attributes"
+      )
     rated = {name for ratings in example.attributes or () for name in ratings}
     if rated and not attributes:
       raise DataError(

@@ -99,7 +99,9 @@ def assemble(
       column, offsets = _write_tokens(arrays, b, start, group, share=packing.share)
       arrays["group"][b, start:column] = g + 1
       index_BG[b, g] = i
-      values = _values(group, offsets, fields) | {"source": number[group.source] if number else 0}
+      values = _values(group, start, offsets, fields, share=packing.share) | {
+        "source": number[group.source] if number else 0
+      }
       if members is not None:
         values["members"] = members[i]
       for name, value in values.items():
@@ -155,11 +157,23 @@ def _write_tokens(
   return column, offsets
 
 
-def _values(group: Group, offsets: np.ndarray, fields: frozenset[str]) -> dict[str, Any]:
+def _prompt_end(group: Group, start: int, offsets: np.ndarray, shared: int) -> np.ndarray:
+  """int64 [M], for each mark the column of its prompt's last token; of an empty one the first."""
+  tokens = np.asarray([len(ids) for ids in group.ids])[group.response]
+  last = np.maximum(tokens - group.length - 1, 0)
+  return np.where(last < shared, start, offsets[group.response]) + last
+
+
+def _values(
+  group: Group, start: int, offsets: np.ndarray, fields: frozenset[str], *, share: bool
+) -> dict[str, Any]:
   """What a group writes into the arrays that are indexed by group, by the names of `Batch`."""
+  shared = group.shared if share else 0
   values = {name: getattr(group, name) for name in FROM_GROUPS & fields if name != "token_type"}
   if "starts" in fields:
     values["starts"] = offsets[group.response] + group.starts
+  if "prompt_end" in fields:
+    values["prompt_end"] = _prompt_end(group, start, offsets, shared)
   if "pairs" in fields:
     values["pairs"], values["ties"] = group.comparisons()
   return values | {

@@ -39,7 +39,10 @@ class Evaluation:
 
 
 def evaluate(
-  scores: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str] = ()
+  scores: Sequence[np.ndarray],
+  examples: Sequence[Example],
+  attributes: Sequence[str] = (),
+  outputs: Sequence[np.ndarray] | None = None,
 ) -> Evaluation:
   """Evaluates scores on held-out feedback, one report for each kind of feedback.
 
@@ -48,10 +51,13 @@ def evaluate(
       feedback on A attributes [A, M].
     examples: N examples, in the same order.
     attributes: names of the model's attributes, in order.
+    outputs: for each example float [A, M], scores of each attribute; None = not known.
 
   Returns:
     an `Evaluation` of comparisons (pairs and rankings together) if people decided any, else of the
-    first kind that has a figure; with several kinds, `report["kinds"]` has the report of each. A
+    first kind that has a figure; with several kinds, `report["kinds"]` has the report of each.
+    Where judgements are about one of the model's attributes (`Example.objective`) and `outputs` are
+    known, `report["objectives"]` has for each of these attributes the report of its own scores. A
     figure that cannot be computed is None, with the reason in `why` next to it.
 
   Raises:
@@ -78,10 +84,25 @@ def evaluate(
   if not done:
     return Evaluation({"kind": "comparison", **pair_report([], []), "undecided": 0}, _UNDRAWN)
   first = next((one for one in done.values() if one.report["n"]), next(iter(done.values())))
-  if len(done) == 1:
-    return first
-  kinds = {kind: one.report for kind, one in done.items()}
-  return Evaluation({**first.report, "kinds": kinds}, first.scores)
+  report = dict(first.report)
+  if len(done) > 1:
+    report["kinds"] = {kind: one.report for kind, one in done.items()}
+  if outputs is not None and (found := _objectives(outputs, examples, attributes)):
+    report["objectives"] = found
+  return Evaluation(report, first.scores)
+
+
+def _objectives(
+  outputs: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """Attribute -> the report of its own scores on the judgements that are about it."""
+  found = {}
+  for a, name in enumerate(attributes):
+    mine = [i for i, e in enumerate(examples) if e.objective == name]
+    if mine:
+      own = [np.asarray(outputs[i][a]) for i in mine]
+      found[name] = evaluate(own, [examples[i] for i in mine]).report
+  return found
 
 
 _UNDRAWN = (("chosen", np.zeros(0)), ("rejected", np.zeros(0)))
@@ -298,6 +319,8 @@ def summary_table(report: dict[str, Any]) -> str:
         f"  {source:{width}} {_valued(one, 'accuracy')} on {one['n']} pairs; "
         f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
       )
+  for name, one in report.get("objectives", {}).items():
+    lines.append(f"  {name}, by its own scores: {summary_line(one)}")
   for kind, one in report.get("kinds", {}).items():
     if kind != report["kind"]:
       lines.append(f"{kind}: {summary_table(one)}")

@@ -1,9 +1,30 @@
 """The records that networks are built from. `pretrained.config` reads them from a config.json."""
 
 import dataclasses
+from collections.abc import Mapping, Set
+from typing import Any
 
 from rm_jax.errors import InputError
 from rm_jax.models.layers import activation
+
+
+def _stable_repr(config: Any, later: Set[str], renamed: Mapping[str, str]) -> str:
+  """The repr of a dataclass as earlier versions of it had it.
+
+  It is part of the key of cached scores and of drift references (`audit.scorer.model_hash`), which
+  earlier versions have written.
+
+  Args:
+    config: the dataclass.
+    later: fields that were added later; they are left out where they have their defaults.
+    renamed: field -> its first name.
+  """
+  shown = (
+    f"{renamed.get(f.name, f.name)}={getattr(config, f.name)!r}"
+    for f in dataclasses.fields(config)
+    if f.name not in later or getattr(config, f.name) != f.default
+  )
+  return f"{type(config).__name__}({', '.join(shown)})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +107,8 @@ class DecoderConfig:
   post_norms: bool = False
 
   def __repr__(self) -> str:
-    # The text is part of the key of cached scores and of drift references
-    # (`audit.scorer.model_hash`), and keys that earlier versions wrote must stay the same. So a
-    # field that was added later is left out at its default, and one that was renamed keeps its
-    # first name.
-    shown = (
-      f"{'windows' if f.name == 'sliding_windows' else f.name}={getattr(self, f.name)!r}"
-      for f in dataclasses.fields(self)
-      if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
-    )
-    return f"DecoderConfig({', '.join(shown)})"
+    later = {f.name for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
+    return _stable_repr(self, later, {"sliding_windows": "windows"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +146,9 @@ class HeadConfig:
     attributes: names of the outputs, each of which is a rating, and the reward is their sum by
       weights.
     mix: the initial values of those weights; training may change them.
+    gate: the weights are not the mix but a softmax of the prompt's own state, so that each prompt
+      has its own (Wang et al. 2024, "Interpretable Preferences via Multi-Objective Reward Modeling
+      and Mixture-of-Experts", ArmoRM's gating layer).
     bias: of the output layer.
     pooler: whether a dense layer of the model's width with `activation` precedes the output layer
       (as in BERT).
@@ -150,6 +166,10 @@ class HeadConfig:
   pooler: bool = False
   activation: str = "tanh"
   dropout: float = 0.0
+  gate: bool = False
+
+  def __repr__(self) -> str:
+    return _stable_repr(self, {"gate"}, {})
 
   def __post_init__(self):
     for name in ("attributes", "mix"):  # JSON has no tuples
@@ -165,3 +185,5 @@ class HeadConfig:
         f"head: attributes {self.attributes}, mix {self.mix}, {self.outputs} outputs, ensemble "
         f"{self.ensemble}; expected a name and a weight for each output, or neither"
       )
+    if self.gate and count < 2:
+      raise InputError(f"head: a gate over attributes {self.attributes}; expected two or more")

@@ -111,18 +111,22 @@ class Encoder(nnx.Module):
     last = None if at_BM is None else last
     return run_stack(layers, body, h_BTD, key=key, remat=self.remat, last=last)
 
-  def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """What enters the first trained layer, [B, T, D]: embedding and frozen layers.
-
-    `key` turns dropout of the embedding's output on; frozen layers have no dropout.
-    """
+  def embedded(self, batch: Batch) -> jax.Array:
+    """The embedding's output, normalised, [B, T, D]."""
     token_type = jnp.zeros_like(batch.tokens) if batch.token_type is None else batch.token_type
     h_BTD = shard_embedded(
       self.embed(batch.tokens)
       + self.embed_token_type(token_type)
       + self.embed_position(batch.position)
     )
-    h_BTD = drop(self.embed_norm(h_BTD), self.config.hidden_dropout, key)
+    return self.embed_norm(h_BTD)
+
+  def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """What enters the first trained layer, [B, T, D]: embedding and frozen layers.
+
+    `key` turns dropout of the embedding's output on; frozen layers have no dropout.
+    """
+    h_BTD = drop(self.embedded(batch), self.config.hidden_dropout, key)
     return self._run(self.lower, h_BTD, batch, None)
 
   def __call__(

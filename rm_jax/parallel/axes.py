@@ -67,6 +67,8 @@ _AXES = {
   "out/kernel": (None, None),
   "out/bias": (None,),
   "head/mix": (None,),
+  "gating/kernel": (None, None),
+  "gating/bias": (None,),
 }
 
 

@@ -44,7 +44,7 @@ def hf_names(network: Network, path: str) -> list[str]:
   """
   family = _family(network)
   part, _, rest = path.partition("/")
-  if path == "head/mix" or path.endswith(("/lora_a", "/lora_b")):
+  if path.startswith(("head/mix", "head/gating/")) or path.endswith(("/lora_a", "/lora_b")):
     return []
   if part == "head":
     return [_lookup(family.head_tensors, rest)]

@@ -86,6 +86,8 @@ def build_network(
     raise InputError(
       f"optimizer.mix_rate is {config.optimizer.mix_rate} and model.attributes is (); name some"
     )
+  if c.get("gate", False) and not config.optimizer.mix_rate:
+    raise InputError("model.gate is True and optimizer.mix_rate is 0: the gate would not learn")
   head = _head(c, hf_config, source)
   attention = "xla"
   if mesh is not None:
@@ -136,9 +138,18 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
     raise InputError(f"model.members is {c.members}; expected at least 1")
   if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
     raise InputError(f"model.attributes is {names}; expected names, each once")
-  if len(c.mix) not in (0, len(names)):
+  if len(c.mix) not in (0, len(names)) or (c.mix and not any(c.mix)):
     raise InputError(
-      f"model.mix is {tuple(c.mix)}; expected none, or as many as model.attributes {names}"
+      f"model.mix is {tuple(c.mix)}; expected none, or as many as model.attributes {names} and not "
+      "all 0"
+    )
+  gate = c.get("gate", False)  # configs of older runs do not have the field
+  if gate and (len(names) < 2 or c.mix or own):
+    found = f"model.mix is {tuple(c.mix)}" if c.mix else f"model.attributes is {names}"
+    found = f"{c.pretrained} has a head of its own" if own else found
+    raise InputError(
+      f"model.gate is True and {found}; expected two or more attributes, whose weights the gate "
+      "gives in place of model.mix, and a checkpoint without a head"
     )
   if c.members > 1 and (own or names):
     found = "model.attributes is set" if names else f"{c.pretrained} has a head of its own"
@@ -150,7 +161,7 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   if not own:
     outputs = len(names) or c.members
     return dataclasses.replace(
-      head, outputs=outputs, ensemble=c.members > 1, attributes=names, mix=mix
+      head, outputs=outputs, ensemble=c.members > 1, attributes=names, mix=mix, gate=gate
     )
   if not names:
     if head.outputs != 1:

@@ -9,7 +9,7 @@ listed in `Export.limits`.
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rm_jax.batch.tokenise import TextEncoder
 from rm_jax.data.report import RowError
+from rm_jax.errors import InputError
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.lora import merged
 from rm_jax.pretrained import clients, hf
 from rm_jax.reward.setup import TextModel
@@ -50,17 +52,30 @@ class Export:
   limits: tuple[str, ...]
 
 
-def export(model: TextModel, params: dict, *, kinds: Sequence[str] = ()) -> Export:
+def export(
+  model: TextModel,
+  params: dict,
+  *,
+  kinds: Sequence[str] = (),
+  mix: Mapping[str, float] | None = None,
+) -> Export:
   """Makes a model's export.
 
   Args:
     model: network, tokenizer and convention.
     params: nested dict.
     kinds: of feedback that it was trained on, where known.
+    mix: attribute -> its weight in the reward; None = the model's own mix.
+
+  Raises:
+    ValueError: as `RewardModel.save_pretrained`.
   """
-  head, network = model.network.head, model.network
-  if head.attributes:
-    head = dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
+  network = model.network
+  head = _declared_mix(network.head, params, mix)
+  if network.head.gate:
+    params = params | {"head": {k: v for k, v in params["head"].items() if k != "gating"}}
+    network = dataclasses.replace(network, head=head)
+    model = dataclasses.replace(model, network=network)
   if lora := network.lora:
     params = unflatten_dict(merged(flatten_dict(params, sep="/"), lora), sep="/")
   tensors = dict(hf.export_params(network, params))
@@ -91,6 +106,32 @@ def export(model: TextModel, params: dict, *, kinds: Sequence[str] = ()) -> Expo
   record["tokenizer"] = clients.tokenizer_record(model.tokenizer, tokenizer)
   limits += _differences(model, tokenizer)
   return Export(config, tokenizer, record, tensors, tuple(limits))
+
+
+def _declared_mix(head: HeadConfig, params: dict, mix: Mapping[str, float] | None) -> HeadConfig:
+  """The head with the weights that its attributes have in the export, and without a gate."""
+  names = ", ".join(head.attributes)
+  if mix is None:
+    if head.gate:
+      raise InputError(
+        f"the weights of this model's attributes ({names}) are a function of the prompt "
+        "(model.gate), for which a Hugging Face folder has no place; expected mix={attribute: "
+        "weight}, or use the run's workdir, which RewardModel.from_pretrained reads"
+      )
+    return (
+      dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
+      if head.attributes
+      else head
+    )
+  if not head.attributes or set(mix) != set(head.attributes):
+    raise InputError(
+      f"mix weighs {', '.join(mix) or 'nothing'}; the model's attributes are {names or 'none'}: "
+      "expected a weight for each of them"
+    )
+  weights = [float(mix[name]) for name in head.attributes]
+  if not np.isfinite(weights).all() or not any(weights):
+    raise InputError(f"mix is {dict(mix)}; expected finite weights that are not all 0")
+  return dataclasses.replace(head, mix=weights, gate=False)
 
 
 def _fold_head(network: Any, head: Any, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

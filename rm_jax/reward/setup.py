@@ -102,9 +102,12 @@ class TextModel:
     convention = dataclasses.asdict(self.convention)
     if convention["bos"] == "template":
       del convention["bos"]  # records older than this field mean 'template'; new ones equal them
+    head = dataclasses.asdict(self.network.head)
+    if not head["gate"]:
+      del head["gate"]  # likewise: records older than this field mean False
     record = {
       "convention": convention,
-      "head": dataclasses.asdict(self.network.head),
+      "head": head,
       "frozen_layers": self.network.frozen,
     }
     if self.network.lora:

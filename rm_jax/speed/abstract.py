@@ -127,7 +127,7 @@ def abstract_batch(
     network: the model's.
     mesh: the devices.
     shape: of the micro-batch.
-    needs: optional fields that the objective cannot do without.
+    needs: optional fields that the objective cannot do without, beside those of the network.
   """
   c, head = config.model, network.head
   optional = {
@@ -137,7 +137,7 @@ def abstract_batch(
     "members": c.members > 1 and c.bootstrap,
     "hidden": c.frozen_layers and c.keep_features,
   }
-  names = ALWAYS | set(needs) | {name for name, there in optional.items() if there}
+  names = ALWAYS | set(needs) | network.needs | {name for name, there in optional.items() if there}
   sizes = {
     "B": shape.rows,
     "T": shape.columns,

@@ -120,7 +120,7 @@ def _share(config: Any) -> float | None:
     return None
 
 
-_SOURCE_KEYS = ("path", "format", "rate", "weight")
+_SOURCE_KEYS = ("path", "format", "rate", "weight", "objective")
 
 
 def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str, float]]:
@@ -144,8 +144,15 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
       )
     rates[name] = rate
     options = {"format": source["format"]} if source.get("format") else {}
+    objective = source.get("objective", "")
+    if objective and objective not in config.model.attributes:
+      raise InputError(
+        f"{field}.objective is {objective!r} and model.attributes is "
+        f"{tuple(config.model.attributes)}; expected one of these"
+      )
+    change = {"source": name} | ({"objective": objective} if objective else {})
     examples += [
-      dataclasses.replace(example, source=name, weight=example.weight * weight)
+      dataclasses.replace(example, weight=example.weight * weight, **change)
       for example in read(source["path"], config, report, "train", **options)
     ]
   given = [name for name, rate in rates.items() if rate]
@@ -229,17 +236,24 @@ def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> Non
   # A checkpoint's own head already rates the attributes; then pairs alone may train its mix.
   known = model.source is not None and is_classifier(model.source.config)
   ratings = {} if known else train.ratings(model.network.head.attributes)
-  none = [name for name, count in ratings.items() if not count]
+  judged = {e.objective for e in train.examples}
+  none = [name for name, count in ratings.items() if not count and name not in judged]
   if none:
     rated = sorted({n for e in train.examples for one in e.attributes or () for n in one})
     raise InputError(
-      f"model.attributes has {', '.join(none)}, which no row of the training data rates; "
+      f"model.attributes has {', '.join(none)}, which no row of the training data rates and no "
+      "source has as its objective; "
       + (f"rated are {', '.join(rated)}" if rated else "they have no feedback on attributes")
     )
-  if config.optimizer.mix_rate and all(e.kind == "attributes" for e in train.examples):
+  if model.network.head.gate:
+    return  # It learns from the objectives.
+  if config.optimizer.mix_rate and all(
+    e.kind == "attributes" or e.objective for e in train.examples
+  ):
     raise InputError(
       f"optimizer.mix_rate is {config.optimizer.mix_rate} and the data are feedback on attributes "
-      "alone, which says nothing of what they are worth; add pairs in data.sources, or set it to 0"
+      "alone, which says nothing of what they are worth; add pairs without an objective in "
+      "data.sources, or set it to 0"
     )
 
 

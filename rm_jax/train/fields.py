@@ -105,6 +105,7 @@ FIELDS: dict[str, Rule] = {
   "model.members": _SIZE,
   "model.bootstrap": _SWITCH,
   "model.attributes": _each(lambda x: isinstance(x, str) and bool(x), "names"),
+  "model.gate": _SWITCH,
   "model.mix": _each(_real(-math.inf).fits, "finite numbers"),
   "model.lora.rank": _COUNT,
   "model.lora.alpha": _real(above=True),

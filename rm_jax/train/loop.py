@@ -17,7 +17,7 @@ from rm_jax.heldout import evaluate
 from rm_jax.heldout.shift import shift_report
 from rm_jax.parallel.hosts import asked_to_stop, broadcast_json, check_same, is_main, is_shared
 from rm_jax.parallel.mesh import make_mesh
-from rm_jax.reward.score import keep_features, score_groups
+from rm_jax.reward.score import keep_features, score_outputs
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.storage.remote import refuse
@@ -304,7 +304,7 @@ class _Loop:
     groups, examples = self.heldout_set.groups, self.heldout_set.examples
     if not groups:
       return
-    scores = score_groups(
+    both = score_outputs(
       self.run.model.network,
       self.run.state.all_params(),
       groups,
@@ -314,6 +314,10 @@ class _Loop:
       features=self.heldout_features,
       progress="held out",
     )
+    scores = [
+      outputs if e.kind == "attributes" else rewards
+      for e, (rewards, outputs) in zip(examples, both, strict=True)
+    ]
     bad = sum(not np.isfinite(one).all() for one in scores)
     if bad:
       # The weights are finite (checked after each step) and yet scores overflow. That is reported
@@ -321,7 +325,9 @@ class _Loop:
       why = f"the scores of {bad} of {len(scores)} examples are not finite"
       self.report, self.scores = {"kind": "comparison", "n": 0, "why": why}, ()
     else:
-      found = evaluate.evaluate(scores, examples, self.run.model.network.head.attributes)
+      outputs = [outputs for _, outputs in both]
+      attributes = self.run.model.network.head.attributes
+      found = evaluate.evaluate(scores, examples, attributes, outputs)
       self.report, self.scores = found.report, found.scores
     if is_main():
       tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
@@ -337,6 +343,7 @@ class _Loop:
         "auroc",
         "kendall",
         "attributes",
+        "objectives",
         "why",
       )
       values = {name: self.report[name] for name in names if name in self.report}

@@ -132,7 +132,7 @@ class Run:
       self.members = bootstrap_counts(len(train_set.groups), config.model.members, config.seed)
     self.parts, self.rates = train_set.parts(config.data.batch_groups)
     self.sources = sorted({g.source for g in train_set.groups})
-    self.fields = optional_fields(train_set.groups) | self.objective.needs
+    self.fields = optional_fields(train_set.groups) | self.objective.needs | model.network.needs
     self.shapes = plan_shapes(train_set.groups, config.data.batch_groups, self.packing)
     self.features = None
     self.key = jax.random.key(config.seed)

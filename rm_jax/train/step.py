@@ -53,7 +53,7 @@ def make_accumulate(
         key=key if dropout else None,
         step_moments=step_moments,
       )
-      return value, batch_sums(scored.rewards, scored.loss, batch, sources, scored.text)
+      return value, batch_sums(scored.judged, scored.loss, batch, sources, scored.text)
 
     # The backward pass adds each parameter's gradient into its buffer as soon as it is known.
     # Adding two trees of gradients afterwards would hold both in memory.

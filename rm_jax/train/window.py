@@ -57,7 +57,7 @@ def batch_sums(
   'text_weight' of those whose best response has a likelihood.
 
   Args:
-    scores_BGK: rewards.
+    scores_BGK: what each group's feedback is about (see `objective.Scored`).
     loss_S: Σ weight · loss over the groups of each source.
     batch: the labels.
     sources: S, of how many sources sums are kept apart.

@@ -32,6 +32,7 @@ _BEFORE: dict[str, Any] = {
   "data.shapes": 4,
   "data.split_seed": -1,
   "model.attention": "auto",
+  "model.gate": False,
 }
 # Fields that `resolve` fills in -> the value that asks for it.
 _AUTOMATIC = {

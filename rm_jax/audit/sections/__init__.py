@@ -13,6 +13,7 @@ from rm_jax.audit.sections import (
   controls,
   drift,
   hacking,
+  objectives,
   overoptimisation,
   robustness,
   rules,
@@ -20,6 +21,7 @@ from rm_jax.audit.sections import (
 
 SECTIONS: tuple[Section, ...] = (
   agreement.SECTION,
+  objectives.SECTION,
   compare.SECTION,
   controls.SECTION,
   calibration.SECTION,
