@@ -388,7 +388,7 @@ def test_messages_for_a_model_without_a_chat_template(tmp_path):
   # The given template is saved with the model.
   model.save_pretrained(tmp_path / "saved")
   again = RewardModel.from_pretrained(tmp_path / "saved")
-  np.testing.assert_array_equal(again.score([talk, same]), scores)
+  np.testing.assert_array_equal(again.score([talk, same]), model.score([talk, same]))
 
 
 def test_eos_of_a_classifier_that_others_trained_is_said_by_who_loads_it(tmp_path):
