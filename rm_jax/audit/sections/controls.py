@@ -189,8 +189,8 @@ def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) 
 
   if np.array_equal(without_N, with_N):
     # Every resample gives a ratio of 1, so the bootstrap's interval would have width 0. Instead
-    # the interval of the paired difference, which allows for differences not seen in this sample, is
-    # converted to one of the ratio.
+    # the interval of the paired difference, which allows for differences not seen in this sample,
+    # is converted to one of the ratio.
     apart = agreement.paired_difference(with_N, without_N, clusters, seed=seed).pop("interval")
     ends = [1 - end / (with_N.mean() - 0.5) for end in reversed(apart)]
     return {"value": 1.0, "interval": sorted(ends), "n": len(with_N)}
