@@ -5,8 +5,8 @@
 
 The plan (compiled by libtpu 0.0.42) needs 42.7 of a chip's 95.7 GiB of memory. By its roofline, a
 lower bound of the time, a step of 524,288 tokens takes 20.07 s (MFU 74 %) and the run 3.5 hours;
-the limit is compute. On 16 chips (v5p:2x2x4, fsdp=16) it needs 79.1 GiB a
-chip and 40.14 s a step.
+the limit is compute. On 16 chips (v5p:2x2x4, fsdp=16) it needs 79.1 GiB of a chip and 40.14 s for a
+step.
 """
 
 import ml_collections

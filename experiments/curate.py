@@ -3,11 +3,12 @@
   python -m experiments.curate --input=FILE_OR_FOLDER --output=OUT.jsonl.gz --report=REPORT.json
 
 finds rows that cannot be read, duplicates, contradictions, pairs of two equal responses, and pairs
-whose conversations differ before the last turn. Where asked to, it also
+whose conversations differ before the last turn. Flags such as --duplicates=keep|drop say which of
+these are dropped. Where asked to, the command also
   with --heldout=FILE drops rows that repeat held-out data;
   with --denoise_scorer=content or --denoise_config=configs/NAME.py finds labels that are likely
     wrong, and does what --denoise=drop|flip|downweight|none says;
-  with --resample_by changes the proportions of the data.
+  with --resample_by changes the proportions of sources, lengths or values of a column.
 Rows that are kept are written in their order, and unchanged unless a label is flipped or a weight
 is changed.
 

@@ -37,7 +37,7 @@ MESH_HELP = (
   "Devices along each axis: 'fsdp=8', 'data=2,fsdp=128'; an axis that is not named is 1, -1 is "
   "what is left. In place of the config's mesh; '' = the config's."
 )
-DTYPES = ("float32", "bfloat16", "float16")  # of --dtype
+DTYPES = ("float32", "bfloat16", "float16")  # values of the flag --dtype
 
 _FLAG_PARSERS = {"absl", "ml_collections"}
 

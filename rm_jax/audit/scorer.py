@@ -109,7 +109,7 @@ class Scorer:
     self._path = None if folder is None else Path(folder) / f"{self.name}.npz"
     self._known: dict[bytes, np.ndarray] = {}
     self._pooled: dict[bytes, np.ndarray] = {}
-    self._fresh: set[bytes] = set()  # keys that this process was asked for
+    self._fresh: set[bytes] = set()  # keys of all rows that were asked for so far
     if self._path is not None and self._path.exists():
       self._read()
 

@@ -51,7 +51,7 @@ class View:
     return isinstance(self.value, Mapping) and key in self.value
 
   def __iter__(self) -> Iterator["View"]:
-    """The items of a list."""
+    """Yields a view of each item of a list; nothing of a view of None."""
     return (self[i] for i in range(len(self.value or ())))
 
   def items(self) -> Iterator[tuple[str, "View"]]:

@@ -95,9 +95,10 @@ def find_duplicates(
   One changed word destroys most shingles of a short prompt, and a template that occurs only once
   adds shingles to a prompt of any length. Therefore two prompts are also near if the shorter one
   shares `threshold` of its words outside templates with the other, provided that the responses are
-  near and tell that the same was asked: they share at least 8 shingles, and one of the two stands
-  under fewer than 5 prompts. If the responses do not tell that, a match differs in meaning as soon
-  as each prompt has a word that the other lacks.
+  near and show that the same was asked: the pairs' responses share at least 8 shingles in all, and
+  one response of the later pair answers fewer than 5 distinct prompts. If fewer shingles are shared
+  a match differs in meaning as soon as each prompt has a word that the other lacks, or the prompts
+  have different templates.
 
   A reversed match differs in 'the wording of the prompt' whenever the prompts are not equal. One
   word can turn a question round, and the two opposite labels suggest that it did.

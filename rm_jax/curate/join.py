@@ -72,9 +72,9 @@ class Join:
     order = np.argsort(value, kind="stable")
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    # `_starts`: where each row's prefix elements begin. `_rows`: the rows that have an element, in
-    # order, those of all elements one after the other. `_low`, `_length`: for each prefix element,
-    # where its rows begin in `_rows`, and how many of them come before this row.
+    # `_starts`: where each row's prefix elements begin. `_rows`: for one element after the other,
+    # the rows that have it in their prefix, in order. `_low`, `_length`: for each prefix element of
+    # each row, where the element's rows begin in `_rows`, and how many of them precede this row.
     self._starts = np.searchsorted(own, np.arange(count + 1))
     self._owner, self._rows = own, own[order]
     self._low = np.searchsorted(value[order], value)
@@ -126,7 +126,10 @@ def gathered(sets: Sets, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlaps(sets: Sets, of: int, others: np.ndarray) -> np.ndarray:
-  """int64: the size of the intersection of set number `of` with each of `others`; none is empty."""
+  """int64: the size of the intersection of set `of` with each set of `others`.
+
+  Sets are given by their numbers in `sets`, and none of them may be empty.
+  """
   if not len(others):
     return np.zeros(0, np.int64)
   mine = sets[of]

@@ -152,8 +152,8 @@ def curate(
 
   Returns:
     {options, rows: counts of rows, dropped, changed, noted: {reason: count}, coverage: {before,
-    after}, denoise and resample (None where skipped), seconds: {part: time it took}, listed: every
-    entry, stopped: None}.
+    after}, denoise and resample (None where skipped), seconds: {part: seconds it took}, listed:
+    every entry, stopped: None}.
 
   Raises:
     LargeDropError: a rule dropped more than half of the rows that the rules before it left, and

@@ -28,8 +28,8 @@ def template_tokens(
   2. Consecutive common n-grams form a run. An end of a run is open if no single token stands next
      to it in at least half of the documents with the n-gram at this end: a slot begins there.
   3. A text with an uncommon token next to an open end was made from a template, and all its runs
-     belong to the template. In a text without such a token only runs with an open end do: it is a
-     template without content, or a slightly changed copy of a frequent text.
+     belong to the template. In a text without such a token only runs with an open end do: the text
+     is a template without content, or a slightly changed copy of a frequent text.
 
   Known errors: a copy whose change is the first word behind a template is taken for the template
   with other content. A template of fewer than `MANY` prompts or `LENGTH` tokens is taken for

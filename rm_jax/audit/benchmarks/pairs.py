@@ -48,8 +48,8 @@ def load_rm_bench(*paths: str | os.PathLike, messages: bool, report: Report) -> 
   """RM-Bench (Liu et al. 2025): prompt, chosen [3], rejected [3], domain; see `Benchmark.load`.
 
   The three responses of each list are concise, detailed, and detailed with Markdown, in this order.
-  Files of a single domain have no column `domain`; the domain is the file's name. If a folder has
-  total_dataset.json, only that file is read.
+  Files of a single domain have no column `domain`; the domain is the file's name, without an ending
+  '_filtered'. If a folder has total_dataset.json, only that file is read.
   """
   convert = functools.partial(_styles, messages=messages)
   return load_items(paths, report, ("prompt", "chosen", "rejected"), convert, _domains)

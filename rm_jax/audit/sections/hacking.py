@@ -51,7 +51,7 @@ _STRONG = 0.3  # smallest absolute partial rank correlation for which `says` nam
 _LEVEL = 0.05  # probability that some measure is named for a scorer that follows none of them
 _SILENT = 20  # conversations below which no measure is named
 _FLIPS = 1999  # draws of random signs for a p-value
-_CELLS = 1 << 22  # most signs in memory at once
+_CELLS = 1 << 22  # most random signs in memory at once
 # If quality leaves less than this share of the ranks' variance unexplained, what is left is taken
 # for rounding error, and the partial correlation is not defined.
 _ALL = 1e-9
@@ -256,7 +256,8 @@ def _correlations(
   grouped = [np.unique(c, return_inverse=True, return_counts=True)[1:] for c in columns]
 
   def statistic(weight_N: np.ndarray) -> np.ndarray:
-    # The weighted rank of a tie group is the mean of the places that its rows take.
+    # Rows with equal values share one rank: the mean of their places in the sorted order, in which
+    # a row takes as many places as its weight.
     rank_CN = np.empty((len(columns), len(score_N)))
     for rank_N, (group_N, sizes) in zip(rank_CN, grouped, strict=True):
       count = np.bincount(group_N, weights=weight_N, minlength=len(sizes))

@@ -27,7 +27,7 @@ from rm_jax.storage import pictures
 from rm_jax.types import Example, Text
 from rm_jax.world import World
 
-# Rows -> the scores of M ensemble members, float [N, M].
+# N rows -> the scores of an ensemble's M members, float [N, M].
 Members = Callable[[Sequence[Row]], np.ndarray]
 
 _MANY = 8  # fewest rated responses to a prompt for which a best-of-n curve is made
@@ -205,7 +205,7 @@ def _conservative(members: Members, rows: Sequence[Row]) -> np.ndarray:
 
 
 def _measure(subject: Subject) -> dict[str, Any]:
-  """Curves on candidates of the generated world, and on each source of long rated lists."""
+  """Curves on candidates of the generated world, and on each source with long rated lists."""
   scorer, settings = subject.scorer, subject.settings
   out: dict[str, Any] = {}
   members = scorer.members if scorer.outputs > 1 else None
