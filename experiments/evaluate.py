@@ -2,9 +2,9 @@
 
 python -m experiments.evaluate --model=DIR --data=FILE --output=DIR2 writes DIR2/report.json.
 
---exclude=FILE leaves out the examples whose conversation (of solutions: whose question) is in FILE,
-such as the data that the model was trained on. --limit=N takes N of the rest, drawn at random and
-the same every time.
+--exclude=FILE leaves out the examples whose conversation (of solutions: whose question) is in FILE;
+give the model's training data here. --limit=N takes N of the rest, drawn at random and the same
+every time.
 """
 
 import random
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = flags.DEFINE_string(
 EOS = flags.DEFINE_enum(
   "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
 )
-# The flags' old names.
+# Earlier versions called --output --out, and --limit --sample.
 flags.DEFINE_alias("out", "output")
 flags.DEFINE_alias("sample", "limit")
 flags.mark_flags_as_required(["model", "data", "output"])
