@@ -42,11 +42,11 @@ def measured(report: dict[str, Any], measure: str) -> float | None:
       raise InputError(f"train.best is {measure!r}; the validation data's report has {known}")
     found = [x for one in found for x in (one.values() if key == "*" else [one[key]])]
   # A figure is a number, or a dict with its value.
-  values = [x.get("value") if isinstance(x, dict) else x for x in found]
-  if any(x is None for x in values):
-    return None
-  if not all(isinstance(x, int | float) for x in values):
+  values = [x.get("value", x) if isinstance(x, dict) else x for x in found]
+  if not all(isinstance(x, int | float | None) for x in values):
     raise InputError(f"train.best is {measure!r}, which is {found[0]!r:.80}; expected a number")
+  if None in values:
+    return None
   mean = math.fsum(values) / len(values)
   return -mean if last == "loss" else mean
 
