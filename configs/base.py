@@ -91,9 +91,12 @@ def get_config() -> ml_collections.ConfigDict:
   # Held-out data: in the form of data.train, or the fraction of the training data that is held out,
   # whole conversations at a time; '0' = none.
   c.data.heldout = "0.1"
-  # Seed of the split by a fraction in data.heldout; -1 = the value of the field `seed`. Runs that
-  # are compared with one another, or that are members of one ensemble, should hold out the same
-  # conversations, whatever their seed.
+  # Fraction of the training conversations that is set aside to choose a checkpoint by (train.best),
+  # so that the held-out data have no part in any choice; 0 = none.
+  c.data.validation = 0.0
+  # Seed of the splits by data.heldout and data.validation; -1 = the value of the field `seed`. Runs
+  # that are compared with one another, or that are members of one ensemble, should hold out the
+  # same conversations, whatever their seed.
   c.data.split_seed = -1
   # Data unlike the training data, for ensembles: the report says whether the members disagree more
   # on these data than on the held-out data. In the form of data.train; '' = none.
@@ -193,6 +196,11 @@ def get_config() -> ml_collections.ConfigDict:
   # The run stops with an error after this many steps in a row whose loss, gradient or update is not
   # finite. Such a step changes no parameter.
   c.train.max_skipped = 10
+  # Figure of the validation data's report by which the best checkpoint is kept, beside the latest,
+  # and served: 'accuracy', 'loss', 'sources.*.accuracy' (the mean over the sources) ...; '' = the
+  # latest is served.
+  c.train.best = ""
+  c.train.patience = 0  # evaluations without a new best after which the run stops; 0 = it does not
 
   # Devices along each axis of the mesh; -1 = all that are left, for one axis at most. The flag
   # --mesh=data=2,fsdp=4 sets them as well.

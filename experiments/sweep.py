@@ -104,7 +104,7 @@ def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: st
   """
   config = apply(config, {"data.shifted": shifted}, config.seed)
   model = build_model(config)
-  _, heldout, _ = load_data(config, model)
+  _, heldout, _, _ = load_data(config, model)
   datasets = heldout, load_shifted(config, model, heldout, pooled=True)
   members = [RewardModel.from_pretrained(folder) for folder in folders]
   by_member = [[m.score_groups(data.groups) for m in members] for data in datasets]

@@ -233,7 +233,7 @@ def benchmark(config: Any) -> dict[str, Any]:
     )
   mesh = make_mesh(config.mesh)
   model = build_model(config, mesh)
-  data, _, report = load_data(config, model)
+  data, _, _, report = load_data(config, model)
   causal = model.network.causal
   names = [mode for mode in options.modes if causal or not MODES[mode]["share"]]
   if not names:

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -305,11 +305,41 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   return train, held, rates
 
 
-def load_data(config: Any, model: TextModel) -> tuple[TokenDataset, TokenDataset, Report]:
-  """Reads, checks and tokenises the data of a config.
+def _set_aside(config: Any, train: list[Example]) -> tuple[list[Example], list[Example]]:
+  """(training examples, those of the conversations that are set aside as validation data)."""
+  share = config.data.get("validation", 0.0)
+  if not share:
+    return train, []
+  seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
+  # Another seed than the held-out data's: of what they left, the same one would choose by chance a
+  # share that depends on theirs. Negative ones are nobody else's.
+  train, aside = formats.split(train, share, -1 - seed)
+  if (found := len({e.conversation for e in aside})) < 2:
+    raise DataError(
+      f"data.validation is {share}, which sets aside {found} conversation(s); expected at least 2: "
+      "give more data, a larger fraction, or 0 for none"
+    )
+  return train, aside
 
-  Returns:
-    (training data, held-out data, report of what was kept and dropped).
+
+class Data(NamedTuple):
+  """The data of a config, tokenised.
+
+  Attributes:
+    train: what the model learns from.
+    heldout: what it is reported on.
+    validation: what its best checkpoint is chosen by; conversations of neither of the others.
+    report: of what was kept and dropped.
+  """
+
+  train: TokenDataset
+  heldout: TokenDataset
+  validation: TokenDataset
+  report: Report
+
+
+def load_data(config: Any, model: TextModel) -> Data:
+  """Reads, checks and tokenises the data of a config.
 
   Raises:
     ValueError, DataError: the data, or their combination with the model or the losses, cannot be
@@ -317,10 +347,13 @@ def load_data(config: Any, model: TextModel) -> tuple[TokenDataset, TokenDataset
   """
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
+  train, aside = _set_aside(config, train)
   train = _decided(train, config.loss, report)
   _check_fit(train, config.loss)
   kept = cache_folder(config.data.cache)
-  datasets = [TokenDataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
+  datasets = [
+    TokenDataset(*model.tokenise(some, report, kept), rates) for some in (train, held, aside)
+  ]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
   if held and not datasets[1].groups:
@@ -329,13 +362,12 @@ def load_data(config: Any, model: TextModel) -> tuple[TokenDataset, TokenDataset
   _check_attributes(config, model, datasets[0])
   for one in datasets:
     check_vocabulary(one.groups, model.network.backbone.vocab)
-  return *datasets, report
+  return Data(*datasets, report)
 
 
-def data_summary(
-  report: Report, train: TokenDataset, heldout: TokenDataset, attributes: Sequence[str]
-) -> dict[str, Any]:
+def data_summary(data: Data, attributes: Sequence[str]) -> dict[str, Any]:
   """The section of summary.json on the data."""
+  train, heldout, validation, report = data
   return {
     "kept": report.kept,
     "kinds": dict(collections.Counter(e.kind for e in train.examples)),
@@ -344,6 +376,7 @@ def data_summary(
     "examples_of_dropped": report.examples,
     "train": len(train.groups),
     "heldout": len(heldout.groups),
+    **({"validation": len(validation.groups)} if validation.groups else {}),
     "prompts_cut": sum(g.cut > 0 for g in [*train.groups, *heldout.groups]),
   }
 

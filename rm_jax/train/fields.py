@@ -114,6 +114,7 @@ FIELDS: dict[str, Rule] = {
   "model.dropout": _SWITCH,
   "data.train": _TEXT,
   "data.heldout": Rule(_fraction_or_name, "a path, 'world:N', or a fraction in [0, 1)"),
+  "data.validation": _real(below=1.0),
   "data.split_seed": _whole(-1, ", or -1 for the run's seed", high=2**32 - 1),
   "data.shifted": _TEXT,
   "data.format": _one_of(("auto", *sorted(FORMATS))),
@@ -153,6 +154,8 @@ FIELDS: dict[str, Rule] = {
   "train.checkpoint_every": _COUNT,
   "train.keep": _SIZE,
   "train.max_skipped": _SIZE,
+  "train.best": _TEXT,
+  "train.patience": _COUNT,
   **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
 }
 # Fields that are checked by what takes them: losses, optimisers and the world know their options.
@@ -186,6 +189,13 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
     for path, rule in FIELDS.items()
     if path in flat and not rule.fits(flat[path])
   ]
+  if flat.get("train.best") and not flat["data.validation"]:
+    wrong.append(
+      f"--config.train.best={flat['train.best']!r} and --config.data.validation=0: expected a "
+      "fraction of the training conversations to choose by, such as 0.1"
+    )
+  if flat.get("train.patience") and not flat["train.best"]:
+    wrong.append("--config.train.patience is set and --config.train.best is not: expected both")
   if wrong:
     raise InputError("\n  ".join(wrong))
   optimizer = config.optimizer.copy_and_resolve_references()

@@ -22,6 +22,7 @@ from rm_jax.storage.files import write_json
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+BEST = "best"  # the folder of the best checkpoint, where one is chosen
 _LOCK = ".lock"
 # Fields that may differ when a run is resumed: its length, its devices and what it keeps on disk.
 # An entry stands for all fields that begin with it.
@@ -31,8 +32,11 @@ _BEFORE: dict[str, Any] = {
   "data.cache": "",
   "data.shapes": 4,
   "data.split_seed": -1,
+  "data.validation": 0.0,
   "model.attention": "auto",
   "model.gate": False,
+  "train.best": "",
+  "train.patience": 0,
 }
 # Fields that `resolve` fills in -> the value that asks for it.
 _AUTOMATIC = {

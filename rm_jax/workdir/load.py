@@ -1,4 +1,4 @@
-"""Reads the model that a run has trained from its workdir: its latest checkpoint."""
+"""Reads the model that a run has trained from its workdir: its best or its latest checkpoint."""
 
 import dataclasses
 import json
@@ -16,12 +16,15 @@ from rm_jax.pretrained.source import RECORD, open_source, parse
 from rm_jax.reward.setup import TextModel, kept_dtype, read_params
 from rm_jax.storage.remote import local
 from rm_jax.workdir.checkpoints import Checkpoints
+from rm_jax.workdir.folder import BEST
 
 log = logging.getLogger(__name__)
 
 
 def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]:
-  """The text model and the parameters of a workdir's latest checkpoint, LoRA adapters merged.
+  """The text model and the parameters of a workdir's checkpoint, LoRA adapters merged.
+
+  That is the best checkpoint if the run keeps one (`train.best`), otherwise the latest.
 
   Args:
     path: the workdir.
@@ -58,7 +61,8 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
     for p, x in shapes.items()
     if p not in base
   }
-  checkpoints = Checkpoints(path / "checkpoints")
+  best = (path / BEST).is_dir()
+  checkpoints = Checkpoints(path / (BEST if best else "checkpoints"))
   flat = checkpoints.restore_params(saved, base)
   newest = max(checkpoints.steps())
   if checkpoints.step != newest:
@@ -69,11 +73,12 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
       checkpoints.step,
       newest,
     )
-  elif (told := _summary_step(path)) not in (None, checkpoints.step):
+  elif (told := _summary_step(path, best=best)) not in (None, checkpoints.step):
     log.warning(
-      "%s: the scores are those of step %d, its latest; summary.json tells of step %d",
+      "%s: the scores are those of step %d, its %s; summary.json tells of step %d",
       path,
       checkpoints.step,
+      "best" if best else "latest",
       told,
     )
   network = dataclasses.replace(network, lora=None)
@@ -84,9 +89,10 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
   return dataclasses.replace(model, network=network), unflatten_dict(flat, sep="/")
 
 
-def _summary_step(path: Path) -> int | None:
+def _summary_step(path: Path, *, best: bool) -> int | None:
   """The step that a run's summary.json reports; None if there is no such file or entry."""
   try:
-    return int(json.loads((path / "summary.json").read_text(encoding="utf-8"))["train"]["steps"])
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    return int(summary["best"]["step"] if best else summary["train"]["steps"])
   except (OSError, ValueError, KeyError, TypeError):
     return None
