@@ -91,8 +91,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Held-out data: in the form of data.train, or the fraction of the training data that is held out,
   # whole conversations at a time; '0' = none.
   c.data.heldout = "0.1"
-  # Fraction of the training conversations that is set aside to choose a checkpoint by (train.best),
-  # so that the held-out data have no part in any choice; 0 = none.
+  # Fraction of the training conversations that is set aside to choose a checkpoint by (train.best);
+  # 0 = none. Evaluations during the run are then of these, and of the held-out data at its end
+  # alone, so that nothing is chosen on them.
   c.data.validation = 0.0
   # Seed of the splits by data.heldout and data.validation; -1 = the value of the field `seed`. Runs
   # that are compared with one another, or that are members of one ensemble, should hold out the

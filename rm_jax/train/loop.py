@@ -150,9 +150,10 @@ class _Loop:
 
   def __init__(self, run: Run, workdir: Path, heldout: TokenDataset, validation: TokenDataset):
     self.run, self.config, self.workdir = run, run.config, workdir
-    # In the order in which they are evaluated: a best checkpoint is kept before the line of
-    # metrics.jsonl that says so is written.
     self.judged = {SPLIT: validation, "heldout": heldout}
+    # What is evaluated as the run goes on. Where there are validation data, the held-out ones are
+    # looked at once, at the end.
+    self.watched = SPLIT if validation.groups else "heldout"
     self.report: dict[str, Any] | None = None
     self.scores = ()
     self.chosen: dict[str, Any] | None = None
@@ -276,30 +277,31 @@ class _Loop:
   def _lines(self) -> list[dict[str, Any]]:
     """The evaluations in metrics.jsonl so far, the same in every process."""
     lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
-    return broadcast_json([line for line in lines if line.get("split") in self.judged])
+    return broadcast_json([line for line in lines if line.get("split") == self.watched])
 
   def _exhausted(self) -> bool:
     return self.best is not None and self.best.exhausted(self._lines())
 
   def _judge(self, writers: Writers, step: int) -> None:
-    """Evaluates the state on each data set, unless that was done at this step already.
+    """Evaluates the state on the data that are watched, unless that was done at this step already.
 
     So a resumed run writes the same lines as one that was never interrupted.
     """
-    for split, data in self.judged.items():
-      lines = self._lines()
-      if not data.groups or any(x["split"] == split and x["step"] == step for x in lines):
-        continue
-      found = self._evaluate(split, self.run.state.all_params())
-      short, mark = _short(found.report, sources=split == SPLIT), ""
-      if split == "heldout":
-        self.report, self.scores = found.report, found.scores
-      elif self.best and self.best.keep(self.run.state, short, lines):
-        mark = ", the best so far"
-      if is_main():
-        name = "" if split == "heldout" else f"{split}, "
-        tqdm.write(f"step {step}: {name}{evaluate.summary_line(found.report)}{mark}")
-      writers.write("metrics", step, short, split=split)
+    split, lines = self.watched, self._lines()
+    if not self.judged[split].groups or any(x["step"] == step for x in lines):
+      return
+    found = self._evaluate(split, self.run.state.all_params())
+    short, mark = _short(found.report, sources=split == SPLIT), ""
+    if split == "heldout":
+      self.report, self.scores = found.report, found.scores
+    elif self.best and self.best.keep(self.run.state, short, lines):
+      mark = "; the best so far"
+    if is_main():
+      said = evaluate.summary_line(found.report)
+      if split == SPLIT:
+        said = said.replace("held-out", split, 1)
+      tqdm.write(f"step {step}: {said}{mark}")
+    writers.write("metrics", step, short, split=split)
 
   def served_params(self) -> dict[str, Any]:
     """The parameters that `RewardModel.from_pretrained` reads: the best, or else the latest."""
@@ -307,25 +309,21 @@ class _Loop:
 
   def _report_served(self) -> None:
     """Sets `report`, `scores` and `chosen` as they are of the model that is served."""
-    lines = self._lines()
-    if self.best is None or (line := self.best.chosen(lines)) is None:
-      if self.report is None and self.judged["heldout"].groups:
-        found = self._evaluate("heldout", self.run.state.all_params())
-        self.report, self.scores = found.report, found.scores
-      return
-    self._served = self.best.checkpoints.restore_model(self.run.state)
-    self.chosen = {
-      "step": self.best.checkpoints.step,
-      "measure": self.best.measure,
-      "value": measured(line, self.best.measure),
-      SPLIT: {key: value for key, value in line.items() if key not in ("step", "split")},
-    }
-    self.best.checkpoints.close()
-    if self.judged["heldout"].groups:
-      found = self._evaluate("heldout", self._served)
+    if self.best and (line := self.best.chosen(self._lines())):
+      self._served = self.best.checkpoints.restore_model(self.run.state)
+      self.chosen = {
+        "step": self.best.checkpoints.step,
+        "measure": self.best.measure,
+        "value": measured(line, self.best.measure),
+        SPLIT: {key: value for key, value in line.items() if key not in ("step", "split")},
+      }
+      self.best.checkpoints.close()
+    if self.report is None and self.judged["heldout"].groups:
+      found = self._evaluate("heldout", self.served_params())
       self.report, self.scores = found.report, found.scores
-      if is_main():
-        tqdm.write(f"best, step {self.chosen['step']}: {evaluate.summary_line(self.report)}")
+      if is_main() and self.watched == SPLIT:
+        which = f"best, step {self.chosen['step']}" if self.chosen else "at the end"
+        tqdm.write(f"{which}: {evaluate.summary_line(self.report)}")
 
   def _check(self, pulse: dict[str, jax.Array] | None, step: int) -> None:
     if pulse is None:
