@@ -21,7 +21,9 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
   """(the checkpoint with a config's weights, None for random ones; config.json's dictionary).
 
   Raises:
-    ValueError: neither model.pretrained nor model.config is set, or both and they differ.
+    FileNotFoundError: model.pretrained is not found.
+    ValueError: neither model.pretrained nor model.config is set, or both and their sizes differ;
+      what they name cannot be used; or model.layers is more than the model has.
   """
   c = config.model
   if not (c.pretrained or c.config):
@@ -51,8 +53,7 @@ def _sizes(hf_config: dict[str, Any]) -> dict[str, Any]:
 def planned_architecture(config: Any) -> dict[str, Any]:
   """config.json's dictionary; where model.config is set, model.pretrained is not opened.
 
-  So a plan can be made on a machine that does not have the weights. Raises ValueError as
-  `architecture`.
+  So a plan can be made on a machine that does not have the weights. Raises as `architecture`.
   """
   if not config.model.config:
     return architecture(config)[1]
@@ -123,7 +124,8 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   """The head that the `model` part of a config asks for.
 
   Raises:
-    ValueError: it makes no sense, or the checkpoint has a head that is another one.
+    ValueError: the settings contradict one another, or the checkpoint has a head of its own and it
+      is not the one that they ask for.
   """
   head = head_config(hf_config)
   own = source is not None and is_classifier(hf_config)

@@ -77,7 +77,8 @@ def run_groups(
     for start in range(0, len(groups), _CHUNK):
       yield from pack(range(start, min(start + _CHUNK, len(groups))), needs, shapes)
 
-  # Labels and the like do not change a score; leaving them out gives all data the same programs.
+  # Optional arrays that do not change a score, such as margins, are left out, so that the same
+  # compiled programs serve all data.
   fields = optional_fields(groups) & {"token_type", "starts"}
 
   def prepare(micro):
@@ -90,7 +91,7 @@ def run_groups(
     tqdm(total=len(groups), desc=progress, disable=quiet, unit="group") as bar,
     jax.set_mesh(mesh),
   ):
-    waiting = None  # the micro-batch before: its output is fetched while the next one is computed
+    waiting = None  # the last micro-batch: its output is fetched while the next one is computed
     for placed, batch, index in ahead(prepare, micros()):
       this = run(params, placed), index, batch
       if waiting is not None:
