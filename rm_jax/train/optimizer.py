@@ -3,7 +3,7 @@
 To add an optimiser, add its gradient scaling to `scalers` in `make_optimizer`. Clipping, weight
 decay and the learning rate are the same for all.
 
-Parameters are a flat dict, path -> array; a decoder's layers are stacked, [layers, ...].
+Parameters are a flat dict, path -> array; those of the layers are stacked, [layers, ...].
 """
 
 import math

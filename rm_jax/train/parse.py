@@ -16,7 +16,7 @@ def parse_call(text: str, expected: str) -> tuple[str, dict[str, Any]]:
   """'hinge' or 'hinge(margin=0.5)' -> (name, options). Options are Python literals.
 
   Raises:
-    ValueError: with the message `expected`; the text is not of that form.
+    ValueError: the text is not of that form; the message is `expected`.
   """
   try:
     node = ast.parse(text, mode="eval").body

@@ -43,8 +43,8 @@ def check(config: Any, model: TextModel) -> None:
     model: from `setup.build_model`.
 
   Raises:
-    ValueError: the model is an encoder, or a decoder whose head is neither its embedding nor in the
-      checkpoint.
+    ValueError: the model is an encoder; or a decoder that caps its logits, or whose language-model
+      head is neither its embedding nor in the checkpoint in the right shape.
   """
   for name, weight in _weights(config).items():
     said, mend = f"loss.{name} is {weight}", f"or set loss.{name}=0"
