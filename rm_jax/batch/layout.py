@@ -322,7 +322,7 @@ def pack(
 
 
 def _fits(row: Sequence[int], needs: Sequence[Need], shape: Shape) -> bool:
-  """Whether a row's groups fit: by number, by columns, and their pieces into the windows."""
+  """Whether groups fit into a row of a shape: their number, columns, and pieces in its windows."""
   return (
     len(row) <= shape.groups
     and sum(needs[i].columns for i in row) <= shape.columns

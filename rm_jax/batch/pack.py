@@ -157,7 +157,7 @@ def _write_tokens(
 
 
 def _values(group: Group, offsets: np.ndarray, fields: frozenset[str]) -> dict[str, Any]:
-  """What a group writes into the arrays that are indexed by group, by the names of `Batch`."""
+  """Name of each array of `Batch` that has the axes B and G -> the group's value for it."""
   values = {name: getattr(group, name) for name in FROM_GROUPS & fields if name != "token_type"}
   if "starts" in fields:
     values["starts"] = offsets[group.response] + group.starts

@@ -145,7 +145,9 @@ class TextEncoder:
     return self.encoded(pairs, self.rendered(pairs))
 
   def rendered(self, pairs: Sequence[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
-    """Renders (prompt, response) pairs for `encoded`: (prompt's text, whole text), or why not.
+    """Renders (prompt, response) pairs for `encoded`.
+
+    The result has for each pair (prompt's text, whole text), or a RowError that says why not.
 
     It is safe to call this in another thread.
     """
@@ -249,7 +251,7 @@ class TextEncoder:
     ]
 
   def _ids(self, texts: list[str], special: bool) -> list[np.ndarray]:
-    if not texts:  # the tokenizer fails on none
+    if not texts:  # the tokenizer fails on an empty list
       return []
     encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
@@ -374,7 +376,8 @@ class TextEncoder:
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)
       first, own = self._opened([head + steps[0], head], special)
-      if special and len(first) and first[-1] == eos:  # added by the tokenizer; ours comes later
+      # An EOS that the tokenizer adds to a string is removed: ours comes after the last step.
+      if special and len(first) and first[-1] == eos:
         first = first[:-1]
       return [np.append(first, separator), *rest], own
 
@@ -406,7 +409,7 @@ class TextEncoder:
     return self._sequence(ids, length, marks.astype(np.int32), None, full - len(ids))
 
   def _head(self, prompt: Text) -> tuple[list[Message], str]:
-    """(a prompt's turns, [] for a string; its text up to where the answer begins)."""
+    """Returns (the turns of a prompt, [] for a string; its text, up to where the answer begins)."""
     if isinstance(prompt, str):
       return [], prompt
     return list(prompt), self.render(prompt, generation=True)
@@ -489,7 +492,7 @@ def _shortened(
   Args:
     turns: of the prompt, which is too long as it is.
     read: renders and tokenises turns; raises RowError if the template refuses them.
-    fits: whether that is short enough. If it is for some turns, it is for fewer.
+    fits: whether what `read` returned is short enough. If it is for some turns, it is for fewer.
 
   Returns:
     (the turns that are left, `read` of them); all turns and None if no exchange can be left out.

@@ -197,7 +197,7 @@ def packed_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 class Overlaid:
-  """A reader of tensors, some of which are replaced by those of a record.
+  """A reader of a checkpoint's tensors, some of which are replaced by those in its rm_jax.json.
 
   Args:
     reader: has names(), shape(name), get(name).

@@ -111,7 +111,10 @@ def family_of(hf: dict[str, Any]) -> Family:
 
 
 def backbone_config(hf: dict[str, Any]) -> DecoderConfig | EncoderConfig:
-  """The backbone of a config.json's dictionary. Raises ValueError naming what is not supported."""
+  """The backbone's config, from a config.json's dictionary.
+
+  Raises ValueError naming what is not supported.
+  """
   backbone = family_of(hf).backbone(_with_defaults(hf))
   activation(backbone.activation)  # an unknown one is refused now, and not when a step is compiled
   return backbone
@@ -128,7 +131,7 @@ def tied_head(hf: dict[str, Any]) -> bool:
 
 
 def head_config(hf: dict[str, Any]) -> HeadConfig:
-  """The head of a checkpoint: its own where it is a classifier, else a new one of one output.
+  """The config of a checkpoint's own head if it is a classifier, else of a new one of one output.
 
   Both have the form that transformers' sequence classifiers of the family have, so that it can load
   what we save as one.

@@ -312,7 +312,8 @@ def _table(stored: Gguf, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _unreadable(file: gguf_file.File) -> list[str]:
-  """One problem for each quantisation that the `gguf` package cannot de-quantise."""
+  """A line for an error message for each quantisation in the file that `gguf` cannot
+  de-quantise."""
   firsts = {tensor.kind: tensor.name for tensor in reversed(list(file.tensors.values()))}
   problems = []
   for kind, name in firsts.items():

@@ -24,7 +24,7 @@ from gguf.constants import (
 from gguf.quants import quant_shape_to_byte_shape
 
 _VERSIONS = (2, 3)
-_MOST_DIMS = 4  # ggml's own limit
+_MOST_DIMS = 4  # the most dimensions of a tensor, as in ggml
 # The most keys, and the most tensors, that a file may have: far more than any model. Each takes a
 # few hundred bytes of memory while the header is read, before its content is checked.
 _MOST_ENTRIES = 65_536

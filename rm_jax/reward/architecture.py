@@ -51,9 +51,10 @@ def _sizes(hf_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def planned_architecture(config: Any) -> dict[str, Any]:
-  """config.json's dictionary; where model.config is set, model.pretrained is not opened.
+  """The config.json dictionary of a config's model, without opening the weights if it can.
 
-  So a plan can be made on a machine that does not have the weights. Raises as `architecture`.
+  Where model.config is set, model.pretrained is not opened, so that a plan can be made on a machine
+  that does not have the weights. Raises as `architecture`.
   """
   if not config.model.config:
     return architecture(config)[1]

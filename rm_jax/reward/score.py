@@ -53,7 +53,7 @@ def run_groups(
     network: see `models.network.Network`.
     function: name of its method: 'score', 'read' or 'features'.
     params: nested dict of arrays on the mesh.
-    groups: of any length.
+    groups: any number of them.
     mesh: the devices.
     packing: see `batch.layout.Packing`.
     shapes: of the micro-batches, from `batch.layout.plan`; by default a fixed ladder of shapes, so
@@ -130,7 +130,7 @@ def score_groups(
 def pool_groups(
   network: Network, params: dict, groups: Sequence[Group], *, outputs: bool = False, **options
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """(pooled hidden states at each group's marks, float32 [marks, D]; their scores), N pairs.
+  """For each of N groups (pooled hidden states at its marks, float32 [marks, D]; their scores).
 
   Arguments and scores are those of `score_groups`.
   """

@@ -52,10 +52,10 @@ def _square(x: jax.Array) -> jax.Array:
 
 
 def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
-  """Operations per second of the fastest product of two square matrices, on one device.
+  """Floating-point operations per second of the fastest product of square matrices, on one device.
 
   Args:
-    dtype: of the matrices; in float32 the product has full precision, as the backbone's have.
+    dtype: of the matrices; in float32 they are multiplied at full precision, as in the backbone.
     seconds: about how long to measure each of two sizes.
   """
   sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
@@ -221,9 +221,9 @@ def benchmark(config: Any) -> dict[str, Any]:
 
   Returns:
     {'modes': {mode: figures}, 'scoring': figures, 'peak_flops', 'devices', 'model', 'data' ...}.
-    The state of all modes is in memory at the same time. MFU is the model's operations per second
-    (see `flops`) over those of a plain matrix product, measured just before each turn; 'peak_flops'
-    is the median of the latter.
+    MFU is the model's operations per second (see speed/flops.py) divided by those of a plain matrix
+    product on all devices, which is measured just before each turn; 'peak_flops' is the median of
+    these measurements. The states of all modes are in memory at the same time.
 
   Raises:
     ValueError: the config, its files or its data cannot be used.

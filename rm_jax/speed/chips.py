@@ -41,8 +41,8 @@ class Chip:
     hbm_bandwidth: bytes per second to and from its memory.
     link_bandwidth: bytes per second that it can send to its neighbours in a slice or machine, over
       all links together, in one direction.
-    network_bandwidth: bytes per second between slices for each chip: the network of a host over its
-      number of chips. It depends on the type of machine.
+    network_bandwidth: bytes per second between slices for each chip: that of a host's network
+      divided by the host's number of chips. It depends on the type of machine.
   """
 
   name: str

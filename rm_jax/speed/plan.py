@@ -56,8 +56,8 @@ def shard_bytes(tree: Any) -> float:
 def executed_flops(network: Network, layout: Layout) -> float:
   """Operations of a micro-batch on all devices, including padding and rematerialisation.
 
-  Attention counts as half of the square of each window if it is causal. Its backward pass computes
-  the logits again, and with remat 'full' every layer runs a second forward pass.
+  Attention counts as half of the square of each window if it is causal. Attention's backward pass
+  computes the logits again, and with remat 'full' every layer runs a second forward pass.
   """
   B, T = layout.shape.rows, layout.shape.columns
   windows = layout.shape.windows or ((T, 1),)

@@ -207,7 +207,7 @@ def _check_weights(examples: list[Example]) -> None:
 
   A step divides by the sum of its own groups' weights, so such data could not be trained on.
 
-  Warns if one example outweighs all others together.
+  Logs a warning if one example outweighs all others together.
   """
   total = sum(e.weight for e in examples)
   heaviest = max(examples, key=lambda e: e.weight)

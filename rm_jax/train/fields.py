@@ -42,7 +42,7 @@ def _whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
 
 
 def _real(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> Rule:
-  """A number, finite in float32 too, that is at least `low` (or `above` it) and under `below`."""
+  """A number, finite in float32 too, at least `low` (with `above`, above it) and under `below`."""
 
   def fits(value):
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -160,7 +160,7 @@ _ELSEWHERE = ("loss.", "optimizer.", "data.world.", "data.sources.")
 
 
 def unruled(config: ml_collections.ConfigDict) -> list[str]:
-  """Paths of the config's fields that nothing here checks."""
+  """Paths of the config's fields that are neither in `FIELDS` nor checked by what takes them."""
   return [path for path in _flat(config) if path not in FIELDS and not path.startswith(_ELSEWHERE)]
 
 

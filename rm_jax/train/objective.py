@@ -37,7 +37,7 @@ class Scored(NamedTuple):
     rewards: float32 [B, G, K].
     loss: float32 [S], Σ w_g · L_g over the groups of each source.
     text: (log-likelihood a token of the best response float32 [B, G]; bool [B, G], which groups
-      have one); None without a text penalty.
+      have a best response); None without a text penalty.
   """
 
   rewards: jax.Array

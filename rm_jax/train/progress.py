@@ -9,7 +9,10 @@ import jax
 
 
 class Signals:
-  """A context in which SIGTERM and SIGINT only set `asked`, so that the step is finished first."""
+  """A context in which SIGTERM and SIGINT do not end the process but set `asked` to their number.
+
+  So the loop can finish its step first.
+  """
 
   def __init__(self):
     self.asked: int | None = None

@@ -74,7 +74,7 @@ def abstract_state(
   params = placed(params, parameter_shardings(params, mesh))
   trained, frozen = split_frozen(params, frozen_patterns(config))
   moments = jax.eval_shape(optimizer.init, trained)
-  # The shardings that eval_shape passes on from its inputs are not those of the real arrays.
+  # eval_shape gives its results the shardings of its inputs; the real arrays have other ones.
   moments = placed(moments, like_parameters(moments, trained, mesh))
   everywhere = replicated(mesh)
   window = {

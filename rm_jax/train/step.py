@@ -128,8 +128,8 @@ def make_apply(optimizer: optax.GradientTransformation) -> Callable:
         jnp.float32(0) if step_moments is None else penalty(step_moments)
       ),
     }
-    # A skipped step adds nothing to the window but its counts: a loss that is not finite would
-    # hide those of the window's other steps.
+    # A skipped step adds only its counts to the window: if a loss that is not finite were added,
+    # the losses of the window's other steps would be lost.
     here = jax.tree.map(lambda x: jnp.where(fine, x, 0.0), here) | {
       "skipped": here["skipped"],
       "steps": here["steps"],

@@ -186,8 +186,8 @@ class TextPenalty:
 
     Returns:
       (penalty float32 [B, G]; log-likelihood a token of the best response float32 [B, G], the mean
-      if several are best; bool [B, G], which groups have one: pairs and rankings). The first two
-      are 0 for the others.
+      if several are best; bool [B, G], which groups have a best response: pairs and rankings). The
+      first two are 0 for the others.
     """
     ordered_BG = jnp.isin(batch.kind, jnp.asarray([KINDS.index(kind) for kind in ORDERED]))
     # Pairs and rankings have one mark a response, so marks and responses have the same index.

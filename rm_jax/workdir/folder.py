@@ -223,6 +223,6 @@ def claim(
 
 
 def is_workdir(path: Path) -> bool:
-  """Whether a path is the workdir of a run. If a save of its model/ was interrupted, completes it."""
+  """Whether a path is the workdir of a run; completes a save of its model/ that was cut short."""
   recover(path / "model")
   return (path / "model" / CONFIG).is_file() and (path / "checkpoints").is_dir()
