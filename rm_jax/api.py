@@ -1,6 +1,6 @@
 """`RewardModel`: loads a trained reward model, scores text with it, and saves it.
 
-Everything outside the training code (notebooks, commands, audits, curation) scores through it.
+Notebooks, audits, curation, and the commands that score text do so through it.
 """
 
 import dataclasses
@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 
 # Rows with the same prompt are scored as one group, so that the prompt runs through the network
 # once. A group has at most `_GROUP_MARKS` marks (responses, or steps of solutions) and at most
-# max(_GROUP_COLUMNS, _GROUP_LENGTHS x its longest sequence) columns. Attention's cost grows with
-# the square of the columns, although responses are masked from one another; in a longer group that
-# costs more than sharing the prompt saves.
+# max(_GROUP_COLUMNS, _GROUP_LENGTHS x its longest sequence) columns (tokens, those of the prompt
+# counted once). Attention's cost grows with the square of the columns, although responses are
+# masked from one another; in a longer group that costs more than sharing the prompt saves.
 _GROUP_MARKS = 8
 _GROUP_COLUMNS = 1024
 _GROUP_LENGTHS = 1.5
@@ -99,8 +99,8 @@ class RewardModel:
 
     Args:
       name: a run's workdir (its latest checkpoint is read), a folder saved by `save_pretrained`, or
-        a Hugging Face sequence-classification folder or hub id. The last keeps its own pooling rule
-        and gets no EOS unless `eos` says so.
+        a Hugging Face sequence-classification folder or hub id. A classifier of another library is
+        read at the token where transformers reads it, and no EOS is added unless `eos` says so.
       dtype: compute dtype of the backbone; the head computes in float32.
       max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
       chat_template: renders messages: 'hh', Jinja text, or a file of it; '' = the model's own.
@@ -110,8 +110,10 @@ class RewardModel:
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices; by default all are on 'data'.
 
     Raises:
-      ValueError: `name` is not found, has no reward head, or its tensors do not fit the
-        architecture; or `chat_template` or `eos` is not one of the above.
+      FileNotFoundError: `name` is not found.
+      ValueError: it has no reward head, or its tensors do not fit the architecture; or
+        `chat_template`, `eos` or `mesh` is not one of the above.
+      CheckpointError: it is a workdir and no checkpoint in it can be read.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
     name = local(name) if isinstance(name, str) else name
@@ -138,7 +140,7 @@ class RewardModel:
       source=source,
       option="{0} of from_pretrained, or --{0} of a command,",
     )
-    text_model.text_encoder()  # raises on a template that renders nothing, before reading weights
+    text_model.text_encoder()  # raises for a chat template that fails, before weights are read
     if not trained:
       flat = init_params(text_model, devices, jax.random.key(0), training=False)
       return cls(text_model, unflatten_dict(flat, sep="/"), devices)
@@ -156,8 +158,8 @@ class RewardModel:
   ) -> np.ndarray:
     """Rewards of rows, in their order: float32 [N].
 
-    A row longer than the model's maximum length loses tokens at the start of its prompt; one
-    warning a call says how many rows did.
+    Of a row that is longer than the model's maximum length the oldest turns or tokens of its prompt
+    are left out; one warning a call says of how many rows.
 
     Args:
       rows: each with `prompt` and `response` (or `completion`): strings, or message lists, which
@@ -193,9 +195,9 @@ class RewardModel:
     origins: Sequence[str] = (),
     cuts: list[int] | None = None,
   ) -> np.ndarray:
-    """Rewards by each member of an ensemble: float32 [N, M]; M = 1 if the model is none.
+    """Rewards by each member of an ensemble: float32 [N, M]; M = 1 if the model is no ensemble.
 
-    Arguments and errors are those of `score`.
+    Arguments and errors are those of `score`, which has `lower` besides.
     """
     origins = origins or _RowNumbers()
     asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]
@@ -219,7 +221,7 @@ class RewardModel:
 
     Raises:
       DataError: a row cannot be scored; the message names its number.
-      ValueError: the model has no attributes.
+      ValueError: the model has no attributes, or a score is not finite.
     """
     asked = self._asked_attributes(rows)
     marks = self._score_marks(asked, True, progress)
@@ -262,6 +264,7 @@ class RewardModel:
     Raises:
       DataError: a row is not of this form or too long for the model (the message names its number),
         or the model is an encoder, which cannot score steps.
+      ValueError: a score is not finite.
     """
     asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
     return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
@@ -281,6 +284,7 @@ class RewardModel:
 
     Raises:
       DataError: a row cannot be scored; the message names its number.
+      ValueError: a score is not finite.
     """
     asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
     chunks, groups = self._groups(asked)
@@ -371,10 +375,10 @@ class RewardModel:
   ) -> list[np.ndarray]:
     """Scores of groups that are tokenised already: see `reward.score.score_groups`.
 
-    For callers that have `Example`s, whose groups are `text_model.tokenise`'s.
+    A caller that has `Example`s makes their groups by `text_model.tokenise`.
 
     Raises:
-      ValueError: a score is not finite.
+      ValueError: a score is not finite, or a token id is not in the model's vocabulary.
     """
     scores = self._run(score_groups, groups, progress, outputs=outputs)
     for i, one in enumerate(scores):
@@ -507,7 +511,7 @@ def cut_message(cuts: Sequence[int], max_length: int) -> str:
 def _rows_by_prompt(
   prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool
 ) -> list[list[int]]:
-  """Indices of the rows of each group: rows with the same prompt, up to the size limits above.
+  """Indices of the rows of each group: rows with the same prompt, up to the limits `_GROUP_...`.
 
   Args:
     prompts: of N rows.
@@ -515,7 +519,8 @@ def _rows_by_prompt(
     share: whether rows may share a prompt; if not, each row is a group (encoders).
   """
   chunks: list[list[int]] = []
-  # prompt -> its latest chunk: (index of the chunk, its columns, marks and longest sequence).
+  # prompt -> the last group that was begun with it: (its index in `chunks`, its number of columns,
+  # of marks, and the length of its longest sequence).
   open_chunk: dict[Any, tuple[int, int, int, int]] = {}
   for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
     key = key_of(prompt)

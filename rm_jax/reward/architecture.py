@@ -21,7 +21,9 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
   """(the checkpoint with a config's weights, None for random ones; config.json's dictionary).
 
   Raises:
-    ValueError: neither model.pretrained nor model.config is set, or both and they differ.
+    FileNotFoundError: model.pretrained is not found.
+    ValueError: neither model.pretrained nor model.config is set, or both and their sizes differ;
+      what they name cannot be used; or model.layers is more than the model has.
   """
   c = config.model
   if not (c.pretrained or c.config):
@@ -49,10 +51,10 @@ def _sizes(hf_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def planned_architecture(config: Any) -> dict[str, Any]:
-  """config.json's dictionary; where model.config is set, model.pretrained is not opened.
+  """The config.json dictionary of a config's model, without opening the weights if it can.
 
-  So a plan can be made on a machine that does not have the weights. Raises ValueError as
-  `architecture`.
+  Where model.config is set, model.pretrained is not opened, so that a plan can be made on a machine
+  that does not have the weights. Raises as `architecture`.
   """
   if not config.model.config:
     return architecture(config)[1]
@@ -125,7 +127,8 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   """The head that the `model` part of a config asks for.
 
   Raises:
-    ValueError: it makes no sense, or the checkpoint has a head that is another one.
+    ValueError: the settings contradict one another, or the checkpoint has a head of its own and it
+      is not the one that they ask for.
   """
   head = head_config(hf_config)
   own = source is not None and is_classifier(hf_config)

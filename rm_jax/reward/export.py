@@ -150,7 +150,7 @@ def _fold_head(network: Any, head: Any, tensors: dict[str, np.ndarray]) -> dict[
 def _make_room(
   config: dict[str, Any], tensors: dict[str, np.ndarray], name: str, token: int, vocab: int
 ) -> None:
-  """Adds rows to the embedding up to a token beyond it: the pad token, which nothing reads."""
+  """Adds rows of zeros to the embedding `name`, up to `token`, a pad token that nothing reads."""
   tensors[name] = np.pad(tensors[name], ((0, token + 1 - vocab), (0, 0)))
   config["vocab_size"] = token + 1
 
@@ -242,7 +242,9 @@ def _quoted(text: str) -> str:
 def _pad(model: TextModel) -> str | None:
   """The export's pad token: one that no text ends in, because transformers' pooling skips it.
 
-  A head that was trained with that rule, and an encoder, which reads its first token, keep theirs.
+  If the pooling is not 'last', the tokenizer keeps the pad token that it has: 'hf' was trained with
+  transformers' rule, 'first' reads no token at the end, and of 'mean' transformers gives other
+  scores whatever the pad token is.
   """
   tokenizer = model.tokenizer
   if model.convention.pooling != "last" and tokenizer.pad_token_id is not None:
@@ -275,7 +277,7 @@ def _differences(model: TextModel, tokenizer: Any) -> Sequence[str]:
       if what == "messages" and (encoder.convention.encoder or not tokenizer.chat_template):
         continue
       (ours,) = encoder.sequences([pair])
-      if isinstance(ours, RowError):  # the template wants other messages, there too
+      if isinstance(ours, RowError):  # the template refuses these messages, in the export as well
         continue
       if what == "messages":
         theirs = tokenizer.apply_chat_template([*turns[0], *turns[1]], tokenize=True)["input_ids"]

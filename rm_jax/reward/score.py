@@ -53,7 +53,7 @@ def run_groups(
     network: see `models.network.Network`.
     function: name of its method: 'score', 'weights', 'read' or 'features'.
     params: nested dict of arrays on the mesh.
-    groups: of any length.
+    groups: any number of them.
     mesh: the devices.
     packing: see `batch.layout.Packing`.
     shapes: of the micro-batches, from `batch.layout.plan`; by default a fixed ladder of shapes, so
@@ -77,7 +77,8 @@ def run_groups(
     for start in range(0, len(groups), _CHUNK):
       yield from pack(range(start, min(start + _CHUNK, len(groups))), needs, shapes)
 
-  # Labels and the like do not change a score; leaving them out gives all data the same programs.
+  # Optional arrays that do not change a score, such as margins, are left out, so that the same
+  # compiled programs serve all data.
   fields = optional_fields(groups) & {"token_type", "starts"} | network.needs
 
   def prepare(micro):
@@ -90,7 +91,7 @@ def run_groups(
     tqdm(total=len(groups), desc=progress, disable=quiet, unit="group") as bar,
     jax.set_mesh(mesh),
   ):
-    waiting = None  # the micro-batch before: its output is fetched while the next one is computed
+    waiting = None  # the last micro-batch: its output is fetched while the next one is computed
     for placed, batch, index in ahead(prepare, micros()):
       this = run(params, placed), index, batch
       if waiting is not None:
@@ -160,7 +161,7 @@ def weigh_groups(
 def pool_groups(
   network: Network, params: dict, groups: Sequence[Group], *, outputs: bool = False, **options
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """(pooled hidden states at each group's marks, float32 [marks, D]; their scores), N pairs.
+  """For each of N groups (pooled hidden states at its marks, float32 [marks, D]; their scores).
 
   Arguments and scores are those of `score_groups`.
   """

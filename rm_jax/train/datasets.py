@@ -164,7 +164,7 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
 
 
 def _distinct(examples: list[Example], report: Report) -> list[Example]:
-  """Drops examples that repeat the texts of an earlier one, whatever their labels."""
+  """Drops examples with the texts of an earlier one of the same kind, whatever their labels."""
   seen: dict[tuple, Example] = {}
   for example in examples:
     texts = tuple(map(key_of, (example.prompt, *example.responses)))
@@ -210,9 +210,11 @@ def _check_fit(examples: list[Example], losses: Any) -> None:
 
 
 def _check_weights(examples: list[Example]) -> None:
-  """Raises DataError if the sum of the weights, which steps divide by, is 0 or overflows float32.
+  """Raises DataError if the sum of all weights is 0 or overflows float32.
 
-  Warns if one example outweighs all others together.
+  A step divides by the sum of its own groups' weights, so such data could not be trained on.
+
+  Logs a warning if one example outweighs all others together.
   """
   total = sum(e.weight for e in examples)
   heaviest = max(examples, key=lambda e: e.weight)
@@ -233,7 +235,7 @@ def _check_weights(examples: list[Example]) -> None:
 
 def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> None:
   """Raises ValueError if a model's attributes, or their mix, cannot be learned from the data."""
-  # A checkpoint's own head already rates the attributes; then pairs alone may train its mix.
+  # If the checkpoint has a head, that rates the attributes already; pairs alone may train the mix.
   known = model.source is not None and is_classifier(model.source.config)
   ratings = {} if known else train.ratings(model.network.head.attributes)
   judged = {e.objective for e in train.examples}
@@ -261,8 +263,8 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   """Reads the training and the held-out data of a config, as text.
 
   `data.heldout` is a path, 'world:N', or a fraction of the training data, split by conversation. If
-  it is not a fraction, training examples whose conversation is held out are dropped and counted; so
-  are repeated examples, with `data.deduplicate`.
+  it is not a fraction, training examples whose conversation is held out are dropped and counted.
+  With `data.deduplicate`, repeated examples are dropped and counted too.
 
   Returns:
     (training examples, held-out examples, source -> rate).
@@ -390,7 +392,7 @@ def load_shifted(
     config: the run's.
     model: the run's.
     heldout: the data it is compared with.
-    pooled: the ensemble is made of several runs, so that the model need not be one.
+    pooled: whether the ensemble is made of several runs; then the model itself need not be one.
 
   Raises:
     ValueError: the model is not an ensemble, or no data are held out to compare with.

@@ -1,8 +1,8 @@
 """Which values a config's fields may have, checked before any data or weights are read.
 
 A wrong value that is found after an hour of reading data costs that hour; some, such as
-`train.keep=0`, would cost the model. What depends on the model or the data is checked where these
-are read.
+`train.keep=0`, would lose the trained model. What depends on the model or the data is checked where
+these are read.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def _whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
 
 
 def _real(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> Rule:
-  """A number, finite in float32 too, that is at least `low` (or `above` it) and under `below`."""
+  """A number, finite in float32 too, at least `low` (with `above`, above it) and under `below`."""
 
   def fits(value):
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -86,7 +86,7 @@ _TEXT = Rule(lambda value: isinstance(value, str), "a text")
 _WEIGHT = _real()
 _SIZE = _whole(1)
 _COUNT = _whole(0)
-# That the axes multiply to the number of devices is checked by `mesh.make_mesh`, which knows it.
+# That the axes multiply to the number of devices is checked by `make_mesh` in parallel/mesh.py.
 _AXIS = Rule(lambda n: isinstance(n, int) and (n == -1 or n >= 1), "at least 1, or -1 for the rest")
 
 FIELDS: dict[str, Rule] = {
@@ -158,12 +158,13 @@ FIELDS: dict[str, Rule] = {
   "train.patience": _COUNT,
   **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
 }
-# Fields that are checked by what takes them: losses, optimisers and the world know their options.
+# Prefixes of fields that are checked by what takes them: losses, optimisers, the generated world
+# and the reader of sources know their options.
 _ELSEWHERE = ("loss.", "optimizer.", "data.world.", "data.sources.")
 
 
 def unruled(config: ml_collections.ConfigDict) -> list[str]:
-  """Paths of the config's fields that nothing here checks."""
+  """Paths of the config's fields that are neither in `FIELDS` nor checked by what takes them."""
   return [path for path in _flat(config) if path not in FIELDS and not path.startswith(_ELSEWHERE)]
 
 

@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 
 
 class NotFiniteError(UserError, RuntimeError):
-  """Too many steps in a row, or all, had a gradient, loss or update that is not finite."""
+  """Too many steps in a row, or all, were skipped, or an update made parameters not finite.
+
+  A step is skipped if its gradient or its loss is not finite.
+  """
 
 
 class Stopped(UserError, RuntimeError):
@@ -56,10 +59,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
       checkpoints/, summary.json and report.png.
 
   Raises:
-    ValueError: something is wrong with the config, files or data; nothing was overwritten.
+    ValueError, OSError: something is wrong with the config, files or data; nothing was overwritten.
+    CheckpointError: a checkpoint cannot be written, or none of those that are there can be read.
     Stopped: after SIGTERM or SIGINT (with several processes only SIGTERM) and a checkpoint.
     NotFiniteError: `train.max_skipped` steps in a row, or all steps, were skipped, because their
-      gradient, loss or update was not finite.
+      gradient or loss was not finite; or an update made parameters not finite.
   """
   began = time.perf_counter()
   refuse(workdir, "--workdir")
@@ -121,7 +125,7 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
       skipped,
       steps,
     )
-  # Losses have a few numbers each, except for a language-model head, which is left out.
+  # Losses have a few parameters each, except for a language-model head, which is left out.
   own = {path: x for path, x in run.state.loss_params().items() if path != text_penalty.HEAD}
   if own:
     summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
@@ -143,7 +147,7 @@ class _Loop:
 
   Attributes:
     report: the last held-out report; at the end that of the model that is served.
-    scores: its scores, for the picture.
+    scores: the scores that it was made of, for the picture: see `draw_report` in writers.py.
     chosen: at the end, of the best checkpoint {step, measure, value, validation: its report}; None
       where none is chosen.
   """
@@ -211,7 +215,8 @@ class _Loop:
     self.skipped = position.get("skipped", 0)
     window = jax.device_get(self.run.state.window)
     if not all(np.isfinite(x).all() for x in window.values()):
-      # From a version that did not skip such steps: the sums would never be finite again.
+      # Saved by a version that did not skip steps that are not finite. The sums would never be
+      # finite again.
       log.warning("%s: its metrics since the last line are not finite: left out", self.workdir)
       self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     log.info("resumed at step %d", int(self.run.state.step))
@@ -266,7 +271,7 @@ class _Loop:
     # Of a resumed run too: its state was saved before this error was raised the first time.
     if (steps := int(self.run.state.step)) and self.run.skipped() == steps:
       raise NotFiniteError(
-        f"all {steps} steps were skipped, for their gradient, loss or update was not finite: the "
+        f"all {steps} steps were skipped, for their gradient or loss was not finite: the "
         "model is as it was; lower --config.optimizer.learning_rate, or look at the data"
       )
     self._report_served()
@@ -338,7 +343,7 @@ class _Loop:
     self.skipped = self.skipped + 1 if pulse["skipped"] else 0
     if self.skipped >= self.config.train.max_skipped:
       raise NotFiniteError(
-        f"{self.skipped} steps up to {step} had a gradient, loss or update that is not finite, and "
+        f"{self.skipped} steps up to {step} had a gradient or loss that is not finite, and "
         "changed nothing; lower --config.optimizer.learning_rate, or look at the data of these "
         "steps"
       )
@@ -347,7 +352,7 @@ class _Loop:
     window = jax.device_get(self.run.state.window)
     self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     values = window_metrics(window, self.run.sources)
-    # The schedule is a function of the number of updates, which skipped steps are not.
+    # The schedule is a function of the number of updates, and a skipped step makes none.
     rate = float(self.run.schedule(done - self.run.skipped() - 1))
     values["learning_rate"] = None if values["gradient_norm"] is None else rate
     writers.write("metrics", done, values)
@@ -377,7 +382,7 @@ class _Loop:
     bad = sum(not np.isfinite(one).all() for one in scores)
     if bad:
       # The weights are finite (checked after each step) and yet scores overflow. That is reported
-      # and no error: the run may recover, or stop by itself.
+      # but does not stop the run: it may recover, or stop by itself.
       why = f"the scores of {bad} of {len(scores)} examples are not finite"
       return evaluate.Evaluation({"kind": "comparison", "n": 0, "why": why}, ())
     outputs = [outputs for _, outputs in both]

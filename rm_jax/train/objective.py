@@ -41,7 +41,7 @@ class Scored(NamedTuple):
       scores.
     loss: float32 [S], Σ w_g · L_g over the groups of each source.
     text: (log-likelihood a token of the best response float32 [B, G]; bool [B, G], which groups
-      have one); None without a text penalty.
+      have a best response); None without a text penalty.
   """
 
   judged: jax.Array
@@ -93,14 +93,14 @@ class Objective:
     key: jax.Array | None = None,
     step_moments: jax.Array | None = None,
   ) -> tuple[jax.Array, Scored]:
-    """A micro-batch's part of the numerator Σ_g w_g · L_g, and of the penalty on the whole step.
+    """A micro-batch's part of the numerator Σ_g w_g · L_g, and of decorrelation (see the module).
 
     Args:
       network: the model's.
       params: its parameters and, under 'loss', those of the losses; nested.
       batch: the micro-batch.
-      sources: S, of how many sources the metrics are kept apart.
-      key: of dropout; None turns it off.
+      sources: S, the number of data sources, whose metrics are kept apart.
+      key: random key of dropout; None turns dropout off.
       step_moments: float32 [6], the sum of `moments` over the whole step; None without
         decorrelation.
 
@@ -112,7 +112,7 @@ class Objective:
     loss_params = params.pop("loss", None)
     if self.text:
       scores, h_BTD = network.apply_with_hidden(params, batch, key)
-    else:  # hidden states that no mark reads may then be skipped (`network.reads_marks_alone`)
+    else:  # then `apply` need not compute hidden states that no mark reads
       scores, h_BTD = network.apply(params, batch, key), None
     rewards_BGK = network.reward(params, scores)
     judged_BGK = network.judged(params, scores, batch)
@@ -146,7 +146,7 @@ class Objective:
     params: dict[str, dict] | None = None,
     attributes_ABGK: jax.Array | None = None,
   ) -> jax.Array:
-    """L_g without the text: the loss of each group's kind, and the penalties on its scores.
+    """L_g without text losses: the loss of each group's kind, and the penalties on its scores.
 
     Args:
       scores_BGK: what the feedback is about (of kind 'attributes' it is about `attributes_ABGK`).
@@ -179,7 +179,7 @@ class Objective:
   def moments(self, scores_BGK: jax.Array, batch: Batch) -> jax.Array:
     """A micro-batch's part of the sums that make the correlation with length, float32 [6].
 
-    Every group counts by its weight, in equal shares of its marks.
+    Every group counts by its weight, which its marks share equally.
     """
     count = jnp.maximum(jnp.sum(batch.where, axis=-1, keepdims=True), 1)
     weights = jnp.broadcast_to(batch.weight[..., None] / count, scores_BGK.shape)

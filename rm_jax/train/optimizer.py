@@ -3,7 +3,7 @@
 To add an optimiser, add its gradient scaling to `scalers` in `make_optimizer`. Clipping, weight
 decay and the learning rate are the same for all.
 
-Parameters are a flat dict, path -> array; a decoder's layers are stacked, [layers, ...].
+Parameters are a flat dict, path -> array; those of the layers are stacked, [layers, ...].
 """
 
 import math
@@ -52,8 +52,8 @@ def make_schedule(config: Any) -> optax.Schedule:
 def decay_towards_start(rate: float) -> optax.GradientTransformation:
   """Adds rate · (p − p₀) to the update, p₀ the initial parameters (L2-SP, Li et al. 2018).
 
-  Like AdamW's weight decay it is not scaled by Adam's moments. It keeps a copy of the trained
-  parameters.
+  Like AdamW's weight decay it is not scaled by Adam's moments. Its state is a copy of p₀, which is
+  as large as the trained parameters.
   """
 
   def init(params):

@@ -19,7 +19,7 @@ def peak_memory_bytes() -> int:
 
 
 class Writers:
-  """Writers of a workdir's files.
+  """Writes metrics.jsonl, timing.jsonl and the files of TensorBoard in a workdir.
 
   Lines that an earlier run wrote after the step it is resumed from are removed. metrics.jsonl has
   nothing that depends on the clock, so that the same run writes the same bytes.
@@ -27,7 +27,7 @@ class Writers:
   Args:
     workdir: the run's folder.
     step: the step that the run starts from; at 0 nothing was written before.
-    active: False does nothing; only process 0 writes.
+    active: whether to write, which only process 0 does; if not, every method does nothing.
   """
 
   def __init__(self, workdir: Path, step: int, *, active: bool):
