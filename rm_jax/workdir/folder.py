@@ -44,14 +44,14 @@ _AUTOMATIC = {
 _LENGTH = ("train.steps", "train.epochs")
 
 
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
-  """Nested dicts -> {'part.field': value}, tuples as lists."""
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+  """A ConfigDict or nested dicts -> {'part.field': value}."""
   out = {}
   for key, value in config.items():
-    if isinstance(value, dict):
-      out |= _flat(value, f"{prefix}{key}.")
+    if hasattr(value, "items"):
+      out |= flat(value, f"{prefix}{key}.")
     else:
-      out[prefix + key] = list(value) if isinstance(value, tuple) else value
+      out[prefix + key] = value
   return out
 
 
@@ -85,7 +85,7 @@ def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collect
       schedule stays the same when train.steps grows. None = no run is resumed.
   """
   config = ml_collections.ConfigDict(config.to_dict())
-  saved = _flat((workdir and _saved(workdir)) or {})
+  saved = flat((workdir and _saved(workdir)) or {})
   train, optimizer = config.train, config.optimizer
   if train.steps == 0:
     train.steps = max(1, round(train.epochs * groups / config.data.batch_groups))
@@ -127,7 +127,7 @@ def differences(there: dict[str, Any], config: ml_collections.ConfigDict) -> lis
       fields give equal automatic values. The run's length is compared by train.steps if the config
       sets them, and by train.epochs if not.
   """
-  saved, wanted = _flat(there), _flat(plain(config))
+  saved, wanted = flat(there), flat(plain(config))
   may_change = [prefix for prefix in _MAY_CHANGE if prefix not in _LENGTH]
   automatic = {path for path, value in _AUTOMATIC.items() if wanted.get(path) == value}
   if "train.steps" not in automatic:
@@ -144,7 +144,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """
   there = _saved(workdir)
   if there is not None:
-    if different := _differences(_flat(there), _flat(plain(config)), _MAY_CHANGE):
+    if different := _differences(flat(there), flat(plain(config)), _MAY_CHANGE):
       raise InputError(
         f"{workdir} holds a run of another config:\n  "
         + "\n  ".join(different)
