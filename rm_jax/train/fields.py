@@ -188,4 +188,4 @@ def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | No
   try:
     World(**config.data.world)
   except (TypeError, ValueError) as error:
-    raise InputError(f"--config.data.world: {error}") from None
+    raise InputError(f"--config.data.world: {error}") from error
