@@ -225,7 +225,7 @@ class _Loop:
           # not wait for the host.
           self._check(before, step)
         done = step + 1
-        clock.tick(done)
+        clock.tick()
         end = done >= last
         if end or done % config.log_every == 0:
           self._log(writers, bar, clock, done)
