@@ -21,6 +21,7 @@ from rm_jax.audit.benchmarks.figures import (
 from rm_jax.audit.benchmarks.items import Benchmark, Item, load_items, make_item, split_name
 from rm_jax.audit.scorer import Score
 from rm_jax.data import formats
+from rm_jax.data.dialogue import choice_of
 from rm_jax.data.read import File, Row
 from rm_jax.data.report import DataError, Report, RowError, shown
 from rm_jax.heldout import pointwise
@@ -158,9 +159,7 @@ def load_judgebench(*paths: str | os.PathLike, messages: bool, report: Report) -
 
 
 def _judged(row: Row, origin: str, _: str, *, messages: bool) -> Iterator[Item]:
-  labels = {"A>B": (1, 0), "B>A": (0, 1)}
-  if row["label"] not in labels:
-    raise RowError("out_of_range", f"'label' is {shown(row['label'])}; expected 'A>B' or 'B>A'")
+  labels = choice_of(row["label"], {"A>B": (1, 0), "B>A": (0, 1)}, "label")
   source = row["source"]
   starts = [c for c, start in CATEGORIES.items() if str(source).startswith(start)]
   if not starts:
@@ -169,7 +168,7 @@ def _judged(row: Row, origin: str, _: str, *, messages: bool) -> Iterator[Item]:
   yield make_item(
     row["question"],
     (row["response_A"], row["response_B"]),
-    labels[row["label"]],
+    labels,
     subset=starts[0],
     origin=origin,
     messages=messages,
