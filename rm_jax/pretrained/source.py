@@ -25,6 +25,7 @@ import numpy as np
 from rm_jax.errors import InputError
 from rm_jax.pretrained import clients, files, gguf
 from rm_jax.pretrained.config import check_config
+from rm_jax.storage.files import expanded
 
 CONFIG = "config.json"
 RECORD = "rm_jax.json"
@@ -152,7 +153,7 @@ def parse(cls: type[T], value: Any, where: str) -> T:
 def _find(name: str) -> Path:
   # Not `files.resolve`, which wants weights: a tokenizer's folder has none, and a run's weights are
   # in its checkpoints.
-  folder = Path(name).expanduser()
+  folder = expanded(name)
   if not folder.is_dir():
     return files.resolve(name)
   recover(folder)
