@@ -29,7 +29,7 @@ from rm_jax.train.run import Run, plan_shapes
 from rm_jax.train.window import window_metrics
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes
 from rm_jax.workdir.checkpoints import Checkpoints
-from rm_jax.workdir.folder import check, claim, earlier_record, locked, plain, resolve
+from rm_jax.workdir.folder import check, check_place, claim, earlier_record, locked, plain, resolve
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   check_fields(config)
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
+  check_place(workdir)
   model = build_model(config, mesh, earlier=earlier_record(workdir))
   text_penalty.check(config.loss, model)
   train_set, heldout_set, report = load_data(config, model)

@@ -136,6 +136,23 @@ def differences(there: dict[str, Any], config: ml_collections.ConfigDict) -> lis
   return _differences(*kept, tuple(may_change))
 
 
+def check_place(workdir: Path) -> None:
+  """Checks, before any work, that process 0 can write in a workdir; nothing is made.
+
+  Raises:
+    InputError: it, or what it lies in, is no folder or cannot be written in.
+  """
+  problem = ""
+  if is_main():
+    there = next(path for path in (workdir, *workdir.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+      problem = f"--workdir={workdir}: {there} is no folder; expected one, or a new name for one"
+    elif not os.access(there, os.W_OK | os.X_OK):
+      problem = f"--workdir={workdir}: {there} cannot be written in"
+  if problem := broadcast_json(problem):
+    raise InputError(problem)
+
+
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """Checks that a workdir is new or holds a run of this config, which then may be resumed.
 
