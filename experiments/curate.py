@@ -116,11 +116,29 @@ def _check_output(output: Path, given: Path) -> None:
     raise DataError(f"--output={output} is --input, or lies in it; write somewhere else")
 
 
+# Flags that only cleaning reads, and those that only the report on annotators does.
+_CLEANS = (
+  *("output", "format", "limit", "strict", "heldout", "mesh"),
+  *("denoise_scorer", "denoise_config", "denoise_workdir"),
+  *(name for name in DEFAULT.__dict__ if name != "seed"),
+)
+_ANNOTATES = ("first", "second", "prompt", "annotator_values")
+
+
+def _check_flags() -> None:
+  """Refuses a flag that would silently change nothing."""
+  unread = _CLEANS if ANNOTATORS.value else _ANNOTATES
+  given = [f"--{name}" for name in unread if flags.FLAGS[name].present]
+  if given and ANNOTATORS.value:
+    raise DataError(f"--annotators makes a report and no rows; leave out {', '.join(given)}")
+  if given:
+    raise DataError(f"{', '.join(given)}: only a report on --annotators reads it")
+
+
 def main() -> None:
+  _check_flags()
   report_path = output_file("report", REPORT.value)
   if ANNOTATORS.value:
-    if OUTPUT.value:
-      raise DataError("--annotators makes a report and no rows; leave out --output")
     judgements = annotators.read_judgements(
       INPUT.value,
       ANNOTATORS.value,

@@ -435,8 +435,8 @@ def test_mistakes_in_flags_of_other_commands_are_one_line(name, llama_folder, da
   cleaned = (f"--input={data}", output, f"--report={tmp_path / 'report.json'}")
   cases = {
     "curate": {
-      "threshold is 1.0; expected it in (0, 1)": [*cleaned, "--near=1"],
-      "share is 0.0; expected it in (0, 1]": [
+      "near is 1.0; expected it in [0, 1)": [*cleaned, "--near=1"],
+      "contamination_share is 0.0; expected it in (0, 1]": [
         *cleaned,
         f"--heldout={data}",
         "--contamination_share=0",
