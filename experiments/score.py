@@ -42,7 +42,10 @@ CHAT_TEMPLATE = flags.DEFINE_string(
   "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
 )
 EOS = flags.DEFINE_enum(
-  "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
+  "eos",
+  "",
+  ("", "append", "none"),
+  "EOS behind a response; '' = as saved with the model, else none (docs/exports.md).",
 )
 flags.mark_flags_as_required(["model", "input", "output"])
 
