@@ -95,7 +95,7 @@ def _with_defaults(hf: dict[str, Any]) -> Any:
   # Its validators raise errors of many classes, and a key may be one that its own code fails on.
   except Exception as error:
     said = " ".join(str(error).split())
-    raise InputError(f"config.json: transformers does not take it: {said:.300}") from None
+    raise InputError(f"config.json: transformers does not take it: {said:.300}") from error
 
 
 def family_of(hf: dict[str, Any]) -> Family:

@@ -203,7 +203,7 @@ def chat_template(name: str) -> str:
     try:
       return Path(local(name)).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-      raise InputError(f"chat_template {name}: {error}; expected a text file in UTF-8") from None
+      raise InputError(f"chat_template {name}: {error}; expected a text file in UTF-8") from error
   raise InputError(
     f"chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
   )
