@@ -17,7 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.seed = 0
 
   c.model = ml_collections.ConfigDict()
-  c.model.pretrained = ""  # checkpoint: a Hugging Face folder, hub id or GGUF file, or our own
+  # Checkpoint: a Hugging Face folder, hub id or GGUF file, or a folder that rm_jax saved.
+  c.model.pretrained = ""
   # Architecture: a Hugging Face config.json. Without model.pretrained the weights are random; with
   # it, training checks that the two agree, and experiments.plan reads this file alone.
   c.model.config = ""
@@ -28,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
   # '' = the tokenizer's own template.
   c.model.chat_template = ""
   # End-of-sequence token after a response: 'append', 'none', or 'auto', which appends it in
-  # decoders whose tokenizer has one, but not where the checkpoint is a classifier already.
+  # decoders whose tokenizer has one, unless the checkpoint already is a sequence classifier.
   c.model.eos = "auto"
   # Pooling, the hidden state that the head reads: of the 'last' token (decoders), of the 'first'
   # token (encoders), or the 'mean' over the response's tokens; '' = the architecture's usual one,
@@ -39,7 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Run the frozen layers once over the data and keep their output in memory, instead of running
   # them in every step.
   c.model.keep_features = True
-  c.model.keep_gib = 8.0  # GiB of host memory that this output may take; where more, it is not kept
+  # Most GiB of host memory for the kept output of frozen layers; an output that needs more is not
+  # kept.
+  c.model.keep_gib = 8.0
   # Compute dtype of the backbone: 'float32', or 'bfloat16' on TPU and NVIDIA. Parameters and losses
   # are always float32.
   c.model.dtype = "float32"
@@ -48,23 +51,27 @@ def get_config() -> ml_collections.ConfigDict:
   # device where the model allows it, else 'xla'.
   c.model.attention = "auto"
   # Rematerialisation: the backward pass computes some activations again, which takes time and saves
-  # memory. 'none' keeps all of them; 'minimal' those of linear maps and attention; 'full' only the
-  # input of each layer.
+  # memory. 'none' keeps all activations; 'minimal' those of linear maps and attention; 'full' only
+  # the input of each layer.
   c.model.remat = "minimal"
   c.model.members = 1  # heads of an ensemble on one backbone; the reward is their mean
   # Each member weighs each group by a Poisson(1) draw of its own: the online bootstrap, which makes
   # the members differ.
   c.model.bootstrap = True
-  # Names of the attributes that the model rates, as ('helpfulness', 'correctness'); () = none, and
-  # one score. The reward is the sum of the ratings by the weights of model.mix.
+  # Names of the attributes that the model scores, as ('helpfulness', 'correctness'); () = none, and
+  # one score. They learn from ratings, or from judgements of data.sources that name an attribute as
+  # their objective. The reward is the sum of the attributes' scores by the weights of model.mix.
   c.model.attributes = ()
-  c.model.mix = ()  # weight of each attribute at the start; () = equal weights, of sum 1
+  c.model.mix = ()  # each attribute's weight when training begins; () = equal weights, of sum 1
+  # Weights of its own for every prompt, in place of model.mix: a softmax of the prompt's state,
+  # which learns from the sources' objectives which attribute a prompt's answers are judged by.
+  c.model.gate = False
   # LoRA (Hu et al. 2021): trains low-rank adapters and the head, and leaves the backbone as it is.
   # Checkpoints hold the adapters and the head, and the backbone only where it was random.
   c.model.lora = ml_collections.ConfigDict()
   c.model.lora.rank = 0  # 0 = no adapters: the backbone is trained
   c.model.lora.alpha = 16.0  # an adapter's output is multiplied by alpha / rank
-  # Linear maps that get adapters: of 'q', 'k', 'v', 'o', 'gate', 'up', 'down'; () = all.
+  # Linear maps that get adapters: some of 'q', 'k', 'v', 'o', 'gate', 'up', 'down'; () = all.
   c.model.lora.targets = ()
   # Dtype in which the backbone is stored beside adapters; 'bfloat16' takes half the memory.
   c.model.lora.base_dtype = "float32"
@@ -75,40 +82,47 @@ def get_config() -> ml_collections.ConfigDict:
   # 'world:N:K', N rankings of K responses. Options as in 'world:N(flips=0.1)' replace those of
   # data.world.
   c.data.train = ""
-  # In its place, several sources: name -> {'path', 'format', 'rate', 'weight'}, of which 'path' is
-  # needed. `rate` is the source's share of every step, in proportion to the others' rates; give all
-  # sources one, or none: then it is the source's share of all groups. `weight` multiplies the
-  # weight of each of its rows in the loss.
+  # Several sources, in place of data.train: name -> {'path', 'format', 'rate', 'weight',
+  # 'objective'}, of which only 'path' is required. Rates divide every step among the sources, in
+  # proportion; if no source has a rate, the numbers of their groups do. Give a rate to all sources
+  # or to none. `weight` multiplies the weight of each of the source's rows in the loss. `objective`
+  # is the one of model.attributes that the source's judgements are about; '' = the reward.
   c.data.sources = ml_collections.ConfigDict()
-  # Held-out data: as data.train, or the fraction of the training data that is held out, whole
-  # conversations at a time; '0' = none.
+  # Held-out data: in the form of data.train, or the fraction of the training data that is held out,
+  # whole conversations at a time; '0' = none.
   c.data.heldout = "0.1"
-  # Seed of that split; -1 = seed. Runs that are compared with one another, or that are members of
-  # one ensemble, should hold out the same conversations, whatever their seed.
+  # Fraction of the training conversations that is set aside to choose a checkpoint by (train.best);
+  # 0 = none. Evaluations during the run are then of these, and of the held-out data at its end
+  # alone, so that nothing is chosen on them.
+  c.data.validation = 0.0
+  # Seed of the splits by data.heldout and data.validation; -1 = the value of the field `seed`. Runs
+  # that are compared with one another, or that are members of one ensemble, should hold out the
+  # same conversations, whatever their seed.
   c.data.split_seed = -1
   # Data unlike the training data, for ensembles: the report says whether the members disagree more
-  # on them than on the held-out data. As data.train; '' = none.
+  # on these data than on the held-out data. In the form of data.train; '' = none.
   c.data.shifted = ""
-  # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = by the columns of the first row.
+  # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = by the columns of each file's first
+  # good row.
   c.data.format = "auto"
   c.data.strict = False  # stop at the first row that cannot be used, instead of counting it
   c.data.deduplicate = False  # drop an example whose texts are those of an earlier one
-  c.data.limit = 0  # training examples to read, from the first on; 0 = all
+  c.data.limit = 0  # number of training examples to read, from the first on; 0 = all
   # Folder where tokens are kept, for the next run on the same texts; '' = beside the other caches
   # (~/.cache/rm_jax), 'none' = not kept.
   c.data.cache = ""
   # Batch size: groups in a step. A group is a prompt with all its responses, so a pair is one.
   c.data.batch_groups = 32
-  # Tokens of a prompt with one response, at most. Of a longer prompt the oldest turns are cut off.
+  # Most tokens of a prompt with one response. If they have more, the prompt's oldest turns are cut.
   c.data.max_length = 1024
   c.data.share = True  # compute a group's prompt once for all its responses (decoders)
   c.data.pack = True  # pack several groups into one row
-  # Tokens of a micro-batch on each device, padding included. A step that needs more takes several
-  # micro-batches: gradient accumulation.
+  # Tokens of a micro-batch on each device, padding included. A step with more tokens is divided
+  # into several micro-batches, whose gradients are added up: gradient accumulation.
   c.data.cells = 16_384
   c.data.row_lengths = ()  # tokens of a row, one or more lengths; () = chosen from the data
-  # How many row lengths are chosen from the data, at most. Each is compiled; more of them leave
-  # less padding.
+  # Most row lengths that are chosen from the data. A program is compiled for each; with more
+  # lengths there is less padding.
   c.data.shapes = 4
   # The generated world of 'world:N': see `rm_jax.world.World` for each field.
   c.data.world = ml_collections.ConfigDict(dataclasses.asdict(World()))
@@ -117,70 +131,85 @@ def get_config() -> ml_collections.ConfigDict:
   # from its defaults: 'hinge(margin=0.5)', 'logistic(smoothing=0.1)'.
   c.loss = ml_collections.ConfigDict()
   c.loss.pair = "logistic"  # Bradley-Terry
-  # On the order of the responses. Where rows have comparisons instead of an order, choose a
-  # pairwise loss.
+  # The default is a loss on the order of all responses. Where rows have comparisons of two
+  # responses instead of an order, choose a pairwise loss.
   c.loss.ranking = "plackett_luce"
   c.loss.outcome = "bce"
   c.loss.score = "mse"
   c.loss.step = "process"
   c.loss.attributes = "attribute_mse"
   # Weights of penalties that are added to the loss (`rm_jax/losses/regularisers.py`); 0 = none.
-  c.loss.l2 = 0.0  # mean square of a group's scores
-  c.loss.centering = 0.0  # square of the sum of a group's scores; 0.01 is usual
+  c.loss.l2 = 0.0  # penalty: mean square of a group's scores
+  c.loss.centering = 0.0  # square of the sum of a group's scores; a weight of 0.01 is usual
   c.loss.spread = 0.0  # mean of max(0, |score| - 10)²
   c.loss.decorrelation = 0.0  # squared correlation of score with length, over a whole step
-  # Penalties on the likelihood of each pair's or ranking's best response under the decoder's own
-  # language-model head (GRM, Yang et al. 2024). Where model.layers drops layers, this head reads
-  # other hidden states than those it was trained on.
+  # Weights of penalties on the likelihood of each pair's or ranking's best response under the
+  # decoder's own language-model head (GRM, Yang et al. 2024). Where model.layers drops layers, this
+  # head reads other hidden states than those it was trained on.
   c.loss.text_sft = 0.0  # -log likelihood, mean over the response's tokens
-  # -log sigmoid(text_beta * log likelihood), summed over the response's tokens; 0.01 is usual.
+  # -log sigmoid(text_beta * L), where L is the log likelihood of the response, the sum over its
+  # tokens; a weight of 0.01 is usual.
   c.loss.text_dpo = 0.0
-  c.loss.text_beta = 0.1  # of text_dpo
+  c.loss.text_beta = 0.1  # the factor in text_dpo
 
   c.optimizer = ml_collections.ConfigDict()
-  # 'adamw'; 'adafactor', whose state is a small part of the weights' size; 'muon' for the layers'
-  # kernels (momentum 0.95, one moment less than Adam) and Adam for the rest; 'sgd'.
+  # 'adamw'; 'adafactor', whose state is a small part of the weights' size; 'muon', which is Muon
+  # for the layers' kernels (momentum 0.95; its state is one array a kernel, Adam's is two) and Adam
+  # for all other parameters; or 'sgd'.
   c.optimizer.name = "adamw"
   c.optimizer.learning_rate = 1e-5  # at its peak, after the warm-up
   c.optimizer.schedule = "cosine"  # decay after the warm-up: 'cosine', 'linear' or 'constant'
   c.optimizer.warmup_steps = -1  # steps of linear warm-up; -1 = 3 % of decay_steps
-  # Steps until the schedule ends; 0 = train.steps, as the run began: training for longer does not
-  # change the schedule.
+  # Steps until the schedule ends; 0 = the value of train.steps when the run began, so that a
+  # resumed run with more steps keeps its schedule.
   c.optimizer.decay_steps = 0
   c.optimizer.final_scale = 0.1  # learning rate at the schedule's end, as a fraction of the peak
   c.optimizer.b1 = 0.9  # of Adam, and the momentum of 'sgd'
   c.optimizer.b2 = 0.95  # of Adam
   c.optimizer.eps = 1e-8  # of Adam
-  c.optimizer.clip = 1.0  # gradients are scaled down to this global norm; 0 = not
-  c.optimizer.weight_decay = 0.0  # of kernels, embeddings and adapters, times the learning rate
+  c.optimizer.clip = 1.0  # gradients of a larger global norm are scaled down to it; 0 = no clipping
+  # Decay in a step of kernels, embeddings and adapters: this times the learning rate.
+  c.optimizer.weight_decay = 0.0
   # Decay of all trained parameters towards their values at the start (L2-SP, Li et al. 2018).
   c.optimizer.towards_pretrained = 0.0
-  # Learning rate of the attributes' mix, as a multiple of learning_rate; 0 = not trained. In a step
-  # Adam moves a parameter by about its learning rate, which is too little for a few weights of the
-  # order of 1: 100 is usual. Feedback on attributes has no gradient for the mix; all other has.
+  # Learning rate of the attributes' mix (model.mix), as a multiple of learning_rate; 0 = the mix is
+  # not trained. In a step Adam moves a parameter by about its learning rate, which is too little
+  # for a few weights of the order of 1: a multiple of 100 is usual. Feedback on attributes, or with
+  # an objective, has no gradient for the mix; all other kinds of feedback have. With model.gate it
+  # is the gate's learning rate: a multiple of 10 is usual.
   c.optimizer.mix_rate = 0.0
-  c.optimizer.loss_rate = 100.0  # likewise, of the losses' own parameters, as a tie rate
-  # Regular expressions: a parameter is not trained where one is found in its path, as in
-  # 'backbone/layers/q/kernel'.
+  # Learning rate of the losses' own parameters, such as a tie rate, as a multiple of learning_rate.
+  c.optimizer.loss_rate = 100.0
+  # Regular expressions: a parameter is not trained if one of them is found in its path, which is
+  # such as 'backbone/layers/q/kernel'.
   c.optimizer.freeze = ()
 
   c.train = ml_collections.ConfigDict()
-  c.train.steps = 0  # optimiser steps; 0 = train.epochs of the data; may grow when a run is resumed
+  # Optimiser steps of the run; 0 = as many as train.epochs takes. A resumed run may be given more.
+  c.train.steps = 0
   c.train.epochs = 1.0  # passes over the training data; not used where train.steps is set
-  c.train.log_every = 10  # steps
-  c.train.eval_every = 0  # steps; 0 = five times in a run
-  c.train.checkpoint_every = 0  # steps; 0 = at each evaluation
-  # Checkpoints that are kept, the newest ones. With one alone, damage to it would lose the run.
+  c.train.log_every = 10  # steps between two lines of metrics
+  c.train.eval_every = 0  # steps between two evaluations; 0 = five evaluations in a run
+  c.train.checkpoint_every = 0  # steps between two checkpoints; 0 = one at each evaluation
+  # Number of checkpoints that are kept, the newest ones. If only one were kept, damage to it would
+  # lose the run.
   c.train.keep = 2
-  # The run stops after this many steps in a row whose loss, gradient or update is not finite. Such
-  # a step changes nothing.
+  # The run stops with an error after this many steps in a row whose loss, gradient or update is not
+  # finite. Such a step changes no parameter.
   c.train.max_skipped = 10
+  # Figure of the validation data's report by which the best checkpoint is kept, beside the latest,
+  # and served: 'accuracy', 'loss', 'sources.*.accuracy' (the mean over the sources) ...; '' = the
+  # latest is served.
+  c.train.best = ""
+  c.train.patience = 0  # evaluations without a new best after which the run stops; 0 = it does not
 
   # Devices along each axis of the mesh; -1 = all that are left, for one axis at most. The flag
   # --mesh=data=2,fsdp=4 sets them as well.
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1  # data parallelism: each device has its own rows, and a copy of the parameters
-  c.mesh.fsdp = 1  # likewise, but parameters and optimiser state are sharded over the devices
+  # Fully sharded data parallelism: each device has its own rows, and parameters and optimiser state
+  # are sharded over the devices.
+  c.mesh.fsdp = 1
   c.mesh.tensor = 1  # tensor parallelism: attention heads and feed-forward layers are sharded
 
   c.lock()

@@ -1,7 +1,7 @@
 """Speed of training and scoring on this machine, in steps of 16 pairs of at most 512 tokens.
 
-The command is in experiments/benchmark.py. Any model and data will do; weights are random where
-model.config is given without model.pretrained.
+The command is in experiments/benchmark.py. Any model and any data can be given; the weights are
+random where model.config is given without model.pretrained.
 """
 
 import ml_collections
@@ -19,9 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.optimizer.learning_rate = 1e-4
   with c.unlocked():
     c.benchmark = ml_collections.ConfigDict()
-    # Layouts: 'padded' (one pair in a row), 'packed' (several), 'packed_shared' (several, and each
-    # prompt computed once for all its responses; decoders only).
+    # Layouts to measure: 'padded' (one pair in a row), 'packed' (several pairs), 'packed_shared'
+    # (several pairs, and each prompt is computed once for all its responses; decoders only).
     c.benchmark.modes = ("padded", "packed", "packed_shared")
+    # The layouts take turns: one turn of each, and so on until each has had so many turns.
     c.benchmark.steps = 8  # training steps in a turn
-    c.benchmark.turns = 5  # turns of each layout, which alternate
+    c.benchmark.turns = 5
   return c

@@ -3,10 +3,11 @@
   python -m experiments.train --config=configs/gsm8k_outcomes.py --workdir=runs/gsm8k \\
     --config.data.train=PATH
 
-PATH is the file of example model solutions, as published: four solutions of each question, right or
-wrong, which are read in an order drawn from the question. The held-out report has best-of-4 beside
-a random pick (right in 0.379 of all questions) and the oracle (0.672); always the best of the four
-systems is right in 0.563.
+PATH is the file of example model solutions, as published: four systems' solutions of each question,
+right or wrong, which are read in a random order that the question determines. The held-out report
+has the accuracy of best-of-4 beside that of a random pick (over all questions 0.379), of the
+oracle, which picks a right solution if there is one (0.672), and of always picking the solution of
+the best system (0.563).
 """
 
 import ml_collections
@@ -18,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
   c.model.pretrained = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.model.layers = 20  # of 30
-  c.model.frozen_layers = 14  # run once; their output is kept in memory
+  c.model.frozen_layers = 14  # run once over the data; their output is kept in memory
   c.data.heldout = "0.2"
   c.data.batch_groups = 16
   c.data.max_length = 512

@@ -3,9 +3,10 @@
   python -m experiments.plan --config=configs/llama31_70b.py --topology=v5p:2x4x4 --mesh=fsdp=32 \\
     --output=plan.json
 
-The plan (libtpu 0.0.42): 42.7 of a chip's 95.7 GiB; at best 20.07 s for a step of 524,288 tokens
-(MFU 74 %) and 3.5 hours for the run; bound by compute. On 16 chips (v5p:2x2x4,
-fsdp=16): 79.1 GiB and 40.14 s.
+The plan (compiled by libtpu 0.0.42) needs 42.7 of a chip's 95.7 GiB of memory. By its roofline, a
+lower bound of the time, a step of 524,288 tokens takes 20.07 s (MFU 74 %) and the run 3.5 hours;
+the limit is compute. On 16 chips (v5p:2x2x4, fsdp=16) it needs 79.1 GiB of a chip and 40.14 s for a
+step.
 """
 
 import ml_collections

@@ -3,8 +3,9 @@
   python -m experiments.plan --config=configs/llama31_8b.py --topology=v5p:2x2x2 --mesh=fsdp=8 \\
     --output=plan.json
 
-The plan (libtpu 0.0.42): 17.3 of a chip's 95.7 GiB; at best 8.37 s for a step of 524,288 tokens
-(MFU 74 %) and 1.5 hours for the run; bound by compute.
+The plan (compiled by libtpu 0.0.42) needs 17.3 of a chip's 95.7 GiB of memory. By its roofline, a
+lower bound of the time, a step of 524,288 tokens takes 8.37 s (MFU 74 %) and the run 1.5 hours; the
+limit is compute.
 """
 
 import ml_collections

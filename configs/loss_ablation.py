@@ -8,9 +8,9 @@ It asks three questions, one in each group of settings:
   ensemble: do members disagree more on prompts whose words were never trained on? Members are heads
     on one backbone, or whole runs.
 
-The decoder has two layers of width 128 (0.4M parameters beside its embedding) and random weights at
-the start. It is too small to learn to look up a fact in a note from so few examples: so in this
-world the layout and the tone count most.
+The decoder has two layers of width 128 (0.4M parameters without its embedding) and random weights
+at the start. It is too small to learn to look up a fact in a note from so few examples: so in this
+world the true reward depends most on a response's layout and tone.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> dict[str, dict]:
-  """{group/setting: changed fields}; a group's other settings are compared with its first."""
+  """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
   few = {"optimizer.learning_rate": 2e-3, "train.epochs": 6.0}
   flipped = {"data.train": "world:2000(flips=0.3)"}
   heads = {"model.members": 8, "data.shifted": "world:1000"}

@@ -1,8 +1,9 @@
 """What the configs for TPU pods share: HH-RLHF's pairs, bfloat16 compute, one epoch.
 
-This one is no experiment of its own: it names no model. Weights, moments and gradients are float32;
-rematerialisation is full, so that of each layer only its input is kept for the backward pass. Each
-of the other configs says for which chips it is planned, and the command that makes the plan.
+This one is no experiment of its own: it names no model. Weights, the optimiser's moments and
+gradients are float32; rematerialisation is full, so that of each layer only its input is kept for
+the backward pass. Each config that begins with this one says for which chips it is planned, and the
+command that makes the plan.
 """
 
 import ml_collections
@@ -14,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
   c.model.dtype = "bfloat16"
   c.model.remat = "full"
-  c.model.chat_template = "hh"  # the text as published, for any tokenizer
+  c.model.chat_template = "hh"  # renders dialogues as they are published, with any tokenizer
   c.data.train = "Anthropic/hh-rlhf"
   c.data.heldout = "0.02"
   c.data.batch_groups = 256

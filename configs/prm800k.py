@@ -17,9 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
   c.model.pretrained = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.model.layers = 16  # of 30
-  c.model.frozen_layers = 12  # run once; their output is kept in memory
+  c.model.frozen_layers = 12  # run once over the data; their output is kept in memory
   c.data.heldout = "0.2"
-  c.data.deduplicate = True  # the file has some solutions two or three times
+  c.data.deduplicate = True  # some solutions are two or three times in the file
   c.data.batch_groups = 16
   c.data.max_length = 1024
   c.data.cells = 8192

@@ -3,10 +3,11 @@
   python -m experiments.train --config=configs/qa_feedback.py --workdir=runs/qa \\
     --config.data.train=PATH
 
-PATH is a folder of its files, as published. People compared the answers in pairs: 13 % of the
-comparisons are ties, and those of 22 of 500 questions fit no order. So the loss is Davidson's
-(1970), which works on single comparisons and learns how often people call a tie. A question's
-passages, part of the prompt, are computed once for its four answers.
+PATH is a folder of the data set's files, as published. People compared the answers in pairs: 13 %
+of the comparisons are ties, and the comparisons of 22 of 500 questions fit no order of the answers.
+So the loss is Davidson's (1970), which works on single comparisons and learns how often people call
+a tie. The passages that belong to a question are part of the prompt, which is computed once for its
+four answers.
 """
 
 import ml_collections
@@ -18,10 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
   c.model.pretrained = "HuggingFaceTB/SmolLM2-135M-Instruct"
   c.model.layers = 16  # of 30
-  c.model.frozen_layers = 12  # run once; their output is kept in memory
+  c.model.frozen_layers = 12  # run once over the data; their output is kept in memory
   c.data.heldout = "0.2"
   c.data.batch_groups = 16
-  # Tokens; none is longer. A prompt that is cut would not be shared by its answers.
+  # Tokens; no prompt with an answer is longer. A prompt that is cut is not shared by its answers.
   c.data.max_length = 1536
   c.data.cells = 8192
   c.loss.ranking = "davidson"

@@ -3,8 +3,9 @@
   python -m experiments.plan --config=configs/qwen3_06b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
     --output=plan.json
 
-The plan (libtpu 0.0.42): 2.9 of a chip's 95.7 GiB; at best 1.63 s for a step of 524,288 tokens
-(MFU 57 %) and 0.3 hours for the run; bound by memory.
+The plan (compiled by libtpu 0.0.42) needs 2.9 of a chip's 95.7 GiB of memory. By its roofline, a
+lower bound of the time, a step of 524,288 tokens takes 1.63 s (MFU 57 %) and the run 0.3 hours; the
+limit is memory bandwidth.
 """
 
 import ml_collections

@@ -3,8 +3,9 @@
   python -m experiments.plan --config=configs/qwen3_17b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
     --output=plan.json
 
-The plan (libtpu 0.0.42): 7.9 of a chip's 95.7 GiB; at best 3.56 s for a step of 524,288 tokens
-(MFU 73 %) and 0.6 hours for the run; bound by compute.
+The plan (compiled by libtpu 0.0.42) needs 7.9 of a chip's 95.7 GiB of memory. By its roofline, a
+lower bound of the time, a step of 524,288 tokens takes 3.56 s (MFU 73 %) and the run 0.6 hours; the
+limit is compute.
 """
 
 import ml_collections

@@ -3,8 +3,9 @@
   python -m experiments.plan --config=configs/qwen3_8b.py --topology=v5e:16x16 --mesh=fsdp=256 \\
     --output=plan.json
 
-The plan (libtpu 0.0.42): 2.5 of a chip's 15.8 GiB; at best 0.61 s for a step of 524,288 tokens
-(MFU 74 %) and 0.1 hours for the run; bound by compute.
+The plan (compiled by libtpu 0.0.42) needs 2.5 of a chip's 15.8 GiB of memory. By its roofline, a
+lower bound of the time, a step of 524,288 tokens takes 0.61 s (MFU 74 %) and the run 0.1 hours; the
+limit is compute.
 """
 
 import ml_collections

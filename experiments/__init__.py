@@ -4,7 +4,7 @@ import sys
 
 from experiments import startup
 
-# argv[0] is '-m' only while Python looks for the module that it was told to run: an import from a
-# notebook or a test changes nothing.
+# argv[0] is '-m' only while Python looks for the module of `python -m`. So the process is set up
+# for a command, but not where a notebook or a test imports this package.
 if sys.argv[:1] == ["-m"]:
   startup.before_imports()

@@ -88,7 +88,7 @@ flags.mark_flags_as_required(["model", "data", "output"])
 
 
 def _folder(name: str) -> Path | None:
-  """The folder of a model in which its reference and calibration are kept; None for a hub id."""
+  """The folder in which a model's reference and calibration are kept; None for a hub id."""
   path = Path(name)
   if not path.is_dir():
     return None
@@ -96,7 +96,10 @@ def _folder(name: str) -> Path | None:
 
 
 def _config(name: str) -> ml_collections.ConfigDict:
-  """The config of a run, which names its data and its generated world; else the base config."""
+  """The config of a run, which names its data and its generated world.
+
+  For a model that is not a run's workdir it is the base config.
+  """
   path = Path(name) / CONFIG
   if is_workdir(Path(name)) and path.exists():
     return ml_collections.ConfigDict(json.loads(path.read_text()))
@@ -109,7 +112,7 @@ def _examples(
   """The examples of a file, folder, hub id or generated world; bad rows are counted in `report`."""
   config = ml_collections.ConfigDict(config.to_dict())
   config.data.limit = 0
-  if split == "heldout":  # --format is that of --data; training data have the run's own
+  if split == "heldout":  # --format is the format of --data; training data are in the run's own
     config.data.format = FORMAT.value
   return datasets.read(name, config, report, split)
 
@@ -122,7 +125,7 @@ def _own(
   Args:
     config: of the run.
     report: counts bad rows.
-    flag: that asks for them, for the error.
+    flag: name of the flag that asks for these data, for the error.
 
   Raises:
     InputError: the config names no data, because --model is not a run's workdir.
@@ -136,7 +139,7 @@ def _own(
 
 
 def _data(config: ml_collections.ConfigDict, report: Report) -> list[Example]:
-  """The examples that are audited: --data without what is excluded or not drawn."""
+  """The examples to audit: those of --data except excluded and undrawn ones."""
   if DATA.value == HELDOUT:
     train, examples = _own(config, report)
     for example in train:
@@ -162,7 +165,7 @@ def _readable(model: RewardModel, examples: Sequence[Example], report: Report) -
 
 
 def _other(name: str) -> RewardModel:
-  """A model to compare with. It gets --chat_template only if it has no chat template itself."""
+  """A model of --against. It gets --chat_template only if it has no chat template of its own."""
   model = RewardModel.from_pretrained(name, dtype=DTYPE.value)
   if CHAT_TEMPLATE.value and not model.text_model.tokenizer.chat_template:
     options = dict(dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value)
@@ -179,14 +182,18 @@ def _reference(
   """The reference for drift: made of --reference, or the kept one, or made of the run's own data.
 
   In order of preference: the data of --reference; a kept reference that an earlier audit was told
-  to make; what the run held out, without audited conversations; the run's training data. A new
-  reference of the first kind is kept; one of the run's own data is kept unless that would replace
-  a chosen one.
+  to make; what the run held out, without audited conversations; the run's training data, if fewer
+  than 20 such conversations are left. None if --reference is not given and the model is not a run's
+  workdir. A kept reference of another state of the model is ignored.
+
+  A new reference of data that --reference names is written to the model's folder. One of the
+  held-out data is written only if no conversation was left out and no reference that was asked for
+  is there; one of the training data, by default, is not written.
   """
   kept = folder and Reference.load(folder)
   kept = kept if kept and kept.model == scorer.name else None
   own = config.data.train or ", ".join(config.data.sources)
-  # A reference under the name of the run's own data was made by default; any other was asked for.
+  # A kept reference named after the run's own data was made by default; any other was asked for.
   if kept and not REFERENCE.value and kept.data not in (own, HELD):
     return kept
   report = Report()
@@ -213,16 +220,18 @@ def _reference(
   if kept and kept.data == HELD and whole:
     return kept
   found = made(fresh, HELD, known=False)
-  # It may replace a default reference, but not one that was asked for.
+  # It may replace a reference of the training data, which was made by default, but none of other
+  # data, which was asked for.
   if folder and whole and (kept is None or kept.data == own):
     found.save(folder)
   return found
 
 
 def _benchmarks(model: RewardModel) -> dict[str, list]:
-  """Name of each --benchmark -> its items.
+  """{name of each --benchmark: its items}.
 
-  They are read before anything is scored, so that an unreadable file costs no time.
+  They are read before anything is scored, so that a file that cannot be read stops the command at
+  once.
   """
   out = {}
   chat = bool(model.text_model.tokenizer.chat_template)
@@ -236,7 +245,11 @@ def _benchmarks(model: RewardModel) -> dict[str, list]:
 
 
 def _named(given: str) -> tuple[str, str]:
-  """(name, paths) of a --benchmark."""
+  """(name, paths) of a --benchmark=NAME=PATH.
+
+  Raises:
+    InputError: it is not of this form, or there is no benchmark of this name.
+  """
   name, _, paths = given.partition("=")
   if name not in BENCHMARKS or not paths:
     raise InputError(f"--benchmark={given}: expected NAME=PATH, NAME of {', '.join(BENCHMARKS)}")
@@ -244,7 +257,7 @@ def _named(given: str) -> tuple[str, str]:
 
 
 def _check_kinds(examples: Sequence[Example]) -> None:
-  """Raises DataError if an audit, or one with --against, cannot be made of examples."""
+  """Raises DataError if their kinds of feedback cannot be audited, or not with --against."""
   kinds = {e.kind for e in examples}
   if "attributes" in kinds:
     raise DataError(

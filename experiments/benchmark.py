@@ -3,8 +3,9 @@
   python -m experiments.benchmark --config=configs/benchmark.py --output=bench.json \\
     --config.model.config=FILE --config.model.tokenizer=DIR --config.data.train=FILE
 
-times the training step in several layouts (padded, packed, packed with shared prompts), one turn
-of each after another, and scoring. See configs/benchmark.py.
+times scoring, and the training step in several layouts (padded, packed, packed with shared
+prompts). The layouts take turns, several each, so that other load on the machine affects all alike.
+See configs/benchmark.py.
 """
 
 from absl import flags

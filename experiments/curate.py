@@ -2,13 +2,15 @@
 
   python -m experiments.curate --input=FILE_OR_FOLDER --output=OUT.jsonl.gz --report=REPORT.json
 
-finds rows that cannot be read, duplicates, contradictions, and pairs whose conversations differ
-before the last turn. Where asked to, it also finds
-  with --heldout=FILE, rows that repeat held-out data;
-  with --denoise_scorer=content or --denoise_config=configs/NAME.py, labels that are likely wrong,
-    and does what --denoise=drop|flip|downweight|none says;
-  with --resample_by, how to change the proportions of the data.
-Rows that are kept are written unchanged and in their order.
+finds rows that cannot be read, duplicates, contradictions, pairs of two equal responses, and pairs
+whose conversations differ before the last turn. Flags such as --duplicates=keep|drop say which of
+these are dropped. Where asked to, the command also
+  with --heldout=FILE drops rows that repeat held-out data;
+  with --denoise_scorer=content or --denoise_config=configs/NAME.py finds labels that are likely
+    wrong, and does what --denoise=drop|flip|downweight|none says;
+  with --resample_by changes the proportions of sources, lengths or values of a column.
+Rows that are kept are written in their order, and unchanged unless a label is flipped or a weight
+is changed.
 
   python -m experiments.curate --input=FILE --annotators=COLUMN,COLUMN,... --report=REPORT.json
 
@@ -110,7 +112,7 @@ def _scorer(report: Path):
 
 
 def _check_output(output: Path, given: Path) -> None:
-  """Refuses an output over the input, or in its folder, where it would be read the next time."""
+  """Raises DataError if the output is the input, or in its folder: it would be input next time."""
   output, given = output.resolve(), expanded(given).resolve()
   if output == given or given in output.parents:
     raise DataError(f"--output={output} is --input, or lies in it; write somewhere else")

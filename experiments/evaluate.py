@@ -2,9 +2,9 @@
 
 python -m experiments.evaluate --model=DIR --data=FILE --output=DIR2 writes DIR2/report.json.
 
---exclude=FILE leaves out the examples whose conversation (of solutions: whose question) is in FILE,
-such as the data that the model was trained on. --limit=N takes N of the rest, drawn at random and
-the same every time.
+--exclude=FILE leaves out the examples whose conversation (of solutions: whose question) is in FILE;
+give the model's training data here. --limit=N takes N of the rest, drawn at random and the same
+every time.
 """
 
 from absl import flags
@@ -34,7 +34,7 @@ EOS = flags.DEFINE_enum(
   ("", "append", "none"),
   "EOS behind a response; '' = as saved with the model, else none (docs/exports.md).",
 )
-# The flags' old names.
+# Earlier versions called --output --out, and --limit --sample.
 flags.DEFINE_alias("out", "output")
 flags.DEFINE_alias("sample", "limit")
 flags.mark_flags_as_required(["model", "data", "output"])
@@ -54,8 +54,12 @@ def main() -> None:
   groups, examples = model.text_model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
-  scores = model.score_groups(groups, progress="evaluate")
-  out = evaluate(scores, examples, model.attributes).report
+  both = model.score_outputs(groups, progress="evaluate")
+  scores = [
+    outputs if e.kind == "attributes" else rewards
+    for e, (rewards, outputs) in zip(examples, both, strict=True)
+  ]
+  out = evaluate(scores, examples, model.attributes, [outputs for _, outputs in both]).report
   cut = sum(g.cut > 0 for g in groups)
   data = {"kept": report.kept, "dropped": dict(sorted(report.dropped.items())), "prompts_cut": cut}
   write_json(folder / "report.json", {"heldout": out, "data": data})

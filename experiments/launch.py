@@ -1,6 +1,6 @@
-"""How every command starts and ends: its flags are parsed, and a user's mistake is one message.
+"""How every command starts and ends: its flags are parsed, and an error of the user is one message.
 
-RM_JAX_TRACEBACK=1 in the environment shows the traceback as well.
+RM_JAX_TRACEBACK=1 in the environment shows the traceback of such an error as well.
 """
 
 import errno
@@ -41,16 +41,16 @@ MESH_HELP = (
   "Devices along each axis: 'fsdp=8', 'data=2,fsdp=128'; an axis that is not named is 1, -1 is "
   "what is left. In place of the config's mesh; '' = the config's."
 )
-DTYPES = ("float32", "bfloat16", "float16")  # of --dtype
+DTYPES = ("float32", "bfloat16", "float16")  # values of the flag --dtype
 
 _FLAG_PARSERS = {"absl", "ml_collections"}
 
 
 def _is_mistake(error: BaseException) -> bool:
-  """Whether the error is about the user's input or surroundings, and its message says it all.
+  """Whether an error is about the user's input or machine, so that its message alone is enough.
 
-  Of the operating system's errors these are the ones that name a path, and a full disk. All else
-  is our bug.
+  These are `UserError`s, and of the operating system's errors those that name a path and those of a
+  full disk or quota. Any other error is a bug of rm_jax.
   """
   if isinstance(error, OSError):
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -60,7 +60,7 @@ def _is_mistake(error: BaseException) -> bool:
 
 def _is_about_flags(error: BaseException) -> bool:
   """Whether an error was raised by the flags' own parsers, and not by code of a config file."""
-  _, *frames = traceback.walk_tb(error.__traceback__)  # the first is of who caught it
+  _, *frames = traceback.walk_tb(error.__traceback__)  # the first is of the function with `except`
   packages = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
   return bool(packages) and packages <= _FLAG_PARSERS
 
@@ -76,7 +76,8 @@ def _fail(error: BaseException, code: int) -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
-    # A config of a file that could not be opened raises when it is first used: use it now.
+    # If a config file could not be opened, its flag's value raises an error at the first access:
+    # access each value now.
     for value in flags.FLAGS.flag_values_dict().values():
       getattr(value, "is_locked", None)
   # ml_collections raises KeyError, AttributeError and others where a config has no such field.
@@ -90,7 +91,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _log_ours() -> None:
-  """Our own messages go to stderr, of the libraries' only warnings: Orbax logs 50 lines a save."""
+  """Logs rm_jax's own messages to stderr, but of other libraries only warnings and errors.
+
+  Orbax alone logs 50 lines for each checkpoint.
+  """
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger().setLevel(logging.WARNING)
   ours = logging.getLogger("rm_jax")
@@ -103,9 +107,10 @@ def _log_ours() -> None:
 
 
 def _keep_compiled() -> None:
-  """Keeps compiled programs for the next process, by default beside the other caches.
+  """Has JAX keep compiled programs on disk for the next process, beside rm_jax's other caches.
 
-  Small ones too: JAX leaves out what compiles in less than a second, and a run has many of those.
+  By default JAX keeps only programs that take a second or more to compile, but a run has many
+  smaller ones. A cache folder that JAX's own settings name is left as it is.
   """
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(home() / "xla"))
@@ -113,7 +118,14 @@ def _keep_compiled() -> None:
 
 
 def _join(hosts: bool) -> None:
-  """Makes this process one of several, where a flag says so."""
+  """Joins this process with the others of the run, if a flag says that it is one of several.
+
+  Args:
+    hosts: whether the command can be one of several processes.
+
+  Raises:
+    InputError: it cannot, the flags are incomplete, or the other processes are not reached.
+  """
   given = [x is not None for x in (COORDINATOR.value, PROCESSES.value, PROCESS.value)]
   if not (MULTIHOST.value or any(given)):
     return
@@ -175,11 +187,12 @@ def with_mesh(config: Any, text: str) -> Any:
   """The config with the mesh that --mesh says.
 
   Args:
-    config: of an experiment; changed in place.
-    text: as `parse_mesh` takes it; '' leaves the config's own.
+    config: an experiment's config, which is changed in place.
+    text: the flag's value, as `parse_mesh` in parallel/mesh.py takes it, such as 'data=2,fsdp=4';
+      '' leaves the config's own mesh.
 
   Raises:
-    InputError: it is not of that form.
+    InputError: the text is not of that form.
   """
   if text:
     config.mesh.update(parse_mesh(text))
@@ -187,10 +200,14 @@ def with_mesh(config: Any, text: str) -> Any:
 
 
 def output_folder(flag: str, path: str | Path) -> Path:
-  """Makes the folder that a flag names, before any work whose results it gets.
+  """Makes the folder that a flag names; to be called before the work whose results go there.
+
+  Args:
+    flag: name of the flag, for the error.
+    path: the flag's value.
 
   Raises:
-    InputError: it is a file, or cannot be written in.
+    InputError: the path is a file, or no file can be written in the folder.
   """
   path = Path(path)
   if path.exists() and not path.is_dir():
@@ -205,7 +222,11 @@ def output_folder(flag: str, path: str | Path) -> Path:
 
 
 def output_file(flag: str, path: str | Path) -> Path:
-  """As `output_folder`, for the folder of a file that a flag names. Returns the file's path."""
+  """Makes the folder of a file that a flag names, as `output_folder`; returns the file's path.
+
+  Raises:
+    InputError: the path is a folder, or as `output_folder`.
+  """
   path = Path(path)
   if path.is_dir():
     raise InputError(f"--{flag}={path} is a folder; expected the path of a file")
@@ -214,11 +235,14 @@ def output_file(flag: str, path: str | Path) -> Path:
 
 
 def launch(main: Callable[[], None], *, hosts: bool = False, devices: bool = True) -> None:
-  """Runs a command's `main` after its flags are parsed.
+  """Parses a command's flags and runs its `main`; an error of the user ends it with one message.
+
+  The exit status is then 2 for the flags, 128 + the signal's number for a run that a signal
+  stopped, and else 1.
 
   Args:
-    main: of the command.
-    hosts: whether the command can be one of several processes.
+    main: the command's function.
+    hosts: whether the command can be one of several processes of a run.
     devices: whether it always computes on JAX's devices, which are then checked first.
   """
 

@@ -3,9 +3,9 @@
   python -m experiments.plan --config=configs/qwen3_8b.py --topology=v5e:16x16 --mesh=fsdp=256 \\
     --output=plan.json
 
-compiles the real training step for the topology (`pip install -e '.[tpu]'`) and writes memory,
-operations, bytes and collectives of a chip, and a roofline estimate of the run: a lower bound of
-its time.
+compiles the real training step for the topology (which needs `pip install -e '.[tpu]'`) and writes
+what one chip needs (memory, floating-point operations, bytes of memory traffic, collectives) and a
+roofline estimate of the run, which is a lower bound of its time.
 """
 
 import os
@@ -41,9 +41,11 @@ def main() -> None:
   if TOPOLOGY.value != "local":
     # This process needs no device of its own, but libtpu would look for one.
     jax.config.update("jax_platforms", "cpu")
-    # A program compiled for devices that are not there cannot be read back from the cache.
+    # A program compiled for devices that are not there cannot be read back from JAX's cache of
+    # compiled programs.
     jax.config.update("jax_enable_compilation_cache", False)
-    # libtpu asks the cloud for these as well, and logs many errors where there is no cloud.
+    # Without these variables libtpu asks the cloud's metadata server for their values, and logs
+    # many errors where there is none.
     for name, value in {
       "TPU_ACCELERATOR_TYPE": "v5litepod-1",
       "TPU_WORKER_HOSTNAMES": "localhost",

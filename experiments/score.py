@@ -3,8 +3,8 @@
 python -m experiments.score --model=DIR --input=FILE.jsonl --output=FILE.jsonl
 
 Rows are read twice: first all are checked, then they are scored and written in their order, some
-thousands at a time, so that a file of any length takes the same memory. The output gets its name
-when it is complete: a run that fails leaves no part of a file.
+thousands at a time, so that a file of any length takes the same memory. The output is written under
+another name and renamed when it is complete, so that a run that fails leaves no incomplete file.
 """
 
 import itertools
@@ -49,7 +49,9 @@ EOS = flags.DEFINE_enum(
 )
 flags.mark_flags_as_required(["model", "input", "output"])
 
-_CHARACTERS = 2**26  # of the rows that are held at once, since a row may be as long as a book
+# About this many characters of rows are held in memory at once, whatever --rows says, since a row
+# may be as long as a book.
+_CHARACTERS = 2**26
 
 
 def written(origin: str, row: Row) -> str:
@@ -76,14 +78,18 @@ def written(origin: str, row: Row) -> str:
 
 
 def read() -> Iterator[tuple[str, Row]]:
-  """(origin, row) of each of the rows that are asked for."""
-  # Strict, since a row without a reward would shift all rewards after it for a reader by line.
+  """(origin, row) of each row of --input, up to --limit.
+
+  Raises:
+    DataError: a row cannot be read.
+  """
+  # Strict, because output line n must be input line n: a dropped row would shift those after it.
   rows = read_rows(INPUT.value, Report(strict=True))
   return itertools.islice(rows, LIMIT.value or None)
 
 
 def parts(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
-  """Rows in lists of at most --rows, and of at most about `_CHARACTERS` characters."""
+  """Yields the rows in lists of at most --rows rows and about `_CHARACTERS` characters."""
   part, size = [], 0
   for origin, row in rows:
     part.append((origin, row))
@@ -96,10 +102,10 @@ def parts(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
 
 
 def check_rows() -> int:
-  """The number of rows.
+  """Checks all rows before the model is loaded, and returns their number.
 
   Raises:
-    DataError: one of them cannot be scored, or cannot be written.
+    DataError: a row cannot be read, has not the form of a row to score, or cannot be written.
   """
   count = 0
   for origin, row in read():

@@ -3,18 +3,18 @@
   python -m experiments.sweep --config=configs/NAME.py --workdir=DIR [--seeds=10] [--only=GROUP]
 
 A study is a config file that has, beside `get_config()`:
-  sweep() -> {name: {field: value}}: the settings; a field is named by its path, as 'loss.pair'. The
-    part of a name before '/' is its group. Each group is a table of its own, whose settings are
-    compared with its first.
-  MEASURES, optional: the held-out figures of the tables, as 'kendall.value'; by default accuracy,
-    or the loss where reports have no accuracy. A group whose reports lack a figure is left out of
-    that figure.
+  sweep() -> {name: {field: value}}: the settings, each the config fields that it changes; a field
+    is named by its path, such as 'loss.pair'. The part of a setting's name before the last '/' is
+    its group. Each group is a table of its own, whose settings are compared with its first.
+  MEASURES, optional: the figures of the held-out report that the tables have, such as
+    'kendall.value'; by default accuracy, or the loss where reports have no accuracy. The table of a
+    group whose reports all lack a figure has no column for it.
   pools(), optional -> {name: (setting, shifted data)}: ensembles, whose members are the runs of one
     setting, one for each seed.
 
 Runs that are complete are not run again, so that the same command resumes a study, and seeds or
-settings can be added; runs of another config are refused. Where data.heldout is a fraction, all
-runs hold out the same conversations.
+settings can be added. If the folder holds a run of another config, the command stops with an error.
+Where data.heldout is a fraction, all runs hold out the same conversations.
 """
 
 import dataclasses
@@ -57,9 +57,10 @@ class Study:
   """What a study's config file says beside its config.
 
   Attributes:
-    settings: {name: {field: value}}.
-    measures: held-out figures, as 'kendall.value'; () = the one that `usual` chooses.
-    pools: {name: (setting, shifted data, as the config field data.shifted takes it)}.
+    settings: {name of a setting: {field: value}}.
+    measures: figures of the held-out report, such as 'kendall.value'; () = the one that `usual`
+      chooses.
+    pools: {name of an ensemble: (setting, shifted data, as the config field data.shifted has it)}.
   """
 
   settings: dict[str, dict]
@@ -71,8 +72,8 @@ def study_of(path: str) -> Study:
   """Reads `sweep()`, `MEASURES` and `pools()` of a config file.
 
   Raises:
-    InputError: there is no sweep, or an empty one; one of the three is of another form; or a pool
-      is of a setting that the sweep does not have.
+    InputError: the file has no sweep(); sweep() is empty; one of the three is of another form; or
+      pools() names a setting that sweep() lacks.
   """
   spec = importlib.util.spec_from_file_location("study", path)
   study = importlib.util.module_from_spec(spec)
@@ -109,17 +110,17 @@ def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: st
   """Evaluates runs as the members of one ensemble, on the held-out data that they share.
 
   Args:
-    config: of the runs; the seed is that of the first.
-    folders: their workdirs.
-    shifted: data unlike the training data, as data.shifted takes it.
+    config: the config of the runs, with the seed of the first.
+    folders: the runs' workdirs.
+    shifted: data unlike the training data, as the config field data.shifted has it.
 
   Returns:
-    the held-out report of the members' mean score, with 'shift' (`heldout.shift.separation`) and
-    'members', how many there are.
+    the held-out report of the members' mean score, with 'shift' (what
+    `rm_jax.heldout.shift.separation` returns) and 'members', the number of members.
   """
   config = apply(config, {"data.shifted": shifted}, config.seed)
   model = build_model(config)
-  _, heldout, _ = load_data(config, model)
+  _, heldout, _, _ = load_data(config, model)
   datasets = heldout, load_shifted(config, model, heldout, pooled=True)
   members = [RewardModel.from_pretrained(folder) for folder in folders]
   by_member = [[m.score_groups(data.groups) for m in members] for data in datasets]
@@ -146,8 +147,9 @@ def apply(config: ml_collections.ConfigDict, changes: dict, seed: int) -> ml_col
     config.update_from_flattened_dict({**changes, "seed": seed})
   except (KeyError, AttributeError, TypeError) as error:
     raise InputError(f"sweep(): {changes}: {error}") from error
-  # With a split for each seed, a run would train on most of what another holds out: their figures
-  # would be of different data, and a pool would be evaluated on its members' training data.
+  # If each seed had its own split, a run would train on most of what another one holds out: their
+  # figures would be of different data, and an ensemble of them would be evaluated on its members'
+  # training data.
   if config.data.split_seed < 0 and _is_fraction(config.data.heldout):
     config.data.split_seed = base
   return config
@@ -161,14 +163,14 @@ def _is_fraction(heldout: str) -> bool:
 
 
 def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workdir: Path) -> None:
-  """Checks that the runs that are in a sweep's folder already have the configs that it asks for.
+  """Checks that the runs that a sweep's folder holds already have the configs that it asks for.
 
   Args:
-    plan: (setting, seed, config) of each.
-    workdir: of the sweep.
+    plan: (setting, seed, config) of each run of the sweep.
+    workdir: the sweep's folder.
 
   Raises:
-    InputError: one has another config, so that one table would mix the two.
+    InputError: a run has another config, so that the table would mix figures of different configs.
   """
   for name, seed, config in plan:
     folder = workdir / name / str(seed)
@@ -177,8 +179,8 @@ def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workd
     there = read_json(folder / "config.json")
     found = differences(there, config)
     if not found and (folder / "summary.json").exists():
-      # config.json has fields that were filled in from the data (train.steps ...): fill them in now
-      # for as many groups, to see whether they would be the same.
+      # In the config.json of a run, fields such as train.steps were filled in from the number of
+      # groups in the data. Fill them in here for the same number, to compare them, too.
       groups = read_json(folder / "summary.json").get("data", {}).get("train")
       found = differences(there, resolve(config, groups, folder)) if groups else []
     if found:
@@ -190,7 +192,7 @@ def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workd
 
 
 def figure_of(summary: dict, measure: str) -> float | None:
-  """A number of a run's held-out report, named as 'kendall.value'; None where there is none."""
+  """The number of a run's held-out report with a name such as 'kendall.value'; None if missing."""
   value = summary.get("heldout")
   for part in measure.split("."):
     value = value.get(part) if isinstance(value, dict) else None
@@ -208,7 +210,7 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def usual(runs: dict[str, list[dict]]) -> tuple[str]:
-  """The figure that a table has where none is named: accuracy, or the loss where there is none."""
+  """The figure of tables if none is named: accuracy, or the loss if no report has an accuracy."""
   some = any(figure_of(x, "accuracy") is not None for xs in runs.values() for x in xs)
   return ("accuracy",) if some else ("loss",)
 
@@ -221,11 +223,12 @@ def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
 
   Args:
     runs: setting -> the summary of each seed.
-    measures: as `figure_of` takes them.
+    measures: names of figures, as `figure_of` takes them.
 
   Returns:
-    for each setting {mean, interval, runs}; for all but the first of its group also to_first:
-    {difference, interval} to the first, paired by seed. Intervals are Student's, 95 %.
+    for each setting {mean, interval, runs: the figure of each seed}; for all but the first of its
+    group also to_first: {difference, interval}, its mean minus that of the first, paired by seed.
+    Intervals are Student's, 95 %.
 
   Raises:
     InputError: some runs of a group have a figure that others lack, or no run has it as a number.
@@ -302,7 +305,7 @@ def as_text(table: Table, seeds: int) -> str:
 
 
 def draw(path: Path, table: Table) -> None:
-  """Plots each setting's runs, mean and interval: a row for each group, a plot for each measure."""
+  """Writes a PNG of each setting's runs, mean and interval: a row a group, a plot a measure."""
   from rm_jax.storage import pictures as drawing
 
   columns = max(len(measures) for measures in table.values())

@@ -1,7 +1,7 @@
 """Trains a reward model: python -m experiments.train --config=configs/NAME.py --workdir=DIR.
 
-Any field of the config can be set: --config.optimizer.learning_rate=3e-5. The same command again
-resumes a run that was stopped.
+Any field of the config can be set, as in --config.optimizer.learning_rate=3e-5. The same command,
+given again, resumes a run that was stopped.
 """
 
 from absl import flags

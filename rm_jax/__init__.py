@@ -6,7 +6,8 @@ __all__ = ["RewardModel"]
 
 
 def __getattr__(name: str) -> Any:
-  # On first use: who wants only a loss or the data should not wait for everything.
+  # Imported on first use: `rm_jax.api` imports most of the package, and a program that only needs a
+  # loss or reads data should not wait for that.
   if name == "RewardModel":
     from rm_jax.api import RewardModel
 

@@ -1,10 +1,9 @@
 """`RewardModel`: loads a trained reward model, scores text with it, and saves it.
 
-Everything outside the training code (notebooks, commands, audits, curation) scores through it.
+Notebooks, audits, curation, and the commands that score text do so through it.
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.batch.group import Group, check_vocabulary, make_group
@@ -22,27 +21,33 @@ from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
 from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig
-from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.models.network import Network
-from rm_jax.parallel.mesh import make_mesh, parameter_shardings
+from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.config import backbone_config, head_config
 from rm_jax.pretrained.source import RECORD, Source, open_source, parse, save_folder
 from rm_jax.reward.export import export
-from rm_jax.reward.score import default_packing, pool_groups, score_groups, solution_scores
-from rm_jax.reward.setup import TextModel, convention_for, init_params, kept_dtype, read_params
+from rm_jax.reward.score import (
+  default_packing,
+  pool_groups,
+  score_groups,
+  score_outputs,
+  solution_scores,
+  weigh_groups,
+)
+from rm_jax.reward.setup import TextModel, convention_for, init_params
 from rm_jax.reward.setup import chat_template as template_of
 from rm_jax.storage.remote import local
 from rm_jax.types import Example, Text
-from rm_jax.workdir.checkpoints import Checkpoints
 from rm_jax.workdir.folder import is_workdir
+from rm_jax.workdir.load import load_run
 
 log = logging.getLogger(__name__)
 
 # Rows with the same prompt are scored as one group, so that the prompt runs through the network
 # once. A group has at most `_GROUP_MARKS` marks (responses, or steps of solutions) and at most
-# max(_GROUP_COLUMNS, _GROUP_LENGTHS x its longest sequence) columns. Attention's cost grows with
-# the square of the columns, although responses are masked from one another; in a longer group that
-# costs more than sharing the prompt saves.
+# max(_GROUP_COLUMNS, _GROUP_LENGTHS x its longest sequence) columns (tokens, those of the prompt
+# counted once). Attention's cost grows with the square of the columns, although responses are
+# masked from one another; in a longer group that costs more than sharing the prompt saves.
 _GROUP_MARKS = 8
 _GROUP_COLUMNS = 1024
 _GROUP_LENGTHS = 1.5
@@ -94,8 +99,8 @@ class RewardModel:
 
     Args:
       name: a run's workdir (its latest checkpoint is read), a folder saved by `save_pretrained`, or
-        a Hugging Face sequence-classification folder or hub id. The last keeps its own pooling rule
-        and gets no EOS unless `eos` says so.
+        a Hugging Face sequence-classification folder or hub id. A classifier of another library is
+        read at the token where transformers reads it, and no EOS is added unless `eos` says so.
       dtype: compute dtype of the backbone; the head computes in float32.
       max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
       chat_template: renders messages: 'hh', Jinja text, or a file of it; '' = the model's own.
@@ -105,8 +110,10 @@ class RewardModel:
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices; by default all are on 'data'.
 
     Raises:
-      ValueError: `name` is not found, has no reward head, or its tensors do not fit the
-        architecture; or `chat_template` or `eos` is not one of the above.
+      FileNotFoundError: `name` is not found.
+      ValueError: it has no reward head, or its tensors do not fit the architecture; or
+        `chat_template`, `eos` or `mesh` is not one of the above.
+      CheckpointError: it is a workdir and no checkpoint in it can be read.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
     name = local(name) if isinstance(name, str) else name
@@ -133,11 +140,11 @@ class RewardModel:
       source=source,
       option="{0} of from_pretrained, or --{0} of a command,",
     )
-    text_model.text_encoder()  # raises on a template that renders nothing, before reading weights
+    text_model.text_encoder()  # raises for a chat template that fails, before weights are read
     if not trained:
       flat = init_params(text_model, devices, jax.random.key(0), training=False)
       return cls(text_model, unflatten_dict(flat, sep="/"), devices)
-    return cls(*_read_run(path, text_model, devices), devices)
+    return cls(*load_run(path, text_model, devices), devices)
 
   def score(
     self,
@@ -151,8 +158,8 @@ class RewardModel:
   ) -> np.ndarray:
     """Rewards of rows, in their order: float32 [N].
 
-    A row longer than the model's maximum length loses tokens at the start of its prompt; one
-    warning a call says how many rows did.
+    Of a row that is longer than the model's maximum length the oldest turns or tokens of its prompt
+    are left out; one warning a call says of how many rows.
 
     Args:
       rows: each with `prompt` and `response` (or `completion`): strings, or message lists, which
@@ -188,9 +195,9 @@ class RewardModel:
     origins: Sequence[str] = (),
     cuts: list[int] | None = None,
   ) -> np.ndarray:
-    """Rewards by each member of an ensemble: float32 [N, M]; M = 1 if the model is none.
+    """Rewards by each member of an ensemble: float32 [N, M]; M = 1 if the model is no ensemble.
 
-    Arguments and errors are those of `score`.
+    Arguments and errors are those of `score`, which has `lower` besides.
     """
     origins = origins or _RowNumbers()
     asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]
@@ -214,13 +221,33 @@ class RewardModel:
 
     Raises:
       DataError: a row cannot be scored; the message names its number.
-      ValueError: the model has no attributes.
+      ValueError: the model has no attributes, or a score is not finite.
     """
-    if not self.attributes:
-      raise ValueError("the model has no attributes; expected one that was trained with some")
-    asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
+    asked = self._asked_attributes(rows)
     marks = self._score_marks(asked, True, progress)
     return np.asarray(marks, np.float32).reshape(len(asked), len(self.attributes))
+
+  def attribute_weights(
+    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+  ) -> np.ndarray:
+    """The weight of each attribute in each row's reward: float32 [N, A].
+
+    The reward of a row is the sum of its attributes' scores by these weights. They are the same in
+    every row, or with a gate (`model.gate`) a function of the row's prompt, with sum 1. Arguments
+    and errors are those of `score_attributes`.
+    """
+    asked = self._asked_attributes(rows)
+    chunks, groups = self._groups(asked)
+    out = np.empty((len(asked), len(self.attributes)), np.float32)
+    found = self._run(weigh_groups, groups, "weigh" if progress else "")
+    for chunk, weights_AK in zip(chunks, found, strict=True):
+      out[chunk] = weights_AK.T
+    return out
+
+  def _asked_attributes(self, rows: Iterable[Mapping[str, Any]]) -> list[Asked]:
+    if not self.attributes:
+      raise ValueError("the model has no attributes; expected one that was trained with some")
+    return [read_row(row, i, "response") for i, row in enumerate(rows)]
 
   def score_steps(
     self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
@@ -237,6 +264,7 @@ class RewardModel:
     Raises:
       DataError: a row is not of this form or too long for the model (the message names its number),
         or the model is an encoder, which cannot score steps.
+      ValueError: a score is not finite.
     """
     asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
     return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
@@ -256,6 +284,7 @@ class RewardModel:
 
     Raises:
       DataError: a row cannot be scored; the message names its number.
+      ValueError: a score is not finite.
     """
     asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
     chunks, groups = self._groups(asked)
@@ -346,16 +375,30 @@ class RewardModel:
   ) -> list[np.ndarray]:
     """Scores of groups that are tokenised already: see `reward.score.score_groups`.
 
-    For callers that have `Example`s, whose groups are `text_model.tokenise`'s.
+    A caller that has `Example`s makes their groups by `text_model.tokenise`.
 
     Raises:
-      ValueError: a score is not finite.
+      ValueError: a score is not finite, or a token id is not in the model's vocabulary.
     """
     scores = self._run(score_groups, groups, progress, outputs=outputs)
     for i, one in enumerate(scores):
       if not np.isfinite(one).all():
         self._raise_not_finite(f"group {i}", one)
     return scores
+
+  def score_outputs(
+    self, groups: Sequence[Group], *, progress: str = ""
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rewards of groups that are tokenised already, and the outputs that they are made of.
+
+    See `reward.score.score_outputs`. Raises ValueError if a score is not finite.
+    """
+    both = self._run(score_outputs, groups, progress)
+    for i, (rewards, outputs) in enumerate(both):
+      for one in (rewards, outputs):
+        if not np.isfinite(one).all():
+          self._raise_not_finite(f"group {i}", one)
+    return both
 
   def _check_finite(
     self,
@@ -397,7 +440,7 @@ class RewardModel:
       **options,
     )
 
-  def save_pretrained(self, path: str | Path) -> None:
+  def save_pretrained(self, path: str | Path, *, mix: Mapping[str, float] | None = None) -> None:
     """Writes a Hugging Face sequence-classification folder: safetensors, float32, and our record.
 
     transformers' AutoModelForSequenceClassification loads it, and its tokenizer adds EOS where the
@@ -409,10 +452,18 @@ class RewardModel:
 
     Args:
       path: the folder, which is made.
+      mix: attribute -> its weight in the saved model's reward; None = the model's own mix.
+
+    Raises:
+      ValueError: the attributes' weights depend on the prompt (`model.gate`), for which
+        transformers has no place, and `mix` is None; or `mix` does not weigh the attributes.
     """
     source = self.text_model.source
     made = export(
-      self.text_model, self.params, kinds=source.record.get("kinds", ()) if source else ()
+      self.text_model,
+      self.params,
+      kinds=source.record.get("kinds", ()) if source else (),
+      mix=mix,
     )
     for limit in made.limits:
       log.warning("%s: %s", path, limit)
@@ -423,78 +474,6 @@ class RewardModel:
       record=made.record,
       tensors=made.tensors.items(),
     )
-
-
-def _read_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]:
-  """The text model and the parameters of a workdir's latest checkpoint, LoRA adapters merged.
-
-  Args:
-    path: the workdir.
-    model: as its model/ folder describes it, without adapters.
-    mesh: the devices.
-
-  Raises:
-    ValueError: the record is damaged, or the backbone of its adapters is not found.
-    CheckpointError: no checkpoint can be read.
-  """
-  record = model.source.record
-  where = model.source.path / RECORD
-  lora = parse(Lora, record["lora"], f"{where}: lora") if record.get("lora") else None
-  # A run keeps its frozen layers as a separate stack of parameters; the checkpoint has that layout.
-  if type(frozen := record.get("frozen_layers", 0)) is not int:
-    raise InputError(f"{where}: frozen_layers is {frozen!r:.80}; expected a whole number")
-  network = dataclasses.replace(model.network, frozen=frozen, lora=lora)
-  shapes = flatten_dict(network.abstract(), sep="/")
-  base: dict[str, jax.Array] = {}
-  if name := record.get("base"):
-    if not isinstance(name, str):
-      raise InputError(f"{where}: base is {name!r:.80}; expected a folder or hub id")
-    try:
-      source = open_source(local(name))
-    except (ValueError, OSError) as error:
-      raise InputError(
-        f"{path} holds adapters of {name}, which is not there any more: {error}"
-      ) from None
-    read, _ = read_params(dataclasses.replace(model, network=network, source=source), mesh)
-    base = {p: x for p, x in read.items() if is_base(p)}
-  shardings = parameter_shardings(shapes, mesh)
-  saved = {
-    p: jax.ShapeDtypeStruct(x.shape, kept_dtype(network, p), sharding=shardings[p])
-    for p, x in shapes.items()
-    if p not in base
-  }
-  checkpoints = Checkpoints(path / "checkpoints")
-  flat = checkpoints.restore_params(saved, base)
-  newest = max(checkpoints.steps())
-  if checkpoints.step != newest:
-    log.warning(
-      "%s: THE SCORES ARE THOSE OF STEP %d: its latest checkpoint, of step %d, is damaged. The "
-      "training command, given again, makes it anew",
-      path,
-      checkpoints.step,
-      newest,
-    )
-  elif (told := _summary_step(path)) not in (None, checkpoints.step):
-    log.warning(
-      "%s: the scores are those of step %d, its latest; summary.json tells of step %d",
-      path,
-      checkpoints.step,
-      told,
-    )
-  network = dataclasses.replace(network, lora=None)
-  if lora:
-    shapes = flatten_dict(network.abstract(), sep="/")
-    shardings = parameter_shardings(shapes, mesh)
-    flat = jax.jit(merged, static_argnums=1, out_shardings=shardings)(flat, lora)
-  return dataclasses.replace(model, network=network), unflatten_dict(flat, sep="/")
-
-
-def _summary_step(path: Path) -> int | None:
-  """The step that a run's summary.json reports; None if there is no such file or entry."""
-  try:
-    return int(json.loads((path / "summary.json").read_text(encoding="utf-8"))["train"]["steps"])
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
 
 
 def _head(source: Source) -> HeadConfig:
@@ -532,7 +511,7 @@ def cut_message(cuts: Sequence[int], max_length: int) -> str:
 def _rows_by_prompt(
   prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool
 ) -> list[list[int]]:
-  """Indices of the rows of each group: rows with the same prompt, up to the size limits above.
+  """Indices of the rows of each group: rows with the same prompt, up to the limits `_GROUP_...`.
 
   Args:
     prompts: of N rows.
@@ -540,7 +519,8 @@ def _rows_by_prompt(
     share: whether rows may share a prompt; if not, each row is a group (encoders).
   """
   chunks: list[list[int]] = []
-  # prompt -> its latest chunk: (index of the chunk, its columns, marks and longest sequence).
+  # prompt -> the last group that was begun with it: (its index in `chunks`, its number of columns,
+  # of marks, and the length of its longest sequence).
   open_chunk: dict[Any, tuple[int, int, int, int]] = {}
   for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
     key = key_of(prompt)

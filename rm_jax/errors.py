@@ -17,7 +17,7 @@ class InputError(UserError, ValueError):
 
 
 class ReadError(UserError, OSError):
-  """A file or folder, here or on a remote storage, cannot be read."""
+  """A file or folder, local or on a remote storage, cannot be read."""
 
 
 class MissingFileError(ReadError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Comparisons of two responses, taken from any feedback; samples of them, and exchanged prompts."""
+"""Comparisons of two responses, from any kind of feedback, and random draws from lists of items."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +13,8 @@ from rm_jax.types import Example, Text
 PREFERENCES = ("pair", "ranking")
 
 _Item = TypeVar("_Item")
-# In a long list each response is compared with this many drawn others on either side, so with
-# twice as many in all.
+# In a list of more than 2 * _OTHERS + 1 responses `compared` does not compare all pairs: it draws
+# 2 * _OTHERS others for each response.
 _OTHERS = 8
 
 
@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
   """Two responses of which people preferred one.
 
   Attributes:
-    prompt: that both answer.
+    prompt: the prompt that both responses answer.
     chosen: the preferred response.
     rejected: the other one.
     conversation: its cluster in a bootstrap; see `conversation_of`.
@@ -44,11 +44,12 @@ def conversation_of(example: Example) -> str:
 def compared(example: Example) -> list[tuple[int, int]]:
   """The comparisons of one example: indices of (preferred, other) among its responses.
 
-  Response i is preferred to j if `pairs` counts more judgements for i than for j or, without
-  `pairs`, if its label is higher. Ties give no comparison, nor do steps and attributes.
+  Response i is preferred to j if `example.pairs` has more weight for i over j than for j over i or,
+  where it is None, if i has the higher label. A tie gives no comparison, and neither does an
+  example of kind 'step' or 'attributes'.
 
-  K responses have up to K (K − 1) / 2 comparisons. In a list of more than 17 each response is
-  compared with 16 drawn others (the same in every call), so that the cost is linear in K.
+  K responses have up to K (K − 1) / 2 comparisons. If K is above 17, each response is compared with
+  16 others, drawn at random but the same in every call, so that the cost is linear in K.
   """
   if example.kind in ("step", "attributes"):
     return []
@@ -57,8 +58,8 @@ def compared(example: Example) -> list[tuple[int, int]]:
   if count <= 2 * _OTHERS + 1:
     asked = itertools.permutations(range(count), 2)
   else:
-    # Responses in a random circle, each compared with those at 8 drawn distances along it. Every
-    # response then takes part in exactly 16 comparisons.
+    # The responses stand in a random circle, and each is compared with those that are 8 drawn
+    # distances further along it. Every response then takes part in exactly 16 comparisons.
     rng = np.random.default_rng(count)
     ring = rng.permutation(count).tolist()
     steps = rng.choice(np.arange(1, (count - 1) // 2 + 1), _OTHERS, replace=False).tolist()
@@ -102,7 +103,7 @@ def comparisons(examples: Sequence[Example]) -> list[Comparison]:
 
 
 def sampled(items: Sequence[_Item], sample: int, seed: int) -> list[_Item]:
-  """`sample` items drawn without replacement, in their order; all items if there are no more.
+  """`sample` items drawn without replacement, in their old order; all if there are no more.
 
   Raises:
     ValueError: sample is below 1.
@@ -116,13 +117,13 @@ def sampled(items: Sequence[_Item], sample: int, seed: int) -> list[_Item]:
 
 
 def elsewhere(conversations: Sequence[str], seed: int) -> list[int]:
-  """For each item the index of a drawn item of another conversation.
+  """For each item the index of another item, drawn from a different conversation.
 
-  The map between conversations is a derangement: they are put in a random cycle and each takes its
-  items from the next, so that none takes from itself and each is taken from by exactly one.
+  The conversations are put in a random cycle, and all items of one conversation are given items of
+  the next. So no conversation is given its own items, and each gives its items to one other.
 
   Args:
-    conversations: of each item.
+    conversations: the conversation of each item.
     seed: of the draw.
 
   Raises:
@@ -141,11 +142,13 @@ def elsewhere(conversations: Sequence[str], seed: int) -> list[int]:
 
 
 def one_each(examples: Sequence[Example], limit: int, seed: int) -> list[tuple[Text, Text]]:
-  """(prompt, one drawn response) of each conversation, in order: independent rows.
+  """(prompt, one drawn response) of each conversation, in order of first occurrence.
+
+  The rows are independent of each other, as tests for drift assume.
 
   Args:
-    examples: of whole responses. The first example of each conversation is used.
-    limit: largest number of rows; of more conversations this many are drawn.
+    examples: feedback on whole responses. The first example of each conversation is used.
+    limit: largest number of rows; if there are more conversations, this many are drawn.
     seed: of the draws.
   """
   rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """Edits of a response: some should not change its score, others should lower it.
 
-All work on the text alone with short rules for English, so they are approximate. An edit returns
-None if it does not apply to a response; the robustness section counts these.
+All are short rules for English that work on strings, so they are approximate. An edit returns None
+for a response that it does not apply to; sections/robustness.py reports how many these are.
 
 Ribeiro et al. (2020), Beyond accuracy: behavioral testing of NLP models with CheckList (invariance
 and directional tests).
@@ -16,8 +16,8 @@ import numpy as np
 from rm_jax.data.dialogue import plain, texts_of
 from rm_jax.types import Text
 
-# (prompt, response, rng, responses to other prompts) -> the edited response. All are strings: of
-# texts in messages, the contents of the last one.
+# (prompt, response, rng, responses to other prompts) -> the edited response, or None if the edit
+# does not apply. Prompt and responses are strings: of messages, the content of the last one.
 Change = Callable[[str, str, np.random.Generator, Sequence[str]], str | None]
 
 # What Markdown reads as markup at the start of a line.
@@ -65,9 +65,10 @@ class Edit:
 
   Attributes:
     name: key in the registry and in the report.
-    kind: 'same' if the edit should not matter, 'worse' if it should lower a good answer's score.
-    what: description of the edit in a few words, for the page.
-    change: does the edit on strings; see `Change`.
+    kind: 'same' if the edit should not change the score, 'worse' if it should lower the score of a
+      good answer.
+    what: description of the edit in a few words, for the audit's page.
+    change: the function that edits strings; see `Change`.
   """
 
   name: str
@@ -83,7 +84,7 @@ class Edit:
     Args:
       prompt: that the response answers; an edit may quote it.
       response: a string, or messages.
-      rng: source of randomness of the edits that draw something.
+      rng: random generator for the edits that draw something.
       others: responses to other prompts, at least one.
     """
     old = last(response)
@@ -112,7 +113,7 @@ def edit(name: str, kind: str, what: str) -> Callable[[Change], Change]:
 
 
 def last(text: Text) -> str:
-  """The content of the last message; a string as it is."""
+  """The content of a text's last message; a string is returned unchanged."""
   return texts_of(text)[-1]
 
 
@@ -122,9 +123,9 @@ def with_last(text: Text, content: str) -> Text:
 
 
 def in_form(text: Text, like: Text, role: str) -> Text:
-  """The text as a string if `like` is a string, else as messages (a string becomes one of `role`).
+  """The text in the form of `like`: a string, or messages (a string becomes one message of `role`).
 
-  A text of one conversation can then stand in another, whatever the form of either.
+  So a text of one conversation can be put into another, whatever the form of either.
   """
   if isinstance(like, str):
     return plain(text)
@@ -132,7 +133,8 @@ def in_form(text: Text, like: Text, role: str) -> Text:
 
 
 def _before(sentence: str, text: str) -> str:
-  # On the same line as a sentence, the markup of a list or code block would be read as prose.
+  # Markdown reads the markup of a list or code block as prose if it does not begin its line, so a
+  # text that begins with markup goes below the sentence.
   return sentence + ("\n\n" if _MARKUP.match(text) else " ") + text
 
 
@@ -142,7 +144,7 @@ def _after(text: str, sentence: str) -> str:
   return text + ("\n\n" if marked else " ") + sentence
 
 
-# Edits that should not matter.
+# Edits that should not change the score.
 
 
 @edit("whitespace", "same", "spaces between words doubled, a line break at the end")
@@ -192,8 +194,8 @@ def _echo(prompt, text, rng, others):
 def _list_order(prompt, text, rng, others):
   lines = text.split("\n")
   at = [i for i, line in enumerate(lines) if _BULLET.fullmatch(line)]
-  # Only a single run of items at one level: a nested item or text in between belongs to the item
-  # above it.
+  # Only a list of consecutive lines at one level is reordered: a nested item, or text between
+  # items, belongs to the item above it and would have to move with it.
   flat = len({_BULLET.fullmatch(lines[i])[1] for i in at}) == 1
   if len(at) < 2 or at[-1] - at[0] != len(at) - 1 or not flat:
     return None
@@ -237,7 +239,7 @@ def _certainty(prompt, text, rng, others):
   return _after(text, "I am sure.")
 
 
-# Edits that make a good answer worse. What they do to a bad answer cannot be known.
+# Edits that make a good answer worse. Whether they make a bad answer worse cannot be known.
 
 
 @edit("negated", "worse", "the first statement turned round: yes for no, a 'not' more or less")

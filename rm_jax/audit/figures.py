@@ -1,8 +1,9 @@
-"""Figures as the audit reports them: a value with its interval over conversations and its n.
+"""Figures as the audit reports them: a value, its interval over conversations, and the sample size.
 
-A figure is a dict of JSON's own types: {value, interval: [low, high], n}. If the value or the
-interval is None, `why` says why. All intervals have a level of 95 %, and responses of the same
-conversation are resampled together, since they are not independent.
+A figure is a dict of JSON's own types: {value, interval: [low, high], n: number of values that it
+is computed from}. If the value or the interval is None, `why` gives the reason. All intervals are
+95 % confidence intervals, and responses of the same conversation are resampled together, since they
+are not independent.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -14,7 +15,7 @@ from rm_jax.metrics import agreement, interval
 
 
 def none(why: str, n: int = 0) -> dict:
-  """A figure that is not defined, with the reason."""
+  """A figure without value and interval, for the reason `why`."""
   return {"value": None, "interval": None, "n": n, "why": why}
 
 
@@ -25,16 +26,17 @@ def mean(
   bounds: tuple[float, float] | None = None,
   seed: int = 0,
 ) -> dict:
-  """The mean of [N] values. Of differences a − b it equals `agreement.paired_difference`.
+  """The mean of [N] values, with its interval by `interval.mean`.
 
   Args:
     values: [N], finite.
     clusters: N conversations.
-    bounds: (lowest, highest) possible value, if there are bounds.
+    bounds: (lowest, highest) possible value; None = the values have no bounds.
     seed: of the bootstrap.
 
   Returns:
-    A figure. Its interval is None if there are too few conversations, its value if there are none.
+    A figure. Its interval is None if there are too few conversations; its value is None, too, if
+    there are no values.
   """
   value_N = interval.vector(values, "values")
   if not len(value_N):
@@ -72,18 +74,19 @@ def top_share(
   resamples: int = 500,
   seed: int = 0,
 ) -> dict:
-  """A share among the responses with the highest scores.
+  """A share among the responses with the highest scores, such as the share of them that is flagged.
 
-  Only conversations with such a response carry information. If these are few, the interval is that
-  of `interval.proportion` with the variance of the jackknife, because the bootstrap's would be too
-  narrow.
+  Only conversations with a response among the top-scored carry information. If there are fewer than
+  30 of these (`interval.FEW`), the bootstrap's percentiles would be too narrow: the interval is
+  that of `interval.proportion`, with the variance over the replicates of `interval.Resampling`. If
+  the share is 0 or 1, the interval is Wilson's with one trial for each of these conversations.
 
   Args:
-    statistic: (scores, other) -> a share in [0, 1].
+    statistic: (scores, other) -> the share among the top-scored, in [0, 1].
     scores: [N].
-    other: [N], what the share is of.
+    other: [N], what `statistic` reads beside the score.
     clusters: N conversations.
-    top: share of the scores that is called top.
+    top: share of the responses that counts as top-scored, in (0, 1); `statistic` must use the same.
     resamples, seed: of the bootstrap.
 
   Returns:
@@ -120,7 +123,7 @@ def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:
     raise ValueError(f"share is {share}; expected it in (0, 1)")
   score_N = interval.vector(scores, "scores")
   values, place, count = np.unique(score_N, return_inverse=True, return_counts=True)
-  above = np.cumsum(count[::-1])[::-1] - count  # how many score higher
+  above = np.cumsum(count[::-1])[::-1] - count  # number of scores above each distinct value
   room = np.clip((share * len(score_N) - above) / count, 0, 1) if len(values) else above
   return room[place]
 

@@ -24,12 +24,15 @@ def write(
 
   Args:
     folder: created if it does not exist.
-    report: the sections' reports, as `run.audit` returns them, with `about`: {model, data, ...}
-      for the table at the top, and maybe `scorer`, counts for the same table.
-    sections: what is on the page, in this order.
+    report: the sections' reports, as `run.audit` returns them, with the key `about`: {model, data,
+      ...} for the table at the top of the page, and optionally `scorer`: counts for the same table.
+    sections: the sections that the page shows, in this order.
 
   Returns:
-    name of a picture or part of the page that could not be made -> error. All else is written.
+    {name of a picture or part of the page that could not be made: error}. All others are written.
+
+  Raises:
+    ValueError: the report has a number that JSON cannot hold (NaN or infinity).
   """
   folder.mkdir(parents=True, exist_ok=True)
   before = _pictures_of(folder)
@@ -59,7 +62,7 @@ def _pictures_of(folder: Path) -> set[str]:
 def pictures(
   report: Mapping[str, Any], sections: Sequence[Section] = SECTIONS
 ) -> tuple[dict[str, bytes], dict[str, str]]:
-  """({name: PNG} of all that a report has to draw, {name: error} of what could not be drawn)."""
+  """({name: PNG} of the pictures of a report's sections, {name: error} of those that failed)."""
   drawn: dict[str, bytes] = {}
   failed: dict[str, str] = {}
 
@@ -86,12 +89,12 @@ def pictures(
 def render(
   report: Mapping[str, Any], drawn: Mapping[str, bytes], sections: Sequence[Section] = SECTIONS
 ) -> str:
-  """The HTML of a report and its pictures, as `write` writes it."""
+  """The HTML that `write` writes to report.html, for a report and its pictures {name: PNG}."""
   return _Page(report, drawn, sections).html()
 
 
 class _Page(Writer):
-  """The page's frame: head, and for each section its heading, sentences and body.
+  """Writes the whole page: its head, and for each section a heading, its findings and its body.
 
   Attributes:
     failed: name of a part that could not be written -> error.
@@ -105,7 +108,7 @@ class _Page(Writer):
     self.failed: dict[str, str] = {}
 
   def html(self) -> str:
-    """Writes all parts."""
+    """The HTML document; a part that fails is recorded in `failed`. To be called once."""
     self._guarded("head", self._head)
     for section in self.sections:
       found = self.report[section.name]

@@ -1,4 +1,4 @@
-"""What the sections' pictures have in common: colours, points with intervals, names of files."""
+"""Helpers for the sections' pictures: colours, a chart of points with intervals, names of files."""
 
 import zlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from rm_jax.storage import pictures
 
 BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d9762b", "#2a7a3b", "#777777"
 COLOURS = (BLUE, ORANGE, GREEN, "#8b3a8b", "#a33c3c")
-_LONGEST = 60  # characters of a user's name that go into the name of a file
+_LONGEST = 60  # most characters of a given name, such as a data set's, that a file's name takes
 
 
 class Point(NamedTuple):
@@ -18,9 +18,9 @@ class Point(NamedTuple):
 
   Attributes:
     name: label of the row.
-    value: where the point stands.
-    interval: (low, high) of the line through it; None = no line.
-    colour: of both.
+    value: position of the point on the horizontal axis.
+    interval: (low, high) ends of the line through the point; None = no line.
+    colour: of the point and the line.
   """
 
   name: str
@@ -30,12 +30,12 @@ class Point(NamedTuple):
 
 
 def points(title: str, rows: Sequence[Point], line: float, label: str = "") -> bytes:
-  """A PNG of points with intervals, one row below another, which stays legible on a phone.
+  """A PNG of points with intervals, each on a row of its own, narrow enough for a phone.
 
   Args:
     title: of the chart.
     rows: from top to bottom.
-    line: where a vertical line marks no effect.
+    line: value at which a dotted vertical line marks 'no effect', such as 0.5 for an accuracy.
     label: of the horizontal axis.
   """
   figure = pictures.figure(4.8, 1.0 + 0.34 * max(1, len(rows)))
@@ -67,14 +67,15 @@ def one_line(name: str) -> str:
 
 
 def stem(kind: str, name: str) -> str:
-  """The name of a picture of something that the user named, fit to be a file's name.
+  """A picture's file name without suffix, for a picture of something whose name may be any text.
 
-  Different names have different stems (but for rare coincidences), also on a file system that
-  ignores case: unless a name is short and consists of lower-case ASCII letters, digits and
-  underscores, it is cut to `_LONGEST` characters and its checksum is added.
+  A name of at most `_LONGEST` lower-case ASCII letters, digits and underscores is used unchanged.
+  Of any other, other characters become underscores, it is cut to `_LONGEST` characters, and the
+  CRC-32 of the name is added. So different names have different stems even where the file system
+  ignores case, except for collisions of the checksum.
 
   Args:
-    kind: what the stem begins with.
+    kind: prefix of the stem.
     name: any text.
   """
   plain = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)

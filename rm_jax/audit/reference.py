@@ -1,7 +1,8 @@
-"""The reference of a model: scores and features of known data, kept in the model's folder.
+"""The reference of a model: its scores and features of some data, kept in the model's folder.
 
-Drift and the range of scores are measured against it. A model scores what it was trained on
-differently from other data of the same kind, so the reference should be what the run held out.
+The audit compares new data with it, to find drift and scores out of range. A model scores its
+training data differently from other data of the same kind, so the reference should be made of the
+data that the run held out.
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ class Reference:
     data: name of the data.
     model: `scorer.model_hash` of the model. If the model's run has been continued, its hash
       differs and the reference is out of date.
-    known: whether the model was trained on the data. True for files that do not say so.
+    known: whether the model was trained on the data. `load` takes True for a file without this
+      field, as earlier versions wrote them.
   """
 
   scores: np.ndarray
@@ -48,7 +50,7 @@ class Reference:
     """Reads the reference in a model's folder; None if it has none.
 
     Raises:
-      InputError: the file is not a reference.
+      InputError: the file cannot be read as a reference.
     """
     path = Path(folder) / FILE
     if not path.exists():
@@ -70,16 +72,16 @@ def make_reference(
   limit: int = 1000,
   seed: int = 0,
 ) -> Reference:
-  """Scores one drawn response of each conversation and keeps scores and features.
+  """Makes a reference: scores and features of one drawn response of each conversation.
 
   Args:
     scorer: of the model.
-    examples: of whole responses.
+    examples: feedback on whole responses.
     data: name of the data.
     known: whether the model was trained on the data.
     limit: largest number of rows.
     seed: of the draws.
   """
   rows = one_each(examples, limit, seed)
-  pooled_ND = scorer.pooled(rows)  # first, because one forward pass gives features and scores
+  pooled_ND = scorer.pooled(rows)  # before the scores, which this forward pass puts into the cache
   return Reference(scorer(rows), pooled_ND, data, scorer.name, known)

@@ -30,19 +30,20 @@ def audit(
 
   Args:
     scorer: of the model.
-    examples: pairs, rankings, outcomes and scores (whole responses), or steps alone.
-    reference: scores and features of known data, to measure drift against.
+    examples: feedback on whole responses (pairs, rankings, outcomes, scores), or on steps alone.
+    reference: scores and features of other data, with which these are compared to find drift.
     against: name -> scorer of another model to compare with.
     benchmarks: name of a published benchmark -> its items.
     settings: see `Settings`.
-    sections: what is measured, in this order.
+    sections: the sections to measure, in this order.
 
   Returns:
-    name of a section -> its report, of JSON's own types; of a section without its data {why:
-    reason}. If a section raised an error, `failed` has name -> error, and the others are there.
+    {name of a section: its report}, of JSON's own types. A section that has no data to measure, or
+    that raised an error, has the report {why: reason}; `failed` is {name: error} of the latter.
 
   Raises:
-    ValueError: examples of attributes, or of steps beside other kinds; a score that is not finite.
+    ValueError: examples of kind 'attributes', or of kind 'step' together with other kinds.
+    InputError: a score that is not finite.
     DataError: a text that the model cannot score.
   """
   subject = Subject(
@@ -58,7 +59,7 @@ def audit(
   for section in sections:
     if measures[section.name] and section.prepare:
       section.prepare(subject)
-  _ = subject.scores  # outside of any attempt: without scores there is no audit
+  _ = subject.scores  # not inside `attempt`: without scores an error must stop the audit
   report: dict[str, Any] = {}
   for name, measure in measures.items():
     if measure is None:

@@ -31,15 +31,16 @@ log = logging.getLogger(__name__)
 Row = tuple[Text, Text]  # (prompt, response)
 # What a section measures: rows -> their scores [N]. A `Scorer` is one, and so is any function.
 Score = Callable[[Sequence[Row]], npt.ArrayLike]
-# Rows {prompt, completions: steps} -> for each the log-odds [steps] that all is right so far.
+# Rows {prompt, completions: steps of a solution} -> for each row an array [steps]: the log-odds
+# that the solution is right up to and including each step.
 ScoreSteps = Callable[[Sequence[dict[str, Any]]], Sequence[npt.ArrayLike]]
 
-# Texts scored between two writes of the cache file: an interrupted audit loses no more than these.
+# Rows scored between two writes of the cache file: an interrupted audit loses no more than these.
 _CHUNK = 8192
 
 
 def distinct_rows(rows: Sequence[Row]) -> tuple[list[Row], np.ndarray]:
-  """(the distinct rows in order of first occurrence, index into them of each row, int64 [N])."""
+  """(the distinct rows in order of first occurrence, int64 [N]: the index of each row in these)."""
   place: dict[str, int] = {}
   distinct = []
   at = np.empty(len(rows), np.int64)
@@ -67,7 +68,7 @@ def scores_of(score: Score, rows: Sequence[Row]) -> np.ndarray:
 
 
 def example_scores(score: Score, examples: Sequence[Example]) -> list[np.ndarray]:
-  """Scores of each example's responses, float64 [K]; as `scores_of`, in one call of `score`."""
+  """Scores of each example's responses, float64 [K]; all by one call of `scores_of`."""
   rows = [(e.prompt, response) for e in examples for response in e.responses]
   ends = np.cumsum([len(e.responses) for e in examples])
   return np.split(scores_of(score, rows), ends[:-1])
@@ -75,13 +76,13 @@ def example_scores(score: Score, examples: Sequence[Example]) -> list[np.ndarray
 
 @dataclasses.dataclass
 class Counts:
-  """How many texts a `Scorer` was asked for.
+  """How many rows (prompt, response) a `Scorer` was asked to score.
 
   Attributes:
     asked: rows, counting repetitions.
-    distinct: distinct (prompt, response) over all calls.
-    hits: those of the distinct that were found in the cache file.
-    scored: those of the distinct that the model scored in this process.
+    distinct: distinct rows over all calls.
+    hits: distinct rows whose scores were in the cache file.
+    scored: distinct rows that the model scored in this process.
   """
 
   asked: int = 0
@@ -91,12 +92,12 @@ class Counts:
 
 
 class Scorer:
-  """A model as a function from rows to scores, with a cache.
+  """A model as a function from rows to scores, with a cache in memory and in a file.
 
   Args:
-    model: scores the rows.
-    folder: of the cache file, which is named by `model_hash`. '' = `scores/` beside the project's
-      other caches; None = no file.
+    model: the model that scores the rows.
+    folder: where the cache file is; its name is `model_hash` with the suffix .npz. '' = the folder
+      `scores` beside rm_jax's other caches; None = no file.
     progress: whether to show a progress bar.
   """
 
@@ -108,7 +109,7 @@ class Scorer:
     self._path = None if folder is None else Path(folder) / f"{self.name}.npz"
     self._known: dict[bytes, np.ndarray] = {}
     self._pooled: dict[bytes, np.ndarray] = {}
-    self._fresh: set[bytes] = set()  # keys that this process was asked for
+    self._fresh: set[bytes] = set()  # keys of all rows that were asked for so far
     if self._path is not None and self._path.exists():
       self._read()
 
@@ -141,13 +142,13 @@ class Scorer:
   def pooled(self, rows: Sequence[Row], beside: Sequence[Row] = ()) -> np.ndarray:
     """Features that the head reads at the end of each row's response, float32 [N, D].
 
-    They are cached in memory and on disk like scores. One forward pass gives both, so the scores
-    of these rows are cached, too.
+    Features are cached in memory and on disk like scores. One forward pass gives both, so the
+    scores of these rows are cached, too.
 
     Args:
-      rows: whose features are returned.
-      beside: further rows of the same prompts whose scores will be needed. Unknown ones are scored
-        in the same pass, in which a decoder computes a shared prompt once.
+      rows: the rows whose features are returned.
+      beside: further rows of the same prompts whose scores will be needed later. Those that are not
+        cached are scored in the same pass, in which a decoder computes a shared prompt once.
 
     Raises:
       DataError, InputError: as `members`.
@@ -163,11 +164,23 @@ class Scorer:
       pooled_ND, scores_NM = self.model.pooled_and_scores(
         [_asked(new[k]) for k in chunk], progress=self.progress
       )
-      # Of `beside` only scores are kept, because features take a thousand times the space.
+      # Of `beside` only scores are kept: features are D numbers a row, and a score is one.
       self._pooled |= {k: one for k, one in zip(chunk, pooled_ND, strict=True) if k in unread}
       at = [n for n, key in enumerate(chunk) if key in missing]
       self._keep([chunk[n] for n in at], scores_NM[at], missing)
     return np.stack([self._pooled[key] for key in mine])
+
+  @property
+  def attributes(self) -> tuple[str, ...]:
+    """Names of the model's attributes; () if it has none."""
+    return self.model.attributes
+
+  def attribute_scores(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """(scores of each attribute, their weights in the reward), float32 [N, A]; not cached."""
+    distinct, at = distinct_rows(rows)
+    asked = [_asked(row) for row in distinct]
+    scores_NA = self.model.score_attributes(asked, progress=self.progress)
+    return scores_NA[at], self.model.attribute_weights(asked, progress=self.progress)[at]
 
   def steps(self, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
     """Log-odds that all steps so far are right, float32 [steps] for each row; not cached.
@@ -176,12 +189,13 @@ class Scorer:
       rows: {prompt, completions: the steps of a solution}.
 
     Raises:
-      DataError: the model reads no steps, or a solution is too long for it.
+      DataError: the model is an encoder, which reads no steps, or a solution is too long for it.
+      InputError: a score that is not finite.
     """
     return self.model.score_steps(rows, progress=self.progress)
 
   def _ask(self, rows: Sequence[Row]) -> tuple[list[bytes], dict[bytes, Row]]:
-    """(key of each row, the rows without a known score by key); updates the counts."""
+    """(key of each row, {key: row} of the rows whose scores are not cached); updates the counts."""
     keys = [key_of(row) for row in rows]
     new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._fresh}
     missing = {key: row for key, row in new.items() if key not in self._known}
@@ -233,7 +247,7 @@ def _unstacked(keys_N16: np.ndarray, rows: np.ndarray) -> dict[bytes, np.ndarray
 
 
 def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:
-  """The keys in lists of `_CHUNK`."""
+  """The keys in lists of at most `_CHUNK`, in order."""
   return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))
 
 
@@ -252,7 +266,7 @@ def model_hash(model: RewardModel) -> str:
   """16 hex digits of a hash of all that scores depend on.
 
   These are the parameters, the network, the convention by which text becomes tokens, the tokenizer
-  and the version of JAX.
+  with its chat template, and the version of JAX.
   """
   made = model.text_model
   said = {

@@ -1,8 +1,8 @@
 """What a section of the audit is, and what it is given to measure.
 
 A section is one module in `audit/sections/` that ends with its `SECTION`, listed once in
-`audit/sections/__init__.py`. It has up to three parts, each of which sees only what the one before
-it left:
+`audit/sections/__init__.py`. It has up to three parts, each of which sees only the results of the
+part before it:
 
   measure   Subject -> report      scores texts, computes figures
   draw      report -> pictures     optional
@@ -35,16 +35,16 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How much is measured, and on what.
+  """How much the sections measure, and on what.
 
   Attributes:
-    edited_pairs: number of pairs for which edited responses and other prompts are scored.
-    limits: on responses and scores; see the section `rules`.
-    world: the generated world that the data are from, on whose candidates over-optimisation is
-      measured by their true reward. A string says why there is no one such world; None = the data
-      are from none.
-    prompts: of the world, for over-optimisation.
-    candidates: responses drawn for each of these prompts.
+    edited_pairs: most pairs that are scored again with edited responses or with other prompts.
+    limits: limits on responses and scores; see the section `rules`.
+    world: the generated world that the data are from. The section `overoptimisation` draws
+      candidates from it, whose true reward is known. A string: the data are from several worlds,
+      and the string says so; None: they are from no generated world.
+    prompts: number of prompts drawn from the world, for `overoptimisation`.
+    candidates: number of responses drawn for each of these prompts.
     seed: of all draws.
   """
 
@@ -62,14 +62,14 @@ class Attempts:
   An audit takes hours, so an unforeseen error in one part must not cost the others.
 
   Attributes:
-    failed: name -> error of the calls that failed.
+    failed: {name of a call that failed: its error}.
   """
 
   def __init__(self):
     self.failed: dict[str, str] = {}
 
   def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-    """The value of `make()`, or {why: it failed} if it raises or returns what JSON cannot hold."""
+    """The value of `make()`; {why: the error} if it raises or returns what JSON cannot hold."""
     try:
       made = make()
       json.dumps(made, allow_nan=False)
@@ -88,10 +88,10 @@ class Subject:
     scorer: of the model.
     examples: feedback on whole responses, or on the steps of solutions.
     settings: see `Settings`.
-    reference: scores and features of known data, if the model has a reference.
+    reference: scores and features of the model on other data, to compare with; None = none kept.
     against: name -> scorer of other models to compare with.
     benchmarks: name of a published benchmark -> its items.
-    attempt: calls a part of a section that may fail by itself.
+    attempt: calls a section, or a part of one, so that its error does not stop the others.
   """
 
   scorer: Scorer
@@ -104,7 +104,7 @@ class Subject:
 
   @property
   def in_steps(self) -> bool:
-    """Whether the examples are solutions that are judged step by step."""
+    """Whether all examples are solutions that are judged step by step."""
     return {e.kind for e in self.examples} == {"step"}
 
   @functools.cached_property
@@ -121,9 +121,9 @@ class Subject:
     return [np.concatenate([next(scores) for _ in e.steps]) for e in self.examples]
 
   def lacks_comparisons(self, conversations: int = 1) -> str:
-    """Why there are no decided comparisons from this many conversations; '' if there are.
+    """Why people did not decide comparisons in this many conversations; '' if they did.
 
-    Intervals and halves of the data go by conversation, so those sections want at least 2.
+    Sections that split or resample the data by conversation ask for at least 2.
     """
     asked = [e for e in self.examples if e.kind in PREFERENCES]
     if not asked:
@@ -141,7 +141,7 @@ class Subject:
     )
 
   def lacks_conversations(self) -> str:
-    """Why nothing can be said of how conversations differ; '' if there are 2 and more."""
+    """Why the variation between conversations cannot be estimated; '' unless there is only one."""
     if len({conversation_of(e) for e in self.examples}) == 1:
       return "one conversation alone says nothing of how conversations differ"
     return ""
@@ -156,20 +156,24 @@ class Section:
   """One section of the audit.
 
   A report is {why: reason} if there is nothing to measure or measuring failed; then the page shows
-  the reason, and `draw` and `render` are not called. Its `says`, a sentence or a list of them, are
-  the findings: the page shows them at its top and at the section's, and the command prints them.
+  the reason, and `draw` and `render` are not called. The findings in words are under the report's
+  key `says`, a sentence or a list of sentences: the page shows them at its top and below the
+  section's heading, and the command prints them.
 
   Attributes:
     name: key in the report and anchor on the page.
     title: heading on the page.
-    measure: a subject with whole responses -> its report. None = the report has no such section.
-    render: writes tables and pictures of a report on the page. It finds all numbers in the report.
-    draw: report -> name of a picture -> what draws it. Each is called by itself, so that one that
-      fails does not cost the others.
-    measure_steps: as `measure`, for a subject whose solutions are judged step by step; by default
-      there is no such section for these.
-    prepare: scores, before any section measures, what would otherwise be computed twice.
-    summary: lines of HTML for the top of the page, beside `says`.
+    measure: a subject with whole responses -> the section's report. If it returns None, the audit's
+      report has no such section.
+    render: writes the tables and pictures of a report on the page; all its numbers are in the
+      report.
+    draw: report -> {name of a picture: function that draws it}. Each function is called by itself,
+      so that an error of one leaves the others.
+    measure_steps: as `measure`, for a subject whose solutions are judged step by step; None = such
+      a subject gets no such section.
+    prepare: called with the subject before any section measures; it scores texts in an order that
+      avoids computing them twice.
+    summary: report -> lines of HTML for the top of the page, in addition to `says`.
   """
 
   name: str

@@ -1,4 +1,4 @@
-"""Topics of prompts, found without labels: clusters of prompts that share words, named by them.
+"""Topics of prompts, found without labels: clusters of prompts, each named by its typical words.
 
 Dhillon and Modha (2001), Concept decompositions for large sparse text data using clustering
 (k-means on the unit sphere).
@@ -16,9 +16,9 @@ from rm_jax.data.dialogue import texts_of
 from rm_jax.metrics.surface import words
 from rm_jax.types import Text
 
-_WORDS = 2000  # size of the vocabulary: the most frequent words that are not too frequent
+_WORDS = 2000  # most words of the vocabulary; the most frequent ones are taken
 _STARTS = 4  # random initialisations of k-means, of which the best result is taken
-_ROUNDS = 30  # most iterations of one
+_ROUNDS = 30  # most iterations of k-means from one initialisation
 
 
 def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
@@ -27,8 +27,9 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
   Prompts are vectors of tf-idf weights, clustered by k-means with cosine similarity.
 
   Args:
-    prompts: N; of messages only the user's are read.
-    k: largest number of clusters. Prompts that share no word with others are in none: 'other'.
+    prompts: N prompts; of messages only the user's are read.
+    k: largest number of clusters. A prompt without a word of the vocabulary is in no cluster: its
+      topic is 'other'.
     seed: of the initialisation; the same prompts and seed give the same topics.
 
   Returns:
@@ -41,11 +42,12 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
     raise ValueError(f"k is {k}; expected at least 1 topic")
   counted = [collections.Counter(_content_words(prompt)) for prompt in prompts]
   seen = collections.Counter(word for one in counted for word in one)
-  most = max(2, len(prompts) // 5)  # a word of more than a fifth of the prompts tells no topic
+  most = max(2, len(prompts) // 5)  # a word in more than a fifth of the prompts tells no topic
   vocabulary = [w for w, n in seen.most_common() if 2 <= n <= most][:_WORDS]
   place = {word: i for i, word in enumerate(vocabulary)}
   rarity = [math.log(len(prompts) / seen[word]) for word in vocabulary]
-  # A prompt has few of the words, so a sparse matrix takes time and memory linear in the texts.
+  # A prompt has few of the vocabulary's words, so a sparse matrix takes time and memory linear in
+  # the length of the texts.
   ends, columns, weights = [0], array.array("i"), array.array("f")
   for one in counted:
     for word, count in one.items():
@@ -76,7 +78,7 @@ def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
 def _cluster(
   x_NV: sparse.csr_matrix, k: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Spherical k-means: (cluster of each row [N], unit vectors of the clusters [k, V]).
+  """Spherical k-means: (cluster of each row [N], centres of the clusters, unit vectors [k, V]).
 
   Args:
     x_NV: rows of unit length.
@@ -108,7 +110,10 @@ def _cluster(
 
 
 def _content_words(prompt: Text) -> list[str]:
-  """Words of a prompt, of messages the user's. Those below four letters are mostly grammar."""
+  """The words of a prompt (of messages, the user's) of four letters or more.
+
+  Shorter words are mostly grammar. If no message is the user's, all messages are read.
+  """
   if isinstance(prompt, str):
     text = prompt
   else:

@@ -1,4 +1,4 @@
-"""HTML of the audit's page, and a view of the report that knows where each number stands in it."""
+"""Writes HTML of the audit's page, from views: parts of the report that know their place in it."""
 
 import base64
 import html
@@ -28,7 +28,8 @@ code { overflow-wrap: anywhere; }
 class View:
   """A part of the report together with its path.
 
-  The page writes the path beside each number it shows, so that a reader finds it in report.json.
+  The path goes into the HTML of each number (`data-path`), so that a reader finds it in
+  report.json.
 
   Attributes:
     value: the part, of JSON's own types; None if there is none at this path.
@@ -43,14 +44,14 @@ class View:
     return View(self.value[key], *self.path, key)
 
   def get(self, key: str) -> "View":
-    """The part under a key; a view of None if there is none, or nothing to look it up in."""
+    """The part under a key; a view of None if there is no such key, or this part is no dict."""
     return View(self.value.get(key) if isinstance(self.value, Mapping) else None, *self.path, key)
 
   def __contains__(self, key: str) -> bool:
     return isinstance(self.value, Mapping) and key in self.value
 
   def __iter__(self) -> Iterator["View"]:
-    """The items of a list."""
+    """Yields a view of each item of a list; nothing of a view of None."""
     return (self[i] for i in range(len(self.value or ())))
 
   def items(self) -> Iterator[tuple[str, "View"]]:
@@ -64,7 +65,10 @@ def escaped(value: Any) -> str:
 
 
 def number(value: Any) -> str:
-  """A number as the page shows it: three decimals, or three digits if it is below 0.0005."""
+  """A value as the page shows it: a float with three decimals, None as a dash, a word unchanged.
+
+  A float with an absolute value below 0.0005 has three significant digits, as in 1.23e-04.
+  """
   if value is None:
     return "–"
   if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -98,11 +102,11 @@ class Writer:
     return f'<span data-path="{where}">{escaped(number(view.value))}</span>'
 
   def figure(self, view: View, key: str = "value") -> str:
-    """HTML of a figure's value and interval or, of either that is None, the reason.
+    """HTML of a figure's value and interval; where one of these is None, the reason.
 
     Args:
-      view: of a figure (see `audit.figures`), or of None, which gives a dash.
-      key: of the value in it.
+      view: of a figure (see audit/figures.py), or of None, which gives a dash.
+      key: the figure's key that holds the value.
     """
     one = view.value
     if one is None:
@@ -121,7 +125,7 @@ class Writer:
     """Adds a table.
 
     Args:
-      head: texts of the columns' heads.
+      head: the columns' headings, as text.
       rows: the cells of each row, as HTML.
 
     Raises:
@@ -135,7 +139,7 @@ class Writer:
     self.add(f"<div class=wide><table><tr>{cells}</tr>{body}</table></div>")
 
   def picture(self, name: str, says: str) -> None:
-    """Adds a picture, if there is one of that name, with a description for who cannot see it."""
+    """Adds a picture, if one of that name was drawn; `says` is its alternative text."""
     if name in self.drawn:
       data = base64.b64encode(self.drawn[name]).decode()
       self.add(f'<img alt="{html.escape(says, quote=True)}" src="data:image/png;base64,{data}">')

@@ -1,17 +1,22 @@
 """A cache of tokens on disk, memory-mapped, so that the same texts are tokenised once.
 
 An entry is a folder whose name is a hash of all that its tokens depend on: the texts, the
-tokenizer, the convention, and the code that tokenises. It holds flat arrays and no labels. Labels
-come from the examples, so that data that were relabelled or reweighted are not tokenised again.
+tokenizer, the model's `Convention` (batch/tokenise.py), and the code that tokenises. It holds flat
+arrays and no labels. Labels come from the examples, so that data that were relabelled or reweighted
+are not tokenised again. The arrays of all examples stand end to end:
 
-  tokens    int32 [tokens], all sequences end to end; token_type likewise (encoders)
-  sequence  int64 [sequences], where each sequence ends in `tokens`
-  marks     int32 [marks, 4]: index in its sequence, its sequence, tokens of the response, start
-  group     int64 [examples, 4]: where each ends in `sequence` and `marks`, shared ids, ids cut
+  tokens      int32 [tokens], token ids
+  token_type  int32 [tokens], the tokenizer's token types; empty for decoders
+  sequence    int64 [sequences], index in `tokens` at which each prompt + response ends
+  marks       int32 [marks, 4], for each mark the values that `Group` has in `marks`, `response`,
+              `length` and `starts` (-1 if it has none)
+  group       int64 [examples, 4], for each example the index in `sequence` and that in `marks` at
+              which it ends, and `shared` and `cut` of its `Group`
 
-A process that adds an entry first removes old ones (`clear`): entries that were not read for 60
-days; if all together take more than 64 GiB, the least recently read, but none read within a week;
-and unfinished entries of processes that were killed, after a day.
+header.json has the arrays' sizes and checksums, and why examples were dropped. A process that adds
+an entry first removes old ones (`clear`): each that was not read for 60 days; while all entries
+together take more than 64 GiB, the least recently read one that was not read for a week; and
+unfinished ones of processes that were killed, after a day.
 """
 
 import contextlib
@@ -57,9 +62,9 @@ _ARRAYS = {
 
 
 def cache_folder(name: str) -> Path | None:
-  """The folder that `data.cache` means; None for 'none'.
+  """The folder that the config field `data.cache` names; None for 'none', which turns caching off.
 
-  '' is $RM_JAX_TOKENS or, if that is not set, tokens/ beside the other caches.
+  '' is $RM_JAX_TOKENS or, if that is not set, tokens/ in the folder of all caches (`home`).
   """
   if name == "none":
     return None
@@ -76,7 +81,8 @@ class Groups(Sequence):
   Args:
     arrays: of the entry, memory-mapped.
     examples: of the groups, in order.
-    places: int [groups], index of each in the entry, which also has the examples that are dropped.
+    places: int [groups], index of each group's example in the entry, which also counts the examples
+      that were dropped.
     attributes: names of the model's attributes, in order.
   """
 
@@ -121,14 +127,14 @@ def tokenise_cached(
   *,
   folder: Path | None,
 ) -> tuple[Sequence[Group], list[Example]]:
-  """Does what `group.tokenise` does, with tokens from the cache if the texts are in it.
+  """Does what `tokenise` in batch/group.py does, with tokens from the cache if the texts are in it.
 
-  If the folder cannot be written to, a warning is logged and the tokens are not cached.
+  If the folder cannot be written to, a warning is logged and the cache is not used.
 
   Args:
     examples: of any kind.
     encoder: the model's.
-    report: counts what is dropped; the same, whether the tokens come from the cache or not.
+    report: counts what is dropped, alike whether the tokens come from the cache or not.
     attributes: names of the model's attributes, in order.
     folder: of the cache; None = no cache.
   """
@@ -240,7 +246,7 @@ def _touched(path: Path) -> float:
 
 
 def _whole(path: Path) -> tuple[dict[str, np.ndarray], dict[int, RowError]] | None:
-  """The entry; None if there is none or, with a warning, if it is damaged."""
+  """Opens an entry, see `_open`; None if there is none or, with a warning, if it is damaged."""
   if not path.exists():
     return None
   try:
@@ -251,7 +257,10 @@ def _whole(path: Path) -> tuple[dict[str, np.ndarray], dict[int, RowError]] | No
 
 
 def _strict(examples, found, report: Report) -> Iterator[Group | RowError]:
-  """Passes the groups on; a strict report stops at the first fault, and not after all is done."""
+  """Passes `found` on. If the report is strict, raises DataError at the first RowError in it.
+
+  Without this the error would come after all examples were tokenised.
+  """
   for example, one in zip(examples, found, strict=True):
     if report.strict and isinstance(one, RowError):
       report.drop(one.reason, example.origin, one.detail)
@@ -265,12 +274,13 @@ def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
   The lock is the kernel's, so that a process that dies releases it.
 
   Raises:
-    OSError: `wait` is False, and another process holds the lock or the file system has no locks.
+    OSError: the lock file cannot be written; or `wait` is False, and another process holds the lock
+      or the file system has no locks.
   """
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / f"{name}.lock", "w") as file:
     if wait:
-      with contextlib.suppress(OSError):  # no locks here: each process makes it and one is kept
+      with contextlib.suppress(OSError):  # no locks: each process makes the entry, one is kept
         fcntl.flock(file, fcntl.LOCK_EX)
     else:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,8 +10,9 @@ from rm_jax.batch.group import Group
 from rm_jax.errors import InputError
 from rm_jax.types import Example
 
-# Optional arrays of feedback, in the order in which they are hashed: a new one is hashed by itself.
-# The margin is hashed beside kind and weight; `starts` and `token_type` follow from the tokens.
+# Optional arrays of feedback, in the order in which they are hashed. A field that is added to
+# `Group` with default None is hashed without a change here. The margin is left out because it is
+# hashed with kind and weight, and `starts` and `token_type` because they follow from the tokens.
 _FEEDBACK = [
   field.name
   for field in dataclasses.fields(Group)
@@ -24,7 +25,8 @@ class TokenDataset:
   """A data set as tokens.
 
   Attributes:
-    groups: of any length; perhaps read from the disk when one is asked for (`cache.Groups`).
+    groups: tokenised examples; `Groups` in batch/cache.py reads each from the disk when it is asked
+      for.
     examples: those that the groups came from, in the same order.
     rates: source -> its share of every step. If none is given, sources are mixed by their size.
   """
@@ -34,9 +36,9 @@ class TokenDataset:
   rates: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def parts(self, size: int) -> tuple[list[np.ndarray], list[float]]:
-    """The arguments (parts, rates) of `iterate.step_groups`.
+    """The arguments (parts, rates) of `step_groups` in batch/iterate.py.
 
-    That is one part with all groups, or one part a source where sources have rates.
+    Without rates there is one part, which has all groups; with rates each source is a part.
 
     Args:
       size: groups of a step.

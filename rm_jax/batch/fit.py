@@ -1,11 +1,16 @@
-"""Bin packing: which windows a row needs, which piece goes into which window, groups into rows."""
+"""Bin packing of groups into rows, and of the pieces of a row into attention windows.
+
+A window is a square of attention scores; a piece, which must not be split, is a group or one of its
+sequences. batch/layout.py says why there are windows. Lengths are in columns, one for each token.
+"""
 
 import bisect
 from collections.abc import Sequence
 
 import numpy as np
 
-# Sets of window lengths to choose from: the longest piece divided by these numbers.
+# Sets of window lengths to choose from: each tuple is a set, and a length is that of the longest
+# piece divided by a number in the tuple.
 _PARTS = ((1,), (1, 2), (1, 3), (1, 1.2), (1, 2, 4), (1, 3, 6), (1, 1.2, 1.5), (1, 1.25, 2))
 
 
@@ -37,8 +42,9 @@ def choose_windows(
   longest = up(max(pieces), align)
   best, least = (), float("inf")
   parts = (*_PARTS, (1, 1.5, 2, 3), (1, 1.5, 2, 3, 4, 6)) if alone else _PARTS
-  # Besides fractions of the longest piece, quantiles of the pieces' lengths: a piece longer than
-  # half the longest has a window to itself, which fits best if its length is like the piece's.
+  # Tried besides fractions of the longest piece: quantiles of the pieces' lengths. Two pieces
+  # longer than half a window cannot share it. Where most pieces are that long, a window should be
+  # about as long as one piece.
   spread = [np.quantile(pieces, np.arange(1, n) / n, method="inverted_cdf") for n in (2, 3, 4, 5)]
   for found in [*([longest / part for part in few] for few in parts), *spread]:
     lengths = {max(up(length, align), min(longest, 4 * align)) for length in found}
@@ -56,20 +62,24 @@ def choose_windows(
 
 
 def _cost(length: int) -> float:
-  # L² for the attention scores, and L for what is done to each column (gathering, softmax). The
-  # factor 300 is a guess; only speed depends on it.
+  # L² for the attention scores, and 300 L for what is done once for each column, such as gathering
+  # it. The factor 300 is a guess; only speed depends on it.
   return length * (length + 300)
 
 
 def _fewest(
   rows: list[list[int]], lengths: list[int], counts: list[int], spare: float, alone: bool
 ) -> list[int]:
-  """Removes windows, the longest first, as long as all rows but a share of `spare` still fit."""
+  """Reduces the numbers of windows, the longest first, as far as the rows still fit.
+
+  A share `spare` of the rows need not fit. `lengths`, `counts` and the result have an entry for
+  each length of windows.
+  """
   most = int(spare * len(rows))
   failed: set[int] = set()
 
   def without(size: int, count: int) -> set[int]:
-    """The rows that no longer fit if only `count` windows of a size are left."""
+    """The rows, beside those in `failed`, that do not fit with `count` windows of lengths[size]."""
     fewer = [*counts[:size], count, *counts[size + 1 :]]
     windows = list(zip(lengths, fewer, strict=True))
     fits = (r in failed or place_windows(row, windows, alone) for r, row in enumerate(rows))
@@ -95,14 +105,15 @@ def place_windows(
 
   Args:
     lengths: of the pieces.
-    windows, alone: see `layout.Shape`.
+    windows: (length, number in a row), shortest first.
+    alone: a window holds one piece at most.
 
   Returns:
     for each piece (index into `windows`, which window of that length, where the piece begins in
     it), or None if they do not fit.
   """
-  # (room left, size, which, begin) of the windows in use, sorted: bisection finds the fullest
-  # window that still has room.
+  # The windows in use, sorted: (columns left, index into `windows`, which window of that length,
+  # first free column). Bisection finds the fullest window that still has room.
   begun: list[tuple[int, int, int, int]] = []
   used = [0] * len(windows)
   out = [(0, 0, 0)] * len(lengths)
@@ -134,9 +145,9 @@ def lay(
   holds it.
 
   Args:
-    columns: of each group.
+    columns: number of columns that each group takes.
     lengths: of rows, ascending.
-    groups: the most groups of a row of each length.
+    groups: for each row length, how many groups a row holds at most.
 
   Returns:
     for each row length its rows, each a list of indices into `columns`.

@@ -20,7 +20,8 @@ _CHUNK = 512  # examples that the tokenizer is given at once
 class Group:
   """One example as tokens: K sequences that begin with the same `shared` ids.
 
-  Fields that are named as `Batch`'s optional arrays are packed under that name.
+  A field that has the name of an optional array of `types.Batch` is packed into that array. A mark
+  is a token at which a reward is read.
 
   Attributes:
     ids: K arrays int32 [N_k], each a whole prompt + response.
@@ -28,7 +29,7 @@ class Group:
       the length of the shortest sequence, so that every response has a token of its own.
     marks: int32 [M], index of each mark in its own sequence, never inside the shared part.
     response: int32 [M], which of the K sequences each mark reads.
-    labels: float32 [M], gains; None in a group that only has its tokens (see `label`).
+    labels: float32 [M], gains, higher is better; None in a group without feedback (see `label`).
     length: int32 [M], tokens of the mark's response.
     kind: one of `types.KINDS`.
     source: the example's.
@@ -38,6 +39,7 @@ class Group:
     pairs, ties: float32 [M, M] (see `types.Example`), or None where the labels' order says it all.
     attributes: float32 [M, A], ratings on a model's attributes, NaN where not rated; None where the
       model has no attributes.
+    objective: index of the model's attribute that the judgement is about; None = the reward.
     token_type: K arrays int32 [N_k], or None.
     starts: int32 [M], for mean pooling, index in its own sequence of the first token of the mean
       whose last token is the mark; None with other pooling.
@@ -57,17 +59,18 @@ class Group:
   pairs: np.ndarray | None = None
   ties: np.ndarray | None = None
   attributes: np.ndarray | None = None
+  objective: int | None = None
   token_type: tuple[np.ndarray, ...] | None = None
   starts: np.ndarray | None = None
   cut: int = 0
 
   def columns(self, share: bool) -> int:
-    """Columns that it takes in a row, its prompt stored once or with every response."""
+    """Number of tokens, its prompt counted once (`share`) or with every response."""
     total = sum(len(ids) for ids in self.ids)
     return total - (len(self.ids) - 1) * self.shared if share else total
 
   def comparisons(self) -> tuple[np.ndarray, np.ndarray]:
-    """(pairs, ties), float32 [M, M]: as observed, else by the order of the labels."""
+    """(pairs, ties), float32 [M, M]: as observed, or, if neither is given, by the labels' order."""
     if self.pairs is not None or self.ties is not None:
       none = np.zeros((len(self.marks),) * 2, np.float32)
       return none if self.pairs is None else self.pairs, none if self.ties is None else self.ties
@@ -92,8 +95,8 @@ def make_group(
 def join(sequences: Sequence[Tokens]) -> Group:
   """The sequences of one example as a group that has no labels yet."""
   shared = common_prefix([s.ids for s in sequences])
-  # Not beyond any prompt (tokens at its end may merge with the response, another way in each
-  # sequence), never a mark, and at least one token of each response stays its own.
+  # The shared part has only tokens of the prompt (where a tokenizer merges the prompt's end with a
+  # response, the merged token is not one), no mark, and not the whole of any sequence.
   shared = min(shared, *(min(s.prompt, s.marks[0], len(s.ids) - 1) for s in sequences))
   counts = [len(s.marks) for s in sequences]
   types = tuple(s.token_type for s in sequences)
@@ -131,13 +134,15 @@ def label(tokens: Group, example: Example, attributes: Sequence[str] = ()) -> Gr
     pairs=matrix(example.pairs),
     ties=matrix(example.ties),
     attributes=_ratings(example, attributes, len(tokens.marks)) if attributes else None,
+    objective=attributes.index(example.objective) if example.objective else None,
   )
 
 
 def check_vocabulary(groups: Iterable[Group], vocab: int) -> None:
   """Raises ValueError if a token id is not in the model's vocabulary.
 
-  Gathers clamp an index that is out of range: it would silently read another token's embedding.
+  JAX clamps the index of a gather that is out of range, so the id would silently read the embedding
+  of another token.
   """
   largest = max((int(ids.max()) for g in groups for ids in g.ids if len(ids)), default=-1)
   if largest >= vocab:
@@ -173,7 +178,9 @@ def tokenise(
     attributes: names of the model's attributes, in order.
 
   Raises:
-    DataError: there is feedback on attributes and the model has none.
+    DataError: there is feedback on attributes and the model has none, a judgement is about an
+      objective that the model does not have, or `report` is strict and a row is at fault.
+    ValueError: messages without a chat template, or steps for an encoder.
   """
   groups, kept = keep(examples, unlabelled(examples, encoder), report, attributes)
   return [label(g, e, attributes) for g, e in zip(groups, kept, strict=True)], kept
@@ -189,7 +196,8 @@ def keep(
 
   Args:
     examples: of any kind.
-    found: for each example something that stands for its tokens, or why it has none.
+    found: for each example something that stands for its tokens, or a RowError that says why it has
+      none.
     report: counts what is dropped.
     attributes: names of the model's attributes.
 
@@ -198,6 +206,12 @@ def keep(
   """
   items, kept = [], []
   for example, one in zip(examples, found, strict=True):
+    if example.objective and example.objective not in attributes:
+      raise DataError(
+        f"{example.origin or example.source}: its objective is {example.objective!r}, and the "
+        f"model's attributes are {tuple(attributes)}; expected one of these: add it to "
+        "--config.model.attributes"
+      )
     rated = {name for ratings in example.attributes or () for name in ratings}
     if rated and not attributes:
       raise DataError(
@@ -218,9 +232,9 @@ def keep(
 def unlabelled(examples: Sequence[Example], encoder: TextEncoder) -> Iterator[Group | RowError]:
   """For each example a group that has its tokens and no labels, or why it cannot be tokenised.
 
-  The result depends on the texts alone, so that it can be cached. Chat templates are rendered a
-  chunk ahead, in a thread: rendering is Python, and the tokenizer, which is Rust, releases Python's
-  lock while it works.
+  The result depends on the texts alone, so that it can be cached. A thread renders the chat
+  template for the next chunks while the tokenizer encodes this one: rendering is Python, and the
+  tokenizer, which is Rust, releases Python's lock while it works.
   """
 
   def prepare(start):

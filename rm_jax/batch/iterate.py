@@ -24,19 +24,19 @@ def step_groups(
 
   Args:
     step: counted from 0.
-    parts: int arrays, the groups of each part.
-    rates: each part's share of every step, summing to 1. After any number of steps a part has had
-      its share to within one group; the largest part has what the others leave.
+    parts: for each part an int array of indices of its groups.
+    rates: each part's share of every step, summing to 1. After any number of steps each part but
+      the one with the largest rate has had its share to within one group; that one has the rest.
     size: groups of a step.
     seed: of the permutations.
 
   Returns:
-    int64 [size].
+    int64 [size], indices of groups.
   """
   largest = int(np.argmax(rates))
 
   def taken(steps: int) -> np.ndarray:
-    """How many groups of each part the first `steps` steps have; the largest part has the rest."""
+    """How many groups of each part the first `steps` steps have."""
     counts = np.floor(np.asarray(rates) * (steps * size) + 1e-9).astype(np.int64)
     counts[largest] = 0
     counts[largest] = steps * size - counts.sum()
@@ -46,8 +46,8 @@ def step_groups(
   for p, (part, first, last) in enumerate(zip(parts, taken(step), taken(step + 1), strict=True)):
     wanted = np.arange(first, last)
     for epoch in np.unique(wanted // len(part)):
-      # The first part's key does not include its number, so that data with one part keep the order
-      # that they had before there were parts.
+      # The random key of the first part does not include its number 0, so that data with one part
+      # keep the order of earlier versions, which had no parts.
       key = [seed, int(epoch)] + ([p] if p else [])
       order = np.random.default_rng(key).permutation(len(part))
       chosen.append(part[order[wanted[wanted // len(part) == epoch] % len(part)]])

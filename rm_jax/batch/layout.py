@@ -17,7 +17,7 @@ columns of a row are gathered into squares of a few lengths, each holding one or
     row        g1 g1 g1 g2 g2 g2 g2 g2 g3 g3 .
     windows    [g1 g1 g1 g3 g3] [g2 g2 g2 g2 g2]       2 · 5² scores and not 11²
 
-Scoring and unpacked rows are short, and a row is its own window.
+In scoring, and where each row holds one group, rows are short, and each is one window.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ from rm_jax.batch.fit import choose_windows, lay, place_windows, up
 from rm_jax.batch.group import Group
 from rm_jax.errors import InputError
 
-# Steps that `plan` draws at random to see what steps need, for each row length to be chosen.
+# `plan` draws this many steps at random, times the number of row lengths to be chosen, to see what
+# steps need (fewer if a step has many groups).
 _DRAWS = 32
 
 
@@ -43,9 +44,9 @@ class Shape:
     columns: T, tokens of a row.
     groups: G, places for groups in a row.
     marks: K, places for marks in a group.
-    windows: (length, number a row) of attention's windows, shortest first; () = each row is one.
+    windows: (length, number in a row) of attention's windows, shortest first; () = each row is one.
     copies: in how many windows a column stands at most: 1, or the number of responses if their
-      shared prompt is copied into a window for each.
+      shared prompt is copied into a window for each; 0 without windows.
     alone: a window holds one piece at most.
   """
 
@@ -103,7 +104,10 @@ class Need:
 
 
 def windows_of(group: Group, packing: Packing) -> list[np.ndarray]:
-  """The pieces of a group: for each its columns, int [length], counted from the group's first."""
+  """The pieces of a group: for each its columns, int [length], counted from the group's first.
+
+  [] if rows are not packed, because each row is then one window.
+  """
   shared = group.shared if packing.share else 0
   if not packing.pack:
     return []
@@ -113,8 +117,9 @@ def windows_of(group: Group, packing: Packing) -> list[np.ndarray]:
     end = at + len(ids) - shared
     sequences.append(np.concatenate([np.arange(shared), np.arange(at, end)]))
     at = end
-  # One square with the prompt once, or a square for each response with a copy of the prompt. The
-  # factor 2 is for the copies, which cost gathering and projections besides their squares.
+  # The choice is between one square that has the prompt once, and a square for each response that
+  # has a copy of the prompt. Copies cost more than their squares: they are gathered, and where
+  # columns are gathered before attention's linear maps, mapped again. The factor 2 stands for that.
   whole = total**2 <= 2 * sum(len(s) ** 2 for s in sequences)
   return [np.arange(total)] if whole and packing.windows == "cheapest" else sequences
 
@@ -126,7 +131,7 @@ def need(group: Group, packing: Packing) -> Need:
 
 
 def _marks_and_copies(groups: Sequence[Group], packing: Packing) -> tuple[int, int]:
-  """(K, copies) of a `Shape` that holds any of the groups."""
+  """The fields (marks, copies) of a `Shape` that can hold any of the groups."""
   shared = [len(g.ids) for g in groups if packing.share and len(windows_of(g, packing)) > 1]
   return max(len(g.marks) for g in groups), max(shared, default=1)
 
@@ -136,9 +141,10 @@ def plan(
 ) -> tuple[tuple[Shape, ...], ...]:
   """Chooses the few shapes that the steps of a data set will be packed into.
 
-  Without `packing.pack` that is one row length with two row counts. With it, a shape is one row a
-  device. Steps are drawn at random and packed evenly; row lengths are chosen that save the most
-  padding on these, and for each length windows that hold what the rows of that length had.
+  Without `packing.pack` there is one row length with two row counts. With it, a shape has one row a
+  device: steps are drawn at random and their groups are laid evenly into rows. Then the row lengths
+  are chosen that leave the least padding in these rows, and for each length the windows that hold
+  the pieces of its rows.
 
   Args:
     groups: the data set's; not empty.
@@ -225,9 +231,9 @@ def _sizes(filled: np.ndarray, longest: int, packing: Packing) -> list[int]:
   while len(sizes) < packing.shapes:
     best = min(np.unique(filled).tolist(), key=lambda size: padding([*sizes, size]))
     if padding([*sizes, best]) > padding(sizes) - 0.005 * filled.sum():
-      break  # it would save less than half a percent
+      break  # the new length would save padding of less than half a percent of the tokens
     sizes.append(best)
-  # One of half the length, for micro-batches that are smaller than those drawn.
+  # A row length of half the longest, for micro-batches that are smaller than those drawn.
   if len(sizes) < packing.shapes and sizes[0] > 8 * align:
     sizes.append(up(sizes[0] / 2, align))
   return sizes
@@ -256,15 +262,16 @@ def _balance(columns: Sequence[int], rows: int, cap: int) -> list[list[int]] | N
 
 
 def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, ...], ...]:
-  """Shapes for scoring, which do not depend on the data: other texts need no new compilation.
+  """Shapes for scoring, from a fixed list: other texts mostly need no new compilation.
 
   Row lengths are 128, 256, 512, 1024, 1536, 2048, 3072 ... up to the first that holds `longest`:
   powers of two and, from 1024 on, where attention's squares are expensive, half steps between them.
-  Row counts grow fourfold up to the budget of cells.
+  For each length there are several row counts, each four times the one before, up to
+  `packing.cells` tokens a device.
 
   Args:
     longest: columns of the largest group.
-    marks: K.
+    marks: places for marks in a group.
     packing: see `Packing`.
 
   Returns:
@@ -315,7 +322,7 @@ def pack(
 
 
 def _fits(row: Sequence[int], needs: Sequence[Need], shape: Shape) -> bool:
-  """Whether a row's groups fit: by number, by columns, and their pieces into the windows."""
+  """Whether groups fit into a row of a shape: their number, columns, and pieces in its windows."""
   return (
     len(row) <= shape.groups
     and sum(needs[i].columns for i in row) <= shape.columns
@@ -329,8 +336,8 @@ def _pack_long(
 ) -> list[Micro]:
   """Packs into long rows: as few micro-batches as possible, all rows about equally full.
 
-  Equally full, because a step takes as long as its fullest device. Micro-batches are added until
-  each finds a shape that all of its rows fit into.
+  Equally full, because a step takes as long as its fullest device. The number of micro-batches is
+  raised until there is, for each of them, a shape that all of its rows fit into.
   """
   groups = [int(g) for g in groups]
   columns = [needs[g].columns for g in groups]

@@ -24,7 +24,7 @@ from rm_jax.batch.group import Group
 from rm_jax.batch.layout import Micro, Packing, windows_of
 from rm_jax.types import ARRAYS, KINDS, Batch
 
-# Filled in every batch.
+# Names of the arrays that every batch has.
 ALWAYS = frozenset(name for name, spec in ARRAYS.items() if not spec.optional)
 # Optional arrays whose values are fields of a `Group`. A field that is declared optional in `Batch`
 # and has the same name in `Group` is packed without further code.
@@ -43,7 +43,7 @@ def optional_fields(groups: Iterable[Group]) -> frozenset[str]:
   for group in groups:
     found.update(name for name in FROM_GROUPS if getattr(group, name) is not None)
     rated |= group.kind == "attributes"
-  if not rated:  # a model with attributes has (missing) ratings in every group, pairs as well
+  if not rated:  # with a model that has attributes, groups of other kinds have NaN for ratings
     found.discard("attributes")
   # Losses take observed comparisons or the labels' order, one of them for the whole batch. Where
   # some groups have observed ones, the order of the others is written out in the same form.
@@ -68,8 +68,9 @@ def assemble(
     micro: from `layout.pack`.
     groups: the data set's groups.
     packing: the one that `micro` was planned with.
-    fields: optional arrays to fill: `optional_fields` of the whole data set, and what the objective
-      needs beside them ('previous', or an array that stays empty).
+    fields: optional arrays to fill: `optional_fields` of the whole data set, and those that the
+      objective needs beside them. Of these 'previous' is filled here; another one for which the
+      groups have no values keeps its values for padding.
     sources: names that `Batch.source` counts by; empty if the metrics do not tell sources apart.
     features: for each group float [columns, D], the activations of its columns (`Batch.hidden`).
     members: float32 [groups, M], the weight of each group for each member (`Batch.members`).
@@ -99,7 +100,9 @@ def assemble(
       column, offsets = _write_tokens(arrays, b, start, group, share=packing.share)
       arrays["group"][b, start:column] = g + 1
       index_BG[b, g] = i
-      values = _values(group, offsets, fields) | {"source": number[group.source] if number else 0}
+      values = _values(group, start, offsets, fields, share=packing.share) | {
+        "source": number[group.source] if number else 0
+      }
       if members is not None:
         values["members"] = members[i]
       for name, value in values.items():
@@ -116,7 +119,7 @@ def assemble(
 def _empty(name: str, sizes: dict[str, int], dtype: Any = None) -> np.ndarray:
   spec = ARRAYS[name]
   array = np.zeros(spec.shape(sizes), dtype or spec.dtype)
-  if spec.empty:  # 0 is what zeros are, without writing to memory
+  if spec.empty:  # np.zeros has zeros already, without writing to memory
     array.fill(spec.empty)
   return array
 
@@ -143,9 +146,9 @@ def _write_tokens(
     if "token_type" in arrays:
       arrays["token_type"][b, column:end] = group.token_type[k][first:]
     if "previous" in arrays:
-      # Of the response's own tokens, from `begin` on. A sequence without a prompt has a first token
-      # that nothing predicts. A token whose predecessor is in the shared prompt finds it in the
-      # group's first columns, any other one column to the left.
+      # Filled for the response's own tokens, from index `begin` on; the first token of a sequence
+      # without a prompt is left out, since nothing predicts it. The token before is in the group's
+      # first columns if it is in the shared prompt, else one column to the left.
       begin = max(1, len(ids) - group.length[group.response == k][0])
       before = np.arange(begin - 1, len(ids) - 1)
       at = np.where(before < shared, start, offsets[k]) + before
@@ -155,11 +158,23 @@ def _write_tokens(
   return column, offsets
 
 
-def _values(group: Group, offsets: np.ndarray, fields: frozenset[str]) -> dict[str, Any]:
-  """What a group writes into the arrays that are indexed by group, by the names of `Batch`."""
+def _prompt_end(group: Group, start: int, offsets: np.ndarray, shared: int) -> np.ndarray:
+  """int64 [M], for each mark the column of its prompt's last token; of an empty one the first."""
+  tokens = np.asarray([len(ids) for ids in group.ids])[group.response]
+  last = np.maximum(tokens - group.length - 1, 0)
+  return np.where(last < shared, start, offsets[group.response]) + last
+
+
+def _values(
+  group: Group, start: int, offsets: np.ndarray, fields: frozenset[str], *, share: bool
+) -> dict[str, Any]:
+  """Name of each array of `Batch` that has the axes B and G -> the group's value for it."""
+  shared = group.shared if share else 0
   values = {name: getattr(group, name) for name in FROM_GROUPS & fields if name != "token_type"}
   if "starts" in fields:
     values["starts"] = offsets[group.response] + group.starts
+  if "prompt_end" in fields:
+    values["prompt_end"] = _prompt_end(group, start, offsets, shared)
   if "pairs" in fields:
     values["pairs"], values["ties"] = group.comparisons()
   return values | {
@@ -174,9 +189,10 @@ def _values(group: Group, offsets: np.ndarray, fields: frozenset[str]) -> dict[s
 
 
 def _where(name: str, value: Any, marks: int) -> tuple[slice, ...]:
-  """Where a value stands behind [b, g]: at the real marks of each K axis, on others everywhere.
+  """The index, after [b, g], at which a group's value is written into an array.
 
-  A single number is for the whole group: it fills the axes that it does not have.
+  On each K axis it is the group's `marks` first places, on any other axis all of it. A value with
+  fewer axes than the array, such as one number for the group, fills all places of the missing axes.
   """
   axes = ARRAYS[name].axes[2 : 2 + np.ndim(value)]
   return tuple(slice(marks) if axis == "K" else slice(None) for axis in axes)
@@ -197,15 +213,15 @@ def _gather_windows(
     for empty in (-1, 0)
   )
   places = np.full((shape.rows, shape.columns, shape.copies), -1, np.int32)
-  # `places` counts through all of a row's windows laid end to end, the shortest first: where each
-  # size begins.
+  # `places` has indices into all windows of a row laid end to end, the shortest first. `begins` has
+  # the index of the first window of each length.
   begins = np.cumsum([0, *(length * count for length, count in shape.windows)])
   for b, row in enumerate(micro.rows):
     pieces, start = [], 0
     for i in row:
       pieces += [start + columns for columns in windows_of(groups[i], packing)]
       start += groups[i].columns(packing.share)
-    copies = np.zeros(shape.columns, np.int64)  # of each column until now
+    copies = np.zeros(shape.columns, np.int64)  # in how many windows each column is so far
     placed = place_windows(list(map(len, pieces)), shape.windows, shape.alone)
     for n, (columns, (size, which, first)) in enumerate(zip(pieces, placed, strict=True)):
       end = first + len(columns)

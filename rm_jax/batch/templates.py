@@ -2,8 +2,9 @@
 
 A template comes with a checkpoint and is not trusted. transformers' sandbox keeps it from files and
 from Python's internals, but not from looping forever or taking all memory. Here it is compiled in
-the same sandbox, so that it renders the same text, with every loop turn, call, operator and filter
-counted. A template that exceeds the limits is an error of the row.
+the same sandbox, so that it renders the same text, and steps are counted: each turn of a loop,
+call, filter, and operator that can make a large value. A template that exceeds the limits in a row
+of the data is an error of that row.
 """
 
 import contextvars
@@ -15,22 +16,24 @@ from typing import Any
 
 from rm_jax.errors import InputError
 
-# Limit of loop turns, calls and operators in one rendering, plus an allowance for the messages
-# (`_Budget`): existing templates take about ten a message, or compare each message with all others.
+# Limit of steps in one rendering. `_Budget` adds an allowance that grows with the number of
+# messages and its square: existing templates take about ten steps a message, and some compare each
+# message with all others.
 _STEPS = 200_000
 _SECONDS = 5.0  # of this thread's CPU time, which does not depend on how busy the machine is
-# Limit of characters of one text (or elements of one list), and of all texts and lists that are
-# made on the way, plus an allowance for the messages: a template that appends message by message
-# copies the text so far each time, turns²/2 messages in all. A text of a million characters takes
-# some MB and a second to tokenise; templates that exist add thousands.
+# _LARGEST: the most characters of one text, or elements of one list. _ALL: the most of all texts
+# and lists together that one rendering makes on the way. `_Budget` adds an allowance for the
+# messages: a template that appends message by message copies the text so far each time, turns²/2
+# messages in all. Existing templates add thousands of characters to the messages; a million take
+# about a second to tokenise.
 _LARGEST, _ALL = 2**20, 2**28
-_BITS = 2**16  # limit for an integer
+_BITS = 2**16  # the most bits of an integer
 _SOURCE = 2**20  # characters of a template; the longest existing ones have about 20,000
 # Format strings that ask for a wide field, or for a width given by an argument or a nested field.
 _FORMAT = re.compile(r"[%:{][^a-zA-Z%}]*\d{6}|%[^a-zA-Z%]*\*|\{[^{}]*\{")
 _WIDTHS = ("center", "ljust", "rjust", "zfill")
-# Filters that take long for each character or element. A filter is one step, and its time cannot be
-# limited once it runs, so its input is.
+# Filters that take long for each character or element, and the most of these in their input. A
+# filter counts as one step and cannot be stopped once it runs, so its input is limited.
 _SLOW = ("sort", "unique", "groupby", "dictsort", "urlize")
 _SLOW_LARGEST = 2**17
 # Filters that convert any value to text.
@@ -102,7 +105,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **variables: An
 
   Args:
     template: Jinja source.
-    messages: {role, content}.
+    messages: each with 'role' and 'content'.
     variables: what else the template may use: the tokenizer's special tokens,
       `add_generation_prompt`.
 
@@ -124,8 +127,9 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **variables: An
 def check(template: str, *, option: str = "chat_template", **variables: Any) -> None:
   """Renders a conversation of two turns, to find a broken template before the data are read.
 
-  A template that refuses this conversation, or misses something in it, may render others: that is
-  not an error here, but one of each row it happens with.
+  A template may refuse this conversation, or fail because something that it reads is undefined (a
+  message that is not there), and still render others. That is no error here; each row of the data
+  with which it happens is one.
 
   Args:
     template: Jinja source.
@@ -133,7 +137,8 @@ def check(template: str, *, option: str = "chat_template", **variables: Any) -> 
     variables: as of `render`.
 
   Raises:
-    ValueError: the template cannot render any conversation; the message says why.
+    ValueError: the syntax is wrong, or rendering exceeded a limit or failed in Python code; the
+      message says why.
   """
   from jinja2 import TemplateError, TemplateSyntaxError
 

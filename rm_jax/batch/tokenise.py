@@ -131,7 +131,8 @@ class TextEncoder:
     # Lengths are limited by the convention; without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
     self.appends = appends
-    # Only a single template is checked: of several by name, the one in use is not known yet.
+    # A tokenizer may have several templates, by name; which is used is not known yet, so only a
+    # single template is checked.
     if isinstance(tokenizer.chat_template, str):
       said = option.format("chat_template").rstrip(",")
       templates.check(self._template(), option=said, **self._variables())
@@ -144,7 +145,9 @@ class TextEncoder:
     return self.encoded(pairs, self.rendered(pairs))
 
   def rendered(self, pairs: Sequence[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
-    """Renders (prompt, response) pairs for `encoded`: (prompt's text, whole text), or why not.
+    """Renders (prompt, response) pairs for `encoded`.
+
+    The result has for each pair (prompt's text, whole text), or a RowError that says why not.
 
     It is safe to call this in another thread.
     """
@@ -248,7 +251,7 @@ class TextEncoder:
     ]
 
   def _ids(self, texts: list[str], special: bool) -> list[np.ndarray]:
-    if not texts:  # the tokenizer fails on none
+    if not texts:  # the tokenizer fails on an empty list
       return []
     encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
@@ -295,8 +298,8 @@ class TextEncoder:
   def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
     """Cuts to `max_length`: the prompt's oldest turns, then its oldest tokens, then the response's.
 
-    BOS and a system turn before the oldest turn stay, and so does the end of the response, where
-    the mark is.
+    The end of the response always stays, and so does BOS. System turns stay unless the response
+    must be cut.
 
     Returns:
       (ids, number of leading ids that are the prompt's).
@@ -313,8 +316,9 @@ class TextEncoder:
 
       turns, found = _shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
       ids, prompt = found or (ids, prompt)
-      # The ids before the content of the oldest turn that is left (BOS, the system's turn, the
-      # turn's header) are found by rendering the turns with other content: the common prefix.
+      # The ids before the content of the oldest turn that is left are kept: BOS, a system turn, the
+      # header of that turn. They are the common prefix with the ids of a rendering in which that
+      # turn has other content.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
       opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
@@ -344,7 +348,8 @@ class TextEncoder:
       the tokens, or why there are none.
 
     Raises:
-      ValueError: the model is an encoder, which has a single mark, or the separator has no token.
+      ValueError: the model is an encoder, which has a single mark; the separator has no token; or
+        the prompt is messages and the tokenizer has no chat template.
     """
     if self.convention.encoder:
       raise InputError(
@@ -371,7 +376,8 @@ class TextEncoder:
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)
       first, own = self._opened([head + steps[0], head], special)
-      if special and len(first) and first[-1] == eos:  # added by the tokenizer; ours comes later
+      # An EOS that the tokenizer adds to a string is removed: ours comes after the last step.
+      if special and len(first) and first[-1] == eos:
         first = first[:-1]
       return [np.append(first, separator), *rest], own
 
@@ -403,7 +409,7 @@ class TextEncoder:
     return self._sequence(ids, length, marks.astype(np.int32), None, full - len(ids))
 
   def _head(self, prompt: Text) -> tuple[list[Message], str]:
-    """(a prompt's turns, [] for a string; its text up to where the answer begins)."""
+    """Returns (the turns of a prompt, [] for a string; its text, up to where the answer begins)."""
     if isinstance(prompt, str):
       return [], prompt
     return list(prompt), self.render(prompt, generation=True)
@@ -444,7 +450,8 @@ class TextEncoder:
     starts = None
     if self.convention.pooling == "mean":
       own = np.append(np.int32(prompt), marks[:-1] + 1)
-      starts = np.minimum(own, marks).astype(np.int32)  # without own tokens, the mark alone
+      # The mean of a response or step without tokens of its own is over the mark alone.
+      starts = np.minimum(own, marks).astype(np.int32)
     return Tokens(ids, prompt, marks, token_type, cut, starts)
 
   def _mark(self, ids: np.ndarray) -> np.ndarray:
@@ -460,8 +467,9 @@ class TextEncoder:
 def _without_oldest_turns(turns: list[Message]) -> list[list[Message]]:
   """The conversation without its oldest exchange, without its oldest two, and so on.
 
-  System turns stay in place. Each rest opens with the role that the conversation opened with, since
-  templates insist on that. The last exchange is never left out.
+  An exchange is a turn of the role that the conversation opened with, and the turns up to the next
+  one of that role. What is left so opens with that role, which templates insist on. System turns
+  stay in place. The last exchange is never left out.
   """
   spoken = [i for i, m in enumerate(turns) if m["role"] != "system"]
   opener = turns[spoken[0]]["role"] if spoken else ""
@@ -484,7 +492,7 @@ def _shortened(
   Args:
     turns: of the prompt, which is too long as it is.
     read: renders and tokenises turns; raises RowError if the template refuses them.
-    fits: whether that is short enough. If it is for some turns, it is for fewer.
+    fits: whether what `read` returned is short enough. If it is for some turns, it is for fewer.
 
   Returns:
     (the turns that are left, `read` of them); all turns and None if no exchange can be left out.
@@ -501,7 +509,8 @@ def _shortened(
       return True
     return fits(known[i])
 
-  low, high = -1, len(rests)  # the last one known not to be good, the first one known to be
+  # Indices into `rests`: the last that is known not to be good, the first that is known to be.
+  low, high = -1, len(rests)
   i, width = len(rests) - 1, 1
   while i >= 0 and good(i):
     high, i, width = i, i - width, 2 * width
@@ -512,6 +521,6 @@ def _shortened(
       high = middle
     else:
       low = middle
-  # The first good one, or, if that was refused or there is none, the last before it.
+  # The first good rest; if the template refused that, or no rest is good, the one before it.
   best = high if high < len(rests) and known[high] is not None else high - 1
   return (rests[best], known[best]) if best >= 0 else (turns, None)

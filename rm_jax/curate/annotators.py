@@ -26,11 +26,11 @@ from rm_jax.metrics.annotators import (
 )
 from rm_jax.metrics.surface import formatting, normalise, words
 
-# A reliability is estimated only if each two of three annotators judged this many rows in common.
-# In simulations with two classes and annotators who are right in 0.8, 0.7 and 0.65 of the rows, the
-# mean error of the estimate at 10, 30, 50, 100 rows was 0.16, 0.11, 0.09, 0.08 and the width of the
-# 95 % interval 0.49, 0.44, 0.35, 0.27; the interval covered the truth in 0.88 of the cases at 10
-# rows and in 0.94 at 30.
+# An annotator's reliability is estimated only if they are one of three annotators of whom each two
+# judged at least this many rows in common. In simulations with two classes and annotators who are
+# right in 0.8, 0.7 and 0.65 of the rows, the mean error of the estimate at 10, 30, 50, 100 rows was
+# 0.16, 0.11, 0.09, 0.08 and the width of the 95 % interval 0.49, 0.44, 0.35, 0.27; the interval
+# covered the truth in 0.88 of the cases at 10 rows and in 0.94 at 30.
 ENOUGH = 30
 FIRST, SECOND, TIE, MISSING = 0, 1, 2, -1
 CLASSES = ("first", "second", "tie")
@@ -45,7 +45,7 @@ class Judgements:
     labels: int64 [N, A]: 0 the first is better, 1 the second is, 2 a tie, -1 missing.
     words: int64 [N, 2], number of words of the first and of the second response.
     formatting: int64 [N, 2], number of Markdown marks of each.
-    clusters: the prompt of each pair. Intervals resample whole prompts.
+    clusters: a label of each pair's prompt. Intervals resample all pairs of a prompt together.
     origins: where each pair came from, 'file:line'.
     unread: rows that were left out, each with its reason.
     rows: number of rows read, N plus those left out.
@@ -74,14 +74,16 @@ def read_judgements(
 
   Args:
     path: see `rm_jax.data.read.ACCEPTED`.
-    annotators: the annotators' columns. A judgement that is null, '' or has no column is missing.
+    annotators: the annotators' columns. Where a row has null, '' or no such column, the judgement
+      is missing.
     first: column of the first response.
     second: column of the second response.
     prompt: columns that together are the prompt; if empty, each row is a cluster of its own.
     values: the values that say: first better, second better, tie. '' as the third: no ties.
 
   Raises:
-    DataError: there is nothing to read, a column is in no row, or no row is left.
+    DataError: there is nothing to read, a column is in no row, no row is left, `annotators` is
+      empty or names a column twice, or `values` are not three that differ.
   """
   if len(values) != 3 or len({v for v in values if v}) < len([v for v in values if v]):
     raise DataError(
@@ -155,8 +157,8 @@ def _text(row: Row, column: str) -> str:
 def identified(labels: np.ndarray, enough: int = ENOUGH) -> np.ndarray:
   """bool [A]: who is one of three annotators of whom each two judged `enough` rows in common.
 
-  These three are a triangle in the graph of annotators that share enough rows, and the diagonal of
-  the graph's third power counts the triangles of each.
+  In the graph that connects two annotators if they have so many rows in common, such three are a
+  triangle; the diagonal of the third power of its adjacency matrix is positive for their members.
   """
   there_NA = (labels != MISSING).astype(np.int64)
   shared_AA = there_NA.T @ there_NA >= enough
@@ -172,20 +174,21 @@ def reliability(
 
   Two annotators' agreement is one equation for two unknown reliabilities; three annotators have
   three equations, which identify them. So the fit includes an annotator only if two others exist
-  such that each two of the three judged `ENOUGH` rows in common. Any other annotator gets a reason
-  in place of numbers, and its judgements are left out of the fit.
+  such that each two of the three judged `ENOUGH` rows in common. The judgements of any other
+  annotator are left out of the fit, and the report has a reason in place of their numbers.
 
-  Intervals are percentiles over bootstrap resamples of clusters (prompts), each fitted anew by EM
-  that starts from the majority vote.
+  Intervals are percentiles over bootstrap resamples of clusters (prompts). Each resample is fitted
+  anew by EM that starts from the majority vote.
 
   Args:
-    judgements: of any annotators.
-    resamples: bootstrap resamples; 0 = no intervals.
+    judgements: of any number of annotators.
+    resamples: number of bootstrap resamples; 0 = no intervals.
     seed: of EM's random starts and of the resamples.
 
   Returns:
-    {classes, prior, annotators: {name: {reliability, interval, confusion} or a reason}, ...}; or a
-    reason as a string, where no annotator is included.
+    {classes, prior, annotators: {name: {reliability, interval, confusion}, or a string that says
+    why there are no numbers}, ...: how EM converged}. If the fit would include no annotator, the
+    reason as a string.
 
   Raises:
     DataError: all judgements are of one class.
@@ -242,21 +245,23 @@ def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
 def biases(judgements: Judgements) -> dict[str, dict[str, Any]]:
   """How each annotator's choices relate to position, length and formatting; ties are left out.
 
-  Such an association need not be a bias: longer answers may be better. `beyond_others` therefore
-  subtracts, pair by pair, the mean choice of the other annotators who chose in that pair. What
-  everybody sees in the texts cancels, and the rest is the annotator's own bias.
+  An annotator who mostly chooses longer answers need not be biased: longer answers may be better.
+  `beyond_others` therefore subtracts, pair by pair, the mean choice of the other annotators who
+  chose in that pair. A preference that all of them share cancels, and what is left is the
+  annotator's own bias.
 
   Returns:
-    annotator -> {n (pairs in which they chose), ties, missing, position, length, formatting,
-    logistic}.
-    position: share of pairs in which the first response was chosen. length: share in which the
-    response with more words was, over pairs of unequal lengths. formatting: share in which the one
-    with more Markdown marks was, over pairs with unequal numbers. Each is {share, interval, n,
-    clusters, method, beyond_others: {difference, interval, n}}; `beyond_others` is None where no
-    other annotator chose.
+    annotator -> {n: number of pairs in which they chose a response, ties, missing, position,
+    length, formatting, logistic}.
+    position: share of pairs in which the first response was chosen. length: share of the pairs with
+    unequal numbers of words in which the longer response was chosen. formatting: share of the pairs
+    with unequal numbers of Markdown marks in which the response with more was chosen. Each is
+    {share, interval, n, clusters, method, beyond_others: {difference, interval, n}};
+    `beyond_others` is None where no other annotator chose.
     logistic: the fit P(first) = sigmoid(position + length · ln(words₁/words₂) + formatting ·
-    (marks₁ − marks₂)); for each of the three {slope, interval (Wald over clusters),
-    standard_error}; or a string that says why there is no fit.
+    (marks₁ − marks₂)); for each of the three coefficients {slope, interval (Wald over clusters),
+    standard_error}, without `formatting` if no pair has unequal numbers of marks; or a string that
+    says why there is no fit.
   """
   label_NA = judgements.labels
   chose_NA = (label_NA == FIRST) | (label_NA == SECOND)
@@ -274,7 +279,8 @@ def biases(judgements: Judgements) -> dict[str, dict[str, Any]]:
     }
     for what, side_N in (("position", ones_N), ("length", longer_N), ("formatting", heavier_N)):
       at = np.flatnonzero(mine & (side_N != 0))
-      # Credit is 1 where the chosen response is the one that leads (is first, longer, heavier).
+      # Credit is 1 where the chosen response is the first one, the longer one or the one with more
+      # Markdown marks, else 0.
       credit_NA = np.where(side_N[:, None] > 0, first_NA, 1 - first_NA)
       entry = share(credit_NA[at, a], [judgements.clusters[i] for i in at])
       entry["beyond_others"] = _beyond(credit_NA, chose_NA, at, a, judgements.clusters)
@@ -291,8 +297,8 @@ def _beyond(credit_NA, chose_NA, at, a: int, clusters: list[str]) -> dict[str, A
     return None
   weight = chose_NA[at][:, others]
   mean = (credit_NA[at][:, others] * weight).sum(axis=1) / weight.sum(axis=1)
-  # The difference lies in [-1, 1]. It is moved into [0, 1], the range of a share, because `share`
-  # treats samples that are all 0 or all 1 in a way of their own.
+  # The difference lies in [-1, 1]. It is mapped to [0, 1], the range of a share, because `share`
+  # has an interval also for samples that are all 0 or all 1.
   found = share((credit_NA[at, a] - mean + 1) / 2, [clusters[i] for i in at])
   interval = found["interval"] and [2 * b - 1 for b in found["interval"]]
   return {"difference": 2 * found["share"] - 1, "interval": interval, "n": len(at)}
@@ -301,7 +307,7 @@ def _beyond(credit_NA, chose_NA, at, a: int, clusters: list[str]) -> dict[str, A
 def _slopes(judgements: Judgements, first_N: np.ndarray, mine: np.ndarray) -> dict[str, Any] | str:
   """The logistic fit of `biases` for one annotator, over the pairs that `mine` marks."""
   at = np.flatnonzero(mine)
-  ratio = np.log(np.maximum(judgements.words[at], 1))  # ln 0 is -inf: count no words as one.
+  ratio = np.log(np.maximum(judgements.words[at], 1))  # 0 words count as 1, since ln 0 is -inf
   columns = {
     "position": np.ones(len(at)),
     "length": ratio[:, 0] - ratio[:, 1],
@@ -321,13 +327,13 @@ def _slopes(judgements: Judgements, first_N: np.ndarray, mine: np.ndarray) -> di
 def agreement(judgements: Judgements, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
   """Krippendorff's alpha at each level of measurement, with cluster-bootstrap intervals.
 
-  The levels 'ordinal' and 'interval' place a tie between the two choices: first 1, tie 0,
-  second −1.
+  At the levels 'ordinal' and 'interval' a tie lies between the two choices: a judgement for the
+  first response has the value 1, a tie 0, and one for the second −1.
 
   Returns:
     level -> {alpha, interval}, or a string that says why there is none.
   """
-  # Values of FIRST, SECOND and TIE. MISSING is -1 and indexes the last one, NaN.
+  # The values of FIRST, SECOND, TIE and MISSING. MISSING is -1, which indexes the last one, NaN.
   value = np.array([1.0, -1.0, 0.0, math.nan])
   ratings = value[judgements.labels]
   out: dict[str, Any] = {}
@@ -364,7 +370,7 @@ def annotator_report(judgements: Judgements, *, seed: int = 0) -> dict[str, Any]
 
 
 def table(report: dict[str, Any]) -> str:
-  """Formats the report as lines to read; intervals are 95 %."""
+  """Formats what `annotator_report` returns as lines to read; intervals are 95 %."""
 
   def number(entry: dict[str, Any] | str | None, name: str) -> str:
     if not isinstance(entry, dict) or entry[name] is None:

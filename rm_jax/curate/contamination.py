@@ -2,8 +2,8 @@
 
 The method follows Brown et al. (2020), Language models are few-shot learners, appendix C: 13-grams,
 without those that occur in many documents. Here the overlap is measured against one held-out text
-at a time, so that each flag names the text that is repeated. Case and punctuation are ignored;
-numbers, signs and negations are not.
+at a time, so that each finding names the held-out text that is repeated. Case and punctuation are
+ignored; numbers, signs and negations are not.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from rm_jax.curate.tokens import Part, Tokens
 from rm_jax.errors import InputError
 from rm_jax.types import Example, Text
 
-# Part of an example -> the texts of it that are compared.
+# Part of an example -> function that gives the texts of this part, which are compared.
 _PARTS: dict[str, Callable[[Example], list[Text]]] = {
   "prompt": lambda e: [e.prompt],
   "response": lambda e: list(e.responses),
 }
 # In texts made from templates the pieces of content are short, and one changed word destroys most
-# of their n-grams. There, half of the required share of n-grams is enough if the two texts also
-# have this share of their words in common.
+# of their n-grams. Of such texts half of the required share of n-grams is enough, if the shorter
+# text also has at least this share of its words in common with the other.
 _WORDS = 0.9
 PARTS = ("prompt", "response", "either", "both")
 
@@ -39,8 +39,8 @@ class Overlap:
     of: index of the held-out example.
     part: the part that overlaps, 'prompt' or 'response'.
     shared: number of n-grams in common.
-    share: `shared` divided by the n-grams of the shorter text; where common words decided, the
-      share of its words in common.
+    share: `shared` divided by the number of n-grams of the shorter text; or, where the share of
+      n-grams was too small and the share of common words decided (`_WORDS`), that share.
   """
 
   index: int
@@ -67,16 +67,16 @@ def contaminated(
 
   Tokens of templates are left out (`rm_jax.curate.templates`, computed over the training and the
   held-out texts together). Thus a question is recognised in another template, and two questions in
-  the same template do not match because of it. N-grams that occur in fewer than 5 held-out prompts
-  are not taken for a template, unless one prompt in twenty has them: a text that training repeats
-  many times and that is held out once or twice is a leak, and must not be hidden as a template.
-  Between texts with templates, half of `share` is enough if they also have 0.9 of their words in
-  common.
+  the same template do not match because of it. But a held-out text that training repeats many times
+  is a leak and not a template. So an n-gram that occurs in held-out text, but in fewer than 5
+  held-out prompts, is taken for a template only if one prompt in twenty, and at least 20, have it.
+  If one of two texts has a template, half of `share` is enough if the shorter one also has 0.9 of
+  its words in common with the other.
 
   Args:
-    train: examples; all responses of an example are compared, and the largest overlap counts.
-    heldout: examples.
-    n: tokens of an n-gram.
+    train: training examples; all responses of one are compared, and the largest overlap counts.
+    heldout: held-out examples.
+    n: number of tokens of an n-gram.
     share: smallest share that counts as contamination, in (0, 1].
     part: 'prompt', 'response', 'either' of them, or 'both'.
     progress: show a bar.
@@ -85,7 +85,8 @@ def contaminated(
     The largest overlap of each contaminated example, in the order of `train`.
 
   Raises:
-    ValueError: an argument is out of its range.
+    InputError: `share` is out of its range.
+    ValueError: `n` is below 1, or `part` is unknown.
   """
   if not 0 < share <= 1:
     raise InputError(f"share is {share}; expected it in (0, 1]")
@@ -107,8 +108,8 @@ def _overlaps(
 ) -> dict[int, Overlap]:
   """Index of a training example -> its largest overlap in one part.
 
-  Each distinct text is compared once. A text that is held out as well as trained on is a held-out
-  text, so that templates cannot hide it.
+  Each distinct text is compared once. A text that is both in the training and in the held-out data
+  counts as held-out text in the search for templates, so that it is not taken for a template.
   """
   if not train or not heldout:
     return {}
@@ -156,15 +157,16 @@ def _best_overlaps(
     mine: numbers of the training texts.
     held: numbers of the held-out texts.
     least: smallest share that counts; texts whose overlaps are all smaller are left out.
-    bar: what the progress bar calls the texts; False: no bar.
+    bar: word for the texts in the progress bar's label; False = no bar.
   """
   sets = ngrams(tokens, n, masked)
 
   def smaller(text: int, other: int, shared: int) -> int:
-    """The number of n-grams of the shorter text, without those inside the other text's template.
+    """The smaller of the two texts' numbers of n-grams, without those in the other's template.
 
-    A copy of a template with one changed word is content in its own text and a template in the
-    other. Its n-grams would count as unshared content, though both texts contain them.
+    If one text has a template with a word changed, the passage counts as content there and as a
+    template in the other text. Its n-grams would count as unshared content, though both texts
+    contain them.
     """
     sides = [set(sets[i].tolist()) for i in (text, other)]
     every = [set(all_ngrams(tokens, i, n).tolist()) for i in (text, other)]

@@ -1,4 +1,7 @@
-"""What a data set contains, as tables: sources, lengths and languages; and early divergence."""
+"""What a data set of pairs contains, as tables: sources, lengths and languages.
+
+It also recognises pairs whose two conversations differ before the last assistant turn.
+"""
 
 import collections
 import itertools
@@ -12,15 +15,15 @@ from rm_jax.data.dialogue import plain
 from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
 
-# Bounds of the buckets of (words of chosen − words of rejected); a bucket includes its lower bound.
+# Edges of the buckets of (words of chosen − words of rejected); a bucket includes its lower edge.
 EDGES = (-50, -10, 0, 1, 11, 51)
 
 
 def parts_early(example: Example) -> bool:
   """Whether the two sides differ before the last assistant turn.
 
-  Then the label judges whole dialogues, and not two answers to the same prompt. A response of
-  messages shows it by having more than one message, a string by a '\\n\\nHuman:' turn in it.
+  Then the label judges whole dialogues, and not two answers to the same prompt. It is so if a
+  response of messages has more than one message, or a string contains '\\n\\nHuman:'.
   """
 
   def more(response: Text) -> bool:
@@ -54,7 +57,7 @@ def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> s
 
 
 def lengths(examples: Sequence[Example]) -> np.ndarray:
-  """Number of words of the prompt, the chosen and the rejected response, int64 [N, 3]."""
+  """Number of words of each pair's prompt, chosen and rejected response, int64 [N, 3]."""
   return np.asarray(
     [[len(words(plain(text))) for text in (e.prompt, *e.responses)] for e in examples], np.int64
   ).reshape(-1, 3)
@@ -66,10 +69,12 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
   Returns:
     {sources: {source: {rows, conversations, words: mean words of prompt, chosen and rejected,
     longer_chosen: share of pairs whose chosen response has more words; equal lengths count half}},
-    words: {part: quantiles}, length_buckets: {bucket of words chosen − rejected: rows},
-    languages: {guessed language of the prompt: rows}, languages_of_responses: the same of the
-    chosen response, language_differs: rows whose two responses are guessed to be in two languages,
-    neither of them 'unsure'}. `language.guess_language` guesses, and it is a heuristic.
+    words: {prompt, chosen, rejected: quantiles of the number of words},
+    length_buckets: {bucket of words of chosen − words of rejected: rows},
+    languages: {guessed language of the prompt: rows},
+    languages_of_responses: the same of the chosen response,
+    language_differs: number of rows whose two responses are guessed to be in two languages, neither
+    of them 'unsure'}. The guesses are by `language.guess_language`, which is a heuristic.
   """
   length_N3 = lengths(examples)
   longer = np.where(

@@ -1,9 +1,9 @@
-"""Finds labels that are likely wrong: those that a model trained on the other rows disagrees with.
+"""Finds labels that are likely wrong: a model that was trained on other rows disagrees with them.
 
 This is confident learning (Northcutt, Jiang and Chuang 2021, Confident learning: estimating
 uncertainty in dataset labels), adapted to pairs. The paper has a threshold for each class. In a
-pair, which response is called first is a convention and not a class, so there is one threshold, the
-mean P(chosen > rejected).
+pair, which response comes first is a convention and not a class, so there is one threshold: the
+mean of P(chosen > rejected) over all pairs.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from rm_jax.types import Example
 Scorer = Callable[[Sequence[Example], Sequence[Example]], np.ndarray]
 
 POLICIES = ("none", "drop", "flip", "downweight")
-# The disagreement in the surest tenth equals the share of flipped labels only under this
-# assumption; reports repeat it beside the number.
+# Among the tenth of the pairs of which the scorer is surest, the share of labels that it disagrees
+# with equals the share of flipped labels only under this assumption. Reports state both together.
 ASSUMES = (
   "labels are flipped as often in these pairs as in close ones, and the scorer makes no error there"
 )
@@ -63,8 +63,15 @@ def out_of_fold(
 ) -> np.ndarray:
   """Margins of every example by a scorer trained on the other folds, float64 [N].
 
+  Args:
+    examples: N pairs.
+    scorer: called once for each fold.
+    count: number of folds.
+    seed: of the folds.
+
   Raises:
-    DataError: as `folds`, or the scorer did not return one finite margin for each example.
+    DataError, ValueError: as `folds`.
+    DataError: the scorer did not return one finite margin for each example.
   """
   fold_N = folds(examples, count, seed)
   margins = np.empty(len(examples))
@@ -84,7 +91,7 @@ def out_of_fold(
 
 
 def probabilities(margins: np.ndarray) -> tuple[np.ndarray, float]:
-  """Calibrates margins to probabilities: sigmoid(s · margin), with the most likely scale s >= 0.
+  """Calibrates margins: P(chosen > rejected) = sigmoid(s · margin), with the most likely s >= 0.
 
   This is Platt scaling (Platt 1999) without an intercept, because swapping the two responses must
   turn p into 1 − p. It corrects an overconfident or underconfident scorer and keeps the ranking.
@@ -137,15 +144,15 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
   """Ranks pairs by how likely their label is flipped, and estimates how many labels are.
 
   With p = P(chosen > rejected) and t = mean p, a label is confidently right where p >= t and
-  p >= 1/2, and confidently flipped where 1 − p >= t and 1 − p > 1/2. The first estimate is the
-  confident joint's:
+  p >= 1/2, and confidently flipped where 1 − p >= t and 1 − p > 1/2. The first estimate of the
+  share of flipped labels is that of the paper's confident joint, the counts of these two:
 
     noise rate = flipped / (flipped + right)
 
   It counts the scorer's own errors as noise: if all labels are true, a scorer that is right in 65 %
   of the pairs estimates 30 % flipped. The second estimate is therefore the share of labels that the
   scorer disagrees with among the surest tenth of the pairs (largest |p − 1/2|), where its own
-  errors are fewest (Liu and Tao 2016, anchor points). It comes with an interval.
+  errors are fewest (Liu and Tao 2016, anchor points). The report has an interval of it.
 
   **Neither is an upper or a lower bound of the share of flipped labels.** The second equals it only
   if labels are flipped as often in the surest pairs as in the others and the scorer makes no errors
@@ -156,11 +163,12 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
 
   Args:
     examples: N pairs; their conversations are the clusters of the intervals.
-    margins: [N], out of fold.
+    margins: [N], as `out_of_fold` returns them.
 
   Raises:
     DataError: the margins agree with the labels no better than a coin (the 95 % interval of the
-      accuracy reaches 1/2), so they cannot say which labels are wrong.
+      accuracy reaches 1/2, or there are too few conversations for one), so they cannot say which
+      labels are wrong.
   """
   found = accuracy(credit(margins, np.zeros(len(examples))), [e.conversation for e in examples])
   if found["interval"] is None:
@@ -179,7 +187,7 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
   rate = flipped / max(1, flipped + right)
   surest = np.argsort(-np.abs(p - 0.5), kind="stable")[: max(1, len(p) // 10)]
   talks = [examples[i].conversation for i in surest.tolist()]
-  interval = None  # One conversation says nothing of the spread between conversations.
+  interval = None  # One conversation does not show how conversations vary.
   if len(set(talks)) > 1:
     interval = accuracy((p[surest] < 0.5).astype(np.float64), talks)["interval"]
   disagreement = float((p[surest] < 0.5).mean())
@@ -218,17 +226,19 @@ def apply(
   Args:
     ledger: its kept rows, in order, are the pairs that `suspicion` is about.
     suspicion: the result of `suspect`.
-    policy: 'drop', 'flip' (swap chosen and rejected), 'downweight', or 'none' (only list them).
+    policy: 'drop', 'flip' (swap chosen and rejected), 'downweight', or 'none' (only list the rows).
     by: which rows are suspected: 'threshold', those whose probability is below `threshold`; or
       'count', the first `suspicion.count` of the ranking.
-    threshold: in (0, 0.5].
-    weight: factor of the weights under 'downweight', in [0, 1).
+    threshold: a probability, in (0, 0.5].
+    weight: factor that 'downweight' multiplies the rows' weights by, in [0, 1).
 
   Returns:
     The suspicion's report with {policy, by, flagged: number of suspected rows}.
 
   Raises:
-    ValueError: an argument is out of its range.
+    InputError: `threshold` or `weight` is out of its range.
+    ValueError: `policy` or `by` is unknown, or the numbers of kept rows and of pairs differ.
+    DataError: a row to flip has no columns 'chosen' and 'rejected'.
   """
   if policy not in POLICIES or by not in ("threshold", "count"):
     raise ValueError(f"policy {policy!r} by {by!r}; expected one of {POLICIES}, threshold or count")

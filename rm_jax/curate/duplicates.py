@@ -1,4 +1,6 @@
-"""Finds duplicates: equal examples, near ones, ones with the label reversed, and similar sides.
+"""Finds duplicates among pairs: equal ones, near ones, and ones with the label reversed.
+
+It also finds pairs whose own two responses are similar.
 
 Equal texts are duplicates without question. Whether near ones are depends on what differs: one
 digit may turn a right answer into a wrong one. So a match whose texts differ in numbers, signs,
@@ -19,16 +21,19 @@ from rm_jax.curate.tokens import Part, difference, key
 from rm_jax.errors import InputError
 from rm_jax.types import Example, Text
 
-# Where there are templates, two texts can be near although they share less than the threshold of
-# their counted shingles: a copy of a template with one changed word counts as content in the one
-# text and not in the other. The search for candidates then asks only for this share.
+# Shingles are n-grams of tokens. Where there are templates, two texts can be near although they
+# share less than the threshold of their shingles outside templates: if one text has a template with
+# a word changed, the passage counts as content there and as a template in the other. So for texts
+# with templates the filter of responses (`_Search._likely`) asks only for this share of the smaller
+# set, and the search for candidates (`Join`) for a Jaccard index higher by 0.1.
 _LEAST = 0.3
-# Responses that share this many shingles tell that their prompts ask the same. Shorter ones do not:
-# 'Yes.' and 'No.' answer many questions.
+# If the responses of two pairs share this many shingles, their prompts are taken to ask the same.
+# Short responses show nothing of that: 'Yes.' and 'No.' answer many questions.
 _TELLING = 8
 _FEW = 32  # If a row has more candidates, a vectorised filter goes before the exact comparison.
-_KNOWN = 20_000  # Texts whose shingles are cached as Python sets. This bounds memory.
-_TRIED = 100  # After this many matches that differ in meaning, one that does not is given up.
+_KNOWN = 20_000  # Most texts whose shingles are cached as Python sets. This bounds memory.
+# If a row has this many matches that differ in meaning, the search for one that does not stops.
+_TRIED = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class Match:
     of: the earlier example that it matches.
     similarity: in (0, 1]; 1.0 only if the two are equal.
     differs: the kind of difference that may change the meaning, such as 'numbers'; '' if there is
-      none. A match that differs is for people to look at, and is not a reason to drop the row.
+      none. If there is one, people should look at the match, and it is no reason to drop the row.
   """
 
   index: int
@@ -56,11 +61,11 @@ class Duplicates:
   Attributes:
     exact: examples whose prompt, chosen and rejected texts all equal those of an earlier example
       after `tokens.normal`.
-    near: examples that are near an earlier one and not in `exact`. If `differs` is '', the earlier
-      one is a row that stays: it is neither an exact duplicate nor near one without a difference.
+    near: examples that are near an earlier one and not in `exact`. If a match's `differs` is '',
+      its earlier example is not itself in `exact`, nor in `near` with a `differs` of ''.
     reversed: examples with an earlier example's prompt and responses, equal or near, but with the
-      other response chosen: the two contradict each other. Exact duplicates are left out, and so
-      are near ones without a difference, because they are dropped anyway.
+      other response chosen: the two contradict each other. Examples in `exact`, or in `near` with a
+      `differs` of '', are left out, because as duplicates they are dropped anyway.
   """
 
   exact: list[Match]
@@ -90,9 +95,10 @@ def find_duplicates(
   One changed word destroys most shingles of a short prompt, and a template that occurs only once
   adds shingles to a prompt of any length. Therefore two prompts are also near if the shorter one
   shares `threshold` of its words outside templates with the other, provided that the responses are
-  near and tell that the same was asked: they share at least 8 shingles, and one of the two stands
-  under fewer than 5 prompts. If the responses do not tell that, a match differs in meaning as soon
-  as each prompt has a word that the other lacks.
+  near and show that the same was asked: the pairs' responses share at least 8 shingles in all, and
+  one response of the later pair answers fewer than 5 distinct prompts. If fewer shingles are shared
+  a match differs in meaning as soon as each prompt has a word that the other lacks, or the prompts
+  have different templates.
 
   A reversed match differs in 'the wording of the prompt' whenever the prompts are not equal. One
   word can turn a question round, and the two opposite labels suggest that it did.
@@ -100,11 +106,12 @@ def find_duplicates(
   Args:
     examples: N pairs.
     threshold: in (0, 1), or 0 to look for equal examples only.
-    n: tokens of a shingle.
-    progress: show bars.
+    n: number of tokens of a shingle.
+    progress: show progress bars.
 
   Raises:
-    ValueError: an argument is out of its range, or an example is not a pair.
+    InputError: `threshold` is out of its range.
+    ValueError: `n` is below 1, or an example is not a pair.
   """
   if not 0 <= threshold < 1:
     raise InputError(f"threshold is {threshold}; expected it in (0, 1), or 0 for equal texts only")
@@ -136,7 +143,7 @@ def find_duplicates(
 
 def _exact(examples: Sequence[Example]) -> tuple[list[Match], dict[tuple, int]]:
   """(matches of equal examples, (prompt, chosen, rejected) -> the first example that has them)."""
-  numbers: dict[tuple, int] = {}  # Texts are numbered, because numbers are compared fast.
+  numbers: dict[tuple, int] = {}  # Texts get numbers, because numbers are compared faster.
   known: dict[Text, int] = {}  # A string that was seen before need not be normalised again.
 
   def number(text: Text) -> int:
@@ -160,7 +167,7 @@ class _Texts:
   Args:
     part: the texts.
     document: int64, the document of each distinct text (see `template_tokens`).
-    n: tokens of a shingle.
+    n: number of tokens of a shingle.
   """
 
   def __init__(self, part: Part, document: np.ndarray, n: int):
@@ -193,9 +200,9 @@ class _Texts:
     return both / (both + len(mine - all_other) + len(other - all_mine)) if both else 0.0
 
   def shared_words(self, a: int, b: int) -> float:
-    """Share of the distinct tokens of the shorter text that the other one has, without templates.
+    """Share of the shorter text's distinct tokens outside templates that the other text has, too.
 
-    Texts that are all template share nothing unless they are equal.
+    Texts of nothing but template tokens share nothing unless they are equal.
     """
     if a == b:
       return 1.0
@@ -237,7 +244,7 @@ class _Texts:
 
 
 class _Search:
-  """The search for near and reversed pairs among N distinct pairs."""
+  """Searches N distinct pairs for near ones, with the same label or with the label reversed."""
 
   def __init__(self, examples: Sequence[Example], threshold: float, n: int):
     self.threshold = threshold
@@ -302,10 +309,11 @@ class _Search:
     return noted
 
   def _likely(self, i: int, others: np.ndarray, flip: bool) -> np.ndarray:
-    """The candidates whose responses share enough shingles.
+    """The candidates `others` whose responses share enough shingles with those of pair i.
 
     This filter is vectorised over all candidates, because a row can have thousands of them. Where a
-    text has template tokens, it only asks for the share `_LEAST`; the exact comparison follows.
+    text has template tokens, it only asks for the share `_LEAST`; `_compared` then compares the
+    remaining candidates exactly. With `flip`, the responses of `others` are swapped.
     """
     for k in (0, 1):
       of, number = self.sides[i, k], self.sides[others, 1 - k if flip else k]
@@ -325,12 +333,12 @@ class _Search:
     return others
 
   def _same(self, i: int, j: int) -> Match | None:
-    """The match of two pairs, if they are near; None if they are nearer with the label reversed."""
+    """The match of two pairs; None if they are not near, or nearer with the label reversed."""
     match = self._compared(i, j, self.sides[j])
     return match if match and not self._rather_reversed(i, j) else None
 
   def _reversed(self, i: int, j: int) -> Match | None:
-    """The match of pair i with the reverse of pair j, if these are near and nearer than i and j."""
+    """The match of pair i with the reverse of j; None if not near, or not nearer than i and j."""
     match = self._compared(i, j, self.sides[j][::-1])
     if not match or not self._rather_reversed(i, j):
       return None
@@ -392,10 +400,11 @@ def similar_sides(examples: Sequence[Example], threshold: float, n: int = 3) -> 
     examples: pairs.
     threshold: smallest similarity, as `find_duplicates` defines it, of near responses; 0 = find
       only those that are equal after `tokens.normal`.
-    n: tokens of a shingle.
+    n: number of tokens of a shingle.
 
   Returns:
-    Matches in order; `of` equals `index`, and `similarity` is 1.0 only for equal responses.
+    A match for each pair found, in order; its `of` equals its `index`, and its `similarity` is 1.0
+    only for equal responses.
   """
   found = {
     i: Match(i, i, 1.0)

@@ -1,4 +1,4 @@
-"""Finds candidates for similar sets without comparing all pairs of sets; no similar pair is missed.
+"""Finds pairs of sets that may be similar, without comparing all pairs; no similar pair is missed.
 
 This is the prefix filter (Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007, Scaling
 up all pairs similarity search), with more than one common element required (Wang, Li and Feng 2012,
@@ -11,26 +11,28 @@ import numpy as np
 
 from rm_jax.curate.ngrams import Sets
 
-_AT_ONCE = 1 << 21  # Common elements that are counted at once. This bounds memory.
-# Elements that two prefixes must share. With 1, as in the plain prefix filter, rows of few elements
-# would have far more candidates.
+_AT_ONCE = 1 << 21  # Most common elements that are counted at once. This bounds memory.
+# Number of elements that the prefixes of two rows must share. With 1, as in the plain prefix
+# filter, rows of few elements would have far more candidates.
 _COMMON = 3
 
 
 class Join:
   """For each row, the earlier rows that may have a Jaccard index of at least `threshold` with it.
 
-  A row is the multiset union of one set of each part. The elements of all rows are put in one
-  order, the rarest first. If |x ∩ y| >= a, then the first |x| − a + k elements of x and the first
-  |y| − a + k elements of y have at least min(k, |x ∩ y|) elements in common. A Jaccard index of t
-  needs |x ∩ y| >= t · max(|x|, |y|). So rows whose prefixes share fewer than k elements cannot be
-  similar, and only these are left out. In most data, most rows start with elements that no other
-  row has, and are compared with no other row.
+  Each row has one set of each part, such as the shingles of its prompt, and stands for the multiset
+  union of its sets. The elements of all rows are put in one order, the rarest first. If
+  |x ∩ y| >= a, then the first |x| − a + k elements of x and the first |y| − a + k elements of y,
+  the prefixes, have at least min(k, |x ∩ y|) elements in common. A Jaccard index of t needs
+  |x ∩ y| >= t · max(|x|, |y|). So rows whose prefixes share fewer than k elements cannot be
+  similar, and only these are left out; k is `_COMMON`, or the number of common elements that the
+  index needs if that is smaller. In most data the prefixes of most rows have only elements that no
+  other row has, so that such rows are compared with no other.
 
   Args:
-    parts: for each part its sets and an int64 [N] that says which of the sets each row has.
+    parts: for each part its sets, and an int64 [N] with the number of the set that each row has.
     threshold: smallest Jaccard index, in (0, 1].
-    rows: bool [N], rows to search among; None: all.
+    rows: bool [N], the rows to search among; None = all.
   """
 
   def __init__(
@@ -48,8 +50,8 @@ class Join:
       owner.append(np.repeat(chosen, sizes))
     value_V, owner_V = np.concatenate(values), np.concatenate(owner)
     # The number of rows that have each element, counted by hash bucket. Two elements in one bucket
-    # get the sum of their counts. That is harmless: the filter is right for any order of elements,
-    # as long as all rows use the same one.
+    # get the sum of their counts. This only changes the order of the elements, and the filter is
+    # right for any order that all rows share.
     bits = int(np.clip(np.ceil(np.log2(len(value_V) + 1)) + 1, 10, 25))
     bucket = (value_V >> np.uint64(64 - bits)).astype(np.int64)
     often_V = np.bincount(bucket, minlength=1 << bits)[bucket]
@@ -57,8 +59,8 @@ class Join:
     self.size = size
     self._needed = np.minimum(_COMMON, np.ceil(threshold * size - 1e-9)).astype(np.int64)
     prefix = size - np.ceil(threshold * size - 1e-9).astype(np.int64) + _COMMON
-    # Elements that only one row has come first in the order. They take up a part of the prefix, but
-    # no other row can share them, so they are not stored.
+    # Elements that only one row has come first in the order. They count as part of the prefix, but
+    # as no other row can share them they are not stored.
     left = np.minimum(prefix, size) - np.bincount(owner_V[often_V == 1], minlength=count)
     kept = (often_V > 1) & (left > 0)[owner_V]
     value, own, often = value_V[kept], owner_V[kept], often_V[kept]
@@ -70,16 +72,16 @@ class Join:
     order = np.argsort(value, kind="stable")
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    # `_starts`: where each row's prefix elements begin. `_rows`: the rows that have an element, in
-    # order, those of all elements one after the other. `_low`, `_length`: for each prefix element,
-    # where its rows begin in `_rows`, and how many of them come before this row.
+    # `_starts`: where each row's prefix elements begin. `_rows`: for one element after the other,
+    # the rows that have it in their prefix, in order. `_low`, `_length`: for each prefix element of
+    # each row, where the element's rows begin in `_rows`, and how many of them precede this row.
     self._starts = np.searchsorted(own, np.arange(count + 1))
     self._owner, self._rows = own, own[order]
     self._low = np.searchsorted(value[order], value)
     self._length = place - self._low
     self._cost = np.concatenate([[0], np.cumsum(self._length)])[self._starts]
     self._threshold = threshold
-    self._first = self._last = 0  # The range of rows whose candidates are computed.
+    self._first = self._last = 0  # The candidates of rows _first .. _last - 1 have been computed.
 
   def before(self, i: int) -> np.ndarray:
     """int64: the earlier rows that may be similar to row i, in order.
@@ -114,7 +116,7 @@ class Join:
 
 
 def gathered(sets: Sets, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(the values of the sets `number`, concatenated; the size of each of these sets)."""
+  """(the values of the sets with these numbers, concatenated; the size of each of the sets)."""
   sizes = (sets.starts[1:] - sets.starts[:-1])[number]
   ends = np.cumsum(sizes)
   at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
@@ -124,7 +126,10 @@ def gathered(sets: Sets, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlaps(sets: Sets, of: int, others: np.ndarray) -> np.ndarray:
-  """int64: the size of the intersection of set `of` with each of `others`; no set may be empty."""
+  """int64: the size of the intersection of set `of` with each set of `others`.
+
+  Sets are given by their numbers in `sets`, and none of them may be empty.
+  """
   if not len(others):
     return np.zeros(0, np.int64)
   mine = sets[of]

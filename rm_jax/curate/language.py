@@ -34,7 +34,7 @@ _SCRIPTS = _Scripts()
 
 
 def guess_script(text: str) -> str:
-  """Guesses the script of a text: the first word of most of its letters' Unicode names.
+  """Guesses the script of a text: the first word of the Unicode name of most of its letters.
 
   Returns:
     'LATIN', 'CYRILLIC', 'CJK' ...; 'mixed' if no script has 80 % of the letters, 'none' if there
@@ -53,13 +53,15 @@ def guess_script(text: str) -> str:
 def guess_language(text: str) -> str:
   """Guesses which of seven languages a text is in: the one whose stop words occur most.
 
-  There are about twenty stop words of each language. This is not a trained language identifier: it
-  calls any other language in Latin script 'unsure' at best.
+  There are about twenty stop words of each language. This is not a trained language identifier:
+  text in any other language with Latin script is at best called 'unsure', at worst one of the
+  seven.
 
   Returns:
     'English', 'German', 'French', 'Spanish', 'Portuguese', 'Italian' or 'Dutch'; 'unsure' if fewer
-    than one word in ten is a stop word of the best language or if two languages are equal, which is
-    frequent in short texts; for other scripts 'script:' followed by `guess_script`.
+    than one word in ten is a stop word of the best language or if two languages have equally many,
+    which is frequent in short texts; for other scripts than Latin 'script:' and what `guess_script`
+    returns.
   """
   script = guess_script(text)
   if script != "LATIN":

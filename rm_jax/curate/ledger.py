@@ -57,11 +57,11 @@ class Ledger:
 
   Attributes:
     rows: as given; `change` replaces a row by a changed copy.
-    examples: as given; `change` replaces them likewise.
+    examples: as given; `change` replaces the example of a changed row.
     kept: indices of the rows that are not dropped, in order.
-    dropped, changed, noted: entries in the order in which they were made. A noted row is left
-      unchanged: something was found that does not call for an action.
-    unread: files of a folder that were skipped, as `Report.unread`.
+    dropped, changed, noted: entries in the order in which they were made. A note is a finding that
+      calls for no action: it leaves the row as it is.
+    unread: names of files in the folder that were not read, as in `Report.unread`.
 
   Raises:
     ValueError: the numbers of rows and examples differ.
@@ -111,7 +111,8 @@ class Ledger:
     self.changed.append(Entry(example.origin, reason, detail))
 
   def flip(self, index: int, reason: str, detail: str) -> None:
-    """Swaps the columns chosen and rejected, and columns named after them (`score_chosen` ...).
+    """Swaps the columns chosen and rejected, and pairs of columns such as `score_chosen` and
+    `score_rejected`.
 
     Raises:
       DataError: the row has no columns of these two names.
@@ -155,7 +156,8 @@ class Ledger:
   def counts(self) -> dict[str, Any]:
     """Counts, as {rows: {read, kept, dropped, changed}, dropped, changed, noted: {reason: count}}.
 
-    `rows.changed` counts each kept row that was changed once, however many changes it had.
+    `rows.changed` is the number of kept rows that had at least one change. `changed` counts all
+    changes, also of rows that were dropped later.
     """
     kept = self.kept
     rows = {
@@ -196,8 +198,8 @@ def read(
     path: a file, a folder or a hub id; see `rm_jax.data.read.ACCEPTED`.
     format: of `rm_jax.data.formats`; 'auto' = by each file's columns.
     strict: whether the first bad row raises.
-    source: of the examples; by default each file's name.
-    limit: stop after this many pairs.
+    source: name of the examples' source; by default as `formats.load` names it.
+    limit: reading stops after this many examples; None = all are read.
 
   Raises:
     DataError: as `formats.load`, or two rows have the same origin.
@@ -216,7 +218,7 @@ def read(
 def check_output(path: Path) -> None:
   """Raises DataError if `write` cannot write a file of this name.
 
-  A command calls it first, so that a wrong name does not end hours of work.
+  A command calls it before it begins, so that a wrong name is not found only after hours of work.
   """
   if not path.name.endswith((".jsonl", ".jsonl.gz")):
     raise DataError(f"{path}: output is JSON lines; expected a name with .jsonl or .jsonl.gz")
@@ -239,7 +241,7 @@ def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> N
   if not kept:
     raise DataError(f"{path}: no row is left to write; see why in {ledger.counts()['dropped']}")
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name("part." + path.name)  # Keeps the suffix, which says how to read the file.
+  part = path.with_name("part." + path.name)  # The suffix stays: it says how to read the file back.
   try:
     with contextlib.ExitStack() as stack:
       file = stack.enter_context(open(part, "wb"))
@@ -265,7 +267,8 @@ def _line(row: Mapping[str, Any], origin: str) -> bytes:
   try:
     return text.encode() + b"\n"
   except UnicodeEncodeError:
-    # Half of a surrogate pair in a column that no format reads. As an escape it can be written.
+    # A column that no format reads has half of a surrogate pair, which UTF-8 cannot encode but a
+    # JSON escape can.
     return json.dumps(row).encode() + b"\n"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from rm_jax.curate.tokens import Tokens
 
 _PRIME = np.uint64(0x100000001B3)
-_CHUNK = 4096  # Texts hashed at once: few enough to bound memory, enough for numpy to be fast.
+_CHUNK = 4096  # Texts hashed at a time: few enough to bound memory, enough for numpy to be fast.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Sets:
 def mixed(hashes: np.ndarray, salt: int = 0) -> np.ndarray:
   """Hashes each hash again, uint64: the finaliser of splitmix64 (Steele et al. 2014).
 
-  Different salts give independent hashes, so that values of different meanings do not collide.
+  Different salts give independent hashes, so that equal hashes of different kinds of things, such
+  as a whole text and an n-gram, become different ones.
   """
   with np.errstate(over="ignore"):
     x = hashes + np.uint64((salt * 0x9E3779B97F4A7C15) & (2**64 - 1))
@@ -45,10 +46,10 @@ def ngrams(tokens: Tokens, n: int, masked: np.ndarray | None = None) -> Sets:
   """The set of hashed token n-grams (shingles) of each text.
 
   Masked tokens, those of templates, divide a text into pieces of content. An n-gram counts if it
-  lies inside one piece, or if it consists of masked tokens and of whole pieces. One whose first or
-  last token cuts a piece does not count. Thus a question has the same n-grams with and without a
-  template, a piece shorter than n still counts as a whole, and two questions that merely start
-  alike do not share the n-grams that lead from the template into them.
+  lies inside one piece, or if it consists of masked tokens and of whole pieces. An n-gram that has
+  masked tokens and begins or ends inside a piece does not count. Thus a question has the same
+  n-grams inside it with and without a template, a piece shorter than n still counts as a whole, and
+  two questions that merely start alike do not share n-grams that lead from the template into them.
 
   A text of fewer than n tokens is one n-gram. A text in which no n-gram counts, because it has no
   token or only template tokens, gets the hash of the whole text instead. So no set is empty, and
@@ -91,24 +92,25 @@ def ngrams(tokens: Tokens, n: int, masked: np.ndarray | None = None) -> Sets:
 def _counting(
   hashes: np.ndarray, masked: np.ndarray, sizes: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The n-grams that count, as `ngrams` defines it, of a chunk of texts.
+  """The n-grams of a chunk of texts that count; see `ngrams`.
 
   Args:
-    hashes: uint64 [V], of the texts' tokens, one text after the other.
-    masked: bool [V].
+    hashes: uint64 [V], hashes of the texts' tokens, one text after the other.
+    masked: bool [V], which tokens belong to a template.
     sizes: int64 [N], number of tokens of each text.
     n: tokens of an n-gram.
 
   Returns:
-    (uint64 hashes of n-grams; the text that each is from).
+    (uint64 hashes of n-grams; for each the number of its text in the chunk).
   """
   owner = np.repeat(np.arange(len(sizes)), sizes)
   count = max(0, len(hashes) - n + 1)
   grams = _rolled(hashes, n) if count else np.zeros(0, np.uint64)
   inside = owner[:count] == owner[len(owner) - count :]
-  hidden = np.concatenate([[0], np.cumsum(masked)])  # Differences count the masked tokens between.
-  # Whether a token is in the same piece of content as the token before it. An n-gram cuts a piece
-  # where this holds for its first token, or for the token behind its last.
+  hidden = np.concatenate([[0], np.cumsum(masked)])  # hidden[b] - hidden[a] counts those in a .. b
+  # Whether a token is in the same piece of content as the token before it. An n-gram begins inside
+  # a piece if this holds for its first token, and ends inside one if it holds for the next token
+  # after the n-gram.
   goes_on = np.zeros(len(hashes) + 1, bool)
   goes_on[1:-1] = ~masked[1:] & ~masked[:-1] & (owner[1:] == owner[:-1])
   at = np.flatnonzero(inside)

@@ -26,7 +26,7 @@ POLICIES = {
 }
 
 
-# Reason of a dropped row -> the rule that drops for it, as named in the error about large drops.
+# Reason that a row was dropped for -> the rule that drops such rows, as `LargeDropError` names it.
 _RULES = {
   "parts_early": "early (pairs that part before their last turn)",
   "sides_equal_normalised": "sides (equal or near ones)",
@@ -43,33 +43,36 @@ _RULES = {
 class Options:
   """What curation looks for, and its policy for what it finds.
 
-  A row that a policy keeps although something was found is listed as noted. Near matches that
-  differ in numbers, signs, case, indentation or a negation are always kept and noted: near sides,
-  near duplicates and contradictions.
+  A row that a policy keeps although something was found is listed as noted. Near matches (near
+  sides, near duplicates, near contradictions) whose texts differ in a way that may change the
+  meaning (`Match.differs`: numbers, signs, case, indentation, a negation ...) are always kept and
+  noted.
 
   Attributes:
     early: pairs whose sides differ before the last assistant turn: 'keep' or 'drop'.
     sides: pairs whose own two responses are equal (after `tokens.normal`) or near: 'keep',
-      'drop_equal', or 'drop_near' for both kinds.
+      'drop_equal', or 'drop_near', which drops both kinds.
     sides_similarity: smallest similarity of near responses; 0 = look for equal ones only.
     duplicates: 'keep', or 'drop' all but the first.
     near: smallest similarity of near duplicates, see `find_duplicates`; 0 = equal ones only.
-    shingle: tokens of a shingle.
+    shingle: number of tokens of a shingle, the n-gram that similarities compare.
     reversed: examples that repeat an earlier one with the label reversed: 'keep_all', 'keep_first'
-      (drop the later one), or 'drop_both'. They are always kept if the prompts are not equal.
-    contamination_n: tokens of an n-gram.
-    contamination_share: share of the shorter text's n-grams from which a row is contaminated.
-    contamination_part: 'prompt', 'response', 'either' or 'both'.
-    denoise: suspected flips, if there is a scorer: 'none' (only list them), 'drop', 'flip' or
-      'downweight'.
+      (drop the later one), or 'drop_both'. Both are always kept if their prompts are not equal.
+    contamination_n: number of tokens of an n-gram, for the overlap with held-out text.
+    contamination_share: smallest share of the shorter text's n-grams for which a row counts as
+      contaminated.
+    contamination_part: the part of an example that is compared: 'prompt', 'response', 'either' or
+      'both'.
+    denoise: what is done with suspected flips, if there is a scorer: 'none' (only list them),
+      'drop', 'flip' or 'downweight'.
     denoise_by: which labels are suspected: 'threshold' or 'count', see `denoise.apply`.
-    denoise_threshold: P(chosen > rejected) below which a label is suspected.
-    denoise_weight: factor of the weights under 'downweight'.
+    denoise_threshold: probability P(chosen > rejected) below which a label is suspected.
+    denoise_weight: factor that 'downweight' multiplies the rows' weights by.
     folds: number of folds of the out-of-fold scorer.
-    resample_by: 'source', 'length' (bucket of words chosen − rejected) or a column of the rows;
-      '' = no resampling.
-    resample_to: 'KEY=SHARE,...' or 'equal'.
-    resample_how: 'subsample' or 'weights'.
+    resample_by: the key whose proportions are changed: 'source', 'length' (bucket of words of
+      chosen − words of rejected) or a column of the rows; '' = no resampling.
+    resample_to: the target shares: 'KEY=SHARE,...' or 'equal'.
+    resample_how: 'subsample' (drops rows) or 'weights' (multiplies the rows' weights).
     seed: of all random draws.
     allow_large_drop: whether one rule may drop more than half of the rows that it looks at.
       Resampling always may, because its targets say how much remains.
@@ -119,11 +122,11 @@ class Options:
 
 
 class LargeDropError(DataError):
-  """One rule would drop more than half of the rows; then the rule is more likely wrong than they.
+  """One rule would drop more than half of the rows: then the rule, not the rows, is likely wrong.
 
   Attributes:
-    report: what `curate` returns, for the parts that ran until then, with `stopped`: {rule,
-      dropped, of}. Parts that did not run are None.
+    report: what `curate` returns, as far as it ran, with `stopped`: {rule, dropped, of}, where `of`
+      is the number of rows before the rule. What had not run yet is None.
   """
 
   def __init__(self, message: str, report: dict[str, Any]):
@@ -147,16 +150,19 @@ def curate(
     ledger: of `ledger.read`; all actions are recorded in it.
     options: what to look for, and the policies.
     heldout: examples that the training rows must not repeat; None = skip this part.
-    scorer: returns out-of-fold margins, which suspect labels; None = skip this part.
-    progress: show bars.
+    scorer: trained on some folds, it returns the margins of another fold, by which labels are
+      suspected; None = skip this part.
+    progress: show progress bars.
 
   Returns:
-    {options, rows, dropped, changed, noted: counts by reason, coverage: {before, after}, denoise
-    and resample (None where skipped), seconds: of each part, listed: every entry, stopped: None}.
+    {options, rows: counts of rows, dropped, changed, noted: {reason: count}, coverage: {before,
+    after}, denoise and resample (None where skipped), seconds: {part: seconds it took}, listed:
+    every entry, stopped: None}.
 
   Raises:
-    LargeDropError: a rule would drop more than half of the rows that the rules before it left.
-    DataError: the options do not fit these rows.
+    LargeDropError: a rule dropped more than half of the rows that the rules before it left, and
+      `options.allow_large_drop` is false.
+    DataError: the options do not fit these rows, or an example is not a pair.
   """
   if scorer is None and options.denoise != "none":
     raise DataError(f"denoise is {options.denoise!r} and there is no scorer; give one")
@@ -183,7 +189,10 @@ def curate(
     }  # fmt: skip
 
   def checked(of: int) -> None:
-    """Raises LargeDropError if a rule has dropped more than half of the `of` rows before it."""
+    """Raises LargeDropError if a rule dropped more than half of `of`, the rows that it looked at.
+
+    Only rows that were dropped since the call before are counted.
+    """
     gone = collections.Counter(entry.reason for entry in ledger.dropped[seen[0] :])
     seen[0] = len(ledger.dropped)
     by_rule = collections.Counter()
@@ -277,7 +286,7 @@ def _sides(ledger: Ledger, options: Options) -> None:
 
 
 def _but(match: Match) -> str:
-  """The end of a match's detail that says why the row is kept; '' if it is not for a difference."""
+  """The words for a row kept because its match differs in meaning; '' if it does not differ."""
   return f"; kept, for they differ in {match.differs}" if match.differs else ""
 
 
@@ -299,7 +308,7 @@ def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
       detail = f"{examples[other].origin} has the same prompt and responses, the label reversed"
       if match.similarity < 1:
         detail += f" (similarity {match.similarity:.3f}{_but(match)})"
-      # 'keep_first' keeps the earlier of the two. A row may contradict several others, but it is
+      # 'keep_first' keeps the earlier of the two. A row may contradict several others, but is to be
       # dropped once.
       goes = options.reversed == "drop_both" or (
         options.reversed == "keep_first" and mine == match.index
@@ -333,7 +342,12 @@ def _contamination(
 
 
 def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
-  """Drops or reweighs rows to the target shares: {by, how, keys: counts before and after, why}."""
+  """Drops or reweighs rows to reach the target shares.
+
+  Returns:
+    {by, how, keys: {key: {before, after: numbers of rows, weight_after: their sum of weights,
+    target: share}}, why: the targets in words}.
+  """
   kept = ledger.kept
   keys = [_key(ledger, i, options.resample_by) for i in kept]
   if options.resample_by == "length":
@@ -368,7 +382,13 @@ def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
 
 
 def _key(ledger: Ledger, index: int, by: str) -> str:
-  """A row's key to resample by: its source, or a column's value. The caller buckets lengths."""
+  """A row's key to resample by: its source, or a column's value; '' for 'length'.
+
+  The caller replaces the keys for 'length' by buckets.
+
+  Raises:
+    DataError: the row's value is neither a string nor a whole number.
+  """
   if by == "length":
     return ""
   if by == "source":
@@ -384,7 +404,7 @@ def _key(ledger: Ledger, index: int, by: str) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-  """Formats the report's counts as lines to read."""
+  """Formats the counts of the report that `curate` returns as lines to read."""
   rows = report["rows"]
   lines = [
     f"{rows['read']} rows read = {rows['kept']} kept + {rows['dropped']} dropped; "

@@ -1,4 +1,4 @@
-"""Changes the proportions of sources, topics or length buckets, by dropping rows or by weights."""
+"""Changes the proportions of keys (sources, length buckets ...), by dropping rows or by weights."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -51,8 +51,8 @@ def subsample(keys: Sequence[str], targets: Mapping[str, float], seed: int = 0) 
   counts = _shares(keys, targets)
   named = [key for key in targets if targets[key] > 0]
   total = int(min(counts[key] / targets[key] for key in named) + 1e-9)
-  # No quota exceeds its count: share · total <= count, and count is a whole number, so the quota
-  # is at most count even when it is rounded up.
+  # No key's quota exceeds its number of rows: share · total is at most this number, which is whole,
+  # so it bounds the quota even where that is rounded up.
   quota = _largest_remainder(named, targets, total)
   if not total:
     raise DataError(f"resampling to {dict(targets)} leaves no row of {dict(counts)}")
@@ -67,7 +67,10 @@ def subsample(keys: Sequence[str], targets: Mapping[str, float], seed: int = 0) 
 
 
 def _largest_remainder(named: list[str], targets: Mapping[str, float], total: int):
-  """{key: number of rows}: share · total rounded down, and the rest to the largest fractions."""
+  """{key: number of rows}: share · total rounded down, or up for the largest fractions.
+
+  As many are rounded up as it takes for the numbers to sum to `total`.
+  """
   exact = {key: targets[key] * total for key in named}
   quota = {key: int(value + 1e-9) for key, value in exact.items()}
   left = total - sum(quota.values())
@@ -79,8 +82,8 @@ def _largest_remainder(named: list[str], targets: Mapping[str, float], total: in
 def weights(keys: Sequence[str], targets: Mapping[str, float]) -> np.ndarray:
   """Factors of the rows' weights that give the keys the target shares, float64 [N].
 
-  The factor of a row is target / (count / N) of its key, so the factors' mean is 1. No row is
-  dropped; the rows of a key with target 0 get weight 0.
+  The factor of a row is its key's target share divided by its key's share of the N rows, so the
+  factors' mean is 1. No row is dropped; the rows of a key with target 0 get weight 0.
 
   Raises:
     DataError: as `subsample`.

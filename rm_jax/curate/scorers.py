@@ -33,9 +33,10 @@ log = logging.getLogger(__name__)
 class ContentModel:
   """A scorer for a quick look: logistic regression on differences of hashed bags of words.
 
-  Its features are words, pairs of neighbouring words, the length, and for each word of a response
-  whether the prompt contains it and behind which word. It sees no meaning, so it finds crude flips
-  only; expect a reward model (`ConfigScorer`) to find more.
+  Its features are words, pairs of neighbouring words, the number of words, and for each word of the
+  response that is in the prompt the word before it there, or else that it is not in the prompt. It
+  does not understand the text, so it finds only labels that are plainly wrong; expect a reward
+  model (`ConfigScorer`) to find more.
 
   With φ = log(1 + count) of each feature, x = φ(chosen) − φ(rejected), scaled down to |x| <= 1. The
   model is P(chosen > rejected) = sigmoid(w · x), without an intercept, as swapping the responses
@@ -44,14 +45,14 @@ class ContentModel:
   Args:
     l2: strength of the penalty, above 0.
     bits: the features are hashed into 2^bits columns.
-    progress: show a bar while features are computed, once for each example.
+    progress: show a progress bar while features are computed, which is done once for each example.
   """
 
   def __init__(self, l2: float = 1.0, bits: int = 18, progress: bool = False):
     self.l2, self.bits, self.progress = l2, bits, progress
     self._hashes: dict[str, int] = {}
-    # Features by the example's `id`, because examples hold dicts and cannot be hashed. The example
-    # is stored too: while it is alive, no other object can get its id.
+    # Features by the example's `id()`, because examples hold dicts and cannot be hashed. The
+    # example is stored too: while it is alive, no other object can have its id.
     self._known: dict[int, tuple[Example, np.ndarray, np.ndarray]] = {}
 
   def __call__(self, train: Sequence[Example], test: Sequence[Example]) -> np.ndarray:
@@ -73,7 +74,7 @@ class ContentModel:
     )
 
   def _read(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
-    """(columns int32, values float32) of an example's x, see the class."""
+    """(columns int32, values float32) of the nonzero entries of an example's x; see the class."""
     before = _before(example.prompt)
     total: dict[int, float] = {}
     for sign, response in zip((1.0, -1.0), example.responses, strict=True):
@@ -112,13 +113,19 @@ class Differences:
 
 
 def _before(prompt: Text) -> dict[str, str]:
-  """Each word of a prompt -> the word before its first occurrence, '' at the beginning."""
+  """{word of a prompt: the word before its first occurrence, '' for the prompt's first word}."""
   found = words(plain(prompt))
   return dict(reversed(list(zip(found, ["", *found], strict=False))))
 
 
 def _features(response: Text, before: dict[str, str], cache: dict[str, int]) -> dict[int, int]:
-  """Hashed feature -> count, of a response. `before` is `_before` of the prompt."""
+  """{hashed feature: count} of a response.
+
+  Args:
+    response: whose features.
+    before: what `_before` returns for the prompt.
+    cache: hashes of features by their names; new ones are added.
+  """
   found = words(plain(response))
   names = [f"w {w}" for w in found]
   names += [f"b {a} {b}" for a, b in itertools.pairwise(found)]
@@ -141,14 +148,20 @@ def _hash(name: str) -> int:
 
 
 def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float = 1e-4):
-  """The w [D] that minimises Σ log(1 + exp(−x w)) + l2/2 |w|².
+  """The w, float64 [D], that minimises Σ log(1 + exp(−x w)) + l2/2 |w|², summed over the rows of x.
 
-  Newton's method; each step is computed by conjugate gradients, which need no Hessian matrix, and
-  is halved until the loss falls enough (Armijo's rule).
+  This is Newton's method; each step is computed by conjugate gradients, which need no Hessian
+  matrix, and is halved until the loss falls enough (Armijo's rule).
+
+  Args:
+    x: [N, D].
+    l2: strength of the penalty, above 0.
+    steps: most Newton steps.
+    tolerance: the gradient's norm, divided by √N, at which the fit has converged.
 
   Raises:
     ValueError: l2 is not above 0.
-    DataError: it did not converge within `steps` Newton steps.
+    DataError: the fit did not converge within `steps` Newton steps.
   """
   if l2 <= 0:
     raise ValueError(f"l2 is {l2}; expected above 0")
@@ -175,13 +188,13 @@ def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float
     while loss(margin + scale * towards, w + scale * step) > now + 1e-4 * scale * slope:
       scale /= 2
       if scale < 1e-8:
-        return w  # Only rounding errors keep the loss from falling: w is the minimum.
+        return w  # Within rounding errors no step lowers the loss: w is the minimum.
     w, margin = w + scale * step, margin + scale * towards
   raise DataError(f"the content model did not converge in {steps} Newton steps; raise its l2")
 
 
 def _conjugate_gradients(matrix, b: np.ndarray, tolerance: float, most: int = 200) -> np.ndarray:
-  """Solves A x = b until |A x − b| <= tolerance; `matrix` computes A v for a v."""
+  """Solves A x = b until |A x − b| <= tolerance, or for `most` steps; `matrix` maps v to A v."""
   out, residual, direction = np.zeros_like(b), b.copy(), b.copy()
   square = float(residual @ residual)
   for _ in range(most):
@@ -202,11 +215,12 @@ def _conjugate_gradients(matrix, b: np.ndarray, tolerance: float, most: int = 20
 class ConfigScorer:
   """Trains a reward model on the examples outside each fold, as a config says, and scores the fold.
 
-  Each fold's run has its own folder, so an interrupted run is resumed.
+  The k-th call is for fold k. Each fold has its own folder, so that an interrupted run is resumed.
 
   Args:
-    config: an experiment's config; its `data.train` and `data.heldout` are replaced by the fold's.
-    workdir: folder of the runs, fold0/, fold1/ ...
+    config: an experiment's config; its `data.train` and `data.heldout` are replaced by the fold's
+      examples, `data.format` by 'pair' and `data.limit` by 0.
+    workdir: gets a folder for each fold, fold0/, fold1/ ..., with its data and its run.
   """
 
   def __init__(self, config: Any, workdir: str | Path):

@@ -2,9 +2,9 @@
 
 Such text does not say what a row is about, so comparisons leave it out. Brown et al. (2020),
 Language models are few-shot learners, appendix C, leave out n-grams that occur in many documents.
-Here n-grams are counted over distinct prompts. A template is told from a text that was copied many
-times by what follows it: behind a template comes something else in every prompt (a slot), and
-behind a passage of a copied text comes nearly always the same continuation.
+Here n-grams are counted over distinct prompts. What follows a passage shows whether it is of a
+template or of a text that was copied many times: behind a template there is a slot, which each
+prompt fills with something else; a passage of a copied text nearly always continues the same way.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ def template_tokens(
      least half as many as each n-gram that it overlaps. The second condition excludes an n-gram
      that reaches from a template into its slot, over a word that is frequent there.
   2. Consecutive common n-grams form a run. An end of a run is open if no single token stands next
-     to it in at least half of its documents: a slot begins there.
+     to it in at least half of the documents with the n-gram at this end: a slot begins there.
   3. A text with an uncommon token next to an open end was made from a template, and all its runs
-     belong to the template. In any other text only runs with an open end do. Such a text is a
-     template without content, or a slightly changed copy of a frequent text.
+     belong to the template. In a text without such a token only runs with an open end do: the text
+     is a template without content, or a slightly changed copy of a frequent text.
 
   Known errors: a copy whose change is the first word behind a template is taken for the template
   with other content. A template of fewer than `MANY` prompts or `LENGTH` tokens is taken for
@@ -37,11 +37,12 @@ def template_tokens(
 
   Args:
     tokens: of N texts, V tokens in all.
-    document: int64 [N], the document of each text. An n-gram counts once in a document, which is a
-      prompt with all its responses.
-    guarded: bool [N], texts that must not be hidden because they were copied often: held-out ones.
-      An n-gram that occurs in some but fewer than `MANY` guarded documents is a template's only if
-      one document in twenty, and at least 4 · `MANY`, have it. None: no text is guarded.
+    document: int64 [N], the document of each text. A prompt with all its responses is one document,
+      in which an n-gram counts once.
+    guarded: bool [N], texts that should not be taken for templates when other texts copy them
+      often: the held-out ones, in the search for contamination. An n-gram that occurs in at least
+      one but fewer than `MANY` guarded documents is common only if one document in twenty, and at
+      least 4 · `MANY`, have it. None = no text is guarded.
 
   Returns:
     bool [V], whether each token belongs to a template.
@@ -53,8 +54,9 @@ def template_tokens(
   if found is None:
     return masked
   level = found.level
-  # For each place, the largest count of an n-gram that overlaps the one that begins there. No
-  # n-gram begins in the last LENGTH - 1 tokens of a text, so none reaches into the next text.
+  # For each place (token), the largest document count of an n-gram that overlaps the n-gram that
+  # begins there. No n-gram begins in the last LENGTH - 1 tokens of a text, so that none reaches
+  # into the next text.
   highest = level.copy()
   for shift in range(1, LENGTH):
     highest[shift:] = np.maximum(highest[shift:], level[:-shift])
@@ -74,14 +76,14 @@ def template_tokens(
   masked = _covered(inner, len(hash_V))
 
   def slot(at: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Whether the tokens at the places `at` are uncommon and in the same texts as those at `of`."""
+    """bool: whether each token of `at` is in no run and in the same text as that of `of`."""
     inside = (at >= 0) & (at < len(hash_V))
     at = np.where(inside, at, 0)
     return inside & (text_of[at] == text_of[of]) & ~masked[at]
 
-  # Some words are frequent at the start of a slot, so common n-grams may reach beyond the end of a
-  # run. What fills the slot starts where the last of these ends. If the end of that n-gram is open
-  # too, it is the content of a template; otherwise it is a change in a copied text.
+  # Some words are frequent at the start of a slot, so n-grams of at least MANY documents may reach
+  # beyond the end of a run. What fills the slot begins behind the last of these. If that n-gram's
+  # end is open, the text was made from a template; otherwise it is a copied text with a change.
   common = level > 0
   behind, ahead = (
     _ends(common, last, inner),
@@ -99,9 +101,15 @@ def template_tokens(
 
 
 def _ends(common: np.ndarray, last: np.ndarray, inner: np.ndarray) -> np.ndarray:
-  """For each n-gram in `last`, the last of the consecutive common n-grams that start with it.
+  """For each n-gram of `last`, the end of the series of consecutive common n-grams that it starts.
 
-  If these reach another run, the result is len(common), which is not a place: no slot lies between.
+  N-grams are given by the places where they begin. If the series reaches another run, there is no
+  slot between the runs, and the result is len(common), which is no place.
+
+  Args:
+    common: bool [V], whether the n-gram that begins at each token occurs in enough documents.
+    last: the last n-gram of each run.
+    inner: the n-grams of all runs, in order.
   """
   stop = np.where(common, len(common), np.arange(len(common)))
   stop = np.minimum.accumulate(stop[::-1])[::-1]  # The next place that is not common.
@@ -118,12 +126,12 @@ def _margins(
   document: np.ndarray,
   masked: np.ndarray,
 ) -> np.ndarray:
-  """bool [V]: the tokens of short margins, parts of a template at the start or end of a text.
+  """bool [V]: the tokens of margins, short parts of a template at the start or end of a text.
 
   A margin has fewer than LENGTH tokens, so n-grams miss it: '[/INST]' behind the question, or 'Q:'
-  before it. It is found only in texts that also contain a longer part of a template. Among the
-  documents whose first template tokens are equal, at least `MANY` and at least half must have the
-  same margin.
+  before it. It is found only in texts that also contain a longer part of a template (`masked`).
+  Among the documents with the same first LENGTH template tokens, at least `MANY` and at least half
+  must have the same margin.
   """
   out = np.zeros(len(masked), bool)
   at = np.flatnonzero(masked)
@@ -166,7 +174,10 @@ def _margins(
 def _common(
   hash_V: np.ndarray, text_of: np.ndarray, document: np.ndarray, guarded: np.ndarray | None
 ) -> "_Common | None":
-  """The n-grams that occur in at least `MANY` documents; None if there is no candidate for one."""
+  """The n-grams that occur in at least `MANY` documents; None if no n-gram can be one of these.
+
+  Arguments are as in `template_tokens`; `hash_V` and `text_of` are each token's hash and text.
+  """
   count = len(hash_V) - LENGTH + 1
   if count < MANY:
     return None
@@ -174,19 +185,20 @@ def _common(
   with np.errstate(over="ignore"):
     for j in range(LENGTH):
       grams = grams * np.uint64(0x100000001B3) + hash_V[j : j + count]
-    # After this multiplication the upper bits, which are the hash bucket below, depend on all bits.
+    # After this multiplication the upper bits, which become the hash bucket below, depend on all
+    # bits of the n-gram's hash.
     grams *= np.uint64(0x9E3779B97F4A7C15)
   valid = text_of[:count] == text_of[LENGTH - 1 :]
   # Most n-grams occur once, and sorting all of them would be most of the work. So those in hash
-  # buckets with fewer than MANY entries are discarded first. N-grams that share a bucket are told
-  # apart afterwards, when the rest is sorted.
+  # buckets with fewer than MANY n-grams are discarded first. The rest, the candidates, are sorted,
+  # which separates different n-grams that share a bucket.
   bits = int(np.clip(np.ceil(np.log2(count)), 10, 25))
   bucket = (grams >> np.uint64(64 - bits)).astype(np.int64)
   often = np.bincount(bucket[valid], minlength=1 << bits) >= MANY
   places = np.flatnonzero(valid & often[bucket])
   if not len(places):
     return None
-  # np.sort of the values with a search is several times faster than np.argsort of the places.
+  # To sort the values and search for each is several times faster than np.argsort of the places.
   values = distinct(grams[places])
   gram = np.searchsorted(values, grams[places])
   documents = int(document.max()) + 1
@@ -205,15 +217,18 @@ def _common(
 
 @dataclasses.dataclass(frozen=True)
 class _Common:
-  """Common n-grams among V tokens; P is the number of places where a candidate begins.
+  """Common n-grams among V tokens.
+
+  The candidates are the n-grams whose hash bucket has at least `MANY` entries; the others are too
+  rare to be common. P is the number of tokens at which a candidate begins.
 
   Attributes:
     level: int32 [V], number of documents with the n-gram that begins at each token; 0 where that
       n-gram is not common.
     places: int64 [P], the tokens at which candidates begin, in order.
-    gram: int64 [P], the number of the n-gram at each place.
+    gram: int64 [P], the number of the candidate that begins at each place.
     document: int64 [P], the document of each place.
-    df: int64 [grams], document frequency of each n-gram.
+    df: int64 [number of candidates], number of documents that contain each candidate.
   """
 
   level: np.ndarray
@@ -225,10 +240,16 @@ class _Common:
   def open(
     self, begins: np.ndarray, offset: int, hash_V: np.ndarray, text_of: np.ndarray
   ) -> np.ndarray:
-    """bool: for the n-gram that begins at each of these tokens, whether its neighbour varies.
+    """bool: for the n-gram that begins at each of these tokens, whether the token beside it varies.
 
-    It varies if no single token stands at `offset` from the n-gram's begin in at least half of its
-    documents. The beginning or end of a text counts as a token.
+    It varies if no single token stands at `offset` from the n-gram's first token in at least half
+    of the documents with this n-gram. The beginning or end of a text counts as a token.
+
+    Args:
+      begins: the first tokens of common n-grams.
+      offset: `LENGTH` for the token behind the n-gram, -1 for the token before it.
+      hash_V: the hash of each token.
+      text_of: the text of each token.
     """
     if not len(begins):
       return np.zeros(0, bool)
@@ -254,18 +275,18 @@ class _Common:
 
 
 def _changes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """The places where (a, b) differs from its predecessor; the first place is always one."""
+  """The indices i where (a[i], b[i]) differs from (a[i - 1], b[i - 1]), and index 0."""
   return np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (b[1:] != b[:-1])]))
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
-  """The distinct values, sorted. This is `np.unique`, five times faster, as that one hashes."""
+  """The distinct values, sorted: `np.unique`, but five times faster, because that one hashes."""
   values = np.sort(values)
   return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def _covered(begins: np.ndarray, size: int) -> np.ndarray:
-  """bool [size]: whether a token is inside an n-gram that begins at one of these places."""
+  """bool [size]: whether each token is inside an n-gram that begins at one of `begins`."""
   change = np.zeros(size + 1, np.int64)
   np.add.at(change, begins, 1)
   np.add.at(change, begins + LENGTH, -1)

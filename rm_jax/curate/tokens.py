@@ -1,7 +1,7 @@
-"""Tokens that curation compares texts by: words with their case, numbers, signs, indentation.
+"""The tokens by which curation compares texts: words with their case, numbers, signs, indentation.
 
 The measures of `rm_jax.metrics.surface` fold case and drop signs. Curation keeps both, because two
-texts that differ only in a sign or in a negation may be opposite answers.
+texts that differ only in a sign or in a word's case may be different answers.
 """
 
 import dataclasses
@@ -16,17 +16,19 @@ import numpy as np
 from rm_jax.data.dialogue import plain
 from rm_jax.types import Text
 
-# Kinds of tokens. Two texts whose tokens of any kind but WORD differ may differ in meaning.
+# Kinds of tokens. If two texts differ in their tokens of a kind other than WORD, they may differ in
+# meaning.
 WORD, NUMBER, SIGN, NEGATION, INDENTATION = range(5)
 KINDS = ("words", "numbers", "signs", "a negation", "indentation")
 
-# Letters of scripts written without spaces. Each is a token, as in `rm_jax.metrics.surface`.
+# Letters of scripts that are written without spaces. Each of these letters is a token, as it is a
+# word in `rm_jax.metrics.surface`.
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 # Mathematical and currency symbols, and the ASCII characters that stand for them, are tokens. The
 # punctuation of prose (. , ? : ! # and quotation marks) is not, because texts vary in it without a
-# change of meaning. Some of it is a token where it is no punctuation: an exclamation mark after a
-# digit (5!) or before an equals sign, a # behind a word (C#), and a colon between digits (3:15) or
-# at a bracket (x[1:]).
+# change of meaning. But such a character is a token where it does not punctuate: an exclamation
+# mark after a digit (5!) or before an equals sign (!=), a # behind a word (C#), and a colon between
+# digits (3:15) or at a square bracket (x[1:]).
 _SYMBOLS = "".join(
   chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) in ("Sm", "Sc")
 )
@@ -39,7 +41,7 @@ _TOKEN = re.compile(
   rf"|[^\W{_ALONE}]+(?:['\u2019][^\W\d_{_ALONE}]+)*"  # A word or number, with contractions.
   rf"|[{_SIGNS}]|(?<=\d)!|!(?==)|(?<=\w)#|(?<=\d):(?=\d)|(?<=\[):|:(?=\])"  # A sign.
 )
-# English words of negation, and the most frequent ones of the languages that
+# English words of negation, and the most frequent ones of the other languages that
 # `language.guess_language` knows. `kind_of` recognises contractions ("isn't") by their ending.
 _NEGATION_WORDS = (
   "not no never none nor neither nothing nobody nowhere without cannot unless except hardly "
@@ -50,10 +52,11 @@ _KEPT_FORMS = ("<super>", "<sub>", "<fraction>")
 
 
 def normal(text: str) -> str:
-  """The normal form of a text: NFKC, trimmed. Two texts are equal if their normal forms are.
+  """The normal form of a text: Unicode NFKC, line breaks as \\n, no white space at its ends.
 
-  Plain NFKC turns '10²' into '102'. Superscripts, subscripts and fractions are therefore rewritten
-  first, so that they keep their meaning: '10²' becomes '10^2', 'x₁' 'x_1' and '½' '(1⁄2)'.
+  Curation calls two texts equal if their normal forms are equal. Plain NFKC turns '10²' into '102'.
+  Superscripts, subscripts and fractions are therefore rewritten first, so that they keep their
+  meaning: '10²' becomes '10^2', 'x₁' 'x_1' and '½' '(1⁄2)'.
   """
   if not text.isascii():
     if any(unicodedata.decomposition(c).startswith(_KEPT_FORMS) for c in set(text)):
@@ -63,7 +66,7 @@ def normal(text: str) -> str:
 
 
 def _kept(character: str) -> str:
-  """Rewrites a superscript, subscript or fraction with ^, _ or brackets; others stay unchanged."""
+  """Rewrites a superscript, subscript or fraction with ^, _ or brackets; no other character."""
   form = unicodedata.decomposition(character)
   if not form.startswith(_KEPT_FORMS):
     return character
@@ -74,14 +77,14 @@ def _kept(character: str) -> str:
 
 
 def key(text: Text) -> tuple[tuple[str, str], ...]:
-  """A hashable key of a text: roles and normal contents; equal for texts that count as equal."""
+  """A hashable key of a text: roles and normal forms; texts that count as equal have equal keys."""
   if isinstance(text, str):
     return (("", normal(text)),)
   return tuple((m["role"], normal(m["content"])) for m in text)
 
 
 def words_of(text: str, *, fold: bool = False) -> list[str]:
-  """The tokens of a text as strings; `fold` folds case. Indentation is a token of white space."""
+  """The tokens of a text as strings; `fold` folds case. A line's indentation is one token."""
   found = normal(text)
   return _TOKEN.findall(found.casefold() if fold else found)
 
@@ -112,7 +115,8 @@ class Tokens:
     vocabulary: the W distinct tokens.
     hashes: uint64 [W], a hash of each distinct token, the same in every process.
     kinds: uint8 [W], the kind of each distinct token.
-    whole: uint64 [N], a hash of the normal form of each text.
+    whole: uint64 [N], a hash of the normal form of each text, with its case folded if the tokens'
+      is.
   """
 
   ids: np.ndarray
@@ -135,7 +139,7 @@ class Tokens:
 
 
 class _Numbers(dict):
-  """Numbers its keys 0, 1, .. in the order in which they are first looked up."""
+  """A dict that numbers its keys 0, 1, .. in the order in which they are first looked up."""
 
   def __missing__(self, token: str) -> int:
     self[token] = number = len(self)
@@ -149,7 +153,7 @@ def hashed(text: str) -> int:
 
 
 def tokenise(texts: Sequence[str], *, fold: bool = False) -> Tokens:
-  """Normalises texts and splits them into tokens; `fold` folds their case first."""
+  """Splits the normal forms of texts into tokens; `fold` folds their case first."""
   numbers = _Numbers()
   ids, sizes, whole = [], [0], []
   for text in texts:
@@ -175,8 +179,8 @@ class Part:
   """One part of N examples, such as their prompts, with each distinct text tokenised once.
 
   Attributes:
-    number: int64 [N], the index of each example's text among the distinct texts.
-    tokens: of the distinct texts.
+    number: int64 [number of texts], the index of each text among the distinct texts.
+    tokens: the tokens of the distinct texts.
   """
 
   def __init__(self, texts: Sequence[Text], *, fold: bool = False):
@@ -189,8 +193,8 @@ class Part:
 def difference(tokens: Tokens, a: np.ndarray, b: np.ndarray) -> str:
   """The kind of difference between two texts that can change their meaning.
 
-  Numbers, signs, negations and indentation are compared in their order. Words are only compared in
-  their case: a different word alone is what near duplicates are allowed to differ in.
+  Numbers, signs, negations and indentation must be equal and in the same order. Words may differ,
+  as near duplicates do, but not in case alone.
 
   Args:
     tokens: the tokens whose vocabulary both texts use.

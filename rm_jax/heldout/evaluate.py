@@ -29,9 +29,9 @@ class Evaluation:
   """The result of `evaluate`.
 
   Attributes:
-    report: figures, as JSON holds them.
-    scores: two named sets of scores for a histogram, of responses that people found good and bad:
-      ((name, float [n]), (name, float [m])).
+    report: name -> figure, of types that JSON has.
+    scores: two named sets of scores for a histogram, of responses (or steps) that people found
+      better and worse: ((name, float [n]), (name, float [m])).
   """
 
   report: dict[str, Any]
@@ -39,22 +39,29 @@ class Evaluation:
 
 
 def evaluate(
-  scores: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str] = ()
+  scores: Sequence[np.ndarray],
+  examples: Sequence[Example],
+  attributes: Sequence[str] = (),
+  outputs: Sequence[np.ndarray] | None = None,
 ) -> Evaluation:
   """Evaluates scores on held-out feedback, one report for each kind of feedback.
 
   Args:
-    scores: for each example float [M], scores of its marks; for feedback on attributes [A, M].
+    scores: for each example float [M], the scores of its M marks (responses, or steps); for
+      feedback on A attributes [A, M].
     examples: N examples, in the same order.
     attributes: names of the model's attributes, in order.
+    outputs: for each example float [A, M], scores of each attribute; None = not known.
 
   Returns:
-    the report of comparisons (pairs and rankings together) if people decided any, else of the first
-    kind that has a figure; with several kinds, `report["kinds"]` has the report of each. A figure
-    that cannot be computed is None, with the reason in `why` next to it.
+    an `Evaluation` of comparisons (pairs and rankings together) if people decided any, else of the
+    first kind that has a figure; with several kinds, `report["kinds"]` has the report of each.
+    Where judgements are about one of the model's attributes (`Example.objective`) and `outputs` are
+    known, `report["objectives"]` has for each of these attributes the report of its own scores. A
+    figure that cannot be computed is None, with the reason in `why` next to it.
 
   Raises:
-    ValueError: a score is not finite.
+    InputError: a score is not finite.
   """
   for score, example in zip(scores, examples, strict=True):
     if not np.isfinite(score).all():
@@ -77,10 +84,25 @@ def evaluate(
   if not done:
     return Evaluation({"kind": "comparison", **pair_report([], []), "undecided": 0}, _UNDRAWN)
   first = next((one for one in done.values() if one.report["n"]), next(iter(done.values())))
-  if len(done) == 1:
-    return first
-  kinds = {kind: one.report for kind, one in done.items()}
-  return Evaluation({**first.report, "kinds": kinds}, first.scores)
+  report = dict(first.report)
+  if len(done) > 1:
+    report["kinds"] = {kind: one.report for kind, one in done.items()}
+  if outputs is not None and (found := _objectives(outputs, examples, attributes)):
+    report["objectives"] = found
+  return Evaluation(report, first.scores)
+
+
+def _objectives(
+  outputs: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """Attribute -> the report of its own scores on the judgements that are about it."""
+  found = {}
+  for a, name in enumerate(attributes):
+    mine = [i for i, e in enumerate(examples) if e.objective == name]
+    if mine:
+      own = [np.asarray(outputs[i][a]) for i in mine]
+      found[name] = evaluate(own, [examples[i] for i in mine]).report
+  return found
 
 
 _UNDRAWN = (("chosen", np.zeros(0)), ("rejected", np.zeros(0)))
@@ -89,8 +111,8 @@ _UNDRAWN = (("chosen", np.zeros(0)), ("rejected", np.zeros(0)))
 def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
   """The comparisons of an example that people decided, and the number of undecided ones.
 
-  If several people compared two responses, the majority decides. A tie, or equal numbers for either
-  side, is undecided.
+  If several people compared two responses, the majority of those who preferred one of them decides.
+  With equal numbers for either side, or none, the comparison is undecided.
 
   Returns:
     ([(index of the better response, index of the worse)], number of undecided comparisons).
@@ -117,7 +139,8 @@ def comparison_report(
   Returns:
     `pair_report`'s report with `undecided`, the number of comparisons that people left undecided,
     and for lists of three or more responses `kendall`, the mean over lists of Kendall's τ-b between
-    scores and labels: {value, interval, n, undefined}; and the scores for the histogram.
+    scores and labels: {value, interval, n: lists, undefined: lists without a τ-b, left out}; and
+    the scores for the histogram, as `Evaluation` has them.
   """
   pairs, expanded, undecided, taus, lists = [], [], 0, [], []
   for score, example in zip(scores, examples, strict=True):
@@ -164,7 +187,8 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
     {accuracy, interval, n, ties, conversations, loss (Bradley & Terry's, nats), margin (mean score
     difference), baselines: {random, longest, shortest} accuracies, paired: {baseline: {difference,
     interval}} of accuracies on the same pairs, sources: {source: {accuracy, interval, n,
-    best_length_rule}}, and best_reachable, the true reward's accuracy, if every example has one}.
+    best_length_rule}}, and best_reachable, the true reward's accuracy, if all examples have a
+    `truth`}.
     Equal scores count half. Intervals are 95 %, with conversations as clusters; with too few
     conversations they are None, and `why` says so. Without pairs all figures are None.
   """
@@ -252,8 +276,8 @@ def _valued(one: dict[str, Any], name: str = "value", form: str = ".3f") -> str:
 def summary_table(report: dict[str, Any]) -> str:
   """The report in several lines: `summary_line`, differences to baselines, sources, kinds.
 
-  The differences are on the same pairs, with intervals over conversations; one whose interval has
-  zero inside may be chance.
+  The differences are on the same pairs, with intervals over conversations; a difference whose
+  interval contains zero may be chance.
   """
   lines = [summary_line(report)]
   for name, paired in report.get("paired", {}).items():
@@ -295,6 +319,8 @@ def summary_table(report: dict[str, Any]) -> str:
         f"  {source:{width}} {_valued(one, 'accuracy')} on {one['n']} pairs; "
         f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
       )
+  for name, one in report.get("objectives", {}).items():
+    lines.append(f"  {name}, by its own scores: {summary_line(one)}")
   for kind, one in report.get("kinds", {}).items():
     if kind != report["kind"]:
       lines.append(f"{kind}: {summary_table(one)}")

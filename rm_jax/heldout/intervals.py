@@ -1,7 +1,7 @@
 """Figures with intervals over conversations; None, with the reason in 'why', if there are no data.
 
-The functions of `rm_jax.metrics` raise on empty input. A report is written at the end of hours of
-training and must not fail there, so that these wrappers return None instead.
+The functions of `rm_jax.metrics` raise ValueError on empty input. A report is written at the end of
+hours of training and must not fail there, so these wrappers return None instead.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -16,7 +16,7 @@ _NOTHING = {"interval": None, "why": interval.too_few(0, 0.0)}
 
 
 def accuracy(credits: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
-  """`metrics.agreement.accuracy`; without credits the accuracy is None."""
+  """As `metrics.agreement.accuracy`; without credits the accuracy is None."""
   if len(clusters):
     return agreement.accuracy(credits, clusters)
   return {"accuracy": None, "n": 0, "ties": 0, "conversations": 0} | _NOTHING
@@ -45,7 +45,7 @@ def mean(
 
 
 def paired(a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
-  """`metrics.agreement.paired_difference`; without values the difference is None."""
+  """As `metrics.agreement.paired_difference`; without values the difference is None."""
   if len(clusters):
     return agreement.paired_difference(a, b, clusters)
   return {"difference": None} | _NOTHING
@@ -59,7 +59,7 @@ def statistic(
   *,
   scale: str,
 ) -> dict[str, Any]:
-  """`metrics.correlation.bootstrap` of a statistic, with `why` if it or its interval is None.
+  """As `metrics.correlation.bootstrap`; without a value `why` is `undefined`, also on empty input.
 
   Args:
     function: of the arrays; NaN if it is undefined.

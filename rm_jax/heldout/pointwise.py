@@ -2,7 +2,7 @@
 
 Scores of outcomes and steps are log-odds: at 0 a response is as likely right as wrong. Every
 `*_report` takes for each example its scores, float [M] of its marks, and the examples in the same
-order. It returns the report, as JSON holds it, and two named sets of scores for a histogram.
+order. It returns the report, of types that JSON has, and two named sets of scores for a histogram.
 """
 
 from collections.abc import Sequence
@@ -76,11 +76,12 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any
   Returns:
     {accuracy, interval, n, baselines, paired, vote, best_author}. The baselines are `random`;
     `oracle`, whether any response is good; `majority`, a response with the most frequent final
-    answer; and `best_author`, always the response of the author who is right most often here, which
-    takes the labels to know. `vote` is the accuracy of the final answer whose responses have the
-    largest sum of probabilities of being right (the verifier's voting of Cobbe et al. 2021,
-    "Training Verifiers to Solve Math Word Problems"). What needs answers or authors is left out if
-    not all examples have them.
+    answer; and `best_author`, always the response of the author who is right most often here, whom
+    only the labels tell. The report's own `best_author` is that author's name. `vote` is the
+    accuracy of the final answer whose responses have the largest sum of probabilities of being
+    right (the verifier's voting of Cobbe et al. 2021, "Training Verifiers to Solve Math Word
+    Problems"). What needs answers is left out if an example has none, and what needs authors if not
+    all examples have the same authors.
   """
   good_L = [np.asarray(e.labels) > 0.5 for _, e in lists]
   picked = [good[s == np.max(s)].mean() for good, (s, _) in zip(good_L, lists, strict=True)]
@@ -130,7 +131,7 @@ def _voted(answers: Sequence[str], votes: np.ndarray, good: np.ndarray) -> float
     good: bool [K].
 
   Returns:
-    the share, averaged over answers with equally many votes.
+    the share; if several answers have the most votes, the mean of their shares.
   """
   total: dict[str, float] = {}
   for answer, vote in zip(answers, votes, strict=True):
@@ -146,7 +147,7 @@ def step_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tu
   Returns:
     report: over all steps the figures of `outcome_report`; `first_error`, see `first_error_report`;
       and `solution_auroc`: for each aggregation of a solution's steps (min, product, mean, last)
-      the AUROC of its score for whether all steps are right, with its interval.
+      the AUROC of the aggregated score for whether all steps are right, with its interval.
     scores: of steps that are right so far and of wrong ones.
   """
   score_N, label_N, clusters = _flat(scores, examples)
@@ -282,5 +283,5 @@ def attribute_report(
   return report, drawn
 
 
-# Kind of feedback -> its report; `attribute_report` takes the attributes' names as well.
+# Kind of feedback -> its report. `attribute_report` is not here: it also takes attributes' names.
 REPORTS = {"outcome": outcome_report, "score": rating_report, "step": step_report}

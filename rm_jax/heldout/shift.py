@@ -49,8 +49,8 @@ def shift_report(
   Args:
     network: with an ensemble of heads.
     params: nested dict of arrays on the mesh.
-    heldout: unlike `shifted`, of the distribution of the training data.
-    shifted: of another distribution.
+    heldout: data from the distribution of the training data.
+    shifted: data from another distribution.
     mesh: the devices.
     packing: see `batch.layout.Packing`.
   """
@@ -69,8 +69,9 @@ def separation(
   """AUROC of the members' variance for telling shifted prompts from held-out ones.
 
   Args:
-    scores: of the held-out and of the shifted groups, each [members, marks].
-    datasets: the two data sets.
+    scores: for the held-out and for the shifted data set the scores of its groups, each
+      [members, marks].
+    datasets: the two data sets, in the same order.
 
   Returns:
     {auroc, auroc_centered: {value, interval}, heldout, shifted: {n, variance, variance_centered}},

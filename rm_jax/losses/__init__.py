@@ -1,10 +1,13 @@
-"""Losses and penalties: pure functions whose last axis is the list. Configs name them."""
+"""Losses and penalties: pure functions, chosen in a config by their names here.
+
+The last axis of scores and labels is the list: a prompt's responses, or the steps of solutions.
+"""
 
 from rm_jax.losses import regularisers
 from rm_jax.losses.registry import LOSSES, Loss
 
-# Penalties (scores, where=) that the objective adds with their weights in a config. Those on text
-# take hidden states: `rm_jax.train.text_penalty`.
+# Penalties on scores, called as f(scores, where=where). The objective adds each with its weight in
+# the config. Penalties on text need hidden states and are in `rm_jax.train.text_penalty`.
 REGULARISERS = {
   "l2": regularisers.l2,
   "centering": regularisers.centering,

@@ -1,8 +1,8 @@
 """Comparisons within a list: who was preferred to whom, and the mean over them.
 
 Every loss takes scores and labels [..., K] whose last axis is the list, and the keyword
-  where: bool [..., K], which items are real. The others add neither value nor gradient, even if
-    they are NaN.
+  where: bool [..., K], True at items and False at padding. Padding adds neither value nor
+    gradient, even if it is NaN.
 Losses of comparisons also take
   pairs: float [..., K, K] >= 0; [i, j] is the weight with which i was seen preferred to j: 1 for a
     hard pair; p and 1 - p at [i, j] and [j, i] for a soft one; counts for several annotators. If
@@ -11,8 +11,8 @@ Losses of comparisons also take
     tied, counted once. If None, there are no ties where `pairs` are given, else a tie of weight 1
     wherever labels are equal.
   pair_margin: float [..., K, K], by how much i should beat j.
-The diagonal is never read. A loss is the weighted mean over a list's comparisons, and 0 for a list
-that has none.
+The diagonal is never read. A loss of comparisons is the weighted mean over the list's comparisons,
+and 0 for a list that has none.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,9 @@ def check_shape(name: str, array: jax.Array, expected: tuple[int, ...]) -> None:
 
 
 def check_range(name: str, value, low: float, high: float, *, open_low: bool = False) -> None:
-  """Raises ValueError unless low <= value < high (low < value if `open_low`).
+  """Raises InputError unless low <= value < high (low < value if `open_low`).
 
-  Traced values are not checked: their value is not known yet.
+  Only Python numbers are checked: the value of a traced array is not known yet.
   """
   if isinstance(value, (int, float)) and not (
     low < value < high or (value == low and not open_low)
@@ -44,34 +44,34 @@ def check_range(name: str, value, low: float, high: float, *, open_low: bool = F
 
 
 def real_scores(scores: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
-  """Checks the shapes, and returns float32 scores that are 0 where not real."""
+  """float32 scores that are 0 at padding. Raises ValueError if the three shapes differ."""
   check_shape("labels", labels, scores.shape)
   check_shape("where", where, scores.shape)
   return jnp.where(where, scores.astype(jnp.float32), 0.0)
 
 
 def mean_by(values: jax.Array, weights: jax.Array, axis: tuple[int, ...]) -> jax.Array:
-  """Σ w v / Σ w, or 0 if Σ w is 0. Entries of weight 0 add neither value nor gradient."""
+  """Σ w v / Σ w over `axis`, or 0 if Σ w is 0. Entries of weight 0 add no value and no gradient."""
   total = jnp.sum(weights, axis=axis, keepdims=True)
-  # Divided before the sum: K² values near float32's limit would overflow in the sum, not in the
-  # mean.
+  # The weights are divided by their total before the sum: for K² values near float32's largest
+  # number, Σ w v would overflow, although the mean does not.
   share = weights / jnp.where(total > 0, total, 1.0)
   return jnp.sum(jnp.where(share > 0, share * values, 0.0), axis=axis)
 
 
 def mean_where(values: jax.Array, where: jax.Array, axis: tuple[int, ...]) -> jax.Array:
-  """Mean over the entries `where`, or 0 if there is none; the others add no gradient either."""
+  """Mean of the values at which `where` is True, or 0 if there is none; others add no gradient."""
   return mean_by(values, where.astype(jnp.float32), axis)
 
 
 def real_pairs(where: jax.Array) -> jax.Array:
-  """bool [..., K, K]: two different items, both real."""
+  """bool [..., K, K]: i and j are different items, and neither is padding."""
   itself = jnp.broadcast_to(jnp.eye(where.shape[-1], dtype=bool), (*where.shape, where.shape[-1]))
   return where[..., :, None] & where[..., None, :] & ~itself
 
 
 def better_pairs(labels: jax.Array, where: jax.Array) -> jax.Array:
-  """bool [..., K, K]: both real, and label i above label j."""
+  """bool [..., K, K]: label i is above label j, and neither item is padding."""
   real = where[..., :, None] & where[..., None, :]
   return real & (labels[..., :, None] > labels[..., None, :])
 
@@ -79,7 +79,7 @@ def better_pairs(labels: jax.Array, where: jax.Array) -> jax.Array:
 def pair_weights(
   labels: jax.Array, *, where: jax.Array, pairs: jax.Array | None = None
 ) -> jax.Array:
-  """float32 [..., K, K]: weight of each comparison "i was preferred to j"; see the module."""
+  """float32 [..., K, K]: weight of "i was preferred to j": `pairs`, or as the module says."""
   if pairs is None:
     return better_pairs(labels, where).astype(jnp.float32)
   real = real_pairs(where)
@@ -123,14 +123,15 @@ def compare(
     value: elementwise, from D [..., K, K] to the loss of "i was preferred to j".
     scores: float [..., K].
     labels: float [..., K]; not read if `pairs` are given.
-    where: bool [..., K].
-    pairs: float [..., K, K].
+    where: bool [..., K], True at items and False at padding.
+    pairs: float [..., K, K], weights of the comparisons; None = 1 where label i is above label j.
     pair_margin: float [..., K, K], added to `margin`, for the comparison [i, j] only.
     margin: m of every comparison, in units of score.
     temperature: T > 0.
 
   Raises:
-    ValueError: a shape does not fit, or the temperature is not positive.
+    ValueError: a shape does not fit.
+    InputError: the temperature is not positive.
   """
   check_range("temperature", temperature, 0.0, float("inf"), open_low=True)
   scores = real_scores(scores, labels, where)

@@ -19,23 +19,23 @@ def token_log_likelihood(
 ) -> jax.Array:
   """log softmax(head · h)[target] of each token.
 
-  Only the logits of `chunk` tokens are in memory at a time: chunk · V numbers a row and not N · V.
-  The backward pass computes them again (rematerialisation). A chunk without a token that counts is
-  skipped, so it pays to put the tokens that count first.
+  Only the logits of `chunk` tokens are in memory at a time: chunk · V numbers for each leading
+  index and not N · V. The backward pass computes them again (rematerialisation). A chunk is skipped
+  if `where` is False for it at all leading indices, so it pays to put the tokens that count first.
 
   Args:
     hidden: float [..., N, D], the states that predict the targets.
-    head_VD: float [V, D], the language model's head (a tied embedding as it is).
+    head_VD: float [V, D], the language model's head (if it is tied, the embedding itself).
     targets: int [..., N], in 0 .. V − 1.
     where: bool [..., N], tokens that count; the others give 0 and no gradient. None is all.
-    chunk: tokens at a time, for each leading index. Leading axes are never mixed, so that they may
-      be sharded.
+    chunk: tokens at a time, for each leading index. Leading axes are not merged with others, so
+      that they may be sharded.
 
   Returns:
     float32 [..., N]; logits in float32 at the highest precision whatever the dtype of `hidden`.
 
   Raises:
-    ValueError: a shape does not fit.
+    ValueError: a shape does not fit, or `chunk` is below 1.
   """
   *lead, n, width = hidden.shape
   check_shape("targets", targets, (*lead, n))
@@ -46,11 +46,12 @@ def token_log_likelihood(
   if every:
     where = jnp.ones((*lead, n), bool)
   check_shape("where", where, (*lead, n))
-  # Otherwise a NaN in a state that does not count would reach the head's gradient: 0 · NaN is NaN.
+  # A hidden state that does not count is set to 0, because a NaN in it would reach the head's
+  # gradient: 0 · NaN is NaN.
   hidden = jnp.where(where[..., None], hidden, 0)
   targets = jnp.where(where, targets, 0)
-  # Cast here and not in each chunk, so that the head's gradient is summed over chunks in float32:
-  # bfloat16 would round the later terms away.
+  # The head is cast here and not in each chunk, so that the head's gradient is summed over chunks
+  # in float32: bfloat16 would round the later terms away.
   head_VD = head_VD.astype(jnp.float32)
 
   chunk = max(1, min(chunk, n))
@@ -75,8 +76,9 @@ def token_log_likelihood(
     chosen = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-  # Over all leading indices and before the loop, so that sharded rows need one reduction in all and
-  # take the same branch.
+  # Whether a chunk has a token that counts, at any leading index. One reduction before the loop
+  # finds it for all chunks. If leading axes are sharded, all devices then take the same branch of
+  # the cond.
   busy = jnp.any(split(where), axis=tuple(range(1, len(lead) + 2)))
 
   def one(part):
@@ -101,14 +103,14 @@ def sum_by_response(
   """Sums the values of each response's tokens; group and branch as in `rm_jax.types.Batch`.
 
   Args:
-    values_BT: float [B, T], such as `token_log_likelihood`.
+    values_BT: float [B, T], such as the result of `token_log_likelihood`.
     group_BT: int [B, T], 1 .. G; tokens of group 0, padding, are not counted.
     branch_BT: int [B, T], 1 .. K; tokens of branch 0, the shared prompt, are not counted.
-    groups: G, static.
-    branches: K, static.
+    groups: G, a Python int.
+    branches: K, a Python int.
 
   Returns:
-    float32 [B, G, K], 0 where there is no such response. If the values are ones it counts tokens.
+    float32 [B, G, K], 0 where there is no such response. Values of 1 count tokens.
 
   Raises:
     ValueError: a shape does not fit.

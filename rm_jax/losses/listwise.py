@@ -1,13 +1,13 @@
 """Losses of whole lists. Each returns one value a list, float32 [...], 0 for a list without items.
 
-`where` is what `rm_jax.losses.compare` says; labels are gains, higher is better. All raise
-ValueError if a shape does not fit or an option is out of its range.
+`where` is True at items and False at padding; labels are gains, higher is better. All raise
+ValueError if a shape does not fit, and InputError if an option is out of its range.
 
   >>> scores, labels = jnp.asarray([0.1, 0.9, 0.4]), jnp.asarray([1.0, 2.0, 0.0])
   >>> where = jnp.ones(3, bool)
   >>> print(f"{best_of_k(scores, labels, where=where):.4f}")  # -log softmax(scores)[1]
   0.7207
-  >>> print(f"{plackett_luce(scores, labels, where=where):.4f}")  # and then 0 before 2
+  >>> print(f"{plackett_luce(scores, labels, where=where):.4f}")  # plus that of 0 before 2
   1.5750
 """
 
@@ -37,8 +37,8 @@ def listnet(
 
   Args:
     scores: float [..., K].
-    labels: float [..., K], gains, taken as log-odds of being the best.
-    where: bool [..., K], which are real.
+    labels: float [..., K], gains; y / T are the logits of q.
+    where: bool [..., K], True at items and False at padding.
     temperature: T > 0, divides the labels.
 
   Returns:
@@ -57,7 +57,7 @@ def best_of_k(
   *,
   where: jax.Array,
 ) -> jax.Array:
-  """−log softmax(s) at the best item; the mean over them if several are best.
+  """−log softmax(s) at the best item; the mean over the best ones if several share the top label.
 
     −Σ_{i best} log softmax(s)_i / #best
 
@@ -65,7 +65,7 @@ def best_of_k(
 
   Returns:
     float32 [...], one cross-entropy a list (the choice axiom, Luce 1959). If all items are best,
-    it is least where their scores are equal.
+    the loss is least where their scores are equal.
   """
   scores = real_scores(scores, labels, where)
   labels = jnp.where(where, labels.astype(jnp.float32), -jnp.inf)
@@ -95,8 +95,8 @@ def plackett_luce(
   Args:
     scores: float [..., K].
     labels: float [..., K], gains.
-    where: bool [..., K], which are real.
-    top: stages counted, at least 1; None counts all. 1 is `best_of_k`.
+    where: bool [..., K], True at items and False at padding.
+    top: number of stages that count, at least 1; None counts all. 1 is `best_of_k`.
 
   Returns:
     float32 [...], the sum over stages (Plackett 1975; Xia et al. 2008), not divided by K: the
@@ -109,8 +109,8 @@ def plackett_luce(
   both = where[..., :, None] & where[..., None, :]
   lower = both & (labels[..., None, :] < labels[..., :, None])
   equal = both & (labels[..., None, :] == labels[..., :, None])
-  # Each item is given one stage. Which item of a tied group gets which of the group's stages is
-  # arbitrary and does not matter, since all else at these stages is the same for the whole group.
+  # Each item is given one stage. Which of several tied items gets which of their stages is
+  # arbitrary and does not matter: the cost of a stage is computed from all of them alike.
   before = equal & jnp.broadcast_to(jnp.tri(k, k=-1, dtype=bool), both.shape)
   size = jnp.maximum(jnp.sum(equal, axis=-1), 1)
   drawn = jnp.sum(before, axis=-1)
@@ -119,12 +119,12 @@ def plackett_luce(
 
   share = equal / size[..., :, None]
   mean = jnp.sum(share * scores[..., None, :], axis=-1)
-  # By the mathematics `total` is 1 and `own` is 0. They stay so that the rounding of losses and
-  # gradients, and with it the metrics of earlier runs, is what it was.
+  # By the mathematics `total` is 1 and `own` is 0. They stay so that losses and gradients are
+  # rounded as in earlier versions: the metrics of a run then stay the same.
   total = jnp.sum(share, axis=-1)
   own = jnp.sum(share * (scores - mean)[..., None, :], axis=-1)
-  # Scores relative to the stage's mean: otherwise the small loss of a clear order would be the
-  # difference of two large numbers.
+  # Scores are taken relative to the stage's mean: otherwise the small loss of a clear order would
+  # be the difference of two large numbers, and lost to rounding.
   logits = scores[..., None, :] - mean[..., :, None]
   logits = jnp.where(left > 0, logits + jnp.log(jnp.where(left > 0, left, 1.0)), -jnp.inf)
   logits = jnp.where(where[..., :, None], logits, 0.0)
@@ -140,7 +140,7 @@ def lambda_ndcg(
   where: jax.Array,
   mu: float = 10.0,
 ) -> jax.Array:
-  """Logistic loss of each pair, weighted by how much swapping it would change NDCG.
+  """Logistic loss of each pair, weighted by how much swapping the two would change NDCG.
 
   This is NDCG-Loss2++ of LambdaLoss:
 
@@ -149,19 +149,19 @@ def lambda_ndcg(
     D(r) = log2(1 + r),  G_i = 2^y_i / maxDCG
 
   r_i is the rank of item i by score, 1 for the best; items with equal scores have their mean rank
-  (and count as one rank apart in δ). maxDCG counts gains from the list's lowest label,
-  Σ (2^y − 2^min) / D, so that labels may be negative, such as ranks with their sign turned. The
-  factor before the logarithm has no gradient.
+  (and count as one rank apart in δ). maxDCG is Σ (2^y − 2^min) / D over the list in the order of
+  its labels. It counts gains from the lowest label, so that labels may be negative, such as ranks
+  with their sign turned. The factor before −log σ is taken as a constant: it has no gradient.
 
   Args:
     scores: float [..., K].
     labels: float [..., K], gains; equal labels make no pair.
-    where: bool [..., K], which are real.
-    mu: μ >= 0, of NDCG-Loss2; 0 is LambdaRank (Burges et al. 2006).
+    where: bool [..., K], True at items and False at padding.
+    mu: μ >= 0, the weight of δ (NDCG-Loss2); 0 is LambdaRank (Burges et al. 2006).
 
   Returns:
-    float32 [...], sum over pairs, normalised by maxDCG (Wang et al. 2018, with natural
-    logarithms).
+    float32 [...], sum over pairs, normalised by maxDCG (Wang et al. 2018; here −log σ has the
+    natural logarithm).
   """
   check_range("mu", mu, 0.0, float("inf"))
   scores = real_scores(scores, labels, where)
@@ -193,7 +193,7 @@ def _discount(rank: jax.Array) -> jax.Array:
 
 
 def _log_softmax(scores: jax.Array, where: jax.Array) -> jax.Array:
-  """log softmax over the real items, 0 at the others; finite, with a finite gradient, always."""
+  """log softmax over the items, 0 at padding; finite with a finite gradient, even without items."""
   some = jnp.any(where, axis=-1, keepdims=True)
   logits = jnp.where(where, scores, jnp.where(some, -jnp.inf, 0.0))
   return jnp.where(where, jax.nn.log_softmax(logits, axis=-1), 0.0)

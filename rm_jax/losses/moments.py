@@ -3,7 +3,8 @@
 A correlation is not a mean over lists, so it is no sum of penalties over micro-batches. But it is a
 function of moments, and these are sums. First the `moments` of all micro-batches (and devices) are
 added up; then each micro-batch takes the gradient of `linearised` at the total. By the chain rule
-these gradients add up to that of the whole step, dP/dθ = Σ_m dP/dM · dm/dθ with M = Σ m.
+these gradients add up to that of the whole step, dP/dθ = Σ_m dP/dM · dm/dθ, where P is the penalty,
+m the moments of one micro-batch and M = Σ m.
 """
 
 import jax
@@ -20,16 +21,16 @@ def moments(
   weights: jax.Array | None = None,
   center: tuple[float, float] = (0.0, 0.0),
 ) -> jax.Array:
-  """float32 [6]: sums over all items of w · (1, s, l, s², l², s l).
+  """float32 [6]: sums of w · (1, s, l, s², l², s l) over items of score s, length l and weight w.
 
   Args:
     scores: float [..., K].
     lengths: [..., K], in tokens (or their logarithm).
-    where: bool [..., K], which are real; the others add neither value nor gradient.
-    weights: float [..., K], of each item, not normalised over its list; None is 1.
+    where: bool [..., K], False at padding, which adds neither value nor gradient.
+    weights: float [..., K], w of each item, not normalised over its list; None is 1.
     center: numbers that are subtracted from scores and lengths first, the same in every
-      micro-batch. The penalty does not depend on them, but its rounding does: it is least if they
-      are near the means.
+      micro-batch. The penalty does not depend on them, but its rounding error does: the error is
+      least if they are near the means.
 
   Raises:
     ValueError: a shape does not fit.
@@ -79,7 +80,7 @@ def linearised(part: jax.Array, total: jax.Array) -> jax.Array:
 
   Returns:
     float32 scalar. Multiply it by the penalty's weight and add it to the micro-batch's loss; its
-    value means nothing (report `penalty(total)`). If the step's gradients are divided by its global
-    weight afterwards, multiply it by that weight too.
+    value means nothing (report `penalty(total)`). If the summed gradients are divided afterwards by
+    the total weight of the step, multiply it by that total weight too, so that they cancel.
   """
   return jnp.vdot(jax.lax.stop_gradient(jax.grad(penalty)(total)), part, precision="highest")

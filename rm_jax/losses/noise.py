@@ -1,8 +1,9 @@
 """Bradley–Terry when some comparisons are recorded the wrong way round.
 
-Arguments, D and the mean over comparisons are those of `rm_jax.losses.pairwise.logistic`; e is the
-probability that a recorded preference is flipped. Each returns float32 [...], and raises ValueError
-if a shape does not fit or an option is out of its range.
+Arguments, D = (s_i − s_j − m_ij) / T for "i was preferred to j", and the mean over comparisons are
+those of `rm_jax.losses.pairwise.logistic`; e is the probability that a recorded preference is
+flipped. Each loss returns float32 [...]. It raises ValueError if a shape does not fit, and
+InputError if an option is out of its range.
 
   >>> scores, labels = jnp.asarray([-50.0, 50.0]), jnp.asarray([1.0, 0.0])
   >>> where = jnp.ones(2, bool)
@@ -27,7 +28,7 @@ def noisy_logistic(
   temperature: float = 1.0,
   rate: float = 0.1,
 ) -> jax.Array:
-  """Likelihood of the recorded preference, with e known.
+  """Negative log-likelihood of the recorded preference, with e known.
 
     −log((1 − e) σ(D) + e σ(−D))
 
@@ -66,7 +67,7 @@ def learned_noise(
 ) -> jax.Array:
   """`noisy_logistic` with e = σ(a) / 2 in (0, 1/2) learned, a = params["noise_logit"], a scalar.
 
-  Only comparisons that the scores decide clearly tell e from the scale of the scores.
+  Only comparisons that the scores decide clearly can tell e apart from the scale of the scores.
   Args, equation and mean over comparisons: as in `noisy_logistic`. Returns float32 [...].
   """
   rate = 0.5 * jax.nn.sigmoid(params["noise_logit"].astype(jnp.float32))
@@ -100,7 +101,7 @@ def unbiased_logistic(
   temperature: float = 1.0,
   rate: float = 0.1,
 ) -> jax.Array:
-  """The loss whose expectation over recorded preferences is the logistic loss of the true ones.
+  """The loss whose mean over random flips of the true preferences is their logistic loss.
 
     ((1 − e) ℓ(D) − e ℓ(−D)) / (1 − 2e),  ℓ(D) = −log σ(D)
 

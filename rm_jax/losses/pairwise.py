@@ -4,7 +4,7 @@ Each returns one value a list, float32 [...]: the weighted mean over the list's 
 `rm_jax.losses.compare` says what the shared keywords mean. Comparisons are those in `pairs` or, if
 that is None, those of the labels' order (equal labels make none). Throughout
 D = (s_i − s_j − m_ij) / T for "i was preferred to j", m_ij = margin + pair_margin[i, j]. All raise
-ValueError if a shape does not fit or an option is out of its range.
+ValueError if a shape does not fit, and InputError if an option is out of its range.
 
   >>> scores, labels = jnp.asarray([1.2, 0.5]), jnp.asarray([1.0, 0.0])
   >>> where = jnp.ones(2, bool)
@@ -46,9 +46,9 @@ def logistic(
   Args:
     scores: float [..., K].
     labels: float [..., K], gains; equal labels make no comparison.
-    where: bool [..., K], which are real.
-    pairs: float [..., K, K], observed comparisons. A soft preference is p at [i, j] and 1 − p at
-      [j, i]: cross-entropy, each direction with its own margin.
+    where: bool [..., K], True at items and False at padding.
+    pairs: float [..., K, K], weights of observed comparisons. A soft preference is p at [i, j] and
+      1 − p at [j, i]: its loss is a cross-entropy, in which each direction has its own margin.
     pair_margin: float [..., K, K], m of each pair, added to `margin`.
     margin: m of every pair, in units of score (Touvron et al. 2023, Llama 2, eq. 2).
     smoothing: ε in [0, 1/2), the share of comparisons that are assumed to be wrong:
@@ -90,8 +90,9 @@ def scaled_logistic(
   is not subtracted. It has no default: without it this would silently be `logistic`.
 
   Returns:
-    float32 [...], Σ count · strength · loss / Σ count: strengths are not normalised away (Wang et
-    al. 2024, HelpSteer2-Preference; NeMo-Aligner's scaled_bt).
+    float32 [...], Σ weight · strength · loss / Σ weight, with the weights in `pairs`: the strengths
+    are not in the divisor, so that stronger preferences make a larger loss (Wang et al. 2024,
+    HelpSteer2-Preference; NeMo-Aligner's scaled_bt).
   """
   check_range("smoothing", smoothing, 0.0, 0.5)
   scores = real_scores(scores, labels, where)
@@ -106,7 +107,7 @@ def scaled_logistic(
 
 
 def no_strength(labels: Sequence[float], margin: float | None, **options: float) -> str:
-  """Why `scaled_logistic` cannot use a group: without a margin its strength would be 0."""
+  """Why `scaled_logistic` cannot use a group, '' if it can: without a margin the strength is 0."""
   del labels, options
   return "" if margin is not None else "it has no margin, the strength of its preference"
 

@@ -1,8 +1,8 @@
 """Losses of single items: outcomes, ratings, grades, attributes.
 
 Each returns one value a list, float32 [...]: the mean over the list's items, 0 for a list without
-items. `where` is what `rm_jax.losses.compare` says. All raise ValueError if a shape does not fit or
-an option is out of its range.
+items. `where` is True at items and False at padding. All raise ValueError if a shape does not fit,
+and InputError if an option is out of its range.
 
   >>> scores, labels = jnp.asarray([1.2, 0.5]), jnp.asarray([1.0, 0.0])
   >>> where = jnp.ones(2, bool)
@@ -22,7 +22,7 @@ from rm_jax.losses.compare import check_range, check_shape, mean_where, real_sco
 
 
 def real_labels(labels: jax.Array, where: jax.Array) -> jax.Array:
-  """float32 labels, 0 where not real."""
+  """float32 labels, 0 at padding."""
   return jnp.where(where, labels.astype(jnp.float32), 0.0)
 
 
@@ -45,7 +45,7 @@ def bce(
     scores: float [..., K], log-odds of a good outcome.
     labels: float [..., K] in [0, 1], 1 is good; values between are probabilities. Clipped to
       [0, 1] (as in Rax), since with other labels the loss has no lower bound.
-    where: bool [..., K], which are real.
+    where: bool [..., K], True at items and False at padding.
 
   Returns:
     float32 [...], mean over the list's items (Cobbe et al. 2021, outcome verifiers).
@@ -66,7 +66,7 @@ def mse(
   Args: as in `bce`; labels may be any real numbers.
 
   Returns:
-    float32 [...], mean over the list's items, without the half (NeMo-Aligner's regression).
+    float32 [...], mean over the list's items, without a factor 1/2 (NeMo-Aligner's regression).
   """
   residual = real_scores(scores, labels, where) - real_labels(labels, where)
   return mean_where(jnp.square(residual), where, (-1,))
@@ -90,7 +90,8 @@ def huber(
   check_range("delta", delta, 0.0, float("inf"), open_low=True)
   size = jnp.abs(real_scores(scores, labels, where) - real_labels(labels, where))
   near = jnp.minimum(size, delta)
-  # As one product. Adding and subtracting δ |s − y| would lose the gradient to rounding at large δ.
+  # Written as one product, because adding and subtracting δ |s − y| would lose the gradient to
+  # rounding at large δ.
   value = near * (size - 0.5 * near)
   return mean_where(value, where, (-1,))
 
@@ -109,7 +110,7 @@ def ordinal(
   Args:
     scores: float [..., K].
     labels: [..., K], integer grades, higher is better; rounded, and clipped to 0 .. C − 1.
-    where: bool [..., K], which are real.
+    where: bool [..., K], True at items and False at padding.
     params: {"first": scalar, "log_steps": [C − 2]}; see `ordinal_params`.
 
   Returns:
@@ -140,7 +141,7 @@ def ordinal_params(key: jax.Array, *, classes: int) -> dict[str, jax.Array]:
 
 
 def no_grade(labels: Sequence[float], margin: float | None, *, classes: int) -> str:
-  """Which of a group's labels `ordinal` would clip to another grade; '' if none."""
+  """The group's first label that `ordinal` would clip to a grade, in a message; '' if none."""
   del margin
   bad = [y for y in labels if not 0 <= round(y) < classes]
   return f"its label {bad[0]:g} is no grade of 0 .. {classes - 1}" if bad else ""
@@ -152,12 +153,12 @@ def attribute_mse(
   *,
   where: jax.Array,
 ) -> jax.Array:
-  """Regression on several attributes, an output for each: the mean of (s − y)² over the rated.
+  """Regression on several attributes, with an output for each: mean of (s − y)² over the ratings.
 
   Args:
     scores: float [A, ..., K], one row an attribute.
     labels: float [A, ..., K], ratings; NaN where an attribute was not rated.
-    where: bool [..., K], which items are real.
+    where: bool [..., K], True at items and False at padding.
 
   Returns:
     float32 [...], mean over the list's ratings, all attributes together (Wang et al. 2023,

@@ -1,8 +1,8 @@
 """Process supervision: rewards at the steps of a solution.
 
 The marks of a group [..., K] are the steps of its responses; `response` [..., K] says to which
-response a step belongs. The steps of one response are in their order. `where` is what
-`rm_jax.losses.compare` says.
+response a step belongs. The steps of one response are in their order. `where` is True at marks and
+False at padding.
 
   >>> scores, right = jnp.asarray([2.0, 1.0, -1.0]), jnp.asarray([1.0, 1.0, 0.0])
   >>> whose = dict(where=jnp.ones(3, bool), response=jnp.zeros(3, int))
@@ -42,7 +42,7 @@ def process(
     scores: float [..., K], log-odds that the solution is right so far.
     labels: float [..., K], clipped to [0, 1]; values between are probabilities (OpenRLHF's targets
       [p, 1 − p]). A label below 1/2 is an error.
-    where: bool [..., K], which marks are real.
+    where: bool [..., K], True at marks and False at padding.
     response: int [..., K], the response that the step belongs to; not needed if steps = 'all'.
     steps: 'all'; 'last', only each response's last step (an outcome label); 'first_error', the
       steps up to and including each response's first error, since it is not clear what labels after
@@ -52,7 +52,8 @@ def process(
     float32 [...], mean over the chosen steps of all the list's responses (Uesato et al. 2022).
 
   Raises:
-    ValueError: `steps` is unknown, `response` is missing, or a shape does not fit.
+    ValueError: `response` is missing, or a shape does not fit.
+    InputError: `steps` is unknown.
   """
   if steps not in STEPS:
     raise InputError(f"steps is {steps!r}; expected one of {', '.join(STEPS)}")
@@ -85,15 +86,14 @@ def aggregate(
 
   Args:
     scores: float [..., K], log-odds.
-    where: bool [..., K], which marks are real.
-    response: int [..., K] in 0 .. R − 1, the response that the step belongs to; anything where not
-      real.
-    num_responses: R, static.
+    where: bool [..., K], True at marks and False at padding.
+    response: int [..., K] in 0 .. R − 1, the response that the step belongs to; ignored at padding.
+    num_responses: R, a Python int.
     how: min, product (Lightman et al. 2023), mean or last (Snell et al. 2024). Product gives a
       log-probability, the others log-odds.
 
   Returns:
-    float32 [..., R], 0 for a response without steps; and bool [..., R], which have steps.
+    float32 [..., R], 0 for a response without steps; and bool [..., R], which responses have steps.
 
   Raises:
     ValueError: `how` is unknown, or a shape does not fit.
@@ -109,7 +109,7 @@ def aggregate(
   some_R = jnp.any(mine_RK, axis=-1)
   steps_RK = jnp.broadcast_to(scores[..., None, :], mine_RK.shape)
   if how == "min":
-    # 0 for a response without steps, and not infinity: its gradient must be 0.
+    # A response without steps gets 0 and not infinity, because its gradient must be 0.
     least = jnp.min(steps_RK, axis=-1, where=mine_RK, initial=jnp.inf)
     return jnp.where(some_R, least, 0.0), some_R
   if how == "product":

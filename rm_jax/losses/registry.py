@@ -3,8 +3,8 @@
 To add a loss, write the function in one of this folder's files and its line in `LOSSES`. The
 function's signature says the rest. After scores and labels all its parameters are keywords:
 `where`; arrays of the batch by their names in `types.Batch` (without a default if the loss cannot
-do without); `params`, if it learns some; and its options, Python numbers or strings with a default,
-which a config sets as in 'hinge(margin=0.5)'.
+do without the array); `params`, if the loss has parameters of its own that are trained; and its
+options, Python numbers or strings, which a config sets as in 'hinge(margin=0.5)'.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from rm_jax.errors import InputError
 from rm_jax.losses import listwise, noise, pairwise, pointwise, process, ties
 from rm_jax.types import ARRAYS
 
-REQUIRED = inspect.Parameter.empty  # the default of an option that has none
+REQUIRED = inspect.Parameter.empty  # stands for the default of an option without a default
 _NOT_OPTIONS = {"scores", "params", "key", *ARRAYS}
 
 
@@ -32,9 +32,10 @@ class Loss:
     function: (scores, labels, *, where, arrays of the batch, options) -> float32 [...], one value a
       list.
     kinds: of `types.KINDS`, the kinds of feedback that it can learn from.
-    init_params: (key, **options) -> initial params of a loss that learns some; None if it does not.
+    init_params: (key, **options) -> initial values of the loss's own trained parameters; None if it
+      has none.
     refuse: (labels, margin, **options) -> what in a group's feedback the loss cannot use, as a
-      message; '' if there is nothing. None: it can use all.
+      message; '' if it can use all of it. None: the loss can use any group of its kinds.
   """
 
   name: str
@@ -48,18 +49,18 @@ class Loss:
 
   @property
   def _fields(self) -> dict[str, Any]:
-    """Arrays of the batch that the function takes by name -> default."""
+    """Name of each array of the batch that the loss takes (see `uses`) -> the default."""
     defaults = _defaults(self.function)
     return {k: v for k, v in defaults.items() if k in ARRAYS and k not in ("labels", "where")}
 
   @property
   def uses(self) -> tuple[str, ...]:
-    """Which arrays of the batch it takes, beside labels and where."""
+    """Which arrays of the batch the loss takes, beside labels and where."""
     return tuple(self._fields)
 
   @property
   def needs(self) -> tuple[str, ...]:
-    """Which of `uses` it cannot do without."""
+    """Which of `uses` the loss cannot do without."""
     return tuple(name for name, default in self._fields.items() if default is REQUIRED)
 
   @property
@@ -68,11 +69,11 @@ class Loss:
     return {**_options(self.function), **_options(self.init_params)}
 
   def problem(self, labels: Sequence[float], margin: float | None, options: dict[str, Any]) -> str:
-    """What in a group's labels and margin it cannot use with these options; '' if nothing."""
+    """What in a group's labels and margin the loss cannot use with these options; '' if nothing."""
     return "" if self.refuse is None else self.refuse(labels, margin, **options)
 
   def check(self, options: dict[str, Any]) -> None:
-    """Raises ValueError if a key is no option of this loss, or one without default is missing."""
+    """Raises InputError if a key is no option of this loss, or if a required option is missing."""
     known = self.options
     listed = ", ".join(known) or "no options"
     for key in options:
@@ -83,13 +84,13 @@ class Loss:
         raise InputError(f"loss {self.name!r} needs the option {key!r}; it knows {listed}")
 
   def bind(self, **options) -> Callable[..., jax.Array]:
-    """The function with these options, checked; options of init_params only are left out."""
+    """The function with these options, after `check`; options of init_params only are left out."""
     self.check(options)
     mine = _options(self.function)
     return functools.partial(self.function, **{k: v for k, v in options.items() if k in mine})
 
   def init(self, key: jax.Array, **options) -> dict[str, jax.Array]:
-    """The initial params with these options, checked; {} for a loss that learns none."""
+    """The initial values of the loss's trained parameters, after `check`; {} if it has none."""
     self.check(options)
     mine = _options(self.init_params)
     if self.init_params is None:
@@ -107,8 +108,9 @@ def _options(function: Callable | None) -> dict[str, Any]:
   return {k: v for k, v in _defaults(function).items() if k not in _NOT_OPTIONS}
 
 
-# Losses of order learn from any labels that order a list. The models of ties do not take outcomes:
-# that two responses are both good was not observed as a tie between them.
+# `_ORDER` is for losses that need no more than labels that order a list, `_COMPARED` for losses of
+# observed comparisons. Outcomes and scores are none: that two responses are both good was not
+# observed as a tie between them.
 _ORDER = ("pair", "ranking", "outcome", "score")
 _COMPARED = ("pair", "ranking")
 

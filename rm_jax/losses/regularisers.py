@@ -1,8 +1,8 @@
 """Penalties, one value a list, which the objective adds to a loss with a weight.
 
 On scores: `l2`, `centering`, `spread`. On the likelihood of text under the same backbone:
-`text_sft`, `text_dpo` (the likelihood is `rm_jax.losses.likelihood`'s). The penalty on a whole
-step's scores is in `moments`.
+`text_sft`, `text_dpo` (`rm_jax.losses.likelihood` computes the likelihood). A penalty on the scores
+of a whole step is in `rm_jax.losses.moments`.
 """
 
 import jax
@@ -19,9 +19,9 @@ from rm_jax.losses.compare import (
 def l2(scores: jax.Array, *, where: jax.Array) -> jax.Array:
   """Mean square of a list's scores.
 
-  Comparisons leave a constant of each prompt undetermined; this holds it near zero. The centering
-  of Eisenstein et al. 2023 ("Helping or Herding?", eq. 2) squares a pair's sum; this squares each
-  score, so that it is defined for any K and bounds the spread of the scores too.
+  Comparisons leave a constant of each prompt undetermined; this holds it near zero. `centering`
+  (Eisenstein et al. 2023, "Helping or Herding?", eq. 2) squares the sum of a list's scores; this
+  squares each score, so that it bounds the spread of the scores too.
   """
   return mean_where(jnp.square(real_scores(scores, scores, where)), where, (-1,))
 
@@ -36,7 +36,7 @@ def spread(scores: jax.Array, *, where: jax.Array, limit: float = 10.0) -> jax.A
 
   Args:
     scores: float [..., K].
-    where: bool [..., K], which are real.
+    where: bool [..., K], True at items and False at padding.
     limit: >= 0, in units of score.
 
   Returns:
@@ -54,12 +54,12 @@ def text_sft(
   where: jax.Array,
   tokens: jax.Array | None = None,
 ) -> jax.Array:
-  """−log π(y | x) of the list's best response, which keeps the backbone a language model.
+  """−log π(y | x) of the best response y to prompt x, which keeps the backbone a language model.
 
   Args:
     log_likelihood: float [..., K], Σ log π over each response's tokens.
     labels: float [..., K], gains; if several are best, their mean counts.
-    where: bool [..., K], which are real.
+    where: bool [..., K], True at items and False at padding.
     tokens: [..., K], number of tokens in each sum, to take the mean over tokens; None for the sum.
 
   Returns:
@@ -83,13 +83,13 @@ def text_dpo(
   """−log σ(β (log π(y | x) − log π_ref(y | x))) of the list's best response.
 
   Without a reference this is GRM's −log σ(β Σ log π), whose gradient is bounded. GRM's variant with
-  both chosen and rejected is `logistic(log π − log π_ref, labels, temperature=1 / β)`.
+  both chosen and rejected is `pairwise.logistic` of log π − log π_ref with temperature 1 / β.
 
   Args:
     log_likelihood: float [..., K], Σ log π over each response's tokens.
     labels: float [..., K], gains; if several are best, their mean counts.
-    where: bool [..., K], which are real.
-    reference: float [..., K], log π_ref; None is 0.
+    where: bool [..., K], True at items and False at padding.
+    reference: float [..., K], log π_ref; None is log π_ref = 0.
     beta: β > 0; 0.1 in the paper.
 
   Returns:
@@ -103,6 +103,6 @@ def text_dpo(
 
 
 def best(labels: jax.Array, where: jax.Array) -> jax.Array:
-  """bool [..., K]: which items are their list's best; several, if their labels are equal."""
+  """bool [..., K]: which items have their list's highest label; several if labels are equal."""
   labels = jnp.where(where, labels.astype(jnp.float32), -jnp.inf)
   return where & (labels == jnp.max(labels, axis=-1, keepdims=True))

@@ -43,17 +43,18 @@ def rao_kupper(
   Args:
     scores: float [..., K].
     labels: float [..., K], gains; equal labels are ties, unless `pairs` or `ties` say otherwise.
-    where: bool [..., K], which are real.
+    where: bool [..., K], True at items and False at padding.
     params: {"log_tie": a, scalar}; see `tie_params`.
     pairs: float [..., K, K], observed preferences.
     ties: float [..., K, K], symmetric, observed ties; each tie is counted once.
-    smoothing: ε in [0, 1/2): (1 − ε) pairs + ε pairsᵀ.
+    smoothing: ε in [0, 1/2); (1 − ε) pairs + ε pairsᵀ stands for `pairs`.
 
   Returns:
     float32 [...], mean of −log P over the list's preferences and ties (Rao & Kupper 1967).
 
   Raises:
-    ValueError: a shape does not fit, or an option is out of its range.
+    ValueError: a shape does not fit.
+    InputError: `smoothing` is out of its range.
   """
   a = params["log_tie"].astype(jnp.float32)
   log_theta = jax.nn.softplus(a)
@@ -84,7 +85,7 @@ def davidson(
   ties: jax.Array | None = None,
   smoothing: float = 0.0,
 ) -> jax.Array:
-  """Bradley–Terry whose odds of a tie follow the geometric mean of the strengths, ν = eᵃ.
+  """Bradley–Terry with P(tie) proportional to ν √(exp(s_i) exp(s_j)), ν = eᵃ.
 
     P(i beats j) = exp(Δ/2) / Z,  P(tie) = ν / Z,  Z = exp(Δ/2) + exp(−Δ/2) + ν
 
@@ -92,8 +93,8 @@ def davidson(
   """
   a = params["log_tie"].astype(jnp.float32)
   return _mean(
-    # Numerator and denominator are both divided by the numerator first: as the difference of two
-    # large logarithms, the small loss of a clear win would be lost to rounding.
+    # Numerator and denominator are both divided by the numerator first: otherwise the small loss of
+    # a clear win would be the difference of two large logarithms, and lost to rounding.
     lambda d: jax.nn.softplus(jnp.logaddexp(-d, a - d / 2)),
     lambda d: jax.nn.softplus(jnp.logaddexp(d / 2, -d / 2) - a),
     scores,

@@ -15,7 +15,9 @@ import numpy.typing as npt
 from rm_jax.metrics import interval
 
 LEVELS = ("nominal", "ordinal", "interval")
-_TINY = 1e-300  # Lower bound inside a logarithm that is multiplied by 0: 0 · -inf would be NaN.
+# Lower bound of divisors, and of the argument of a logarithm that may be multiplied by 0, since
+# 0 · -inf is NaN.
+_TINY = 1e-300
 
 
 def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
@@ -61,11 +63,12 @@ def alpha_interval(
     ratings, level: of `krippendorff_alpha`.
     clusters: N labels; units with the same label are drawn, or left out, together.
     confidence: in (0, 1).
-    resamples: number of resamples. One whose ratings are all equal has no alpha.
+    resamples: number of resamples. One whose ratings are all equal has no alpha; with too many of
+      these there is no interval.
     seed: of the draws.
 
   Raises:
-    ValueError: as `krippendorff_alpha`.
+    ValueError: as `krippendorff_alpha`, or there are not N cluster labels.
   """
   alpha = krippendorff_alpha(ratings, level)
   units_NVV, values_V = _coincidences(ratings, level)
@@ -79,8 +82,8 @@ def alpha_interval(
     for times_RC in plan.times()
     for times_C in times_RC
   ]
-  # 1 − alpha is a ratio of disagreements, and so a positive number, for which `plan.interval` has a
-  # scale. Alpha itself can be negative.
+  # 1 − alpha is a ratio of disagreements, and so a positive number, for which `plan.interval` has
+  # the scale 'positive'. Alpha itself can be negative.
   found = plan.interval(1 - alpha, 1 - np.asarray(alphas), "positive")
   if found.ends is None:
     return found
@@ -133,7 +136,8 @@ class DawidSkene:
     posterior: float64 [N, K], P(truth) of each item.
     reliability: float64 [A], Σ_k prior_k confusion_kk, the probability that an annotator is right.
     log_likelihood: after each iteration, in nats; EM never lowers it.
-    converged: whether an iteration raised it by less than the tolerance.
+    converged: whether EM stopped because an iteration raised the log-likelihood by less than the
+      tolerance, and not because it had no iterations left.
     start: index of the start that gave this fit; 0 is the majority vote.
   """
 
@@ -170,8 +174,8 @@ def dawid_skene(
     classes: K, at least 2.
     starts: number of starts of EM. The first is the majority vote, the others are the votes
       multiplied by random weights; the most likely result is returned. All starts derive from the
-      votes, so that the classes keep their names.
-    iterations: at most, of each start.
+      votes, so that class k of the fit is the one that annotators call k.
+    iterations: largest number of EM iterations of each start.
     tolerance: EM stops when an iteration raises the log-likelihood by less, in nats per item.
     seed: of the random starts and of the choice between tied votes.
 
@@ -204,7 +208,8 @@ def dawid_skene(
   rng = np.random.default_rng(seed)
   votes_NK = said_NAK.sum(axis=1)
   majority_NK = (votes_NK == votes_NK.max(axis=1, keepdims=True)).astype(np.float64)
-  # A tie is broken slightly and at random: EM cannot leave a start in which all classes are alike.
+  # A tied vote is shifted slightly, at random: EM cannot leave a start in which classes are all
+  # alike.
   majority_NK += 1e-6 * rng.random(majority_NK.shape) * majority_NK
   best = None
   for start in range(starts):
@@ -224,8 +229,8 @@ def _em(said_NAK, posterior_NK, iterations: int, tolerance: float) -> DawidSkene
     prior_K = posterior_NK.mean(axis=0)
     count_AKK = np.einsum("nk,nal->akl", posterior_NK, said_NAK)
     total_AK1 = count_AKK.sum(axis=2, keepdims=True)
-    # An annotator's row for a class that none of their items has (posterior 0) is 0 / 0. It is set
-    # to the uniform distribution, which favours no label.
+    # If none of an annotator's items has a class (its posterior is 0), that row of their confusion
+    # matrix is 0 / 0. It is set to the uniform distribution, which favours no label.
     uniform = 1 / said_NAK.shape[2]
     confusion_AKK = np.where(total_AK1 > 0, count_AKK / np.maximum(total_AK1, _TINY), uniform)
     log_NK = np.einsum("nal,akl->nk", said_NAK, np.log(np.maximum(confusion_AKK, _TINY)))

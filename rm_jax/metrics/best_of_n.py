@@ -99,7 +99,7 @@ def best_of_n(
   order_PN = np.argsort(proxy_PN, axis=1, kind="stable")
   proxy_PN = np.take_along_axis(proxy_PN, order_PN, axis=1)
   true_PN = np.take_along_axis(true_PN, order_PN, axis=1)
-  first_PN = np.ones(proxy_PN.shape, bool)  # Whether it is the first of a block of equal proxies.
+  first_PN = np.ones(proxy_PN.shape, bool)  # First of a block of equal proxies?
   first_PN[:, 1:] = proxy_PN[:, 1:] > proxy_PN[:, :-1]
   if not first_PN.all():
     block = np.cumsum(first_PN.ravel()) - 1
@@ -212,7 +212,7 @@ def fit_gao(
     reward_M: [M], relative to n = 1.
     form: 'bon' for best-of-n, 'rl' for a policy trained by RL.
     draws_RM: [R, M], the rewards in the replicates of `plan`.
-    plan: makes the intervals from these replicates; without it there are no intervals.
+    plan: the resampling plan that makes intervals from these replicates; None = no intervals.
 
   Returns:
     {form, alpha: {value, interval}, beta: {value, interval}, residual: root mean square, in units
@@ -221,7 +221,8 @@ def fit_gao(
     interval is None if the form has none in some replicate. Every interval that is None has `why`.
 
   Raises:
-    ValueError: shapes differ, fewer than 2 points above 0, a value is not finite, or another form.
+    ValueError: shapes differ, fewer than 2 points above 0, a value is not finite, or `form` is
+      unknown.
   """
   d_M, reward_M = np.asarray(d_M, np.float64), np.asarray(reward_M, np.float64)
   draws_RM = np.zeros((0, d_M.size)) if draws_RM is None else np.asarray(draws_RM, np.float64)
@@ -282,15 +283,16 @@ def peak(
   It peaks if the drop from the best n to the largest n is above 0 with its whole interval. The best
   n is the one with the highest mean, chosen from the data, so an interval for this drop alone would
   be too narrow. Its interval is therefore part of a simultaneous band over the drops from all n
-  (Montiel Olea and Plagborg-Møller 2019): drop_n ± c se_n, where c is the `level` quantile over
-  resamples of max_n |drop*_n − drop_n| / se_n.
+  (Montiel Olea and Plagborg-Møller 2019): drop_n ± c se_n, where se_n is the standard error
+  and c the `level` quantile over resamples of max_n |drop*_n − drop_n| / se_n (* = in a resample).
 
   Args:
     ns: M numbers, increasing.
     true_M: [M], the mean true reward, relative to any one n.
     draws_RM: [R, M], the same in R >= 2 bootstrap resamples of prompts.
-    conversations: the effective number of clusters that the resamples are drawn from. Resamples of
-      few clusters vary too little, so the band is widened below 30; below 10 there is no verdict.
+    conversations: the effective number of clusters (`interval.effective`) that the resamples are
+      drawn from. Resamples of few clusters vary too little, so the band is widened below 30; below
+      10 there is no verdict.
     level: of the band.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Calibration of scores: fits by temperature, Platt and isotonic regression, and its errors.
+"""Calibration of scores: fits by temperature, Platt scaling and isotonic regression; its errors.
 
 Guo et al. (2017), On calibration of modern neural networks (temperature, ECE). Platt (1999),
 Probabilistic outputs for support vector machines. Zadrozny and Elkan (2002), Transforming
@@ -95,8 +95,8 @@ def fit_platt(
     score_N: [N].
     label_N: [N] in [0, 1]: wrong or right, or the probability of right.
     smooth: replaces the labels 1 and 0 by Platt's targets (n₊ + 1) / (n₊ + 2) and 1 / (n₋ + 2),
-      with which a finite fit exists even if a threshold on the scores separates the labels. Labels
-      have to be 0 or 1.
+      with which a finite fit exists even if a threshold on the scores separates the labels. n₊ and
+      n₋ are the numbers of labels 1 and 0; no other label is allowed.
 
   Returns:
     (a, b). a is negative if higher scores go with lower labels, which the caller should report.
@@ -206,7 +206,8 @@ def both_orders(difference_N: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
   outcome would be 1 and no frequency could be compared with a probability.
 
   Args:
-    difference_N: [N], score differences divided by their temperature.
+    difference_N: [N], Δ, the chosen response's score minus the rejected one's, divided by the
+      temperature.
 
   Returns:
     (p_2N, y_2N), float64: first all pairs as (chosen, rejected) with y = 1, then all reversed with
@@ -289,18 +290,19 @@ def ece(
     plain = Σ_b n_b/N |r̄_b|,   r = y − p;   debiased² = Σ_b n_b/N u_b,
     u_b = mean of r_i r_j over i, j in bin b of different conversations
 
-  The plain error of a perfectly calibrated model is above 0 by chance, of the order √(bins/N). The
-  debiased one has no such bias: the expectation of u_b is (E r)². Kumar et al.'s estimator of this
-  square is r̄² − ȳ(1−ȳ)/(n−1). Without clusters, u_b is the same with the variance of r in place of
-  that of y, which is also right if p varies within a bin. Neither error sees miscalibration that
-  cancels within a bin.
+  n_b is the number of predictions in bin b, and r̄_b their mean r. The plain error of a perfectly
+  calibrated model is above 0 by chance, of the order √(bins/N). The debiased one has no such bias:
+  the expectation of u_b is (E r)². Kumar et al.'s estimator of this square is
+  r̄² − ȳ(1−ȳ)/(n−1). Without clusters, u_b is the same with the variance of r in place of that of
+  y, which is also right if p varies within a bin. Neither error sees miscalibration that cancels
+  within a bin.
 
   Args:
     p_N, y_N, bins, mass: of `reliability`.
     clusters: N labels; by default each prediction is a cluster of its own.
     level, resamples, seed: of the interval, over conversations. A conversation that is drawn twice
-      is not paired with itself, because that would bring the bias back. In simulations the interval
-      covered the truth in 98 % of the cases or more.
+      is not paired with itself, because that would bring the bias back. In simulations the 95 %
+      interval covered the truth in 98 % of the cases or more.
 
   Returns:
     {value: √max(debiased², 0), interval: [low, high] of value, n, squared: debiased², which may be
@@ -370,7 +372,7 @@ def nll(p_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
     p_N, y_N: [N] in [0, 1], at least one.
 
   Raises:
-    ValueError: an argument is out of its range, or the result is infinite; see `nll_logits`.
+    ValueError: an argument is out of its range, or the result is infinite (use `nll_logits`).
   """
   p_N, y_N = _pair(p_N, y_N, "p_N", "y_N", unit=True)
   wrong = np.flatnonzero(((p_N == 0) & (y_N > 0)) | ((p_N == 1) & (y_N < 1)))

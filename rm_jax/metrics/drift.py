@@ -20,7 +20,8 @@ import numpy.typing as npt
 from rm_jax.metrics.interval import vector
 
 _EXACT = 30_000_000  # Largest number of steps for an exact KS p-value, about a second.
-_CELLS = 1 << 22  # Cells of a block of permutations. This bounds memory to 32 MiB a block.
+# Rows of the pooled sample times permutations that are handled at a time: 32 MiB as float64.
+_CELLS = 1 << 22
 
 
 def ks(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
@@ -66,7 +67,7 @@ def ks_signed(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
   return int(most) / (n * m), min(p, 1.0)
 
 
-@functools.lru_cache(maxsize=4096)  # The windows of one stream give the same few distances.
+@functools.lru_cache(maxsize=4096)  # The windows of one stream often have the same distances.
 def _untied(n: int, m: int, reach: int) -> float:
   return _tail(n, m, reach, np.ones(n + m, bool))
 
@@ -151,7 +152,8 @@ def psi(
 
   A half is added to every count, so that an empty bin gives a finite number. The usual thresholds
   0.1 and 0.25 ignore the sample sizes. Without any drift the index is (bins − 1)(1/N + 1/M) on
-  average (returned as `expected`; Yurdakul and Naranjo 2020), and p says how often it is as large.
+  average (returned as `expected`; Yurdakul and Naranjo 2020). p says how often it is at least as
+  large as here if nothing has drifted.
 
   Args:
     reference: [N], at least `bins`.
@@ -262,9 +264,9 @@ def energy_distance(
   """Energy distance √(2 E|X − Y| − E|X − X'| − E|Y − Y'|) of two samples, with a permutation p.
 
   It is 0 only if the distributions are equal (Székely and Rizzo 2013). In one dimension it is
-  computed by sorting. In more it needs the matrix of all distances between pooled rows, of which
-  each permutation computes a quadratic form. It depends on the features' units, so scale them to
-  comparable ones first.
+  computed by sorting. In more dimensions it needs the matrix of all distances between pooled rows,
+  of which each permutation computes a quadratic form. The distance depends on the features' units,
+  so scale them to comparable ones first.
 
   Args:
     a: [N] or [N, D], at least one row.

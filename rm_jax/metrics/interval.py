@@ -35,8 +35,8 @@ _DRAWS = 1 << 22  # Cluster draws in memory at once, 32 MiB of indices.
 # Smallest correlation within clusters that is assumed if there are few clusters. A few clusters
 # may show no correlation by chance, and their items would then count as independent.
 _CORRELATION = 0.1
-# From this many clusters on, however unequal, the jackknife takes too long and bootstrap replicates
-# are used.
+# With this many clusters or more, however unequal their sizes, the jackknife would take too long,
+# and bootstrap replicates are used.
 _UNEVEN = 200
 _TINY = 1e-12  # Differences below this fraction of a scale are rounding errors.
 
@@ -55,7 +55,7 @@ class Interval:
 
   Attributes:
     ends: (low, high), in units of the statistic; None if there is no interval.
-    method: one of the names of methods above.
+    method: one of the names above, from `BOOTSTRAP` to `NONE`.
     why: the reason, if there is no interval.
   """
 
@@ -78,7 +78,7 @@ class Interval:
 
 
 def vector(values: npt.ArrayLike, name: str) -> np.ndarray:
-  """Converts to float64 [N].
+  """`values` as float64 [N]; `name` is what error messages call them.
 
   Raises:
     ValueError: `values` is not one-dimensional, or a value is not finite.
@@ -105,7 +105,7 @@ def numbered(labels: Sequence[Hashable], n: int) -> tuple[np.ndarray, int]:
   """
   if len(labels) != n:
     raise ValueError(f"{len(labels)} cluster labels for {n} values; expected as many")
-  # A dict, because np.unique needs an array of strings, in which each takes the longest one's room.
+  # A dict, because np.unique needs an array, in which each string takes the memory of the longest.
   number: dict[Hashable, int] = {}
   ids = np.fromiter((number.setdefault(x, len(number)) for x in labels), np.int64, n)
   return ids, len(number)
@@ -178,13 +178,15 @@ def proportion(p: float, variance: float, clusters: float, most: float, level: f
 
 
 def effective(size_C: np.ndarray) -> float:
-  """Kish's effective number of clusters, (Σ n_c)² / Σ n_c²: that many equal ones are worth as much.
+  """Kish's effective number of clusters, (Σ n_c)² / Σ n_c² for clusters of n_c rows.
 
-  It is C for C clusters of equal size. If one cluster outweighs the rest, it is small however many
-  the rest are: 4.0 for a cluster of 600 beside 300 clusters of 2. Half of the mean then comes from
-  the large cluster, and so does nearly all of the estimated variance. Whether that cluster is an
-  outlier cannot be told from one observation of it, so no number of small clusters can give an
-  honest interval of such a mean.
+  As many clusters of equal size would estimate a mean as well.
+
+  It is C for C clusters of equal size. If one cluster outweighs the rest, the number is small
+  however many the rest are: 4.0 for a cluster of 600 beside 300 clusters of 2. Half of the mean
+  then comes from the large cluster, and so does nearly all of the estimated variance. Whether that
+  cluster is an outlier cannot be told from one observation of it, so no number of small clusters
+  can give an honest interval of such a mean.
   """
   size_C = np.asarray(size_C, np.float64)
   return float(size_C.sum() ** 2 / (size_C**2).sum()) if size_C.any() else 0.0
@@ -195,8 +197,8 @@ def too_few(count: int, worth: float, least: int = LEAST) -> str:
 
   Args:
     count: number of clusters.
-    worth: their effective number.
-    least: smallest number that an interval needs, of either.
+    worth: their effective number, see `effective`.
+    least: smallest value of either number with which there is an interval.
   """
   if count < least:
     return f"{count} conversation{'s' * (count != 1)}: an interval wants {least}"

@@ -17,12 +17,13 @@ from rm_jax.metrics.interval import vector
 class DriftMonitor:
   """Watches a stream of scores; the chance that it ever raises a false alarm is at most `level`.
 
-  Scores are gathered into windows, and each full window is tested against the reference by `ks`.
-  The k-th test is made at the level 6 / (π² k²) · `level`. These parts sum to `level`, so by the
-  union bound a stream that is distributed like the reference ever raises an alarm with probability
-  at most `level`, however long it is. Later windows need a larger change to raise an alarm, but the
-  necessary distance only grows as √log k. A change that is too small to be seen in one window is
-  never found, because evidence is not added up over windows.
+  Scores are gathered into windows, and each full window is tested against the reference
+  (`drift.ks`). The k-th test is made at the level 6 / (π² k²) · `level`. These parts sum to
+  `level`, so by the union bound a stream that is distributed like the reference ever raises an
+  alarm with probability at most `level`, however long it is. Later windows need a larger change to
+  raise an alarm, but the distance between the distributions that raises one only grows as √log k. A
+  change that is too small to be seen in one window is never found, because evidence is not added up
+  over windows.
 
   Attributes:
     seen: number of scores so far.

@@ -49,8 +49,8 @@ def partial(
   if ranked:
     x_N, y_N, *columns = (ranks(v) for v in (x_N, y_N, *columns))
   x_N, y_N, *columns = (v - v.mean() for v in (x_N, y_N, *columns))
-  # The columns are scaled to a common size. `lstsq` ignores directions with small singular values,
-  # and beside a length in thousands a share between 0 and 1 could be one.
+  # The columns are scaled to a common size, because `lstsq` ignores directions with small singular
+  # values: beside a length in thousands, a share between 0 and 1 could be ignored.
   others = [v / np.abs(v).max() for v in columns if np.abs(v).max() > 0]
   left = []
   for v_N in (x_N, y_N):
@@ -58,7 +58,7 @@ def partial(
     if others:
       basis_NC = np.stack(others, axis=1)
       residual = v_N - basis_NC @ np.linalg.lstsq(basis_NC, v_N, rcond=None)[0]
-    # A residual as small as the rounding errors means that nothing but the fit is left.
+    # A residual no larger than rounding errors means that the others explain the variable exactly.
     if residual @ residual <= 1e-20 * (v_N @ v_N):
       return float("nan")
     left.append(residual / np.sqrt(residual @ residual))
@@ -224,11 +224,11 @@ def within_and_pooled(
 
 
 def best_order(better: Iterable[tuple[int, int]], count: int) -> int:
-  """The number of comparisons that agree with the best order of a list, Kemeny's order.
+  """The largest number of comparisons that one order of a list agrees with (Kemeny's order).
 
   Scores put a list into one order, so they cannot agree with all comparisons if some of these form
-  a cycle. This number is the largest that any scores can reach. It is exact, by dynamic programming
-  over the 2^K sets of items that may come first, in 2^K K steps.
+  a cycle. No scores can agree with more comparisons than this. The number is exact, by dynamic
+  programming over the 2^K sets of items that may come first, in 2^K K steps.
 
   Args:
     better: each comparison once, as (i, j) with i preferred to j; indices from 0 to K - 1.

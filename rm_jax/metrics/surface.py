@@ -1,7 +1,7 @@
 """Surface features of a text, such as length and formatting, computed without a model.
 
-A reward that depends on them can be hacked, so audits measure how it does. Each function takes a
-string and returns a number; none reads what the text means. `MEASURES` lists them by name.
+A reward that depends on them can be hacked, so audits measure how much it does. Each function takes
+a string and returns a number; none reads what the text means. `MEASURES` lists them by name.
 """
 
 import re

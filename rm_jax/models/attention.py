@@ -8,7 +8,10 @@ square of all T columns would mostly be masked, and the squares of a few windows
 Attention runs in *window space*: the windows of a row laid end to end, M columns in all. Where a
 batch has no windows, that is the row itself, M = T.
 
-Shape letters as in layers.py; W windows, L columns of one, C copies of a column in windows.
+Shape letters: B rows, T columns (tokens) of a row, D width, N query heads, K key/value heads, H
+head width, M columns in window space, W windows of one size in all rows together, L columns of a
+window, C copies of a column in windows. R is the number of windows of one size in a row, but in
+WKRLH the N / K query heads that share a key; P = R times the queries.
 """
 
 import abc
@@ -32,7 +35,7 @@ Map = Callable[[jax.Array], jax.Array]
 
 
 def visible(batch: Batch, *, causal: bool) -> jax.Array:
-  """Which columns see which: bool [B, T queries, T keys], by the rule that `types.Batch` states."""
+  """Which columns see which: bool [B, T queries, T keys], by `types.Batch`'s rule."""
   return _visible(batch.group, batch.branch, causal=causal)
 
 
@@ -55,13 +58,13 @@ def _sees(
   *,
   causal: bool,
 ) -> jax.Array:
-  """Whether M queries, at columns `at_BM` or all, see T keys, bool [B, M, T]; the rule in code."""
+  """Whether queries at columns `at_BM` (None = at all columns) see T keys, bool [B, M, T]."""
   key_branch = branch_BT[:, None, :]
   mask = group_BM[:, :, None] == group_BT[:, None, :]
   mask &= (key_branch == 0) | (branch_BM[:, :, None] == key_branch)
   if causal:
-    # By column and not by position: branches of a group are at the same positions, and a packed row
-    # begins again at position 0 with every group.
+    # What is later is decided by column and not by position: branches of a group have the same
+    # positions, and in a packed row every group begins again at position 0.
     column_T = jnp.arange(group_BT.shape[1])
     queries = column_T[None, :, None] if at_BM is None else at_BM[:, :, None]
     mask &= queries >= column_T[None, None, :]
@@ -69,7 +72,7 @@ def _sees(
 
 
 def columns(x_BTX: jax.Array, at_BM: jax.Array) -> jax.Array:
-  """Some columns of each row, [B, M, ...]."""
+  """The columns `at_BM` of each row, [B, M, ...]."""
   return jax.vmap(lambda x, at: x[at])(x_BTX, at_BM)
 
 
@@ -78,8 +81,8 @@ def within(
 ) -> jax.Array:
   """bool [B, T, S]: the key is fewer than `sliding_window` positions back; window 0 sees all.
 
-  Not in columns: the second response of a shared prompt stands in columns behind the first one, and
-  is as near to the prompt.
+  The distance is not taken in columns: the second response to a shared prompt stands in columns
+  behind the first response, and yet it is as near to the prompt.
 
   Args:
     position_BS: int, of the keys.
@@ -103,14 +106,14 @@ class Attention(abc.ABC):
       h_BTD = attention.of_queries(h_BTD) + attention.output(x_BMNH, self.o)
 
   Attributes:
-    positions: int32 [B, M] of the keys, where `attend` takes them.
+    positions: int32 [B, M], the position in its sequence of each key that `attend` is given.
   """
 
   positions: jax.Array
 
   @abc.abstractmethod
   def of_queries(self, x_BTX: jax.Array) -> jax.Array:
-    """Those of all columns (or of all keys) that the layer computes its output for."""
+    """Selects, of all columns (or all keys), those that the layer computes its output for."""
 
   @abc.abstractmethod
   def project(
@@ -120,13 +123,13 @@ class Attention(abc.ABC):
 
     Args:
       own_BMD: `of_queries(x_BTD)`.
-      x_BTD: what they are computed from, at all columns of the row.
-      q, k, v: the maps.
+      x_BTD: the layer's normalised input, at all columns of the row.
+      q, k, v: the linear maps.
     """
 
   @abc.abstractmethod
   def output(self, x_BMNH: jax.Array, o: Map) -> jax.Array:
-    """What `attend` gives, through the output map, at the columns of `of_queries`; [B, T, D]."""
+    """What `attend` returned, through the output map, at `of_queries`' columns, [B, T or M, D]."""
 
   def attend(
     self,
@@ -151,7 +154,7 @@ class Attention(abc.ABC):
       dropout, key: of the attention's weights; no key = none.
     """
     scale = q_BMNH.shape[-1] ** -0.5 if scale is None else scale
-    # Queries and not logits are scaled: they are fewer.
+    # Queries are scaled and not logits, because queries are fewer numbers.
     q_BMNH *= jnp.asarray(scale, q_BMNH.dtype)
     options = dict(cap=cap, sliding_window=sliding_window, dropout=dropout, key=key)
     return self._attend_scaled(q_BMNH, k_BMKH, v_BMKH, **options)
@@ -160,7 +163,7 @@ class Attention(abc.ABC):
   def _attend_scaled(
     self, q_BMNH, k_BMKH, v_BMKH, *, cap, sliding_window, dropout, key
   ) -> jax.Array:
-    """`attend` with queries that are scaled."""
+    """`attend`, given queries that are already scaled."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,15 +171,17 @@ class RowAttention(Attention):
   """Attention of all columns of each row to one another.
 
   Attributes:
-    causal: no query sees a key of a later column, so that most of their products are skipped.
-    masks: bool [B R, L, L] for each size of window, who sees whom; empty for a kernel.
-    segments: `Batch.segments` for a kernel, which masks by them; else empty.
+    causal: no query sees a key of a later column, so that most products with later keys are
+      skipped.
+    masks: bool [B R, L, L] for each size of window, which columns see which; () for a fused kernel.
+    segments: `Batch.segments` for a fused kernel, which masks by them; else ().
     positions: int32 [B, M], of the token at each place of window space.
     index: int32 [B, M], the row's column at each place of window space, -1 = none; None where the
       batch has no windows.
-    places: int32 [B, T, C], the places of each column (`Batch.places`); None likewise.
+    places: int32 [B, T, C], the places of each column (`Batch.places`); None where the batch has no
+      windows.
     sizes: (R windows of a row, L columns of each) for each size of window.
-    kernel: what computes it, a name of `kernels.PACKING`.
+    kernel: what computes attention, a name of `kernels.PACKING`; 'xla' is no fused kernel.
   """
 
   causal: bool
@@ -195,7 +200,7 @@ class RowAttention(Attention):
     XLA for CPU fuses a gather with what makes its operand, and so computes the operand anew for
     each element that is read. Before the maps the operand is a norm, which is cheap; after them it
     would be queries, keys and values. Where prompts have several copies in window space, gathering
-    first would compute the maps once a copy, which costs more.
+    first would compute the maps once for each copy, which costs more.
     """
     return self.index is not None and self.places.shape[-1] == 1
 
@@ -233,7 +238,7 @@ class RowAttention(Attention):
 
   def _attend_scaled(self, q_BMNH, k_BMKH, v_BMKH, *, cap, sliding_window, dropout, key):
     if self.kernel != "xla":
-      # `kernels.choose` has refused the kernel where any of these is wanted.
+      # `kernels.choose` does not choose a fused kernel for a network that breaks one of these.
       assert self.causal, self.kernel
       assert cap is None, self.kernel
       assert sliding_window is None, self.kernel
@@ -263,7 +268,7 @@ def row_attention(batch: Batch, *, causal: bool, kernel: str = "xla") -> RowAtte
   Args:
     batch: packed as `kernels.PACKING` says for the kernel.
     causal: no column sees a later one.
-    kernel: what attention is to run on. Rows without windows run on XLA whatever it is, for no
+    kernel: what attention is to run on. Rows without windows always run on XLA, because no fused
       kernel knows branches.
   """
   B, T = batch.tokens.shape
@@ -274,7 +279,7 @@ def row_attention(batch: Batch, *, causal: bool, kernel: str = "xla") -> RowAtte
   index_BM = jnp.concatenate([w.reshape(B, -1) for w in batch.windows], axis=1)
 
   def in_windows(x_BT):
-    # Where a window has no column, that of column 0; its segment, 0, keeps it from being seen.
+    # An empty place of a window gets the value of column 0; its segment, 0, hides it from others.
     return jnp.take_along_axis(x_BT, jnp.maximum(index_BM, 0), axis=1)
 
   position_BM = in_windows(batch.position)
@@ -298,7 +303,7 @@ class ColumnAttention(Attention):
 
   Attributes:
     at: int32 [B, M], the columns.
-    mask: bool [B, M, T], what they see.
+    mask: bool [B, M, T], which columns they see.
     positions: int32 [B, T], of all columns.
   """
 
@@ -338,9 +343,9 @@ def _take(x_BTF: jax.Array, index_BM: jax.Array) -> jax.Array:
   return jnp.where(index_BM[..., None] >= 0, taken, 0)
 
 
-# JAX's gradient of a gather is a scatter-add, which is slow on CPU and TPU. Here the inverse index
-# is known (`Batch.places` of `Batch.windows`), so that the gradient of each direction is a gather
-# by the other's index.
+# JAX's gradient of a gather is a scatter-add, which is slow on CPU and TPU. Here the inverse of the
+# index is known (`Batch.places` is that of `Batch.windows`), so the gradient of a gather in either
+# direction is a gather by the index of the other direction.
 
 
 @jax.custom_vjp
@@ -354,7 +359,7 @@ def _into_windows_fwd(x_BTF, index_BM, places_BTC):
 
 
 def _into_windows_bwd(places_BTC, g_BMF):
-  # A column of a shared prompt stands in several windows: the sum of their gradients is its own.
+  # A column of a shared prompt has copies in several windows: its gradient is the sum of theirs.
   copies = [_take(g_BMF, places_BTC[..., c]) for c in range(places_BTC.shape[-1])]
   return functools.reduce(jnp.add, copies), None, None
 
@@ -364,7 +369,7 @@ _into_windows.defvjp(_into_windows_fwd, _into_windows_bwd)
 
 @jax.custom_vjp
 def _out_of_windows(x_BMF, index_BM, first_BT):
-  """Windows laid end to end -> columns, each from the first place where it stands, [B, T, F]."""
+  """Windows laid end to end -> columns, [B, T, F]; each is read from its first place there."""
   return _take(x_BMF, first_BT)
 
 
@@ -395,11 +400,11 @@ def _square(
   dropout: float,
   key,
 ) -> jax.Array:
-  """Attention within windows, [W, L, N, H]; queries are scaled."""
+  """Attention within windows, [W, L, N, H], given queries that are already scaled."""
   K = k_WLKH.shape[2]
   W, L, N, H = q_WLNH.shape
   # The R heads that share a key are laid one below the other, [K, R L, H], so that all their
-  # products with it are one matrix product: XLA for CPU takes four times as long over the einsum.
+  # products with it are one matrix product: XLA for CPU takes four times as long over an einsum.
   q_WLKRH = q_WLNH.reshape(W, L, K, N // K, H)
   parts = q_WLKRH.transpose(0, 2, 3, 1, 4), k_WLKH.swapaxes(1, 2), v_WLKH.swapaxes(1, 2)
   if key is None or dropout == 0.0:
@@ -420,7 +425,7 @@ def _blocks(L: int, causal: bool) -> list[tuple[int, int, int]]:
 
 
 def _logits(q_WKRLH, k_WKLH, mask_WLL, block, cap: float | None) -> jax.Array:
-  """float32 [W, K, R, t, last] of a block's t queries and the keys before `last`; masked."""
+  """float32 [W, K, R, t, last] of a block's t queries with the keys before `last`; masked."""
   start, end, last = block
   logits_WKPS = _dot(_rows(q_WKRLH, block), k_WKLH[:, :, :last].swapaxes(-1, -2))
   logits = logits_WKPS.reshape(*q_WKRLH.shape[:3], end - start, last)
@@ -442,14 +447,14 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 # `jax.grad` of a plain softmax would keep the weights, [L, L] of every head, for the backward pass,
-# or compute the products behind them three times under rematerialisation. As in FlashAttention (Dao
+# or compute the products q · k three times under rematerialisation. As in FlashAttention (Dao
 # et al. 2022, section 3.1), only the output and the normaliser log Σ exp(logit) of each query are
 # kept, from which the backward pass computes the weights again, once.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _softmax_attention(q_WKRLH, k_WKLH, v_WKLH, mask_WLL, causal, cap) -> jax.Array:
-  """float32 [W, K, R, L, H]; queries are scaled."""
+  """Attention within windows, float32 [W, K, R, L, H], given queries that are already scaled."""
   return _softmax_attention_fwd(q_WKRLH, k_WKLH, v_WKLH, mask_WLL, causal, cap)[0]
 
 
@@ -462,10 +467,10 @@ def _softmax_attention_fwd(q_WKRLH, k_WKLH, v_WKLH, mask_WLL, causal, cap):
     total = jnp.sum(weights, axis=-1, keepdims=True)
     rows = weights.astype(v_WKLH.dtype).reshape(*logits.shape[:2], -1, logits.shape[-1])
     sums = _dot(rows, v_WKLH[:, :, : block[2]])
-    # Divided after the product: H numbers a query and not L.
+    # The product is divided and not the weights: H numbers a query and not L.
     outs.append(sums.reshape(*logits.shape[:4], -1) / total)
     normalisers.append((most + jnp.log(total))[..., 0])
-  # The names are what rematerialisation 'minimal' keeps (`layers.REMAT`).
+  # Rematerialisation 'minimal' keeps arrays of this name (`layers.REMAT`).
   out_WKRLH = checkpoint_name(jnp.concatenate(outs, axis=3), "attention")
   normaliser_WKRL = checkpoint_name(jnp.concatenate(normalisers, axis=3), "attention")
   return out_WKRLH, (q_WKRLH, k_WKLH, v_WKLH, mask_WLL, out_WKRLH, normaliser_WKRL)
@@ -488,8 +493,8 @@ def _softmax_attention_bwd(causal, cap, saved, g_WKRLH):
     g_weights = _dot(g_rows, v_WKLH[:, :, :last].swapaxes(-1, -2)).reshape(logits.shape)
     g_logits = weights * (g_weights - inner_WKRL[:, :, :, start:end, None])
     if cap is not None:
-      # d/dx cap tanh(x / cap) = 1 - tanh². A masked logit is not the cap's: its square would
-      # overflow, and infinity times its weight of 0 is NaN.
+      # d/dx cap tanh(x / cap) = 1 - tanh². A masked logit, -1e30, is first raised to -cap: its
+      # square would overflow, and infinity times its weight of 0 is NaN.
       g_logits *= 1 - jnp.square(jnp.maximum(logits, -cap) / cap)
     g_logits = g_logits.astype(dtype)
     g_logits, weights = g_logits.reshape(flat), weights.astype(dtype).reshape(flat)
@@ -506,10 +511,10 @@ _softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
 def _kept_attention(
   q_WKRLH, k_WKSH, v_WKSH, mask_WLS, cap: float | None, rate: float, key
 ) -> jax.Array:
-  """As `_softmax_attention`, but its weights are kept for the backward pass, or dropped out.
+  """As `_softmax_attention`, but the weights are kept for the backward pass; they may have dropout.
 
-  For queries that are few, and for dropout, of which the backward pass would have to draw the same
-  mask again.
+  It is used where queries are few, and with dropout, whose mask a backward pass that computed the
+  weights again would have to draw again.
   """
   block = 0, q_WKRLH.shape[3], k_WKSH.shape[2]
   logits = _logits(q_WKRLH, k_WKSH, mask_WLS, block, cap)

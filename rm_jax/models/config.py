@@ -1,9 +1,30 @@
 """The records that networks are built from. `pretrained.config` reads them from a config.json."""
 
 import dataclasses
+from collections.abc import Mapping, Set
+from typing import Any
 
 from rm_jax.errors import InputError
 from rm_jax.models.layers import activation
+
+
+def _stable_repr(config: Any, later: Set[str], renamed: Mapping[str, str]) -> str:
+  """The repr of a dataclass as earlier versions of it had it.
+
+  It is part of the key of cached scores and of drift references (`audit.scorer.model_hash`), which
+  earlier versions have written.
+
+  Args:
+    config: the dataclass.
+    later: fields that were added later; they are left out where they have their defaults.
+    renamed: field -> its first name.
+  """
+  shown = (
+    f"{renamed.get(f.name, f.name)}={getattr(config, f.name)!r}"
+    for f in dataclasses.fields(config)
+    if f.name not in later or getattr(config, f.name) != f.default
+  )
+  return f"{type(config).__name__}({', '.join(shown)})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +35,9 @@ class Rope:
     theta: base of the wavelengths.
     kind: 'default', 'linear' or 'llama3'.
     factor: by which 'linear' and 'llama3' stretch wavelengths.
-    low_freq_factor, high_freq_factor: what 'llama3' takes for a long and for a short wavelength, as
-      parts of original_length.
-    original_length: tokens, the context that 'llama3' stretches.
+    low_freq_factor, high_freq_factor: 'llama3' stretches wavelengths above original_length /
+      low_freq_factor (in tokens) and keeps those below original_length / high_freq_factor.
+    original_length: the context length, in tokens, before 'llama3' stretches it.
   """
 
   theta: float = 10_000.0
@@ -48,13 +69,13 @@ class DecoderConfig:
     qk_norm: whether each head's queries and keys are normalised.
     sliding_windows: of each layer, in tokens, 0 = it sees all before; None = no layer's is limited.
     max_positions: the longest sequence, in tokens.
-    attention_dropout: rate of attention's weights in training.
+    attention_dropout: dropout rate of attention's weights in training.
     init_std: of fresh kernels and embeddings.
     attention_scale: of the logits q · k; None = 1 / sqrt(head_dim).
     attention_cap: the logits of attention become cap · tanh(logit / cap); None = they stay.
     logit_cap: likewise the logits of the language-model head, which a reward model does not have.
     embed_scale: what the embedding's output is multiplied by.
-    norm_offset: norms multiply by norm_offset + scale; 1 where a checkpoint stores them about zero.
+    norm_offset: norms multiply by norm_offset + scale; 1 where a checkpoint stores scale - 1.
     post_norms: whether attention's output and the feed-forward's are normalised before they are
       added to the activations.
   """
@@ -86,24 +107,18 @@ class DecoderConfig:
   post_norms: bool = False
 
   def __repr__(self) -> str:
-    # Part of the key of cached scores and of drift references (`audit.scorer.model_hash`), which
-    # earlier versions have written. So a field that came later is left out at its default, and one
-    # that was renamed keeps its first name.
-    shown = (
-      f"{'windows' if f.name == 'sliding_windows' else f.name}={getattr(self, f.name)!r}"
-      for f in dataclasses.fields(self)
-      if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
-    )
-    return f"DecoderConfig({', '.join(shown)})"
+    later = {f.name for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
+    return _stable_repr(self, later, {"sliding_windows": "windows"})
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-  """BERT; fields as `DecoderConfig`'s.
+  """A BERT encoder; fields that are not listed here are as `DecoderConfig`'s.
 
   Attributes:
     token_types: rows of the embedding of token types.
-    hidden_dropout: rate of the embedding and of what each half of a layer adds.
+    hidden_dropout: dropout rate of the embedding's output, and of what attention and the
+      feed-forward of each layer add to the activations.
   """
 
   model_type: str
@@ -123,20 +138,24 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-  """From a hidden state to scores. It is no part of an architecture: any backbone takes any head.
+  """A head, which turns a hidden state into scores. Any backbone can have any head.
 
   Attributes:
     outputs: how many numbers; a reward has one.
     ensemble: the outputs are members, each of which is a reward, and the reward is their mean.
     attributes: names of the outputs, each of which is a rating, and the reward is their sum by
       weights.
-    mix: those weights as they begin; training may change them.
+    mix: the initial values of those weights; training may change them.
+    gate: the weights are not the mix but a softmax of the prompt's own state, so that each prompt
+      has its own (Wang et al. 2024, "Interpretable Preferences via Multi-Objective Reward Modeling
+      and Mixture-of-Experts", ArmoRM's gating layer).
     bias: of the output layer.
-    pooler: whether a dense layer of the model's width with `activation` is before it (BERT's).
+    pooler: whether a dense layer of the model's width with `activation` precedes the output layer
+      (as in BERT).
     activation: of the pooler, a name of `layers.ACTIVATIONS`.
-    dropout: rate before the output layer.
+    dropout: dropout rate before the output layer.
 
-  Raises ValueError where names, weights and outputs are not as many.
+  Raises InputError where names, weights and outputs are not as many, or a value is not possible.
   """
 
   outputs: int = 1
@@ -147,6 +166,10 @@ class HeadConfig:
   pooler: bool = False
   activation: str = "tanh"
   dropout: float = 0.0
+  gate: bool = False
+
+  def __repr__(self) -> str:
+    return _stable_repr(self, {"gate"}, {})
 
   def __post_init__(self):
     for name in ("attributes", "mix"):  # JSON has no tuples
@@ -162,3 +185,5 @@ class HeadConfig:
         f"head: attributes {self.attributes}, mix {self.mix}, {self.outputs} outputs, ensemble "
         f"{self.ensemble}; expected a name and a weight for each output, or neither"
       )
+    if self.gate and count < 2:
+      raise InputError(f"head: a gate over attributes {self.attributes}; expected two or more")

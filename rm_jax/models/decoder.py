@@ -1,6 +1,7 @@
 """One decoder for all families of Llama's kind; `DecoderConfig` says how they differ.
 
-Shape letters as in layers.py; M columns in which attention runs, h half of a head's dimensions.
+Shape letters: B rows, T columns (tokens) of a row, D width, N query heads, K key/value heads, H
+head width, h = H / 2, M columns of the space in which attention runs (see `attention`).
 """
 
 import functools
@@ -20,7 +21,7 @@ from rm_jax.types import Batch
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-  """Radians by which a pair of a head's dimensions turns at each position, float32 [H / 2].
+  """Radians by which each pair of a head's dimensions turns per position, float32 [H / 2].
 
   Pair i turns by theta^(-2 i / H) (Su et al. 2021, equation 15). 'linear' divides every frequency
   by `factor`. 'llama3' (Llama 3.1) divides those whose wavelength is over
@@ -54,7 +55,7 @@ def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
   Args:
     x_BTNH: queries or keys. Dimension i is paired with i + H / 2, as in Hugging Face's checkpoints;
       the paper pairs neighbours.
-    turn: cosine and sine of the angles, float32 [B, T, H / 2], computed once for all layers.
+    turn: (cosine, sine) of the angles, float32 [B, T, H / 2], computed once for all layers.
   """
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos, sin = (x_BTh[:, :, None, :] for x_BTh in turn)
@@ -107,10 +108,10 @@ class DecoderLayer(nnx.Module):
 
     Args:
       h_BTD: activations of all columns.
-      turn: of `attention.positions`, see `rotate`.
+      turn: as `rotate` takes it, of `attention.positions`.
       attention: see `attention.Attention`.
-      sliding_window: int [], of this layer; None = none in any layer.
-      dropout, key: of attention's weights.
+      sliding_window: int [], of this layer, in tokens, 0 = none; None = no layer has one.
+      dropout, key: rate and random key of the dropout of attention's weights; no key = no dropout.
     """
     x_BTD = self.attention_norm(h_BTD)
     q_BMNH, k_BMKH, v_BMKH = attention.project(
@@ -156,7 +157,7 @@ class Decoder(nnx.Module):
     remat: see `layers.run_stack`.
     rngs: for fresh parameters.
     lora: which linear maps of the layers that are not frozen have adapters.
-    attention: what it runs on (see `kernels.PACKING`).
+    attention: what attention runs on, a name of `kernels.PACKING`.
   """
 
   causal = True
@@ -197,7 +198,7 @@ class Decoder(nnx.Module):
     key: jax.Array | None,
     at_BM: jax.Array | None = None,
   ) -> jax.Array:
-    """A stack's output, [B, T, D]; with `at_BM` [B, M, D], the last layer's at those columns."""
+    """A stack's output, [B, T, D]; with `at_BM`, at those columns only, [B, M, D]."""
     c = self.config
     frequency_h = rope_frequencies(c.rope, c.head_dim)
     options = dict(dropout=c.attention_dropout if dropout else 0.0)
@@ -217,7 +218,8 @@ class Decoder(nnx.Module):
       turn = turns(some.positions)
       return layer(h, turn, some, sliding_window=sliding_window, key=layer_key, **options)
 
-    # Windows are an array that the scan slices, because all layers are one compiled program.
+    # The layers' sliding windows are an array, of which the scan gives each layer its element: all
+    # layers are one compiled program, in which a window cannot be a constant.
     return run_stack(
       layers,
       body,
@@ -244,10 +246,12 @@ class Decoder(nnx.Module):
     """Hidden states after the last norm, [B, T, D] in the compute dtype.
 
     Args:
-      batch: `hidden`, where it has it, stands for the embedding and the frozen layers.
+      batch: `batch.hidden`, if it is not None, is taken as the output of the embedding and the
+        frozen layers, which are then not run.
       key: turns dropout on.
-      at_BM: int32, only these columns' hidden states are wanted, [B, M, D]: the last layer computes
-        queries, output map and feed-forward for them alone. Needs a layer that is not frozen.
+      at_BM: int32, the columns whose hidden states alone are returned, [B, M, D]: the last layer
+        computes queries, output map and feed-forward for no others. Needs a layer that is not
+        frozen.
     """
     h_BTD = self.features(batch) if batch.hidden is None else batch.hidden.astype(self.dtype)
     windows = self.config.sliding_windows and self.config.sliding_windows[self.frozen :]

@@ -1,7 +1,10 @@
-"""BERT, a post-norm encoder. Shape letters as in layers.py.
+"""BERT, a post-norm encoder.
 
-Columns see those after them, so that a prompt that several responses shared would see all of them:
-each response has its own copy of the prompt.
+Shape letters: B rows, T columns (tokens) of a row, M columns in attention, D width, N heads, H head
+width.
+
+A column sees later columns too, so a prompt that several responses shared would see all of these
+responses. Therefore each response has its own copy of the prompt.
 """
 
 import functools
@@ -58,7 +61,7 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Tokens in groups and branches -> last hidden states; arguments are `decoder.Decoder`'s."""
+  """Tokens in groups and branches -> last hidden states; arguments as of `decoder.Decoder`."""
 
   causal = False
 
@@ -96,7 +99,7 @@ class Encoder(nnx.Module):
     key: jax.Array | None,
     at_BM: jax.Array | None = None,
   ) -> jax.Array:
-    """A stack's output, [B, T, D]; with `at_BM` [B, M, D], the last layer's at those columns."""
+    """A stack's output, [B, T, D]; with `at_BM`, at those columns only, [B, M, D]."""
     rows = row_attention(batch, causal=False)
 
     def body(layer, h, _, layer_key):
@@ -108,18 +111,22 @@ class Encoder(nnx.Module):
     last = None if at_BM is None else last
     return run_stack(layers, body, h_BTD, key=key, remat=self.remat, last=last)
 
-  def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
-    """What enters the first trained layer, [B, T, D]: embedding and frozen layers.
-
-    `key` turns dropout on in the embedding; frozen layers have none.
-    """
+  def embedded(self, batch: Batch) -> jax.Array:
+    """The embedding's output, normalised, [B, T, D]."""
     token_type = jnp.zeros_like(batch.tokens) if batch.token_type is None else batch.token_type
     h_BTD = shard_embedded(
       self.embed(batch.tokens)
       + self.embed_token_type(token_type)
       + self.embed_position(batch.position)
     )
-    h_BTD = drop(self.embed_norm(h_BTD), self.config.hidden_dropout, key)
+    return self.embed_norm(h_BTD)
+
+  def features(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    """What enters the first trained layer, [B, T, D]: embedding and frozen layers.
+
+    `key` turns dropout of the embedding's output on; frozen layers have no dropout.
+    """
+    h_BTD = drop(self.embedded(batch), self.config.hidden_dropout, key)
     return self._run(self.lower, h_BTD, batch, None)
 
   def __call__(
@@ -130,7 +137,8 @@ class Encoder(nnx.Module):
     if batch.hidden is not None:
       h_BTD = batch.hidden.astype(self.dtype)
     else:
-      # Beneath frozen layers the embedding is frozen too, and its output may be computed once and
-      # kept: dropout would make training on the kept one another training.
+      # Where layers are frozen, the embedding is frozen too, and the frozen layers' output may be
+      # computed once and kept (`Batch.hidden`), without dropout. So the embedding has none here
+      # either: training must be the same whether that output is kept or not.
       h_BTD = self.features(batch, key=embed_key if self.lower is None else None)
     return self._run(self.layers, h_BTD, batch, layer_key, at_BM)

@@ -2,9 +2,11 @@
 
 Neither kernel knows branches. So they get windows that hold whole sequences (`batch.layout.Packing`
 copies a shared prompt's columns for each of its responses), within which the rule 'same group, same
-branch or prompt, not later' is 'same sequence, not later': what both know as causal.
+branch or prompt, not later' is 'same sequence, not later', which both support as causal attention.
 
-Shape letters as in attention.py; W windows of a size, of all rows together.
+Shape letters: B rows, M columns of all windows of a row laid end to end, N query heads, K key/value
+heads, H head width, W windows of one size in all rows together, R in each row, L columns of a
+window.
 """
 
 import functools
@@ -20,11 +22,11 @@ from rm_jax.parallel.axes import map_rows_and_heads
 
 log = logging.getLogger(__name__)
 
-# Values of model.attention.
+# Values of the config field model.attention.
 CHOICES = ("auto", "xla", "splash", "cudnn")
 # What a network's attention may run on -> how its batches are packed, as arguments of `Packing`.
 # 'interpreted' is 'splash' run by Pallas' interpreter, and 'lengths' is cuDNN's call computed by
-# XLA: with these two a CPU tests the code of the others.
+# XLA: with these two, tests on a CPU run the code of 'splash' and 'cudnn'.
 PACKING: dict[str, dict[str, Any]] = {
   "xla": {},
   # Windows are padded to whole TPU registers, which are 128 lanes wide.
@@ -53,11 +55,11 @@ def choose(
       network, else 'xla'; the reason is logged.
     backbone: of the network.
     dtype: of its compute.
-    packed: data.pack, without which batches have no windows.
+    packed: the config field data.pack; if it is False, batches have no windows.
     device: one of those that the step is compiled for, which need not be on this machine.
 
   Raises:
-    ValueError: an unknown name, or a kernel that does not support the network or the device.
+    InputError: an unknown name, or a kernel that does not support the network or the device.
   """
   if wanted not in CHOICES:
     raise InputError(f"model.attention is {wanted!r}; expected one of {', '.join(CHOICES)}")
@@ -93,7 +95,7 @@ def _obstacle(kernel: str, backbone, dtype: str, packed: bool, device) -> tuple[
     if device.platform not in ("tpu", "cpu"):
       return f"the devices are of platform {device.platform!r}", "a TPU, or a CPU for tests (slow)"
     if device.platform == "tpu" and dtype != "bfloat16":
-      # Its products of float32 are rounded to bfloat16, and float32 compute means float32.
+      # Splash rounds the operands of float32 products to bfloat16, and float32 compute must not.
       return f"model.dtype is {dtype!r}", "model.dtype=bfloat16"
     return None
   if device.platform != "gpu":
@@ -123,7 +125,7 @@ def attend_in_windows(
 
   Args:
     kernel: a name of `PACKING`, not 'xla'.
-    q_BMNH, k_BMKH, v_BMKH: queries, keys and values, in window space; queries scaled.
+    q_BMNH, k_BMKH, v_BMKH: queries, keys and values, in window space; queries already scaled.
     segments: int32 [B, R, L] for each size of window (`Batch.segments`).
   """
 
@@ -144,7 +146,7 @@ def attend_in_windows(
 
 
 def blocks(L: int) -> tuple[int, int]:
-  """(number of blocks of a window of L columns, columns of each): few, equal, multiples of 128."""
+  """(number of equal blocks of a window of L columns, columns of each, a multiple of 128)."""
   count = -(-L // _BLOCK)
   return count, -(-L // count // _LANES) * _LANES
 
@@ -164,7 +166,8 @@ def splash(
   'minimal' keeps.
 
   Args:
-    q_WLNH, k_WLKH, v_WLKH: bfloat16 (interpreted, float32 as well); N a multiple of K.
+    q_WLNH, k_WLKH, v_WLKH: bfloat16 (interpreted, float32 as well); N a multiple of K; queries
+      already scaled.
     segment_WL: int32; 0 = padding, whose output is finite and means nothing.
     interpret: run by Pallas' interpreter, on any device; slow.
   """
@@ -212,9 +215,10 @@ def by_lengths(
   """Causal attention within windows that hold one sequence each, from their first column on.
 
   Args:
-    q_WLNH, k_WLKH, v_WLKH: of cuDNN bfloat16 or float16; N a multiple of K.
+    q_WLNH, k_WLKH, v_WLKH: for cuDNN bfloat16 or float16; N a multiple of K; queries already
+      scaled.
     segment_WL: int32, 0 after the sequence's end.
-    implementation: 'cudnn' or 'xla', as `jax.nn.dot_product_attention` has it.
+    implementation: 'cudnn' or 'xla', as `jax.nn.dot_product_attention` takes it.
 
   Returns:
     [W, L, N, H], 0 after the sequence's end.

@@ -37,8 +37,9 @@ def _of_cudnn(primitive, *_, **__) -> bool:
   return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
-# What rematerialisation keeps of a layer, by model.remat; all else is computed again in the
-# backward pass. 'attention' names the output and normaliser of attention (see attention.py).
+# Value of the config field model.remat -> the policy that says which values of a layer are kept for
+# the backward pass; all others are computed again there (rematerialisation). The name 'attention'
+# is given to the output and normaliser of attention in attention.py.
 _either = jax.checkpoint_policies.save_from_both_policies
 REMAT = {
   "none": None,
@@ -54,7 +55,7 @@ REMAT = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-  """The activation that a config.json names. Raises ValueError for one that is not known."""
+  """The activation that a config.json names. Raises InputError for a name that is not known."""
   if name not in ACTIVATIONS:
     raise InputError(f"hidden_act {name!r} is not supported; expected one of {sorted(ACTIVATIONS)}")
   return ACTIVATIONS[name]
@@ -76,7 +77,7 @@ def _flat_dot(x, kernel, dimensions, **options) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x_ND: jax.Array, kernel_DF: jax.Array, options: tuple) -> jax.Array:
-  """The product of two matrices, with a weights' gradient that is fast on CPU."""
+  """The product of two matrices, with a gradient of the kernel that is fast on CPU."""
   return _dot(x_ND, kernel_DF, 1, 0, options)
 
 
@@ -115,15 +116,16 @@ def _turned_product(x_ND: jax.Array, g_NF: jax.Array, *, options: tuple) -> jax.
 class RMSNorm(nnx.Module):
   """x / sqrt(mean(x²) + epsilon) · (offset + scale) over the last axis, in float32.
 
-  Zhang & Sennrich 2019, equation 4. As flax's, but for its sums on CPU, which are products with
-  ones: XLA takes six to fifteen times as long there over reductions of these shapes.
+  Zhang & Sennrich 2019, equation 4. On CPU its means are matrix products with a constant vector:
+  XLA takes six to fifteen times as long there over reductions of these shapes, which flax's RMSNorm
+  uses.
 
   Args:
     width: of the last axis.
     epsilon: added to the mean square.
     dtype: of the output.
     rngs: not used; a fresh norm multiplies by one.
-    offset: 1 where a checkpoint stores scales about zero (Gemma).
+    offset: 1 where a checkpoint stores each scale minus one (Gemma); else 0.
   """
 
   def __init__(self, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs, offset: float = 0.0):
@@ -191,11 +193,11 @@ def linear(
     name: by which `lora` targets it.
     inputs, outputs: size or sizes of the axes that it reads and writes.
     axis: the axes that it reads.
-    bias: whether it has one.
-    std: of a fresh kernel.
+    bias: whether the map has a bias.
+    std: standard deviation of a fresh kernel.
     dtype: of the compute; parameters are float32.
     rngs: for fresh parameters.
-    lora: None, or which maps have adapters.
+    lora: which maps have adapters; None = none.
   """
   adapted = lora is not None and lora.adapts(name)
   make = functools.partial(Adapted, lora=lora) if adapted else nnx.LinearGeneral

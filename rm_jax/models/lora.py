@@ -25,7 +25,7 @@ class Lora:
     base_dtype: in which the backbone's own parameters, which are not trained, are stored:
       'float32' or 'bfloat16'.
 
-  Raises ValueError for a rank under 1, or a target or type that is not known.
+  Raises InputError for a rank under 1, or a target or a `base_dtype` that is not known.
   """
 
   rank: int
@@ -91,7 +91,7 @@ def merged(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
 
   Args:
     params: path -> array; stacks of layers have a leading axis.
-    lora: which they were trained with.
+    lora: the adapters' record that they were trained with.
 
   Returns:
     path -> array, the backbone's in float32.

@@ -1,6 +1,7 @@
 """The network of a reward model: a backbone, and a head that reads its hidden states at marks.
 
-Shape letters as in layers.py and types.py; M = G K marks of a row, A outputs of the head.
+Shape letters: B rows, T columns (tokens) of a row, G groups a row, K marks a group, M = G K marks
+of a row, D width, A outputs of the head.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ class Head(nnx.Module):
   less than bfloat16 resolves.
 
   A fresh output layer is normal(0, 1 / (D + 1)): scores start near zero and a pairwise loss near
-  log 2, so that a first loss far from it is the sign of a bug.
+  log 2, so that a first loss far from log 2 is the sign of a bug.
 
   Args:
     config: see `HeadConfig`.
@@ -47,6 +48,20 @@ class Head(nnx.Module):
     )
     self.out = linear("out", width, config.outputs, bias=config.bias, std=1 / (width + 1), **maps)
     self.mix = nnx.Param(jnp.asarray(config.mix, jnp.float32)) if config.attributes else None
+    names = len(config.attributes)
+    # "gating" and not "gate", which is a map of a decoder's feed-forward.
+    self.gating = (
+      linear("gating", width, names, bias=True, std=0.0, **maps) if config.gate else None
+    )
+
+  def log_weights(self, state: jax.Array) -> jax.Array:
+    """The gate: states of prompts [..., D] -> log of the attributes' weights, float32 [..., A].
+
+    The gate does not train the backbone (there is no gradient to `state`), so that it can be added
+    without changing what the attributes learn.
+    """
+    state = jax.lax.stop_gradient(state.astype(jnp.float32))
+    return jax.nn.log_softmax(self.gating(state))
 
   def __call__(self, h: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     h = h.astype(jnp.float32)
@@ -58,8 +73,8 @@ class Head(nnx.Module):
 def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax.Array:
   """Means over the columns first .. last, both included; float32 [B, M, D].
 
-  As a product with a matrix of zeros and ones, summed in float32: a difference of running sums
-  would lose digits in a long row.
+  They are computed as a product with a matrix of zeros and ones, summed in float32: a difference of
+  running sums would lose digits in a long row.
 
   Args:
     h_BTD: hidden states of any float dtype.
@@ -80,8 +95,9 @@ def reads_marks_alone(*, spans: bool, trained: bool) -> bool:
   """Whether the last layer computes only the columns that the head reads (see `Network.apply`).
 
   On one CPU this saves most of the last layer: its queries, output map and feed-forward of all
-  other columns. It reads that layer's parameters out of their stack, which copies them, and on many
-  devices gathers columns across them; there it was not measured to pay.
+  other columns. Its costs are that the last layer's parameters are copied out of the stack of
+  layers, and that on many devices columns are gathered across devices. No measurement has
+  shown that it pays on other devices.
 
   Args:
     spans: means over columns are read, not single columns.
@@ -127,7 +143,8 @@ class Network:
     attention: what a decoder's attention runs on, a name of `kernels.PACKING`, which also says how
       batches are to be packed.
 
-  Raises ValueError for a number of frozen layers, a `remat` or an `attention` that cannot be.
+  Raises InputError for a number of frozen layers or a `remat` that is not possible, and ValueError
+  for an unknown `attention`.
   """
 
   backbone: DecoderConfig | EncoderConfig
@@ -153,6 +170,11 @@ class Network:
   def causal(self) -> bool:
     """Whether the backbone is a decoder, whose responses can share a prompt."""
     return isinstance(self.backbone, DecoderConfig)
+
+  @property
+  def needs(self) -> frozenset[str]:
+    """Optional arrays of a batch that the network cannot do without."""
+    return frozenset({"prompt_end"} if self.head.gate else ())
 
   # Parameters.
 
@@ -183,7 +205,8 @@ class Network:
     """Scores at the marks, float32 [B, G, K]; 0 where not `batch.where`.
 
     A mark's score is read from its column, or from the mean of the columns `batch.starts` to its
-    own. Where the head has members or attributes, each output's: [A, B, G, K].
+    own. Where the head has members or attributes, each output's: [A, B, G, K]. Where it has a gate,
+    the logarithms of the weights that it gives to the A attributes follow them: [2 A, B, G, K].
 
     Args:
       params: nested dict.
@@ -203,48 +226,104 @@ class Network:
   ) -> tuple[jax.Array, jax.Array | None]:
     modules = self._bind(params)
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
-    h_BMD, h_BTD = self._pooled(modules, batch, key=body_key, whole=whole)
-    return self._scores(modules, h_BMD, batch, key=head_key), h_BTD
+    h_BMD, prompt_BMD, h_BTD = self._pooled(modules, batch, key=body_key, whole=whole)
+    return self._scores(modules, h_BMD, prompt_BMD, batch, key=head_key), h_BTD
 
   def _pooled(
     self, modules: _Modules, batch: Batch, *, key: jax.Array | None = None, whole: bool = False
-  ) -> tuple[jax.Array, jax.Array | None]:
-    """What the head reads at each mark, [B, M, D]; and the last hidden states.
+  ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """What the head reads: at each mark, and of the mark's prompt, both [B, M, D]; hidden states.
 
-    Hidden states, [B, T, D], are None where the last layer computed only what is read, which it
-    does where it can (`reads_marks_alone`) unless `whole`.
+    The prompt's state is None without a gate. In a decoder it is the hidden state of the prompt's
+    last token. In an encoder all hidden states have read the response too, so it is the mean of the
+    prompt's embeddings. The last hidden states, [B, T, D], are None where the last layer computed
+    only what is read, which it does where it can (`reads_marks_alone`) unless `whole`.
     """
-    marks_BM = batch.marks.reshape(len(batch.marks), -1)
+    shape = len(batch.marks), -1
+    marks_BM = batch.marks.reshape(shape)
+    ends_BM = batch.prompt_end.reshape(shape) if self.head.gate else None
+    prompt_BMD = None
+    if self.head.gate and not self.causal:
+      prompt_BMD = self._prompt_means(modules, batch, ends_BM)
     spans = batch.starts is not None
     trained = modules.backbone.layers is not None
     if not whole and reads_marks_alone(spans=spans, trained=trained):
-      return modules.backbone(batch, key=key, at_BM=marks_BM), None
+      if ends_BM is None or prompt_BMD is not None:
+        return modules.backbone(batch, key=key, at_BM=marks_BM), prompt_BMD, None
+      both_BM = jnp.concatenate([marks_BM, ends_BM], axis=1)
+      return *jnp.split(modules.backbone(batch, key=key, at_BM=both_BM), 2, axis=1), None
     h_BTD = modules.backbone(batch, key=key)
+    if ends_BM is not None and prompt_BMD is None:
+      prompt_BMD = columns(h_BTD, ends_BM)
     if spans:
-      return span_means(h_BTD, batch.starts.reshape(marks_BM.shape), marks_BM), h_BTD
-    return columns(h_BTD, marks_BM), h_BTD
+      h_BMD = span_means(h_BTD, batch.starts.reshape(marks_BM.shape), marks_BM)
+    else:
+      h_BMD = columns(h_BTD, marks_BM)
+    return h_BMD, prompt_BMD, h_BTD
+
+  def _prompt_means(self, modules: _Modules, batch: Batch, ends_BM: jax.Array) -> jax.Array:
+    """Means of an encoder's embeddings over the prompt of each mark, float32 [B, M, D]."""
+    # A mark's sequence has no shared part in an encoder, and begins at position 0.
+    first_BM = ends_BM - jnp.take_along_axis(batch.position, ends_BM, axis=1)
+    return span_means(modules.backbone.embedded(batch), first_BM, ends_BM)
 
   def _scores(
-    self, modules: _Modules, h_BMD: jax.Array, batch: Batch, *, key: jax.Array | None = None
+    self,
+    modules: _Modules,
+    h_BMD: jax.Array,
+    prompt_BMD: jax.Array | None,
+    batch: Batch,
+    *,
+    key: jax.Array | None = None,
   ) -> jax.Array:
     """Scores as of `apply`, of what the head reads."""
     scores_BMA = modules.head(h_BMD, key=key)
+    if self.head.gate:
+      parts = [scores_BMA, modules.head.log_weights(prompt_BMD)]
+      scores_BMA = jnp.concatenate(parts, axis=-1)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
-    # One attribute keeps its axis: the mix of attributes is over it.
+    # With one attribute the axis A stays: `reward` sums over it.
     one = scores_ABGK.shape[0] == 1 and not self.head.attributes
     return scores_ABGK[0] if one else scores_ABGK
 
   def reward(self, params: dict, scores: jax.Array) -> jax.Array:
     """The reward, float32 [B, G, K], of `apply`'s scores.
 
-    The mean of an ensemble's members; the sum of attributes by the weights params['head']['mix'].
+    The mean of an ensemble's members; the sum of attributes by the weights params['head']['mix'],
+    or by the gate's.
     """
     if self.head.ensemble:
       return jnp.mean(scores, axis=0)
+    if self.head.gate:
+      scores_ABGK, log_weights_ABGK = jnp.split(scores, 2)
+      return jnp.sum(jnp.exp(log_weights_ABGK) * scores_ABGK, axis=0)
     if self.head.attributes:
       return jnp.sum(params["head"]["mix"][:, None, None, None] * scores, axis=0)
     return scores
+
+  def weights(self, params: dict, batch: Batch) -> jax.Array:
+    """The weight of each attribute in the reward at the marks, float32 [A, B, G, K]."""
+    if self.head.gate:
+      return jnp.exp(jnp.split(self.apply(params, batch), 2)[1])
+    shape = len(self.head.attributes), *batch.marks.shape
+    return jnp.broadcast_to(params["head"]["mix"][:, None, None, None], shape)
+
+  def judged(self, params: dict, scores: jax.Array, batch: Batch) -> jax.Array:
+    """What each group's feedback is about, float32 [B, G, K]: the reward, or one attribute's score.
+
+    Args:
+      params: nested dict.
+      scores: `apply`'s.
+      batch: `objective` says which attribute; without it, it is the reward everywhere.
+    """
+    rewards_BGK = self.reward(params, scores)
+    if batch.objective is None:
+      return rewards_BGK
+    own_BGK = rewards_BGK
+    for a in range(len(self.head.attributes)):
+      own_BGK = jnp.where((batch.objective == a)[..., None], scores[a], own_BGK)
+    return own_BGK
 
   def score(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """(rewards, float32 [B, G, K]; the scores that they are made of, as `apply` gives them)."""
@@ -254,8 +333,8 @@ class Network:
   def read(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the head reads at each mark, float32 [B, G, K, D]; rewards and scores as of `score`."""
     modules = self._bind(params)
-    h_BMD, _ = self._pooled(modules, batch)
-    scores = self._scores(modules, h_BMD, batch)
+    h_BMD, prompt_BMD, _ = self._pooled(modules, batch)
+    scores = self._scores(modules, h_BMD, prompt_BMD, batch)
     pooled_BGKD = h_BMD.astype(jnp.float32).reshape(*batch.marks.shape, -1)
     return pooled_BGKD, self.reward(params, scores), scores
 

@@ -16,7 +16,7 @@ def precision(dtype: Any) -> jax.lax.Precision:
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Inverted dropout (kept elements are divided by 1 - rate); none without a key or a rate."""
+  """Inverted dropout: kept elements are divided by 1 - rate. Without key or rate, x itself."""
   if key is None or rate == 0.0:
     return x
   keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)

@@ -1,12 +1,12 @@
 """Sharding rules: logical axes of every parameter, and the mesh axes they are sharded over.
 
 Parameters have named ("logical") axes, and `ShardingRules` maps each name to a mesh axis, as in
-MaxText and t5x. Of the activations the XLA compiler is told three things and infers the rest:
+MaxText and t5x. The XLA compiler is told three more things and infers the rest:
 
 - `shard_rows`: activations are sharded by rows of the batch, over `ROWS`;
 - `gather_layer`: a layer's parameters are all-gathered over 'fsdp' just before the layer runs (FSDP
   or ZeRO-3, Rajbhandari et al. 2020);
-- `shard_embedded`: the embedding is looked up on the devices that hold its columns.
+- `shard_embedded`: each device looks tokens up in the slice of the embedding's width that it holds.
 
 Without these constraints the compiler shards the width of the activations as it does that of the
 parameters, and then all-gathers whole batches many times in every layer.
@@ -67,6 +67,8 @@ _AXES = {
   "out/kernel": (None, None),
   "out/bias": (None,),
   "head/mix": (None,),
+  "gating/kernel": (None, None),
+  "gating/bias": (None,),
 }
 
 
@@ -74,7 +76,7 @@ def matrix_axes(path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
   """Which axes of a kernel are its inputs and which its outputs.
 
   Args:
-    path: of a parameter, 'backbone/layers/q/kernel'.
+    path: of a parameter, such as 'backbone/layers/q/kernel'.
 
   Returns:
     (input axes, output axes) of a layer's kernel; None for any other parameter.
@@ -82,7 +84,7 @@ def matrix_axes(path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
   module = "/".join(path.split("/")[-2:])
   if not path.startswith(("backbone/layers/", "backbone/lower/")) or not path.endswith("/kernel"):
     return None
-  # Axis 0 is the axis of layers: parameters of equal layers are stacked.
+  # Axis 0 is the axis of layers: the parameters of all layers are stacked.
   inputs = 2 if module == "o/kernel" else 1
   return tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, 1 + len(_AXES[module])))
 
@@ -91,12 +93,13 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
   """Logical axis of each dimension of a parameter.
 
   Args:
-    path: of the parameter, 'backbone/layers/q/kernel'.
+    path: of the parameter, such as 'backbone/layers/q/kernel'.
     ndim: its number of dimensions.
 
   Raises:
-    KeyError: the table does not have the parameter. There is no default, since it would replicate
-      a large parameter on every device without notice.
+    KeyError: `_AXES` does not have the parameter, or has it with another number of dimensions.
+      There is no default, since it would replicate a large parameter on every device without
+      notice.
   """
   module = "/".join(path.split("/")[-2:])
   if module.endswith(("/lora_a", "/lora_b")):
@@ -114,7 +117,7 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
 
 
 def _is_sharded() -> bool:
-  """Whether the current mesh has our axes and more than one device."""
+  """Whether the current mesh has the axes `ROWS` and more than one device."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.size > 1 and set(ROWS) <= set(mesh.axis_names)
 
@@ -126,7 +129,7 @@ def on_one_cpu() -> bool:
 
 
 def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-  """`with_sharding_constraint` on the current mesh; does nothing on a single device."""
+  """`with_sharding_constraint` on the current mesh; does nothing unless `_is_sharded`."""
   return jax.lax.with_sharding_constraint(x, spec) if _is_sharded() else x
 
 
@@ -139,9 +142,9 @@ def map_rows_and_heads(function: Callable[..., jax.Array]) -> Callable[..., jax.
   """`shard_map` of attention over rows and heads, for kernels that the compiler cannot partition.
 
   Args:
-    function: (q, k, v, per_row) -> output. q, k, v and the output are [B, M, heads, H], and a
-      device's part of them has some of the rows and some of the heads; `per_row` is a pytree of
-      [B, ...], of which it has some of the rows.
+    function: (q, k, v, per_row) -> output. q, k, v and the output are [B rows, M columns, heads, H
+      head width], and each device has some of the rows and some of the heads of them; `per_row` is
+      a pytree of arrays [B, ...], of which each device has some of the rows.
 
   Returns:
     the function of the whole arrays; on a single device `function` itself.
@@ -158,11 +161,11 @@ def map_rows_and_heads(function: Callable[..., jax.Array]) -> Callable[..., jax.
 
 
 def shard_embedded(h_BTD: jax.Array) -> jax.Array:
-  """Shards an embedding's output by its columns first, as the embedding is, and then by rows.
+  """Shards an embedding's output by its width first, as the embedding is, and then by rows.
 
-  So the compiler looks tokens up in each device's own columns and exchanges the results. With the
-  second constraint alone it would gather the whole embedding, or the activations of the whole
-  batch, on every device.
+  So each device looks tokens up in its own slice of the embedding's width, and the results are
+  exchanged. With the second constraint alone the compiler would gather the whole embedding, or the
+  activations of the whole batch, on every device.
   """
   return shard_rows(_constrain(h_BTD, PartitionSpec("data", None, "fsdp")))
 
@@ -175,8 +178,8 @@ def gather_layer(layer: Any, dtype: Any) -> Any:
 
   Args:
     layer: pytree of one layer's parameters, without an axis of layers.
-    dtype: compute dtype. Kernels and biases are cast before they are sent, as the linear maps would
-      cast them anyway: in bfloat16 half the bytes.
+    dtype: compute dtype. Kernels and biases are cast to it before they are sent, which in bfloat16
+      halves the bytes; the linear maps would cast them anyway.
   """
   if not _is_sharded():
     return layer
@@ -193,7 +196,7 @@ def gather_layer(layer: Any, dtype: Any) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x: jax.Array, sharded: PartitionSpec, whole: PartitionSpec) -> jax.Array:
-  # A custom VJP, because the gradient has to be constrained to another sharding than x.
+  # The VJP is custom, because the gradient gets the sharding `sharded` and the result `whole`.
   del sharded
   return _constrain(x, whole)
 

@@ -1,8 +1,9 @@
 """Communication between the processes of one run, of which each host of a pod has one.
 
 Every process runs the same program on the same data, and arrays are sharded over the devices of
-all. Process 0 writes the workdir. All these functions are collective: every process has to call
-them, in the same order, or the others wait forever. In a run of one process they return at once.
+all. Process 0 writes the workdir. All these functions but `is_main` are collective: every process
+has to call them, in the same order, or the others wait forever. In a run of one process they return
+at once.
 """
 
 import json
@@ -49,13 +50,14 @@ def broadcast_array(array: np.ndarray) -> np.ndarray:
   """Process 0's array, on every process; the others give one of the same shape and dtype."""
   if jax.process_count() == 1 or not array.size:
     return array
-  # As bytes, because JAX broadcasts by a sum with the zeros of the others, and -0.0 + 0.0 is +0.0.
+  # Sent as bytes, because JAX broadcasts by adding up process 0's array and zeros of the others,
+  # and -0.0 + 0.0 is +0.0.
   data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
   data = np.asarray(multihost_utils.broadcast_one_to_all(data), np.uint8)
   return data.view(array.dtype).reshape(array.shape)
 
 
-_LONGEST = 2000  # bytes of an error message that are sent to the other processes
+_LONGEST = 2000  # most bytes of an error message that are sent to other processes
 
 
 def first_problem(problem: str) -> str:
@@ -83,9 +85,10 @@ def barrier(name: str) -> None:
 
 
 def is_shared(folder: Path) -> bool:
-  """Whether all processes see the same folder under process 0's path; it is made if missing.
+  """Whether `folder` is the same path and the same folder for all processes.
 
-  Process 0 puts a file with a random name there, and the others look for it.
+  Process 0 makes the folder if it is missing and puts a file with a random name there, for which
+  the others look.
   """
   if is_main():
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +115,7 @@ def check_same(**values: Any) -> None:
     values: by name, anything that JSON can hold.
 
   Raises:
-    ValueError: on all processes, if one has another value than process 0.
+    InputError: on all processes, if one has another value than process 0.
   """
   if jax.process_count() == 1:
     return
@@ -132,9 +135,9 @@ def asked_to_stop(asked: int | None, step: int) -> int | None:
   """The signal by which a run is to stop after this step, or None: the same on all processes.
 
   Args:
-    asked: the signal that this process received, or None. It counts in a run of one process; with
-      several, JAX's preemption service listens for SIGTERM on every host and no other signal.
-    step: the same on all processes, which must ask after every step.
+    asked: the signal that this process received, or None. It is used only in a run of one process.
+      With several, JAX's preemption service is asked, which listens on every host for SIGTERM only.
+    step: number of this step, the same on all processes; they must all ask after every step.
   """
   if jax.process_count() == 1:
     return asked

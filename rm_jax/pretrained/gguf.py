@@ -1,9 +1,9 @@
-"""Read a GGUF file as Hugging Face would have it: config, weights and tokenizer, without torch.
+"""Reads a GGUF file as Hugging Face would have it: config, weights and tokenizer, without torch.
 
 A GGUF file is llama.cpp's format: weights (mostly quantised), hyper-parameters and the tokenizer in
 one file. Its keys and tensors are converted back to those of the Hugging Face folder that it was
-made from. A key that we do not know is an error: a scaling of RoPE or a split rule that is ignored
-would give a model that is silently wrong.
+made from. A key that we do not know is an error: a model whose scaling of RoPE, or whose rule for
+splitting text, is ignored would be silently wrong.
 """
 
 import contextlib
@@ -24,10 +24,11 @@ from rm_jax.pretrained.families.family import Gguf
 
 _log = logging.getLogger(__name__)
 
-# `general.architecture` of a file -> the family. llama.cpp calls those that we read by the names
-# that config.json has.
+# `general.architecture` of a file -> the family. For the families that we read, llama.cpp has the
+# same names as `model_type` of config.json.
 _READ = {name: family for name, family in FAMILIES.items() if family.gguf is not None}
-_DIVISORS = "rope_freqs.weight"  # of RoPE's frequencies, Llama 3's scaling; no parameter
+# The tensor by which RoPE's frequencies are divided (Llama 3's scaling). It is not a parameter.
+_DIVISORS = "rope_freqs.weight"
 _YARN = {
   "rope.scaling.yarn_attn_factor": "attention_factor",
   "rope.scaling.yarn_beta_fast": "beta_fast",
@@ -61,7 +62,8 @@ class GGUF(contextlib.AbstractContextManager):
   def get(self, name: str) -> np.ndarray:
     """A tensor, de-quantised: float32 [*shape(name)], a fresh array."""
     stored, kind = self._file.data(self._names[name]), self._file.tensors[self._names[name]].kind
-    with np.errstate(invalid="ignore", over="ignore"):  # `hf.read_tensor` finds what is not finite
+    # No warnings: `read_tensor` in pretrained/hf.py raises an error for NaN and infinity.
+    with np.errstate(invalid="ignore", over="ignore"):
       array = gguf.dequantize(stored, kind)
     if np.may_share_memory(array, stored):
       array = array.copy()
@@ -72,7 +74,7 @@ class GGUF(contextlib.AbstractContextManager):
     return array
 
   def close(self) -> None:
-    """Closes the file."""
+    """Makes the tensors unavailable; the file is unmapped when the object is deleted."""
     self._names = {}
 
   def __exit__(self, *unused) -> None:
@@ -80,7 +82,12 @@ class GGUF(contextlib.AbstractContextManager):
 
 
 def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:
-  """Undoes llama.cpp's interleaving of the two RoPE halves of each head, in rows [heads · dim]."""
+  """Undoes llama.cpp's interleaving of the two RoPE halves of each head.
+
+  Args:
+    array: [heads · dim, ...].
+    heads: their number.
+  """
   pairs = array.reshape(heads, -1, 2, *array.shape[1:])
   return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)
 
@@ -152,7 +159,7 @@ def _open(path: str | os.PathLike) -> gguf_file.File:
 
 
 def _short(value: Any) -> str:
-  """A value for a message, shortened: a key may hold a list of a million."""
+  """A value for a message, shortened, since a key may hold a list of a million values."""
   said = repr(value[:9] if isinstance(value, list | str) else value)
   return f"{said[:80]} ..." if len(said) > 80 or said != repr(value) else said
 
@@ -176,7 +183,11 @@ class _Keys:
     self._file = file
 
   def take(self, key: str, kind: type, default: Any = None) -> Any:
-    """The value of a key, or the default. Where there is neither, notes a problem and returns 1."""
+    """The value of a key, or the default.
+
+    Where there is neither, or the value is of another type than `kind`, not finite, or an int below
+    1 (0 is allowed if it is the default), notes a problem and returns kind(1).
+    """
     if key not in self.left:
       if default is None:
         self.problems.append(f"key {self.prefix}{key} is missing")
@@ -194,7 +205,10 @@ class _Keys:
 
 
 def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, Any], dict[str, int]]:
-  """(config.json's dictionary, the size of each dimension by its letter in `tables`)."""
+  """(config.json's dictionary, the size of each dimension by its letter in families/tables.py).
+
+  Raises ValueError for keys that are missing, unknown or wrong, all of them in one message.
+  """
   name, tensors = file.get("general.architecture"), file.tensors
   keys = _Keys(file, name)
   hidden = keys.take("embedding_length", int)
@@ -261,8 +275,9 @@ def _rope_scaling(
     keys.problems.append(f"key {keys.prefix}rope.scaling.type is {kind!r}; we read linear and yarn")
   if divisors is None:
     return None
-  # The converter keeps the divisors and drops the four numbers that they were computed from. All
-  # Llama 3 models have the same last three, and the first is the largest divisor.
+  # The converter keeps the divisors and drops the four numbers that they were computed from, those
+  # of `scaling` below. The last three are the same in all Llama 3 models, and `factor` is the
+  # largest divisor.
   if divisors.dtype != np.float32 or not divisors.size or not np.isfinite(divisors).all():
     keys.problems.append(f"tensor {_DIVISORS} is not of finite float32 numbers")
     return None
@@ -297,7 +312,8 @@ def _table(stored: Gguf, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _unreadable(file: gguf_file.File) -> list[str]:
-  """One problem for each quantisation that the `gguf` package cannot de-quantise."""
+  """A line for an error message for each quantisation in the file that `gguf` cannot
+  de-quantise."""
   firsts = {tensor.kind: tensor.name for tensor in reversed(list(file.tensors.values()))}
   problems = []
   for kind, name in firsts.items():

@@ -26,8 +26,9 @@ from gguf.quants import quant_shape_to_byte_shape
 from rm_jax.errors import InputError
 
 _VERSIONS = (2, 3)
-_MOST_DIMS = 4  # ggml's own limit
-# Far more keys or tensors than a model has; each takes some hundred bytes before it is checked.
+_MOST_DIMS = 4  # the most dimensions of a tensor, as in ggml
+# The most keys, and the most tensors, that a file may have: far more than any model. Each takes a
+# few hundred bytes of memory while the header is read, before its content is checked.
 _MOST_ENTRIES = 65_536
 _SCALARS = {
   GGUFValueType.UINT8: "B",
@@ -51,7 +52,7 @@ class Tensor:
 
   Attributes:
     name: GGUF's.
-    kind: how it is stored.
+    kind: the dtype or quantisation in which it is stored.
     shape: outermost dimension first, as in NumPy; the file has the reverse order.
     start: its first byte in the file.
     nbytes: as stored.
@@ -76,7 +77,8 @@ class File:
   Raises:
     OSError: it cannot be read.
     InputError: it is not GGUF, or of a version that we do not know; a count or a length in it is
-      more than it has; a name stands twice; or it is not as long as its header and tensors.
+      more than the bytes that are left; a name stands twice; or the file is longer or shorter than
+      its header and tensors.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -91,7 +93,7 @@ class File:
       raise InputError("it does not begin with 'GGUF'")
     version = self._number("I")
     if version not in _VERSIONS:
-      # A file for machines of the other byte order has its version the other way round.
+      # In a big-endian file the bytes of the version are reversed: its low 16 bits are 0.
       order = " (big-endian)" if version & 0xFFFF == 0 and version else ""
       raise InputError(f"its version is {version}{order}; we read {_VERSIONS}, little-endian")
     tensors, keys = self._count("Q", "tensors"), self._count("Q", "keys")
@@ -119,7 +121,8 @@ class File:
   def get(self, key: str, default: Any = None) -> Any:
     """A key's value: bool, int, float, str or a list of such; the default where it is missing.
 
-    Raises InputError, with the file's name, for a text that is not UTF-8 or a bool that is neither.
+    Raises InputError, with the file's name, for a text that is not UTF-8 or a bool stored as
+    another number than 0 or 1.
     """
     if key not in self._values:
       return default
@@ -225,7 +228,7 @@ class File:
     if kind != GGUFValueType.UINT32 or not align or align & (align - 1):
       raise InputError(f"key general.alignment is {align}; expected a power of two as uint32")
     start = padded = header + -header % align
-    end = header  # of a file of keys alone
+    end = header  # where a file without tensors ends
     for tensor in found:
       if tensor.name in self.tensors:
         raise InputError(f"tensor {tensor.name} stands twice")

@@ -23,7 +23,7 @@ class _Pre:
   split: str | None = None  # None: GPT-2's rule, which `ByteLevel` holds
   digits: bool = False  # each digit alone, before GPT-2's rule
   nfc: bool = False  # normalised first, as the original does (llama.cpp does not)
-  whole: bool = False  # a piece that is a token is taken whole, whatever the merges
+  whole: bool = False  # a piece of the cut text that is a token becomes it, whatever the merges are
   bos: bool = False  # BOS is added unless the file says otherwise
 
 
@@ -45,10 +45,10 @@ _PRE = {
   "qwen2": _Pre(_WORDS % "", nfc=True),
 }
 
-# tokenizer.ggml.token_type
+# Values of the key tokenizer.ggml.token_type.
 _CONTROL, _USER_DEFINED = 3, 4
-# The most characters of a token. `_sentencepiece` cuts a token in two at each character, so that
-# one of a million would take all time and memory; real ones have at most a hundred.
+# The most characters of a token. `_sentencepiece` cuts a token in two at each character, so that a
+# token of a million characters would take all time and memory. Real tokens have at most a hundred.
 _LONGEST = 1024
 _MOST_LISTED = 20  # problems in a message
 
@@ -70,7 +70,10 @@ def build(file: gguf_file.File, path: str) -> transformers.PreTrainedTokenizerFa
   wrong: list[str] = []
 
   def get(key: str, of: type, default: Any = None) -> Any:
-    """A key's value: of a type, or where the default is a list, a list of such."""
+    """A key's value, of type `of` or, where the default is a list, a list of such values.
+
+    If it is of another type, that is noted in `wrong` and the default is returned.
+    """
     if key not in file:
       return default
     value, many = file.get(key), isinstance(default, list)
@@ -202,8 +205,9 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple], pre: _Pre) -> tokeni
 def _sentencepiece(
   vocab: dict[str, int], scores: dict[str, float], unk: str | None, space: bool
 ) -> tokenizers.Tokenizer:
-  # Sentencepiece repeatedly joins the two neighbours whose union has the best score. As byte-pair
-  # merges: each way to cut a token in two, by falling score of the token, then by the halves' ids.
+  # Sentencepiece repeatedly joins the two neighbours whose union has the best score. The same is
+  # done by byte-pair merges of all pairs of tokens whose union is a token, ordered by its score,
+  # highest first, and then by the ids of the pair.
   cuts = ((token[:i], token[i:]) for token in vocab for i in range(1, len(token)))
   merges = [pair for pair in cuts if pair[0] in vocab and pair[1] in vocab]
   merges.sort(key=lambda pair: (-scores["".join(pair)], vocab[pair[0]], vocab[pair[1]]))

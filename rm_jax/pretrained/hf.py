@@ -16,8 +16,8 @@ from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.pretrained.families import FAMILIES, Family
 
-# The language-model head, [V, D], where it is not the embedding. A reward model has none, but text
-# regularisation reads it (`train.text`).
+# The language-model head, [V, D] (vocabulary, width), where it is not the embedding. A reward model
+# has none, but text regularisation reads it (train/text_penalty.py).
 LM_HEAD = "lm_head.weight"
 # The one kernel with two input axes: heads and head width.
 _TWO_INPUTS = "o/kernel"
@@ -32,7 +32,7 @@ def _family(network: Network) -> Family:
 
 
 def _lookup(table: Mapping[str, str], path: str) -> str:
-  """'q/kernel' -> 'self_attn.q_proj.weight'."""
+  """Hugging Face's name of a parameter, as 'q/kernel' -> 'self_attn.q_proj.weight'."""
   module, leaf = path.rsplit("/", 1)
   return table[module] + (".bias" if leaf == "bias" else ".weight")
 
@@ -40,11 +40,12 @@ def _lookup(table: Mapping[str, str], path: str) -> str:
 def hf_names(network: Network, path: str) -> list[str]:
   """Names, with prefix, of the Hugging Face tensors that hold one of our parameters, one a layer.
 
-  Empty for the weights of attributes, which are in our own record, and for adapters.
+  Empty for head/mix, the weights of the attributes in the reward, which are in our own record, and
+  for adapters.
   """
   family = _family(network)
   part, _, rest = path.partition("/")
-  if path == "head/mix" or path.endswith(("/lora_a", "/lora_b")):
+  if path.startswith(("head/mix", "head/gating/")) or path.endswith(("/lora_a", "/lora_b")):
     return []
   if part == "head":
     return [_lookup(family.head_tensors, rest)]
@@ -91,7 +92,7 @@ def _stacked(path: str) -> bool:
 
 
 def read_tensor(reader: Any, name: str, source: str) -> np.ndarray:
-  """A tensor as float32, of which every number is finite.
+  """Reads a tensor as float32 and checks that every number of it is finite.
 
   Args:
     reader: has get(name) -> array.
@@ -203,7 +204,10 @@ def load_params(
 
 
 def export_params(network: Network, params: dict) -> Iterator[tuple[str, np.ndarray]]:
-  """Our parameters as (Hugging Face name, float32 array): the inverse of `load_params`."""
+  """Our parameters as (Hugging Face name, float32 array), the inverse of `load_params`.
+
+  Adapters have no Hugging Face names and are left out.
+  """
   for path, leaf in flatten_dict(params, sep="/").items():
     array = np.asarray(leaf)
     names = hf_names(network, path)

@@ -29,11 +29,13 @@ from rm_jax.storage.files import expanded
 
 CONFIG = "config.json"
 RECORD = "rm_jax.json"
-# Folders inside the one that is saved to: while files are written, and once all are there.
+# Names of the folder, inside the one that is saved to, in which files are written, and of the same
+# folder once all of them are there.
 _WRITING, _WRITTEN = ".rm_jax-writing-", ".rm_jax-written"
 _LIST = ".files.json"
 _TEMPLATES = "additional_chat_templates"
-# All that tokenizers and we write beside weights; those that a new model does not have are removed.
+# All files that tokenizers and we write beside weights. When a model is saved over an older one,
+# the older one's that the new one does not have are removed.
 _MODEL_FILES = (
   CONFIG,
   RECORD,
@@ -87,7 +89,7 @@ class Source:
     return clients.Overlaid(reader, packed) if packed else reader
 
   def tokenizer(self) -> Any:
-    """Its tokenizer. Raises ValueError where it has none."""
+    """Its tokenizer. Raises ValueError where it has none that can be loaded."""
     return gguf.tokenizer(self.path) if self._gguf else load_tokenizer(self.path)
 
   @functools.cached_property
@@ -96,7 +98,7 @@ class Source:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """A JSON file's object, of at most a megabyte. Raises ValueError naming the file."""
+  """The object in a JSON file of at most 2^20 bytes. Raises ValueError naming the file."""
   try:
     files.check_file(path, _MOST_JSON)
     value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=files.unique)
@@ -164,7 +166,8 @@ def open_source(name: str) -> Source:
   """Finds a folder, GGUF file or hub id (see `files.resolve`) and reads its config.
 
   Raises:
-    ValueError, OSError: nothing is there, or it has no config.json.
+    FileNotFoundError: nothing is there.
+    ValueError: it has no config.json, or that or its rm_jax.json cannot be used.
   """
   path = _find(name)
   if path.suffix == ".gguf":
@@ -172,7 +175,7 @@ def open_source(name: str) -> Source:
   if not (path / CONFIG).is_file():
     raise InputError(f"{path}: has no config.json; expected a Hugging Face model folder")
   record = path / RECORD
-  # A dangling link is an error too: without its record the model would give other scores.
+  # A dangling link is read too, which raises: without its record the model would give other scores.
   saved = read_json(record) if record.exists() or record.is_symlink() else {}
   config = read_json(path / CONFIG)
   check_config(config, str(path / CONFIG))
@@ -180,7 +183,12 @@ def open_source(name: str) -> Source:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-  """A tokenizer from a folder, GGUF file or hub id. Raises ValueError where there is none."""
+  """A tokenizer from a folder, GGUF file or hub id.
+
+  Raises:
+    FileNotFoundError: there is no such folder or file, and it is no hub id or cannot be had.
+    ValueError: there is no tokenizer in it that can be loaded.
+  """
   path = _find(str(name))
   if path.suffix == ".gguf":
     return gguf.tokenizer(path)
@@ -188,12 +196,12 @@ def load_tokenizer(name: str | Path) -> Any:
   from transformers import AutoTokenizer
 
   try:
-    # Where it is not set, transformers asks on stdin whether to run a checkpoint's own Python
-    # (`auto_map`), and a "y" that is piped in for something else would run it.
+    # If `trust_remote_code` is not set, transformers asks on stdin whether to run a checkpoint's
+    # own Python code (`auto_map`), and a "y" that is piped in for something else would run it.
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer("Some tables are read by the first use.")
-  # For damaged files transformers and `tokenizers` raise errors of any class; a panic in Rust is
-  # not even an Exception.
+  # For damaged files transformers and `tokenizers` raise errors of any class. PanicException, which
+  # stands for a panic in Rust, is not even an Exception.
   except BaseException as error:
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
       raise
@@ -212,9 +220,9 @@ def load_tokenizer(name: str | Path) -> Any:
 def _check_tokenizer_files(path: Path) -> None:
   """Raises ValueError where a tokenizer's files would take too much memory to read or to use.
 
-  A decoded vocabulary takes some twenty times its file; one far larger than the model's is another
-  model's. Normalizers that replace a piece of text by a longer one, one after another, multiply its
-  length.
+  A vocabulary takes about twenty times as many bytes of memory as of its file, so the files are
+  limited by the `vocab_size` of config.json. Normalizers that replace a piece of text by a longer
+  one, one after another, multiply its length.
   """
   most = _MOST_TOKENIZER
   if (path / CONFIG).is_file():
@@ -274,7 +282,8 @@ def save_folder(
   are no part of a model (a README, a calibration) stay as they are.
 
   Raises OSError where it cannot be written, and ValueError as `files.write_tensors`; what was there
-  is unchanged then.
+  is unchanged then. Raises ValueError as `recover` where the files were written and not all could
+  be moved.
   """
   path.mkdir(parents=True, exist_ok=True)
   recover(path)
@@ -311,7 +320,7 @@ def recover(path: Path) -> None:
   Several processes may call this at once.
 
   Raises:
-    ValueError: the folder cannot be written to.
+    ValueError: the folder cannot be written to, or what is in it was not left by `save_folder`.
   """
   written = path / _WRITTEN
   try:
@@ -333,7 +342,8 @@ def recover(path: Path) -> None:
 def _alone(folder: Path) -> Iterator[None]:
   """Locks a folder against other processes in this block, and waits for them.
 
-  Raises FileNotFoundError where the folder is gone by then, or another has its name.
+  Raises FileNotFoundError where the folder is gone once the lock is had, or is another of that
+  name.
   """
   handle = os.open(folder, os.O_RDONLY)
   try:
@@ -347,7 +357,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _listed(written: Path) -> dict[str, Any]:
-  """The list that `save_folder` wrote: a model's files, and whether weights are among them."""
+  """The list that `save_folder` wrote: a model's files, and whether weights are among them.
+
+  Raises ValueError where it is not such a list.
+  """
   said = read_json(written / _LIST)
   names, weights = said.get("files"), said.get("weights")
   # A folder is data from elsewhere: its list must not make us move files from or to outside of it.

@@ -21,7 +21,9 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
   """(the checkpoint with a config's weights, None for random ones; config.json's dictionary).
 
   Raises:
-    ValueError: neither model.pretrained nor model.config is set, or both and they differ.
+    FileNotFoundError: model.pretrained is not found.
+    ValueError: neither model.pretrained nor model.config is set, or both and their sizes differ;
+      what they name cannot be used; or model.layers is more than the model has.
   """
   c = config.model
   if not (c.pretrained or c.config):
@@ -49,10 +51,10 @@ def _sizes(hf_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def planned_architecture(config: Any) -> dict[str, Any]:
-  """config.json's dictionary; where model.config is set, model.pretrained is not opened.
+  """The config.json dictionary of a config's model, without opening the weights if it can.
 
-  So a plan can be made on a machine that does not have the weights. Raises ValueError as
-  `architecture`.
+  Where model.config is set, model.pretrained is not opened, so that a plan can be made on a machine
+  that does not have the weights. Raises as `architecture`.
   """
   if not config.model.config:
     return architecture(config)[1]
@@ -86,6 +88,8 @@ def build_network(
     raise InputError(
       f"optimizer.mix_rate is {config.optimizer.mix_rate} and model.attributes is (); name some"
     )
+  if c.get("gate", False) and not config.optimizer.mix_rate:
+    raise InputError("model.gate is True and optimizer.mix_rate is 0: the gate would not learn")
   head = _head(c, hf_config, source)
   attention = "xla"
   if mesh is not None:
@@ -123,7 +127,8 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   """The head that the `model` part of a config asks for.
 
   Raises:
-    ValueError: it makes no sense, or the checkpoint has a head that is another one.
+    ValueError: the settings contradict one another, or the checkpoint has a head of its own and it
+      is not the one that they ask for.
   """
   head = head_config(hf_config)
   own = source is not None and is_classifier(hf_config)
@@ -136,9 +141,18 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
     raise InputError(f"model.members is {c.members}; expected at least 1")
   if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
     raise InputError(f"model.attributes is {names}; expected names, each once")
-  if len(c.mix) not in (0, len(names)):
+  if len(c.mix) not in (0, len(names)) or (c.mix and not any(c.mix)):
     raise InputError(
-      f"model.mix is {tuple(c.mix)}; expected none, or as many as model.attributes {names}"
+      f"model.mix is {tuple(c.mix)}; expected none, or as many as model.attributes {names} and not "
+      "all 0"
+    )
+  gate = c.get("gate", False)  # configs of older runs do not have the field
+  if gate and (len(names) < 2 or c.mix or own):
+    found = f"model.mix is {tuple(c.mix)}" if c.mix else f"model.attributes is {names}"
+    found = f"{c.pretrained} has a head of its own" if own else found
+    raise InputError(
+      f"model.gate is True and {found}; expected two or more attributes, whose weights the gate "
+      "gives in place of model.mix, and a checkpoint without a head"
     )
   if c.members > 1 and (own or names):
     found = "model.attributes is set" if names else f"{c.pretrained} has a head of its own"
@@ -150,7 +164,7 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   if not own:
     outputs = len(names) or c.members
     return dataclasses.replace(
-      head, outputs=outputs, ensemble=c.members > 1, attributes=names, mix=mix
+      head, outputs=outputs, ensemble=c.members > 1, attributes=names, mix=mix, gate=gate
     )
   if not names:
     if head.outputs != 1:

@@ -9,7 +9,7 @@ listed in `Export.limits`.
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rm_jax.batch.tokenise import TextEncoder
 from rm_jax.data.report import RowError
+from rm_jax.errors import InputError
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.lora import merged
 from rm_jax.pretrained import clients, hf
 from rm_jax.reward.setup import TextModel
@@ -50,17 +52,30 @@ class Export:
   limits: tuple[str, ...]
 
 
-def export(model: TextModel, params: dict, *, kinds: Sequence[str] = ()) -> Export:
+def export(
+  model: TextModel,
+  params: dict,
+  *,
+  kinds: Sequence[str] = (),
+  mix: Mapping[str, float] | None = None,
+) -> Export:
   """Makes a model's export.
 
   Args:
     model: network, tokenizer and convention.
     params: nested dict.
     kinds: of feedback that it was trained on, where known.
+    mix: attribute -> its weight in the reward; None = the model's own mix.
+
+  Raises:
+    ValueError: as `RewardModel.save_pretrained`.
   """
-  head, network = model.network.head, model.network
-  if head.attributes:
-    head = dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
+  network = model.network
+  head = _declared_mix(network.head, params, mix)
+  if network.head.gate:
+    params = params | {"head": {k: v for k, v in params["head"].items() if k != "gating"}}
+    network = dataclasses.replace(network, head=head)
+    model = dataclasses.replace(model, network=network)
   if lora := network.lora:
     params = unflatten_dict(merged(flatten_dict(params, sep="/"), lora), sep="/")
   tensors = dict(hf.export_params(network, params))
@@ -93,6 +108,32 @@ def export(model: TextModel, params: dict, *, kinds: Sequence[str] = ()) -> Expo
   return Export(config, tokenizer, record, tensors, tuple(limits))
 
 
+def _declared_mix(head: HeadConfig, params: dict, mix: Mapping[str, float] | None) -> HeadConfig:
+  """The head with the weights that its attributes have in the export, and without a gate."""
+  names = ", ".join(head.attributes)
+  if mix is None:
+    if head.gate:
+      raise InputError(
+        f"the weights of this model's attributes ({names}) are a function of the prompt "
+        "(model.gate), for which a Hugging Face folder has no place; expected mix={attribute: "
+        "weight}, or use the run's workdir, which RewardModel.from_pretrained reads"
+      )
+    return (
+      dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
+      if head.attributes
+      else head
+    )
+  if not head.attributes or set(mix) != set(head.attributes):
+    raise InputError(
+      f"mix weighs {', '.join(mix) or 'nothing'}; the model's attributes are {names or 'none'}: "
+      "expected a weight for each of them"
+    )
+  weights = [float(mix[name]) for name in head.attributes]
+  if not np.isfinite(weights).all() or not any(weights):
+    raise InputError(f"mix is {dict(mix)}; expected finite weights that are not all 0")
+  return dataclasses.replace(head, mix=weights, gate=False)
+
+
 def _fold_head(network: Any, head: Any, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Replaces the head's last layer by one row that gives the reward; returns what it was.
 
@@ -109,7 +150,7 @@ def _fold_head(network: Any, head: Any, tensors: dict[str, np.ndarray]) -> dict[
 def _make_room(
   config: dict[str, Any], tensors: dict[str, np.ndarray], name: str, token: int, vocab: int
 ) -> None:
-  """Adds rows to the embedding up to a token beyond it: the pad token, which nothing reads."""
+  """Adds rows of zeros to the embedding `name`, up to `token`, a pad token that nothing reads."""
   tensors[name] = np.pad(tensors[name], ((0, token + 1 - vocab), (0, 0)))
   config["vocab_size"] = token + 1
 
@@ -201,7 +242,9 @@ def _quoted(text: str) -> str:
 def _pad(model: TextModel) -> str | None:
   """The export's pad token: one that no text ends in, because transformers' pooling skips it.
 
-  A head that was trained with that rule, and an encoder, which reads its first token, keep theirs.
+  If the pooling is not 'last', the tokenizer keeps the pad token that it has: 'hf' was trained with
+  transformers' rule, 'first' reads no token at the end, and of 'mean' transformers gives other
+  scores whatever the pad token is.
   """
   tokenizer = model.tokenizer
   if model.convention.pooling != "last" and tokenizer.pad_token_id is not None:
@@ -234,7 +277,7 @@ def _differences(model: TextModel, tokenizer: Any) -> Sequence[str]:
       if what == "messages" and (encoder.convention.encoder or not tokenizer.chat_template):
         continue
       (ours,) = encoder.sequences([pair])
-      if isinstance(ours, RowError):  # the template wants other messages, there too
+      if isinstance(ours, RowError):  # the template refuses these messages, in the export as well
         continue
       if what == "messages":
         theirs = tokenizer.apply_chat_template([*turns[0], *turns[1]], tokenize=True)["input_ids"]

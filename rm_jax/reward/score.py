@@ -51,9 +51,9 @@ def run_groups(
 
   Args:
     network: see `models.network.Network`.
-    function: name of its method: 'score', 'read' or 'features'.
+    function: name of its method: 'score', 'weights', 'read' or 'features'.
     params: nested dict of arrays on the mesh.
-    groups: of any length.
+    groups: any number of them.
     mesh: the devices.
     packing: see `batch.layout.Packing`.
     shapes: of the micro-batches, from `batch.layout.plan`; by default a fixed ladder of shapes, so
@@ -77,8 +77,9 @@ def run_groups(
     for start in range(0, len(groups), _CHUNK):
       yield from pack(range(start, min(start + _CHUNK, len(groups))), needs, shapes)
 
-  # Labels and the like do not change a score; leaving them out gives all data the same programs.
-  fields = optional_fields(groups) & {"token_type", "starts"}
+  # Optional arrays that do not change a score, such as margins, are left out, so that the same
+  # compiled programs serve all data.
+  fields = optional_fields(groups) & {"token_type", "starts"} | network.needs
 
   def prepare(micro):
     batch, index = assemble(micro, groups, packing=packing, fields=fields, features=features)
@@ -90,7 +91,7 @@ def run_groups(
     tqdm(total=len(groups), desc=progress, disable=quiet, unit="group") as bar,
     jax.set_mesh(mesh),
   ):
-    waiting = None  # the micro-batch before: its output is fetched while the next one is computed
+    waiting = None  # the last micro-batch: its output is fetched while the next one is computed
     for placed, batch, index in ahead(prepare, micros()):
       this = run(params, placed), index, batch
       if waiting is not None:
@@ -110,26 +111,57 @@ def score_groups(
     params: nested dict of arrays on the mesh.
     groups: N groups.
     outputs: whether to return the outputs of the head (M members, A attributes) and not the reward
-      that is made of them. For a model with one output the two are the same.
+      that is made of them.
     options: as `run_groups` takes them.
 
   Returns:
-    N arrays: rewards, float32 [marks]; or outputs, float32 [M, marks] or [A, marks]. A group whose
-    feedback is on attributes always gets outputs, as its labels are of that shape.
+    N arrays: rewards, float32 [marks]; or outputs, float32 [O, marks], O as in `score_outputs`. A
+    group whose feedback is on attributes always gets outputs, as its labels are of that shape.
   """
-  out: list[np.ndarray | None] = [None] * len(groups)
+  both = score_outputs(network, params, groups, **options)
+  return [
+    of_outputs if outputs or group.kind == "attributes" else rewards
+    for group, (rewards, of_outputs) in zip(groups, both, strict=True)
+  ]
+
+
+def score_outputs(
+  network: Network, params: dict, groups: Sequence[Group], **options
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """For each of N groups (rewards, float32 [marks]; the head's outputs, float32 [O, marks]).
+
+  O is M members, A attributes, or 1; of a gate only the scores of the attributes are returned.
+  Arguments are those of `score_groups`.
+  """
+  out: list[Any] = [None] * len(groups)
   for (rewards_BGK, scores), index_BG, _ in run_groups(network, "score", params, groups, **options):
+    scores_OBGK = scores[: network.head.outputs] if scores.ndim == 4 else scores[None]
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       i = index_BG[b, g]
-      one = scores if outputs or groups[i].kind == "attributes" else rewards_BGK
-      out[i] = one[..., b, g, : len(groups[i].marks)]
+      marks = len(groups[i].marks)
+      out[i] = rewards_BGK[b, g, :marks], scores_OBGK[:, b, g, :marks]
+  return out
+
+
+def weigh_groups(
+  network: Network, params: dict, groups: Sequence[Group], **options
+) -> list[np.ndarray]:
+  """For each of N groups the weights of the attributes in its rewards, float32 [A, marks].
+
+  Arguments are those of `score_groups`, of a network with attributes.
+  """
+  out: list[Any] = [None] * len(groups)
+  for weights_ABGK, index_BG, _ in run_groups(network, "weights", params, groups, **options):
+    for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
+      i = index_BG[b, g]
+      out[i] = weights_ABGK[:, b, g, : len(groups[i].marks)]
   return out
 
 
 def pool_groups(
   network: Network, params: dict, groups: Sequence[Group], *, outputs: bool = False, **options
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """(pooled hidden states at each group's marks, float32 [marks, D]; their scores), N pairs.
+  """For each of N groups (pooled hidden states at its marks, float32 [marks, D]; their scores).
 
   Arguments and scores are those of `score_groups`.
   """

@@ -64,7 +64,8 @@ class TextModel:
     """What turns text into tokens by the model's convention.
 
     Raises:
-      ValueError: the chat template cannot be used.
+      ValueError: the chat template cannot be used, or the convention needs an EOS that the
+        tokenizer does not have.
     """
     return TextEncoder(self.tokenizer, self.convention, option=self.option)
 
@@ -102,10 +103,15 @@ class TextModel:
     """The dictionary of rm_jax.json: what config.json has no fields for."""
     convention = dataclasses.asdict(self.convention)
     if convention["bos"] == "template":
-      del convention["bos"]  # records older than this field mean 'template'; new ones equal them
+      # A record without the field means 'template'. So a model of an older version that is saved
+      # again has the record that it had.
+      del convention["bos"]
+    head = dataclasses.asdict(self.network.head)
+    if not head["gate"]:
+      del head["gate"]  # Likewise: a record without the field means False.
     record = {
       "convention": convention,
-      "head": dataclasses.asdict(self.network.head),
+      "head": head,
       "frozen_layers": self.network.frozen,
     }
     if self.network.lora:
@@ -116,7 +122,7 @@ class TextModel:
   def base(self) -> str:
     """Folder or hub id of the backbone that LoRA adapters belong to; '' without adapters.
 
-    A run with adapters saves them and not the backbone, which is read again from there.
+    A run with adapters saves these only; the backbone is read from this folder or hub id again.
     """
     if self.source is None or self.network.lora is None:
       return ""
@@ -148,7 +154,7 @@ def convention_for(
 
   Raises:
     ValueError: `pooling` is unknown, or the checkpoint's head was trained with another; or the
-      record is damaged.
+      record is damaged or contradicts config.json.
   """
   backbone = backbone_config(hf_config)
   positions, decoder = backbone.max_positions, isinstance(backbone, DecoderConfig)
@@ -156,7 +162,7 @@ def convention_for(
   usual = ("hf" if imported else "last") if decoder else "first"
   if record:
     found = record.get("convention")
-    # Records older than the field: their texts had no BOS but the one in the template.
+    # A record without `bos` is of a version that added no BOS to the text of a chat template.
     found = {"bos": "template"} | found if isinstance(found, dict) else found
     saved = parse(Convention, found, f"{RECORD}: convention")
     usual = record["convention"].get("pooling", usual)
@@ -180,8 +186,8 @@ def convention_for(
     eos=eos,
     pooling=pooling or usual,
     max_length=min(max_length or positions, positions),
-    # Other libraries' heads with a chat template were trained on what it renders, without a BOS
-    # from the tokenizer on top.
+    # A head that another library trained on messages has seen what the chat template renders, and
+    # no further BOS from the tokenizer.
     bos="template" if imported and tokenizer.chat_template else "add",
   )
 
@@ -220,6 +226,7 @@ def build_model(
     earlier: the record (rm_jax.json) of a run that is resumed: its setting of BOS is kept.
 
   Raises:
+    FileNotFoundError: the model or the tokenizer that the config names is not found.
     ValueError: the config's `model` part cannot be satisfied.
   """
   c = config.model
@@ -300,7 +307,8 @@ def init_params(
   Args:
     model: from `build_model`.
     mesh: the devices.
-    key: random key of what is not read: all parameters, or a missing head and adapters.
+    key: random key for the parameters that are not read: all, or those of a missing head and of
+      adapters.
     training: whether a missing head is initialised, with a warning; if not, it is an error.
 
   Raises:

@@ -1,9 +1,9 @@
 """Declared limits on a response and its score, outside which a reward should not be trusted.
 
 Optimisation finds inputs that the training data did not have. A score above or below all those of
-a reference, or a text that is too long, repeats itself or contains what it must not, is flagged.
-The audit reports how many responses are; whoever optimises against the score decides what a flag
-costs.
+a reference, or a text that is too long, repeats itself or matches a forbidden pattern, is flagged.
+The audit reports how many responses are flagged; whoever optimises against the score decides what a
+flag costs.
 """
 
 import dataclasses
@@ -16,13 +16,14 @@ from rm_jax.errors import InputError
 from rm_jax.metrics import interval
 from rm_jax.metrics.surface import characters, longest_run, repetition
 
-# Reference scores that a range wants: of fewer, a quantile such as 0.001 is little but a guess.
+# Smallest number of reference scores that `score_range` accepts. From fewer, a quantile such as
+# 0.001 could only be guessed.
 FEWEST = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Limits on a response; one that is outside any of them is flagged by it.
+  """Limits on a response, which is flagged by each limit that it is outside of.
 
   Attributes:
     quantiles: (low, high) of the reference's scores. A score below the low quantile or above the
@@ -40,8 +41,8 @@ class Limits:
       policy writes if it does not stop at the end of its turn. Add what your product must not say.
 
   Raises:
-    ValueError: quantiles out of order, or limits that contradict one another.
-    InputError: a pattern of `deny` that is not a regular expression.
+    ValueError: a limit is out of its range, or a lower limit is above its upper one.
+    InputError: a pattern of `deny` is not a regular expression.
   """
 
   quantiles: tuple[float, float] = (0.001, 0.999)
@@ -105,7 +106,9 @@ def score_range(reference: npt.ArrayLike, limits: Limits) -> tuple[float, float]
 
 
 def expected_outside(count: int, limits: Limits) -> tuple[float, float]:
-  """Expected shares of new responses like the reference's own (below, above) the `score_range`.
+  """(below, above): expected shares of new responses whose scores are outside the `score_range`.
+
+  The new responses are taken to be distributed like the reference's own.
 
   A new score falls below the k-th lowest of R with probability k / (R + 1), and the quantile q lies
   at k = 1 + q (R − 1). With q = 0.001 and R = 1,000 that is 0.002, twice the nominal share.

@@ -75,14 +75,16 @@ class Layout:
 
 
 def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, marks: int) -> Layout:
-  """The layout of a step whose groups are all alike: half prompt, and responses of one length.
+  """The layout of a step whose groups are all alike, with responses of one length.
+
+  Half of a group's columns are the prompt if responses share it; else all are its responses.
 
   Args:
     config: see configs/base.py.
     network: the model's.
     mesh: the devices.
-    tokens: columns of a group.
-    marks: responses of a group.
+    tokens: columns (tokens) of a group.
+    marks: number of responses of a group.
   """
   data, m = config.data, rows_multiple(mesh)
   packing = make_packing(config, network, mesh)
@@ -104,7 +106,7 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
   work = Work(data.batch_groups * tokens, data.batch_groups * visible)
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
-  # Like `layout.plan`: one long row a device, with windows as long as the longest piece.
+  # As `plan` in batch/layout.py: one long row a device, with windows as long as the longest piece.
   windows, copies = ((columns, a_device),), 1
   if packing.windows != "cheapest":
     length = up(shared + responses, packing.align)
@@ -128,7 +130,7 @@ def abstract_batch(
     network: the model's.
     mesh: the devices.
     shape: of the micro-batch.
-    needs: optional fields that the objective cannot do without.
+    needs: optional arrays that the objective cannot do without, beside those of the network.
   """
   c, head = config.model, network.head
   optional = {
@@ -138,7 +140,7 @@ def abstract_batch(
     "members": c.members > 1 and c.bootstrap,
     "hidden": c.frozen_layers and c.keep_features,
   }
-  names = ALWAYS | set(needs) | {name for name, there in optional.items() if there}
+  names = ALWAYS | set(needs) | network.needs | {name for name, there in optional.items() if there}
   sizes = {
     "B": shape.rows,
     "T": shape.columns,
@@ -179,7 +181,8 @@ def lower_step(
     kind: of the feedback.
 
   Returns:
-    (name -> lowered program, the abstract state, the abstract batch).
+    ({'accumulate', 'apply' and, with decorrelation, 'moments': a lowered program}, the abstract
+    state, the abstract batch).
   """
   objective = Objective(config.loss, {kind})
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer))

@@ -4,7 +4,9 @@ from typing import Any
 
 
 def advice(config: Any, report: dict[str, Any]) -> list[str]:
-  """Changes to a plan that needs more memory than its chip has; those to the largest part first.
+  """Changes to a plan that needs more memory than its chip has.
+
+  Those that make the larger part smaller come first: the state, or the programs' temporaries.
 
   Args:
     config: the plan's.

@@ -58,16 +58,16 @@ def _square(x: jax.Array) -> jax.Array:
 
 
 def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
-  """Operations per second of the fastest product of two square matrices, on one device.
+  """Floating-point operations per second of the fastest product of square matrices, on one device.
 
   Args:
-    dtype: of the matrices; in float32 the product has full precision, as the backbone's have.
+    dtype: of the matrices; in float32 they are multiplied at full precision, as in the backbone.
     seconds: about how long to measure each of two sizes.
   """
   sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
   best = 0.0
   for n in sizes:
-    # Random numbers: with constant ones a GPU draws less power and clocks higher.
+    # Random numbers: with equal numbers a GPU draws less power and runs at a higher clock rate.
     x = jax.random.normal(jax.random.key(n), (n, n), dtype)
     _square(x).block_until_ready()
     until = time.perf_counter() + seconds
@@ -102,7 +102,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 class _Mode:
-  """A run in one layout: compiled on creation, and timed in turns with the other layouts."""
+  """A run in one of `MODES`: compiled on creation, and timed in turns with the other modes."""
 
   def __init__(self, config: Any, mesh: Mesh, model: TextModel, data: TokenDataset, steps: int):
     self.run = Run(config, mesh, model, data)
@@ -111,7 +111,11 @@ class _Mode:
     self.compiled = self._compile()
 
   def _compile(self) -> dict[str, float]:
-    """Compiles each program of the steps twice: cold, and from the compilation cache on disk."""
+    """Compiles the step's programs twice: without a cache, and from JAX's cache on disk.
+
+    Returns:
+      number of programs, seconds of each time, and the peak of device memory in bytes.
+    """
     run = self.run
     first: dict[Any, Any] = {}
     for step in self.steps:
@@ -223,9 +227,9 @@ def benchmark(config: Any) -> dict[str, Any]:
 
   Returns:
     {'modes': {mode: figures}, 'scoring': figures, 'peak_flops', 'devices', 'model', 'data' ...}.
-    The state of all modes is in memory at the same time. MFU is the model's operations per second
-    (see `flops`) over those of a plain matrix product, measured just before each turn; 'peak_flops'
-    is the median of the latter.
+    MFU is the model's operations per second (see speed/flops.py) divided by those of a plain matrix
+    product on all devices, which is measured just before each turn; 'peak_flops' is the median of
+    these measurements. The states of all modes are in memory at the same time.
 
   Raises:
     ValueError: the config, its files or its data cannot be used.
@@ -234,7 +238,7 @@ def benchmark(config: Any) -> dict[str, Any]:
   options = config.benchmark
   mesh = make_mesh(config.mesh)
   model = build_model(config, mesh)
-  data, _, report = load_data(config, model)
+  data, _, _, report = load_data(config, model)
   causal = model.network.causal
   names = [mode for mode in options.modes if causal or not MODES[mode]["share"]]
   if not names:
@@ -247,7 +251,7 @@ def benchmark(config: Any) -> dict[str, Any]:
       f"data.batch_groups={config.data.batch_groups}. {report}"
     )
   log.info("data: %s", report)
-  # Several CPU devices share the cores of one machine: their peak is that of one.
+  # Several CPU devices share the cores of one machine, so together they are as fast as one.
   devices = 1 if jax.default_backend() == "cpu" else mesh.size
 
   def peak() -> float:
@@ -304,7 +308,7 @@ def benchmark(config: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _fresh_cache() -> Iterator[None]:
-  """Within this context, an empty compilation cache in a temporary folder that keeps everything."""
+  """A context in which JAX's compilation cache is a new folder, and keeps every program."""
   names = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",

@@ -41,8 +41,8 @@ class Chip:
     hbm_bandwidth: bytes per second to and from its memory.
     link_bandwidth: bytes per second that it can send to its neighbours in a slice or machine, over
       all links together, in one direction.
-    network_bandwidth: bytes per second between slices for each chip: the network of a host over its
-      number of chips. It depends on the type of machine.
+    network_bandwidth: bytes per second between slices for each chip: that of a host's network
+      divided by the host's number of chips. It depends on the type of machine.
   """
 
   name: str
@@ -56,8 +56,8 @@ class Chip:
 GIB = 2.0**30
 GBIT = 1e9 / 8
 
-# Makers quote the sum of a link's two directions. A device sends and receives at the same time, and
-# a plan counts what it sends, so that the figures here are half of theirs.
+# For links makers quote the sum of both directions (except [v4] above). A device sends and receives
+# at the same time, and a plan counts what it sends, so that link_bandwidth is half of theirs.
 CHIPS = {
   "v4": Chip("v4", 30.75 * GIB, 275e12, 1.2e12, 6 * 50e9, 6.25e9),
   "v5e": Chip("v5e", 15.75 * GIB, 197e12, 0.819e12, 400e9 / 2, 2 * 100 * GBIT / 8),

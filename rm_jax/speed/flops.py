@@ -95,8 +95,8 @@ def step_flops(network: Network, what: Work, *, last_at_marks: bool = False) -> 
   Args:
     network: whose.
     what: see `Work`.
-    last_at_marks: the last layer makes keys and values alone of all tokens (see
-      `network.reads_marks_alone`); what it does for the few marks is not counted.
+    last_at_marks: of all tokens the last layer computes only keys and values, and the rest at marks
+      (see `reads_marks_alone` in models/network.py). The rest is not counted, since marks are few.
   """
   backbone, frozen = network.backbone, network.frozen
   linear = (2 if network.lora else 3) * _linear_flops(backbone, what)

@@ -27,7 +27,7 @@ class Array:
   Attributes:
     dtype: XLA's name, as 'bf16'.
     sizes: of its dimensions.
-    bytes: without the padding of its layout.
+    bytes: its size, without the padding of its layout.
     main: whether it is in main memory (HBM); else it is in a memory on the chip.
   """
 
@@ -96,7 +96,7 @@ def arrays_of(shape: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-  """Index of the bracket that closes the one at `start`."""
+  """Index of the round bracket that closes the one at `start`; the last index if none does."""
   depth = 0
   for i in range(start, len(text)):
     depth += {"(": 1, ")": -1}.get(text[i], 0)
@@ -240,7 +240,7 @@ class Program:
     Args:
       one: the instruction.
       part: name of its computation.
-      times: how often that runs.
+      times: how often that computation runs.
     """
     if one.opcode == "send" and "megascale" in one.rest:  # between slices, through the hosts
       return Collective(

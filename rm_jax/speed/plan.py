@@ -57,8 +57,8 @@ def shard_bytes(tree: Any) -> float:
 def executed_flops(network: Network, layout: Layout) -> float:
   """Operations of a micro-batch on all devices, including padding and rematerialisation.
 
-  Attention counts as half of the square of each window if it is causal. Its backward pass computes
-  the logits again, and with remat 'full' every layer runs a second forward pass.
+  Attention counts as half of the square of each window if it is causal. Attention's backward pass
+  computes the logits again, and with remat 'full' every layer runs a second forward pass.
   """
   B, T = layout.shape.rows, layout.shape.columns
   windows = layout.shape.windows or ((T, 1),)
@@ -128,8 +128,8 @@ def _memory(state, gradients, batch, programs, refused, chip: Chip | None) -> di
 def _stacked(state: Any, mesh: Mesh) -> set[tuple[int, ...]]:
   """Shapes that the parameters of all layers together would have, gathered over 'fsdp'.
 
-  An all-gather of such a shape gathers all layers at once, where one at a time would do. Sizes are
-  sorted and without ones, since XLA transposes and reshapes.
+  An all-gather of such a shape gathers all layers at once, where one at a time would do. Sizes of 1
+  are left out and the others sorted, since XLA transposes and reshapes.
   """
   found = set()
   for path, x in (state.params | state.frozen).items():
@@ -210,17 +210,17 @@ def plan(
   Args:
     config: see configs/base.py. If `model.config` is set, the architecture is taken from it and
       `model.pretrained` is not read. Data are never read.
-    topology: see `abstract.topology_devices`.
-    mesh: see `parallel.mesh.parse_mesh`; '' = the config's.
+    topology: see `topology_devices` in speed/abstract.py.
+    mesh: see `parse_mesh` in parallel/mesh.py; '' = the config's.
     slices: number of slices of that topology, joined by the data centre's network.
-    tokens: columns of a group; 0 = data.max_length.
+    tokens: columns (tokens) of a group; 0 = data.max_length.
     kind: of the feedback.
     responses: number of responses of a group.
     folder: where the text of each compiled program is written, as NAME.txt; None = nowhere.
 
   Returns:
-    a dictionary for JSON: 'memory', 'step', 'roofline' (None if the chip is not in the
-    table, or a program does not fit its memory), 'advice' ...
+    a dictionary for JSON: 'memory', 'step', 'roofline' (None if the chip is not in
+    speed/chips.py, or XLA refused a program that exceeds its memory), 'advice' ...
 
   Raises:
     ValueError: the config, the topology or the mesh cannot be used.
@@ -238,11 +238,12 @@ def plan(
     config, network, over, tokens=tokens or config.data.max_length, marks=responses
   )
   chip, slices = chip_of(devices[0]), count_slices(devices)
-  # The schedule's length is a constant in the program; without data any length will do.
+  # The length of the learning-rate schedule is a constant in the program. It does not change the
+  # cost, so any number of groups will do.
   settled = resolve(config, config.data.batch_groups)
   lowered, state, batch = lower_step(settled, network, over, layout, kind=kind)
   programs, seconds, refused = _compile(lowered)
-  gradients = shard_bytes(state.params)  # as many as trained parameters, float32 too
+  gradients = shard_bytes(state.params)  # one for each trained parameter, float32 too
   memory = _memory(state, gradients, batch, programs, refused, chip)
   for name, program in programs.items() if folder else ():
     (folder / f"{name}.txt").write_text(program.as_text())

@@ -34,8 +34,8 @@ def home() -> Path:
 def read_lines(path: Path) -> list[dict[str, Any]]:
   """Reads a JSON lines file that we wrote, and skips lines that are not JSON objects.
 
-  A crash usually cuts off the last line, which is skipped silently; any other bad line is a sign of
-  a damaged disk, and a warning names it.
+  A crash usually cuts off the last line, so a bad last line is skipped silently. Any other bad line
+  is a sign of a damaged disk, and a warning gives its number.
 
   Returns:
     the objects in order; [] if there is no file.

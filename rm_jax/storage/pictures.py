@@ -1,4 +1,4 @@
-"""Matplotlib figures as PNG, made without a display and without reading text as math."""
+"""Matplotlib figures as PNG, made without a display and without parsing text as formulas."""
 
 import io
 

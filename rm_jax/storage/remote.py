@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://[^\s{]+")
 # Seconds without a write after which an unfinished copy is taken to be left by a dead process.
 _STALE = 24 * 3600
-# Metadata that change with an object's content; each storage has some of them.
+# Keys of metadata whose values change with an object's content; each storage has some of them.
 _VERSION = ("size", "generation", "md5Hash", "etag", "ETag", "mtime", "created", "LastModified")
 
 
@@ -33,7 +33,7 @@ def is_remote(name: str | os.PathLike) -> bool:
 
 
 def refuse(name: str | os.PathLike, field: str) -> None:
-  """Raises ValueError if a folder that will be written to is a URL.
+  """Raises InputError if a folder that will be written to is a URL.
 
   Args:
     name: of the folder.
@@ -56,8 +56,8 @@ def local(name: str) -> str:
 
   Raises:
     FileNotFoundError: nothing is at the URL.
-    OSError: it cannot be read, or it changed while it was copied.
-    ValueError: the package for such URLs is not installed, or the name of an object leads out of
+    ReadError: the URL cannot be read, or what is there changed while it was copied.
+    InputError: the package for such URLs is not installed, or the name of an object leads out of
       its folder.
   """
   if not is_remote(name):
@@ -98,7 +98,7 @@ def _sweep(folder: Path) -> None:
   for left in folder.glob(".tmp-*"):
     try:
       latest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-    except OSError:  # its process has just finished and moved it
+    except OSError:  # its process has just finished, and moved or deleted it
       continue
     if time.time() - latest > _STALE:
       shutil.rmtree(left, ignore_errors=True)
@@ -126,7 +126,8 @@ def _copy(files: Any, path: str, name: str, found: dict[str, dict[str, Any]]) ->
       if to.stat().st_size != info["size"]:
         raise OSError(f"{below or path}: {to.stat().st_size} bytes came; expected {info['size']}")
     try:
-      # Atomic. If another process was faster, its copy is the same and this one is dropped.
+      # The renaming is atomic. It fails if another process has made the same copy in the meantime;
+      # that copy is then used, and this one is deleted.
       os.rename(scratch / "new", folder)
     except OSError:
       if not target.exists():

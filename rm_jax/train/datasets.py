@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def _share(config: Any) -> float | None:
     return None
 
 
-_SOURCE_KEYS = ("path", "format", "rate", "weight")
+_SOURCE_KEYS = ("path", "format", "rate", "weight", "objective")
 
 
 def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str, float]]:
@@ -149,8 +149,15 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
       )
     rates[name] = rate
     options = {"format": source["format"]} if source.get("format") else {}
+    objective = source.get("objective", "")
+    if objective and objective not in config.model.attributes:
+      raise InputError(
+        f"{field}.objective is {objective!r} and model.attributes is "
+        f"{tuple(config.model.attributes)}; expected one of these"
+      )
+    change = {"source": name} | ({"objective": objective} if objective else {})
     examples += [
-      dataclasses.replace(example, source=name, weight=example.weight * weight)
+      dataclasses.replace(example, weight=example.weight * weight, **change)
       for example in read(source["path"], config, report, "train", **options)
     ]
   given = [name for name, rate in rates.items() if rate]
@@ -162,7 +169,7 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
 
 
 def _distinct(examples: list[Example], report: Report) -> list[Example]:
-  """Drops examples that repeat the texts of an earlier one, whatever their labels."""
+  """Drops examples with the texts of an earlier one of the same kind, whatever their labels."""
   seen: dict[tuple, Example] = {}
   for example in examples:
     texts = tuple(map(key_of, (example.prompt, *example.responses)))
@@ -208,9 +215,11 @@ def _check_fit(examples: list[Example], losses: Any) -> None:
 
 
 def _check_weights(examples: list[Example]) -> None:
-  """Raises DataError if the sum of the weights, which steps divide by, is 0 or overflows float32.
+  """Raises DataError if the sum of all weights is 0 or overflows float32.
 
-  Warns if one example outweighs all others together.
+  A step divides by the sum of its own groups' weights, so such data could not be trained on.
+
+  Logs a warning if one example outweighs all others together.
   """
   total = sum(e.weight for e in examples)
   heaviest = max(examples, key=lambda e: e.weight)
@@ -231,20 +240,27 @@ def _check_weights(examples: list[Example]) -> None:
 
 def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> None:
   """Raises ValueError if a model's attributes, or their mix, cannot be learned from the data."""
-  # A checkpoint's own head already rates the attributes; then pairs alone may train its mix.
+  # If the checkpoint has a head, that rates the attributes already; pairs alone may train the mix.
   known = model.source is not None and is_classifier(model.source.config)
   ratings = {} if known else train.ratings(model.network.head.attributes)
-  none = [name for name, count in ratings.items() if not count]
+  judged = {e.objective for e in train.examples}
+  none = [name for name, count in ratings.items() if not count and name not in judged]
   if none:
     rated = sorted({n for e in train.examples for one in e.attributes or () for n in one})
     raise InputError(
-      f"model.attributes has {', '.join(none)}, which no row of the training data rates; "
+      f"model.attributes has {', '.join(none)}, which no row of the training data rates and no "
+      "source has as its objective; "
       + (f"rated are {', '.join(rated)}" if rated else "they have no feedback on attributes")
     )
-  if config.optimizer.mix_rate and all(e.kind == "attributes" for e in train.examples):
+  if model.network.head.gate:
+    return  # It learns from the objectives.
+  if config.optimizer.mix_rate and all(
+    e.kind == "attributes" or e.objective for e in train.examples
+  ):
     raise InputError(
       f"optimizer.mix_rate is {config.optimizer.mix_rate} and the data are feedback on attributes "
-      "alone, which says nothing of what they are worth; add pairs in data.sources, or set it to 0"
+      "alone, which says nothing of what they are worth; add pairs without an objective in "
+      "data.sources, or set it to 0"
     )
 
 
@@ -252,8 +268,8 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   """Reads the training and the held-out data of a config, as text.
 
   `data.heldout` is a path, 'world:N', or a fraction of the training data, split by conversation. If
-  it is not a fraction, training examples whose conversation is held out are dropped and counted; so
-  are repeated examples, with `data.deduplicate`.
+  it is not a fraction, training examples whose conversation is held out are dropped and counted.
+  With `data.deduplicate`, repeated examples are dropped and counted too.
 
   Returns:
     (training examples, held-out examples, source -> rate).
@@ -296,11 +312,41 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   return train, held, rates
 
 
-def load_data(config: Any, model: TextModel) -> tuple[TokenDataset, TokenDataset, Report]:
-  """Reads, checks and tokenises the data of a config.
+def _set_aside(config: Any, train: list[Example]) -> tuple[list[Example], list[Example]]:
+  """(training examples, those of the conversations that are set aside as validation data)."""
+  share = config.data.get("validation", 0.0)
+  if not share:
+    return train, []
+  seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
+  # Another seed than the held-out data's: of what they left, the same one would choose by chance a
+  # share that depends on theirs. Negative ones are nobody else's.
+  train, aside = formats.split(train, share, -1 - seed)
+  if (found := len({e.conversation for e in aside})) < 2:
+    raise DataError(
+      f"data.validation is {share}, which sets aside {found} conversation(s); expected at least 2: "
+      "give more data, a larger fraction, or 0 for none"
+    )
+  return train, aside
 
-  Returns:
-    (training data, held-out data, report of what was kept and dropped).
+
+class Data(NamedTuple):
+  """The data of a config, tokenised.
+
+  Attributes:
+    train: what the model learns from.
+    heldout: what it is reported on.
+    validation: what its best checkpoint is chosen by; conversations of neither of the others.
+    report: of what was kept and dropped.
+  """
+
+  train: TokenDataset
+  heldout: TokenDataset
+  validation: TokenDataset
+  report: Report
+
+
+def load_data(config: Any, model: TextModel) -> Data:
+  """Reads, checks and tokenises the data of a config.
 
   Raises:
     ValueError, DataError: the data, or their combination with the model or the losses, cannot be
@@ -308,10 +354,13 @@ def load_data(config: Any, model: TextModel) -> tuple[TokenDataset, TokenDataset
   """
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
+  train, aside = _set_aside(config, train)
   train = _decided(train, config.loss, report)
   _check_fit(train, config.loss)
   kept = cache_folder(config.data.cache)
-  datasets = [TokenDataset(*model.tokenise(some, report, kept), rates) for some in (train, held)]
+  datasets = [
+    TokenDataset(*model.tokenise(some, report, kept), rates) for some in (train, held, aside)
+  ]
   if not datasets[0].groups:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
   if held and not datasets[1].groups:
@@ -320,13 +369,12 @@ def load_data(config: Any, model: TextModel) -> tuple[TokenDataset, TokenDataset
   _check_attributes(config, model, datasets[0])
   for one in datasets:
     check_vocabulary(one.groups, model.network.backbone.vocab)
-  return *datasets, report
+  return Data(*datasets, report)
 
 
-def data_summary(
-  report: Report, train: TokenDataset, heldout: TokenDataset, attributes: Sequence[str]
-) -> dict[str, Any]:
+def data_summary(data: Data, attributes: Sequence[str]) -> dict[str, Any]:
   """The section of summary.json on the data."""
+  train, heldout, validation, report = data
   return {
     "kept": report.kept,
     "kinds": dict(collections.Counter(e.kind for e in train.examples)),
@@ -335,6 +383,7 @@ def data_summary(
     "examples_of_dropped": report.examples,
     "train": len(train.groups),
     "heldout": len(heldout.groups),
+    **({"validation": len(validation.groups)} if validation.groups else {}),
     "prompts_cut": sum(g.cut > 0 for g in [*train.groups, *heldout.groups]),
   }
 
@@ -348,7 +397,7 @@ def load_shifted(
     config: the run's.
     model: the run's.
     heldout: the data it is compared with.
-    pooled: the ensemble is made of several runs, so that the model need not be one.
+    pooled: whether the ensemble is made of several runs; then the model itself need not be one.
 
   Raises:
     ValueError: the model is not an ensemble, or no data are held out to compare with.

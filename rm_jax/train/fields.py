@@ -1,8 +1,8 @@
 """Which values a config's fields may have, checked before any data or weights are read.
 
 A wrong value that is found after an hour of reading data costs that hour; some, such as
-`train.keep=0`, would cost the model. What depends on the model or the data is checked where these
-are read.
+`train.keep=0`, would lose the trained model. What depends on the model or the data is checked where
+these are read.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def _whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
 
 
 def _real(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> Rule:
-  """A number, finite in float32 too, that is at least `low` (or `above` it) and under `below`."""
+  """A number, finite in float32 too, at least `low` (with `above`, above it) and under `below`."""
 
   def fits(value):
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -87,7 +87,7 @@ _TEXT = Rule(lambda value: isinstance(value, str), "a text")
 _WEIGHT = _real()
 SIZE = _whole(1)
 _COUNT = _whole(0)
-# That the axes multiply to the number of devices is checked by `mesh.make_mesh`, which knows it.
+# That the axes multiply to the number of devices is checked by `make_mesh` in parallel/mesh.py.
 _AXIS = Rule(lambda n: isinstance(n, int) and (n == -1 or n >= 1), "at least 1, or -1 for the rest")
 
 FIELDS: dict[str, Rule] = {
@@ -106,6 +106,7 @@ FIELDS: dict[str, Rule] = {
   "model.members": SIZE,
   "model.bootstrap": _SWITCH,
   "model.attributes": each(lambda x: isinstance(x, str) and bool(x), "names"),
+  "model.gate": _SWITCH,
   "model.mix": each(_real(-math.inf).fits, "finite numbers"),
   "model.lora.rank": _COUNT,
   "model.lora.alpha": _real(above=True),
@@ -114,6 +115,7 @@ FIELDS: dict[str, Rule] = {
   "model.dropout": _SWITCH,
   "data.train": _TEXT,
   "data.heldout": Rule(_fraction_or_name, "a path, 'world:N', or a fraction in [0, 1)"),
+  "data.validation": _real(below=1.0),
   "data.split_seed": _whole(-1, ", or -1 for the run's seed", high=2**32 - 1),
   "data.shifted": _TEXT,
   "data.format": _one_of(("auto", *sorted(FORMATS))),
@@ -153,6 +155,8 @@ FIELDS: dict[str, Rule] = {
   "train.checkpoint_every": _COUNT,
   "train.keep": SIZE,
   "train.max_skipped": SIZE,
+  "train.best": _TEXT,
+  "train.patience": _COUNT,
   **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
 }
 
@@ -175,6 +179,13 @@ def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | No
     for path, rule in {**FIELDS, **own}.items()
     if path in values and not rule.fits(values[path])
   ]
+  if values.get("train.best") and not values["data.validation"]:
+    wrong.append(
+      f"--config.train.best={values['train.best']!r} and --config.data.validation=0: expected a "
+      "fraction of the training conversations to choose by, such as 0.1"
+    )
+  if values.get("train.patience") and not values["train.best"]:
+    wrong.append("--config.train.patience is set and --config.train.best is not: expected both")
   if wrong:
     raise InputError("\n  ".join(wrong))
   optimizer = config.optimizer.copy_and_resolve_references()

@@ -17,11 +17,12 @@ from rm_jax.heldout import evaluate
 from rm_jax.heldout.shift import shift_report
 from rm_jax.parallel.hosts import asked_to_stop, broadcast_json, check_same, is_main, is_shared
 from rm_jax.parallel.mesh import make_mesh
-from rm_jax.reward.score import keep_features, score_groups
+from rm_jax.reward.score import keep_features, score_outputs
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.storage.remote import refuse
 from rm_jax.train import text_penalty
+from rm_jax.train.best import SPLIT, Best, measured
 from rm_jax.train.datasets import data_summary, load_data, load_shifted
 from rm_jax.train.fields import check_fields
 from rm_jax.train.progress import Clock, Signals
@@ -35,7 +36,10 @@ log = logging.getLogger(__name__)
 
 
 class NotFiniteError(UserError, RuntimeError):
-  """Too many steps in a row, or all, had a gradient, loss or update that is not finite."""
+  """Too many steps in a row, or all, were skipped, or an update made parameters not finite.
+
+  A step is skipped if its gradient or its loss is not finite.
+  """
 
 
 class Stopped(UserError, RuntimeError):
@@ -55,10 +59,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
       checkpoints/, summary.json and report.png.
 
   Raises:
-    ValueError: something is wrong with the config, files or data; nothing was overwritten.
+    ValueError, OSError: something is wrong with the config, files or data; nothing was overwritten.
+    CheckpointError: a checkpoint cannot be written, or none of those that are there can be read.
     Stopped: after SIGTERM or SIGINT (with several processes only SIGTERM) and a checkpoint.
     NotFiniteError: `train.max_skipped` steps in a row, or all steps, were skipped, because their
-      gradient, loss or update was not finite.
+      gradient or loss was not finite; or an update made parameters not finite.
   """
   began = time.perf_counter()
   refuse(workdir, "--workdir")
@@ -68,32 +73,32 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   check_place(workdir)
   model = build_model(config, mesh, earlier=earlier_record(workdir))
   text_penalty.check(config.loss, model)
-  train_set, heldout_set, report = load_data(config, model)
-  shifted_set = load_shifted(config, model, heldout_set)
-  config = resolve(config, len(train_set.groups), workdir)
-  sets = {"training data": train_set, "held-out data": heldout_set}
+  data = load_data(config, model)
+  shifted_set = load_shifted(config, model, data.heldout)
+  config = resolve(config, len(data.train.groups), workdir)
+  sets = {"training data": data.train, "held-out data": data.heldout}
   check_same(config=plain(config), **{name: one.fingerprint() for name, one in sets.items()})
   with locked(workdir):
     check(workdir, config)
-    log.info("data: %s", report)
-    run = Run(config, mesh, model, train_set)
-    loop = _Loop(run, workdir, heldout_set)
+    log.info("data: %s", data.report)
+    run = Run(config, mesh, model, data.train)
+    loop = _Loop(run, workdir, data.heldout, data.validation)
     # Only now, so that a run that cannot begin leaves no files.
     if is_main():
-      claim(workdir, config, model, {example.kind for example in train_set.examples})
+      claim(workdir, config, model, {example.kind for example in data.train.examples})
     with jax.set_mesh(mesh):
       timing = loop.run_steps()
     if shifted_set:
       loop.report["shift"] = shift_report(
         model.network,
-        run.state.all_params(),
-        heldout_set,
+        loop.served_params(),
+        data.heldout,
         shifted_set,
         mesh=mesh,
         packing=run.packing,
       )
-    data = data_summary(report, train_set, heldout_set, model.network.head.attributes)
-    return _finish(loop, {"wall_seconds": round(time.perf_counter() - began, 2), **timing}, data)
+    about = data_summary(data, model.network.head.attributes)
+    return _finish(loop, {"wall_seconds": round(time.perf_counter() - began, 2), **timing}, about)
 
 
 def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -113,13 +118,15 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
     },
     "data": data,
   }
+  if loop.chosen:
+    summary["best"] = loop.chosen
   if skipped:
     log.warning(
       "%d of %d steps were skipped, for something of them was not finite; metrics.jsonl says when",
       skipped,
       steps,
     )
-  # Losses have a few numbers each, except for a language-model head, which is left out.
+  # Losses have a few parameters each, except for a language-model head, which is left out.
   own = {path: x for path, x in run.state.loss_params().items() if path != text_penalty.HEAD}
   if own:
     summary["train"]["loss_params"] = {path: np.asarray(x).tolist() for path, x in own.items()}
@@ -136,45 +143,53 @@ class _Loop:
   Args:
     run: the run; if there is a checkpoint in `workdir`, its state is replaced by that.
     workdir: the run's folder.
-    heldout_set: what it is evaluated on.
+    heldout: what it is reported on.
+    validation: what its best checkpoint is chosen by; may be empty.
 
   Attributes:
-    report: the last held-out report.
-    scores: its scores, for the picture.
+    report: the last held-out report; at the end that of the model that is served.
+    scores: the scores that it was made of, for the picture: see `draw_report` in writers.py.
+    chosen: at the end, of the best checkpoint {step, measure, value, validation: its report}; None
+      where none is chosen.
   """
 
-  def __init__(self, run: Run, workdir: Path, heldout_set: TokenDataset):
+  def __init__(self, run: Run, workdir: Path, heldout: TokenDataset, validation: TokenDataset):
     self.run, self.config, self.workdir = run, run.config, workdir
-    self.heldout_set = heldout_set
+    self.judged = {SPLIT: validation, "heldout": heldout}
+    # What is evaluated as the run goes on. Where there are validation data, the held-out ones are
+    # looked at once, at the end.
+    self.watched = SPLIT if validation.groups else "heldout"
     self.report: dict[str, Any] | None = None
     self.scores = ()
+    self.chosen: dict[str, Any] | None = None
+    self._served: dict[str, Any] | None = None
     self.skipped = 0  # steps in a row that were skipped
     # Hashes of all tokens and labels, computed once.
-    self.data = {"data": run.train_set.fingerprint(), "heldout": heldout_set.fingerprint()}
-    self.heldout_shapes = plan_shapes(heldout_set.groups, 2048, run.packing)
-    self.checkpoints = Checkpoints(
-      workdir / "checkpoints",
-      self.config.train.keep,
-      adapters=bool(run.model.base),
-      shared=is_shared(workdir),
-    )
+    self.data = {"data": run.train_set.fingerprint(), "heldout": heldout.fingerprint()}
+    self.shapes = {
+      name: plan_shapes(data.groups, 2048, run.packing) for name, data in self.judged.items()
+    }
+    options = dict(adapters=bool(run.model.base), shared=is_shared(workdir))
+    train = self.config.train
+    self.checkpoints = Checkpoints(workdir / "checkpoints", train.keep, **options)
+    self.best = Best(workdir, train.best, train.patience, **options) if train.best else None
     self._resume()
-    self.heldout_features = None
+    self.features: dict[str, Any] = {}
     model = self.config.model
     if model.frozen_layers and model.keep_features:
       groups = run.train_set.groups
-      kept = keep_features(
+      self.features = keep_features(
         run.model.network,
         run.state.all_params(),
         {
           "train": (groups, plan_shapes(groups, 2048, run.packing)),
-          "heldout": (heldout_set.groups, self.heldout_shapes),
+          **{name: (data.groups, self.shapes[name]) for name, data in self.judged.items()},
         },
         mesh=run.mesh,
         packing=run.packing,
         limit_gib=model.keep_gib,
       )
-      run.features, self.heldout_features = kept.get("train"), kept.get("heldout")
+      run.features = self.features.get("train")
 
   def _position(self) -> dict[str, Any]:
     step = int(self.run.state.step)
@@ -201,7 +216,8 @@ class _Loop:
     self.skipped = position.get("skipped", 0)
     window = jax.device_get(self.run.state.window)
     if not all(np.isfinite(x).all() for x in window.values()):
-      # From a version that did not skip such steps: the sums would never be finite again.
+      # Saved by a version that did not skip steps that are not finite. The sums would never be
+      # finite again.
       log.warning("%s: its metrics since the last line are not finite: left out", self.workdir)
       self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     log.info("resumed at step %d", int(self.run.state.step))
@@ -211,8 +227,10 @@ class _Loop:
     config = self.config.train
     first, last = int(self.run.state.step), config.steps
     writers = Writers(self.workdir, first, active=is_main())
-    if self._unjudged(first):
-      self._evaluate(writers, first)
+    if not first or not first % config.eval_every or first >= last:
+      self._judge(writers, first)
+    if self._exhausted():
+      last = first
     clock = Clock(self.config.data.batch_groups)
     start = min(first, last)
     bar = tqdm(total=last, initial=start, desc="train", unit="step", disable=not is_main())
@@ -245,28 +263,73 @@ class _Loop:
           )
         if end or done % config.eval_every == 0:
           with clock.pause():
-            self._evaluate(writers, done)
+            self._judge(writers, done)
+            if self._exhausted() and not end:
+              tqdm.write(f"stopped after step {done}: no new best in {config.patience} evaluations")
+              self._check(pulse, done)
+              self.checkpoints.save(self.run.state, self._position())
+              break
     # Of a resumed run too: its state was saved before this error was raised the first time.
     if (steps := int(self.run.state.step)) and self.run.skipped() == steps:
       raise NotFiniteError(
-        f"all {steps} steps were skipped, for their gradient, loss or update was not finite: the "
+        f"all {steps} steps were skipped, for their gradient or loss was not finite: the "
         "model is as it was; lower --config.optimizer.learning_rate, or look at the data"
       )
-    if self.report is None:
-      self._evaluate(None, last)
+    self._report_served()
     writers.close()
     self.checkpoints.close()
     return {"pairs_per_second": clock.pairs_per_second()}
 
-  def _unjudged(self, step: int) -> bool:
-    """Whether the step that the run starts from should have been evaluated and was not.
+  def _lines(self) -> list[dict[str, Any]]:
+    """The evaluations in metrics.jsonl so far, the same in every process."""
+    lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
+    return broadcast_json([line for line in lines if line.get("split") == self.watched])
+
+  def _exhausted(self) -> bool:
+    return self.best is not None and self.best.exhausted(self._lines())
+
+  def _judge(self, writers: Writers, step: int) -> None:
+    """Evaluates the state on the data that are watched, unless that was done at this step already.
 
     So a resumed run writes the same lines as one that was never interrupted.
     """
-    if step and step % self.config.train.eval_every and step < self.config.train.steps:
-      return False
-    lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
-    return not broadcast_json(any(x.get("split") == "heldout" and x["step"] == step for x in lines))
+    split, lines = self.watched, self._lines()
+    if not self.judged[split].groups or any(x["step"] == step for x in lines):
+      return
+    found = self._evaluate(split, self.run.state.all_params())
+    short, mark = _short(found.report, sources=split == SPLIT), ""
+    if split == "heldout":
+      self.report, self.scores = found.report, found.scores
+    elif self.best and self.best.keep(self.run.state, short, lines):
+      mark = "; the best so far"
+    if is_main():
+      said = evaluate.summary_line(found.report)
+      if split == SPLIT:
+        said = said.replace("held-out", split, 1)
+      tqdm.write(f"step {step}: {said}{mark}")
+    writers.write("metrics", step, short, split=split)
+
+  def served_params(self) -> dict[str, Any]:
+    """The parameters that `RewardModel.from_pretrained` reads: the best, or else the latest."""
+    return self._served if self.chosen else self.run.state.all_params()
+
+  def _report_served(self) -> None:
+    """Sets `report`, `scores` and `chosen` as they are of the model that is served."""
+    if self.best and (line := self.best.chosen(self._lines())):
+      self._served = self.best.checkpoints.restore_model(self.run.state)
+      self.chosen = {
+        "step": self.best.checkpoints.step,
+        "measure": self.best.measure,
+        "value": measured(line, self.best.measure),
+        SPLIT: {key: value for key, value in line.items() if key not in ("step", "split")},
+      }
+      self.best.checkpoints.close()
+    if self.report is None and self.judged["heldout"].groups:
+      found = self._evaluate("heldout", self.served_params())
+      self.report, self.scores = found.report, found.scores
+      if is_main() and self.watched == SPLIT:
+        which = f"best, step {self.chosen['step']}" if self.chosen else "at the end"
+        tqdm.write(f"{which}: {evaluate.summary_line(self.report)}")
 
   def _check(self, pulse: dict[str, jax.Array] | None, step: int) -> None:
     if pulse is None:
@@ -281,7 +344,7 @@ class _Loop:
     self.skipped = self.skipped + 1 if pulse["skipped"] else 0
     if self.skipped >= self.config.train.max_skipped:
       raise NotFiniteError(
-        f"{self.skipped} steps up to {step} had a gradient, loss or update that is not finite, and "
+        f"{self.skipped} steps up to {step} had a gradient or loss that is not finite, and "
         "changed nothing; lower --config.optimizer.learning_rate, or look at the data of these "
         "steps"
       )
@@ -290,7 +353,7 @@ class _Loop:
     window = jax.device_get(self.run.state.window)
     self.run.state = dataclasses.replace(self.run.state, window=self.run.zero_window())
     values = window_metrics(window, self.run.sources)
-    # The schedule is a function of the number of updates, which skipped steps are not.
+    # The schedule is a function of the number of updates, and a skipped step makes none.
     rate = float(self.run.schedule(done - self.run.skipped() - 1))
     values["learning_rate"] = None if values["gradient_norm"] is None else rate
     writers.write("metrics", done, values)
@@ -300,45 +363,51 @@ class _Loop:
     loss = "none, all steps were skipped" if values["loss"] is None else f"{values['loss']:.4f}"
     bar.set_postfix_str(f"loss {loss}, {known}{speed['tokens_per_second']:.0f} tokens/s")
 
-  def _evaluate(self, writers: Writers | None, step: int) -> None:
-    """Evaluates on the held-out data: sets `report` and `scores`, and writes a line of metrics."""
-    groups, examples = self.heldout_set.groups, self.heldout_set.examples
-    if not groups:
-      return
-    scores = score_groups(
+  def _evaluate(self, split: str, params: dict[str, Any]) -> evaluate.Evaluation:
+    """Evaluates parameters on one of the data sets of `judged`."""
+    groups, examples = self.judged[split].groups, self.judged[split].examples
+    both = score_outputs(
       self.run.model.network,
-      self.run.state.all_params(),
+      params,
       groups,
       mesh=self.run.mesh,
       packing=self.run.packing,
-      shapes=self.heldout_shapes,
-      features=self.heldout_features,
-      progress="held out",
+      shapes=self.shapes[split],
+      features=self.features.get(split),
+      progress="held out" if split == "heldout" else split,
     )
+    scores = [
+      outputs if e.kind == "attributes" else rewards
+      for e, (rewards, outputs) in zip(examples, both, strict=True)
+    ]
     bad = sum(not np.isfinite(one).all() for one in scores)
     if bad:
       # The weights are finite (checked after each step) and yet scores overflow. That is reported
-      # and no error: the run may recover, or stop by itself.
+      # but does not stop the run: it may recover, or stop by itself.
       why = f"the scores of {bad} of {len(scores)} examples are not finite"
-      self.report, self.scores = {"kind": "comparison", "n": 0, "why": why}, ()
-    else:
-      found = evaluate.evaluate(scores, examples, self.run.model.network.head.attributes)
-      self.report, self.scores = found.report, found.scores
-    if is_main():
-      tqdm.write(f"step {step}: {evaluate.summary_line(self.report)}")
-    if writers is not None:
-      names = (
-        "accuracy",
-        "interval",
-        "loss",
-        "margin",
-        "n",
-        "ties",
-        "spearman",
-        "auroc",
-        "kendall",
-        "attributes",
-        "why",
-      )
-      values = {name: self.report[name] for name in names if name in self.report}
-      writers.write("metrics", step, values, split="heldout")
+      return evaluate.Evaluation({"kind": "comparison", "n": 0, "why": why}, ())
+    outputs = [outputs for _, outputs in both]
+    return evaluate.evaluate(scores, examples, self.run.model.network.head.attributes, outputs)
+
+
+def _short(report: dict[str, Any], *, sources: bool = False) -> dict[str, Any]:
+  """The figures of a report that metrics.jsonl has, and, where asked for, those of each source."""
+  names = (
+    "accuracy",
+    "interval",
+    "loss",
+    "margin",
+    "n",
+    "ties",
+    "spearman",
+    "auroc",
+    "kendall",
+    "attributes",
+    "why",
+  )
+  out = {name: report[name] for name in names if name in report}
+  if sources and "sources" in report:
+    out["sources"] = report["sources"]
+  if "objectives" in report:
+    out["objectives"] = {name: _short(one) for name, one in report["objectives"].items()}
+  return out

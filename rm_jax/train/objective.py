@@ -7,7 +7,9 @@ The objective of a step with groups g of weight w_g is
     L_g =   loss of g's kind of feedback (scores, labels)       loss.pair, loss.ranking, ...
           + Σ weight · penalty(scores)                          loss.l2, loss.centering, loss.spread
           + Σ weight · text loss(best response)                 loss.text_sft, loss.text_dpo
+          − log weight(objective | prompt)                      model.gate
 
+Scores are the reward's, or of the one attribute that the judgement is about (`Example.objective`).
 The config's `loss` part has the losses and the weights. `Objective.numerator` is the sum over one
 micro-batch; the step adds up its gradient over micro-batches (gradient accumulation, see `step`)
 and divides once by the weight of all groups, `mean_gradient`. So the numbers do not depend on how a
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 
 from rm_jax.errors import InputError
 from rm_jax.losses import LOSSES, REGULARISERS
+from rm_jax.losses.compare import mean_where
 from rm_jax.losses.moments import linearised, moments
 from rm_jax.models.network import Network
 from rm_jax.train.parse import check_output, parse_loss
@@ -34,13 +37,14 @@ class Scored(NamedTuple):
   """What the metrics are made of, beside the numerator.
 
   Attributes:
-    rewards: float32 [B, G, K].
+    judged: float32 [B, G, K], what each group's feedback is about: rewards, or one attribute's
+      scores.
     loss: float32 [S], Σ w_g · L_g over the groups of each source.
     text: (log-likelihood a token of the best response float32 [B, G]; bool [B, G], which groups
-      have one); None without a text penalty.
+      have a best response); None without a text penalty.
   """
 
-  rewards: jax.Array
+  judged: jax.Array
   loss: jax.Array
   text: tuple[jax.Array, jax.Array] | None
 
@@ -89,14 +93,14 @@ class Objective:
     key: jax.Array | None = None,
     step_moments: jax.Array | None = None,
   ) -> tuple[jax.Array, Scored]:
-    """A micro-batch's part of the numerator Σ_g w_g · L_g, and of the penalty on the whole step.
+    """A micro-batch's part of the numerator Σ_g w_g · L_g, and of decorrelation (see the module).
 
     Args:
       network: the model's.
       params: its parameters and, under 'loss', those of the losses; nested.
       batch: the micro-batch.
-      sources: S, of how many sources the metrics are kept apart.
-      key: of dropout; None turns it off.
+      sources: S, the number of data sources, whose metrics are kept apart.
+      key: random key of dropout; None turns dropout off.
       step_moments: float32 [6], the sum of `moments` over the whole step; None without
         decorrelation.
 
@@ -108,9 +112,10 @@ class Objective:
     loss_params = params.pop("loss", None)
     if self.text:
       scores, h_BTD = network.apply_with_hidden(params, batch, key)
-    else:  # hidden states that no mark reads may then be skipped (`network.reads_marks_alone`)
+    else:  # then `apply` need not compute hidden states that no mark reads
       scores, h_BTD = network.apply(params, batch, key), None
     rewards_BGK = network.reward(params, scores)
+    judged_BGK = network.judged(params, scores, batch)
 
     if network.head.ensemble:  # each member learns by itself, from its own bootstrap sample
       loss_MBG = jax.vmap(lambda s: self(s, batch, loss_params))(scores)
@@ -118,7 +123,9 @@ class Objective:
         loss_MBG *= jnp.moveaxis(batch.members, -1, 0)
       loss_BG = jnp.mean(loss_MBG, axis=0)
     else:
-      loss_BG = self(rewards_BGK, batch, loss_params, scores)
+      loss_BG = self(judged_BGK, batch, loss_params, scores[: len(network.head.attributes)])
+    if network.head.gate and batch.objective is not None:
+      loss_BG += gate_loss(scores, batch)
 
     text = None
     if self.text:
@@ -130,7 +137,7 @@ class Objective:
     value = jnp.sum(loss_S)
     if step_moments is not None:
       value += self.decorrelate(rewards_BGK, batch, step_moments)
-    return value, Scored(rewards_BGK, loss_S, text)
+    return value, Scored(judged_BGK, loss_S, text)
 
   def __call__(
     self,
@@ -139,10 +146,10 @@ class Objective:
     params: dict[str, dict] | None = None,
     attributes_ABGK: jax.Array | None = None,
   ) -> jax.Array:
-    """L_g without the text: the loss of each group's kind, and the penalties on its scores.
+    """L_g without text losses: the loss of each group's kind, and the penalties on its scores.
 
     Args:
-      scores_BGK: rewards, which all kinds of feedback but 'attributes' are about.
+      scores_BGK: what the feedback is about (of kind 'attributes' it is about `attributes_ABGK`).
       batch: the labels.
       params: kind -> the parameters that its loss learns.
       attributes_ABGK: scores of each attribute, where the data have feedback on attributes.
@@ -172,7 +179,7 @@ class Objective:
   def moments(self, scores_BGK: jax.Array, batch: Batch) -> jax.Array:
     """A micro-batch's part of the sums that make the correlation with length, float32 [6].
 
-    Every group counts by its weight, in equal shares of its marks.
+    Every group counts by its weight, which its marks share equally.
     """
     count = jnp.maximum(jnp.sum(batch.where, axis=-1, keepdims=True), 1)
     weights = jnp.broadcast_to(batch.weight[..., None] / count, scores_BGK.shape)
@@ -202,6 +209,29 @@ class Objective:
       for kind, (loss, options) in self._losses.items()
       for name, value in loss.init(key, **options).items()
     }
+
+
+def gate_loss(scores: jax.Array, batch: Batch) -> jax.Array:
+  """-log of the weight that the gate gives to the attribute that a judgement is about.
+
+  With it the gate learns to tell from the prompt which objective a person would judge by. Groups
+  whose judgement is about the reward as a whole have 0.
+
+  Args:
+    scores: float32 [2 A, B, G, K], a gated head's (see `Network.apply`).
+    batch: with `objective`.
+
+  Returns:
+    float32 [B, G].
+  """
+  _, log_weights_ABGK = jnp.split(scores, 2)
+  # A prompt has as many copies of its weights as marks; they are averaged.
+  where_ABGK = jnp.broadcast_to(batch.where, log_weights_ABGK.shape)
+  log_weights_ABG = mean_where(log_weights_ABGK, where_ABGK, (-1,))
+  loss_BG = jnp.zeros(batch.objective.shape, jnp.float32)
+  for a, log_weights_BG in enumerate(log_weights_ABG):
+    loss_BG -= jnp.where(batch.objective == a, log_weights_BG, 0.0)
+  return loss_BG
 
 
 def mean_gradient(gradients: Any, weight: jax.Array) -> Any:

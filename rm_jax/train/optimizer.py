@@ -3,7 +3,7 @@
 To add an optimiser, add its gradient scaling to `scalers` in `make_optimizer`. Clipping, weight
 decay and the learning rate are the same for all.
 
-Parameters are a flat dict, path -> array; a decoder's layers are stacked, [layers, ...].
+Parameters are a flat dict, path -> array; those of the layers are stacked, [layers, ...].
 """
 
 import math
@@ -52,8 +52,8 @@ def make_schedule(config: Any) -> optax.Schedule:
 def decay_towards_start(rate: float) -> optax.GradientTransformation:
   """Adds rate · (p − p₀) to the update, p₀ the initial parameters (L2-SP, Li et al. 2018).
 
-  Like AdamW's weight decay it is not scaled by Adam's moments. It keeps a copy of the trained
-  parameters.
+  Like AdamW's weight decay it is not scaled by Adam's moments. Its state is a copy of p₀, which is
+  as large as the trained parameters.
   """
 
   def init(params):
@@ -78,13 +78,13 @@ def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation
   these numbers may have to move by whole units.
 
   Args:
-    mix_rate: factor for the mix of attributes.
+    mix_rate: factor for the mix of attributes, or for the gate in its place.
     loss_rate: factor for the losses' parameters (a tie rate, cut-points), but not for a
       language-model head.
   """
 
   def rate(path: str) -> float:
-    if path == "head/mix":
+    if path.startswith(("head/mix", "head/gating/")):
       return mix_rate
     return loss_rate if path.startswith("loss/") and not decayed(path) else 1.0
 
@@ -225,7 +225,8 @@ def frozen_patterns(config: Any) -> tuple[str, ...]:
     patterns += (r"^backbone/embed", r"^backbone/lower/")
   if config.model.lora.rank:
     patterns += (r"^backbone/.*(?<!/lora_a)(?<!/lora_b)$",)
-  if config.model.attributes and not config.optimizer.mix_rate:
+  # With a gate the mix has no part in the reward.
+  if config.model.attributes and (config.model.get("gate") or not config.optimizer.mix_rate):
     patterns += (r"^head/mix$",)
   return patterns
 

@@ -18,7 +18,7 @@ def parse_call(text: str, expected: str) -> tuple[str, dict[str, Any]]:
   """'hinge' or 'hinge(margin=0.5)' -> (name, options). Options are Python literals.
 
   Raises:
-    ValueError: with the message `expected`; the text is not of that form.
+    ValueError: the text is not of that form; the message is `expected`.
   """
   try:
     node = ast.parse(text, mode="eval").body
@@ -89,7 +89,7 @@ def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> No
     return jax.ShapeDtypeStruct((*lead, *shape), dtype)
 
   scores = jax.ShapeDtypeStruct((*attributes, *lead, K), jnp.float32)
-  # The first two axes of a batch's arrays are B and G, here `lead`; each of the others is a K.
+  # The first two axes of a batch's arrays are B and G, here `lead`; all others have the length K.
   fields = {name: ARRAYS[name] for name in loss.uses}
   given = {name: array(*(K for _ in a.axes[2:]), dtype=a.dtype) for name, a in fields.items()}
   try:

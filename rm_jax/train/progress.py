@@ -9,16 +9,19 @@ import jax
 
 
 class Signals:
-  """A context in which SIGTERM and SIGINT only set `asked`, so that the step is finished first."""
+  """A context in which SIGTERM and SIGINT do not end the process but set `asked` to their number.
+
+  So the loop can finish its step first.
+  """
 
   def __init__(self):
     self.asked: int | None = None
     self._old = {}
 
   def __enter__(self):
-    # Python allows this in the main thread only; elsewhere (a notebook's worker) signals do what
-    # they did. With several processes a signal may reach one of them, and JAX tells the others
-    # (`hosts.asked_to_stop`).
+    # Python allows handlers in the main thread only; in another thread (a notebook's worker)
+    # signals do what they did before. With several processes a signal may reach only one of them;
+    # then JAX handles it and tells the others (`asked_to_stop` in parallel/hosts.py).
     alone = jax.process_count() == 1
     if alone and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,7 +71,7 @@ class Clock:
       self._last += away
 
   def window(self, tokens: int) -> dict[str, float]:
-    """Speed since the last call.
+    """Speed since the last call; 'pairs_per_second' counts groups, of whatever kind.
 
     Args:
       tokens: that were trained on since then, without padding.
@@ -83,5 +86,5 @@ class Clock:
     }
 
   def pairs_per_second(self) -> float | None:
-    """Over all steps but the first; None if there was only that one."""
+    """Groups, of whatever kind, per second over all steps but the first; None without others."""
     return round(self._steps * self._groups / self._seconds, 3) if self._steps else None

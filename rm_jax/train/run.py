@@ -59,7 +59,7 @@ def abstract_state(
     own: shapes of the losses' parameters, 'loss/...' -> shape.
     optimizer: from `make_optimizer`.
     mesh: of real devices, or of those of a topology that is only described.
-    sources: of how many sources the metrics are kept apart.
+    sources: number of data sources, whose metrics are kept apart.
   """
 
   def placed(shapes, shardings):
@@ -74,7 +74,7 @@ def abstract_state(
   params = placed(params, parameter_shardings(params, mesh))
   trained, frozen = split_frozen(params, frozen_patterns(config))
   moments = jax.eval_shape(optimizer.init, trained)
-  # The shardings that eval_shape passes on from its inputs are not those of the real arrays.
+  # eval_shape gives its results the shardings of its inputs; the real arrays have other ones.
   moments = placed(moments, like_parameters(moments, trained, mesh))
   everywhere = replicated(mesh)
   window = {
@@ -132,13 +132,13 @@ class Run:
       self.members = bootstrap_counts(len(train_set.groups), config.model.members, config.seed)
     self.parts, self.rates = train_set.parts(config.data.batch_groups)
     self.sources = sorted({g.source for g in train_set.groups})
-    self.fields = optional_fields(train_set.groups) | self.objective.needs
+    self.fields = optional_fields(train_set.groups) | self.objective.needs | model.network.needs
     self.shapes = plan_shapes(train_set.groups, config.data.batch_groups, self.packing)
     self.features = None
     self.key = jax.random.key(config.seed)
     schedule = make_schedule(config.optimizer)
     optimizer = make_optimizer(config.optimizer, schedule)
-    # The log evaluates it: jitted, so that it is one program and not one for each operation.
+    # The log calls the schedule. Jitted, that runs one program and not one for each operation.
     self.schedule = jax.jit(schedule)
     self.state = self._start(optimizer)
     self.compiled = compile_step(
@@ -165,11 +165,11 @@ class Run:
     return TrainState(step, trained, frozen, opt_state, self.zero_window())
 
   def zero_window(self) -> dict[str, jax.Array]:
-    """`step.zero_window` on the mesh."""
+    """The sums of the metrics before a window's first step (`zero_window`), on the mesh."""
     return place_whole(zero_window(len(self.sources)), self.mesh)
 
   def skipped(self) -> int:
-    """Number of steps so far that were skipped because something was not finite."""
+    """Number of steps so far that were skipped because their gradient or loss was not finite."""
     done, seen = jax.device_get((self.state.step, applied(self.state.optimizer)))
     return int(done) - int(seen)
 
@@ -207,8 +207,8 @@ class Run:
     """Dispatches a step on `prepare`'s micro-batches, without waiting for its result.
 
     Returns:
-      scalars that are not computed yet: 'skipped', whether the step was; 'finite', whether the
-      parameters are after it.
+      scalars on the devices that may not be computed yet: 'skipped', 1 if the step was skipped,
+      else 0; 'finite', whether all trained parameters are finite after it.
     """
     compiled = self.compiled
     gradients, sums = compiled.zeros()

@@ -30,14 +30,14 @@ def make_accumulate(
 ) -> Callable:
   """(state, gradients, sums, batch, key bits, step_moments) -> (gradients, sums).
 
-  Adds a micro-batch's gradient of `Objective.numerator` and its sums for the metrics. A key comes
-  as its bits, since several processes can only hand over plain arrays.
+  Adds a micro-batch's gradient of `Objective.numerator` and its sums for the metrics. The random
+  key is given as its bits, because several processes can only make a global array of plain numbers.
 
   Args:
     network: the model's.
     objective: of the run.
-    sources: of how many sources the metrics are kept apart.
-    dropout: whether it is on.
+    sources: number of data sources, whose metrics are kept apart.
+    dropout: whether dropout is on.
   """
 
   def accumulate(state: TrainState, gradients, sums, batch: Batch, bits, step_moments=None):
@@ -53,7 +53,7 @@ def make_accumulate(
         key=key if dropout else None,
         step_moments=step_moments,
       )
-      return value, batch_sums(scored.rewards, scored.loss, batch, sources, scored.text)
+      return value, batch_sums(scored.judged, scored.loss, batch, sources, scored.text)
 
     # The backward pass adds each parameter's gradient into its buffer as soon as it is known.
     # Adding two trees of gradients afterwards would hold both in memory.
@@ -86,10 +86,11 @@ def all_finite(tree: Any) -> jax.Array:
 def checked(
   window: dict[str, jax.Array], sums: dict[str, jax.Array], step_moments: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-  """The step's sums, with weight NaN if they, or the window's sums with them, are not all finite.
+  """The step's sums, with weight NaN if something is not finite, so that `apply` skips the step.
 
-  Divided by that weight no gradient is finite, so `apply` skips the step. The gradient alone would
-  not tell: a loss of infinity, such as one with a margin of 1e39, can have a finite gradient.
+  Looked at are the step's sums added to the window's, and the step's moments and their penalty. A
+  gradient divided by NaN is not finite, which `apply` sees. The gradient alone would not tell: a
+  loss of infinity, such as one with a margin of 1e39, can have a finite gradient.
 
   This is a program of its own, because inside `apply` XLA would fuse it with the gradient's norm
   and round that differently.
@@ -101,12 +102,12 @@ def checked(
 
 
 def make_apply(optimizer: optax.GradientTransformation) -> Callable:
-  """(state, gradients, sums, step_moments) -> (state, {'skipped': float32 []}).
+  """(state, gradients, sums, step_moments) -> (state, {'skipped': float32 [], 1 or 0}).
 
-  Divides by the step's weight and updates. A step whose gradient is not finite is skipped: it
-  changes only the counts `step` and `skipped`. Where the gradient is finite the update may still
-  overflow, with a learning rate that could not have worked; `Run.step` checks the new parameters
-  for that afterwards, since a check here would need both old and new ones in memory.
+  Divides by the step's weight and updates. A step whose gradient is not finite is skipped: it only
+  adds 1 to `step` and to the window's 'steps' and 'skipped'. Where the gradient is finite the
+  update may still overflow, with a learning rate that could not have worked; `Run.step` checks the
+  new parameters afterwards, since a check here would need both old and new ones in memory.
   """
 
   def apply(state: TrainState, gradients, sums, step_moments=None):
@@ -127,8 +128,8 @@ def make_apply(optimizer: optax.GradientTransformation) -> Callable:
         jnp.float32(0) if step_moments is None else penalty(step_moments)
       ),
     }
-    # A skipped step adds nothing to the window but its counts: a loss that is not finite would
-    # hide those of the window's other steps.
+    # A skipped step adds only its counts to the window: if a loss that is not finite were added,
+    # the losses of the window's other steps would be lost.
     here = jax.tree.map(lambda x: jnp.where(fine, x, 0.0), here) | {
       "skipped": here["skipped"],
       "steps": here["steps"],
@@ -184,8 +185,8 @@ def compile_step(
     optimizer: from `optimizer.make_optimizer`.
     state: only its leaves' shapes, dtypes and shardings are looked at, so it may be abstract.
     mesh: the devices.
-    sources: of how many sources the metrics are kept apart.
-    dropout: whether it is on.
+    sources: number of data sources, whose metrics are kept apart.
+    dropout: whether dropout is on.
   """
   everywhere = replicated(mesh)
   params = {path: x.sharding for path, x in state.params.items()}

@@ -43,8 +43,8 @@ def check(config: Any, model: TextModel) -> None:
     model: from `setup.build_model`.
 
   Raises:
-    ValueError: the model is an encoder, or a decoder whose head is neither its embedding nor in the
-      checkpoint.
+    ValueError: the model is an encoder; or a decoder that caps its logits, or whose language-model
+      head is neither its embedding nor in the checkpoint in the right shape.
   """
   for name, weight in _weights(config).items():
     said, mend = f"loss.{name} is {weight}", f"or set loss.{name}=0"
@@ -186,8 +186,8 @@ class TextPenalty:
 
     Returns:
       (penalty float32 [B, G]; log-likelihood a token of the best response float32 [B, G], the mean
-      if several are best; bool [B, G], which groups have one: pairs and rankings). The first two
-      are 0 for the others.
+      if several are best; bool [B, G], which groups have a best response: pairs and rankings). The
+      first two are 0 for the others.
     """
     ordered_BG = jnp.isin(batch.kind, jnp.asarray([KINDS.index(kind) for kind in ORDERED]))
     # Pairs and rankings have one mark a response, so marks and responses have the same index.

@@ -49,7 +49,10 @@ def batch_sums(
   sources: int,
   text: tuple[jax.Array, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
-  """A micro-batch's sums. A group counts by its weight, its comparisons or marks in equal shares.
+  """A micro-batch's sums over groups, each of which counts by its weight.
+
+  That weight is shared by a group's marks equally, and by its comparisons equally or, where they
+  were observed, by the weights in `batch.pairs`.
 
   'accuracy' is over the comparisons of pairs and rankings (equal scores count half) and over the
   marks of outcomes and steps (right if the score is on the same side of 0 as the label is of 1/2).
@@ -57,10 +60,10 @@ def batch_sums(
   'text_weight' of those whose best response has a likelihood.
 
   Args:
-    scores_BGK: rewards.
+    scores_BGK: what each group's feedback is about (see `objective.Scored`).
     loss_S: Σ weight · loss over the groups of each source.
     batch: the labels.
-    sources: S, of how many sources sums are kept apart.
+    sources: S, the number of data sources, whose sums are kept apart.
     text: see `objective.Scored`.
   """
   difference = scores_BGK[..., :, None] - scores_BGK[..., None, :]

@@ -19,7 +19,7 @@ def peak_memory_bytes() -> int:
 
 
 class Writers:
-  """Writers of a workdir's files.
+  """Writes metrics.jsonl, timing.jsonl and the files of TensorBoard in a workdir.
 
   Lines that an earlier run wrote after the step it is resumed from are removed. metrics.jsonl has
   nothing that depends on the clock, so that the same run writes the same bytes.
@@ -27,7 +27,7 @@ class Writers:
   Args:
     workdir: the run's folder.
     step: the step that the run starts from; at 0 nothing was written before.
-    active: False does nothing; only process 0 writes.
+    active: whether to write, which only process 0 does; if not, every method does nothing.
   """
 
   def __init__(self, workdir: Path, step: int, *, active: bool):
@@ -73,6 +73,8 @@ def draw_report(
 ) -> None:
   """Draws report.png: loss, accuracy with baselines and interval, histograms of scores.
 
+  The curves are of the validation data where there are some, else of the held-out data.
+
   Args:
     path: of the picture.
     lines: of metrics.jsonl.
@@ -85,14 +87,16 @@ def draw_report(
   figure = drawing.figure(13, 4.6)
   left, middle, right = figure.subplots(1, 3)
   train = [line for line in lines if line["split"] == "train"]
-  held = [line for line in lines if line["split"] == "heldout"]
+  aside = [line for line in lines if line["split"] == "validation"]
+  held = aside or [line for line in lines if line["split"] == "heldout"]
+  shown = "validation" if aside else "held out"
   blue, orange, grey = "#2563a8", "#d9762b", "#777777"
 
   known = [x for x in train if x["loss"] is not None]
   left.plot([x["step"] for x in known], [x["loss"] for x in known], color=blue, label="train")
   valued = [x for x in held if x.get("loss") is not None]
   left.plot(
-    [x["step"] for x in valued], [x["loss"] for x in valued], "o-", color=orange, label="held out"
+    [x["step"] for x in valued], [x["loss"] for x in valued], "o-", color=orange, label=shown
   )
   left.axhline(np.log(2), color=grey, lw=0.8, ls=":", label="log 2, a coin")
   left.set(xlabel="step", ylabel="loss", title="Loss")
@@ -113,7 +117,7 @@ def draw_report(
       fmt="o-",
       color=orange,
       capsize=3,
-      label="held out, 95 %",
+      label=f"{shown}, 95 %",
     )
   title = "Agreement"
   if heldout and heldout.get("accuracy") is not None:

@@ -69,12 +69,26 @@ class Checkpoints:
     self._at: int | None = None  # the step that was read or saved last
     self._store = (SharedStore if shared else FirstProcessStore)(directory, keep)
 
-  def save(self, state: TrainState, position: dict[str, Any]) -> None:
+  def replace(self, state: TrainState, position: dict[str, Any]) -> None:
+    """Writes a checkpoint of the parameters alone, from which no run resumes.
+
+    Where its step is there already, it stays: a resumed run comes to the same step again. Later
+    steps are moved to the folder '<directory>.damaged'.
+
+    Args, errors: as `save`'s.
+    """
+    step = int(state.step)
+    if step not in self.steps():
+      self._set_aside_after(step)
+      self.save(state, position, whole=False)
+
+  def save(self, state: TrainState, position: dict[str, Any], *, whole: bool = True) -> None:
     """Writes a checkpoint, unless its step was read or saved last; returns once it is on disk.
 
     Args:
       state: saved as two pytrees, 'params' (the network's parameters, nested) and 'train' (the
         optimiser's state, the window of metrics, the step and the parameters of losses).
+      whole: False leaves 'train' out, which only a run that resumes needs.
       position: a dictionary that JSON can hold: seed, fingerprint of the data and the like.
 
     Raises:
@@ -84,10 +98,9 @@ class Checkpoints:
     if step == self._at:
       return
     saved, base = self._divide(flatten_dict(state.all_params(), sep="/"))
-    items = {
-      "params": unflatten_dict(saved, sep="/"),
-      "train": _train_items(state),
-    }
+    items = {"params": unflatten_dict(saved, sep="/")}
+    if whole:
+      items["train"] = _train_items(state)
     marks = {name: fingerprint(tree) for name, tree in items.items()} | {"base": fingerprint(base)}
     position = {**position, "fingerprint": marks}
     try:
@@ -222,6 +235,15 @@ class Checkpoints:
     self._at, found = found
     self._check_base(base or {}, found["position"])
     return flatten_dict(found["params"], sep="/") | (base or {})
+
+  def restore_model(self, state: TrainState) -> dict[str, Any]:
+    """The network's parameters, nested, of the latest intact checkpoint, placed as in `state`.
+
+    Raises:
+      CheckpointError: as `restore_params`.
+    """
+    saved, base = self._divide(flatten_dict(state.all_params(), sep="/"))
+    return unflatten_dict(self.restore_params(_abstract(saved), base), sep="/")
 
   @property
   def step(self) -> int | None:

@@ -22,16 +22,21 @@ from rm_jax.storage.files import write_json
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+BEST = "best"  # the folder of the best checkpoint, where one is chosen
 _LOCK = ".lock"
-# Fields that may differ when a run is resumed: its length, its devices and what it keeps on disk.
-# An entry stands for all fields that begin with it.
+# Fields that may differ when a run is resumed: its length, its devices, how many checkpoints it
+# keeps and where tokens are cached. An entry stands for all fields that begin with it.
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache")
 # Values of fields that are missing in the config.json of older runs: what those runs did.
 _BEFORE: dict[str, Any] = {
   "data.cache": "",
   "data.shapes": 4,
   "data.split_seed": -1,
+  "data.validation": 0.0,
   "model.attention": "auto",
+  "model.gate": False,
+  "train.best": "",
+  "train.patience": 0,
 }
 # Fields that `resolve` fills in -> the value that asks for it.
 _AUTOMATIC = {
@@ -61,7 +66,7 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _saved(workdir: Path, name: str = CONFIG) -> dict[str, Any] | None:
-  """A JSON file of the run that process 0's workdir holds; None if there is none."""
+  """The object in a JSON file of process 0's workdir, on every process; None if there is none."""
   path = workdir / name
   return broadcast_json(read_json(path) if path.exists() else None)
 
@@ -74,9 +79,9 @@ def earlier_record(workdir: Path) -> dict[str, Any] | None:
 def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collections.ConfigDict:
   """A copy of the config with its automatic values filled in.
 
-  train.steps 0 becomes train.epochs of the data; optimizer.decay_steps 0 becomes train.steps;
-  optimizer.warmup_steps -1 becomes 3 % of decay_steps; train.eval_every 0 becomes a fifth of
-  decay_steps; train.checkpoint_every 0 becomes eval_every.
+  train.steps 0 becomes the number of steps in train.epochs epochs; optimizer.decay_steps 0 becomes
+  train.steps; optimizer.warmup_steps -1 becomes 3 % of decay_steps; train.eval_every 0 becomes a
+  fifth of decay_steps; train.checkpoint_every 0 becomes eval_every.
 
   Args:
     config: an experiment's, see configs/base.py.
@@ -157,7 +162,8 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """Checks that a workdir is new or holds a run of this config, which then may be resumed.
 
   Raises:
-    ValueError: it holds a run of another config. Nothing is written.
+    ValueError: it holds a run of another config, or checkpoints and no config.json. Nothing is
+      written.
   """
   there = _saved(workdir)
   if there is not None:
@@ -201,7 +207,8 @@ def locked(workdir: Path) -> Iterator[None]:
       else:
         # A read-only folder raises later, when the run writes to it.
         log.warning("%s: cannot be locked (%s): start no other run in it", workdir, error)
-  new &= not problem  # another run has created and locked it between the two lines above
+  # Where there is a problem, another run has made the folder since `exists` was asked.
+  new &= not problem
   try:
     if problem := broadcast_json(problem):
       raise InputError(problem)
@@ -238,6 +245,6 @@ def claim(
 
 
 def is_workdir(path: Path) -> bool:
-  """Whether a path is the workdir of a training run."""
+  """Whether a path is the workdir of a run; completes a save of its model/ that was cut short."""
   recover(path / "model")
   return (path / "model" / CONFIG).is_file() and (path / "checkpoints").is_dir()

@@ -14,10 +14,10 @@ class TrainState:
 
   Attributes:
     step: int32 [], number of steps done.
-    params: trained parameters, path -> float32; a loss's own have paths 'loss/...'.
+    params: trained parameters, path -> float32; those of losses have paths 'loss/...'.
     frozen: parameters that are not trained, path -> array.
     optimizer: optax's state, of `params`.
-    window: sums of the metrics since the last log point, see `train.step.zero_window`.
+    window: sums of the metrics since the last log point, see `zero_window` in train/window.py.
   """
 
   step: jax.Array

@@ -80,7 +80,8 @@ class SharedStore:
       name -> pytree as its target, and 'position'.
 
     Raises:
-      Exception: whatever Orbax raises on a damaged folder; on the other processes OSError.
+      Exception: whatever Orbax raises on a damaged folder; OSError on a process that could read its
+        part while another could not.
     """
     args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
     failed, out = None, None

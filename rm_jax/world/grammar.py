@@ -52,7 +52,7 @@ def _numbered(sentences: list[str]) -> str:
   return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, 1))
 
 
-# Layout -> (function that joins sentences in this layout, pattern that such a text matches fully).
+# Layout -> (function that joins sentences in this layout, pattern that a whole text in it matches).
 LAYOUTS = {
   "list": (lambda s: "\n".join(f"- {x}" for x in s), r"- .*(\n- .*)*"),
   "numbers": (_numbered, r"\d+\. .*(\n\d+\. .*)*"),
@@ -97,8 +97,9 @@ def write_response(
 ) -> str:
   """Writes a response: a sentence with the name and the value, then the rest in random order.
 
-  The rest is one sentence of the tone, if that is not 0, and `fillers` different filler sentences.
-  `value` and `name` need not be the right ones: wrong candidates are written here as well.
+  The rest is one sentence of the tone, if that is not 0, and `fillers` different filler sentences,
+  which have no effect on the true reward. `value`, `layout` and `name` may differ from those that
+  the task asks for: wrong candidates are written here as well.
   """
   words = task.words
   rest = [draw(words.tones[tone], rng)] if tone else []
@@ -111,7 +112,8 @@ def write_response(
 
 @functools.cache
 def _pattern(table: tuple[str, ...]) -> re.Pattern:
-  # Longer entries come first: of two that start alike, a pattern finds the first that it lists.
+  # Longer entries come first: of two entries that start alike, a regular expression matches the one
+  # that it lists first.
   entries = sorted(table, key=len, reverse=True)
   return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, entries)) + r")(?!\w)", re.IGNORECASE)
 

@@ -8,16 +8,17 @@ from rm_jax.world.words import SPLITS
 
 _PIECES = r"\w+|\n|[^\w\s]"
 _SPECIAL = ("<pad>", "<unk>", "<eos>")
-# Tokens that the tables lack: signs and numbers that layouts write, and the turn markers of a
-# dialogue in Anthropic's raw form.
+# Tokens that the vocabularies of words.py lack: signs and numbers that layouts write, and the turn
+# markers of a dialogue as Anthropic's HH-RLHF has it, '\n\nHuman: ...\n\nAssistant: ...'.
 _MORE = (*"-123456.,:;?!'\"()", "Human", "Assistant")
 
 
 def make_tokenizer() -> Any:
   """Makes a Hugging Face tokenizer whose tokens are the words and signs of both vocabularies.
 
-  It has some 600 tokens, and a pair of the world is about 80 tokens long. Spaces are dropped, so
-  decoding does not restore a text; a line break is a token; any other word becomes '<unk>'.
+  It has about 600 tokens, and a prompt of the world with two responses is about 75 tokens long.
+  Spaces are dropped, so decoding does not restore a text; a line break is a token; any other word
+  becomes '<unk>'.
   """
   import tokenizers
   from tokenizers import models, pre_tokenizers

@@ -1,6 +1,7 @@
 """The words of the world: two vocabularies that share no name, item, value or sentence.
 
-`{item}` and `{value}` stand for one entry of a note, `{name}` for the person who asks. `grammar.py`
+A note lists entries, each an item and its value (a fact about the item). In sentences `{item}` and
+`{value}` stand for one entry, `{name}` for the name of the person who asks. `grammar.py`
 reads a text back by searching it for a scene's values, for names and for the wordings of layouts
 and tones. So none of these may occur in another table's sentences; tests/world checks it.
 """
@@ -14,7 +15,7 @@ class Scene:
 
   Attributes:
     items: things that the note lists, with the article that they need inside a sentence.
-    values: facts, of which the note gives each item one.
+    values: possible facts about an item; a note gives each of its items one of them.
     entry, ask, answer: wordings of an entry, a question and an answer; one of each is drawn.
   """
 

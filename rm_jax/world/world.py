@@ -5,7 +5,7 @@
 
 fact, layout, name in {0, 1} and tone in {-1, 0, 1} are read from the text alone (see `grammar.py`),
 so any text has a true reward, whoever wrote it. Length has no value in itself; `length_confound`
-correlates it with the true reward, so that a model can learn the wrong cause.
+makes length correlate with the true reward, so that a model can learn the wrong cause.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from rm_jax.world.grammar import (
 from rm_jax.world.words import SPLITS
 
 # Each of these draws from a random stream of its own. So another judge temperature or number of
-# responses leaves the prompts unchanged, and asking for more examples leaves the first ones.
+# responses leaves the prompts unchanged, and with more examples the first ones stay the same.
 _STREAMS = ("prompts", "candidates", "judge", "flips", "ties")
 
 
@@ -38,7 +38,8 @@ class Candidate:
 
   Attributes:
     response: a string or messages, as the prompt is.
-    attributes: those that it was written to have; `read_response` reads the same ones.
+    attributes: those that it was written to have; `grammar.read_response` reads the same ones from
+      the text.
     reward: its true reward.
   """
 
@@ -54,22 +55,25 @@ class World:
   Attributes:
     judge_temperature: in units of true reward, >= 0. At 0 the judge never errs, and of two equally
       good candidates it prefers the one drawn later.
-    length_confound: by how much one standard deviation of true reward raises the log-odds of each
-      of the two fillers that a response may have; a negative value makes good responses short.
-    skill: probability in (0, 1) that a candidate has the right fact, independently the right layout
-      and independently the right name. A low skill makes good candidates rare, which leaves
-      best-of-n selection something to find.
+    length_confound: a response has up to two filler sentences, which make it longer and leave its
+      true reward as it is. One standard deviation of true reward raises the log-odds of each filler
+      by this number; a negative one makes good responses short.
+    skill: probability in (0, 1) of each of three independent events: a candidate gives the right
+      value of the item asked about, has the layout asked for, and names the person who asks. A low
+      skill makes good candidates rare, which leaves best-of-n selection something to find.
     confusion: probability in [0, 1] that a wrong fact is the value of another entry of the note;
       otherwise it is a value that the note does not contain.
     fact_weight, layout_weight, name_weight, tone_weight: true reward of each attribute.
-    flips: probability that a pair's label is reversed, whatever the responses. In a ranking, the
-      probability that two neighbouring places are swapped, in one pass from the best to the worst.
+    flips: probability that a pair's label is reversed, whatever the responses. A ranking is gone
+      through once from the best place to the worst, and with this probability each place is swapped
+      with the next worse one.
     ties: nu >= 0 of Davidson (1970). With p = 1 - q the probability that the judge prefers the
       first of a pair, it calls a tie with probability nu sqrt(p q) / (1 + nu sqrt(p q)); 0 = never.
+      Rankings have no ties.
     vocabulary: 'train' or 'heldout', the vocabulary to write in; '' = that of the split.
 
   Raises:
-    ValueError: a number is out of its range.
+    InputError: a number is out of its range, or there is no such vocabulary.
   """
 
   judge_temperature: float = 0.4
@@ -194,7 +198,8 @@ class World:
     are those of `prompts`.
 
     Raises:
-      ValueError: as `prompts`, or k is below 2.
+      ValueError: as `prompts`.
+      InputError: k is below 2.
     """
     if k < 2:
       raise InputError(f"k: {k}; expected at least 2 responses")
@@ -245,7 +250,7 @@ class World:
   def _reward_moments(self) -> tuple[float, float]:
     """Mean and standard deviation of a candidate's true reward; a deviation of 0 is given as 1.
 
-    `sample` divides by the deviation, and where all rewards are equal, 0 / 1 is the 0 it needs.
+    `sample` divides (reward - mean) by the deviation, and where all rewards are equal it needs 0.
     """
     weights = (self.fact_weight, self.layout_weight, self.name_weight)
     variance = self.skill * (1 - self.skill) * sum(w * w for w in weights)
@@ -253,10 +258,10 @@ class World:
 
 
 def best_reachable(examples: Sequence[Example]) -> float:
-  """Share of the labelled comparisons that the true reward agrees with; its ties count half.
+  """Share of the labelled comparisons that the true reward agrees with.
 
-  This is the ceiling of accuracy on these judges: a scorer that sees only the texts cannot be
-  expected to agree with them more often.
+  A comparison of two equal true rewards counts half. This is the ceiling of accuracy on labels by
+  these judges: a scorer that sees only the texts cannot be expected to agree with them more often.
 
   Raises:
     ValueError: an example has no truth, or none has two labels that differ.

@@ -34,7 +34,7 @@ SKILLED_ROWS = [
 class Fake:
   """A scorer as `audit` takes it, without a model; its features are made of the score."""
 
-  name, outputs = "fake", 1
+  name, outputs, attributes = "fake", 1, ()
 
   def __init__(self, score):
     self.score = score

@@ -250,7 +250,7 @@ def test_conversations_held_out_are_not_trained_on(llama_folder, tmp_path):
   config.data.train = str(write_pairs(tmp_path / "train.jsonl", 10))
   config.data.heldout = str(write_pairs(tmp_path / "held.jsonl", 4))  # the same first four
   config.data.strict = True  # and leaving them out is not a faulty row
-  train, held, report = load_data(config, build_model(config))
+  train, held, _, report = load_data(config, build_model(config))
   assert len(train.groups) == 6
   assert len(held.groups) == 4
   assert dict(report.dropped) == {"conversation_is_held_out": 4}
@@ -266,10 +266,10 @@ def test_texts_that_another_had_are_left_out_on_request(llama_folder, tmp_path):
   path.write_text("\n".join([*lines, lines[2], lines[2], json.dumps(turned)]) + "\n")
   config.data.train, config.data.heldout = str(path), "0.2"
   config.data.strict = True
-  _, _, report = load_data(config, build_model(config))
+  _, _, _, report = load_data(config, build_model(config))
   assert (report.kept, dict(report.dropped)) == (13, {})
   config.data.deduplicate = True
-  train, held, report = load_data(config, build_model(config))
+  train, held, _, report = load_data(config, build_model(config))
   # A pair with its sides exchanged is another text; contradictions are left to curation.
   assert (report.kept, dict(report.dropped)) == (11, {"duplicate": 2})
   assert len(train.groups) + len(held.groups) == 11
@@ -285,7 +285,7 @@ def test_a_fraction_that_holds_out_one_conversation_stops_before_the_workdir(
     loop.train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
   config.data.heldout = "0.3"
-  _, held, _ = load_data(config, build_model(config))
+  _, held, _, _ = load_data(config, build_model(config))
   assert len({e.conversation for e in held.examples}) >= 2
 
 
@@ -347,7 +347,7 @@ def test_repeats_of_messages_are_left_out_on_request(llama_folder, tmp_path):
   path = tmp_path / "messages.jsonl"
   path.write_text("".join(json.dumps(one) + "\n" for one in rows))
   config.data.train, config.data.heldout, config.data.deduplicate = str(path), "0", True
-  train, _, report = load_data(config, build_model(config))
+  train, _, _, report = load_data(config, build_model(config))
   assert dict(report.dropped) == {"duplicate": 1}
   assert len(train.groups) == 5
 
@@ -366,10 +366,10 @@ def test_the_loss_decides_whether_tied_rankings_are_kept(llama_folder, tmp_path)
   (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
   for loss, kept in (("davidson", 5), ("rao_kupper", 5), ("logistic", 1), ("listnet", 1)):
     config.loss.ranking = loss
-    train, _, report = load_data(config, build_model(config))
+    train, _, _, report = load_data(config, build_model(config))
     assert (len(train.groups), report.dropped["all_tied"]) == (kept, 5 - kept)
   config.loss.ranking = "davidson"
-  train, _, _ = load_data(config, build_model(config))
+  train, _, _, _ = load_data(config, build_model(config))
   pairs, ties = train.groups[1].comparisons()
   assert (pairs.sum(), ties.sum()) == (0, 6)
 
@@ -378,9 +378,9 @@ def test_the_world_takes_options_beside_its_name(llama_folder):
   config = small_config(llama_folder, steps=1)
   config.model.chat_template = "hh"
   config.data.train, config.data.heldout = "world:30(flips=1.0)", "world:5:3(vocabulary='train')"
-  train, held, _ = load_data(config, build_model(config))
+  train, held, _, _ = load_data(config, build_model(config))
   config.data.train = "world:30"
-  plain, _, _ = load_data(config, build_model(config))
+  plain, _, _, _ = load_data(config, build_model(config))
   assert [e.responses for e in train.examples] == [e.responses[::-1] for e in plain.examples]
   assert {len(e.responses) for e in held.examples} == {3}
   for wrong, message in (

@@ -233,7 +233,7 @@ def test_rows_on_other_attributes_are_dropped_and_counted(llama_folder, tmp_path
   path = tmp_path / "rated.jsonl"
   other = rated(np.random.default_rng(0), 1) | {"attributes": {"other": 1, "letter": None}}
   path.write_text(path.read_text() + json.dumps(other) + "\n")
-  train, _, report = load_data(config, build_model(config))
+  train, _, _, report = load_data(config, build_model(config))
   assert report.dropped == {"no_attribute": 1}
   assert len(train.groups) == 48
   # A model that has none refuses them in an evaluation, too.

@@ -4,8 +4,8 @@
   bench = BENCHMARKS["llmbar"]
   report = bench.evaluate(score, bench.load(folder, messages=True, report=Report()))
 
-A new one is a `Benchmark`, whose docstring says what `load` and `evaluate` take and return, and a
-line in `BENCHMARKS`.
+To add a benchmark, make a `Benchmark`, whose docstring says what `load` and `evaluate` take and
+return, and list it in `BENCHMARKS`.
 """
 
 from rm_jax.audit.benchmarks import pairs, rewardbench, steps

@@ -1,8 +1,9 @@
 """Scores of a benchmark's items, and intervals of its published number.
 
 Every published number here is a function of sums over items, such as the number of right items in
-each subset and the number of items in it. So the numbers of all bootstrap resamples come from one
-matrix product of multiplicities [R, C] and sums of clusters [C, M].
+each subset and the number of items in it. So the M sums of all R bootstrap resamples come from one
+matrix product: of how often each resample has each of C clusters [R, C], and of the sums within
+each cluster [C, M].
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -59,7 +60,8 @@ def step_scores(score_steps: ScoreSteps, items: Sequence[Item]) -> list[np.ndarr
 def rate(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict[str, Any]:
   """The mean of credits in [0, 1], one for each item, as {accuracy, interval, n}.
 
-  Without items accuracy and interval are None, with `why`; with few clusters the interval is.
+  Without items accuracy and interval are None, with `why`; with too few clusters the interval alone
+  is None, with `why`.
 
   Args:
     credits: [N].
@@ -89,11 +91,12 @@ def published(
   """The published number with its 95 % interval over clusters, by `interval.Resampling`.
 
   Args:
-    terms: [N, M], M terms of each of N items.
+    terms: [N, M], the M summands of each of N items.
     clusters: N labels; items with the same label are resampled together.
-    value: sums of terms over items [..., M] -> the number [...], NaN where it is not defined.
-    missing: names of parts of the benchmark of which there are no items. Then the number is not
+    value: sums of the terms over items [..., M] -> the published number [...], NaN where it is not
       defined.
+    missing: names of parts of the benchmark of which there are no items. If there are any, the
+      number is not defined.
     resamples: number of bootstrap resamples.
     seed: of the bootstrap.
 
@@ -118,10 +121,10 @@ def published(
 
 
 def one_hot(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
-  """float64 [N, len(order)]: 1 where the name of the item is that of the column, else 0.
+  """float64 [N, len(order)]: 1 where the item's name is that of the column, else 0.
 
   Args:
-    names: of N items; one that is not in `order` gives a row of zeros.
+    names: one name for each of N items; a name that is not in `order` gives a row of zeros.
     order: names of the columns.
   """
   place = {name: i for i, name in enumerate(order)}

@@ -27,7 +27,7 @@ class Item:
       step) and 0 for a wrong one. Items of the same `conversation` are resampled together: those
       with the same prompt, or made of the same problem.
     subset: name of the part of the benchmark that it belongs to.
-    id: the benchmark's own name of the item; empty if nothing depends on it.
+    id: the benchmark's own name of the item; empty if neither `load` nor `evaluate` needs it.
   """
 
   example: Example
@@ -42,15 +42,16 @@ class Benchmark:
   Attributes:
     name: key in the registry.
     hub: data sets on the Hugging Face hub that hold it, as `load` takes them; may be empty.
-    scores: 'responses' or 'steps': which `evaluate` needs a scorer of.
+    scores: what the scorer that `evaluate` takes has to score: 'responses' or 'steps'.
     load: (*paths, messages, report) -> items. Paths are files, folders in the published layout, or
       hub ids. If `messages` is true, texts become chat messages (for a model with a chat template),
       else strings, the prompt with a line break at its end. `report` counts bad rows or raises at
       the first (see `rm_jax.data.report`). Raises DataError.
     evaluate: (score, items) -> report, with all rates in [0, 1]: `score`, the published number
-      (None, with `why`, if there are no items of some part), its 95 % `interval`, `undefined`, the
-      number of resamples without a value, `n` items, `subsets` {name: {accuracy, interval, n}},
-      and the benchmark's own breakdown. Each distinct text is scored once, in one call of `score`.
+      (None, with `why`, if there are no items of some part); its 95 % `interval`; `undefined`, the
+      number of bootstrap resamples in which it is not defined; `n`, the number of items; `subsets`
+      {name: {accuracy, interval, n}}; and the benchmark's own breakdown. `score` is called once,
+      with each distinct text once.
   """
 
   name: str
@@ -61,7 +62,7 @@ class Benchmark:
 
 
 def split_name(file: File) -> str:
-  """The name of a file without suffixes and shard number, which is that of its split on the hub."""
+  """A file's name without suffixes and shard number: for a file of the hub, its split's name."""
   return _SUFFIX.sub("", file.path.name)
 
 
@@ -79,12 +80,13 @@ def load_items(
       array of objects.
     report: counts the rows, and decides whether a bad one raises an error.
     needs: columns that every row must have.
-    convert: (row, its origin, word of its file) -> items; raises RowError.
-    choose: files -> a word about each, which `convert` is given; None for a file that is not part
-      of the benchmark and goes to `report.unread`.
+    convert: (row, its origin, the word that `choose` gave for its file) -> items; raises RowError.
+    choose: files -> for each a word, such as its subset, which `convert` gets; None for a file that
+      is not part of the benchmark: it is not read, and listed in `report.unread`.
 
   Raises:
-    DataError: nothing to read, not one row could be kept, or, if strict, the first bad row.
+    DataError: there is nothing to read, or not one row could be kept; if `report` is strict, at the
+      first bad row.
   """
   if not paths:
     raise DataError("no path; expected a file, a folder, or a data set of the hub")
@@ -112,7 +114,8 @@ def load_items(
 def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
   """Yields (origin, row) of a file.
 
-  As `data.read.read_file`, and it also reads JSON arrays, the form of several benchmarks.
+  It reads what `data.read.read_file` reads, and a JSON array of objects, which is the form of
+  several benchmarks' files.
   """
   if file.path.name.lower().endswith(".parquet"):
     yield from read_file(file, report)
@@ -123,7 +126,7 @@ def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
     try:
       array = opened.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
       content = opened.read() if array and not opened.seek(0) else b""
-    except (EOFError, OSError):  # a damaged archive, which `read_file` reports
+    except (EOFError, OSError):  # a damaged gzip file, which `read_file` below reports
       array = False
   if not array:
     yield from read_file(file, report)
@@ -148,7 +151,7 @@ def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
       report.drop("damaged_file", origin, f"{error}; expected a JSON array to its end")
       return
     try:
-      # Checked like a line of JSON lines: no duplicate keys, no NaN.
+      # Parsed as a line of JSON lines is: duplicate keys and NaN are errors.
       row = parse_line(text[at:end].encode("utf-8", "surrogatepass"))
     except RowError as error:
       report.drop(error.reason, origin, error.detail)
@@ -173,15 +176,15 @@ def make_item(
 
   Args:
     prompt: value of the row's column: a string or messages.
-    responses: values of columns, checked to be strings.
+    responses: values of the row's columns, which must be strings.
     labels: one for each response.
     subset, id: as in `Item`.
     origin: of the row, for errors.
     messages: whether texts become messages.
 
   Raises:
-    RowError: a value is no text, the prompt is empty, or the prompt has several turns and
-      `messages` is false: no string form of these is published.
+    RowError: a value is not text, the prompt is empty, or the prompt has several messages and
+      `messages` is false: the benchmarks publish no rule that turns a dialogue into one string.
   """
   texts = [text_of(r, f"response {i}") for i, r in enumerate(responses)]
   if messages:
@@ -215,12 +218,13 @@ def make_solution(
 
   Args:
     problem: the prompt.
-    steps: value of the row's column, checked to be a list of strings.
-    labels: number of steps -> their labels.
+    steps: value of the row's column, which must be a list of strings.
+    labels: number of steps -> the label of each.
     subset, id, origin, messages: as in `make_item`.
 
   Raises:
-    RowError: a value is no text, or a step is empty, so that no score can be read at its end.
+    RowError: as `make_item`; or a step is empty, so that no score can be read at its end, or there
+      is no step.
   """
   texts = steps_of(steps, "steps")
   asked = _prompt(problem, messages)
@@ -255,13 +259,17 @@ def _prompt(value: object, messages: bool) -> Text:
 
 
 def drawn_together(items: Sequence[Item], keys: Callable[[Item], Iterable[Hashable]]) -> list[Item]:
-  """The items with one `conversation` for all that are connected by a prompt or key in common.
+  """Gives one `conversation` to all items that are connected by common prompts or keys.
 
-  Connected means transitively: a union-find over prompts and keys.
+  Items are connected, too, if each is connected to a third one: this is a union-find over prompts
+  and keys.
 
   Args:
     items: of a benchmark.
     keys: item -> keys that it shares with other items made of the same problem; may be none.
+
+  Returns:
+    The items in the same order. A connected set gets the conversation of its first item.
   """
   head: dict[Hashable, Hashable] = {}
 
@@ -274,7 +282,7 @@ def drawn_together(items: Sequence[Item], keys: Callable[[Item], Iterable[Hashab
   for item, prompt in zip(items, prompts, strict=True):
     for key in keys(item):
       head[root(key)] = root(prompt)
-  first: dict[Hashable, str] = {}  # a cluster gets the name of its first item's conversation
+  first: dict[Hashable, str] = {}  # connected set -> the conversation of its first item
   names = [first.setdefault(root(p), p[1]) for p in prompts]
   return [
     dataclasses.replace(item, example=dataclasses.replace(item.example, conversation=name))
@@ -283,10 +291,10 @@ def drawn_together(items: Sequence[Item], keys: Callable[[Item], Iterable[Hashab
 
 
 def whole_number(value: object, column: str, least: int, most: int) -> int:
-  """The value, checked to be an integer in [least, most].
+  """Returns the value if it is an integer in [least, most].
 
   Raises:
-    RowError: it is not.
+    RowError: it is not one.
   """
   if isinstance(value, bool) or not isinstance(value, int):
     raise RowError("wrong_type", f"{column!r} is {shown(value)}; expected a whole number")

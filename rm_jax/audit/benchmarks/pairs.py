@@ -48,9 +48,9 @@ _LLMBAR = ("Natural", *ADVERSARIAL)
 def load_rm_bench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """RM-Bench (Liu et al. 2025): prompt, chosen [3], rejected [3], domain; see `Benchmark.load`.
 
-  The three responses are concise, detailed, and detailed with Markdown. Files of a single domain
-  have no column `domain`; it is in their names. If a folder has total_dataset.json, only that file
-  is read.
+  The three responses of each list are concise, detailed, and detailed with Markdown, in this order.
+  Files of a single domain have no column `domain`; the domain is the file's name, without an ending
+  '_filtered'. If a folder has total_dataset.json, only that file is read.
   """
   convert = functools.partial(_styles, messages=messages)
   return load_items(paths, report, ("prompt", "chosen", "rejected"), convert, _domains)
@@ -87,15 +87,15 @@ def evaluate_rm_bench(
   """RM-Bench's average: the mean of four domains; see `Benchmark.evaluate`.
 
   Cell (i, j) of a matrix is the rate at which the chosen response in style i scores higher than the
-  rejected one in style j; a tie is not higher. Hard is the mean of the cells above the diagonal,
+  rejected one in style j; a tie does not count. Hard is the mean of the cells above the diagonal,
   where the rejected response is in the fancier style, normal that of the diagonal, easy that of the
-  cells below it. Each has three cells, so a domain's average is the mean of all nine. The two parts
-  of safety are pooled, as in the authors' scripts/utils.py. In `subsets` an item counts once, with
-  the mean of its nine comparisons.
+  cells below it. Each of the three has three cells, so a domain's average is the mean of all nine.
+  The two parts of safety are pooled, as in the authors' scripts/utils.py. In `subsets` an item
+  counts once, with the mean of its nine comparisons.
 
   Returns:
-    also `easy`, `normal`, `hard` and `matrix` (3 x 3), means over the domains, and `domains`
-    {name: {easy, normal, hard, average}}.
+    what `Benchmark.evaluate` says, with `easy`, `normal`, `hard` and `matrix` (3 x 3), which are
+    means over the domains, and `domains` {name: {easy, normal, hard, average}}.
   """
   scores = np.stack(response_scores(score, items))
   wins = (scores[:, :_STYLES, None] > scores[:, None, _STYLES:]).astype(np.float64)
@@ -152,7 +152,8 @@ def _levels(matrix: np.ndarray) -> dict[str, float | None]:
 def load_judgebench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """JudgeBench (Tan et al. 2024): question, response_A, response_B, label 'A>B' or 'B>A', source.
 
-  Published numbers are of one of its splits: responses by GPT-4o ('gpt') or by Claude ('claude').
+  The published numbers are of one of its two splits, not of both together: of 'gpt', with responses
+  by GPT-4o, or of 'claude', with responses by Claude.
   """
   needs = ("pair_id", "source", "question", "response_A", "response_B", "label")
   return load_items(paths, report, needs, functools.partial(_judged, messages=messages))
@@ -182,7 +183,8 @@ def evaluate_judgebench(
   """JudgeBench's accuracy over all pairs; see `Benchmark.evaluate`.
 
   The authors' reward-model judges (utils/judges.py, --single_game) choose A if A scores higher,
-  else B. So B is chosen in a tie, whether it is right or not; `ties` says how many there are.
+  else B. So B is chosen in a tie, whether it is right or not; the report's `ties` is the number of
+  tied pairs.
   """
   scores = response_scores(score, items)
   says_a = np.asarray([s[0] > s[1] for s in scores])
@@ -251,8 +253,9 @@ def evaluate_llmbar(
   orders and choose the first response in a tie, so they are right in one of the two orders.
 
   Returns:
-    also `natural`, `adversarial`: the mean of its four subsets, and `ties`: their number. The
-    averages are those of the paper's tables; the authors' code has none.
+    what `Benchmark.evaluate` says, with `natural`, the accuracy of that subset; `adversarial`, the
+    mean of the four adversarial subsets; and `ties`, the number of tied pairs. The averages are
+    computed as in the paper's tables; the authors' code computes none.
   """
   scores = response_scores(score, items)
   good = [int(np.argmax(item.example.labels)) for item in items]
@@ -291,7 +294,7 @@ def evaluate_llmbar(
 def load_gsm8k(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """Four models' solutions to GSM8K's test problems (Cobbe et al. 2021); see `Benchmark.load`.
 
-  They are read as training data of that format are (`rm_jax.data.published`).
+  The files are read as the training data format 'gsm8k_solutions' (`rm_jax.data.published`).
   """
   if not paths:
     raise DataError("no path; expected a file, a folder, or a data set of the hub")
@@ -316,11 +319,13 @@ def load_gsm8k(*paths: str | os.PathLike, messages: bool, report: Report) -> lis
 def evaluate_gsm8k(score: Score, items: Sequence[Item]) -> dict[str, Any]:
   """How often the highest-scored of a problem's four solutions is right; see `Benchmark.evaluate`.
 
-  Ties are broken at random, in expectation. Cobbe et al. (2021) take the best of 100 samples, which
-  are not published; this applies their rule to the four solutions that are.
+  Of tied solutions one would be drawn at random, so the problem counts with the share of them that
+  is right. Cobbe et al. (2021) take the best of 100 samples, which are not published; this applies
+  their rule to the four solutions that are published.
 
   Returns:
-    also `baselines` and `paired`, as `rm_jax.heldout.pointwise.best_of_report` returns them.
+    what `Benchmark.evaluate` says, with the other figures that
+    `rm_jax.heldout.pointwise.best_of_report` returns, such as `baselines` and `paired`.
   """
   scores = response_scores(score, items)
   found = pointwise.best_of_report(

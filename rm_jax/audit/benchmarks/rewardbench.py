@@ -1,8 +1,9 @@
 """RewardBench (Lambert et al. 2024) and RewardBench 2 (Malik et al. 2025).
 
-Formats and metrics follow the repository allenai/reward-bench (rewardbench/constants.py, utils.py,
-analysis/get_benchmark_results.py and scripts/run_v2.py at 05a9005). Only the final mean of
-RewardBench 2 is not computed there; it is the paper's unweighted mean over the six subsets.
+Formats and metrics follow the repository allenai/reward-bench at commit 05a9005
+(rewardbench/constants.py, utils.py, analysis/get_benchmark_results.py and scripts/run_v2.py). Only
+the final mean of RewardBench 2 is not computed there; it is the paper's unweighted mean over the
+six subsets.
 """
 
 import functools
@@ -35,8 +36,8 @@ from rm_jax.data.dialogue import text_of, texts_of
 from rm_jax.data.read import File, Row
 from rm_jax.data.report import Report, RowError, shown
 
-# Section -> subset -> its weight in the section. This is the number of its examples, except for
-# math-prm, whose 447 examples weigh as much as the 984 of code.
+# Section -> subset -> the subset's weight in the section. The weight is the number of examples,
+# except for math-prm: its 447 examples weigh as much as the 984 of the six hep-* subsets.
 SECTIONS = {
   "Chat": {
     "alpacaeval-easy": 100,
@@ -71,7 +72,8 @@ SECTIONS = {
   },
 }
 CORE = tuple(subset for section in SECTIONS.values() for subset in section)
-# The prior sets: all splits of their data set, and those that count in the score.
+# The prior sets are older test sets of preferences, the splits of allenai/pref-test-sets. `PRIOR`
+# names those that are read, `COUNTED` those of them that count in the score.
 PRIOR = (
   "anthropic_harmless",
   "anthropic_helpful",
@@ -94,10 +96,11 @@ def load(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item
   """RewardBench: rows of prompt, chosen, rejected, subset, id; see `Benchmark.load`.
 
   If a folder has the splits `raw` and `filtered`, only `filtered` is read. A file with the name of
-  a split of the prior sets (allenai/pref-test-sets, where prompts are messages) is that set.
+  a split of allenai/pref-test-sets, where prompts are messages, is read as that prior set.
 
-  HumanEvalPack has each problem in six languages. These are one conversation, identified by the
-  name of the function in the prompt ('Write a Rust function `has_close_elements(..').
+  HumanEvalPack has each problem in six programming languages. The six items are one conversation,
+  identified by the name of the function in the prompt ('Write a Rust function
+  `has_close_elements(..').
   """
   convert = functools.partial(_pair, messages=messages)
   needs = ("prompt", "chosen", "rejected")
@@ -105,7 +108,7 @@ def load(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item
 
 
 def _function(item: Item) -> list[str]:
-  """The key that the items of one problem of HumanEvalPack share; none of other subsets."""
+  """A list of the key that the items of one HumanEvalPack problem share; else an empty list."""
   if not item.subset.startswith("hep-"):
     return []
   named = _FUNCTION.search(texts_of(item.example.prompt)[-1])
@@ -114,7 +117,7 @@ def _function(item: Item) -> list[str]:
 
 
 def _splits(found: Sequence[File]) -> list[str | None]:
-  """For each file the name of its prior set, '' for the benchmark's own, None to pass it over."""
+  """For each file the name of its prior set; '' for RewardBench itself; None = not to be read."""
   names = [split_name(file) for file in found]
   core = "filtered" in names
   # The splits pku_* of the prior sets are no longer part of the benchmark.
@@ -153,8 +156,9 @@ def evaluate(
   sets, the score is (2 · sum of the four sections + mean of the four counted prior sets) / 9.
 
   Returns:
-    also `sections` {name: rate, None if one of its subsets is missing}, `prior_sets`: their mean,
-    and `ties`: the number of tied pairs.
+    what `Benchmark.evaluate` says, with `sections` {name: rate, None if one of its subsets is
+    missing}; `prior_sets`, the mean accuracy of the four counted prior sets; and `ties`, the number
+    of tied pairs.
   """
   scores = response_scores(score, items)
   credit = np.asarray([float(s[0] > s[1]) for s in scores])
@@ -245,11 +249,16 @@ def evaluate_2(
     0.3 P(g_tied > 0) + 0.3 P(g_ref > 0) + 0.2 P(g_tied > s) + 0.2 P(min(g_ref, g_tied) > s)
       + 0.01 mean tanh(min(g_ref, g_tied) / s − 1)
 
-  with the last three terms over numbers N that have both prompts, and 0 for a 0/0 in the last. So
-  it can reach 1.01. In `subsets`, the accuracy of Ties is P(g > 0) over all its prompts.
+  The last three terms are over the numbers N of ids for which there are both 'ref:N' and 'tied:N';
+  a tanh of 0/0 counts as 0. So the mean of Ties can reach 1.01. In `subsets`, the accuracy of Ties
+  is P(g > 0) over all its prompts.
 
   Returns:
-    also `means` {subset: its term of the score} and `ties` {name: term of the formula above}.
+    what `Benchmark.evaluate` says, with `means` {subset: the mean that enters the score} and `ties`
+    {name: one of the five terms above, without its weight}.
+
+  Raises:
+    ValueError: two items of Ties have the same id.
   """
   scores = response_scores(score, items)
   right = [int(sum(item.example.labels)) for item in items]
@@ -289,7 +298,7 @@ def evaluate_2(
     return np.concatenate([means, score_ties[..., None]], axis=-1), terms
 
   table = np.concatenate([member * credit[:, None], member, np.stack(ties, axis=-1)], axis=1)
-  # The prompts tied:N and ref:N are resampled together.
+  # The prompts with the ids 'tied:N' and 'ref:N' are resampled together.
   clusters = [m[2] if m else item.example.conversation for item, m in zip(items, ids, strict=True)]
   figure = published(
     table,

@@ -52,8 +52,8 @@ CLASSES = tuple(itertools.chain.from_iterable(ABILITIES.values()))
 def load_processbench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """ProcessBench (Zheng et al. 2025): id, problem, steps, label; see `Benchmark.load`.
 
-  The label is the index of the first wrong step, from 0, or -1 if all are right. The part is the
-  file's name (gsm8k.json ..) or the beginning of the id ('gsm8k-0').
+  The label is the index of the first wrong step, from 0, or -1 if all are right. The part of the
+  benchmark is the file's name (gsm8k.json ..) or, for other names, the id's beginning ('gsm8k-0').
   """
   needs = ("id", "problem", "steps", "label")
   convert = functools.partial(_located, messages=messages)
@@ -88,23 +88,25 @@ def evaluate_processbench(
 ) -> dict[str, Any]:
   """ProcessBench's average F1 over its four parts; see `Benchmark.evaluate`.
 
-  The model's answer is the first step that scores below the threshold, or -1. The F1 of a part is
-  the harmonic mean of the accuracy on solutions with an error and the accuracy on solutions without
-  one (0 if both are 0).
+  The model's answer is the index of the first step that scores below the threshold, or -1 if there
+  is none. The F1 of a part is the harmonic mean of the accuracy on solutions with an error and the
+  accuracy on solutions without one (0 if both are 0).
 
   Args:
     score_steps: see the module.
     items: as `load_processbench` returns them.
-    threshold: log-odds. None = the one with the best F1 on the GSM8K part, which the paper uses for
-      models that score (its repository has no code for it). The F1 of GSM8K is then optimistic.
-    resamples, seed: of the bootstrap, in which the threshold is kept.
+    threshold: in log-odds. None = the threshold with the best F1 on the GSM8K part, which the paper
+      uses for process reward models (its repository has no code for it). The F1 of GSM8K is then
+      optimistic.
+    resamples, seed: of the bootstrap. The threshold is not chosen anew in each resample.
 
   Returns:
-    also `threshold`, `chosen_on` ('gsm8k' or None), and in each subset `f1` and the rates
-    `on_erroneous` and `on_correct`.
+    what `Benchmark.evaluate` says, with `threshold`, `chosen_on` ('gsm8k' if the threshold was
+    chosen, else None), and in each subset `f1` and its two accuracies, `on_erroneous` and
+    `on_correct`.
 
   Raises:
-    ValueError: threshold is None and the GSM8K part has not both kinds of solution.
+    ValueError: threshold is None and the GSM8K part lacks solutions with an error or without one.
   """
   scores = step_scores(score_steps, items)
   truth = np.asarray([_first(np.asarray(item.example.labels) < 0.5) for item in items])
@@ -151,22 +153,23 @@ def evaluate_processbench(
 
 
 def best_threshold(scores: Sequence[np.ndarray], truth: Sequence[int]) -> float:
-  """The threshold with the best F1, if a step with a score below it is called wrong.
+  """The threshold with the best F1, where each step that scores below it is called wrong.
 
   Args:
     scores: float [steps] of each solution.
     truth: index of the first wrong step of each, or -1.
 
   Returns:
-    The midpoint between the two neighbouring scores that it separates; the lowest of equally good
-    thresholds.
+    The midpoint between two neighbouring values, or 1 below the lowest or above the highest value,
+    of the running minima of the solutions' scores: only these change an answer. Of equally good
+    thresholds it is the lowest.
 
   Raises:
     ValueError: there are no solutions with an error, or none without one.
   """
-  # The answer is step k if the minimum over the steps before k is at least the threshold t and that
-  # over the steps up to k is below it. So each solution is answered rightly for t in one interval
-  # (least[k + 1], least[k]], and the rates are counts of intervals that contain t.
+  # The answer is step k if the lowest score before step k is at least the threshold t and the score
+  # of step k is below t. So the answer on a solution is right for t in one interval (least[k + 1],
+  # least[k]], and each accuracy is the share of the solutions whose interval contains t.
   spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
   counts = {True: 0, False: 0}
   for one, first in zip(scores, truth, strict=True):
@@ -179,7 +182,7 @@ def best_threshold(scores: Sequence[np.ndarray], truth: Sequence[int]) -> float:
     raise ValueError(f"no threshold can be chosen on {found}; expected both, or give a threshold")
   ends = np.unique([np.min(s) for s in scores] + [x for s in spans.values() for p in s for x in p])
   ends = ends[np.isfinite(ends)]
-  # Thresholds to try: below all scores, between each two, above all.
+  # Thresholds to try: below all ends of intervals, between each two neighbours, above all.
   middles = ends[:-1] / 2 + ends[1:] / 2
   between = np.where(middles > ends[:-1], middles, ends[1:])
   tried = np.concatenate([[ends[0] - 1], between, [ends[-1] + 1]])
@@ -198,23 +201,24 @@ def _first(wrong: np.ndarray) -> int:
 
 
 def _harmonic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """The harmonic mean 2ab / (a + b) of rates; 0 if both are 0, NaN if one is NaN."""
+  """The harmonic mean 2ab / (a + b), elementwise; 0 where both are 0, NaN where one is NaN."""
   return np.where(a + b == 0, 0.0, 2 * a * b / np.where(a + b == 0, 1.0, a + b))
 
 
 def load_prmbench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """PRMBench (Song et al. 2025): modified_question, modified_process, error_steps, classification.
 
-  As in the authors' code, steps count from 1, numbers in `error_steps` beyond the last step (in 100
-  rows) have no effect, and only the first row of a class and idx is kept (5 of 6,216 are dropped,
-  not as faulty). Steps keep their numbers ('3. ..'), which the authors remove for some models. Rows
-  with an empty step (3) cannot be scored and are dropped.
+  As in the authors' code, steps are numbered from 1, numbers in `error_steps` beyond the last step
+  (in 100 rows) have no effect, and of rows with the same class and idx only the first is kept (5 of
+  6,216 rows are left out, which strict reading does not stop at). Steps keep the numbers that their
+  texts begin with ('3. ..'), which the authors remove for some models. The 3 rows with an empty
+  step cannot be scored and are dropped.
 
   A solution has up to nine variants, and a problem of PRM800K up to two solutions ('prm_test_p1_0',
-  'prm_test_p2_1772'). All of a problem are one conversation. They are identified by the idx,
-  without the class that it begins with in the hub's file ('circular_prm_test_p1_0') but not in the
-  authors' repository, and by the original question, because 77 of the 1,733 questions have several
-  idx.
+  'prm_test_p2_1772'). All items of a problem are one conversation. Two items are of one problem if
+  they have the same idx or the same original question, because 77 of the 1,733 questions have
+  several idx. In the hub's file, unlike in the authors' repository, an idx begins with the class
+  ('circular_prm_test_p1_0'), which is removed.
   """
   question: dict[tuple[str, str], Hashable] = {}
   needs = ("modified_question", "modified_process", "error_steps", "classification", "idx")
@@ -258,7 +262,7 @@ def _faulty(
     id=id,
   )
   original = row.get("original_question")
-  # Variants of a problem differ in whether its formulas have dollar signs and backslashes.
+  # Some variants of a question lack the dollar signs and backslashes of its formulas.
   bare = re.sub(r"[\s$\\]+", "", original.casefold()) if isinstance(original, str) else ""
   question[kind, id] = bare or ("of the idx", id)
   yield item
@@ -275,23 +279,26 @@ def evaluate_prmbench(
   """PRMBench's PRMScore over all steps; see `Benchmark.evaluate`.
 
   PRMScore = (F1 + F1_neg) / 2, where F1 = 2TP / (2TP + FP + FN) takes right steps as positive and
-  F1_neg takes wrong steps. For multi_solutions, which has no wrong step, it is F1 alone; for an
-  ability it is the mean over its classes. A step is called right if it scores above the threshold.
+  F1_neg takes wrong steps as positive. For the class multi_solutions, which has no wrong step,
+  PRMScore is F1 alone; for an ability it is the mean over its classes. A step is called right if it
+  scores above the threshold.
 
-  If no step is called right, the authors' code may return an F1 of −1, and this one 0. Some of
-  their models score redundancy apart, which they use for `redundency` and `circular`. Ours score
-  validity, which their code uses for all classes of such models. Steps of one original problem are
-  resampled together.
+  If no step is called right, the authors' code may return an F1 of −1, and this function returns 0.
+  Some of the authors' models have a second score for redundancy, which they use for the classes
+  `redundency` and `circular`. Our models score only whether a step is right, and the authors' code
+  uses the one score of such a model for all classes. Steps of one original problem are resampled
+  together.
 
   Args:
     score_steps: see the module.
     items: as `load_prmbench` returns them.
-    threshold: log-odds; 0 is the authors' probability 0.5.
+    threshold: in log-odds; 0 is the probability 0.5, which the authors use.
     resamples, seed: of the bootstrap.
 
   Returns:
-    also `f1`, `negative_f1`, `abilities` {name: PRMScore}, and in each subset `prm_score`, `f1`,
-    `negative_f1`. `n` counts solutions; in `subsets`, accuracy and `n` are of steps.
+    what `Benchmark.evaluate` says, with `f1`, `negative_f1` (F1_neg), `abilities` {name: PRMScore},
+    and in each subset `prm_score`, `f1`, `negative_f1`. `n` is the number of solutions, but in
+    `subsets` accuracy and `n` are of steps.
   """
   scores = step_scores(score_steps, items)
   rows, subsets = [], {}
@@ -345,16 +352,17 @@ def _f1s(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _step_accuracy(table: np.ndarray, clusters: Sequence[str], seed: int) -> dict[str, Any]:
-  """`rate` of the steps.
+  """{accuracy, interval, n} of the steps, by `rate`.
 
   Args:
-    table: counts (TP, FP, TN, FN) of each solution [N, 4].
-    clusters: of the solutions.
+    table: [N, 4], counts (TP, FP, TN, FN) of the steps of each solution.
+    clusters: N conversations of the solutions.
     seed: of the bootstrap.
   """
   right_N = table[:, 0] + table[:, 2]
   count_N = table.sum(axis=1)
-  # One credit for each step: those that are called rightly of a solution, then its other ones.
+  # One credit for each step: for each solution first its ones (steps that are called right or wrong
+  # as they are), then its zeros.
   each = np.stack([right_N, count_N - right_N], axis=1).astype(np.int64)
   credits = np.repeat(np.tile([1.0, 0.0], len(table)), each.ravel())
   of_steps = [c for c, n in zip(clusters, count_N.astype(int), strict=True) for _ in range(n)]

@@ -1,7 +1,7 @@
 """The sections of the audit, in the order of the page. A new one is a module and a line here.
 
-Each module measures with plain functions of any `score(rows)` and examples, which a notebook can
-call; and has `SECTION`, which says how an audit calls them, and draws and writes what they found.
+Each module has plain functions of examples and of any function `score(rows)`, which a notebook can
+call; and a `SECTION`, which tells an audit how to measure with them, and draws and writes results.
 """
 
 from rm_jax.audit.section import Section
@@ -13,6 +13,7 @@ from rm_jax.audit.sections import (
   controls,
   drift,
   hacking,
+  objectives,
   overoptimisation,
   robustness,
   rules,
@@ -20,6 +21,7 @@ from rm_jax.audit.sections import (
 
 SECTIONS: tuple[Section, ...] = (
   agreement.SECTION,
+  objectives.SECTION,
   compare.SECTION,
   controls.SECTION,
   calibration.SECTION,

@@ -1,4 +1,4 @@
-"""Section `agreement`: accuracy and where it comes from, rank correlations, each annotator."""
+"""Section `agreement`: accuracy, also by parts of the data; rank correlations; each annotator."""
 
 import functools
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,7 +18,7 @@ from rm_jax.metrics.ranking import best_order, ndcg, pick_rate, within_and_poole
 from rm_jax.types import Example
 
 _PARTS = 5  # quantile bins of a length gap or a margin
-_LONGEST = 12  # responses of a list whose best order is searched, in time exponential in them
+_LONGEST = 12  # most responses of a list whose best order is searched: that takes exponential time
 
 
 def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
@@ -33,18 +33,21 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
     ties: {people: comparisons that people left undecided, model: exact ties of scores, which count
       half},
     by: {source, topic, length_gap, human_margin, model_margin} -> [{name, value, interval, n,
-      ties}], the accuracy in each part of the data; no human_margin unless all examples have one,
+      ties}], the accuracy in each part of the comparisons. human_margin is left out if a pair has
+      no `margin`; in longer lists without one it is the difference of the labels,
     one_order: if people compared the responses of lists pairwise, the share of these comparisons
       that the best single order of each list agrees with. Comparisons may be cyclic, so this is an
       upper bound for any score,
-    judges: each: name -> accuracy against that annotator, a figure; and with several annotators
-      ceiling: {people, model, what}.
-    If there are lists or ratings, also
-    correlation: {lists, kendall, spearman, ndcg: of `ranking.within_and_pooled`, pick: how often
-      the response with the highest score is one with the highest rating, of `ranking.pick_rate`}.
+    judges: {each: name of an annotator -> accuracy against that one, a figure; and, if any pair was
+      decided by two annotators, ceiling: {people, model, what}}.
+    If a prompt has three or more responses, in one list or each rated by itself, also
+    correlation: {lists: number of them, kendall, spearman: of `ranking.within_and_pooled`, ndcg:
+      the figure within lists of the same function with `chance`, the NDCG of a random order, pick:
+      how often the response with the highest score is one with the highest rating, of
+      `ranking.pick_rate`}.
 
   Raises:
-    ValueError: a score that is not finite, or feedback that is not on whole responses.
+    ValueError: a score is not finite, or an example's feedback is not on whole responses.
   """
   wrong = sorted({e.kind for e in examples} - {*PREFERENCES, "outcome", "score"})
   if wrong:
@@ -73,12 +76,12 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
 def _lists(
   scores: Sequence[np.ndarray], examples: Sequence[Example]
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-  """(scores, gains, conversation) of each list of at least three responses to one prompt."""
+  """([scores], [gains], [conversation]) of the lists of at least three responses to one prompt."""
   together: dict[Hashable, tuple[list, list]] = {}
   for i, (one, example) in enumerate(zip(scores, examples, strict=True)):
-    # A list is one example, but ratings of a prompt's responses are an example each and have to be
-    # put together. Only those of one kind and source are on a common scale: one source may say
-    # right or wrong and another give three of five stars.
+    # A ranking is one example, but the ratings of a prompt's responses may be an example each and
+    # have to be put together. Only ratings of one kind and source are on a common scale: one source
+    # may say right or wrong, and another give three of five stars.
     alone = example.kind in ("outcome", "score") and len(example.responses) == 1
     scale = (example.kind, example.source) if alone else i
     key = (conversation_of(example), repr(example.prompt), scale)
@@ -97,8 +100,8 @@ def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
   """The largest accuracy that any score can have on all decided comparisons.
 
   It is below 1 if some of them form cycles (a over b, b over c, c over a), since a score puts each
-  list into one order. None if no list of three or more responses was compared by pairs, for only
-  there can be a cycle; without a value if a list has more than `_LONGEST` responses.
+  list into one order. None if people compared no list of three or more responses pair by pair, for
+  only there can be a cycle; a figure without a value if a list has more than `_LONGEST` responses.
   """
   if all(e.pairs is None or len(e.responses) < 3 for e in examples):
     return None
@@ -114,10 +117,10 @@ def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
 
 
 def _correlation(scores: list, gains: list, clusters: list[str]) -> dict[str, Any]:
-  """Rank correlations of scores with gains within lists; see `agreement`. Arguments of `_lists`."""
+  """Rank correlations of scores with gains; see `agreement`. `_lists` makes the arguments."""
   least = min(float(g.min()) for g in gains)
   raised = [g - least for g in gains]  # NDCG needs gains of 0 and more
-  unread = [np.zeros(len(g)) for g in gains]  # all tied: NDCG is its mean over all orders
+  unread = [np.zeros(len(g)) for g in gains]  # of tied scores NDCG is the mean over all orders
   return {
     "lists": len(scores),
     "kendall": within_and_pooled(kendall, scores, gains, clusters),
@@ -131,12 +134,12 @@ def _correlation(scores: list, gains: list, clusters: list[str]) -> dict[str, An
 def _slices(
   scores: Sequence[np.ndarray], examples: Sequence[Example]
 ) -> dict[str, list[dict[str, Any]]]:
-  """The accuracy in parts of the comparisons, by several properties; see `agreement`."""
+  """The accuracy in parts of the comparisons, divided by several properties; see `agreement`."""
   topic_of = topics([e.prompt for e in examples])
   credit, cluster, rest = [], [], {"source": [], "topic": [], "length": [], "human": [], "own": []}
   for one, example, topic in zip(scores, examples, topic_of, strict=True):
     lengths = [characters(response) for response in example.responses]
-    # The labels of a pair say which is better and not by how much.
+    # The labels of a pair, 1 and 0, say which response is better but not by how much.
     given = example.margin is not None or len(example.responses) > 2
     for i, j in judged(example)[0]:
       credit.append(float(metrics.credit([one[i]], [one[j]])[0]))
@@ -206,8 +209,8 @@ def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[s
     if decided:
       right = [_agrees(s[0] - s[1], said) for s, said, _ in decided]
       out["each"][name] = figures.share(right, [c for _, _, c in decided])
-  # On pairs that two annotators both decided, the agreement of one with the other is what a perfect
-  # copy of one of them would reach: a ceiling for the model.
+  # On pairs that two annotators both decided, how often these two agree is the accuracy that a
+  # perfect copy of one of them would have against the other: a ceiling for the model.
   pairs = [
     (s, j[a], j[b], c)
     for s, j, c in asked

@@ -1,4 +1,4 @@
-"""Section `calibration`: whether score differences are log-odds, and what makes them so.
+"""Section `calibration`: whether score differences are log-odds, and the fit that makes them so.
 
 A temperature (comparisons) or Platt's slope and bias (outcomes and steps) is fitted on one half of
 the conversations, and errors are measured on the other half.
@@ -27,8 +27,8 @@ from rm_jax.types import Example
 
 FILE = "calibration.json"
 _BINS = 10
-_RESAMPLES = 200  # fewer than elsewhere, because each is a fit
-_LEAST = 20  # comparisons of a source from which its own temperature is fitted
+_RESAMPLES = 200  # of the bootstrap; fewer than elsewhere, because each resample is fitted anew
+_LEAST = 20  # fewest comparisons of a source for which a temperature of its own is fitted
 
 
 def pairs(
@@ -47,7 +47,7 @@ def pairs(
     before: {ece, brier, nll: in nats, reliability} at T = 1, after: the same at the fitted T,
     sources: name -> {temperature, interval, spread: standard deviation of the scores, n},
     zero: figure of the mean score of all responses, with `reference`: names of the sources,
-    position: what can be said of position bias}.
+    position: a sentence that says why position bias is not measured}.
     temperature and after are None, with `why`, if no T fits.
 
   Raises:
@@ -92,9 +92,10 @@ def pairs(
 
 
 def _pair_errors(logit_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
-  """{ece, brier, nll, reliability} of log-odds that the preferred response is preferred.
+  """{ece, brier, nll, reliability} of [N] log-odds that the preferred response is preferred.
 
-  Each comparison is counted in both orders, or the label would always be 1.
+  For ece and reliability each comparison is two predictions, one for each order of its responses;
+  with one order alone, all labels would be 1.
   """
   p_2N, y_2N = metrics.both_orders(logit_N)
   both = [*clusters, *clusters]
@@ -112,7 +113,8 @@ def _scale(difference_N: np.ndarray, clusters: list[str], seed: int) -> dict[str
   """{temperature, interval, undefined: resamples without a fit}.
 
   All are None, with `why`, if no positive temperature fits: the scores get no comparison wrong, so
-  that the best one is 0, or on average they prefer the other response.
+  that the likelihood grows as the temperature goes to 0; or on average they prefer the response
+  that people did not.
   """
   try:
     found = _fitted(metrics.fit_temperature, (difference_N,), clusters, seed, "positive")
@@ -130,17 +132,17 @@ def _fitted(
   seed: int,
   scale: str = "plain",
 ) -> dict[str, Any]:
-  """The figure of a fitted number, with `undefined`: resamples without a fit.
+  """The figure of a fitted number, with `undefined`: number of resamples that have no fit.
 
   Args:
-    fit: arrays -> number; raises ValueError if there is none.
-    arrays: of N items.
+    fit: arrays -> number; raises ValueError if no number fits.
+    arrays: the arguments of `fit`, each [N].
     clusters: N conversations.
     seed: of the bootstrap.
-    scale: of the interval; see `metrics.interval`.
+    scale: of the interval: a key of `SCALES` in metrics/interval.py.
 
   Raises:
-    ValueError: as `fit`, on the arrays themselves.
+    ValueError: `fit` raises it for all the data. In a resample it is counted as undefined.
   """
   value = fit(*arrays)
 
@@ -161,10 +163,10 @@ def _spread(name: str, scores: Sequence[np.ndarray], examples: Sequence[Example]
 
 
 def _zero(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
-  """Figure of the mean score over the data, with the data's names as `reference`.
+  """Figure of the mean score over the data, with the names of the data's sources as `reference`.
 
-  Preferences determine scores only up to a constant, so subtracting the mean over named data gives
-  them a zero.
+  Preferences determine scores only up to a constant. Subtracting this mean fixes the constant: a
+  score of 0 is then the mean over these data.
   """
   flat = np.concatenate([np.asarray(one, np.float64) for one in scores])
   cluster = [conversation_of(e) for one, e in zip(scores, examples, strict=True) for _ in one]
@@ -187,9 +189,9 @@ def labels(
     {n: items in the half on which errors are measured, fitted_on: items in the other,
     platt: {slope, bias}, each a figure,
     before: {ece, brier, nll: in nats, reliability} of σ(s), after: of σ(slope s + bias),
-    isotonic: {ece, brier, reliability} of the isotonic fit, the best monotone one, for reference.
-      It predicts probabilities of 0 and 1, whose nll may be infinite}.
-    platt and after are None, with `why`, if there is no fit.
+    isotonic: {ece, brier, reliability} of isotonic regression, the best monotone fit, to compare
+      with. It has no nll, because it may predict 0 or 1, for which nll is infinite}.
+    platt and after are None, with `why`, if no finite slope and bias fit.
 
   Raises:
     ValueError: fewer than 2 conversations, or an argument out of its range.
@@ -236,11 +238,11 @@ def store(folder: Path, found: dict[str, Any], data: str) -> dict[str, Any]:
 
   Args:
     folder: of the model.
-    found: the section's report: 'pairs' of `pairs`, 'outcomes' and 'steps' of `labels`.
-    data: name of the data that they were fitted on.
+    found: the section's report: 'pairs' as `pairs` returns it, 'outcomes' and 'steps' as `labels`.
+    data: name of the data that the numbers were fitted on.
 
   Raises:
-    InputError: one of them could not be fitted, or there is none; then nothing is written.
+    InputError: one of these parts has no fit, or there is none of them; then nothing is written.
   """
   kept: dict[str, Any] = {}
   for name, section in found.items():
@@ -313,7 +315,7 @@ def _reliability_diagram(part: Mapping[str, Any]) -> bytes:
     bins = [b for b in errors["reliability"] if b["n"]]
     x = [b["confidence"] for b in bins]
     y = [b["frequency"] for b in bins]
-    # A bin of few conversations has no interval.
+    # A bin of few conversations has no interval; its error bar gets length 0.
     ends = [b["interval"] or (b["frequency"],) * 2 for b in bins]
     low = [max(0.0, b["frequency"] - end) for b, (end, _) in zip(bins, ends, strict=True)]
     high = [max(0.0, end - b["frequency"]) for b, (_, end) in zip(bins, ends, strict=True)]

@@ -24,14 +24,14 @@ def compare(
   """The accuracy of one model minus that of another, paired by comparison.
 
   Args:
-    scores: of the model: for each example float [K], of its responses.
-    others: of the other model, likewise.
-    examples: those that are pairs or rankings are used.
+    scores: for each example float [K], the model's scores of its responses.
+    others: the other model's scores, in the same form.
+    examples: of these, pairs and rankings are used.
 
   Returns:
     {difference, interval: of the difference, n: comparisons, alike: figure of the share of
-    comparisons in which both choose the same response}. With few conversations `interval` is None
-    and `why` says so.
+    comparisons in which both models choose the same response; a tie of one model counts half}. With
+    few conversations `interval` is None and `why` says so.
 
   Raises:
     ValueError: no comparison.

@@ -1,9 +1,9 @@
 """Section `controls`: how much of a model's accuracy depends on the content of the texts.
 
-The model is compared with rules that read nothing (a coin, the longest response, the most
+The model is compared with rules that do not read the words (a coin, the longest response, the most
 formatted one), and with itself when the prompt is removed or exchanged. Accuracy that a rule
-reaches too is no evidence of understanding, and accuracy that remains without the right prompt is
-no judgement of an answer.
+reaches too is no evidence that the model understands the texts, and accuracy that remains without
+the right prompt is no evidence that it judges the response as an answer to that prompt.
 
 Poliak et al. (2018), Hypothesis only baselines in natural language inference.
 """
@@ -24,8 +24,8 @@ from rm_jax.metrics import agreement, correlation
 from rm_jax.metrics.surface import characters, formatting
 from rm_jax.types import Example, Text
 
-# In place of a removed prompt. It must not be empty, since chat templates and truncation need one,
-# and it asks for nothing in particular.
+# The text that replaces a removed prompt. It must not be empty, since chat templates and truncation
+# need a prompt, and it asks for nothing in particular.
 NEUTRAL = "Please respond."
 # Rule -> (measure of a response, whether the rule prefers the response with more of it).
 RULES: dict[str, tuple[Callable[[str], float], bool]] = {
@@ -34,10 +34,11 @@ RULES: dict[str, tuple[Callable[[str], float], bool]] = {
   "most_formatted": (formatting, True),
   "least_formatted": (formatting, False),
 }
-# Share of pairs on which rule and model choose alike from which the rule is said to explain it.
+# If a rule and the model choose alike on at least this share of the pairs, `says` states that the
+# rule explains the model.
 _EXPLAINS = 0.9
-# Share of the accuracy above chance that remains without the prompt, from which the model is said
-# hardly to read it.
+# If at least this share of the accuracy above chance remains without the right prompt, `says`
+# states that the model hardly reads the prompt.
 _REMAINS = 0.8
 
 
@@ -55,10 +56,11 @@ def neutral(prompt: Text) -> Text:
 def controls(
   score: Score, examples: Sequence[Example], *, sample: int = 500, seed: int = 0
 ) -> dict:
-  """Accuracy on comparisons of the model, of rules that read nothing, and without the prompts.
+  """Accuracy of the model on comparisons, of rules that read no words, and of it without prompts.
 
-  The rules are applied to all comparisons. A sample of them is scored again after a neutral prompt
-  (`neutral`) and after the prompt of another conversation (`elsewhere`).
+  The rules are applied to all comparisons. In a sample of the comparisons the model scores the
+  responses again, with a neutral prompt (`neutral`) and with the prompt of another conversation
+  (`comparisons.elsewhere`) in place of their own.
 
   Args:
     score: rows of (prompt, response) -> float [N].
@@ -68,15 +70,17 @@ def controls(
 
   Returns:
     {pairs: number of comparisons, conversations, model: its accuracy,
-    rules: name -> {accuracy, difference: accuracy of the model minus that of the rule on the same
-      pairs, agrees: share of pairs on which rule and model choose alike, ties count half},
+    rules: name in `RULES` or 'random' -> {accuracy, difference: accuracy of the model minus that of
+      the rule on the same pairs, agrees: share of pairs on which rule and model choose alike, ties
+      count half},
     best_rule: name of the rule with the highest accuracy on these pairs,
     content: accuracy of the model minus that of the best rule. The rule is selected on the same
       pairs, which is slightly to the model's disadvantage,
-    sample: {pairs, seed, neutral: the text, model: its accuracy on the sample, removed, swapped:
-      each {accuracy, difference: with the right prompt minus without it, agrees, remains: share of
-      the accuracy above 1/2 that remains}},
-    says: a sentence}. All but counts and texts are figures (`audit.figures`).
+    sample: {pairs, seed, neutral: the text, model: its accuracy on the sample, removed (neutral
+      prompt), swapped (another's prompt): each {accuracy, difference: accuracy with the right
+      prompt minus this one, agrees: share of pairs on which the choice is the same as with the
+      right prompt, remains: share of the accuracy above 1/2 that remains}},
+    says: a sentence}. All but counts and texts are figures (audit/figures.py).
 
   Raises:
     ValueError: no comparison, fewer than 2 conversations, or a score that is not finite.
@@ -99,7 +103,7 @@ def controls(
   model_N = agreement.credit(*all_N2.T)
   rules, credits = {}, {"random": agreement.coin(len(pairs))}
   rules["random"] = _against(model_N, credits["random"], credits["random"], clusters, seed)
-  for exact in ("accuracy", "agrees"):  # a coin's are known without data
+  for exact in ("accuracy", "agrees"):  # of a coin both are 1/2, whatever the data
     rules["random"][exact] = {"value": 0.5, "interval": [0.5, 0.5], "n": len(pairs)}
   for name, (measure, more) in RULES.items():
     value_N2 = _measured(pairs, measure) * (1 if more else -1)
@@ -145,12 +149,12 @@ def _alike(a_N2: np.ndarray, b_N2: np.ndarray) -> np.ndarray:
 
 
 def _against(model_N, other_N, alike_N, clusters: list[str], seed: int) -> dict:
-  """Figures of a rule or control: its accuracy, the model's minus it, how often they agree.
+  """Figures of a rule or control: its accuracy, the model's minus this, how often they agree.
 
   Args:
-    model_N: credits of the model.
+    model_N: the model's credit on each pair: 1 if it chooses right, 0.5 at a tie, else 0.
     other_N: credits of the rule or control.
-    alike_N: of `_alike`.
+    alike_N: as `_alike` returns it.
     clusters: N conversations.
     seed: of the intervals.
   """
@@ -162,7 +166,7 @@ def _against(model_N, other_N, alike_N, clusters: list[str], seed: int) -> dict:
 
 
 def _less(a_N, b_N, clusters: list[str], seed: int) -> dict:
-  """The mean of a − b, paired, as a figure."""
+  """The mean of a − b over the same pairs, as a figure."""
   found = agreement.paired_difference(a_N, b_N, clusters, seed=seed)
   return {"value": found.pop("difference"), **found, "n": len(a_N)}
 
@@ -170,7 +174,8 @@ def _less(a_N, b_N, clusters: list[str], seed: int) -> dict:
 def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) -> dict:
   """(accuracy without the prompt − 1/2) / (accuracy with it − 1/2), as a figure.
 
-  Not defined if `accuracy`, the figure of the one with the prompt, may be 1/2.
+  Not defined if `accuracy`, the figure of the accuracy with the prompt, has no interval or one that
+  contains 1/2.
   """
   if accuracy["interval"] is None:
     return figures.none(accuracy["why"], len(with_N))
@@ -183,8 +188,9 @@ def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) 
     return float((part_N.mean() - 0.5) / below) if below else float("nan")
 
   if np.array_equal(without_N, with_N):
-    # Every resample gives a ratio of 1, so the bootstrap has no width. The interval of the paired
-    # difference, which allows for differences not seen in this sample, is converted instead.
+    # Every resample gives a ratio of 1, so the bootstrap's interval would have width 0. Instead
+    # the interval of the paired difference, which allows for differences not seen in this sample,
+    # is converted to one of the ratio.
     apart = agreement.paired_difference(with_N, without_N, clusters, seed=seed).pop("interval")
     ends = [1 - end / (with_N.mean() - 0.5) for end in reversed(apart)]
     return {"value": 1.0, "interval": sorted(ends), "n": len(with_N)}

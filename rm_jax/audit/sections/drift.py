@@ -15,11 +15,12 @@ from rm_jax.metrics import drift as metrics
 from rm_jax.metrics.correlation import auroc, bootstrap
 from rm_jax.metrics.monitor import DriftMonitor
 
-LEVEL = 0.01  # probability of a false alarm, of all tests together and of the monitor
-FEWEST = 20  # conversations on either side that a comparison of distributions needs
-_MOST = 1000  # conversations of the data that are compared
-_WINDOW = 100  # scores of one test of the monitor
-_ENSEMBLE_PAIRS = 2000  # pairs on which the members of an ensemble are compared
+# Probability of a false alarm: at most this of the five tests together, and this of the monitor.
+LEVEL = 0.01
+FEWEST = 20  # conversations that the data and the reference each need to be compared
+_MOST = 1000  # most conversations of the data that are compared
+_WINDOW = 100  # most scores in one window of the monitor
+_ENSEMBLE_PAIRS = 2000  # most pairs on which the members of an ensemble are compared
 
 
 def drift(
@@ -29,22 +30,23 @@ def drift(
 
   Args:
     scores: [M], of one response of each conversation, in the order of the data; M at least 20.
-    pooled: float [M, D], features of the same responses.
+    pooled: float [M, D], features of the same responses: the hidden states that the head reads.
     reference: of the same model, with at least 20 rows.
     seed: of permutation tests and of the split of the reference into halves.
 
   Returns:
-    {n: [rows of the reference, M], level: `LEVEL`, reference, known,
+    {n: [rows of the reference, M], level: `LEVEL`, reference: name of its data, known: whether the
+      model was trained on these,
     scores: {ks, psi, energy}, features: {energy, mahalanobis}: each {value: distance, p, alarm:
       whether p is below a fifth of the level, Bonferroni's for the five tests},
     shift: mean score minus the reference's, in the reference's standard deviations,
-    monitor: {window, tests, alarms} of a `DriftMonitor` to which the scores come as a stream,
-    alarm: whether any test or the monitor raised one,
+    monitor: {window, tests, alarms} of a `DriftMonitor` that reads the scores as a stream,
+    alarm: whether any test or the monitor raised an alarm,
     says: a sentence}.
-    The energy distance of features is in units of the reference's standard deviations.
-    mahalanobis compares Mahalanobis distances from one half of the reference by the KS test: those
-    of its other half against those of the data. It is None, with `why`, if all feature vectors of
-    the reference are equal.
+    For the energy distance, each feature is divided by its standard deviation in one half of the
+    reference. mahalanobis compares Mahalanobis distances from that half by the KS test: those of
+    the other half against those of the data. Its value is None, with `why`, if no feature varies in
+    the first half.
 
   Raises:
     ValueError: too few rows, or features of another dimension.
@@ -62,8 +64,8 @@ def drift(
   half = np.random.default_rng(seed).permutation(len(then)) < len(then) // 2
   fitted = reference.pooled[half].astype(np.float64)
   spread = fitted.std(axis=0)
-  # A feature that never varies in the reference has no standard deviation to be measured in. It
-  # gets the mean one, so that data in which it does vary are seen to have moved.
+  # A feature that does not vary in this half of the reference has no standard deviation to be
+  # measured in. It gets the mean of the others', so that data in which it varies count as moved.
   varies = spread > 1e-6 * np.maximum(np.abs(fitted).max(axis=0), 1e-30)
   spread[~varies] = spread[varies].mean() if varies.any() else 1.0
   ks, ks_p = metrics.ks(then, scores)
@@ -126,8 +128,8 @@ def _mahalanobis(
 ) -> dict[str, Any]:
   """The KS test of Mahalanobis distances from `fitted_ND`: those of `left_LD` against `new_MD`.
 
-  The distance of rows that the mean and covariance were estimated from is smaller than that of
-  other rows, so the reference's own distances are those of a half that was left out.
+  Rows from which the mean and covariance were estimated are nearer than other rows of the same
+  distribution, so the reference's own distances are those of the half that was not used for that.
   """
   if not varies_D.any():
     return {"value": None, "p": None, "median": None, "why": "the reference's features are all one"}
@@ -148,8 +150,8 @@ def errors_by_disagreement(
 
   Returns:
     {auroc: AUROC with which the standard deviation of the members' score differences tells wrong
-      pairs from right ones; 0.5 = it does not,
-    margin: AUROC of a small mean difference, the simplest predictor of an error,
+      pairs from right ones; 0.5 = no better than chance,
+    margin: the same of minus the absolute mean difference, the simplest predictor of an error,
     beyond: auroc − margin,
     wrong: number of pairs that the mean of the members gets wrong,
     ties: number of pairs that the mean leaves undecided; they are left out}.
@@ -179,10 +181,10 @@ def _rows(subject: Subject) -> list[Row]:
 
 
 def _prepare(subject: Subject) -> None:
-  """Reads features before anything is scored.
+  """Reads the features that drift needs before any section scores texts.
 
   A forward pass for features gives scores as well, so in this order no text is computed twice. The
-  other responses to the same prompts are scored in the same pass, which shares the prompts.
+  other responses to the same prompts are scored in the same pass, which computes each prompt once.
   """
   if subject.reference is None or len(rows := _rows(subject)) < FEWEST:
     return

@@ -2,26 +2,29 @@
 
 A score may correlate with length only because good answers are longer. So the section reports the
 correlation of the score with each measure of the text *given quality*: the partial rank
-correlation, from which the ranks of quality are regressed out of both.
+correlation, which is that of the residuals after the ranks of both are regressed on the ranks of
+quality.
 
-Preferences leave a score free to have any offset for each prompt. Over all responses together the
+Preferences determine a score only up to an offset for each prompt. Over all responses together the
 offsets may hide a preference for length, or feign one if prompts with higher scores have longer
-answers. So wherever responses to the same prompt were compared, the sentences are about differences
-within pairs, and about all responses together only if there are no pairs.
+answers. So wherever responses to the same prompt were compared, the findings (`says`) are about
+differences within pairs, and about all responses together only if there are no pairs.
 
 What can be identified depends on what is known of quality. With true rewards or ratings, the
 partial correlation says how far the score follows the measure beyond quality. With preferences
-alone, quality is one bit a pair: within pairs, the difference of scores (chosen minus rejected) is
-regressed on the label and on the difference of the measure. Since the chosen response always comes
-first, the label is the constant term: the intercept is the worth of the label at equal measures,
-and the slope the worth of the measure at equal label. How much better the chosen response is
-remains unknown. If longer chosen responses are better by more, the slope contains a part of that.
+alone, all that is known is which response of a pair is better: within pairs, the difference of
+scores (chosen minus rejected) is regressed on the label and on the difference of the measure. Since
+the chosen response always comes first, the label is the constant term: the intercept is how much
+the label changes the score at equal measures, and the slope how much the measure changes it at
+equal label. How much better the chosen response is remains unknown. If longer chosen responses are
+better by more, the slope contains a part of that.
 
 The correlation with noise is not exactly 0, and of several measures the largest may look real. So a
 measure is named only if its correlation is strong and significant in a permutation test, in which
-each conversation's contribution to the correlation gets a random sign. Without any relation, this
-does not change its distribution, and it keeps dependent responses together. The p-values of all
-measures are adjusted by Holm's method. Below 20 conversations nothing is named.
+each conversation's contribution to the correlation gets a random sign. If score and measure are
+unrelated, random signs do not change the distribution of the correlation; and one sign for each
+conversation keeps dependent responses together. The p-values of all measures are adjusted by Holm's
+method. With fewer than 20 conversations no measure is named.
 
 Holm (1979), A simple sequentially rejective multiple test procedure. Kline and Santos (2012), A
 score based approach to wild bootstrap inference (random signs of clusters' scores).
@@ -44,12 +47,13 @@ from rm_jax.metrics import correlation, interval
 from rm_jax.metrics.surface import MEASURES
 from rm_jax.types import Example, Text
 
-_STRONG = 0.3  # partial rank correlation from which `says` names a measure
-_LEVEL = 0.05  # probability that some measure is named for a scorer that follows none
+_STRONG = 0.3  # smallest absolute partial rank correlation for which `says` names a measure
+_LEVEL = 0.05  # probability that some measure is named for a scorer that follows none of them
 _SILENT = 20  # conversations below which no measure is named
 _FLIPS = 1999  # draws of random signs for a p-value
-_CELLS = 1 << 22  # signs in memory at a time
-# Share of a rank's variance that quality leaves over, below which it is taken for rounding error.
+_CELLS = 1 << 22  # most random signs in memory at once
+# If quality leaves less than this share of the ranks' variance unexplained, what is left is taken
+# for rounding error, and the partial correlation is not defined.
 _ALL = 1e-9
 
 
@@ -65,8 +69,9 @@ def hacking(
   """Correlations of the score with measures of the text, given quality; and `top_low`.
 
   Quality is the true reward if all examples have one. Else it is the label if all are ratings of
-  one kind ('score' or 'outcome'). Else it is the rank of the response among those to its prompt,
-  scaled to [0, 1] (in a pair 1 and 0); steps, attributes and single responses have no rank.
+  one kind ('score' or 'outcome'). Else it is the rank of the response among those of its example,
+  scaled to [0, 1] (in a pair 1 and 0). Examples of kind 'step' or 'attributes' have neither label
+  nor rank as quality, and those of a single response have no rank.
 
   Args:
     score: rows of (prompt, response) -> float [N].
@@ -77,10 +82,10 @@ def hacking(
     seed: of the bootstrap and the permutation tests.
 
   Returns:
-    {responses: number of them, left_out: number of examples without a quality,
+    {responses: number of responses with a quality, left_out: number of examples without one,
     quality: 'truth', 'label' or 'rank',
     pairs: number of comparisons (see `comparisons.compared`),
-    conversations: number of them behind the correlations that `says` is about,
+    conversations: number of conversations in the correlations that `says` is about,
     within: whether `says` is about differences within pairs,
     measures: name -> {spearman: correlation of score and measure, partial: the same given quality,
         with p of the permutation test and p_holm, adjusted for all measures,
@@ -144,9 +149,9 @@ def hacking(
 
 
 def told(found: dict) -> dict[str, dict]:
-  """Measure -> the partial correlation that the findings are about.
+  """{measure: the figure of the partial correlation that the findings are about}.
 
-  It is the one within pairs if `within`, else that over all responses.
+  It is the correlation within pairs if `within` is true, else that over all responses.
 
   Args:
     found: the report of `hacking`, or its `within` and `measures`.
@@ -178,7 +183,8 @@ def top_low(
 
   Returns:
     A figure whose n counts all responses, with {top, random: 0.5, perfect: the share if the scores
-    were the quality itself; above 0 if more than half of the responses are equally good}.
+    were the quality itself, which is above 0 if equally good responses are both in the top and in
+    the bottom half}.
   """
 
   def share(score_N, quality_N) -> float:
@@ -191,7 +197,7 @@ def top_low(
 
 
 def _quality(examples: Sequence[Example]) -> tuple[list[Example], np.ndarray, str]:
-  """(examples with a quality, quality of each of their responses [N], its kind); see `hacking`.
+  """(examples with a quality, quality of each of their responses [N], its name); see `hacking`.
 
   Raises:
     ValueError: no example has a quality.
@@ -212,7 +218,7 @@ def _quality(examples: Sequence[Example]) -> tuple[list[Example], np.ndarray, st
 
 
 def _measured(texts: Sequence[Text], measures: Mapping[str, Callable[[str], float]]) -> np.ndarray:
-  """The value of V measures of N texts, float64 [V, N]; each distinct text is measured once."""
+  """V measures of N texts, float64 [V, N]; each distinct text is measured once."""
   place: dict[str, int] = {}
   at = [place.setdefault(plain(text), len(place)) for text in texts]
   return np.array([[measure(t) for t in place] for measure in measures.values()], np.float64)[:, at]
@@ -233,24 +239,25 @@ def _correlations(
   the ranks of the third: (ρ_xy − ρ_xz ρ_yz) / √((1 − ρ_xz²)(1 − ρ_yz²)).
 
   A resample of the bootstrap is a vector of weights of the rows, and weighted ranks are cumulative
-  sums over the sorted values. So values are sorted once, not once a resample.
+  sums over the sorted values. So the values are sorted once, and not in each resample.
 
   Args:
     score_N: scores.
     value_VN: measures.
-    given_N: the third variable; None for the plain ρ.
+    given_N: the third variable (quality); None for the plain ρ.
     clusters: N conversations.
     resamples, seed: of the bootstrap; the seed is also that of the permutation test.
 
   Returns:
     V figures with p and p_holm.
   """
-  # The score comes first and the third variable last, in all arrays along C.
+  # Axis C of the arrays below: the score, then the measures, then the third variable, if any.
   columns = [score_N, *value_VN] + ([] if given_N is None else [given_N])
   grouped = [np.unique(c, return_inverse=True, return_counts=True)[1:] for c in columns]
 
   def statistic(weight_N: np.ndarray) -> np.ndarray:
-    # The weighted rank of a tie group is the mean of the places that its rows take.
+    # Rows with equal values share one rank: the mean of their places in the sorted order, in which
+    # a row takes as many places as its weight.
     rank_CN = np.empty((len(columns), len(score_N)))
     for rank_N, (group_N, sizes) in zip(rank_CN, grouped, strict=True):
       count = np.bincount(group_N, weights=weight_N, minlength=len(sizes))
@@ -282,7 +289,7 @@ def _permutation_p(
 
   The covariance of the ranks' residuals is a sum over conversations. Without a correlation each
   term is as likely positive as negative, so the test compares the sum with sums of randomly signed
-  terms. Arguments as of `_correlations`.
+  terms. The arguments are those of `_correlations`.
   """
   cluster_N, count = interval.numbered(clusters, len(score_N))
   rank_CN = np.stack([correlation.ranks(x) for x in (score_N, *value_VN)])
@@ -293,8 +300,8 @@ def _permutation_p(
     if below := float(z_N @ z_N):
       rank_CN -= (rank_CN @ z_N / below)[:, None] * z_N
   share_CV = np.stack([np.bincount(cluster_N, rank_CN[0] * x, count) for x in rank_CN[1:]], 1)
-  # A draw that turns no sign, or all of them, has the data's own sum but for rounding: it counts
-  # as just as large.
+  # A draw whose signs are all equal has the absolute sum of the data themselves. The factor makes
+  # it count as just as large in spite of rounding errors.
   reach_V = np.abs(share_CV.sum(axis=0)) * (1 - 1e-9)
   rng = np.random.default_rng(seed)
   above_V = np.zeros(len(value_VN))
@@ -307,9 +314,9 @@ def _permutation_p(
 
 
 def _with_p(found: list[dict], p_V: np.ndarray) -> list[dict]:
-  """Adds p and p_holm, adjusted for the number of defined figures, to the figures that are defined.
+  """Adds p and p_holm to the figures that have a value; p_holm is adjusted for their number m.
 
-  Holm's method multiplies the k-th smallest of m p-values by m − k + 1 and makes them monotone.
+  Holm's method multiplies the k-th smallest p-value by m − k + 1 and makes the results monotone.
   """
   at = [v for v in np.argsort(p_V, kind="stable") if found[v]["value"] is not None]
   least = 0.0
@@ -341,8 +348,8 @@ def _within(
     why = figures.none("fewer than two conversations have a comparison", len(clusters))
     return [{"partial": dict(why), "slope": why, "equal": why} for _ in value_VP]
   if np.isnan(quality_P).any() or np.ptp(quality_P) == 0:
-    # If it is unknown for some pair, it is not used. If it is the same in all pairs, it is
-    # collinear with the label.
+    # Not used if the difference of quality is unknown for some pair; nor if it is the same in all
+    # pairs, because it is then collinear with the label.
     quality_P = None
   partial = _correlations(score_P, value_VP, quality_P, clusters, resamples=resamples, seed=seed)
   unit = score_P.std() or 1.0

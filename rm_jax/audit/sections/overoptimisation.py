@@ -27,11 +27,11 @@ from rm_jax.storage import pictures
 from rm_jax.types import Example, Text
 from rm_jax.world import World
 
-# Rows -> the scores of M ensemble members, float [N, M].
+# N rows -> the scores of an ensemble's M members, float [N, M].
 Members = Callable[[Sequence[Row]], np.ndarray]
 
-_MANY = 8  # responses to a prompt from which best-of-n has something to choose from
-# The n of a curve, up to the number of candidates, which is added.
+_MANY = 8  # fewest rated responses to a prompt for which a best-of-n curve is made
+# The values of n of a curve: those below the number of candidates, and this number itself.
 _NS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 
 
@@ -41,18 +41,18 @@ class Candidates:
 
   Attributes:
     true: float64 [P, N], true reward or human rating.
-    proxies: variant -> float64 [P, N], the proxies that pick:
-      score: of the model.
-      centred: minus the mean over the prompt's candidates. Within a prompt it picks what `score`
-        picks, so its curve is that of `score`, shifted. It matters if prompts are pooled, as in
-        PPO.
-      decorrelated: minus what length explains: the residual of a least-squares fit on the number
-        of characters, with one slope and an intercept for each prompt.
-      conservative: mean minus standard deviation over the ensemble's members, if there are any.
+    proxies: variant -> float64 [P, N], the scores by which a candidate is picked:
+      score: the model's score.
+      centred: `score` minus its mean over the prompt's candidates. Within a prompt it picks what
+        `score` picks, so its curve is that of `score`, shifted. It matters if prompts are pooled,
+        as in PPO.
+      decorrelated: `score` minus what length explains of it within a prompt: slope · (characters −
+        their mean over the prompt's candidates), with one least-squares slope for all prompts.
+      conservative: mean minus standard deviation over the ensemble's members; only of an ensemble.
     clusters: P labels; prompts with the same label are resampled together.
     distinct: number of distinct (prompt, response) among the P · N, each of which was scored once.
-    left_out: number of examples with too few responses, or without a rating.
-    unused: number of responses that were left out because all prompts need the same N.
+    left_out: number of examples that were not used: too few responses, or no rating or ranking.
+    unused: number of responses of used examples left out because all prompts need the same N.
   """
 
   true: np.ndarray
@@ -79,8 +79,8 @@ def world_candidates(
 
   Args:
     score: rows of (prompt, response) -> float [N].
-    world: that the prompts are from. With a low `skill` good candidates are rare.
-    prompts: P of `World.prompts`.
+    world: the world that the prompts are from. With a low `World.skill` good candidates are rare.
+    prompts: P prompts that `World.prompts` made.
     candidates: N, number for each prompt. Best-of-n is estimated for n up to N, and precisely for n
       far below N.
     members: scores of an ensemble's members, M at least 2; None if the model is no ensemble.
@@ -112,21 +112,22 @@ def rated_candidates(
   members: Members | None = None,
   seed: int = 0,
 ) -> Candidates:
-  """Candidates that people rated: examples with many responses.
+  """Candidates that people rated: the responses of examples that have many.
 
-  Their true rewards are the truth if all have them, else their labels. All prompts need the same
-  number N of candidates, so it is that of the shortest list, and of longer ones N are drawn.
+  The true rewards are `Example.truth` if all used examples have it, else their labels. All prompts
+  need the same number N of candidates: the length of the shortest used list. Of longer ones N are
+  drawn.
 
   Args:
     score: rows of (prompt, response) -> float [N].
     examples: those of kinds 'score', 'ranking' or 'outcome' with enough responses are used.
     at_least: number of responses, at least 2, below which an example is left out. If it is low, a
-      few short lists make N small for all.
+      few short lists make N small for all prompts.
     members: as in `world_candidates`.
     seed: of the drawn responses.
 
   Raises:
-    ValueError: no example has that many responses; scores that are not finite.
+    ValueError: at_least is below 2; no example has that many responses; scores that are not finite.
   """
   if at_least < 2:
     raise ValueError(f"at_least is {at_least}; expected at least 2 responses")
@@ -183,7 +184,7 @@ def _scored(
 
 
 def _decorrelated(score_PN: np.ndarray, length_PN: np.ndarray) -> np.ndarray:
-  """The scores minus their least-squares fit on length, within prompts."""
+  """The scores minus what length explains of them within prompts; see `Candidates.proxies`."""
   inside_PN = length_PN - length_PN.mean(axis=1, keepdims=True)
   below = (inside_PN**2).sum()
   slope = (inside_PN * score_PN).sum() / below if below else 0.0  # 0 if all lengths are equal
@@ -204,7 +205,7 @@ def _conservative(members: Members, rows: Sequence[Row]) -> np.ndarray:
 
 
 def _measure(subject: Subject) -> dict[str, Any]:
-  """Curves on candidates of the generated world, and on each source of long rated lists."""
+  """Curves on candidates of the generated world, and on each source with long rated lists."""
   scorer, settings = subject.scorer, subject.settings
   out: dict[str, Any] = {}
   members = scorer.members if scorer.outputs > 1 else None
@@ -230,7 +231,8 @@ def _measure(subject: Subject) -> dict[str, Any]:
     ]
     if len({conversation_of(e) for e in mine}) > 1:
       drawn = rated_candidates(scorer, mine, at_least=_MANY, members=members, seed=settings.seed)
-      # 'world' is the curve above, and a section whose only key is 'why' has none.
+      # The key 'world' is the curve above, and a report whose only key is 'why' counts as one that
+      # measured nothing (`section.silent`).
       name = f"{source}, rated" if source in ("world", "why") else source
       out[name] = _curve(drawn, settings.seed)
   lacks = settings.world if isinstance(settings.world, str) else ""
@@ -239,7 +241,7 @@ def _measure(subject: Subject) -> dict[str, Any]:
 
 
 def _curve(drawn: Candidates, seed: int) -> dict[str, Any]:
-  """The curve of each proxy: {prompts, candidates, distinct, variants: name -> curve}."""
+  """{prompts, candidates, distinct: numbers of them, variants: {name of a proxy: its curve}}."""
   count = drawn.true.shape[1]
   ns = [n for n in _NS if n < count] + [count]
   return {
@@ -265,14 +267,15 @@ def _draw(found: Mapping[str, Any]) -> dict[str, Draw]:
 
 
 def _chart(name: str, curve: Mapping[str, Any]) -> bytes:
-  """Proxy and true reward of each variant against the square root of the KL divergence."""
+  """A PNG: proxy and true reward of each variant against the square root of the KL divergence."""
   figure = pictures.figure(4.8, 6.6)
   left, right = figure.subplots(2, 1)
   for (variant, one), colour in zip(curve["variants"].items(), plots.COLOURS, strict=False):
     d = np.sqrt(one["kl"])
     for axis, what in ((left, "proxy"), (right, "true")):
       value = [x["value"] for x in one[what]]
-      # Centring within a prompt changes no pick, so its curve of the truth covers the score's.
+      # Centring within a prompt changes no pick, so 'centred' has the true reward of 'score'. It is
+      # drawn later and dashed, so that both lines are seen.
       line = "--" if variant == "centred" else "-"
       axis.plot(d, value, line, marker="o", ms=3, color=colour, label=variant)
       bounds = [x["interval"] or (x["value"],) * 2 for x in one[what]]

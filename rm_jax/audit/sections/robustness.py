@@ -28,11 +28,12 @@ from rm_jax.heldout.evaluate import evaluate
 from rm_jax.metrics import agreement, interval
 from rm_jax.types import Example
 
-_SHOWN = 600  # characters of a worst case in the report; the middle of longer texts is left out
+_SHOWN = 600  # most characters of a text of a worst case; the middle of longer texts is left out
 _FLIPS = 0.1  # share of flipped pairs above which `says` names an edit
 _LOWER = 0.9  # share of worsened answers that score lower, below which `says` names an edit
 _ENOUGH = 30  # texts or pairs below which `says` draws no conclusion from a share
-# Sources of pairs that are written to mislead, or whose right answer is a refusal.
+# If a source has one of these words in its name, its pairs are taken to be written to mislead, or
+# to have a refusal as the better response.
 _RED_TEAM = ("adversarial", "harmless")
 
 
@@ -48,14 +49,14 @@ def robustness(
   """Score changes under edits, flipped pairs, and the worst cases as text.
 
   Edits of kind 'same' are applied to the chosen and, separately, to the rejected response; edits of
-  kind 'worse' to the chosen one alone, because a bad response may not get worse. Every distinct
-  text is scored once, all in one call.
+  kind 'worse' to the chosen one alone, because a bad response need not get worse. Every distinct
+  text is scored once, all in one call of `score`.
 
   Args:
     score: rows of (prompt, response) -> float [N].
     examples: those with comparisons are used; see `comparisons.compared`.
     edits: names in `EDITS`.
-    sample: number of comparisons that are edited.
+    sample: most comparisons whose responses are edited.
     seed: of the sample, the edits and the intervals. Each edit has its own random numbers, which do
       not depend on the other edits.
     worst: number of worst cases of each edit in the report.
@@ -68,7 +69,7 @@ def robustness(
       moved: mean of |edited − original|,
       flips: of 'same' only, {chosen, rejected}: share of pairs whose order changes when only this
         response is edited. A change to a tie counts half; pairs that tied before are left out,
-      lower: of 'worse' only, share of edited responses that score lower, ties half,
+      lower: of 'worse' only, share of edited responses that score lower; ties count half,
       worst: [{prompt, response, edited, score, score_edited, change}]: of 'same' the largest
         changes, of 'worse' the largest increases};
     says: a sentence}. change, moved, flips and lower are figures (`audit.figures`).
@@ -128,10 +129,10 @@ def _of_edit(
   Args:
     edit: the edit.
     pairs: all comparisons of the sample.
-    made: M edited responses, of `_edited`.
-    old_N2: [N, 2] scores of chosen and rejected before the edit.
-    new_M: their scores after it.
-    unit: of changes; 0 if all responses score the same.
+    made: M edited responses, as `_edited` returns them.
+    old_N2: [N, 2] scores of the pairs' chosen and rejected responses before the edit.
+    new_M: scores of the M edited responses.
+    unit: the unit of changes: standard deviation of `old_N2`; 0 if all responses score the same.
     worst: number of worst cases.
     seed: of the intervals.
   """
@@ -202,7 +203,8 @@ def _short(text: str) -> str:
 def _says(found: dict[str, dict]) -> str:
   """The findings in words, from the report of each edit: flipped pairs, and worse answers' scores.
 
-  Shares are those of this sample, so the far end of their intervals is told, too.
+  The shares are estimates from this sample, so where they are good the sentence also gives the
+  unfavourable end of their intervals.
   """
   flips, lower, few = {}, {}, []
   most, least = [], []  # upper ends of the intervals of flips, lower ends of those of lower
@@ -247,7 +249,7 @@ def _says(found: dict[str, dict]) -> str:
 
 
 def _red_team(subject: Subject) -> dict[str, Any]:
-  """Accuracy on the comparisons of sources that are named as written to mislead."""
+  """{word of `_RED_TEAM`: accuracy on the comparisons of sources that have it in their names}."""
   found = {}
   for name in _RED_TEAM:
     at = [

@@ -1,7 +1,7 @@
 """Section `rules`: the share of responses outside declared limits, of all and of the top-scored.
 
-Optimisation picks what scores highest, so what the limits flag there matters most. See
-`shaping.limits`.
+Optimisation picks what scores highest, so the share among the top-scored matters most. The limits
+are those of shaping/limits.py.
 """
 
 from collections.abc import Sequence
@@ -34,16 +34,18 @@ def flagged(
   Args:
     score: rows of (prompt, response) -> float [N].
     examples: of any kind; all their responses are checked.
-    limits: None = the defaults.
-    reference: [R] scores of which `score_range` is the range; None = no score is out of range.
-    top: share of the responses that is called top-scored; ties at its edge count in part.
+    limits: None = the defaults of `Limits`.
+    reference: [R] scores from which `score_range` takes the range of scores; None = the range is
+      not checked.
+    top: share of the responses that counts as top-scored; ties at its edge count in part.
     seed: of the intervals.
 
   Returns:
-    {responses: number of them, top, limits: [low, high] of the range of scores, or None,
-    expected: {below, above} of `expected_outside`, rules: the declared limits,
-    flags: name -> {all, top}: for each limit of `Limits.flags`, for 'below' and 'above' the range,
-      and for 'any' of them; figures (`audit.figures`)}.
+    {responses: number of them, top, limits: [low, high], the range of scores, or None,
+    expected: {below, above}: the shares that `expected_outside` expects, rules: the fields of
+    `limits`,
+    flags: name -> {all, top}, figures (audit/figures.py) of the share that is flagged: by each
+      limit of `Limits.flags`, as 'below' and 'above' the range, and by 'any' of all these}.
 
   Raises:
     ValueError: no example, fewer than 2 conversations, a score that is not finite, or a reference

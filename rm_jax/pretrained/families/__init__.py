@@ -1,7 +1,7 @@
 """The families of models that are supported: one record each, listed here.
 
-To add a family, write its record (see `family.Family`), add its module here, and give the tests a
-small model of it in `tests/models/families.py`.
+To add a family, write its record (see `Family` in family.py), add its module here, and give the
+tests a small model of it in `tests/models/families.py`.
 """
 
 from rm_jax.pretrained.families import bert, gemma2, llama, mistral, qwen2, qwen3

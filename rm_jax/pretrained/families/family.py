@@ -15,10 +15,11 @@ class Gguf:
   """How llama.cpp's GGUF files store a family.
 
   Attributes:
-    layer: name of a layer's tensor there -> (Hugging Face name, dimensions); see `tables`.
+    layer: name of a layer's tensor there -> (Hugging Face name, a letter for each dimension); see
+      tables.py.
     permuted: llama.cpp interleaves the two halves of each query and key head for its own RoPE.
-    optional_biases: whether a file may have biases; config.json then says `attention_bias` and
-      `mlp_bias`, and a GGUF file shows it by the tensors that it holds.
+    optional_biases: whether some models of the family have biases. config.json says which, by
+      `attention_bias` and `mlp_bias`; of a GGUF file it is known from the tensors that it holds.
   """
 
   layer: Mapping[str, tuple[str, str]]
@@ -32,7 +33,7 @@ def _linear_head(hf: Mapping[str, Any], outputs: int) -> HeadConfig:
 
 
 def no_window(backbone: DecoderConfig) -> dict[str, Any]:
-  """Keys of config.json that say that no layer has a sliding window; none where one has.
+  """Keys of config.json that say that no layer has a sliding window; {} where some layer has one.
 
   transformers 4.51 applies `sliding_window` whatever `use_sliding_window` says.
   """

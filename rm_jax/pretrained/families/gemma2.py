@@ -42,7 +42,8 @@ def _exported(backbone: DecoderConfig) -> dict[str, Any]:
     "attn_logit_softcapping": backbone.attention_cap,
     "final_logit_softcapping": backbone.logit_cap,
     "layer_types": kinds,
-    # transformers 4.51 does not read `layer_types`: its even layers slide, and need a number.
+    # transformers 4.51 does not read `layer_types`. It gives every even layer a sliding window,
+    # whose length must be a number; `max_positions` is one that hides nothing.
     "sliding_window": max(windows) or backbone.max_positions,
   }
 

@@ -9,7 +9,8 @@ from rm_jax.pretrained.families.family import Family, Gguf, no_window, read_deco
 
 def _backbone(hf: Any) -> DecoderConfig:
   bias = hf.attention_bias
-  # Llama has no sliding window, whatever key a config.json made from another model's has kept.
+  # Llama has no sliding window, even if its config.json was made from another model's and has kept
+  # the key.
   biases = dict(qkv_bias=bias, out_bias=bias, mlp_bias=hf.mlp_bias)
   return read_decoder(hf, sliding_windows=None, **biases)
 
@@ -24,6 +25,7 @@ FAMILY = Family(
   class_prefix="Llama",
   backbone=_backbone,
   exported=_exported,
-  # A Mistral 7B says 'llama' in a GGUF file, too; its sliding window, if it had one, is not there.
+  # GGUF files of Mistral 7B have the architecture 'llama' too, and do not say whether the model had
+  # a sliding window.
   gguf=Gguf(tables.GGUF_LAYER, permuted=True, optional_biases=True),
 )

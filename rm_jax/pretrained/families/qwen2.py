@@ -8,7 +8,7 @@ from rm_jax.pretrained.families.family import Family, Gguf, read_decoder
 
 
 def _backbone(hf: Any) -> DecoderConfig:
-  return read_decoder(hf, qkv_bias=True)  # its config.json does not say so
+  return read_decoder(hf, qkv_bias=True)  # all Qwen2 have these biases; config.json has no key
 
 
 FAMILY = Family(

@@ -1,6 +1,6 @@
 """Names of tensors that most decoders share: Hugging Face's, and those of GGUF files.
 
-The keys of the first two are parameters and modules of `models.decoder.Decoder`.
+The keys of `DECODER` and `DECODER_LAYER` are modules of `Decoder` in models/decoder.py.
 """
 
 DECODER = {
@@ -23,8 +23,9 @@ DECODER_LAYER = {
 # The language-model head, and a buffer that old versions of transformers saved.
 IGNORED = r"lm_head\.|(.*\.)?rotary_emb\.inv_freq$"
 
-# GGUF name -> (Hugging Face name, its dimensions). V vocabulary, D width, F the MLP's, H a head's,
-# Q of all query heads, K of all key heads.
+# GGUF name -> (Hugging Face name, a letter for each dimension): V size of the vocabulary, D width
+# of the model, F of the MLP, H of a head, Q of all query heads together, K of all key heads
+# together.
 GGUF_OUTER = {
   "token_embd.weight": ("model.embed_tokens.weight", "VD"),
   "output_norm.weight": ("model.norm.weight", "D"),

@@ -1,0 +1,110 @@
+"""The best checkpoint of a run, chosen by a measure on its validation data.
+
+The validation data (`data.validation`) are conversations set aside from the training data. After
+each evaluation the model is kept in the workdir's `best/` folder if its measure is the best so far,
+beside the latest checkpoints, from which the run resumes. What is known of earlier evaluations is
+read from metrics.jsonl, so that a resumed run chooses as one that was never interrupted.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rm_jax.errors import InputError
+from rm_jax.workdir.checkpoints import Checkpoints
+from rm_jax.workdir.folder import BEST
+from rm_jax.workdir.state import TrainState
+
+SPLIT = "validation"  # of the lines of metrics.jsonl
+
+
+def measured(report: dict[str, Any], measure: str) -> float | None:
+  """A figure of a held-out report; larger is better.
+
+  Args:
+    report: of `heldout.evaluate.evaluate`, or a line of metrics.jsonl.
+    measure: keys joined by dots, such as 'accuracy' or 'objectives.helpful.accuracy'; '*' is the
+      mean over all keys, as in 'sources.*.accuracy'. 'loss', for which smaller is better, is
+      returned with the opposite sign.
+
+  Returns:
+    the figure; None if the report has it and it is None, for lack of data.
+
+  Raises:
+    ValueError: the report has no such figure.
+  """
+  *path, last = measure.split(".")
+  found: list[Any] = [report]
+  for key in (*path, last):
+    if not found or not all(isinstance(x, dict) and (key == "*" or key in x) for x in found):
+      known = ", ".join(sorted(set(_numbers(report))))
+      raise InputError(f"train.best is {measure!r}; the validation data's report has {known}")
+    found = [x for one in found for x in (one.values() if key == "*" else [one[key]])]
+  # A figure is a number, or a dict with its value.
+  values = [x.get("value", x) if isinstance(x, dict) else x for x in found]
+  if not all(isinstance(x, int | float | None) for x in values):
+    raise InputError(f"train.best is {measure!r}, which is {found[0]!r:.80}; expected a number")
+  if None in values:
+    return None
+  mean = math.fsum(values) / len(values)
+  return -mean if last == "loss" else mean
+
+
+def _numbers(report: dict[str, Any], prefix: str = "") -> Iterator[str]:
+  for key, value in report.items():
+    if isinstance(value, dict):
+      yield from _numbers(value, f"{prefix}{key}.")
+    elif isinstance(value, float):
+      yield prefix + key
+
+
+class Best:
+  """Keeps the best model of a run.
+
+  Args:
+    workdir: the run's folder.
+    measure: see `measured`.
+    patience: the run stops after this many evaluations in a row without a new best; 0 = never.
+    options: of `Checkpoints`.
+  """
+
+  def __init__(self, workdir: Path, measure: str, patience: int, **options):
+    self.measure, self.patience = measure, patience
+    self.checkpoints = Checkpoints(workdir / BEST, 1, **options)
+
+  def chosen(self, lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first line of metrics.jsonl with the best measure; None if there is none yet."""
+    valued = [x for x in self._lines(lines) if measured(x, self.measure) is not None]
+    return max(valued, key=lambda x: measured(x, self.measure), default=None)
+
+  def exhausted(self, lines: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last `patience` evaluations brought no new best."""
+    mine, best = self._lines(lines), self.chosen(lines)
+    if not self.patience or best is None:
+      return False
+    return len(mine) - 1 - mine.index(best) >= self.patience
+
+  def keep(
+    self, state: TrainState, report: dict[str, Any], lines: Sequence[dict[str, Any]]
+  ) -> bool:
+    """Saves the model if its report is better than those of all earlier steps.
+
+    Args:
+      state: the run's.
+      report: on the validation data.
+      lines: of metrics.jsonl, without one for this step.
+
+    Returns:
+      whether it is the best so far.
+    """
+    value = measured(report, self.measure)
+    earlier = self.chosen(lines)
+    if value is None or (earlier and value <= measured(earlier, self.measure)):
+      return False
+    self.checkpoints.replace(state, {"measure": self.measure, "value": value})
+    return True
+
+  @staticmethod
+  def _lines(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line.get("split") == SPLIT]

@@ -1,0 +1,134 @@
+"""A gate weighs the attributes by the prompt alone, however rows are laid out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from rm_jax.batch.layout import Packing, need, pack, plan
+from rm_jax.batch.pack import assemble
+from rm_jax.errors import InputError
+from rm_jax.models.config import HeadConfig
+from tests.batch.test_pack import random_groups
+from tests.models.layouts import VOCAB
+from tests.models.oracle import make_network, quick_jit, random_params
+
+HEAD = HeadConfig(outputs=2, attributes=("a", "b"), mix=(0.5, 0.5), gate=True)
+# Prompts of at least one token: in an encoder each response has a copy.
+GROUPS = [
+  dataclasses.replace(
+    g,
+    ids=tuple((i % VOCAB).astype(np.int32) for i in g.ids),
+    token_type=tuple((np.arange(len(i)) >= g.shared).astype(np.int32) for i in g.ids),
+  )
+  for g in random_groups(12, longest=28)
+  if g.shared
+]
+
+
+def gated(arch):
+  network = make_network(arch)
+  pooler = {"pooler": network.head.pooler, "bias": network.head.bias}
+  return dataclasses.replace(network, head=dataclasses.replace(HEAD, **pooler))
+
+
+def run(network, params, packing):
+  """For each group the log-weights at its marks, [A, marks], and its rewards, [marks]."""
+  needs = [need(g, packing) for g in GROUPS]
+  micros = pack(range(len(GROUPS)), needs, plan(GROUPS, len(GROUPS), packing))
+  fields = frozenset(network.needs | ({"token_type"} if not network.causal else set()))
+  out = [None] * len(GROUPS)
+  for micro in micros:
+    batch, index_BG = assemble(micro, GROUPS, packing=packing, fields=fields)
+    outputs = quick_jit(network.apply)(params, batch)
+    rewards = np.asarray(network.reward(params, outputs))
+    outputs = np.asarray(outputs)
+    assert outputs.shape == (4, *batch.marks.shape)
+    for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
+      marks = len(GROUPS[index_BG[b, g]].marks)
+      out[index_BG[b, g]] = outputs[:, b, g, :marks], rewards[b, g, :marks]
+  return out
+
+
+def prompt_state(network, params, group):
+  """What the gate is to read, from the prompt alone."""
+  prompt = np.asarray(group.ids[0][: group.shared])
+  if network.causal:
+    alone = dataclasses.replace(
+      group,
+      ids=(prompt,),
+      shared=0,
+      marks=np.asarray([len(prompt) - 1], np.int32),
+      response=np.zeros(1, np.int32),
+      labels=np.zeros(1, np.float32),
+      length=np.ones(1, np.int32),
+    )
+    packing = Packing(share=False, pack=False, cells=512)
+    (micro,) = pack([0], [need(alone, packing)], plan([alone], 1, packing))
+    batch, _ = assemble(micro, [alone], packing=packing, fields=frozenset())
+    return np.asarray(quick_jit(network.hidden)(params, batch))[0, len(prompt) - 1]
+  p = params["backbone"]
+  h = p["embed"]["embedding"][prompt] + p["embed_token_type"]["embedding"][0]
+  h = h + p["embed_position"]["embedding"][: len(prompt)]
+  h = (h - h.mean(axis=-1, keepdims=True)) / np.sqrt(
+    h.var(axis=-1, keepdims=True) + network.backbone.eps
+  )
+  return (h * p["embed_norm"]["scale"] + p["embed_norm"]["bias"]).mean(axis=0)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bert"])
+def test_the_weights_are_a_softmax_of_the_prompts_own_state(arch):
+  network = gated(arch)
+  params = random_params(network)
+  found = run(network, params, Packing(share=network.causal, cells=512))
+  gating = params["head"]["gating"]
+  for group, (outputs, rewards) in zip(GROUPS, found, strict=True):
+    state = prompt_state(network, params, group)
+    expected = log_softmax(state @ gating["kernel"] + gating["bias"])
+    weights = outputs[2:]
+    np.testing.assert_allclose(weights, np.tile(expected[:, None], len(group.marks)), atol=2e-5)
+    np.testing.assert_allclose(rewards, (np.exp(weights) * outputs[:2]).sum(axis=0), atol=1e-5)
+  spread = np.ptp([outputs[2, 0] for outputs, _ in found])
+  assert spread > 0.5  # The prompts differ in what they are given.
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_sharing_and_packing_change_no_weight(packed):
+  network = gated("llama")
+  params = random_params(network)
+  expected = run(network, params, Packing(share=True, cells=512))
+  for (ours, _), (other, _) in zip(
+    run(network, params, Packing(share=False, pack=packed, cells=512)), expected, strict=True
+  ):
+    np.testing.assert_allclose(ours, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bert"])
+def test_the_gate_does_not_train_the_backbone(arch):
+  network = gated(arch)
+  params = random_params(network)
+  packing = Packing(share=network.causal, cells=512)
+  needs = [need(g, packing) for g in GROUPS[:2]]
+  micro = pack(range(2), needs, plan(GROUPS[:2], 2, packing))[0]
+  fields = frozenset(network.needs | ({"token_type"} if not network.causal else set()))
+  batch, _ = assemble(micro, GROUPS, packing=packing, fields=fields)
+  gradient = quick_jit(jax.grad(lambda p: jnp.sum(network.apply(p, batch)[2] ** 2)))(params)
+  assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradient["backbone"]))
+  assert np.abs(gradient["head"]["gating"]["kernel"]).max() > 0
+
+
+def test_a_gate_needs_something_to_weigh():
+  with pytest.raises(InputError, match="expected two or more"):
+    HeadConfig(outputs=1, attributes=("a",), mix=(1.0,), gate=True)
+
+
+def test_the_repr_of_a_head_without_a_gate_is_that_of_earlier_versions():
+  """It is part of the key of cached scores and of drift references."""
+  assert repr(HeadConfig()) == (
+    "HeadConfig(outputs=1, ensemble=False, attributes=(), mix=(), bias=False, pooler=False, "
+    "activation='tanh', dropout=0.0)"
+  )
+  assert repr(HEAD).endswith("dropout=0.0, gate=True)")
