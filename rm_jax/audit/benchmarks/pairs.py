@@ -342,11 +342,7 @@ def evaluate_gsm8k(score: Score, items: Sequence[Item]) -> dict[str, Any]:
   }
 
 
-RM_BENCH = Benchmark(
-  "rm_bench", ("THU-KEG/RM-Bench",), "responses", load_rm_bench, evaluate_rm_bench
-)
-JUDGEBENCH = Benchmark(
-  "judgebench", ("ScalerLab/JudgeBench:gpt",), "responses", load_judgebench, evaluate_judgebench
-)
-LLMBAR = Benchmark("llmbar", ("princeton-nlp/LLMBar",), "responses", load_llmbar, evaluate_llmbar)
-GSM8K = Benchmark("gsm8k_best_of_4", (), "responses", load_gsm8k, evaluate_gsm8k)
+RM_BENCH = Benchmark("rm_bench", "responses", load_rm_bench, evaluate_rm_bench)
+JUDGEBENCH = Benchmark("judgebench", "responses", load_judgebench, evaluate_judgebench)
+LLMBAR = Benchmark("llmbar", "responses", load_llmbar, evaluate_llmbar)
+GSM8K = Benchmark("gsm8k_best_of_4", "responses", load_gsm8k, evaluate_gsm8k)
