@@ -72,7 +72,7 @@ def _measure(subject: Subject) -> dict[str, Any]:
 
 def _render(page: Writer, found: View) -> None:
   page.table(
-    ("the model less", "difference in accuracy", "both choose alike"),
+    ("compared with", "difference in accuracy", "both choose alike"),
     (
       (escaped(name), page.figure(one, key="difference"), page.figure(one.get("alike")))
       for name, one in found.items()
