@@ -32,8 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
   # decoders whose tokenizer has one, unless the checkpoint already is a sequence classifier.
   c.model.eos = "auto"
   # Pooling, the hidden state that the head reads: of the 'last' token (decoders), of the 'first'
-  # token (encoders), or the 'mean' over the response's tokens; '' = the architecture's usual one,
-  # or the one that the checkpoint's head was trained with.
+  # token (encoders), or the 'mean' over the response's tokens; 'hf', the last token that is no
+  # padding, is that of a decoder that is a sequence classifier already. '' = the architecture's
+  # usual one, or the one that the checkpoint's head was trained with.
   c.model.pooling = ""
   c.model.layers = 0  # keep this many layers, from the lowest up, and drop the rest; 0 = all
   c.model.frozen_layers = 0  # this many lowest layers, and the embedding, are not trained
@@ -43,8 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Most GiB of host memory for the kept output of frozen layers; an output that needs more is not
   # kept.
   c.model.keep_gib = 8.0
-  # Compute dtype of the backbone: 'float32', or 'bfloat16' on TPU and NVIDIA. Parameters and losses
-  # are always float32.
+  # Compute dtype of the backbone: 'float32'; 'bfloat16', for TPU and NVIDIA; or 'float16', for
+  # NVIDIA. Parameters and losses are always float32.
   c.model.dtype = "float32"
   # Implementation of a decoder's attention: 'splash' (Pallas kernel for TPU, bfloat16; interpreted
   # on a CPU, for tests), 'cudnn' (NVIDIA, bfloat16) or 'xla' (anywhere); 'auto' = the kernel of the

@@ -3,7 +3,7 @@
   python -m experiments.plan --config=configs/qwen3_8b_lora.py --topology=v5e:4x4 --mesh=fsdp=16 \\
     --output=plan.json
 
-The plan (compiled by libtpu 0.0.42) needs 3.9 of a chip's 15.8 GiB of memory. By its roofline, a
+The plan (compiled by libtpu 0.0.42) needs 3.8 of a chip's 15.8 GiB of memory. By its roofline, a
 lower bound of the time, a step of 524,288 tokens takes 7.44 s (MFU 66 %) and the run 1.3 hours; the
 limit is compute.
 """

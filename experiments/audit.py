@@ -1,4 +1,4 @@
-"""What a reward model learned, on one page, before anyone optimises against it.
+"""Writes one page on what a reward model learned, before anyone optimises against it.
 
 python -m experiments.audit --model=DIR --data=NAME_OR_FILE --output=DIR2 writes DIR2/report.html,
 report.json and the pictures. --against=DIR3 (any number of times) compares with other models.
@@ -8,7 +8,6 @@ audit continues where it stopped.
 """
 
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import ml_collections
 from absl import flags
 
 from configs.base import get_config
-from experiments.launch import launch, output_folder
+from experiments.launch import DTYPES, launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.audit import page
 from rm_jax.audit.benchmarks import BENCHMARKS
@@ -25,6 +24,7 @@ from rm_jax.audit.run import audit
 from rm_jax.audit.scorer import Scorer
 from rm_jax.audit.section import Settings, sentences
 from rm_jax.audit.sections import calibration, drift
+from rm_jax.data.choose import sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
 from rm_jax.train import datasets
@@ -33,7 +33,6 @@ from rm_jax.types import Example
 from rm_jax.workdir.folder import CONFIG, is_workdir
 
 HELDOUT = "heldout"
-DTYPES = ("float32", "bfloat16", "float16")
 HELD = "what the run held out"  # name of a reference that is made of the run's held-out data
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
@@ -57,14 +56,20 @@ REFERENCE = flags.DEFINE_string(
   "default: what the run held out. If that is the audited data itself or too little, the default "
   "is the training data, which the model may have memorised.",
 )
-CALIBRATE = flags.DEFINE_bool("calibrate", False, "Keep what calibrates it with the model.")
+CALIBRATE = flags.DEFINE_bool(
+  "calibrate", False, "Keep the calibration of the scores in the model's folder."
+)
 BENCHMARK = flags.DEFINE_multi_string(
   "benchmark", [], f"NAME=PATH of a published benchmark: {', '.join(BENCHMARKS)}."
 )
-PROMPTS = flags.DEFINE_integer("prompts", 32, "Of the generated world, for best-of-n curves.", 1)
-CANDIDATES = flags.DEFINE_integer("candidates", 1024, "Responses drawn for each of them.", 2)
+PROMPTS = flags.DEFINE_integer(
+  "prompts", 32, "Prompts of the generated world that get best-of-n curves.", 1
+)
+CANDIDATES = flags.DEFINE_integer(
+  "candidates", 1024, "Responses drawn for each of these prompts.", 2
+)
 CACHE = flags.DEFINE_string("cache", "", "Folder of scores; '' = with the other caches, 'none'.")
-SEED = flags.DEFINE_integer("seed", 0, "Of samples, edits and draws.", 0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of samples, edits and draws.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the backbone.")
 CHAT_TEMPLATE = flags.DEFINE_string(
@@ -74,7 +79,10 @@ CHAT_TEMPLATE = flags.DEFINE_string(
   "take it that have none.",
 )
 EOS = flags.DEFINE_enum(
-  "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
+  "eos",
+  "",
+  ("", "append", "none"),
+  "EOS behind a response; '' = as saved with the model, else none (docs/exports.md).",
 )
 flags.mark_flags_as_required(["model", "data", "output"])
 
@@ -130,12 +138,8 @@ def _own(
   return train, heldout
 
 
-def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report) -> list[Example]:
-  """The examples to audit: those of --data except excluded, undrawn and unreadable ones.
-
-  Raises:
-    DataError: examples of fewer than 2 conversations are left.
-  """
+def _data(config: ml_collections.ConfigDict, report: Report) -> list[Example]:
+  """The examples to audit: those of --data except excluded and undrawn ones."""
   if DATA.value == HELDOUT:
     train, examples = _own(config, report)
     for example in train:
@@ -144,18 +148,16 @@ def _data(config: ml_collections.ConfigDict, model: RewardModel, report: Report)
     examples = _examples(DATA.value, config, "heldout", report)
   if EXCLUDE.value:
     seen = {e.conversation for e in _examples(EXCLUDE.value, config, "train", Report())}
-    for example in examples:
-      if example.conversation in seen:
-        why = f"its conversation is in {EXCLUDE.value}"
-        report.drop("excluded", example.origin, why, fault=False)
-    examples = [e for e in examples if e.conversation not in seen]
-  if 0 < LIMIT.value < len(examples):
-    drawn = set(random.Random(SEED.value).sample(range(len(examples)), LIMIT.value))
-    for i, example in enumerate(examples):
-      if i not in drawn:
-        report.drop("not_sampled", example.origin, f"--limit={LIMIT.value}", fault=False)
-    examples = [examples[i] for i in sorted(drawn)]
-  # They are tokenised here only to drop those that the model cannot read before any is scored.
+    examples = without(examples, seen, EXCLUDE.value, report)
+  return sampled(examples, LIMIT.value, report, SEED.value)
+
+
+def _readable(model: RewardModel, examples: Sequence[Example], report: Report) -> Sequence[Example]:
+  """The examples that the model can read, found before anything is scored.
+
+  Raises:
+    DataError: examples of fewer than 2 conversations are left.
+  """
   _, examples = model.text_model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:
     raise DataError(f"{DATA.value}: feedback on at least 2 conversations is needed. {report}")
@@ -273,15 +275,21 @@ def main() -> None:
     _named(given)
   if REFERENCE.value == DATA.value == HELDOUT:
     raise InputError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
-  output = output_folder("output", OUTPUT.value)
+  output, folder = output_folder("output", OUTPUT.value), _folder(MODEL.value)
+  if CALIBRATE.value:
+    if folder is None:
+      raise InputError(f"--calibrate: {MODEL.value} is no folder; expected a model in one")
+    output_folder("model", folder)
   config = _config(MODEL.value)
+  report = Report(strict=STRICT.value)
+  examples = _data(config, report)
+  _check_kinds(examples)
   model = RewardModel.from_pretrained(
     MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
   )
-  report = Report(strict=STRICT.value)
-  examples = _data(config, model, report)
+  examples = _readable(model, examples, report)
   benchmarks = _benchmarks(model)
-  _check_kinds(examples)
+  others = {name: _other(name) for name in AGAINST.value}
   cache = None if CACHE.value == "none" else CACHE.value
   scorer = Scorer(model, folder=cache)
   about = {
@@ -296,8 +304,8 @@ def main() -> None:
   found = audit(
     scorer,
     examples,
-    reference=None if in_steps else _reference(scorer, config, _folder(MODEL.value), examples),
-    against={name: Scorer(_other(name), folder=cache) for name in AGAINST.value},
+    reference=None if in_steps else _reference(scorer, config, folder, examples),
+    against={name: Scorer(other, folder=cache) for name, other in others.items()},
     benchmarks=benchmarks,
     settings=Settings(
       edited_pairs=EDITS.value,
@@ -323,9 +331,6 @@ def main() -> None:
       print(f"{name}: {line}")
   print(f"{OUTPUT.value}/report.html")
   if CALIBRATE.value:
-    folder = _folder(MODEL.value)
-    if folder is None:
-      raise InputError(f"--calibrate: {MODEL.value} is no folder; expected a model in one")
     calibration.store(folder, found["calibration"], DATA.value)
   if failed:
     said = "; ".join(f"{name}: {why}" for name, why in failed.items())

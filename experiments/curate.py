@@ -23,12 +23,12 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.launch import MESH_HELP, launch, output_file, with_mesh
+from experiments.launch import MESH_HELP, check_devices, launch, output_file, with_mesh
 from rm_jax.curate import annotators, ledger, pipeline
 from rm_jax.curate.scorers import ConfigScorer, ContentModel
 from rm_jax.data import formats
 from rm_jax.data.report import DataError, Report
-from rm_jax.storage.files import write_json
+from rm_jax.storage.files import expanded, write_json
 
 DEFAULT = pipeline.Options()
 INPUT = flags.DEFINE_string("input", None, "File, folder or hub id of pairs.")
@@ -106,22 +106,41 @@ def _scorer(report: Path):
   if CONFIG.value is not None and SCORER.value != "none":
     raise DataError("give --denoise_scorer or --denoise_config, not both")
   if CONFIG.value is not None:
+    check_devices()
     return ConfigScorer(with_mesh(CONFIG.value, MESH.value), WORKDIR.value or f"{report}.folds")
   return ContentModel(progress=True) if SCORER.value == "content" else None
 
 
 def _check_output(output: Path, given: Path) -> None:
   """Raises DataError if the output is the input, or in its folder: it would be input next time."""
-  output, given = output.resolve(), given.expanduser().resolve()
+  output, given = output.resolve(), expanded(given).resolve()
   if output == given or given in output.parents:
     raise DataError(f"--output={output} is --input, or lies in it; write somewhere else")
 
 
+# Flags that only cleaning reads, and those that only the report on annotators does.
+_CLEANS = (
+  *("output", "format", "limit", "strict", "heldout", "mesh"),
+  *("denoise_scorer", "denoise_config", "denoise_workdir"),
+  *(name for name in DEFAULT.__dict__ if name != "seed"),
+)
+_ANNOTATES = ("first", "second", "prompt", "annotator_values")
+
+
+def _check_flags() -> None:
+  """Refuses a flag that would silently change nothing."""
+  unread = _CLEANS if ANNOTATORS.value else _ANNOTATES
+  given = [f"--{name}" for name in unread if flags.FLAGS[name].present]
+  if given and ANNOTATORS.value:
+    raise DataError(f"--annotators makes a report and no rows; leave out {', '.join(given)}")
+  if given:
+    raise DataError(f"{', '.join(given)}: only a report on --annotators reads it")
+
+
 def main() -> None:
+  _check_flags()
   report_path = output_file("report", REPORT.value)
   if ANNOTATORS.value:
-    if OUTPUT.value:
-      raise DataError("--annotators makes a report and no rows; leave out --output")
     judgements = annotators.read_judgements(
       INPUT.value,
       ANNOTATORS.value,
@@ -174,4 +193,4 @@ def _save(path: Path, report: dict) -> None:
 
 
 if __name__ == "__main__":
-  launch(main)
+  launch(main, devices=False)

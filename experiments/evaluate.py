@@ -7,13 +7,12 @@ give the model's training data here. --limit=N takes N of the rest, drawn at ran
 every time.
 """
 
-import random
-
 from absl import flags
 
 from experiments.launch import DTYPES, launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
+from rm_jax.data.choose import sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.heldout.evaluate import evaluate, summary_table
 from rm_jax.storage.files import write_json
@@ -30,7 +29,10 @@ CHAT_TEMPLATE = flags.DEFINE_string(
   "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
 )
 EOS = flags.DEFINE_enum(
-  "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
+  "eos",
+  "",
+  ("", "append", "none"),
+  "EOS behind a response; '' = as saved with the model, else none (docs/exports.md).",
 )
 # Earlier versions called --output --out, and --limit --sample.
 flags.DEFINE_alias("out", "output")
@@ -44,18 +46,8 @@ def main() -> None:
   examples = formats.load(DATA.value, report=report, format=FORMAT.value)
   if EXCLUDE.value:
     seen = {e.conversation for e in formats.load(EXCLUDE.value, report=Report())}
-    for example in examples:
-      if example.conversation in seen:
-        report.drop(
-          "excluded", example.origin, f"its conversation is in {EXCLUDE.value}", fault=False
-        )
-    examples = [e for e in examples if e.conversation not in seen]
-  if 0 < LIMIT.value < len(examples):
-    drawn = set(random.Random(0).sample(range(len(examples)), LIMIT.value))
-    for i, example in enumerate(examples):
-      if i not in drawn:
-        report.drop("not_sampled", example.origin, f"--limit={LIMIT.value}", fault=False)
-    examples = [examples[i] for i in sorted(drawn)]
+    examples = without(examples, seen, EXCLUDE.value, report)
+  examples = sampled(examples, LIMIT.value, report)
   model = RewardModel.from_pretrained(
     MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
   )

@@ -6,6 +6,7 @@ RM_JAX_TRACEBACK=1 in the environment shows the traceback of such an error as we
 import errno
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -20,6 +21,7 @@ from absl import logging as absl_logging
 from experiments import startup
 from rm_jax.errors import InputError, UserError
 from rm_jax.parallel.mesh import parse_mesh
+from rm_jax.storage.files import home
 from rm_jax.train.loop import Stopped
 
 MULTIHOST = flags.DEFINE_bool(
@@ -30,8 +32,10 @@ MULTIHOST = flags.DEFINE_bool(
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, where no cluster manager says it."
 )
-PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, likewise.")
-PROCESS = flags.DEFINE_integer("process", None, "This process's number, from 0, likewise.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
+PROCESS = flags.DEFINE_integer(
+  "process", None, "This process's number, from 0, with --coordinator."
+)
 
 MESH_HELP = (
   "Devices along each axis: 'fsdp=8', 'data=2,fsdp=128'; an axis that is not named is 1, -1 is "
@@ -109,8 +113,7 @@ def _keep_compiled() -> None:
   smaller ones. A cache folder that JAX's own settings name is left as it is.
   """
   if not jax.config.jax_compilation_cache_dir:
-    home = os.environ.get("RM_JAX_CACHE") or Path.home() / ".cache" / "rm_jax"
-    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(home() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
@@ -133,10 +136,51 @@ def _join(hosts: bool) -> None:
       f"--coordinator={COORDINATOR.value} --processes={PROCESSES.value} --process={PROCESS.value}: "
       "expected all three, or --multihost alone where the cluster says them"
     )
+  if any(given):
+    if not re.fullmatch(r".+:[1-9]\d{0,4}", COORDINATOR.value):
+      raise InputError(
+        f"--coordinator={COORDINATOR.value}: expected HOST:PORT, as in 10.0.0.1:8476"
+      )
+    if not 0 <= PROCESS.value < PROCESSES.value:
+      raise InputError(
+        f"--process={PROCESS.value} of --processes={PROCESSES.value}: expected a number from 0, "
+        "under that of the processes"
+      )
   try:
     jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
   except (ValueError, RuntimeError) as error:
     raise InputError(f"this process cannot join the others: {error}") from error
+
+
+def check_devices() -> None:
+  """Makes JAX look for its devices, so that a lack of them is an error of the user's.
+
+  Raises:
+    InputError: JAX_PLATFORMS asks for devices that are not there or that JAX does not know.
+  """
+  try:
+    jax.devices()
+  # JAX raises the second, without a message, where it finds no GPU.
+  except (RuntimeError, AssertionError) as error:
+    asked = jax.config.jax_platforms
+    why = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "there is none"
+    raise InputError(
+      f"no device, with JAX_PLATFORMS={asked or ''}: {why}; expected 'cpu', or the devices and "
+      "JAX's plugin for them (docs/pods.md), or '' for what is there"
+    ) from error
+
+
+def _out_of_memory(error: BaseException) -> InputError | None:
+  """A message for an array or a program that no device has the memory for; None: another error."""
+  said = str(error)
+  if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in said:
+    return None
+  line = said[said.index("RESOURCE_EXHAUSTED") :].splitlines()[0]
+  return InputError(
+    f"the device's memory is too small: {line[:300]}. In training, a smaller --config.data.cells, "
+    "--config.model.remat=full or more devices mend it (experiments.plan says what a step takes); "
+    "in other commands --dtype=bfloat16"
+  )
 
 
 def with_mesh(config: Any, text: str) -> Any:
@@ -173,7 +217,7 @@ def output_folder(flag: str, path: str | Path) -> Path:
     # Permissions do not say all: a file system may be full, or read-only.
     tempfile.TemporaryFile(dir=path).close()
   except OSError as error:
-    raise InputError(f"--{flag}={path} cannot be written in: {error.strerror}") from None
+    raise InputError(f"--{flag}={path} cannot be written in: {error.strerror}") from error
   return path
 
 
@@ -190,7 +234,7 @@ def output_file(flag: str, path: str | Path) -> Path:
   return path
 
 
-def launch(main: Callable[[], None], *, hosts: bool = False) -> None:
+def launch(main: Callable[[], None], *, hosts: bool = False, devices: bool = True) -> None:
   """Parses a command's flags and runs its `main`; an error of the user ends it with one message.
 
   The exit status is then 2 for the flags, 128 + the signal's number for a run that a signal
@@ -199,19 +243,24 @@ def launch(main: Callable[[], None], *, hosts: bool = False) -> None:
   Args:
     main: the command's function.
     hosts: whether the command can be one of several processes of a run.
+    devices: whether it always computes on JAX's devices, which are then checked first.
   """
 
   def run(_argv):
     _log_ours()
     try:
+      _keep_compiled()
       _join(hosts)
+      if devices:
+        check_devices()
       main()
     except Exception as error:
       if not _is_mistake(error):
-        raise
+        if not (full := _out_of_memory(error)):
+          raise
+        error = full
       _fail(error, 128 + error.signum if isinstance(error, Stopped) else 1)
 
   jax.config.config_with_absl()
-  _keep_compiled()
   startup.after_imports()
   app.run(run, flags_parser=_parse)

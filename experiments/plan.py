@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.launch import MESH_HELP, launch, output_file, output_folder
+from experiments.launch import MESH_HELP, check_devices, launch, output_file, output_folder
 from rm_jax.speed.plan import plan, table
 from rm_jax.storage.files import write_json
 from rm_jax.types import KINDS
@@ -52,6 +52,8 @@ def main() -> None:
       "TPU_WORKER_ID": "0",
     }.items():
       os.environ.setdefault(name, value)
+  else:
+    check_devices()
   report = plan(
     CONFIG.value,
     topology=TOPOLOGY.value,
@@ -67,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  launch(main)
+  launch(main, devices=False)

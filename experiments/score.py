@@ -42,7 +42,10 @@ CHAT_TEMPLATE = flags.DEFINE_string(
   "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
 )
 EOS = flags.DEFINE_enum(
-  "eos", "", ("", "append", "none"), "After a response; '' = as saved, or none (docs/exports.md)."
+  "eos",
+  "",
+  ("", "append", "none"),
+  "EOS behind a response; '' = as saved with the model, else none (docs/exports.md).",
 )
 flags.mark_flags_as_required(["model", "input", "output"])
 
@@ -65,13 +68,13 @@ def written(origin: str, row: Row) -> str:
     for name, value in row.items():
       try:
         json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode("utf-8")
-      except (TypeError, ValueError):
+      except (TypeError, ValueError) as error:
         raise DataError(
           f"{origin}: column {name!r} is {shown(value)}, for which JSON has no word; expected "
           "text, finite numbers, true, false, null, or lists and objects of these: convert or drop "
           "the column"
-        ) from None
-    raise DataError(f"{origin}: {error}") from None
+        ) from error
+    raise DataError(f"{origin}: {error}") from error
 
 
 def read() -> Iterator[tuple[str, Row]]:

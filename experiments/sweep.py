@@ -19,10 +19,9 @@ Where data.heldout is a fraction, all runs hold out the same conversations.
 
 import dataclasses
 import importlib.util
-import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -41,7 +40,8 @@ from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import write_atomically, write_json
 from rm_jax.train import loop
 from rm_jax.train.datasets import load_data, load_shifted
-from rm_jax.workdir.folder import differences, resolve
+from rm_jax.train.fields import check_fields
+from rm_jax.workdir.folder import differences, flat, resolve
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plot.")
@@ -72,22 +72,38 @@ def study_of(path: str) -> Study:
   """Reads `sweep()`, `MEASURES` and `pools()` of a config file.
 
   Raises:
-    InputError: the file has no sweep(), sweep() is empty, or pools() names a setting that sweep()
-      lacks.
+    InputError: the file has no sweep(); sweep() is empty; one of the three is of another form; or
+      pools() names a setting that sweep() lacks.
   """
   spec = importlib.util.spec_from_file_location("study", path)
   study = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(study)
   if not hasattr(study, "sweep"):
     raise InputError(f"{path}: has no sweep(); write one that returns {{name: {{field: value}}}}")
-  settings = dict(study.sweep())
+  settings = study.sweep()
+  if not isinstance(settings, Mapping) or not all(
+    isinstance(name, str) and isinstance(changes, Mapping) for name, changes in settings.items()
+  ):
+    raise InputError(
+      f"{path}: sweep() returned {settings!r:.200}; expected {{name: {{field: value}}}}"
+    )
   if not settings:
     raise InputError(f"{path}: its sweep() is empty")
-  pools = dict(study.pools()) if hasattr(study, "pools") else {}
+  pools = study.pools() if hasattr(study, "pools") else {}
+  if not isinstance(pools, Mapping) or not all(
+    isinstance(pool, list | tuple) and [type(part) for part in pool] == [str, str]
+    for pool in pools.values()
+  ):
+    raise InputError(
+      f"{path}: pools() returned {pools!r:.200}; expected {{name: (setting, shifted data)}}"
+    )
   for name, (setting, _) in pools.items():
     if setting not in settings:
       raise InputError(f"{path}: pool {name!r} is of {setting!r}, which sweep() does not have")
-  return Study(settings, tuple(getattr(study, "MEASURES", ())), pools)
+  measures = getattr(study, "MEASURES", ())
+  if not isinstance(measures, list | tuple):
+    raise InputError(f"{path}: MEASURES is {measures!r}; expected a tuple of names")
+  return Study(dict(settings), tuple(measures), dict(pools))
 
 
 def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: str) -> dict:
@@ -130,7 +146,7 @@ def apply(config: ml_collections.ConfigDict, changes: dict, seed: int) -> ml_col
   try:
     config.update_from_flattened_dict({**changes, "seed": seed})
   except (KeyError, AttributeError, TypeError) as error:
-    raise InputError(f"sweep(): {changes}: {error}") from None
+    raise InputError(f"sweep(): {changes}: {error}") from error
   # If each seed had its own split, a run would train on most of what another one holds out: their
   # figures would be of different data, and an ensemble of them would be evaluated on its members'
   # training data.
@@ -176,11 +192,12 @@ def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workd
 
 
 def figure_of(summary: dict, measure: str) -> float | None:
-  """The figure of a run's held-out report with a name such as 'kendall.value'; None if missing."""
-  value = summary["heldout"]
+  """The number of a run's held-out report with a name such as 'kendall.value'; None if missing."""
+  value = summary.get("heldout")
   for part in measure.split("."):
     value = value.get(part) if isinstance(value, dict) else None
-  return None if value is None else float(value)
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return float(value) if number else None
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
@@ -214,29 +231,41 @@ def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
     Intervals are Student's, 95 %.
 
   Raises:
-    InputError: some runs of a group have a figure that others lack, or no run has it.
+    InputError: some runs of a group have a figure that others lack, or no run has it as a number.
   """
   table: Table = {}
   for measure in measures:
-    found: dict[str, dict[str, list]] = {}
-    for name, summaries in runs.items():
-      values = [figure_of(summary, measure) for summary in summaries]
-      found.setdefault(group_of(name), {})[name] = values
-    some = False
-    for group, settings in found.items():
-      missing = [name for name, values in settings.items() if None in values]
-      if missing and any(v is not None for values in settings.values() for v in values):
-        raise InputError(f"{measure!r} is not in all reports of {', '.join(missing)}")
-      if not missing:
-        some = True
-        table.setdefault(group, {})[measure] = _compare(settings)
-    if not some:
-      known = ", ".join(sorted(next(iter(runs.values()))[0]["heldout"] or ()))
-      raise InputError(
-        f"{measure!r} is in no report; they have {known or 'nothing: none was held out'}. "
-        "All runs are done and stay: --measures=NAME,... makes the table of others"
-      )
+    for group, settings in find(runs, measure).items():
+      table.setdefault(group, {})[measure] = _compare(settings)
   return table
+
+
+def find(runs: dict[str, list[dict]], measure: str) -> dict[str, dict[str, list[float]]]:
+  """A figure of all runs, {group: {setting: values}}, of the groups that have it.
+
+  Arguments and errors are those of `tabulate`.
+  """
+  found: dict[str, dict[str, list]] = {}
+  for name, summaries in runs.items():
+    values = [figure_of(summary, measure) for summary in summaries]
+    found.setdefault(group_of(name), {})[name] = values
+  out = {}
+  for group, settings in found.items():
+    missing = [name for name, values in settings.items() if None in values]
+    if missing and any(v is not None for values in settings.values() for v in values):
+      raise InputError(f"{measure!r} is not in all reports of {', '.join(missing)}")
+    if not missing:
+      out[group] = settings
+  if not out:
+    first = next(iter(runs.values()))[0]
+    known = ", ".join(
+      name for name in flat(first.get("heldout") or {}) if figure_of(first, name) is not None
+    )
+    raise InputError(
+      f"{measure!r} is a number in no report; they have {known or 'none: nothing was held out'}. "
+      "The runs that are done stay: the same command with other --measures=NAME,... goes on"
+    )
+  return out
 
 
 def _compare(settings: dict[str, list[float]]) -> dict[str, dict]:
@@ -310,24 +339,30 @@ def main() -> None:
     settings = {name: changes for name, changes in settings.items() if group_of(name) in ONLY.value}
   workdir = Path(WORKDIR.value)
   base = with_mesh(CONFIG.value, MESH.value)
-  # All configs are made before the first run, so that a wrong field's name is found at once.
+  # All configs are made and checked before the first run, so that a mistake is found at once.
   plan = [
     (name, seed, apply(base, changes, seed))
     for seed in range(SEEDS.value)
     for name, changes in settings.items()
   ]
+  for name, _, config in plan[: len(settings)]:  # with all seeds they are the same
+    try:
+      check_fields(config)
+    except InputError as error:
+      raise InputError(f"sweep(), {name}: {error}") from error
   check_done(plan, workdir)
+  measures = MEASURES.value or study.measures
   runs: dict[str, list[dict]] = {name: [] for name in settings}
   bar = tqdm(plan, desc="sweep", unit="run")
   for name, seed, config in bar:
     bar.set_postfix_str(f"{name}, seed {seed}")
     folder = workdir / name / str(seed)
     done = folder / "summary.json"
-    summary = (
-      json.loads(done.read_text(encoding="utf-8")) if done.exists() else loop.train(config, folder)
-    )
-    runs[name].append(summary)
-  table = tabulate(runs, MEASURES.value or study.measures or usual(runs))
+    runs[name].append(read_json(done) if done.exists() else loop.train(config, folder))
+    if [len(summaries) for summaries in runs.values()] == [1] * len(runs):
+      for measure in measures:  # once all settings have run with one seed, not only at the end
+        find(runs, measure)
+  table = tabulate(runs, measures or usual(runs))
   write_json(workdir / "table.json", table)
   text = as_text(table, SEEDS.value)
   pools = {}

@@ -359,7 +359,7 @@ class RewardModel:
         else:
           tokens.append(encoder.step_sequence(one.prompt, one.steps))
       except InputError as error:
-        raise DataError(f"{origins[i]}: {error}") from None
+        raise DataError(f"{origins[i]}: {error}") from error
       if isinstance(tokens[-1], RowError):
         raise DataError(f"{origins[i]}: {tokens[-1].reason}: {tokens[-1].detail}")
     cut = [one.cut for one in tokens]

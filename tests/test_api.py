@@ -467,7 +467,7 @@ def test_responses_share_a_prompt_as_far_as_that_saves(prompt, response, expecte
   assert _rows_by_prompt(["p"] * 6, tokens, False) == [[i] for i in range(6)]
 
 
-def test_a_template_that_cannot_be_rendered_names_what_sets_another(llama_folder, tmp_path):
+def test_a_template_that_cannot_be_rendered_names_what_sets_another(llama_folder):
   message = r"another: chat_template of from_pretrained, or --chat_template of a command$"
   with pytest.raises(ValueError, match=message):
     RewardModel.from_pretrained(llama_folder, chat_template="{{ 1 + 'a' }}")

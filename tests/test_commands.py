@@ -123,6 +123,61 @@ def test_mesh_is_read_as_a_plan_reads_it():
     launch.with_mesh(config, "model=2")
 
 
+@pytest.mark.parametrize(
+  ("coordinator", "processes", "process", "message"),
+  [
+    ("foo", 2, 0, "--coordinator=foo: expected HOST:PORT"),
+    ("foo:", 2, 0, "--coordinator=foo:: expected HOST:PORT"),
+    (":80", 2, 0, "--coordinator=:80: expected HOST:PORT"),
+    ("foo:bar", 2, 0, "--coordinator=foo:bar: expected HOST:PORT"),
+    ("foo:80", 2, 2, "--process=2 of --processes=2: expected a number from 0"),
+    ("foo:80", 2, None, "expected all three"),
+  ],
+)
+def test_who_joins_whom_is_checked_first(coordinator, processes, process, message, monkeypatch):
+  values = {"COORDINATOR": coordinator, "PROCESSES": processes, "PROCESS": process}
+  for name, value in values.items():
+    monkeypatch.setattr(launch, name, types.SimpleNamespace(value=value))
+  monkeypatch.setattr(launch, "MULTIHOST", types.SimpleNamespace(value=False))
+  joined = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *given: joined.append(given))
+  with pytest.raises(InputError, match=message):
+    launch._join(hosts=True)
+  monkeypatch.setattr(launch, "COORDINATOR", types.SimpleNamespace(value="[::1]:8476"))
+  monkeypatch.setattr(launch, "PROCESS", types.SimpleNamespace(value=1))
+  launch._join(hosts=True)
+  assert joined == [("[::1]:8476", 2, 1)]
+
+
+@pytest.mark.parametrize(
+  ("error", "message"),
+  [
+    (AssertionError(), "there is none; expected 'cpu'"),
+    (
+      RuntimeError("Unable to initialize backend 'foo': not known (set JAX_PLATFORMS='' to ...)"),
+      "'foo': not known; expected 'cpu'",
+    ),
+  ],
+)
+def test_no_device_is_a_message(error, message, monkeypatch):
+  def devices():
+    raise error
+
+  monkeypatch.setattr(jax, "devices", devices)
+  with pytest.raises(InputError, match=f"JAX_PLATFORMS=cpu: .*{message}"):
+    launch.check_devices()
+
+
+def test_too_little_memory_is_a_message():
+  said = "INTERNAL: RESOURCE_EXHAUSTED: Out of memory allocating 4398046511104 bytes.\nmore"
+  full = launch._out_of_memory(jax.errors.JaxRuntimeError(said))
+  assert "memory is too small: RESOURCE_EXHAUSTED: Out of memory allocating 43980" in str(full)
+  assert "data.cells" in str(full)
+  assert "\n" not in str(full)
+  assert launch._out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: a bug")) is None
+  assert launch._out_of_memory(ValueError("RESOURCE_EXHAUSTED")) is None
+
+
 def environment(devices=1):
   """The environment of a command that has this many CPU devices."""
   return os.environ | {
@@ -380,8 +435,8 @@ def test_mistakes_in_flags_of_other_commands_are_one_line(name, llama_folder, da
   cleaned = (f"--input={data}", output, f"--report={tmp_path / 'report.json'}")
   cases = {
     "curate": {
-      "threshold is 1.0; expected it in (0, 1)": [*cleaned, "--near=1"],
-      "share is 0.0; expected it in (0, 1]": [
+      "near is 1.0; expected it in [0, 1)": [*cleaned, "--near=1"],
+      "contamination_share is 0.0; expected it in (0, 1]": [
         *cleaned,
         f"--heldout={data}",
         "--contamination_share=0",

@@ -54,7 +54,7 @@ MAY_IMPORT = {
   "types": set(),
   **{room: {"types"} for room in FUNCTIONS - {"types"}},
   "shaping": {"types", "metrics"},
-  "data": {"types"},
+  "data": {"types", "storage"},
   "models": {"types", "parallel"},
   "batch": {"types", "data", "storage"},
   "pretrained": {"types", "models", "storage"},

@@ -187,3 +187,11 @@ def test_what_is_told_in_the_end(tmp_path, monkeypatch):
   path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"outcome": "survived"}) + '\n{"cut')
   assert mutate.read_results(path, "a")[two.key]["outcome"] == "survived"
   assert mutate.read_results(path, "b") == {}
+
+
+def test_mutations_that_change_nothing_are_of_lines_that_there_are():
+  listed = json.loads(mutate.EQUAL.read_text())
+  assert len(mutate.known_equal()) == len(listed) > 0
+  for one in listed:
+    lines = (mutate.ROOT / one["file"]).read_text().splitlines()
+    assert one["before"] in lines, one["file"]

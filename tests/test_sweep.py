@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import pytest
 
@@ -9,6 +10,7 @@ from configs.base import get_config
 from experiments import sweep
 from experiments.sweep import apply, check_done
 from rm_jax.data.report import Report
+from rm_jax.errors import InputError
 from rm_jax.storage.files import write_json
 from rm_jax.train.datasets import read_both
 from rm_jax.workdir.folder import plain, resolve
@@ -65,7 +67,7 @@ def test_each_group_has_its_own_first_and_its_own_measures():
   del runs["y/d"][0]["heldout"]["kendall"]
   with pytest.raises(ValueError, match=r"'kendall\.value' is not in all reports of y/d"):
     sweep.tabulate(runs, ["accuracy", "kendall.value"])
-  with pytest.raises(ValueError, match="'auroc' is in no report; they have accuracy"):
+  with pytest.raises(ValueError, match="'auroc' is a number in no report; they have accuracy"):
     sweep.tabulate(runs, ["auroc"])
 
 
@@ -74,6 +76,12 @@ def test_figures_are_found_by_name():
   assert sweep.figure_of(summary, "kendall.value") == 0.25
   assert sweep.figure_of(summary, "auroc") is None
   assert sweep.figure_of(summary, "accuracy.value") is None
+  assert sweep.figure_of(summary, "kendall") is None
+  assert sweep.figure_of({"heldout": {"why": "no", "interval": [0, 1], "x": True}}, "why") is None
+  assert sweep.figure_of({"heldout": {"interval": [0, 1]}}, "interval") is None
+  assert sweep.figure_of({"heldout": {"x": True}}, "x") is None
+  with pytest.raises(InputError, match=r"'kendall' is a number in .* accuracy, kendall\.value\."):
+    sweep.find({"a": [summary]}, "kendall")
 
 
 def test_settings_are_checked_before_the_first_run(tmp_path):
@@ -96,6 +104,63 @@ def test_pools_are_of_settings_that_there_are(tmp_path):
   )
   with pytest.raises(ValueError, match="pool 'none' is of 'lasso'"):
     sweep.study_of(str(path))
+
+
+@pytest.mark.parametrize(
+  ("body", "message"),
+  [
+    ("def sweep(): return [1]", r"sweep\(\) returned \[1\]; expected \{name: "),
+    ("def sweep(): return {'a': 1}", r"sweep\(\) returned \{'a': 1\}; expected \{name: "),
+    ("def sweep(): return {1: {}}", r"sweep\(\) returned \{1: \{\}\}; expected \{name: "),
+    ("def sweep(): return {}", r"its sweep\(\) is empty"),
+    ("def sweep(): return {'a': {}}\ndef pools(): return ['a']", r"pools\(\) returned \['a'\]"),
+    ("def sweep(): return {'a': {}}\ndef pools(): return {'p': 'ab'}", r"pools\(\) returned \{'p'"),
+    (
+      "def sweep(): return {'a': {}}\nMEASURES = 'accuracy'",
+      "MEASURES is 'accuracy'; expected a t",
+    ),
+  ],
+)
+def test_a_study_of_another_form_is_refused(body, message, tmp_path):
+  path = tmp_path / "study.py"
+  path.write_text(body + "\n")
+  with pytest.raises(InputError, match=message):
+    sweep.study_of(str(path))
+
+
+def planned(monkeypatch, tmp_path, settings, *, seeds=3, measures=None, report=None):
+  """Runs the command's main on settings; the runs are not made, and their folders returned."""
+  study = sweep.Study(settings, (), {})
+  monkeypatch.setattr(sweep, "study_of", lambda path: study)
+  monkeypatch.setattr(sweep.config_flags, "get_config_filename", lambda flag: "study.py")
+  monkeypatch.setattr(sweep.flags, "FLAGS", {"config": None})
+  given = dict(
+    CONFIG=get_config(), WORKDIR=str(tmp_path), SEEDS=seeds, MEASURES=measures, ONLY=None, MESH=""
+  )
+  for name, value in given.items():
+    monkeypatch.setattr(sweep, name, types.SimpleNamespace(value=value))
+  made = []
+  monkeypatch.setattr(
+    sweep.loop, "train", lambda config, folder: made.append(folder) or {"heldout": report}
+  )
+  with pytest.raises(InputError) as error:
+    sweep.main()
+  return made, str(error.value)
+
+
+def test_a_wrong_value_of_any_setting_stops_before_the_first_run(monkeypatch, tmp_path):
+  settings = {"good": {}, "bad": {"optimizer.b1": 1.5}}
+  made, said = planned(monkeypatch, tmp_path, settings)
+  assert said.startswith("sweep(), bad: --config.optimizer.b1=1.5: expected")
+  assert not made
+
+
+def test_a_measure_that_no_report_has_stops_after_the_first_seed(monkeypatch, tmp_path):
+  settings = {"a": {}, "b": {"loss.l2": 0.5}}
+  report = {"accuracy": 0.5, "interval": [0.25, 0.75]}
+  made, said = planned(monkeypatch, tmp_path, settings, measures=["interval"], report=report)
+  assert "'interval' is a number in no report; they have accuracy." in said
+  assert made == [tmp_path / "a" / "0", tmp_path / "b" / "0"]
 
 
 @pytest.mark.slow
@@ -183,5 +248,5 @@ def test_without_a_name_the_table_has_what_the_reports_have():
   ratings = {"a": [{"heldout": {"loss": 2.0, "spearman": {"value": None}}}]}
   assert sweep.usual(ratings) == ("loss",)
   assert sweep.tabulate({"a": ratings["a"] * 2}, ["loss"])[""]["loss"]["a"]["mean"] == 2
-  with pytest.raises(ValueError, match=r"nothing: none was held out.* --measures="):
+  with pytest.raises(ValueError, match=r"none: nothing was held out.* --measures="):
     sweep.tabulate({"a": [{"heldout": None}]}, ["accuracy"])

@@ -86,13 +86,6 @@ def pictures(
   return drawn, failed
 
 
-def render(
-  report: Mapping[str, Any], drawn: Mapping[str, bytes], sections: Sequence[Section] = SECTIONS
-) -> str:
-  """The HTML that `write` writes to report.html, for a report and its pictures {name: PNG}."""
-  return _Page(report, drawn, sections).html()
-
-
 class _Page(Writer):
   """Writes the whole page: its head, and for each section a heading, its findings and its body.
 

@@ -60,7 +60,7 @@ class Reference:
         known = bool(file["known"]) if "known" in file else True
         return cls(file["scores"], file["pooled"], str(file["data"]), str(file["model"]), known)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-      raise InputError(f"{path}: is no reference of scores ({error}); delete it") from None
+      raise InputError(f"{path}: is no reference of scores ({error}); delete it") from error
 
 
 def make_reference(

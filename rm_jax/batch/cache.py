@@ -40,7 +40,7 @@ from rm_jax.batch import group, templates, tokenise
 from rm_jax.batch.group import Group, label, unlabelled
 from rm_jax.batch.tokenise import TextEncoder
 from rm_jax.data.report import Report, RowError
-from rm_jax.storage.files import home
+from rm_jax.storage.files import expanded, home
 from rm_jax.types import Example
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def cache_folder(name: str) -> Path | None:
   """
   if name == "none":
     return None
-  return Path(name or os.environ.get("RM_JAX_TOKENS") or home() / "tokens").expanduser()
+  return expanded(name or os.environ.get("RM_JAX_TOKENS") or home() / "tokens")
 
 
 class DamagedError(ValueError):

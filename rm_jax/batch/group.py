@@ -216,7 +216,7 @@ def keep(
     if rated and not attributes:
       raise DataError(
         f"{example.origin}: feedback on attributes ({', '.join(sorted(rated))}), and the model "
-        "has none; set --config.model.attributes to the names of those that it is to learn"
+        "has none; train it with --config.model.attributes, the names of those it is to learn"
       )
     if isinstance(one, RowError):
       report.drop(one.reason, example.origin, one.detail)

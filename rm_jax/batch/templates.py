@@ -152,7 +152,7 @@ def check(template: str, *, option: str = "chat_template", **variables: Any) -> 
     raise InputError(
       f"the chat template cannot be rendered: {type(error).__name__}: {error}; mend it, or set "
       f"another: {option}"
-    ) from None
+    ) from error
 
 
 @functools.lru_cache(maxsize=32)

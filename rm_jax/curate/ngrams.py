@@ -146,11 +146,3 @@ def all_ngrams(tokens: Tokens, i: int, n: int) -> np.ndarray:
   if not size:
     return mixed(tokens.whole[i : i + 1], 2)
   return mixed(_rolled(hashes, size), int(size < n))
-
-
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-  """Jaccard's index |a ∩ b| / |a ∪ b| of sorted arrays of unique values; 1 if both are empty."""
-  if not len(a) and not len(b):
-    return 1.0
-  both = len(np.intersect1d(a, b, assume_unique=True))
-  return both / (len(a) + len(b) - both)

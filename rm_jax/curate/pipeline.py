@@ -106,15 +106,19 @@ class Options:
     for name, known in POLICIES.items():
       if getattr(self, name) not in known:
         raise DataError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
-    for name, low, high in (
-      ("near", 0, 1),
-      ("sides_similarity", 0, 1),
-      ("contamination_share", 0, 1),
-      ("denoise_threshold", 0, 0.5),
-      ("denoise_weight", 0, 1),
+    for name, fits, expected in (
+      ("near", lambda x: 0 <= x < 1, "[0, 1)"),
+      ("sides_similarity", lambda x: 0 <= x <= 1, "[0, 1]"),
+      ("contamination_share", lambda x: 0 < x <= 1, "(0, 1]"),
+      ("denoise_threshold", lambda x: 0 < x <= 0.5, "(0, 0.5]"),
+      ("denoise_weight", lambda x: 0 <= x < 1, "[0, 1)"),
     ):
-      if not low <= getattr(self, name) <= high:
-        raise DataError(f"{name} is {getattr(self, name)}; expected it in [{low}, {high}]")
+      if not fits(getattr(self, name)):
+        raise DataError(f"{name} is {getattr(self, name)}; expected it in {expected}")
+    for name, least in (("shingle", 1), ("contamination_n", 1), ("folds", 2)):
+      if getattr(self, name) < least:
+        raise DataError(f"{name} is {getattr(self, name)}; expected at least {least}")
+    resample.parse_targets(self.resample_to, ())
 
 
 class LargeDropError(DataError):

@@ -20,10 +20,14 @@ def _shares(keys: Sequence[str], targets: Mapping[str, float]) -> collections.Co
       f"resampling: rows have keys without a target {unnamed}; targets without rows {absent}. "
       f"Counts: {dict(counts.most_common())}; give each a share (0 leaves its rows out)"
     )
+  _check_sum(targets)
+  return counts
+
+
+def _check_sum(targets: Mapping[str, float]) -> None:
   total = sum(targets.values())
   if any(not 0 <= share <= 1 for share in targets.values()) or abs(total - 1) > 1e-6:
     raise DataError(f"resampling: targets {dict(targets)} sum to {total:g}; expected shares, sum 1")
-  return counts
 
 
 def subsample(keys: Sequence[str], targets: Mapping[str, float], seed: int = 0) -> np.ndarray:
@@ -92,7 +96,7 @@ def parse_targets(text: str, keys: Sequence[str]) -> dict[str, float]:
   """Parses targets: 'a=0.7,b=0.3', or 'equal' for the same share of each key in `keys`.
 
   Raises:
-    DataError: the text does not have this form.
+    DataError: the text does not have this form, or the shares do not sum to 1.
   """
   if text == "equal":
     names = sorted(set(keys))
@@ -107,4 +111,5 @@ def parse_targets(text: str, keys: Sequence[str]) -> dict[str, float]:
     if not name or name in targets or not 0 <= value <= 1:
       raise DataError(f"resampling targets {text!r}: {part!r}; expected 'equal' or KEY=SHARE,...")
     targets[name] = value
+  _check_sum(targets)
   return targets

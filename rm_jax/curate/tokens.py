@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rm_jax.data.dialogue import plain
+from rm_jax.metrics.surface import ALONE
 from rm_jax.types import Text
 
 # Kinds of tokens. If two texts differ in their tokens of a kind other than WORD, they may differ in
@@ -21,9 +22,6 @@ from rm_jax.types import Text
 WORD, NUMBER, SIGN, NEGATION, INDENTATION = range(5)
 KINDS = ("words", "numbers", "signs", "a negation", "indentation")
 
-# Letters of scripts that are written without spaces. Each of these letters is a token, as it is a
-# word in `rm_jax.metrics.surface`.
-_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 # Mathematical and currency symbols, and the ASCII characters that stand for them, are tokens. The
 # punctuation of prose (. , ? : ! # and quotation marks) is not, because texts vary in it without a
 # change of meaning. But such a character is a token where it does not punctuate: an exclamation
@@ -37,8 +35,8 @@ _TOKEN = re.compile(
   r"<\|[^|<>\s]{1,40}\|>"  # A chat template's special token, such as <|im_start|>.
   r"|(?<=\n)[ \t]+(?=\S)"  # The indentation of a line.
   r"|(?<![\w.])\.\d+|\d+(?:[.,]\d+)+"  # Numbers with a point or commas: .5, 1,000.5.
-  rf"|[{_ALONE}]"  # One letter of a script without spaces.
-  rf"|[^\W{_ALONE}]+(?:['\u2019][^\W\d_{_ALONE}]+)*"  # A word or number, with contractions.
+  rf"|[{ALONE}]"  # One letter of a script without spaces.
+  rf"|[^\W{ALONE}]+(?:['\u2019][^\W\d_{ALONE}]+)*"  # A word or number, with contractions.
   rf"|[{_SIGNS}]|(?<=\d)!|!(?==)|(?<=\w)#|(?<=\d):(?=\d)|(?<=\[):|:(?=\])"  # A sign.
 )
 # English words of negation, and the most frequent ones of the other languages that
@@ -81,12 +79,6 @@ def key(text: Text) -> tuple[tuple[str, str], ...]:
   if isinstance(text, str):
     return (("", normal(text)),)
   return tuple((m["role"], normal(m["content"])) for m in text)
-
-
-def words_of(text: str, *, fold: bool = False) -> list[str]:
-  """The tokens of a text as strings; `fold` folds case. A line's indentation is one token."""
-  found = normal(text)
-  return _TOKEN.findall(found.casefold() if fold else found)
 
 
 def kind_of(token: str) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from rm_jax.data import hub
 from rm_jax.data.report import DataError, Report, RowError, shown
+from rm_jax.storage.files import expanded
 
 Row = dict[str, object]
 
@@ -45,7 +46,7 @@ def files(path: str | os.PathLike, report: Report) -> list[File]:
       file both plain and with .gz.
   """
   text = os.fspath(path)
-  local = pathlib.Path(text).expanduser()
+  local = expanded(text)
   if local.is_dir():
     found, others = hub.data_files(local)
     report.unread += [str(local / other) for other in others]

@@ -19,7 +19,6 @@ def moments(
   *,
   where: jax.Array,
   weights: jax.Array | None = None,
-  center: tuple[float, float] = (0.0, 0.0),
 ) -> jax.Array:
   """float32 [6]: sums of w · (1, s, l, s², l², s l) over items of score s, length l and weight w.
 
@@ -28,9 +27,6 @@ def moments(
     lengths: [..., K], in tokens (or their logarithm).
     where: bool [..., K], False at padding, which adds neither value nor gradient.
     weights: float [..., K], w of each item, not normalised over its list; None is 1.
-    center: numbers that are subtracted from scores and lengths first, the same in every
-      micro-batch. The penalty does not depend on them, but its rounding error does: the error is
-      least if they are near the means.
 
   Raises:
     ValueError: a shape does not fit.
@@ -41,8 +37,8 @@ def moments(
   if weights is not None:
     check_shape("weights", weights, scores.shape)
     w = jnp.where(where, weights.astype(jnp.float32), 0.0)
-  s = jnp.where(where, scores.astype(jnp.float32) - center[0], 0.0)
-  l = jnp.where(where, lengths.astype(jnp.float32) - center[1], 0.0)
+  s = jnp.where(where, scores.astype(jnp.float32), 0.0)
+  l = jnp.where(where, lengths.astype(jnp.float32), 0.0)
   return jnp.stack([jnp.sum(w * x) for x in (jnp.ones_like(s), s, l, s * s, l * l, s * l)])
 
 

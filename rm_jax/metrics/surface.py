@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Letters of scripts written without spaces. Each counts as a word; otherwise a whole sentence
-# would be one word.
-_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
+# Letters of scripts written without spaces. Each counts as a word, also in curation; otherwise a
+# whole sentence would be one word.
+ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+")
 # Markdown marks. The first pattern matches lines: headings, list items, quotes, code fences, table
 # rows. The second matches spans: bold, inline code, links.
 _MARKS = (

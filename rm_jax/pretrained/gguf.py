@@ -144,11 +144,11 @@ def _open(path: str | os.PathLike) -> gguf_file.File:
     raise MissingFileError(f"{path}: no such GGUF file")
   try:
     file = gguf_file.File(path)
-  except ValueError as error:
+  except InputError as error:
     raise InputError(
       f"{path}: cannot be read as GGUF ({error}). Was it cut short or changed? Compare its size and"
       " its hash with the original's."
-    ) from None
+    ) from error
   parts = file.get("split.count", 1)
   if type(parts) is not int or parts > 1:
     raise InputError(

@@ -23,6 +23,8 @@ from gguf.constants import (
 )
 from gguf.quants import quant_shape_to_byte_shape
 
+from rm_jax.errors import InputError
+
 _VERSIONS = (2, 3)
 _MOST_DIMS = 4  # the most dimensions of a tensor, as in ggml
 # The most keys, and the most tensors, that a file may have: far more than any model. Each takes a
@@ -74,7 +76,7 @@ class File:
 
   Raises:
     OSError: it cannot be read.
-    ValueError: it is not GGUF, or of a version that we do not know; a count or a length in it is
+    InputError: it is not GGUF, or of a version that we do not know; a count or a length in it is
       more than the bytes that are left; a name stands twice; or the file is longer or shorter than
       its header and tensors.
   """
@@ -82,25 +84,25 @@ class File:
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
     if self.path.stat().st_size == 0:
-      raise ValueError("the file is empty")
+      raise InputError("the file is empty")
     self._data = np.memmap(path, mode="r").view(np.ndarray)
     self._buffer = memoryview(self._data)
     self._at = 0
     self._what = "the header"
     if self._number("I") != GGUF_MAGIC:
-      raise ValueError("it does not begin with 'GGUF'")
+      raise InputError("it does not begin with 'GGUF'")
     version = self._number("I")
     if version not in _VERSIONS:
       # In a big-endian file the bytes of the version are reversed: its low 16 bits are 0.
       order = " (big-endian)" if version & 0xFFFF == 0 and version else ""
-      raise ValueError(f"its version is {version}{order}; we read {_VERSIONS}, little-endian")
+      raise InputError(f"its version is {version}{order}; we read {_VERSIONS}, little-endian")
     tensors, keys = self._count("Q", "tensors"), self._count("Q", "keys")
     self._values: dict[str, tuple[GGUFValueType, int]] = {}  # key -> its type, where its value is
     for i in range(keys):
       self._what = f"key {i}"
       key = self._text()
       if key in self._values:
-        raise ValueError(f"key {key} stands twice")
+        raise InputError(f"key {key} stands twice")
       self._what = f"key {key}"
       kind = self._kind()
       self._values[key] = kind, self._at
@@ -119,7 +121,7 @@ class File:
   def get(self, key: str, default: Any = None) -> Any:
     """A key's value: bool, int, float, str or a list of such; the default where it is missing.
 
-    Raises ValueError, with the file's name, for a text that is not UTF-8 or a bool stored as
+    Raises InputError, with the file's name, for a text that is not UTF-8 or a bool stored as
     another number than 0 or 1.
     """
     if key not in self._values:
@@ -147,7 +149,7 @@ class File:
     end = self._at + count
     if end > len(self._buffer):
       left = len(self._buffer) - self._at
-      raise ValueError(f"{self._what} wants {count} bytes and {left} are left")
+      raise InputError(f"{self._what} wants {count} bytes and {left} are left")
     found = self._buffer[self._at : end]
     self._at = end
     return found
@@ -155,27 +157,27 @@ class File:
   def _number(self, code: str) -> Any:
     raw = self._bytes(struct.calcsize(f"<{code}"))
     if code == "?" and raw[0] > 1:
-      raise ValueError(f"{self._what}: a bool is stored as {raw[0]}")
+      raise InputError(f"{self._what}: a bool is stored as {raw[0]}")
     return struct.unpack(f"<{code}", raw)[0]
 
   def _count(self, code: str, of: str) -> int:
     count = self._number(code)
     if count > _MOST_ENTRIES:
-      raise ValueError(f"it says that it has {count} {of}; expected at most {_MOST_ENTRIES}")
+      raise InputError(f"it says that it has {count} {of}; expected at most {_MOST_ENTRIES}")
     return count
 
   def _text(self) -> str:
     try:
       return str(self._bytes(self._number("Q")), "utf-8")
     except UnicodeDecodeError as error:
-      raise ValueError(f"{self._what}: not UTF-8 ({error.reason})") from None
+      raise InputError(f"{self._what}: not UTF-8 ({error.reason})") from error
 
   def _kind(self) -> GGUFValueType:
     number = self._number("I")
     try:
       return GGUFValueType(number)
-    except ValueError:
-      raise ValueError(f"{self._what} is of type {number}, which is none") from None
+    except ValueError as error:
+      raise InputError(f"{self._what} is of type {number}, which is none") from error
 
   @staticmethod
   def _size(kind: GGUFValueType) -> int:
@@ -195,7 +197,7 @@ class File:
         for _ in range(count):
           self._bytes(self._number("Q"))
       else:
-        raise ValueError(f"{self._what} is an array of arrays, which we do not read")
+        raise InputError(f"{self._what} is an array of arrays, which we do not read")
 
   def _tensor(self, i: int) -> Tensor:
     """The next tensor of the table; its `start` is still relative to where the data begin."""
@@ -204,16 +206,16 @@ class File:
     self._what = f"tensor {name}"
     dims = self._number("I")
     if dims > _MOST_DIMS:
-      raise ValueError(f"{self._what} has {dims} dimensions; expected at most {_MOST_DIMS}")
+      raise InputError(f"{self._what} has {dims} dimensions; expected at most {_MOST_DIMS}")
     shape = tuple(self._number("Q") for _ in range(dims))[::-1]
     number, start = self._number("I"), self._number("Q")
     try:
       kind = GGMLQuantizationType(number)
-    except ValueError:
-      raise ValueError(f"{self._what} is stored as type {number}, which is none") from None
+    except ValueError as error:
+      raise InputError(f"{self._what} is stored as type {number}, which is none") from error
     block, nbytes = GGML_QUANT_SIZES[kind]
     if shape and shape[-1] % block:
-      raise ValueError(
+      raise InputError(
         f"{self._what} has rows of {shape[-1]}, no multiple of {kind.name}'s {block}"
       )
     return Tensor(name, kind, shape, start, math.prod(shape) // block * nbytes)
@@ -224,14 +226,14 @@ class File:
     align = self.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
     kind = self._values.get("general.alignment", (GGUFValueType.UINT32, 0))[0]
     if kind != GGUFValueType.UINT32 or not align or align & (align - 1):
-      raise ValueError(f"key general.alignment is {align}; expected a power of two as uint32")
+      raise InputError(f"key general.alignment is {align}; expected a power of two as uint32")
     start = padded = header + -header % align
     end = header  # where a file without tensors ends
     for tensor in found:
       if tensor.name in self.tensors:
-        raise ValueError(f"tensor {tensor.name} stands twice")
+        raise InputError(f"tensor {tensor.name} stands twice")
       if tensor.start != padded - start:
-        raise ValueError(
+        raise InputError(
           f"tensor {tensor.name} is said to be at {tensor.start}; expected {padded - start}, where "
           "the one before it ends"
         )
@@ -241,4 +243,4 @@ class File:
     size = len(self._buffer)
     # Not every writer pads after the last tensor.
     if size not in (end, padded):
-      raise ValueError(f"it is {size} bytes long; its header and tensors take {end}")
+      raise InputError(f"it is {size} bytes long; its header and tensors take {end}")

@@ -25,6 +25,7 @@ import numpy as np
 from rm_jax.errors import InputError
 from rm_jax.pretrained import clients, files, gguf
 from rm_jax.pretrained.config import check_config
+from rm_jax.storage.files import expanded
 
 CONFIG = "config.json"
 RECORD = "rm_jax.json"
@@ -102,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
     files.check_file(path, _MOST_JSON)
     value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=files.unique)
   except (OSError, ValueError, RecursionError) as error:
-    raise InputError(f"{path}: not a readable JSON file: {error}") from None
+    raise InputError(f"{path}: not a readable JSON file: {error}") from error
   if not isinstance(value, dict):
     raise InputError(f"{path}: holds a {type(value).__name__}; expected an object")
   return value
@@ -148,13 +149,13 @@ def parse(cls: type[T], value: Any, where: str) -> T:
   try:
     return cls(**value)
   except (TypeError, ValueError) as error:
-    raise InputError(f"{where}: {_one_line(error)}") from None
+    raise InputError(f"{where}: {_one_line(error)}") from error
 
 
 def _find(name: str) -> Path:
   # Not `files.resolve`, which wants weights: a tokenizer's folder has none, and a run's weights are
   # in its checkpoints.
-  folder = Path(name).expanduser()
+  folder = expanded(name)
   if not folder.is_dir():
     return files.resolve(name)
   recover(folder)
@@ -211,7 +212,7 @@ def load_tokenizer(name: str | Path) -> Any:
     raise InputError(
       f"{path}: no tokenizer could be loaded ({type(error).__name__}: {why}{mend}); set "
       "--config.model.tokenizer to a folder, GGUF file or hub id that has one"
-    ) from None
+    ) from error
   record = path / RECORD
   return clients.as_trained(tokenizer, read_json(record)) if record.exists() else tokenizer
 
@@ -235,7 +236,7 @@ def _check_tokenizer_files(path: Path) -> None:
     try:
       files.check_file(child, most)
     except (OSError, ValueError) as error:
-      raise InputError(f"{child}: cannot be a tokenizer's file: {error}") from None
+      raise InputError(f"{child}: cannot be a tokenizer's file: {error}") from error
   if not (path / "tokenizer.json").is_file():
     return
   try:
@@ -334,7 +335,7 @@ def recover(path: Path) -> None:
     raise InputError(
       f"{path}: a model was saved here and the process ended before its files were at their places "
       f"(they are in {_WRITTEN}); to move them failed: {error}. Make the folder writable"
-    ) from None
+    ) from error
 
 
 @contextlib.contextmanager

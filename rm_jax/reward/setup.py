@@ -32,6 +32,7 @@ from rm_jax.pretrained import hf
 from rm_jax.pretrained.config import backbone_config, family_of, is_classifier
 from rm_jax.pretrained.source import RECORD, Source, load_tokenizer, parse
 from rm_jax.reward.architecture import architecture, build_network
+from rm_jax.storage.files import expanded
 from rm_jax.storage.remote import local
 from rm_jax.types import Example
 from rm_jax.world import make_tokenizer
@@ -125,7 +126,7 @@ class TextModel:
     """
     if self.source is None or self.network.lora is None:
       return ""
-    path = Path(self.source.name).expanduser()
+    path = expanded(self.source.name)
     return str(path.resolve()) if path.exists() else self.source.name
 
 
@@ -208,7 +209,7 @@ def chat_template(name: str) -> str:
     try:
       return Path(local(name)).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-      raise InputError(f"chat_template {name}: {error}; expected a text file in UTF-8") from None
+      raise InputError(f"chat_template {name}: {error}; expected a text file in UTF-8") from error
   raise InputError(
     f"chat_template {name!r} is neither Jinja text, nor a file, nor one of {list(TEMPLATES)}"
   )

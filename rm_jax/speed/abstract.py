@@ -55,10 +55,11 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
   try:
     return topologies.get_topology_desc(topology, "tpu", **options).devices
   except Exception as error:
+    said = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
-      f"--topology={topology} --slices={slices}: {str(error).splitlines()[0]}. Expected 'local', "
+      f"--topology={topology} --slices={slices}: {said}. Expected 'local', "
       "or a TPU topology that libtpu knows, as v5e:16x16 or v5p:4x4x4 (pip install 'rm_jax[tpu]')"
-    ) from None
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ def advice(config: Any, report: dict[str, Any]) -> list[str]:
   if memory["fits"] is not False:
     return []
   over = max(0, memory["total_bytes"] - memory["hbm_bytes"])
-  lines = [f"does not fit: {over / 2**30:.2f} GiB a chip too much. Change, the first first:"]
+  lines = [f"does not fit: {over / 2**30:.2f} GiB a chip too much. Changes, the most useful first:"]
   parts = {"state": _state, "temporaries": _temporaries}
   sizes = {"state": memory["arguments_bytes"], "temporaries": memory["temporaries_bytes"]}
   for name in sorted(parts, key=sizes.get, reverse=True):

@@ -32,6 +32,7 @@ from rm_jax.reward.score import run_groups
 from rm_jax.reward.setup import TextModel, build_model
 from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
 from rm_jax.train.datasets import load_data
+from rm_jax.train.fields import SIZE, check_fields, each
 from rm_jax.train.run import Run
 from rm_jax.train.writers import peak_memory_bytes
 from rm_jax.workdir.folder import resolve
@@ -43,6 +44,11 @@ MODES = {
   "padded": {"share": False, "pack": False},
   "packed": {"share": False, "pack": True},
   "packed_shared": {"share": True, "pack": True},
+}
+_FIELDS = {
+  "benchmark.modes": each(lambda x: x in MODES, f"names of {', '.join(MODES)}"),
+  "benchmark.steps": SIZE,
+  "benchmark.turns": SIZE,
 }
 
 
@@ -228,13 +234,8 @@ def benchmark(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: the config, its files or its data cannot be used.
   """
+  check_fields(config, _FIELDS)
   options = config.benchmark
-  if unknown := [mode for mode in options.modes if mode not in MODES]:
-    raise InputError(f"benchmark.modes has {unknown}; expected of {', '.join(MODES)}")
-  if options.steps < 1 or options.turns < 1:
-    raise InputError(
-      f"benchmark.steps is {options.steps} and benchmark.turns {options.turns}; expected 1 or more"
-    )
   mesh = make_mesh(config.mesh)
   model = build_model(config, mesh)
   data, _, _, report = load_data(config, model)

@@ -25,6 +25,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import count_slices, make_mesh, parse_mesh
 from rm_jax.reward.architecture import build_network, planned_architecture
@@ -124,7 +125,7 @@ def _memory(state, gradients, batch, programs, refused, chip: Chip | None) -> di
   }
 
 
-def _stacked(network: Network, state: Any, mesh: Mesh) -> set[tuple[int, ...]]:
+def _stacked(state: Any, mesh: Mesh) -> set[tuple[int, ...]]:
   """Shapes that the parameters of all layers together would have, gathered over 'fsdp'.
 
   An all-gather of such a shape gathers all layers at once, where one at a time would do. Sizes of 1
@@ -228,6 +229,11 @@ def plan(
   devices = topology_devices(topology, slices)
   over = make_mesh(parse_mesh(mesh) if mesh else config.mesh, devices)
   network = build_network(config, planned_architecture(config), mesh=over)
+  if kind == "attributes" and not network.head.attributes:
+    raise InputError(
+      "--kind=attributes and model.attributes is empty; expected the names of those that the "
+      "feedback rates, as in --config.model.attributes=\"('helpfulness',)\""
+    )
   layout = planned_layout(
     config, network, over, tokens=tokens or config.data.max_length, marks=responses
   )
@@ -249,7 +255,7 @@ def plan(
   flops = executed_flops(network, layout) / over.size
   gathers = [c for t in texts.values() for c in t.collectives() if c.kind == "all-gather"]
   arrays = [a for c in gathers for a in c.arrays]
-  stacks = _stacked(network, state, over)
+  stacks = _stacked(state, over)
   largest = max(arrays, key=lambda a: a.bytes, default=None)
   kernels: dict[str, int] = {}
   for text in texts.values():

@@ -6,12 +6,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rm_jax.errors import InputError
+
 log = logging.getLogger(__name__)
+
+
+def expanded(path: str | os.PathLike) -> Path:
+  """The path with the folder of the user in place of '~' or '~name' at its beginning.
+
+  Raises:
+    InputError: there is no such user.
+  """
+  try:
+    return Path(path).expanduser()
+  except RuntimeError as error:
+    raise InputError(
+      f"{os.fspath(path)}: {str(error).rstrip('.')}; expected a user of this machine behind '~', "
+      "or a path from '/'"
+    ) from error
 
 
 def home() -> Path:
   """The folder of all caches: $RM_JAX_CACHE, by default ~/.cache/rm_jax."""
-  return Path(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax").expanduser()
+  return expanded(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

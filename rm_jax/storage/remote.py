@@ -67,7 +67,7 @@ def local(name: str) -> str:
   try:
     files, path = fsspec.core.url_to_fs(name)
   except (ImportError, ValueError) as error:
-    raise InputError(f"{name}: {error}; gs:// needs pip install 'rm_jax[gcp]'") from None
+    raise InputError(f"{name}: {error}; gs:// needs pip install 'rm_jax[gcp]'") from error
   try:
     found = _listed(files, path)
     return str(_copy(files, path, name, found))

@@ -57,7 +57,7 @@ def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None
   try:
     world = World(**{**config.data.world, **given})
   except (TypeError, ValueError) as error:
-    raise InputError(f"data.{split} is {name!r}: {error}") from None
+    raise InputError(f"data.{split} is {name!r}: {error}") from error
   return world, int(found[1]), int(found[2]) if found[2] else None
 
 
@@ -129,16 +129,21 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
   examples, rates = [], {}
   for name, source in config.data.sources.items():
     field = f"data.sources.{name}"
+    if not hasattr(source, "get"):
+      raise InputError(f"{field} is {source!r}; expected {{'path': ...}}")
     unknown = [key for key in source if key not in _SOURCE_KEYS]
     if unknown or not source.get("path"):
       raise InputError(
         f"{field} has {sorted(source)}; expected 'path', and of {', '.join(_SOURCE_KEYS[1:])} "
         "those that are needed"
       )
+    for key in ("path", "format"):
+      if not isinstance(found := source.get(key) or "", str):
+        raise InputError(f"{field}.{key} is {found!r}; expected a text")
     try:
       rate, weight = float(source.get("rate", 0.0)), float(source.get("weight", 1.0))
     except (TypeError, ValueError) as error:
-      raise InputError(f"{field}: {error}; expected rate and weight to be numbers") from None
+      raise InputError(f"{field}: {error}; expected rate and weight to be numbers") from error
     if not (0 <= rate < np.inf and 0 <= weight < np.inf):
       raise InputError(
         f"{field}: rate {rate}, weight {weight}; expected finite numbers, neither under 0"

@@ -8,7 +8,7 @@ these are read.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -21,6 +21,7 @@ from rm_jax.models.lora import MAPS
 from rm_jax.train.optimizer import make_optimizer, make_schedule
 from rm_jax.train.parse import check_loss, parse_loss
 from rm_jax.types import KINDS
+from rm_jax.workdir.folder import flat
 from rm_jax.world import World
 
 
@@ -60,7 +61,7 @@ def _one_of(names: Iterable[str]) -> Rule:
   return Rule(lambda value: value in names, f"one of {', '.join(map(repr, names))}")
 
 
-def _each(fits: Callable[[Any], bool], expected: str) -> Rule:
+def each(fits: Callable[[Any], bool], expected: str) -> Rule:
   def all_fit(values):
     return isinstance(values, list | tuple) and all(map(fits, values))
 
@@ -84,7 +85,7 @@ def _pattern(value: Any) -> bool:
 _SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
 _TEXT = Rule(lambda value: isinstance(value, str), "a text")
 _WEIGHT = _real()
-_SIZE = _whole(1)
+SIZE = _whole(1)
 _COUNT = _whole(0)
 # That the axes multiply to the number of devices is checked by `make_mesh` in parallel/mesh.py.
 _AXIS = Rule(lambda n: isinstance(n, int) and (n == -1 or n >= 1), "at least 1, or -1 for the rest")
@@ -102,14 +103,14 @@ FIELDS: dict[str, Rule] = {
   "model.dtype": _one_of(("float32", "bfloat16", "float16")),
   "model.attention": _one_of(("auto", "splash", "cudnn", "xla")),
   "model.remat": _one_of(REMAT),
-  "model.members": _SIZE,
+  "model.members": SIZE,
   "model.bootstrap": _SWITCH,
-  "model.attributes": _each(lambda x: isinstance(x, str) and bool(x), "names"),
+  "model.attributes": each(lambda x: isinstance(x, str) and bool(x), "names"),
   "model.gate": _SWITCH,
-  "model.mix": _each(_real(-math.inf).fits, "finite numbers"),
+  "model.mix": each(_real(-math.inf).fits, "finite numbers"),
   "model.lora.rank": _COUNT,
   "model.lora.alpha": _real(above=True),
-  "model.lora.targets": _each(lambda x: x in MAPS, f"names of {', '.join(MAPS)}"),
+  "model.lora.targets": each(lambda x: x in MAPS, f"names of {', '.join(MAPS)}"),
   "model.lora.base_dtype": _one_of(("float32", "bfloat16")),
   "model.dropout": _SWITCH,
   "data.train": _TEXT,
@@ -123,13 +124,13 @@ FIELDS: dict[str, Rule] = {
   "data.deduplicate": _SWITCH,
   "data.limit": _COUNT,
   "data.cache": _TEXT,
-  "data.batch_groups": _SIZE,
-  "data.max_length": _SIZE,
+  "data.batch_groups": SIZE,
+  "data.max_length": SIZE,
   "data.share": _SWITCH,
   "data.pack": _SWITCH,
-  "data.cells": _SIZE,
-  "data.row_lengths": _each(_SIZE.fits, "whole numbers of at least 1"),
-  "data.shapes": _SIZE,
+  "data.cells": SIZE,
+  "data.row_lengths": each(SIZE.fits, "whole numbers of at least 1"),
+  "data.shapes": SIZE,
   **{
     f"loss.{name}": _WEIGHT
     for name in ("l2", "centering", "spread", "decorrelation", "text_sft", "text_dpo")
@@ -147,56 +148,44 @@ FIELDS: dict[str, Rule] = {
   "optimizer.towards_pretrained": _WEIGHT,
   "optimizer.mix_rate": _WEIGHT,
   "optimizer.loss_rate": _WEIGHT,
-  "optimizer.freeze": _each(_pattern, "regular expressions"),
+  "optimizer.freeze": each(_pattern, "regular expressions"),
   "train.steps": _COUNT,
   "train.epochs": _real(above=True),
-  "train.log_every": _SIZE,
+  "train.log_every": SIZE,
   "train.eval_every": _COUNT,
   "train.checkpoint_every": _COUNT,
-  "train.keep": _SIZE,
-  "train.max_skipped": _SIZE,
+  "train.keep": SIZE,
+  "train.max_skipped": SIZE,
   "train.best": _TEXT,
   "train.patience": _COUNT,
   **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
 }
-# Prefixes of fields that are checked by what takes them: losses, optimisers, the generated world
-# and the reader of sources know their options.
-_ELSEWHERE = ("loss.", "optimizer.", "data.world.", "data.sources.")
 
 
-def unruled(config: ml_collections.ConfigDict) -> list[str]:
-  """Paths of the config's fields that are neither in `FIELDS` nor checked by what takes them."""
-  return [path for path in _flat(config) if path not in FIELDS and not path.startswith(_ELSEWHERE)]
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-  out = {}
-  for key, value in config.items():
-    if hasattr(value, "items"):
-      out |= _flat(value, f"{prefix}{key}.")
-    else:
-      out[prefix + key] = value
-  return out
-
-
-def check_fields(config: ml_collections.ConfigDict) -> None:
+def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | None = None) -> None:
   """Checks all fields of a config.
+
+  Args:
+    config: an experiment's.
+    own: path -> rule of the fields that only one command has, which the config must have.
 
   Raises:
     ValueError: with every field whose value is wrong, what was found and what is expected.
   """
-  flat = _flat(config)
+  own, values = own or {}, flat(config)
+  if missing := [path for path in own if path not in values]:
+    raise InputError(f"the config has no {', '.join(missing)}; expected {' and '.join(own)}")
   wrong = [
-    f"--config.{path}={flat[path]!r}: expected {rule.expected}"
-    for path, rule in FIELDS.items()
-    if path in flat and not rule.fits(flat[path])
+    f"--config.{path}={values[path]!r}: expected {rule.expected}"
+    for path, rule in {**FIELDS, **own}.items()
+    if path in values and not rule.fits(values[path])
   ]
-  if flat.get("train.best") and not flat["data.validation"]:
+  if values.get("train.best") and not values["data.validation"]:
     wrong.append(
-      f"--config.train.best={flat['train.best']!r} and --config.data.validation=0: expected a "
+      f"--config.train.best={values['train.best']!r} and --config.data.validation=0: expected a "
       "fraction of the training conversations to choose by, such as 0.1"
     )
-  if flat.get("train.patience") and not flat["train.best"]:
+  if values.get("train.patience") and not values["train.best"]:
     wrong.append("--config.train.patience is set and --config.train.best is not: expected both")
   if wrong:
     raise InputError("\n  ".join(wrong))
@@ -211,4 +200,4 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
   try:
     World(**config.data.world)
   except (TypeError, ValueError) as error:
-    raise InputError(f"--config.data.world: {error}") from None
+    raise InputError(f"--config.data.world: {error}") from error

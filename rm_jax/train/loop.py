@@ -30,7 +30,7 @@ from rm_jax.train.run import Run, plan_shapes
 from rm_jax.train.window import window_metrics
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes
 from rm_jax.workdir.checkpoints import Checkpoints
-from rm_jax.workdir.folder import check, claim, earlier_record, locked, plain, resolve
+from rm_jax.workdir.folder import check, check_place, claim, earlier_record, locked, plain, resolve
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   check_fields(config)
   workdir = Path(workdir)
   mesh = make_mesh(config.mesh)
+  check_place(workdir)
   model = build_model(config, mesh, earlier=earlier_record(workdir))
   text_penalty.check(config.loss, model)
   data = load_data(config, model)
@@ -243,7 +244,7 @@ class _Loop:
           # not wait for the host.
           self._check(before, step)
         done = step + 1
-        clock.tick(done)
+        clock.tick()
         end = done >= last
         if end or done % config.log_every == 0:
           self._log(writers, bar, clock, done)

@@ -2,12 +2,14 @@
 
 import ast
 import functools
+import types
+import typing
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rm_jax.errors import InputError
+from rm_jax.errors import InputError, UserError
 from rm_jax.losses import LOSSES, Loss
 from rm_jax.types import ARRAYS
 
@@ -21,11 +23,13 @@ def parse_call(text: str, expected: str) -> tuple[str, dict[str, Any]]:
   try:
     node = ast.parse(text, mode="eval").body
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name) or call.args:
-      raise InputError(expected)
-    return call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-  except (SyntaxError, ValueError):
-    raise InputError(expected) from None
+    options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+  # Python raises TypeError for '{[]: 1}', and the last two for thousands of nested brackets.
+  except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+    raise InputError(expected) from error
+  if not isinstance(call.func, ast.Name) or call.args or None in options:
+    raise InputError(expected)
+  return call.func.id, options
 
 
 def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
@@ -44,9 +48,25 @@ def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
     raise InputError(f"{field} is {text!r}; expected one of {', '.join(LOSSES)}")
   try:
     LOSSES[name].check(options)
-  except ValueError as error:
-    raise InputError(f"{field}: {error}") from None
+    _check_types(LOSSES[name], options)
+  except UserError as error:
+    raise InputError(f"{field}: {error}") from error
   return LOSSES[name], options
+
+
+def _check_types(loss: Loss, options: dict[str, Any]) -> None:
+  """Raises InputError for an option of another type than the loss's signature declares."""
+  hints: dict[str, Any] = {}
+  for function in filter(None, (loss.function, loss.init_params)):
+    hints |= typing.get_type_hints(function)
+  for name, value in options.items():
+    hint = hints.get(name)
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if not all(isinstance(one, type) for one in allowed):
+      continue  # not declared; or a Literal, which the loss itself checks
+    if not (type(value) in allowed or (type(value) is int and float in allowed)):
+      expected = " or ".join(one.__name__.removesuffix("Type") for one in allowed)
+      raise InputError(f"{name} is {value!r}; expected it of type {expected}")
 
 
 def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> None:
@@ -59,7 +79,8 @@ def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> No
     kind: the kind of feedback that the loss is for.
 
   Raises:
-    ValueError: an option is out of its range, or the loss does not return one value a list.
+    InputError: an option is out of its range, or the loss does not return one value a list. Any
+      other error of the loss's own code is raised as it is, since it is a bug there.
   """
   # No two axes have the same size, so that a mean over a wrong one changes the shape.
   lead, K, attributes = (3, 5), 4, (2,) if kind == "attributes" else ()
@@ -80,8 +101,8 @@ def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> No
     out = jax.eval_shape(
       lambda s, y, w, g: loss.bind(**options)(s, y, where=w, **g), scores, scores, where, given
     )
-  except (ValueError, TypeError) as error:
-    raise InputError(f"{field}: {error}") from None
+  except UserError as error:
+    raise InputError(f"{field}: {error}") from error
   check_output(out, lead, f"{field}: loss {loss.name!r}")
 
 

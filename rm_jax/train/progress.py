@@ -51,7 +51,8 @@ class Clock:
     self._window = time.perf_counter()
     self._window_steps = 0
 
-  def tick(self, _done: int) -> None:
+  def tick(self) -> None:
+    """Counts a step that is done."""
     now = time.perf_counter()
     if self._last is not None:
       self._seconds += now - self._last
@@ -61,6 +62,7 @@ class Clock:
 
   @contextlib.contextmanager
   def pause(self):
+    """A context whose time does not count."""
     began = time.perf_counter()
     yield
     away = time.perf_counter() - began

@@ -54,7 +54,7 @@ def check(config: Any, model: TextModel) -> None:
         f"no next token; set model.pretrained to a decoder, {mend}"
       )
     if (cap := getattr(model.network.backbone, "logit_cap", None)) is not None:
-      raise ValueError(
+      raise InputError(
         f"{said}, and the model caps its language-model head's logits at {cap:g}, which the text "
         f"losses do not; set model.pretrained to a model that does not, {mend}"
       )

@@ -10,6 +10,7 @@ not later than all others.
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,11 @@ class Checkpoints:
       # Damaged files make Orbax raise all kinds of errors; an older checkpoint may be intact.
       except Exception as error:
         problems.append(f"step {step}: {type(error).__name__}: {str(error)[:300]}")
-        log.warning("%s: checkpoint passed over: %s", self.directory, problems[-1])
+        # The error may also be a bug of ours, which only its traceback shows.
+        traceback = bool(os.environ.get("RM_JAX_TRACEBACK"))
+        log.warning(
+          "%s: checkpoint passed over: %s", self.directory, problems[-1], exc_info=traceback
+        )
     if problems:
       raise CheckpointError(
         f"{self.directory}: none of its {len(steps)} checkpoints can be read:\n  "

@@ -50,14 +50,14 @@ _AUTOMATIC = {
 _LENGTH = ("train.steps", "train.epochs")
 
 
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
-  """Nested dicts -> {'part.field': value}, tuples as lists."""
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+  """A ConfigDict or nested dicts -> {'part.field': value}."""
   out = {}
   for key, value in config.items():
-    if isinstance(value, dict):
-      out |= _flat(value, f"{prefix}{key}.")
+    if hasattr(value, "items"):
+      out |= flat(value, f"{prefix}{key}.")
     else:
-      out[prefix + key] = list(value) if isinstance(value, tuple) else value
+      out[prefix + key] = value
   return out
 
 
@@ -91,7 +91,7 @@ def resolve(config: Any, groups: int, workdir: Path | None = None) -> ml_collect
       schedule stays the same when train.steps grows. None = no run is resumed.
   """
   config = ml_collections.ConfigDict(config.to_dict())
-  saved = _flat((workdir and _saved(workdir)) or {})
+  saved = flat((workdir and _saved(workdir)) or {})
   train, optimizer = config.train, config.optimizer
   if train.steps == 0:
     train.steps = max(1, round(train.epochs * groups / config.data.batch_groups))
@@ -133,13 +133,30 @@ def differences(there: dict[str, Any], config: ml_collections.ConfigDict) -> lis
       fields give equal automatic values. The run's length is compared by train.steps if the config
       sets them, and by train.epochs if not.
   """
-  saved, wanted = _flat(there), _flat(plain(config))
+  saved, wanted = flat(there), flat(plain(config))
   may_change = [prefix for prefix in _MAY_CHANGE if prefix not in _LENGTH]
   automatic = {path for path, value in _AUTOMATIC.items() if wanted.get(path) == value}
   if "train.steps" not in automatic:
     automatic.add("train.epochs")
   kept = [{k: v for k, v in one.items() if k not in automatic} for one in (saved, wanted)]
   return _differences(*kept, tuple(may_change))
+
+
+def check_place(workdir: Path) -> None:
+  """Checks, before any work, that process 0 can write in a workdir; nothing is made.
+
+  Raises:
+    InputError: it, or what it lies in, is no folder or cannot be written in.
+  """
+  problem = ""
+  if is_main():
+    there = next(path for path in (workdir, *workdir.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+      problem = f"--workdir={workdir}: {there} is no folder; expected one, or a new name for one"
+    elif not os.access(there, os.W_OK | os.X_OK):
+      problem = f"--workdir={workdir}: {there} cannot be written in"
+  if problem := broadcast_json(problem):
+    raise InputError(problem)
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -151,7 +168,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """
   there = _saved(workdir)
   if there is not None:
-    if different := _differences(_flat(there), _flat(plain(config)), _MAY_CHANGE):
+    if different := _differences(flat(there), flat(plain(config)), _MAY_CHANGE):
       raise InputError(
         f"{workdir} holds a run of another config:\n  "
         + "\n  ".join(different)

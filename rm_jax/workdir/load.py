@@ -52,7 +52,7 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
     except (ValueError, OSError) as error:
       raise InputError(
         f"{path} holds adapters of {name}, which is not there any more: {error}"
-      ) from None
+      ) from error
     read, _ = read_params(dataclasses.replace(model, network=network, source=source), mesh)
     base = {p: x for p, x in read.items() if is_base(p)}
   shardings = parameter_shardings(shapes, mesh)

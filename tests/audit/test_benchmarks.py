@@ -642,6 +642,30 @@ def test_bad_rows_are_counted_or_stop_with_file_and_line(tmp_path):
       load(name)
 
 
+def good_rows():
+  """Benchmark -> (name of its file, a good row)."""
+  return {
+    "rewardbench": ("filtered", pair("hep-cpp", 2, 1)),
+    "rewardbench2": ("rows", best_of_4("Math", 2, 1, 1, 1)),
+    "rm_bench": ("total_dataset", styles("chat", (1, 2, 3), (0, 1, 2))),
+    "judgebench": ("rows", judged("mmlu-pro-law", 1, 0, "A>B")),
+    "llmbar": ("Natural", followed(1, 0, 1)),
+    "processbench": ("gsm8k", located("gsm8k", 0, (3, 1), 1)),
+    "prmbench": ("rows", faulty("circular", "a", (1, 2), [2])),
+  }
+
+
+@pytest.mark.parametrize("value", [["x"], {"x": 1}, None, True, 1.5, "x", []], ids=repr)
+@pytest.mark.parametrize("name", good_rows())
+def test_no_value_of_a_column_ends_the_reading(name, value, tmp_path):
+  stem, row = good_rows()[name]
+  rows = [row, *({**row, column: value} for column in row)]
+  lines(tmp_path / f"{stem}.jsonl", rows)
+  report = Report()
+  items = BENCHMARKS[name].load(tmp_path, messages=False, report=report)
+  assert 1 <= len(items) == report.kept < report.rows == len(rows)
+
+
 def test_the_interval_is_the_clusters_bootstrap():
   rng = np.random.default_rng(0)
   credit = (rng.random(600) < np.repeat(rng.random(200), 3)).astype(float)

@@ -6,7 +6,7 @@ import pytest
 
 from rm_jax.api import RewardModel
 from rm_jax.storage.files import read_lines
-from tests.test_commands import command, finish
+from tests.test_commands import attempts, command, finish
 from tests.train.runs import run, small_config, write_pairs
 
 pytestmark = pytest.mark.slow  # processes, or whole runs
@@ -145,3 +145,25 @@ def test_mistakes_are_one_message(workdir, tmp_path):
   code, _, err = audit(tmp_path, f"--model={tmp_path / 'saved'}", "--data=heldout")
   assert code == 1
   assert "--data=heldout wants a run's workdir" in err
+
+
+def test_mistakes_stop_before_anything_is_scored(workdir, tmp_path):
+  data = write_pairs(tmp_path / "held.jsonl", 12, seed=3)
+  rated = tmp_path / "rated.jsonl"
+  ratings = {"helpfulness": 1.0}
+  rows = [{"prompt": f"{i} ", "response": "ab", "attributes": ratings} for i in range(4)]
+  rated.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  model = f"--model={workdir}"
+  cases = {
+    "--calibrate: no/body is no folder": ["--model=no/body", f"--data={data}", "--calibrate"],
+    "which an audit does not read": [model, f"--data={rated}"],
+    "missing: no such file or folder": [model, f"--data={data}", "--against=missing"],
+  }
+  (tmp_path / "said").mkdir()
+  cache = f"--cache={tmp_path / 'scores'}"
+  flags = {name: [*some, cache, f"--output={tmp_path / 'out'}"] for name, some in cases.items()}
+  for expected, (code, _, err) in attempts("audit", flags, tmp_path / "said").items():
+    assert code == 1, expected
+    assert expected in err, (expected, err)
+    assert "Traceback" not in err, (expected, err)
+  assert not (tmp_path / "scores").exists()

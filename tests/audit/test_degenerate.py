@@ -100,7 +100,7 @@ def test_a_page_is_written(name, score, tmp_path):
     assert said[part].get("why", "why") != ""
 
 
-def test_what_ties_alone_and_one_decided_conversation_leave(tmp_path):
+def test_what_ties_alone_and_one_decided_conversation_leave():
   found = audit(Fake(scored), TIED)
   assert found["agreement"] == {"why": "people decided none of 24 comparisons"}
   assert found["calibration"]["why"].endswith("people decided none of 24 comparisons")

@@ -84,7 +84,7 @@ def test_the_page_is_a_function_of_report_json(tmp_path):
   page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **found})
   report = json.loads((tmp_path / "report.json").read_text())
   drawn = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
-  assert page.render(report, drawn) == (tmp_path / "report.html").read_text()
+  assert page._Page(report, drawn, SECTIONS).html() == (tmp_path / "report.html").read_text()
 
 
 def test_a_view_knows_its_path_and_what_is_missing():

@@ -1,4 +1,7 @@
-"""What a model reads, and where its reward is read: the peers' users met each of these as a bug."""
+"""Which tokens a model reads, and at which of them its reward is read.
+
+Users of other libraries reported each of these cases as a bug of theirs.
+"""
 
 from pathlib import Path
 

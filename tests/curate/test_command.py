@@ -128,6 +128,14 @@ def test_mistakes_stop_at_once_with_one_message(tmp_path):
       "targets without rows ['x']",
     ),
     "no such column": ([f"--input={data}", "--annotators=me"], "no row has ['me'"),
+    "flags that annotators do not need": (
+      [f"--input={data}", "--annotators=me", "--limit=3", "--strict", "--near=0.5"],
+      "leave out --limit, --strict, --near",
+    ),
+    "flags that cleaning does not read": (
+      [f"--input={data}", out, "--first=a"],
+      "--first: only a report on --annotators reads it",
+    ),
     "a report forgotten": (None, "report"),
   }
 

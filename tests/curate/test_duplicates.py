@@ -7,7 +7,7 @@ import pytest
 
 from rm_jax.curate.duplicates import find_duplicates, similar_sides
 from rm_jax.curate.join import Join
-from rm_jax.curate.ngrams import Sets, jaccard, ngrams
+from rm_jax.curate.ngrams import Sets, ngrams
 from rm_jax.curate.tokens import key, tokenise
 from rm_jax.types import Example
 from tests.curate.planted import reworded
@@ -34,6 +34,10 @@ _WORDS = ["".join(w) for w in itertools.product("bdfgklmnprst", "aeiou", "bdfgkl
 
 def sentence(rng, n=40):
   return " ".join(_WORDS[i] for i in rng.integers(0, 500, n))
+
+
+def jaccard(a, b):
+  return len(np.intersect1d(a, b)) / len(np.union1d(a, b)) if len(a) or len(b) else 1.0
 
 
 def test_the_join_misses_no_similar_row():

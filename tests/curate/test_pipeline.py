@@ -205,10 +205,23 @@ def test_early_parting_is_noted_or_dropped(tmp_path):
 def test_options_refuse():
   for wrong, message in (
     ({"early": "maybe"}, "early is 'maybe'; expected one of keep, drop"),
-    ({"near": 1.5}, r"near is 1.5; expected it in \[0, 1\]"),
+    ({"near": 1.0}, r"near is 1.0; expected it in \[0, 1\)"),
+    ({"near": -0.1}, r"near is -0.1; expected it in \[0, 1\)"),
+    ({"sides_similarity": 1.5}, r"sides_similarity is 1.5; expected it in \[0, 1\]"),
+    ({"contamination_share": 0.0}, r"contamination_share is 0.0; expected it in \(0, 1\]"),
+    ({"contamination_share": float("nan")}, r"contamination_share is nan; expected it in \(0, 1\]"),
+    ({"denoise_threshold": 0.0}, r"denoise_threshold is 0.0; expected it in \(0, 0.5\]"),
+    ({"denoise_threshold": 0.6}, r"denoise_threshold is 0.6; expected it in \(0, 0.5\]"),
+    ({"denoise_weight": 1.0}, r"denoise_weight is 1.0; expected it in \[0, 1\)"),
+    ({"folds": 1}, "folds is 1; expected at least 2"),
+    ({"shingle": 0}, "shingle is 0; expected at least 1"),
+    ({"contamination_n": 0}, "contamination_n is 0; expected at least 1"),
+    ({"resample_to": "a"}, "resampling targets 'a': 'a'; expected 'equal' or KEY=SHARE"),
+    ({"resample_to": "a=0.5,b=0.4"}, "sum to 0.9; expected shares, sum 1"),
   ):
     with pytest.raises(DataError, match=message):
       pipeline.Options(**wrong)
+  pipeline.Options(near=0, contamination_share=1, denoise_threshold=0.5, denoise_weight=0)
 
 
 def test_curate_refuses(faulty, tmp_path):

@@ -180,7 +180,7 @@ def test_null_is_not_given():
   assert read_row({"prompt": "p", "response": None, "completion": "c"}, 0).response == "c"
 
 
-def test_a_choice_is_no_bool_and_no_list(tmp_path):
+def test_a_choice_is_no_bool_and_no_list():
   pandalm = {"instruction": "Sum", "input": "", "response1": "3", "response2": "4"}
   prm800k = {"question": "q", "steps": ["a", "b"]}
   prmbench = {"question": "q", "modified_process": ["a", "b"]}

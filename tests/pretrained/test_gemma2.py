@@ -11,6 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.base import get_config
+from rm_jax.errors import InputError
 from rm_jax.models.lora import Lora, merged
 from rm_jax.parallel.axes import logical_axes
 from rm_jax.pretrained import gguf
@@ -126,7 +127,7 @@ def test_text_losses_are_refused():
   model.network = network
   config = get_config().loss
   config.text_sft = 0.01
-  with pytest.raises(ValueError, match=r"text_sft is 0\.01, and the model caps .* at 3"):
+  with pytest.raises(InputError, match=r"text_sft is 0\.01, and the model caps .* at 3"):
     text_penalty.check(config, model)
 
 

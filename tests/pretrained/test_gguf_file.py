@@ -7,6 +7,7 @@ import gguf as gguf_package
 import numpy as np
 import pytest
 
+from rm_jax.errors import InputError
 from rm_jax.pretrained import gguf, gguf_file
 from tests.pretrained import test_gguf, test_gguf_tokenizer
 
@@ -161,14 +162,14 @@ def test_keys_of_another_type(tmp_path):
 def test_values_that_cannot_be_decoded(good, tmp_path):
   path = tmp_path / "m.gguf"
   path.write_bytes(replaced(good[1], "general.architecture", 12, b"\xff"))
-  with pytest.raises(ValueError, match=r"m\.gguf: key general\.architecture: not UTF-8"):
+  with pytest.raises(InputError, match=r"m\.gguf: key general\.architecture: not UTF-8"):
     gguf.read(path)
   path.write_bytes(replaced(good[1], "general.architecture", 0, u32(4)))
   with pytest.raises(ValueError, match="cannot be read as GGUF"):
     gguf.read(path)
   test_gguf.write(path, "llama", {"tokenizer.ggml.add_bos_token": True})
   path.write_bytes(replaced(path.read_bytes(), "add_bos_token", 4, b"\x07"))
-  with pytest.raises(ValueError, match=r"m\.gguf: key .*add_bos_token: a bool is stored as 7"):
+  with pytest.raises(InputError, match=r"m\.gguf: key .*add_bos_token: a bool is stored as 7"):
     gguf_file.File(path).get("tokenizer.ggml.add_bos_token")
 
 

@@ -48,7 +48,7 @@ def test_mutants_are_refused_or_right(bases, tmp_path, kind):
   assert set(seen) == {"refused", "right"}
 
 
-def test_the_judge_sees_a_weight_that_is_another(bases, tmp_path):
+def test_the_judge_sees_a_weight_that_is_another(bases):
   for path in bases:
     said = hostile.load(str(path))
     name = "model.layers.0.self_attn.q_proj.weight"

@@ -450,8 +450,9 @@ def test_a_record_that_leads_nowhere(tmp_path):
   source.save_folder(tmp_path, **model(1))
   (tmp_path / "rm_jax.json").unlink()
   (tmp_path / "rm_jax.json").symlink_to("gone")
-  with pytest.raises(ValueError, match=r"rm_jax\.json: not a readable JSON file"):
+  with pytest.raises(ValueError, match=r"rm_jax\.json: not a readable JSON file") as error:
     source.open_source(str(tmp_path))
+  assert isinstance(error.value.__cause__, FileNotFoundError)
 
 
 def test_what_lies_beside_a_tokenizer_is_nothing_to_it(tmp_path):

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from configs import benchmark as config_file
+from configs.base import get_config
 from rm_jax.batch.group import Group
+from rm_jax.errors import InputError
 from rm_jax.speed.benchmark import MODES, benchmark, count_comparisons, matmul_flops, table
 from tests.train.runs import write_pairs
 
@@ -71,8 +73,14 @@ def test_a_matrix_product_is_timed():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"benchmark.modes": ("padded", "sparse")}, r"benchmark.modes has \['sparse'\]"),
-    ({"benchmark.turns": 0}, "benchmark.turns 0; expected 1 or more"),
+    (
+      {"benchmark.modes": ("padded", "sparse")},
+      r"benchmark.modes=\('padded', 'sparse'\): expected a tuple of names of padded, packed",
+    ),
+    ({"benchmark.turns": 0}, "benchmark.turns=0: expected a whole number of at least 1"),
+    ({"benchmark.steps": 0}, "benchmark.steps=0: expected a whole number of at least 1"),
+    ({"model.dtype": "float99"}, "model.dtype='float99': expected one of"),
+    ({"data.cells": 0}, "data.cells=0: expected a whole number of at least 1"),
     ({"data.batch_groups": 64}, "40 groups are left, and a step takes data.batch_groups=64"),
   ],
 )
@@ -80,3 +88,9 @@ def test_what_cannot_be_measured_is_refused(fields, message, llama_folder, tmp_p
   write_pairs(tmp_path / "pairs.jsonl", 40)
   with pytest.raises(ValueError, match=message):
     benchmark(config_for(llama_folder, tmp_path / "pairs.jsonl", **fields))
+
+
+def test_a_config_without_the_benchmarks_fields_is_refused():
+  config = get_config()
+  with pytest.raises(InputError, match=r"no benchmark\.modes, benchmark\.steps, benchmark.turns"):
+    benchmark(config)

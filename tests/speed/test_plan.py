@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import count_slices, make_mesh, parse_mesh
@@ -429,6 +430,8 @@ def test_an_unknown_field_of_the_plan_is_refused(llama_folder):
   config = small_config(llama_folder, steps=1)
   with pytest.raises(ValueError, match="does not fit 8 devices"):
     plan(config, topology="local", mesh="fsdp=3")
+  with pytest.raises(InputError, match=r"--kind=attributes and model\.attributes is empty"):
+    plan(config, topology="local", kind="attributes")
   config.model.config = ""
   with pytest.raises(ValueError, match="found neither"):
     plan(config, topology="local")

@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(llama_folder, t
       run(config, tmp_path / "run", devices=1)
     assert not (tmp_path / "run").exists()
 
-  nothing = r"rated.jsonl:\d+: feedback on attributes \(.*letter.*\), and the model has none; set"
+  nothing = r"rated.jsonl:\d+: feedback on attributes \(.*letter.*\), and the model has none; train"
   refused(nothing, DataError, attributes=())
   refused("which no row of the training data rates; they have no feedback on", pairs=True)
   refused(

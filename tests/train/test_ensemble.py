@@ -61,7 +61,7 @@ def test_one_member_has_no_spread(llama_folder, tmp_path):
     model.score(ROWS, lower=1.0)
 
 
-def test_members_of_nothing_and_of_a_trained_head_are_refused(llama_folder, trained, tmp_path):
+def test_members_of_nothing_and_of_a_trained_head_are_refused(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=1)
   config.model.members = 0
   with pytest.raises(ValueError, match=r"model\.members is 0"):

@@ -135,7 +135,7 @@ def test_a_run_of_before_a_field_was_there_goes_on(whole, llama_folder, tmp_path
     workdirs.check(tmp_path / "copy", workdirs.resolve(config, 48, tmp_path / "copy"))
   monkeypatch.setitem(workdirs._BEFORE, "data.deduplicate", False)
   workdirs.check(tmp_path / "copy", workdirs.resolve(config, 48, tmp_path / "copy"))
-  base = workdirs._flat(workdirs.plain(get_config()))
+  base = workdirs.flat(workdirs.plain(get_config()))
   assert workdirs._BEFORE.keys() <= base.keys()
 
 

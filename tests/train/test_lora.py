@@ -125,7 +125,7 @@ def whole(base, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_backbone_stays_and_is_not_saved(base, whole):
+def test_the_backbone_stays_and_is_not_saved(whole):
   workdir, summary, seen = whole
   for path, x in seen["start"].items():
     # The bias of an encoder's head moves no difference of scores, and so is not moved.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
+from rm_jax.errors import InputError
 from rm_jax.losses import LOSSES, Loss
 from rm_jax.losses.moments import penalty
 from rm_jax.train.objective import Objective
@@ -240,3 +241,39 @@ def test_a_loss_of_ones_own_that_returns_another_shape_is_refused(reduce, found,
   batch = make_batch([("pair", (1.0, 0.0)), ("pair", (1.0, 0.0)), ("pair", (1.0, 0.0))])
   with pytest.raises(ValueError, match=r"loss.pair: loss 'own' returns"):
     jax.eval_shape(Objective(config, {"pair"}), jnp.zeros((1, 3, 2)), batch)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("hinge(margin={[]:1})", "expected a loss, or a loss"),
+    ("hinge(**{})", "expected a loss, or a loss"),
+    ("hinge(margin=" + "-" * 100_000 + "1)", "expected a loss, or a loss"),
+    ("hinge(margin='1')", "margin is '1'; expected it of type float"),
+    ("hinge(margin=True)", "margin is True; expected it of type float"),
+    ("ordinal(classes=2.5)", "classes is 2.5; expected it of type int"),
+    ("plackett_luce(top=1.0)", "top is 1.0; expected it of type int or None"),
+    ("learned_noise(rate=None)", "rate is None; expected it of type float"),
+  ],
+)
+def test_what_is_no_loss_or_no_option_is_a_mistake_of_the_config(text, message):
+  with pytest.raises(InputError, match=message):
+    parse_loss(text, "loss.pair")
+
+
+def test_whole_numbers_are_numbers_and_a_word_is_the_losses_own_to_check():
+  assert parse_loss("hinge(margin=1)", "loss.pair")[1] == {"margin": 1}
+  assert parse_loss("plackett_luce(top=None)", "loss.ranking")[1] == {"top": None}
+  with pytest.raises(InputError, match=r"loss\.step: steps is 3; expected one of all"):
+    check_loss(*parse_loss("process(steps=3)", "loss.step"), "loss.step", "step")
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError])
+def test_a_bug_in_a_loss_of_ones_own_is_raised_as_it_is(error):
+  def broken(scores, labels, *, where):
+    raise error("shapes that do not fit")
+
+  with pytest.raises(error) as found:
+    check_loss(Loss("own", broken, ("pair",)), {}, "loss.pair", "pair")
+  assert not isinstance(found.value, InputError)
+  assert found.traceback[-1].name == "broken"

@@ -89,7 +89,7 @@ def forced(h_BTD, head_VD, sequences):
   return jnp.stack(sums), np.asarray([len(s.ids) - max(1, s.prompt) for s in sequences])
 
 
-def batches_of(groups, packing, parts=1, marks=3):
+def batches_of(groups, packing, parts=1):
   """(batch, index) of all micro-batches, the groups in so many parts."""
   needs = [need(g, packing) for g in groups]
   shapes = tuple(sizes[-1:] for sizes in plan(groups, len(groups), packing))
@@ -459,7 +459,7 @@ def test_transformers_says_the_same_of_real_text():
   responses = (" Lily. She loved to play outside in the park.", " the the the and of.")
   sequences = model.text_encoder().sequences([(prompt, r) for r in responses])
   group = make_group(sequences, Example(prompt, responses, (1.0, 0.0)))
-  ((batch, _),) = batches_of([group], Packing(), marks=2)
+  ((batch, _),) = batches_of([group], Packing())
   hidden = model.network.hidden(whole, batch)
   got = np.asarray(text_penalty.response_log_likelihood(hidden, head, batch, batch.where)[0])[0, 0]
 

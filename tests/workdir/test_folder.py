@@ -1,10 +1,14 @@
 """A run's folder is locked for one run."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from rm_jax.workdir.folder import locked
+from configs.base import get_config
+from rm_jax.errors import InputError
+from rm_jax.train import loop
+from rm_jax.workdir.folder import check_place, locked
 
 
 def test_a_run_that_finds_the_folder_locked_does_not_remove_it(tmp_path, monkeypatch):
@@ -18,3 +22,20 @@ def test_a_run_that_finds_the_folder_locked_does_not_remove_it(tmp_path, monkeyp
     monkeypatch.undo()
     assert [path.name for path in run.iterdir()] == [".lock"]
   assert not run.exists()  # a run that wrote nothing removes the folder that it made
+
+
+def test_a_workdir_that_cannot_be_one_is_refused_before_a_model_is_built(tmp_path, monkeypatch):
+  file, link = tmp_path / "file", tmp_path / "link"
+  file.touch()
+  link.symlink_to(tmp_path / "nowhere")
+  for wrong, there in ((file, file), (file / "a" / "b", file), (link / "a", link)):
+    with pytest.raises(InputError, match=f"--workdir={wrong}: {there} is no folder"):
+      loop.train(get_config(), wrong)
+  check_place(tmp_path)
+  check_place(tmp_path / "a" / "b")
+  monkeypatch.chdir(tmp_path)
+  check_place(Path("a"))
+  monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+  with pytest.raises(InputError, match=f"{tmp_path} cannot be written in"):
+    check_place(tmp_path / "a" / "b")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]

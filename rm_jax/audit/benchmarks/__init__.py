@@ -13,16 +13,17 @@ from rm_jax.audit.benchmarks.items import Benchmark, Item
 
 __all__ = ["BENCHMARKS", "Benchmark", "Item"]
 
+# Behind each, its data set on the Hugging Face hub where there is one.
 BENCHMARKS: dict[str, Benchmark] = {
   bench.name: bench
   for bench in (
-    rewardbench.REWARDBENCH,
-    rewardbench.REWARDBENCH_2,
-    pairs.RM_BENCH,
-    pairs.JUDGEBENCH,
-    pairs.LLMBAR,
+    rewardbench.REWARDBENCH,  # allenai/reward-bench:filtered
+    rewardbench.REWARDBENCH_2,  # allenai/reward-bench-2:test
+    pairs.RM_BENCH,  # THU-KEG/RM-Bench
+    pairs.JUDGEBENCH,  # ScalerLab/JudgeBench:gpt
+    pairs.LLMBAR,  # princeton-nlp/LLMBar
     pairs.GSM8K,
-    steps.PROCESSBENCH,
-    steps.PRMBENCH,
+    steps.PROCESSBENCH,  # Qwen/ProcessBench:gsm8k, :math ...
+    steps.PRMBENCH,  # hitsmy/PRMBench_Preview
   )
 }

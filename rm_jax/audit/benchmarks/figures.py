@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from rm_jax.audit.benchmarks.items import Item
 from rm_jax.audit.scorer import Score, ScoreSteps, example_scores
+from rm_jax.data.dialogue import key_of
 from rm_jax.metrics import interval
-from rm_jax.types import Text
 
 
 def response_scores(score: Score, items: Sequence[Item]) -> list[np.ndarray]:
@@ -39,7 +39,7 @@ def step_scores(score_steps: ScoreSteps, items: Sequence[Item]) -> list[np.ndarr
   keys = []
   for item in items:
     prompt, steps = item.example.prompt, item.example.steps[0]
-    keys.append((_key(prompt), steps))
+    keys.append((key_of(prompt), steps))
     asked = prompt if isinstance(prompt, str) else list(prompt)
     rows.setdefault(keys[-1], {"prompt": asked, "completions": list(steps)})
   if not rows:
@@ -55,11 +55,6 @@ def step_scores(score_steps: ScoreSteps, items: Sequence[Item]) -> list[np.ndarr
         f"row {i} has {len(key[1])} steps and {len(scored[key])} scores; expected one a step"
       )
   return [scored[key] for key in keys]
-
-
-def _key(text: Text) -> Hashable:
-  """A text in a hashable form, so that it can be a dict's key."""
-  return text if isinstance(text, str) else tuple((m["role"], m["content"]) for m in text)
 
 
 def rate(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict[str, Any]:

@@ -41,7 +41,6 @@ class Benchmark:
 
   Attributes:
     name: key in the registry.
-    hub: data sets on the Hugging Face hub that hold it, as `load` takes them; may be empty.
     scores: what the scorer that `evaluate` takes has to score: 'responses' or 'steps'.
     load: (*paths, messages, report) -> items. Paths are files, folders in the published layout, or
       hub ids. If `messages` is true, texts become chat messages (for a model with a chat template),
@@ -55,7 +54,6 @@ class Benchmark:
   """
 
   name: str
-  hub: tuple[str, ...]
   scores: str
   load: Callable[..., list[Item]]
   evaluate: Callable[..., dict[str, Any]]

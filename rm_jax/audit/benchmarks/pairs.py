@@ -21,6 +21,7 @@ from rm_jax.audit.benchmarks.figures import (
 from rm_jax.audit.benchmarks.items import Benchmark, Item, load_items, make_item, split_name
 from rm_jax.audit.scorer import Score
 from rm_jax.data import formats
+from rm_jax.data.dialogue import choice_of
 from rm_jax.data.read import File, Row
 from rm_jax.data.report import DataError, Report, RowError, shown
 from rm_jax.heldout import pointwise
@@ -159,9 +160,7 @@ def load_judgebench(*paths: str | os.PathLike, messages: bool, report: Report) -
 
 
 def _judged(row: Row, origin: str, _: str, *, messages: bool) -> Iterator[Item]:
-  labels = {"A>B": (1, 0), "B>A": (0, 1)}
-  if row["label"] not in labels:
-    raise RowError("out_of_range", f"'label' is {shown(row['label'])}; expected 'A>B' or 'B>A'")
+  labels = choice_of(row["label"], {"A>B": (1, 0), "B>A": (0, 1)}, "label")
   source = row["source"]
   starts = [c for c, start in CATEGORIES.items() if str(source).startswith(start)]
   if not starts:
@@ -170,7 +169,7 @@ def _judged(row: Row, origin: str, _: str, *, messages: bool) -> Iterator[Item]:
   yield make_item(
     row["question"],
     (row["response_A"], row["response_B"]),
-    labels[row["label"]],
+    labels,
     subset=starts[0],
     origin=origin,
     messages=messages,
@@ -343,11 +342,7 @@ def evaluate_gsm8k(score: Score, items: Sequence[Item]) -> dict[str, Any]:
   }
 
 
-RM_BENCH = Benchmark(
-  "rm_bench", ("THU-KEG/RM-Bench",), "responses", load_rm_bench, evaluate_rm_bench
-)
-JUDGEBENCH = Benchmark(
-  "judgebench", ("ScalerLab/JudgeBench:gpt",), "responses", load_judgebench, evaluate_judgebench
-)
-LLMBAR = Benchmark("llmbar", ("princeton-nlp/LLMBar",), "responses", load_llmbar, evaluate_llmbar)
-GSM8K = Benchmark("gsm8k_best_of_4", (), "responses", load_gsm8k, evaluate_gsm8k)
+RM_BENCH = Benchmark("rm_bench", "responses", load_rm_bench, evaluate_rm_bench)
+JUDGEBENCH = Benchmark("judgebench", "responses", load_judgebench, evaluate_judgebench)
+LLMBAR = Benchmark("llmbar", "responses", load_llmbar, evaluate_llmbar)
+GSM8K = Benchmark("gsm8k_best_of_4", "responses", load_gsm8k, evaluate_gsm8k)

@@ -321,9 +321,5 @@ def evaluate_2(
   }
 
 
-REWARDBENCH = Benchmark(
-  "rewardbench", ("allenai/reward-bench:filtered",), "responses", load, evaluate
-)
-REWARDBENCH_2 = Benchmark(
-  "rewardbench2", ("allenai/reward-bench-2:test",), "responses", load_2, evaluate_2
-)
+REWARDBENCH = Benchmark("rewardbench", "responses", load, evaluate)
+REWARDBENCH_2 = Benchmark("rewardbench2", "responses", load_2, evaluate_2)

@@ -369,13 +369,5 @@ def _step_accuracy(table: np.ndarray, clusters: Sequence[str], seed: int) -> dic
   return rate(credits, of_steps, seed=seed)
 
 
-PROCESSBENCH = Benchmark(
-  "processbench",
-  tuple(f"Qwen/ProcessBench:{part}" for part in PARTS),
-  "steps",
-  load_processbench,
-  evaluate_processbench,
-)
-PRMBENCH = Benchmark(
-  "prmbench", ("hitsmy/PRMBench_Preview",), "steps", load_prmbench, evaluate_prmbench
-)
+PROCESSBENCH = Benchmark("processbench", "steps", load_processbench, evaluate_processbench)
+PRMBENCH = Benchmark("prmbench", "steps", load_prmbench, evaluate_prmbench)

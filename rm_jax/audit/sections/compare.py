@@ -12,6 +12,7 @@ from rm_jax.audit.section import Section, Subject
 from rm_jax.audit.writer import View, Writer, escaped
 from rm_jax.heldout import intervals
 from rm_jax.heldout.evaluate import judged
+from rm_jax.metrics.agreement import credit
 from rm_jax.types import Example
 
 
@@ -35,26 +36,22 @@ def compare(
   Raises:
     ValueError: no comparison.
   """
-  first, second, cluster = [], [], []
+  pairs, cluster = [], []
   for one, other, example in zip(scores, others, examples, strict=True):
     if example.kind not in PREFERENCES:
       continue
     for i, j in judged(example)[0]:
-      first.append(_credit(one, i, j))
-      second.append(_credit(other, i, j))
+      pairs.append((one[i], one[j], other[i], other[j]))
       cluster.append(conversation_of(example))
-  if not first:
+  if not pairs:
     raise ValueError("no comparison among the examples; expected pairs or rankings")
+  chosen, rejected, other_chosen, other_rejected = np.asarray(pairs).T
+  first, second = credit(chosen, rejected), credit(other_chosen, other_rejected)
   alike = 1 - np.abs(np.subtract(first, second))
   return intervals.paired(first, second, cluster) | {
-    "n": len(first),
+    "n": len(pairs),
     "alike": figures.share(alike, cluster),
   }
-
-
-def _credit(scores: np.ndarray, i: int, j: int) -> float:
-  """1 if response i, which people preferred, scores higher than j; 0.5 if they score the same."""
-  return (float(scores[i] > scores[j]) + float(scores[i] >= scores[j])) / 2
 
 
 def _measure(subject: Subject) -> dict[str, Any]:
@@ -75,7 +72,7 @@ def _measure(subject: Subject) -> dict[str, Any]:
 
 def _render(page: Writer, found: View) -> None:
   page.table(
-    ("the model less", "difference in accuracy", "both choose alike"),
+    ("compared with", "difference in accuracy", "both choose alike"),
     (
       (escaped(name), page.figure(one, key="difference"), page.figure(one.get("alike")))
       for name, one in found.items()

@@ -264,7 +264,7 @@ def _render(page: Writer, found: View) -> None:
   named = [(name.replace("_", " "), one) for name, one in found["rules"].items()]
   named += [(f"prompt {name}", found["sample"][name]) for name in ("removed", "swapped")]
   page.table(
-    ("control", "accuracy", "the model's less this", "chooses as the model"),
+    ("control", "accuracy", "model minus control", "chooses as the model"),
     (
       (escaped(name), *(page.figure(one[k]) for k in ("accuracy", "difference", "agrees")))
       for name, one in named
