@@ -85,8 +85,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.train = ""
   # Several sources, in place of data.train: name -> {'path', 'format', 'rate', 'weight'}, of which
   # only 'path' is required. Rates divide every step among the sources, in proportion; if no source
-  # has a rate, the numbers of their groups do. Give a rate to all sources or to none. `weight`
-  # multiplies the weight of each of the source's rows in the loss.
+  # has a rate, the numbers of their groups do. Give a rate to all sources or to none. With the rate
+  # 0 a source has a part in the held-out data alone. `weight` multiplies the weight of each of the
+  # source's rows in the loss.
   c.data.sources = ml_collections.ConfigDict()
   # Held-out data: in the form of data.train, or the fraction of the training data that is held out,
   # whole conversations at a time; '0' = none.
@@ -95,9 +96,12 @@ def get_config() -> ml_collections.ConfigDict:
   # 0 = none. Evaluations during the run are then of these, and of the held-out data at its end
   # alone, so that nothing is chosen on them.
   c.data.validation = 0.0
-  # Seed of the splits by data.heldout and data.validation; -1 = the value of the field `seed`. Runs
-  # that are compared with one another, or that are members of one ensemble, should hold out the
-  # same conversations, whatever their seed.
+  # Fraction of the remaining training conversations that is trained on, for learning curves. A
+  # smaller fraction is a part of a larger one; the held-out and the validation data stay the same.
+  c.data.fraction = 1.0
+  # Seed of the splits by data.heldout, data.validation and data.fraction; -1 = the value of the
+  # field `seed`. Runs that are compared with one another, or that are members of one ensemble,
+  # should hold out the same conversations, whatever their seed.
   c.data.split_seed = -1
   # Data unlike the training data, for ensembles: the report says whether the members disagree more
   # on these data than on the held-out data. In the form of data.train; '' = none.

@@ -16,7 +16,8 @@ A study is a config file that has, beside `get_config()`:
     setting, one for each seed.
 
 Runs that are complete are not run again, so that the same command resumes a study, and seeds or
-settings can be added. If the folder holds a run of another config, the command stops with an error.
+settings can be added. Settings with equal configs, in one group or several, have one run, in the
+folder of the first. If the folder holds a run of another config, the command stops with an error.
 Intervals are over seeds; with --seeds=1 they are those of the single run's own report.
 """
 
@@ -392,9 +393,11 @@ def main() -> None:
   measures = MEASURES.value or study.measures
   runs: dict[str, list[dict]] = {name: [] for name in settings}
   bar = tqdm(plan, desc="sweep", unit="run")
+  first: dict[str, Path] = {}
   for name, seed, config in bar:
     bar.set_postfix_str(f"{name}, seed {seed}")
-    folder = workdir / name / str(seed)
+    # A setting that changes nothing against another one is not run a second time.
+    folder = first.setdefault(config.to_json(sort_keys=True), workdir / name / str(seed))
     done = folder / "summary.json"
     runs[name].append(read_json(done) if done.exists() else loop.train(config, folder))
     if [len(summaries) for summaries in runs.values()] == [1] * len(runs):
@@ -406,7 +409,7 @@ def main() -> None:
   pools = {}
   for name, (setting, shifted) in study.pools.items():
     if setting in settings:
-      folders = [workdir / setting / str(seed) for seed in range(SEEDS.value)]
+      folders = [first[config.to_json(sort_keys=True)] for at, _, config in plan if at == setting]
       config = apply(base, settings[setting], 0)
       pools[name] = pool(config, folders, shifted)
       text += f"\n**{name}**: {len(folders)} runs of {setting}\n\n{summary_table(pools[name])}\n"

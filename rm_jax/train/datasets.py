@@ -155,7 +155,7 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
       for example in read(source["path"], config, report, "train", **options)
     ]
   given = [name for name, rate in rates.items() if rate]
-  if given and len(given) < len(rates):
+  if given and any("rate" not in source for source in config.data.sources.values()):
     raise InputError(
       f"data.sources: {', '.join(given)} have a rate and the others have not; give all one, or none"
     )
@@ -327,6 +327,9 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     train, rates = _read_sources(config, report)
   train = _with_objectives(config, train, trained=True)
   share = _share(config)
+  # A source with the rate 0 beside others is only held out, to see how the model does on it.
+  unseen = {name for name, rate in rates.items() if not rate} if any(rates.values()) else set()
+  rates = {name: rate for name, rate in rates.items() if name not in unseen}
   if share is None:
     held = read(str(config.data.heldout), config, report, "heldout")
     held = _with_objectives(config, held, trained=False)
@@ -347,6 +350,11 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
         f"data.heldout is {share} of {total} conversations, which holds out {conversations}; "
         "expected at least 2: give more data, a larger fraction, a file, or 0 to hold out none"
       )
+  for example in train:
+    if example.source in unseen:
+      detail = f"data.sources.{example.source}.rate is 0"
+      report.drop("not_trained_on", example.origin, detail, fault=False)
+  train = [e for e in train if e.source not in unseen]
   if config.data.deduplicate:
     train, held = _distinct(train, report), _distinct(held, report)
   return train, held, rates
@@ -367,6 +375,19 @@ def _set_aside(config: Any, train: list[Example]) -> tuple[list[Example], list[E
       "give more data, a larger fraction, or 0 for none"
     )
   return train, aside
+
+
+def _part(config: Any, train: list[Example], report: Report) -> list[Example]:
+  """The fraction of the training examples that data.fraction asks for, by conversation."""
+  share = config.data.get("fraction", 1.0)  # configs of older runs do not have the field
+  if share == 1.0:
+    return train
+  seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
+  rest, kept = formats.split(train, share, -1 - 2**32 - seed)  # a seed of no other split
+  for example in rest:
+    detail = f"data.fraction is {share}"
+    report.drop("not_in_fraction", example.origin, detail, fault=False)
+  return kept
 
 
 class Data(NamedTuple):
@@ -395,6 +416,7 @@ def load_data(config: Any, model: TextModel) -> Data:
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
   train, aside = _set_aside(config, train)
+  train = _part(config, train, report)
   train = _decided(train, config.loss, report)
   _check_fit(train, config.loss)
   kept = cache_folder(config.data.cache)

@@ -116,6 +116,7 @@ FIELDS: dict[str, Rule] = {
   "data.train": _TEXT,
   "data.heldout": Rule(_fraction_or_name, "a path, 'world:N', or a fraction in [0, 1)"),
   "data.validation": _real(below=1.0),
+  "data.fraction": Rule(lambda x: _real().fits(x) and 0 < x <= 1, "a number in (0, 1]"),
   "data.split_seed": _whole(-1, ", or -1 for the run's seed", high=2**32 - 1),
   "data.shifted": _TEXT,
   "data.objectives": _TEXT,

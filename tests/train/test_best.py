@@ -143,6 +143,22 @@ def test_validation_conversations_are_set_aside_from_training(llama_folder):
     load_data(config, build_model(config))
 
 
+def test_a_fraction_of_the_training_data_is_part_of_a_larger_one(llama_folder):
+  config = configured(llama_folder, **{"data.heldout": "0.25"})
+  whole = load_data(config, build_model(config))
+  kept = [{e.conversation for e in whole.train.examples}]
+  for share in (0.6, 0.3):
+    config.data.fraction = share
+    data = load_data(config, build_model(config))
+    kept.append({e.conversation for e in data.train.examples})
+    assert data.report.dropped["not_in_fraction"] == len(kept[0]) - len(kept[-1])
+    for one, other in ((data.heldout, whole.heldout), (data.validation, whole.validation)):
+      assert one.fingerprint() == other.fingerprint()
+  assert kept[0] > kept[1] > kept[2]
+  with pytest.raises(InputError, match=r"data.fraction=0.0: expected a number in \(0, 1\]"):
+    check_fields(configured(llama_folder, **{"data.fraction": 0.0}))
+
+
 def test_a_measure_is_larger_where_it_is_better():
   report = {
     "accuracy": 0.7,

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines
+from rm_jax.train.datasets import load_data
 from tests.train.runs import run, small_config
 
 
@@ -180,3 +182,24 @@ def test_sources_that_make_no_sense_are_refused(llama_folder, tmp_path, sources,
   with pytest.raises(ValueError, match=message):
     run(config, tmp_path / "run", devices=1)
   assert not (tmp_path / "run").exists()
+
+
+def test_a_source_with_the_rate_0_is_only_held_out(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=2)
+  pairs, config.data.train, config.data.heldout = config.data.train, "", "0.25"
+  with config.unlocked():
+    config.data.sources = {
+      "taught": {"path": pairs, "rate": 2.0},
+      "unseen": {"path": str(llama_folder / "heldout.jsonl"), "rate": 0.0},
+    }
+  data = load_data(config, build_model(config))
+  assert {e.source for e in data.train.examples} == {"taught"}
+  assert {e.source for e in data.heldout.examples} == {"taught", "unseen"}
+  assert data.train.rates == {"taught": 2.0}
+  held = sum(e.source == "unseen" for e in data.heldout.examples)
+  assert data.report.dropped["not_trained_on"] == 16 - held
+  config.data.sources.taught.rate = 0.0  # no rate at all: the sizes decide
+  assert {e.source for e in load_data(config, build_model(config)).train.examples} == {
+    "taught",
+    "unseen",
+  }

@@ -1,0 +1,118 @@
+"""What decides how much of HH-RLHF's preferences a small model learns: one setting at a time.
+
+  python -m experiments.sweep --config=configs/hh_study.py:PATH --workdir=runs/hh_study --seeds=1
+
+PATH is a folder of the published files, one for each part: harmless-base, helpful-base,
+helpful-online and helpful-rejection-sampled. Each setting is one run, of MiniLM (22 million
+parameters) unless its name says otherwise. A fifth of the conversations is held out, and a tenth of
+the others is set aside as validation data. Settings are compared by the validation data; the
+held-out figures stand beside them and have no part in any choice.
+"""
+
+from pathlib import Path
+
+import ml_collections
+
+from configs import base
+
+# Part -> about how many pairs it has. The rates of a step are in this proportion.
+PARTS = {
+  "harmless-base": 2312,
+  "helpful-base": 2354,
+  "helpful-online": 1137,
+  "helpful-rejection-sampled": 2749,
+}
+MEASURES = (
+  "validation.accuracy",
+  "validation.loss",
+  "accuracy",
+  *(f"sources.{part}.accuracy" for part in PARTS),
+  "train.wall_seconds",
+  "train.peak_memory_bytes",
+)
+OBJECTIVES = {
+  "model.attributes": ("helpful", "harmless"),
+  "data.objectives": "harmless*=harmless,*=helpful",
+}
+
+
+def get_config(path: str = "") -> ml_collections.ConfigDict:
+  c = base.get_config()
+  c.model.pretrained = "sentence-transformers/all-MiniLM-L6-v2"
+  c.model.chat_template = "hh"
+  with c.unlocked():
+    for part, pairs in PARTS.items():
+      # The files' names have the split, as harmless-base.test.jsonl.gz, or are in a folder.
+      found = sorted(Path(path).glob(f"{part}*")) if path else []
+      c.data.sources[part] = {"path": str(found[0]) if found else "", "rate": float(pairs)}
+  c.data.heldout = "0.2"
+  c.data.validation = 0.1
+  c.data.batch_groups = 32
+  c.data.max_length = 256
+  c.data.cells = 8192
+  c.optimizer.learning_rate = 5e-5
+  c.train.epochs = 1.0
+  c.train.eval_every = 24
+  c.train.best = "accuracy"
+  return c
+
+
+def only(*parts: str) -> dict:
+  """The fields that train on some parts and hold out all."""
+  return {f"data.sources.{part}.rate": float(n * (part in parts)) for part, n in PARTS.items()}
+
+
+def sweep() -> dict[str, dict]:
+  """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
+  harmless, *helpful = PARTS
+  gate = OBJECTIVES | {"model.gate": True, "optimizer.mix_rate": 10.0}
+  balanced = {f"data.sources.{p}.rate": 3.0 if p == harmless else 1.0 for p in PARTS}
+  smol = {
+    "model.pretrained": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "model.layers": 20,
+    "model.frozen_layers": 14,
+    "optimizer.learning_rate": 1e-4,
+  }
+  return {
+    "objectives/one head": {},
+    "objectives/one head, balanced": balanced,
+    "objectives/two heads, mixed": OBJECTIVES,
+    "objectives/two heads, gate": gate,
+    "objectives/two heads, gate, balanced": gate | balanced,
+    "objectives/harmless alone": only(harmless) | {"train.epochs": 2.0},
+    "objectives/helpful alone": only(*helpful),
+    "parts/all": {},
+    "parts/helpful-base": only("helpful-base") | {"train.epochs": 2.0},
+    "parts/helpful-online": only("helpful-online") | {"train.epochs": 2.0},
+    "parts/helpful-rejection-sampled": only("helpful-rejection-sampled") | {"train.epochs": 2.0},
+    "parts/harmless-base and helpful-base": only(harmless, "helpful-base"),
+    "rate/5e-5": gate,
+    "rate/2e-5": gate | {"optimizer.learning_rate": 2e-5},
+    "rate/1e-4": gate | {"optimizer.learning_rate": 1e-4},
+    "rate/2e-4": gate | {"optimizer.learning_rate": 2e-4},
+    "epochs/1": gate,
+    "epochs/2": gate | {"train.epochs": 2.0},
+    "epochs/3": gate | {"train.epochs": 3.0},
+    "length/256": gate,
+    "length/128": gate | {"data.max_length": 128},
+    "length/512": gate | {"data.max_length": 512},
+    "pooling/first token": gate,
+    "pooling/mean of the response": gate | {"model.pooling": "mean"},
+    "batch/32": gate,
+    "batch/16": gate | {"data.batch_groups": 16},
+    "batch/64": gate | {"data.batch_groups": 64},
+    "noise/none": gate,
+    "noise/smoothing 0.1": gate | {"loss.pair": "logistic(smoothing=0.1)"},
+    "noise/rate 0.3 known": gate | {"loss.pair": "noisy_logistic(rate=0.3)"},
+    "noise/rate learned": gate | {"loss.pair": "learned_noise"},
+    "penalty/none": gate,
+    "penalty/centering 0.01": gate | {"loss.centering": 0.01},
+    "penalty/decorrelation 0.1": gate | {"loss.decorrelation": 0.1},
+    "penalty/weight decay 0.1": gate | {"optimizer.weight_decay": 0.1},
+    "backbone/MiniLM": gate,
+    "backbone/SmolLM2, 6 of 20 layers": smol | gate,
+    "data/100 %": gate,
+    "data/50 %": gate | {"data.fraction": 0.5},
+    "data/25 %": gate | {"data.fraction": 0.25},
+    "data/12.5 %": gate | {"data.fraction": 0.125},
+  }
