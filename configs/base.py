@@ -83,11 +83,10 @@ def get_config() -> ml_collections.ConfigDict:
   # 'world:N:K', N rankings of K responses. Options as in 'world:N(flips=0.1)' replace those of
   # data.world.
   c.data.train = ""
-  # Several sources, in place of data.train: name -> {'path', 'format', 'rate', 'weight',
-  # 'objective'}, of which only 'path' is required. Rates divide every step among the sources, in
-  # proportion; if no source has a rate, the numbers of their groups do. Give a rate to all sources
-  # or to none. `weight` multiplies the weight of each of the source's rows in the loss. `objective`
-  # is the one of model.attributes that the source's judgements are about; '' = the reward.
+  # Several sources, in place of data.train: name -> {'path', 'format', 'rate', 'weight'}, of which
+  # only 'path' is required. Rates divide every step among the sources, in proportion; if no source
+  # has a rate, the numbers of their groups do. Give a rate to all sources or to none. `weight`
+  # multiplies the weight of each of the source's rows in the loss.
   c.data.sources = ml_collections.ConfigDict()
   # Held-out data: in the form of data.train, or the fraction of the training data that is held out,
   # whole conversations at a time; '0' = none.
@@ -103,6 +102,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Data unlike the training data, for ensembles: the report says whether the members disagree more
   # on these data than on the held-out data. In the form of data.train; '' = none.
   c.data.shifted = ""
+  # Which of model.attributes the judgements of a source are about: 'pattern=attribute,..', as in
+  # 'harmless*=harmless,*=helpful'. Patterns are matched with the sources' names (in a folder those
+  # of its files) in this order; judgements of a source that none matches are about the reward.
+  c.data.objectives = ""
   # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = by the columns of each file's first
   # good row.
   c.data.format = "auto"

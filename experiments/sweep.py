@@ -7,14 +7,17 @@ A study is a config file that has, beside `get_config()`:
     is named by its path, such as 'loss.pair'. The part of a setting's name before the last '/' is
     its group. Each group is a table of its own, whose settings are compared with its first.
   MEASURES, optional: the figures of the held-out report that the tables have, such as
-    'kendall.value'; by default accuracy, or the loss where reports have no accuracy. The table of a
-    group whose reports all lack a figure has no column for it.
+    'kendall.value'; by default accuracy, or the loss where reports have no accuracy. Other parts of
+    summary.json are named too: 'validation.accuracy', 'train.wall_seconds'. The table of a group
+    whose reports all lack a figure has no column for it.
+  SPLIT_BY_SEED, optional: True holds out other conversations with every seed. Otherwise, where
+    data.heldout is a fraction, all runs hold out the same ones.
   pools(), optional -> {name: (setting, shifted data)}: ensembles, whose members are the runs of one
     setting, one for each seed.
 
 Runs that are complete are not run again, so that the same command resumes a study, and seeds or
 settings can be added. If the folder holds a run of another config, the command stops with an error.
-Where data.heldout is a fraction, all runs hold out the same conversations.
+Intervals are over seeds; with --seeds=1 they are those of the single run's own report.
 """
 
 import dataclasses
@@ -33,6 +36,7 @@ from tqdm import tqdm
 from experiments.launch import MESH_HELP, launch, with_mesh
 from rm_jax.api import RewardModel
 from rm_jax.errors import InputError
+from rm_jax.heldout import figures
 from rm_jax.heldout.evaluate import evaluate, summary_table
 from rm_jax.heldout.shift import separation
 from rm_jax.pretrained.source import read_json
@@ -41,13 +45,13 @@ from rm_jax.storage.files import write_atomically, write_json
 from rm_jax.train import loop
 from rm_jax.train.datasets import load_data, load_shifted
 from rm_jax.train.fields import check_fields
-from rm_jax.workdir.folder import differences, flat, resolve
+from rm_jax.workdir.folder import differences, resolve
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plot.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each setting: 0, 1, ...", lower_bound=2)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each setting: 0, 1, ...", lower_bound=1)
 MEASURES = flags.DEFINE_list("measures", None, "Held-out figures; default the config's MEASURES.")
-ONLY = flags.DEFINE_list("only", None, "Groups to run; default all.")
+ONLY = flags.DEFINE_list("only", None, "Groups or settings to run; default all.")
 MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -61,11 +65,13 @@ class Study:
     measures: figures of the held-out report, such as 'kendall.value'; () = the one that `usual`
       chooses.
     pools: {name of an ensemble: (setting, shifted data, as the config field data.shifted has it)}.
+    split_by_seed: whether every seed holds out other conversations.
   """
 
   settings: dict[str, dict]
   measures: tuple[str, ...]
   pools: dict[str, tuple[str, str]]
+  split_by_seed: bool
 
 
 def study_of(path: str) -> Study:
@@ -103,7 +109,13 @@ def study_of(path: str) -> Study:
   measures = getattr(study, "MEASURES", ())
   if not isinstance(measures, list | tuple):
     raise InputError(f"{path}: MEASURES is {measures!r}; expected a tuple of names")
-  return Study(dict(settings), tuple(measures), dict(pools))
+  split_by_seed = getattr(study, "SPLIT_BY_SEED", False)
+  if split_by_seed and pools:
+    raise InputError(
+      f"{path}: SPLIT_BY_SEED is set and there are pools(), whose members would be evaluated on "
+      "one another's training data; expected one of the two"
+    )
+  return Study(dict(settings), tuple(measures), dict(pools), split_by_seed)
 
 
 def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: str) -> dict:
@@ -135,8 +147,16 @@ def group_of(name: str) -> str:
   return name.rpartition("/")[0]
 
 
-def apply(config: ml_collections.ConfigDict, changes: dict, seed: int) -> ml_collections.ConfigDict:
+def apply(
+  config: ml_collections.ConfigDict, changes: dict, seed: int, *, split_by_seed: bool = False
+) -> ml_collections.ConfigDict:
   """A copy of a config with another seed and some of its fields changed, by their dotted names.
+
+  Args:
+    config: the study's.
+    changes: field -> value.
+    seed: of the run.
+    split_by_seed: whether every seed holds out other conversations.
 
   Raises:
     InputError: there is no such field, or a value is of another type.
@@ -150,7 +170,7 @@ def apply(config: ml_collections.ConfigDict, changes: dict, seed: int) -> ml_col
   # If each seed had its own split, a run would train on most of what another one holds out: their
   # figures would be of different data, and an ensemble of them would be evaluated on its members'
   # training data.
-  if config.data.split_seed < 0 and _is_fraction(config.data.heldout):
+  if config.data.split_seed < 0 and _is_fraction(config.data.heldout) and not split_by_seed:
     config.data.split_seed = base
   return config
 
@@ -191,22 +211,26 @@ def check_done(plan: Sequence[tuple[str, int, ml_collections.ConfigDict]], workd
       )
 
 
+def _holder(summary: dict, measure: str) -> dict:
+  """The part of summary.json that a measure is looked up in: the held-out report, or all of it."""
+  heldout = summary.get("heldout") or {}
+  return heldout if figures.look_up(heldout, measure) else summary
+
+
 def figure_of(summary: dict, measure: str) -> float | None:
-  """The number of a run's held-out report with a name such as 'kendall.value'; None if missing."""
-  value = summary.get("heldout")
-  for part in measure.split("."):
-    value = value.get(part) if isinstance(value, dict) else None
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  return float(value) if number else None
+  """The number of a run's summary with a name such as 'kendall.value'; None if missing."""
+  return figures.number(_holder(summary, measure), measure)
 
 
-def mean_interval(values: list[float]) -> tuple[float, float, float]:
-  """(mean, low, high): Student's 95 % interval of the mean of two or more runs."""
+def mean_interval(values: list[float]) -> tuple[float, list[float] | None]:
+  """(mean, Student's 95 % interval of the mean); one run has no interval."""
   from scipy.stats import t  # Here, since it takes a second to import.
 
   mean, n = statistics.fmean(values), len(values)
+  if n == 1:
+    return mean, None
   half = t.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-  return mean, mean - half, mean + half
+  return mean, [mean - half, mean + half]
 
 
 def usual(runs: dict[str, list[dict]]) -> tuple[str]:
@@ -228,7 +252,8 @@ def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
   Returns:
     for each setting {mean, interval, runs: the figure of each seed}; for all but the first of its
     group also to_first: {difference, interval}, its mean minus that of the first, paired by seed.
-    Intervals are Student's, 95 %.
+    Intervals are Student's, 95 %. With one seed `interval` is the one in the run's own report, None
+    where there is none, and a difference has none.
 
   Raises:
     InputError: some runs of a group have a figure that others lack, or no run has it as a number.
@@ -236,7 +261,12 @@ def tabulate(runs: dict[str, list[dict]], measures: Sequence[str]) -> Table:
   table: Table = {}
   for measure in measures:
     for group, settings in find(runs, measure).items():
-      table.setdefault(group, {})[measure] = _compare(settings)
+      made = _compare(settings)
+      for name, one in made.items():
+        if len(runs[name]) == 1:
+          found = figures.interval(_holder(runs[name][0], measure), measure)
+          one["interval"] = list(found) if found else None
+      table.setdefault(group, {})[measure] = made
   return table
 
 
@@ -258,9 +288,7 @@ def find(runs: dict[str, list[dict]], measure: str) -> dict[str, dict[str, list[
       out[group] = settings
   if not out:
     first = next(iter(runs.values()))[0]
-    known = ", ".join(
-      name for name in flat(first.get("heldout") or {}) if figure_of(first, name) is not None
-    )
+    known = ", ".join(figures.names(first.get("heldout") or {}))
     raise InputError(
       f"{measure!r} is a number in no report; they have {known or 'none: nothing was held out'}. "
       "The runs that are done stay: the same command with other --measures=NAME,... goes on"
@@ -272,20 +300,22 @@ def _compare(settings: dict[str, list[float]]) -> dict[str, dict]:
   base = next(iter(settings.values()))
   out = {}
   for name, values in settings.items():
-    mean, low, high = mean_interval(values)
-    out[name] = {"mean": mean, "interval": [low, high], "runs": values}
+    mean, interval = mean_interval(values)
+    out[name] = {"mean": mean, "interval": interval, "runs": values}
     if values is not base:
-      difference, low, high = mean_interval([v - b for v, b in zip(values, base, strict=True)])
-      out[name]["to_first"] = {"difference": difference, "interval": [low, high]}
+      difference, interval = mean_interval([v - b for v, b in zip(values, base, strict=True)])
+      out[name]["to_first"] = {"difference": difference, "interval": interval}
   return out
 
 
 def as_text(table: Table, seeds: int) -> str:
   """The tables in Markdown."""
-  lines = [
-    f"Held-out figures, mean of {seeds} seeds with its 95 % interval (Student's); differences are "
-    "to the first of the table, seed by seed."
-  ]
+  over = (
+    f"mean of {seeds} seeds with its 95 % interval (Student's)"
+    if seeds > 1
+    else "one seed; an interval is that of the run's own report, over conversations"
+  )
+  lines = [f"Held-out figures, {over}; differences are to the first of the table, seed by seed."]
   for group, measures in table.items():
     lines += ["", f"**{group}**" if group else "**settings**", ""]
     lines.append("| setting |" + "".join(f" {m} | difference |" for m in measures))
@@ -293,15 +323,19 @@ def as_text(table: Table, seeds: int) -> str:
     for name in next(iter(measures.values())):
       cells = [name.rpartition("/")[2]]
       for settings in measures.values():
-        low, high = settings[name]["interval"]
-        cells.append(f"{settings[name]['mean']:.4f} [{low:.4f}, {high:.4f}]")
-        to_first = settings[name].get("to_first")
-        cells.append("")
-        if to_first:
-          low, high = to_first["interval"]
-          cells[-1] = f"{to_first['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+        one = settings[name]
+        cells.append(_cell(one["mean"], one["interval"], ".4f"))
+        to_first = one.get("to_first")
+        cells.append(_cell(*to_first.values(), "+.4f") if to_first else "")
       lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _cell(value: float, interval: Sequence[float] | None, form: str) -> str:
+  if interval is None:
+    return f"{value:{form}}"
+  low, high = interval
+  return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def draw(path: Path, table: Table) -> None:
@@ -318,7 +352,8 @@ def draw(path: Path, table: Table) -> None:
     for column, (axis, (measure, settings)) in enumerate(zip(row, measures.items(), strict=False)):
       for y, one in enumerate(settings.values()):
         axis.plot(one["runs"], [y] * len(one["runs"]), ".", color="#999999", markersize=4)
-        axis.plot(one["interval"], [y, y], color="#2563a8", lw=2)
+        if one["interval"]:
+          axis.plot(one["interval"], [y, y], color="#2563a8", lw=2)
         axis.plot([one["mean"]], [y], "o", color="#2563a8")
       names = [name.rpartition("/")[2] for name in settings] if column == 0 else []
       axis.set(yticks=range(len(settings)) if names else [], xlabel=f"held-out {measure}")
@@ -332,16 +367,19 @@ def main() -> None:
   study = study_of(config_flags.get_config_filename(flags.FLAGS["config"]))
   settings = study.settings
   if ONLY.value is not None:
-    unknown = set(ONLY.value) - {group_of(name) for name in settings}
-    if unknown:
-      known = sorted({group_of(name) for name in settings})
-      raise InputError(f"--only has {sorted(unknown)}; expected some of {', '.join(known)}")
-    settings = {name: changes for name, changes in settings.items() if group_of(name) in ONLY.value}
+    known = {group_of(name) for name in settings} | settings.keys()
+    if unknown := set(ONLY.value) - known:
+      raise InputError(f"--only has {sorted(unknown)}; expected some of {', '.join(sorted(known))}")
+    settings = {
+      name: changes
+      for name, changes in settings.items()
+      if group_of(name) in ONLY.value or name in ONLY.value
+    }
   workdir = Path(WORKDIR.value)
   base = with_mesh(CONFIG.value, MESH.value)
   # All configs are made and checked before the first run, so that a mistake is found at once.
   plan = [
-    (name, seed, apply(base, changes, seed))
+    (name, seed, apply(base, changes, seed, split_by_seed=study.split_by_seed))
     for seed in range(SEEDS.value)
     for name, changes in settings.items()
   ]

@@ -268,6 +268,10 @@ SHORT = {
     *TRAIN,
     "--config.data.heldout=0.25",
   ],
+  "experiments.train --config=configs/base.py --workdir=runs/two": [
+    *TRAIN,
+    "--config.data.heldout=0.25",
+  ],
   "experiments.train --config=configs/hh_rlhf.py --workdir=runs/loss": [
     *TRAIN,
     "--config.data.heldout=0.25",
@@ -326,6 +330,11 @@ def test_commands_run_cut_short(tmp_path):
     pairs = [(e.prompt, *e.responses) for e in World().pairs(split, 300, seed=0)]
     write_rows(tmp_path / f"{name}.jsonl", ("prompt", "chosen", "rejected"), pairs)
     write_rows(tmp_path / "rows.jsonl", ("prompt", "response"), [pair[:2] for pair in pairs])
+  (tmp_path / "feedback").mkdir()
+  for name in ("harmless", "helpful"):
+    write_rows(
+      tmp_path / "feedback" / f"{name}.jsonl", ("prompt", "chosen", "rejected"), pairs[:40]
+    )
   environment = os.environ | {
     "HF_HUB_OFFLINE": "1",
     "RM_JAX_CACHE": str(tmp_path / "cache"),

@@ -76,12 +76,45 @@ def test_figures_are_found_by_name():
   assert sweep.figure_of(summary, "kendall.value") == 0.25
   assert sweep.figure_of(summary, "auroc") is None
   assert sweep.figure_of(summary, "accuracy.value") is None
-  assert sweep.figure_of(summary, "kendall") is None
+  assert sweep.figure_of(summary, "kendall") == 0.25
+  assert sweep.figure_of(summary | {"train": {"wall_seconds": 3}}, "train.wall_seconds") == 3.0
   assert sweep.figure_of({"heldout": {"why": "no", "interval": [0, 1], "x": True}}, "why") is None
   assert sweep.figure_of({"heldout": {"interval": [0, 1]}}, "interval") is None
   assert sweep.figure_of({"heldout": {"x": True}}, "x") is None
-  with pytest.raises(InputError, match=r"'kendall' is a number in .* accuracy, kendall\.value\."):
-    sweep.find({"a": [summary]}, "kendall")
+  with pytest.raises(InputError, match=r"'tau' is a number in .* accuracy, kendall\.value\."):
+    sweep.find({"a": [summary]}, "tau")
+
+
+def test_one_seed_has_the_intervals_of_its_own_reports(tmp_path):
+  runs = {
+    name: [
+      {
+        "heldout": {"accuracy": value, "interval": [value - 0.1, value + 0.1]},
+        "train": {"wall_seconds": 60.0},
+      }
+    ]
+    for name, value in (("x/a", 0.5), ("x/b", 0.75))
+  }
+  table = sweep.tabulate(runs, ["accuracy", "train.wall_seconds"])
+  assert table["x"]["accuracy"]["x/b"]["interval"] == [0.65, 0.85]
+  assert table["x"]["accuracy"]["x/b"]["to_first"] == {"difference": 0.25, "interval": None}
+  assert table["x"]["train.wall_seconds"]["x/a"]["interval"] is None
+  text = sweep.as_text(table, 1)
+  assert "| b | 0.7500 [0.6500, 0.8500] | +0.2500 | 60.0000 | +0.0000 |" in text
+  sweep.draw(tmp_path / "table.png", table)
+  assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+def test_a_study_may_hold_out_other_conversations_with_every_seed(tmp_path):
+  config = get_config()
+  assert sweep.apply(config, {}, 2).data.split_seed == 0
+  assert sweep.apply(config, {}, 2, split_by_seed=True).data.split_seed == -1
+  path = tmp_path / "study.py"
+  path.write_text("SPLIT_BY_SEED = True\ndef sweep(): return {'a': {}}\n")
+  assert sweep.study_of(str(path)).split_by_seed
+  path.write_text(path.read_text() + "def pools(): return {'p': ('a', 'x')}\n")
+  with pytest.raises(InputError, match="SPLIT_BY_SEED is set and there are pools"):
+    sweep.study_of(str(path))
 
 
 def test_settings_are_checked_before_the_first_run(tmp_path):
@@ -130,7 +163,7 @@ def test_a_study_of_another_form_is_refused(body, message, tmp_path):
 
 def planned(monkeypatch, tmp_path, settings, *, seeds=3, measures=None, report=None):
   """Runs the command's main on settings; the runs are not made, and their folders returned."""
-  study = sweep.Study(settings, (), {})
+  study = sweep.Study(settings, (), {}, False)
   monkeypatch.setattr(sweep, "study_of", lambda path: study)
   monkeypatch.setattr(sweep.config_flags, "get_config_filename", lambda flag: "study.py")
   monkeypatch.setattr(sweep.flags, "FLAGS", {"config": None})

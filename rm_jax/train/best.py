@@ -6,12 +6,12 @@ beside the latest checkpoints, from which the run resumes. What is known of earl
 read from metrics.jsonl, so that a resumed run chooses as one that was never interrupted.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rm_jax.errors import InputError
+from rm_jax.heldout import figures
 from rm_jax.workdir.checkpoints import Checkpoints
 from rm_jax.workdir.folder import BEST
 from rm_jax.workdir.state import TrainState
@@ -20,43 +20,24 @@ SPLIT = "validation"  # of the lines of metrics.jsonl
 
 
 def measured(report: dict[str, Any], measure: str) -> float | None:
-  """A figure of a held-out report; larger is better.
+  """The figure of a report by which checkpoints are compared; larger is better.
 
   Args:
     report: of `heldout.evaluate.evaluate`, or a line of metrics.jsonl.
-    measure: keys joined by dots, such as 'accuracy' or 'objectives.helpful.accuracy'; '*' is the
-      mean over all keys, as in 'sources.*.accuracy'. 'loss', for which smaller is better, is
+    measure: a name as `heldout.figures.look_up` takes it. The loss, for which smaller is better, is
       returned with the opposite sign.
 
   Returns:
-    the figure; None if the report has it and it is None, for lack of data.
+    the figure; None if the report has it and it is no number, for lack of data.
 
   Raises:
-    ValueError: the report has no such figure.
+    InputError: the report has no such figure.
   """
-  *path, last = measure.split(".")
-  found: list[Any] = [report]
-  for key in (*path, last):
-    if not found or not all(isinstance(x, dict) and (key == "*" or key in x) for x in found):
-      known = ", ".join(sorted(set(_numbers(report))))
-      raise InputError(f"train.best is {measure!r}; the validation data's report has {known}")
-    found = [x for one in found for x in (one.values() if key == "*" else [one[key]])]
-  # A figure is a number, or a dict with its value.
-  values = [x.get("value", x) if isinstance(x, dict) else x for x in found]
-  if not all(isinstance(x, int | float | None) for x in values):
-    raise InputError(f"train.best is {measure!r}, which is {found[0]!r:.80}; expected a number")
-  if None in values:
-    return None
-  mean = math.fsum(values) / len(values)
-  return -mean if last == "loss" else mean
-
-
-def _numbers(report: dict[str, Any], prefix: str = "") -> Iterator[str]:
-  for key, value in report.items():
-    if isinstance(value, dict):
-      yield from _numbers(value, f"{prefix}{key}.")
-    elif isinstance(value, float):
-      yield prefix + key
+  if not figures.look_up(report, measure):
+    known = ", ".join(figures.names(report))
+    raise InputError(f"train.best is {measure!r}; the validation data's report has {known}")
+  value = figures.number(report, measure)
+  return -value if value is not None and measure.rpartition(".")[2] == "loss" else value
 
 
 class Best:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import fnmatch
 import logging
 import re
 from collections.abc import Sequence
@@ -120,7 +121,7 @@ def _share(config: Any) -> float | None:
     return None
 
 
-_SOURCE_KEYS = ("path", "format", "rate", "weight", "objective")
+_SOURCE_KEYS = ("path", "format", "rate", "weight")
 
 
 def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str, float]]:
@@ -149,15 +150,8 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
       )
     rates[name] = rate
     options = {"format": source["format"]} if source.get("format") else {}
-    objective = source.get("objective", "")
-    if objective and objective not in config.model.attributes:
-      raise InputError(
-        f"{field}.objective is {objective!r} and model.attributes is "
-        f"{tuple(config.model.attributes)}; expected one of these"
-      )
-    change = {"source": name} | ({"objective": objective} if objective else {})
     examples += [
-      dataclasses.replace(example, weight=example.weight * weight, **change)
+      dataclasses.replace(example, source=name, weight=example.weight * weight)
       for example in read(source["path"], config, report, "train", **options)
     ]
   given = [name for name, rate in rates.items() if rate]
@@ -166,6 +160,50 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
       f"data.sources: {', '.join(given)} have a rate and the others have not; give all one, or none"
     )
   return examples, rates
+
+
+def parse_objectives(text: str, attributes: Sequence[str]) -> dict[str, str]:
+  """'harmless*=harmless,*=helpful' -> {pattern: attribute}, in this order.
+
+  Raises:
+    InputError: it has another form, or an attribute is not the model's.
+  """
+  found = {}
+  for part in filter(None, text.split(",")):
+    pattern, equals, attribute = (x.strip() for x in part.partition("="))
+    if not (pattern and equals and attribute):
+      raise InputError(
+        f"data.objectives is {text!r}; expected 'pattern=attribute,..', as in "
+        "'harmless*=harmless,*=helpful'"
+      )
+    if attribute not in attributes:
+      raise InputError(
+        f"data.objectives is {text!r} and model.attributes is {tuple(attributes)}; expected "
+        f"{attribute!r} to be one of these"
+      )
+    found.setdefault(pattern, attribute)
+  return found
+
+
+def _with_objectives(config: Any, examples: list[Example], *, trained: bool) -> list[Example]:
+  """The examples with the objectives that data.objectives gives their sources.
+
+  Raises:
+    InputError: as `parse_objectives`; or, of training data, a pattern matches no source.
+  """
+  # Configs of older runs do not have the field.
+  rules = parse_objectives(config.data.get("objectives", ""), config.model.attributes)
+  if not rules:
+    return examples
+  sources = sorted({e.source for e in examples})
+  first = {s: next((p for p in rules if fnmatch.fnmatchcase(s, p)), "") for s in sources}
+  if trained and (unused := rules.keys() - first.values()):
+    raise InputError(
+      f"data.objectives: {', '.join(map(repr, sorted(unused)))} is the first to match no source; "
+      f"the sources are {', '.join(sources)}"
+    )
+  of = {source: rules.get(pattern, "") for source, pattern in first.items()}
+  return [dataclasses.replace(e, objective=of[e.source]) if of[e.source] else e for e in examples]
 
 
 def _distinct(examples: list[Example], report: Report) -> list[Example]:
@@ -287,9 +325,11 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     train = read(config.data.train, config, report, "train")
   else:
     train, rates = _read_sources(config, report)
+  train = _with_objectives(config, train, trained=True)
   share = _share(config)
   if share is None:
     held = read(str(config.data.heldout), config, report, "heldout")
+    held = _with_objectives(config, held, trained=False)
     known = {e.conversation for e in held}
     for example in train:
       if example.conversation in known:

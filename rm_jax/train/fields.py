@@ -118,6 +118,7 @@ FIELDS: dict[str, Rule] = {
   "data.validation": _real(below=1.0),
   "data.split_seed": _whole(-1, ", or -1 for the run's seed", high=2**32 - 1),
   "data.shifted": _TEXT,
+  "data.objectives": _TEXT,
   "data.format": _one_of(("auto", *sorted(FORMATS))),
   "data.strict": _SWITCH,
   "data.deduplicate": _SWITCH,

@@ -118,6 +118,9 @@ def _finish(loop: "_Loop", timing: dict[str, Any], data: dict[str, Any]) -> dict
     },
     "data": data,
   }
+  if loop.validation:
+    kept = {key: value for key, value in loop.validation.items() if key not in ("step", "split")}
+    summary[SPLIT] = kept
   if loop.chosen:
     summary["best"] = loop.chosen
   if skipped:
@@ -149,8 +152,9 @@ class _Loop:
   Attributes:
     report: the last held-out report; at the end that of the model that is served.
     scores: the scores that it was made of, for the picture: see `draw_report` in writers.py.
-    chosen: at the end, of the best checkpoint {step, measure, value, validation: its report}; None
-      where none is chosen.
+    chosen: at the end, of the best checkpoint {step, measure, value}; None where none is chosen.
+    validation: at the end, the line of metrics.jsonl on the validation data of the model that is
+      served; None without such data.
   """
 
   def __init__(self, run: Run, workdir: Path, heldout: TokenDataset, validation: TokenDataset):
@@ -162,6 +166,7 @@ class _Loop:
     self.report: dict[str, Any] | None = None
     self.scores = ()
     self.chosen: dict[str, Any] | None = None
+    self.validation: dict[str, Any] | None = None
     self._served: dict[str, Any] | None = None
     self.skipped = 0  # steps in a row that were skipped
     # Hashes of all tokens and labels, computed once.
@@ -321,9 +326,11 @@ class _Loop:
         "step": self.best.checkpoints.step,
         "measure": self.best.measure,
         "value": measured(line, self.best.measure),
-        SPLIT: {key: value for key, value in line.items() if key not in ("step", "split")},
       }
       self.best.checkpoints.close()
+      self.validation = line
+    elif self.watched == SPLIT:
+      self.validation = self._lines()[-1]
     if self.report is None and self.judged["heldout"].groups:
       found = self._evaluate("heldout", self.served_params())
       self.report, self.scores = found.report, found.scores

@@ -32,6 +32,7 @@ _BEFORE: dict[str, Any] = {
   "data.cache": "",
   "data.shapes": 4,
   "data.split_seed": -1,
+  "data.objectives": "",
   "data.validation": 0.0,
   "model.attention": "auto",
   "model.gate": False,

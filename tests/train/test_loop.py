@@ -394,7 +394,7 @@ def test_a_kill_before_the_first_checkpoint_leaves_no_line_twice(whole, llama_fo
 
 def test_an_error_in_the_evaluation_loses_no_checkpoint_and_no_line(whole, llama_folder, tmp_path):
   config = small_config(llama_folder, steps=20)
-  judge, times = loop.score_groups, []
+  judge, times = loop.score_outputs, []
 
   def fails(*args, **kwargs):
     times.append(1)
@@ -403,7 +403,7 @@ def test_an_error_in_the_evaluation_loses_no_checkpoint_and_no_line(whole, llama
     return judge(*args, **kwargs)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "score_groups", fails)
+    patch.setattr(loop, "score_outputs", fails)
     with pytest.raises(MemoryError):
       run(config, tmp_path, devices=1)
   assert (tmp_path / "checkpoints" / "10").is_dir()
@@ -412,9 +412,10 @@ def test_an_error_in_the_evaluation_loses_no_checkpoint_and_no_line(whole, llama
 
 
 def test_scores_that_are_not_finite_are_told_and_do_not_end_the_run(llama_folder, tmp_path):
-  judge = loop.score_groups
+  judge = loop.score_outputs
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "score_groups", lambda *a, **k: [x * np.inf for x in judge(*a, **k)])
+    infinite = lambda *a, **k: [(x * np.inf, y) for x, y in judge(*a, **k)]  # noqa: E731
+    patch.setattr(loop, "score_outputs", infinite)
     summary = run(small_config(llama_folder, steps=2), tmp_path, devices=1)
   assert summary["heldout"]["why"] == "the scores of 16 of 16 examples are not finite"
   assert (tmp_path / "report.png").exists()

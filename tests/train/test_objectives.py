@@ -41,10 +41,11 @@ def configured(folder, tmp_path, *, steps, gate=False, mix=(), others=0):
   config.data.train, config.data.heldout = "", "0.25"
   config.model.attributes, config.model.gate, config.model.mix = NAMES, gate, mix
   config.optimizer.mix_rate = 10.0 if gate else 0.0
+  config.data.objectives = "x*=many, yes=few"
   with config.unlocked():
     config.data.sources = {
-      "xs": {"path": write(tmp_path / "xs.jsonl", 40, "x", "a"), "objective": "many"},
-      "yes": {"path": write(tmp_path / "yes.jsonl", 40, "y", "b"), "objective": "few"},
+      "xs": {"path": write(tmp_path / "xs.jsonl", 40, "x", "a")},
+      "yes": {"path": write(tmp_path / "yes.jsonl", 40, "y", "b")},
     }
     if others:
       config.data.sources["any"] = {"path": write(tmp_path / "others.jsonl", others, "z", "a")}
@@ -195,11 +196,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(llama_folder, 
     with pytest.raises(ValueError, match=message):
       load_data(config, build_model(config))
 
-  refused(r"objective is 'most' and model.attributes is \('many', 'few'\)",
-          **{"data.sources.xs.objective": "most"})  # fmt: skip
-  refused(r"no row of the training data rates and no source has as its objective",
-          **{"data.sources.xs.objective": "few"})  # fmt: skip
-  refused(r"objective is 'many' and model.attributes is \(\)", **{"model.attributes": ()})
+  def mapped(text):
+    return {"data.objectives": text}
+
+  refused(r"model.attributes is \('many', 'few'\); expected 'most'", **mapped("x*=most,*=few"))
+  refused("no row of the training data rates and no source has as its", **mapped("*=few"))
+  refused(r"attributes is \(\); expected 'many' to be one of these", **{"model.attributes": ()})
+  refused("'z' is the first to match no source; the sources are xs, yes", **mapped("z=few,*=many"))
+  refused("'yes' is the first to match no source", **mapped("*=few,yes=many"))
+  refused("expected 'pattern=attribute,..'", **mapped("xs"))
   refused("not all 0", **{"model.mix": (0.0, 0.0)})
   refused("as many as model.attributes", **{"model.mix": (1.0,)})
   refused("the gate would not learn", **{"model.gate": True})
