@@ -22,6 +22,7 @@ from rm_jax.data.dialogue import plain
 from rm_jax.data.report import DataError
 from rm_jax.metrics.surface import words
 from rm_jax.train import loop
+from rm_jax.train.fields import check_fields
 from rm_jax.types import Example, Text
 
 log = logging.getLogger(__name__)
@@ -221,9 +222,13 @@ class ConfigScorer:
     config: an experiment's config; its `data.train` and `data.heldout` are replaced by the fold's
       examples, `data.format` by 'pair' and `data.limit` by 0.
     workdir: gets a folder for each fold, fold0/, fold1/ ..., with its data and its run.
+
+  Raises:
+    InputError: a field of the config has a wrong value.
   """
 
   def __init__(self, config: Any, workdir: str | Path):
+    check_fields(config)  # now, and not at the first fold
     self.config = config
     self.workdir = Path(workdir)
     self.done = 0

@@ -171,28 +171,28 @@ class FirstProcessStore:
     # One leaf at a time, so that only process 0 holds more than one whole array.
     leaves, structure = jax.tree.flatten(items)
     whole = [x if is_main() else None for x in map(gather, leaves)]
-    problem = ""
+    problem, failed = "", None
     if self._store:
       try:
         self._store.save(step, jax.tree.unflatten(structure, whole), position)
       # Not raised here: the other processes wait for the outcome below.
       except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem, failed = f"{type(error).__name__}: {error}", error
     if problem := broadcast_json(problem):
-      raise OSError(problem)
+      raise OSError(problem) from failed
 
   def read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
     """See `SharedStore.read`; if process 0 fails, all processes raise OSError."""
     leaves, structure = jax.tree.flatten(targets)
-    problem, out = "", {"position": None}
+    problem, failed, out = "", None, {"position": None}
     if self._store:
       plain = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), targets)
       try:
         out = self._store.read(step, plain)
       except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem, failed = f"{type(error).__name__}: {error}", error
     if problem := broadcast_json(problem):
-      raise OSError(problem)
+      raise OSError(problem) from failed
     position = broadcast_json(out.pop("position"))
     found = jax.tree.leaves(out) or [None] * len(leaves)
     placed = [_scatter(x, like) for x, like in zip(found, leaves, strict=True)]
@@ -200,14 +200,14 @@ class FirstProcessStore:
 
   def set_aside(self, steps: list[int], to: Path) -> None:
     """See `SharedStore.set_aside`."""
-    problem = ""
+    problem, failed = "", None
     if self._store:
       try:
         self._store.set_aside(steps, to)
       except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem, failed = f"{type(error).__name__}: {error}", error
     if problem := broadcast_json(problem):
-      raise OSError(problem)
+      raise OSError(problem) from failed
 
   def close(self) -> None:
     """See `SharedStore.close`."""

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from configs.base import get_config
 from rm_jax.curate import denoise, ledger
 from rm_jax.curate.scorers import ConfigScorer
+from rm_jax.errors import InputError
 from tests.train.runs import small_config, write_pairs
 
 
@@ -37,3 +39,10 @@ def test_a_reward_model_finds_flips(llama_folder, tmp_path):
   with pytest.raises(ValueError, match="training data were other ones"):
     denoise.out_of_fold(book.examples[:90], ConfigScorer(config, tmp_path / "folds"), count=2)
   assert np.isfinite(margins).all()
+
+
+def test_a_wrong_config_is_refused_before_the_first_fold(tmp_path):
+  config = get_config()
+  config.optimizer.b1 = 1.5
+  with pytest.raises(InputError, match=r"--config\.optimizer\.b1=1\.5: expected"):
+    ConfigScorer(config, tmp_path)

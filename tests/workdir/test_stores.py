@@ -59,7 +59,8 @@ def test_what_cannot_be_read_or_written_is_an_error_for_all(tmp_path):
   (tmp_path / "2").mkdir()
   with pytest.raises(OSError, match="Error: "):
     store.read(2, like(items))
-  with pytest.raises(OSError, match="TypeError: "):
+  with pytest.raises(OSError, match="TypeError: ") as error:
     store.save(3, items, {"not JSON": object()})
+  assert isinstance(error.value.__cause__, TypeError)
   assert store.read(1, like(items))["position"] == {}
   store.close()
