@@ -209,8 +209,8 @@ def test_missing_path_raises_at_once(tmp_path, monkeypatch, name):
 
 
 def test_unreadable_kinds(tmp_path):
-  with pytest.raises(DataError, match=r"a\.csv: not a kind of file.*\.jsonl"):
-    _read(_write(tmp_path / "a.csv", b"t\n1\n"))
+  with pytest.raises(DataError, match=r"a\.txt: not a kind of file.*\.jsonl.*\.tsv"):
+    _read(_write(tmp_path / "a.txt", b"t\n1\n"))
   (tmp_path / "empty").mkdir()
   with pytest.raises(DataError, match="empty: no file to read in this folder"):
     _read(tmp_path / "empty")
