@@ -98,7 +98,7 @@ def dicts_of(
   """Reads a list of objects that all have these keys.
 
   Raises:
-    RowError: wrong_type, or too_few_responses (under `least`).
+    RowError: wrong_type, or too_few_responses (under `least`, where that is more than 1).
   """
   expected = f"a list of {{{', '.join(keys)}}}"
   if not isinstance(value, list):
@@ -107,7 +107,8 @@ def dicts_of(
     if not isinstance(one, dict) or any(key not in one for key in keys):
       raise RowError("wrong_type", f"{column}[{i}] is {shown(one)}; expected {expected}")
   if len(value) < least:
-    raise RowError("too_few_responses", f"{column!r} has {len(value)}; expected at least {least}")
+    reason = "too_few_responses" if least > 1 else "wrong_type"
+    raise RowError(reason, f"{column!r} has {len(value)}; expected at least {least}")
   return value
 
 
