@@ -7,6 +7,7 @@ names no model and no data. `rm_jax/train/fields.py` checks the values before a 
 import dataclasses
 
 import ml_collections
+from ml_collections import config_dict
 
 from rm_jax.world import World
 
@@ -75,10 +76,10 @@ def get_config() -> ml_collections.ConfigDict:
   # 'world:N:K', N rankings of K responses. Options as in 'world:N(flips=0.1)' replace those of
   # data.world.
   c.data.train = ""
-  # In its place, several sources: name -> {'path', 'format', 'rate', 'weight'}, of which 'path' is
-  # needed. `rate` is the source's share of every step, in proportion to the others' rates; give all
-  # sources one, or none: then it is the source's share of all groups. `weight` multiplies the
-  # weight of each of its rows in the loss.
+  # In its place, several sources: name -> {'path', 'format', 'columns', 'rate', 'weight'}, of which
+  # 'path' is needed. `rate` is the source's share of every step, in proportion to the others'
+  # rates; give all sources one, or none: then it is the source's share of all groups. `weight`
+  # multiplies the weight of each of its rows in the loss.
   c.data.sources = ml_collections.ConfigDict()
   # Held-out data: as data.train, or the fraction of the training data that is held out, whole
   # conversations at a time; '0' = none.
@@ -91,6 +92,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.shifted = ""
   # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = by the columns of the first row.
   c.data.format = "auto"
+  # Where the files' columns have other names: our name -> theirs, as {'prompt': 'question'} or, on
+  # the command line, 'prompt=question,chosen=answers.0.text'; None = they have our names.
+  c.data.columns = config_dict.placeholder(object)
   c.data.strict = False  # stop at the first row that cannot be used, instead of counting it
   c.data.deduplicate = False  # drop an example whose texts are those of an earlier one
   c.data.limit = 0  # training examples to read, from the first on; 0 = all

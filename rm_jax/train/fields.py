@@ -14,7 +14,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from rm_jax.data.formats import FORMATS
+from rm_jax.data.columns import Given
+from rm_jax.data.formats import FORMATS, check_columns
 from rm_jax.errors import InputError
 from rm_jax.models.layers import REMAT
 from rm_jax.models.lora import MAPS
@@ -155,7 +156,7 @@ FIELDS: dict[str, Rule] = {
   **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
 }
 # Fields that are checked by what takes them: losses, optimisers and the world know their options.
-_ELSEWHERE = ("loss.", "optimizer.", "data.world.", "data.sources.")
+_ELSEWHERE = ("loss.", "optimizer.", "data.world.", "data.sources.", "data.columns")
 
 
 def unruled(config: ml_collections.ConfigDict) -> list[str]:
@@ -173,6 +174,20 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
   return out
 
 
+def _check_columns(data: Any) -> None:
+  """Checks data.columns and those of data.sources; configs of older runs have none."""
+  given: list[tuple[str, Given, str]] = [
+    ("--config.data.columns", data.get("columns"), data.format),
+    *(
+      (f"data.sources.{name}.columns", source.get("columns"), source.get("format") or data.format)
+      for name, source in data.sources.items()
+      if hasattr(source, "get")
+    ),
+  ]
+  for where, columns, format in given:
+    check_columns(columns, format, where)
+
+
 def check_fields(config: ml_collections.ConfigDict) -> None:
   """Checks all fields of a config.
 
@@ -187,6 +202,7 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
   ]
   if wrong:
     raise InputError("\n  ".join(wrong))
+  _check_columns(config.data)
   optimizer = config.optimizer.copy_and_resolve_references()
   # -1 and 0 mean that these follow the data, which are not known yet; any valid value will do.
   optimizer.warmup_steps = max(0, optimizer.warmup_steps)

@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from rm_jax.data.columns import parse_columns
 from rm_jax.errors import InputError
 from rm_jax.parallel.hosts import broadcast_json, is_main
 from rm_jax.pretrained.source import RECORD, read_json, recover, save_folder
@@ -29,6 +30,7 @@ _MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache
 # Values of fields that are missing in the config.json of older runs: what those runs did.
 _BEFORE: dict[str, Any] = {
   "data.cache": "",
+  "data.columns": None,
   "data.shapes": 4,
   "data.split_seed": -1,
   "model.attention": "auto",
@@ -56,8 +58,14 @@ def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The config as dicts and lists, as it is read back from config.json."""
-  return json.loads(json.dumps(config.to_dict()))
+  """The config as dicts and lists, as it is read back from config.json.
+
+  `data.columns` is a text there, however it was given, since the two forms mean the same.
+  """
+  out = json.loads(json.dumps(config.to_dict()))
+  if columns := parse_columns(out["data"].get("columns")):
+    out["data"]["columns"] = ",".join(f"{ours}={columns[ours]}" for ours in sorted(columns))
+  return out
 
 
 def _saved(workdir: Path, name: str = CONFIG) -> dict[str, Any] | None:

@@ -1,6 +1,8 @@
 """Published layouts: each row is read as its card says, and a flipped label flips the feedback."""
 
 import dataclasses
+import json
+import math
 import re
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import pytest
 
 from rm_jax.data.formats import FORMATS, detect, load
 from rm_jax.data.report import DataError, Report, RowError
+from rm_jax.train import loop
 from tests.data.layouts import BAD, FORMS, GOOD, LAYOUTS, TIED, bot, feedback, user
+from tests.train.runs import small_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,3 +222,32 @@ def test_the_table_of_the_docs_names_every_format_and_its_columns():
     assert found == needs, name
   named = {name for name, note, _ in rows if "by name" in note}
   assert named == {name for name, f in FORMATS.items() if f.by_name}
+
+
+@pytest.mark.slow
+def test_every_layout_is_trained_on_in_each_of_two_steps(llama_folder, tmp_path):
+  c = small_config(llama_folder, steps=2)
+  c.data.train, c.data.heldout = "", "0"
+  sources = {}
+  for name, layout in LAYOUTS.items():
+    path = tmp_path / f"{name}.jsonl"
+    rows = (layout.row, layout.row | layout.flip)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources[name] = {"path": str(path), "format": name if layout.by_name else "auto"}
+  c.data.sources = sources
+  rated = [LAYOUTS[n].expected for n in ("ultrafeedback_ratings", "summarize_axes")]
+  c.model.attributes = tuple(sorted({n for e in rated for one in e.attributes for n in one}))
+  c.loss.ranking = "plackett_luce"
+  c.data.strict = True
+  c.data.batch_groups = 2 * len(LAYOUTS)  # each step has every row
+  c.data.row_lengths = (512,)
+  loop.train(c, tmp_path / "run")
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert summary["data"]["train"] == 2 * len(LAYOUTS)
+  assert summary["data"]["dropped"] == {}
+  metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+  steps = [m for m in metrics if m["split"] == "train"]
+  assert [m["step"] for m in steps] == [1, 2]
+  for step in steps:
+    assert step["skipped_steps"] == 0
+    assert {n for n, m in step["sources"].items() if math.isfinite(m["loss"])} == set(LAYOUTS)
