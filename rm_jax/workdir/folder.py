@@ -27,10 +27,10 @@ _LOCK = ".lock"
 # Fields that may differ when a run is resumed: its length, its devices and what it keeps on disk.
 # An entry stands for all fields that begin with it.
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache")
-# Values of fields that are missing in the config.json of older runs: what those runs did.
+# Values of fields that are missing in the config.json of older runs: what those runs did. A field
+# whose value was None, as data.columns, needs no line.
 _BEFORE: dict[str, Any] = {
   "data.cache": "",
-  "data.columns": None,
   "data.shapes": 4,
   "data.split_seed": -1,
   "model.attention": "auto",
@@ -63,8 +63,10 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   `data.columns` is a text there, however it was given, since the two forms mean the same.
   """
   out = json.loads(json.dumps(config.to_dict()))
-  if columns := parse_columns(out["data"].get("columns")):
-    out["data"]["columns"] = ",".join(f"{ours}={columns[ours]}" for ours in sorted(columns))
+  data = out.get("data", {})
+  if "columns" in data:
+    columns = parse_columns(data["columns"])
+    data["columns"] = ",".join(f"{ours}={columns[ours]}" for ours in sorted(columns)) or None
   return out
 
 

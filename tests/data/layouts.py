@@ -158,6 +158,7 @@ def _prm800k(last):
     _step(("wrong", -1), ("two", 1), chosen=1),
     _step(("no", -1), chosen=None, written={"text": "three", "rating": None, "source": "human"}),
     _step(("four\n\n# Answer\n\n42", last), ("other", 1), chosen=None),
+    _step(("beyond", 1)),
   ]
   return {"steps": found, "total_time": 9, "finish_reason": "found_error"}
 

@@ -39,6 +39,15 @@ def test_names_are_mapped_and_other_columns_stay(tmp_path):
   ]
 
 
+def test_a_mapped_column_is_not_read_under_its_own_name_too(tmp_path):
+  # The file's preference is a strength, which is no probability.
+  path = _file(
+    tmp_path / "a.jsonl", {"prompt": "Q", "chosen": "a", "rejected": "b", "preference": 3}
+  )
+  (example,) = load(path, report=Report(), columns="margin=preference")
+  assert (example.margin, example.pairs) == (3.0, None)
+
+
 def test_a_name_with_dots_is_a_column_first(tmp_path):
   row = {"a.0": "Q", "a": ["no"], "b": "good", "c": "bad"}
   path = _file(tmp_path / "a.jsonl", row)
@@ -166,6 +175,8 @@ def test_a_workdir_of_before_the_field_may_be_resumed(tmp_path):
   c = get_config()
   older = folder.plain(c)
   del older["data"]["columns"]
+  assert folder.differences(older, c) == []
+  c.data.columns = ""  # as --config.data.columns= gives it
   assert folder.differences(older, c) == []
   c.data.columns = PAIR
   (line,) = folder.differences(older, c)

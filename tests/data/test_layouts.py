@@ -181,6 +181,9 @@ def test_a_row_that_has_our_columns_too_is_read_by_them():
   ours = {"prompt": "Q", "chosen": "a", "rejected": "b"}
   for name in ("helpsteer2_preference", "safe_rlhf", "shp", "arena", "webgpt", "nectar"):
     assert detect(LAYOUTS[name].row | ours).name == "pair", name
+  for name in ("question", "input", "instruction", "conversations", "trajectory"):
+    assert detect(ours | {name: "x?"}).name == "pair", name
+    assert detect(ours | {name: [{"from": "human", "value": "x?"}]}).name == "pair", name
   whole = {"chosen": "Q: x? A: yes", "rejected": "Q: x? A: no", "instruction": "x?"}
   assert detect(whole).name == "implicit"
   turns = {"chosen": [user("Q"), bot("a")], "rejected": [user("Q"), bot("b")]}
