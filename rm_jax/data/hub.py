@@ -141,13 +141,13 @@ def select(
   """
   if configs and any("data_files" in config for config in configs):
     return _without_notes(_by_card(dataset, found, configs))
-  found = _without_notes(found)
   if dataset.config is not None:
     inside = [p for p in found if dataset.config in p.parts[:-1]]
     if not inside:
       folders = sorted({part for p in found for part in p.parts[:-1]})
       raise DataError(f"{dataset.repo}: no config {dataset.config!r}; folders: {folders}")
     found = inside
+  found = _without_notes(found)
   wanted = dataset.split or "train"
   if any(_split_of(p) for p in found):  # Shard names are exact: 'train' is not 'train_prefs'.
     selected = [p for p in found if _split_of(p) == wanted]

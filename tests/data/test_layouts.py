@@ -91,6 +91,7 @@ WRONG = [
   (changed("summarize_axes", summary={"text": "a", "axes": {}}), "expected a number in it"),
   (changed("webgpt", score_0=0.5), r"'score_0' is 0.5 and 'score_1' 0.5; .*sum is 0"),
   (changed("webgpt", score_0=2, score_1=-2), r"'score_0' is 2.0 .*in \[-1, 1\]"),
+  (changed("webgpt", question="Q"), "'question' is 'Q'; expected {full_text}"),
   (changed("webgpt", question={"id": "x"}), "'question.full_text' is None; expected text"),
   (changed("shp", labels=2), r"'labels' is 2; expected 1 \(A is preferred\) or 0"),
   (changed("shp", labels=None), "'labels' is None"),

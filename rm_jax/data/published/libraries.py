@@ -137,8 +137,7 @@ def _are_turns(value: object) -> bool:
 
 
 def _looks_like_sharegpt(row: Row) -> bool:
-  turns = row["conversations"], [row["chosen"], row["rejected"]]
-  return all(map(_are_turns, turns)) and "prompt" not in row
+  return _are_turns(row["conversations"]) and _are_turns([row["chosen"], row["rejected"]])
 
 
 @register(

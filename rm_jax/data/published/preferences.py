@@ -171,8 +171,9 @@ def _webgpt(row: Row, origin: str) -> Example:
     found = f"'score_0' is {scores[0]} and 'score_1' {scores[1]}"
     raise RowError("out_of_range", f"{found}; expected numbers in [-1, 1] whose sum is 0")
   question = row["question"]
-  text = question.get("full_text") if isinstance(question, dict) else question
-  prompt = asked(text, "question.full_text" if isinstance(question, dict) else "question")
+  if not isinstance(question, dict):
+    raise RowError("wrong_type", f"'question' is {shown(question)}; expected {{full_text}}")
+  prompt = asked(question.get("full_text"), "question.full_text")
   sides = answered(row["answer_0"], "answer_0"), answered(row["answer_1"], "answer_1")
   return pair_example(row, origin, prompt, sides, scores[0], margin=abs(scores[0]))
 
