@@ -256,13 +256,15 @@ def _check_needs(origin: str, row: Row, fmt: Format | None, columns: Collection[
 
 
 def _nearest(row: Row, columns: Collection[str]) -> str:
-  """The formats that lack fewest columns of a row, and which: those that share a column, if any."""
-  asked = _asked(columns) or list(FORMATS.values())
-  near = [f for f in asked if len(f.missing(row)) < len(f.needs)] or asked
+  """The formats that a row lacks fewest columns of, and which; our own ones if it shares none."""
+  asked = _asked(columns)
+  near = [f for f in asked if len(f.missing(row)) < len(f.needs)]
+  near = near or [FORMATS[name] for name in ("pair", "ranking", "outcome")]
+  lacking = [f for f in near if 0 < len(f.missing(row)) < len(f.needs)]
   near.sort(key=lambda f: (len(f.missing(row)) / len(f.needs), len(f.needs)))
   return "; ".join(
     f"{f.name} {{{', '.join(f.needs)}}}"
-    + (f", which lacks {' and '.join(f.missing(row))}" if f.missing(row) else "")
+    + (f", which lacks {' and '.join(f.missing(row))}" if f in lacking else "")
     for f in near[:3]
   )
 

@@ -82,10 +82,11 @@ def _implicit(row: Row, origin: str) -> Example:
     _check_differ(text_of(chosen, "chosen"), text_of(rejected, "rejected"))
     end = common_end(chosen, rejected)
     if not chosen[:end].strip():
-      found = (
-        f"no column of a prompt among {sorted(row)}, and 'chosen' and 'rejected' do not begin alike"
+      raise RowError(
+        "empty_prompt",
+        f"no column of a prompt among {sorted(row)}, and 'chosen' and 'rejected' do not begin "
+        "alike; expected a prompt in front of both, or in a column (data.columns says in which)",
       )
-      raise RowError("empty_prompt", f"{found}; expected a prompt, in a column or in front of both")
     return _example(chosen[:end], chosen[end:], rejected[end:], row, origin)
   sides = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
   _check_differ(*sides)

@@ -373,6 +373,9 @@ def test_a_file_without_the_columns_stops_at_once(tmp_path):
   # The nearest formats and what they lack, and how to say which columns these are.
   assert "Nearest: prm800k_published {question, label}, which lacks label; " in str(error.value)
   assert "data.columns" in str(error.value)
+  path = _file(tmp_path / "a.jsonl", {"messages": []})
+  with pytest.raises(DataError, match=r"Nearest: pair {prompt, chosen, rejected}; ranking {"):
+    _load(path)
   path = _file(tmp_path / "a.jsonl", {"chosen": "x a", "rejected": "x b"})
   with pytest.raises(DataError, match=r":1: columns .* format 'pair' needs \['prompt', "):
     _load(path, format="pair")
