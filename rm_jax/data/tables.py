@@ -27,6 +27,7 @@ TEXTS = re.compile(
 )
 _BOOLS = {"True": True, "TRUE": True, "False": False, "FALSE": False}
 _MESSAGES = ({"role", "content"}, {"from", "value"})
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 _LARGEST = 2**30  # Characters of a field. The csv module's own limit is 131,072, less than a book.
 
@@ -158,13 +159,13 @@ def _header(rows: Iterator[list[str]], name: str) -> list[str] | None:
 def _check(cells: list[str], header: list[str]) -> None:
   """Raises RowError (invalid_utf8, nul_character, wrong_fields) if a row's cells cannot be used."""
   for cell in cells:
-    bad = next((c for c in cell if c == "\0" or "\udc80" <= c <= "\udcff"), None)
-    if bad == "\0":
-      found = f"a NUL character in {shown(cell)}; expected text"
-      raise RowError("nul_character", found)
-    if bad:
-      found = f"byte {ord(bad) - 0xDC00:#04x} in {shown(cell)}"
+    if cell.isascii() and "\0" not in cell:
+      continue
+    if bad := _UNDECODED.search(cell):
+      found = f"byte {ord(bad[0]) - 0xDC00:#04x} in {shown(cell)}"
       raise RowError("invalid_utf8", f"{found}; expected UTF-8")
+    if "\0" in cell:
+      raise RowError("nul_character", f"a NUL character in {shown(cell)}; expected text")
   if len(cells) != len(header):
     found = f"{len(cells)} fields, from {shown(cells[0])} to {shown(cells[-1])}"
     raise RowError("wrong_fields", f"{found}; expected {len(header)}, as the header has")
