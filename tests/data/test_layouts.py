@@ -196,6 +196,26 @@ def test_a_row_that_has_our_columns_too_is_read_by_them():
   assert detect(LAYOUTS["distilabel"].row | ranked).name == "ranking"
 
 
+def test_data_sets_in_our_columns_are_read_by_them_whatever_else_they_have():
+  sides = {"chosen": [user("Q"), bot("good")], "rejected": [user("Q"), bot("bad")]}
+  texts = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
+  models = {"chosen_model": "m1", "rejected_model": "m2"}
+  rows = {
+    "Skywork": ("implicit", sides | {"source": "magpie"}),
+    "dpo-mix": ("implicit", sides | {"dataset": "x", "chosen_rating": 5, "rejected_rating": 1}),
+    "tulu 3": ("pair", sides | {"prompt": "Q", "id": "1", "chosen_rating": 4.5} | models),
+    "argilla": ("pair", sides | {"prompt": "Q", "source": "x", "chosen-rating": 5.0}),
+    "H4": ("pair", sides | {"prompt": "Q", "messages": sides["chosen"], "score_chosen": 8.0}),
+    "RewardBench": ("pair", texts | models | {"subset": "xstest", "id": 1}),
+  }
+  for name, (fmt, row) in rows.items():
+    assert detect(row).name == fmt, name
+    example = FORMATS[fmt].convert(row, "f:1")
+    plain = name == "RewardBench"
+    assert example.responses == (("good", "bad") if plain else (GOOD, BAD)), name
+    assert example.prompt == ("Q" if plain else (user("Q"),)), name
+
+
 def test_the_same_columns_with_other_values_are_of_no_layout(tmp_path):
   # What tells Math-Shepherd is its mark, and PRM800K's label is an object.
   for row in ({"input": "a", "label": "b", "task": "c"}, {"question": "a", "label": 1}):
