@@ -44,11 +44,9 @@ def kind(path: pathlib.PurePath) -> str | None:
   if name.endswith(".parquet"):
     return "parquet"
   name = name.removesuffix(".gz")
-  return (
-    "csv"
-    if name.endswith((".csv", ".tsv"))
-    else ("json" if name.endswith((".jsonl", ".json")) else None)
-  )
+  if name.endswith((".csv", ".tsv")):
+    return "csv"
+  return "json" if name.endswith((".jsonl", ".json")) else None
 
 
 def data_files(root: pathlib.Path) -> tuple[list[pathlib.PurePath], list[pathlib.PurePath]]:

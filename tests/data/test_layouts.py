@@ -187,6 +187,9 @@ def test_a_row_that_has_our_columns_too_is_read_by_them():
     assert detect(ours | {name: [{"from": "human", "value": "x?"}]}).name == "pair", name
   whole = {"chosen": "Q: x? A: yes", "rejected": "Q: x? A: no", "instruction": "x?"}
   assert detect(whole).name == "implicit"
+  # Both answers name what was asked for, and do not begin with it.
+  named = {"chosen": "A good cat", "rejected": "A bad cat", "instruction": "cat"}
+  assert detect(named).name == "alpaca"
   turns = {"chosen": [user("Q"), bot("a")], "rejected": [user("Q"), bot("b")]}
   for name in ("instruction", "question", "input", "conversations", "trajectory"):
     assert detect(turns | {name: "Q"}).name == "implicit", name

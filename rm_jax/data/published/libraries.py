@@ -1,6 +1,6 @@
 """Formats of other libraries: LLaMA-Factory, ShareGPT, NeMo-RL, distilabel and the like."""
 
-from rm_jax.data.dialogue import check_response, messages_of, number_of, text_of
+from rm_jax.data.dialogue import check_response, common_end, messages_of, number_of, text_of
 from rm_jax.data.feedback import answer_of, example_of
 from rm_jax.data.formats import register
 from rm_jax.data.pairs import pair_example
@@ -45,18 +45,16 @@ def _alpaca_prompt(row: Row) -> Chat:
 
 
 def _plain_sides(row: Row, prompt: str) -> bool:
-  """Whether chosen and rejected are answers to a column's prompt, which they do not repeat.
+  """Whether chosen and rejected are answers to a column's prompt, and do not begin with it.
 
-  Where they repeat it, they are whole conversations, and another format reads them.
+  Where both begin with it, they are whole conversations, and another format reads them.
   """
   sides, question = (row["chosen"], row["rejected"]), row[prompt]
-  return (
-    all(isinstance(side, str) for side in sides)
-    and isinstance(question, str)
-    and not (question.strip() and all(question.strip() in side for side in sides))
-    and not any("\n\nHuman:" in side for side in sides)
-    and "prompt" not in row
-  )
+  if not all(isinstance(text, str) for text in (*sides, question)) or "prompt" in row:
+    return False
+  front = sides[0][: common_end(*sides)]
+  repeated = question.strip() and question.strip() in front
+  return not repeated and not any("\n\nHuman:" in side for side in sides)
 
 
 @register(
