@@ -7,6 +7,7 @@ names no model and no data. `rm_jax/train/fields.py` checks the values before a 
 import dataclasses
 
 import ml_collections
+from ml_collections import config_dict
 
 from rm_jax.world import World
 
@@ -83,11 +84,11 @@ def get_config() -> ml_collections.ConfigDict:
   # 'world:N:K', N rankings of K responses. Options as in 'world:N(flips=0.1)' replace those of
   # data.world.
   c.data.train = ""
-  # Several sources, in place of data.train: name -> {'path', 'format', 'rate', 'weight'}, of which
-  # only 'path' is required. Rates divide every step among the sources, in proportion; if no source
-  # has a rate, the numbers of their groups do. Give a rate to all sources or to none. With the rate
-  # 0 a source has a part in the held-out data alone. `weight` multiplies the weight of each of the
-  # source's rows in the loss.
+  # Several sources, in place of data.train: name -> {'path', 'format', 'columns', 'rate',
+  # 'weight'}, of which only 'path' is required. Rates divide every step among the sources, in
+  # proportion; if no source has a rate, the numbers of their groups do. Give a rate to all sources
+  # or to none. With the rate 0 a source has a part in the held-out data alone. `weight` multiplies
+  # the weight of each of the source's rows in the loss.
   c.data.sources = ml_collections.ConfigDict()
   # Held-out data: in the form of data.train, or the fraction of the training data that is held out,
   # whole conversations at a time; '0' = none.
@@ -113,6 +114,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = by the columns of each file's first
   # good row.
   c.data.format = "auto"
+  # Where the files' columns have other names: our name -> theirs, as {'prompt': 'question'} or, on
+  # the command line, 'prompt=question,chosen=answers.0.text'; None = they have our names.
+  c.data.columns = config_dict.placeholder(object)
   c.data.strict = False  # stop at the first row that cannot be used, instead of counting it
   c.data.deduplicate = False  # drop an example whose texts are those of an earlier one
   c.data.limit = 0  # number of training examples to read, from the first on; 0 = all

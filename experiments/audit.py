@@ -15,7 +15,7 @@ import ml_collections
 from absl import flags
 
 from configs.base import get_config
-from experiments.launch import DTYPES, launch, output_folder
+from experiments.launch import COLUMNS_HELP, DTYPES, launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.audit import page
 from rm_jax.audit.benchmarks import BENCHMARKS
@@ -45,6 +45,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder that gets the report.")
 flags.DEFINE_alias("out", "output")
 AGAINST = flags.DEFINE_multi_string("against", [], "Another model to compare with.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
+COLUMNS = flags.DEFINE_string("columns", "", COLUMNS_HELP)
 EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
 LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.", 0)
 EDITS = flags.DEFINE_integer("edits", 500, "Pairs whose edits and other prompts are scored.", 1)
@@ -112,8 +113,9 @@ def _examples(
   """The examples of a file, folder, hub id or generated world; bad rows are counted in `report`."""
   config = ml_collections.ConfigDict(config.to_dict())
   config.data.limit = 0
-  if split == "heldout":  # --format is the format of --data; training data are in the run's own
-    config.data.format = FORMAT.value
+  # --format and --columns are those of --data; training data have those of the run.
+  if split == "heldout":
+    config.data.format, config.data.columns = FORMAT.value, COLUMNS.value
   return datasets.read(name, config, report, split)
 
 

@@ -23,7 +23,14 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.launch import MESH_HELP, check_devices, launch, output_file, with_mesh
+from experiments.launch import (
+  COLUMNS_HELP,
+  MESH_HELP,
+  check_devices,
+  launch,
+  output_file,
+  with_mesh,
+)
 from rm_jax.curate import annotators, ledger, pipeline
 from rm_jax.curate.scorers import ConfigScorer, ContentModel
 from rm_jax.data import formats
@@ -35,6 +42,7 @@ INPUT = flags.DEFINE_string("input", None, "File, folder or hub id of pairs.")
 OUTPUT = flags.DEFINE_string("output", None, "File of the kept rows: .jsonl or .jsonl.gz.")
 REPORT = flags.DEFINE_string("report", None, "JSON file that lists what became of every row.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
+COLUMNS = flags.DEFINE_string("columns", "", COLUMNS_HELP)
 LIMIT = flags.DEFINE_integer("limit", 0, "Pairs to read, from the first on; 0 = all.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
 HELDOUT = flags.DEFINE_string("heldout", None, "Pairs that must not be in the output.")
@@ -163,12 +171,11 @@ def main() -> None:
   output = Path(OUTPUT.value)
   _check_output(output, Path(INPUT.value))
   ledger.check_output(output)
+  how = dict(format=FORMAT.value, columns=COLUMNS.value)
   heldout, heldout_report = None, Report(strict=STRICT.value)
   if HELDOUT.value:
-    heldout = formats.load(HELDOUT.value, report=heldout_report, format=FORMAT.value)
-  rows = ledger.read(
-    INPUT.value, format=FORMAT.value, strict=STRICT.value, limit=LIMIT.value or None
-  )
+    heldout = formats.load(HELDOUT.value, report=heldout_report, **how)
+  rows = ledger.read(INPUT.value, strict=STRICT.value, limit=LIMIT.value or None, **how)
   files = {"input": INPUT.value, "output": OUTPUT.value, "files_not_read": rows.unread}
   if heldout is not None:
     files["heldout"] = {
@@ -182,7 +189,7 @@ def main() -> None:
     _save(report_path, files | {"output": None} | stopped.report)
     old = f"{output}, which was there before, is as it was" if output.exists() else "no output"
     raise DataError(f"{stopped}. Written: {report_path}, and {old}") from stopped
-  ledger.write(output, rows, format=FORMAT.value)
+  ledger.write(output, rows, **how)
   _save(report_path, files | report)
   print(pipeline.table(report))
 

@@ -9,7 +9,7 @@ every time.
 
 from absl import flags
 
-from experiments.launch import DTYPES, launch, output_folder
+from experiments.launch import COLUMNS_HELP, DTYPES, launch, output_folder
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.choose import sampled, without
@@ -21,6 +21,7 @@ MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face 
 DATA = flags.DEFINE_string("data", None, "File, folder or hub id of feedback of any kind.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder that gets report.json.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
+COLUMNS = flags.DEFINE_string("columns", "", COLUMNS_HELP)
 EXCLUDE = flags.DEFINE_string("exclude", None, "Data whose conversations are left out.")
 LIMIT = flags.DEFINE_integer("limit", 0, "Examples to take, drawn at random; 0 = all.", 0)
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
@@ -43,7 +44,8 @@ flags.mark_flags_as_required(["model", "data", "output"])
 def main() -> None:
   folder = output_folder("output", OUTPUT.value)
   report = Report(strict=STRICT.value)
-  examples = formats.load(DATA.value, report=report, format=FORMAT.value)
+  options = dict(format=FORMAT.value, columns=COLUMNS.value)
+  examples = formats.load(DATA.value, report=report, **options)
   if EXCLUDE.value:
     seen = {e.conversation for e in formats.load(EXCLUDE.value, report=Report())}
     examples = without(examples, seen, EXCLUDE.value, report)

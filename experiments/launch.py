@@ -41,6 +41,9 @@ MESH_HELP = (
   "Devices along each axis: 'fsdp=8', 'data=2,fsdp=128'; an axis that is not named is 1, -1 is "
   "what is left. In place of the config's mesh; '' = the config's."
 )
+COLUMNS_HELP = (
+  "Where columns have other names: ours=theirs, as 'prompt=question,chosen=answers.0.text'."
+)
 DTYPES = ("float32", "bfloat16", "float16")  # values of the flag --dtype
 
 _FLAG_PARSERS = {"absl", "ml_collections"}

@@ -14,15 +14,18 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from experiments.launch import DTYPES, launch, output_file
+from experiments.launch import COLUMNS_HELP, DTYPES, launch, output_file
 from rm_jax.api import RewardModel, cut_message
+from rm_jax.data.columns import check_first, parse_columns, renamed, texts_of_columns
 from rm_jax.data.read import Row, read_rows
-from rm_jax.data.report import DataError, Report, shown
+from rm_jax.data.report import DataError, Report, RowError, shown
+from rm_jax.data.requests import COLUMNS as READS
 from rm_jax.data.requests import read_row
 from rm_jax.losses.process import HOW
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
-INPUT = flags.DEFINE_string("input", None, "Rows to score; JSON lines or parquet.")
+INPUT = flags.DEFINE_string("input", None, "Rows to score; JSON lines, CSV, TSV or parquet.")
+COLUMNS = flags.DEFINE_string("columns", "", COLUMNS_HELP)
 LIMIT = flags.DEFINE_integer("limit", 0, "Rows to score, from the first on; 0 = all.", 0)
 OUTPUT = flags.DEFINE_string("output", None, "JSON lines file that gets the rows with rewards.")
 AGGREGATE = flags.DEFINE_enum("aggregate", "min", HOW, "How a solution's steps become its reward.")
@@ -84,8 +87,28 @@ def read() -> Iterator[tuple[str, Row]]:
     DataError: a row cannot be read.
   """
   # Strict, because output line n must be input line n: a dropped row would shift those after it.
-  rows = read_rows(INPUT.value, Report(strict=True))
+  rows = read_rows(INPUT.value, Report(strict=True), texts_of_columns(mapping()))
   return itertools.islice(rows, LIMIT.value or None)
+
+
+def mapping() -> dict[str, str]:
+  """--columns, our column -> the file's.
+
+  Raises:
+    DataError: it cannot be meant.
+  """
+  columns = parse_columns(COLUMNS.value, "--columns")
+  if unknown := [name for name in columns if name not in READS]:
+    raise DataError(f"--columns has {unknown[0]!r}; expected of {', '.join(READS)}")
+  return columns
+
+
+def asked(row: Row, origin: str) -> Row:
+  """A row under our names, as --columns has them; the output keeps the file's."""
+  try:
+    return renamed(row, mapping())
+  except RowError as error:
+    raise DataError(f"{origin}: {error.reason}: {error.detail}") from None
 
 
 def parts(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
@@ -109,7 +132,9 @@ def check_rows() -> int:
   """
   count = 0
   for origin, row in read():
-    read_row(row, origin)
+    if not count:
+      check_first(row, mapping(), origin)
+    read_row(asked(row, origin), origin)
     written(origin, row)
     count += 1
   return count
@@ -132,7 +157,7 @@ def main() -> None:
       for rows in parts(read()):
         done, own = len(cuts), []
         rewards = model.score(
-          [row for _, row in rows],
+          [asked(row, origin) for origin, row in rows],
           aggregate=AGGREGATE.value,
           progress=f"rows {done + 1} to {done + len(rows)} of {count}",
           origins=[origin for origin, _ in rows],

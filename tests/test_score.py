@@ -118,3 +118,32 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path):
     code, _, err = finish(command(name, *flags))
     assert code == 1
     assert f"{taken} cannot be written in: Not a directory" in err
+
+
+@pytest.mark.slow
+def test_columns_of_other_names_are_scored_and_evaluated_and_the_output_keeps_them(saved, tmp_path):
+  folder, model = saved
+  source, output = tmp_path / "rows.csv", tmp_path / "scored.jsonl"
+  source.write_text(
+    'q,answers,n\n7,"[{""t"": ""1""}, {""t"": ""2""}]",3\n8,"[{""t"": ""4""}, {""t"": 5}]",\n'
+  )
+  columns = "--columns=prompt=q,response=answers.0.t"
+  flags = (f"--model={folder}", f"--input={source}", f"--output={output}")
+  code, _, err = finish(command("score", *flags, columns))
+  assert code == 0, err
+  scored = [json.loads(line) for line in output.read_text().splitlines()]
+  rewards = [row.pop("reward") for row in scored]
+  assert scored == [
+    {"q": "7", "answers": [{"t": "1"}, {"t": "2"}], "n": 3},
+    {"q": "8", "answers": [{"t": "4"}, {"t": 5}], "n": None},
+  ]
+  asked = [{"prompt": "7", "response": "1"}, {"prompt": "8", "response": "4"}]
+  np.testing.assert_allclose(rewards, model.score(asked), rtol=0, atol=1e-6)
+  code, _, err = finish(command("score", *flags, "--columns=prompt=q,chosen=n"))
+  assert code == 1
+  assert "error: --columns has 'chosen'; expected of prompt, response, completion, comp" in err
+  source.write_text("q,a,b\n7,1,2\n8,3,4\n9,5,6\n")
+  flags = (f"--model={folder}", f"--data={source}", f"--output={tmp_path / 'out'}")
+  code, out, err = finish(command("evaluate", *flags, "--columns=prompt=q,chosen=a,rejected=b"))
+  assert code == 0, err
+  assert "3 of 3 rows kept" in out

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_jax.data import formats
+from rm_jax.data.columns import Given, parse_columns, texts_of_columns
 from rm_jax.data.read import Row, read_rows
 from rm_jax.data.report import DataError, Report, shown
 from rm_jax.types import Example
@@ -191,6 +192,7 @@ def read(
   strict: bool = False,
   source: str | None = None,
   limit: int | None = None,
+  columns: Given = None,
 ) -> Ledger:
   """Reads examples together with the rows that they came from.
 
@@ -200,13 +202,15 @@ def read(
     strict: whether the first bad row raises.
     source: name of the examples' source; by default as `formats.load` names it.
     limit: reading stops after this many examples; None = all are read.
+    columns: our column -> the file's; see `formats.load`. The rows keep the file's names.
 
   Raises:
     DataError: as `formats.load`, or two rows have the same origin.
   """
   report = FullReport(strict=strict)
-  examples = formats.load(path, report=report, format=format, source=source, limit=limit)
-  row_at = dict(read_rows(path, Report()))
+  options = dict(format=format, source=source, limit=limit, columns=columns)
+  examples = formats.load(path, report=report, **options)
+  row_at = dict(read_rows(path, Report(), texts_of_columns(parse_columns(columns))))
   if len({e.origin for e in examples}) < len(examples):
     raise DataError(f"{os.fspath(path)}: two rows have one origin; rename a file")
   ledger = Ledger([row_at[e.origin] for e in examples], examples, tuple(report.entries))
@@ -224,7 +228,9 @@ def check_output(path: Path) -> None:
     raise DataError(f"{path}: output is JSON lines; expected a name with .jsonl or .jsonl.gz")
 
 
-def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> None:
+def write(
+  path: str | os.PathLike, ledger: Ledger, *, format: str = "auto", columns: Given = None
+) -> None:
   """Writes the kept rows as JSON lines (compressed if the name ends in .gz), all or none of them.
 
   The file is first written under another name, read back and compared with the kept examples, and
@@ -250,7 +256,7 @@ def write(path: str | os.PathLike, ledger: Ledger, *, format: str = "auto") -> N
         file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
       for i in kept:
         file.write(_line(ledger.rows[i], ledger.examples[i].origin))
-    _check_written(part, [ledger.examples[i] for i in kept], format)
+    _check_written(part, [ledger.examples[i] for i in kept], format, columns)
     os.replace(part, path)
   finally:
     part.unlink(missing_ok=True)
@@ -272,10 +278,10 @@ def _line(row: Mapping[str, Any], origin: str) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-def _check_written(path: Path, examples: list[Example], format: str) -> None:
+def _check_written(path: Path, examples: list[Example], format: str, columns: Given) -> None:
   """Reads a written file back and raises DataError if its examples are not the given ones."""
   report = Report()
-  again = formats.load(path, report=report, format=format)
+  again = formats.load(path, report=report, format=format, columns=columns)
   fields = [(e.prompt, e.responses, e.weight, e.margin) for e in examples]
   if [(e.prompt, e.responses, e.weight, e.margin) for e in again] != fields:
     raise DataError(

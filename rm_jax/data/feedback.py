@@ -73,7 +73,7 @@ def _attributes(row: Row, origin: str) -> Example:
 
 
 def attributes_example(
-  row: Row, origin: str, prompt: Text, responses: tuple[Text], ratings: object
+  row: Row, origin: str, prompt: Text, responses: tuple[Text], ratings: object, **more
 ) -> Example:
   """Builds the `Example` of one response's ratings on attributes, for use in a new format.
 
@@ -83,6 +83,7 @@ def attributes_example(
     prompt: checked by the caller.
     responses: the one response, checked by the caller.
     ratings: {name: number or None}; the names with None are left out.
+    more: passed on, as to `example_of`.
 
   Raises:
     RowError: wrong_type (not {name: number}), not_finite, or no_attribute where all are null.
@@ -96,7 +97,8 @@ def attributes_example(
   }
   if not given:
     raise RowError("no_attribute", f"'attributes' is {shown(ratings)}; expected a number in it")
-  return example_of(row, origin, prompt, responses, [0.0], "attributes", attributes=(given,))
+  more["attributes"] = (given,)
+  return example_of(row, origin, prompt, responses, [0.0], "attributes", **more)
 
 
 @register("step", needs=("prompt", "completions", "labels"))
@@ -111,17 +113,19 @@ def _step(row: Row, origin: str) -> Example:
 
 
 def step_example(
-  row: Row, origin: str, prompt: Text, steps: Sequence[object], labels: Sequence[float]
+  row: Row, origin: str, prompt: Text, steps: Sequence[object], labels: Sequence[float], **more
 ) -> Example:
   """Builds the `Example` of one solution in steps, for use in a new format.
 
-  The response is the steps joined by line breaks. `labels` has one number for each step.
+  The response is the steps joined by line breaks. `labels` has one number for each step. `more` is
+  passed on, as to `example_of`.
 
   Raises:
     RowError: as `steps_of`.
   """
   texts = steps_of(steps, "steps")
-  return example_of(row, origin, prompt, ("\n".join(texts),), labels, "step", steps=(texts,))
+  response = "\n".join(texts)
+  return example_of(row, origin, prompt, (response,), labels, "step", steps=(texts,), **more)
 
 
 def steps_of(value: object, column: str) -> tuple[str, ...]:

@@ -9,16 +9,18 @@ bad_role, unsupported_message, lone_surrogate, malformed_dialogue, empty_prompt,
 identical_sides, prompts_differ, not_finite, out_of_range, too_few_responses, lengths_differ,
 no_comparison, no_attribute, no_annotation.
 
-The formats themselves are in `pairs` (two responses), `feedback` (all other kinds) and `published`
-(data sets with columns of their own).
+The formats themselves are in `pairs` (two responses), `feedback` (all other kinds) and the folder
+`published` (data sets and libraries with columns of their own).
 """
 
 import dataclasses
+import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from rm_jax.data.columns import Given, check_first, parse_columns, renamed, texts_of_columns
 from rm_jax.data.read import File, Row, files, read_file
 from rm_jax.data.report import DataError, Report, RowError
 from rm_jax.types import Example
@@ -36,12 +38,26 @@ class Format:
     looks: whether the values of a row with these columns look like this format; None where the
       columns alone decide.
     convert: (row, origin) -> Example; raises RowError.
+    optional: columns that it reads where a row has them, besides `weight`, which all formats read.
+    by_name: whether it is chosen by its name alone, because another format reads the same columns
+      and its reading is the common one.
+    last: whether it is detected only where no format without this mark matches. A row that has a
+      publisher's columns and also those of ours, as chosen and rejected, is read by the latter.
   """
 
   name: str
   needs: tuple[str, ...]
   looks: Callable[[Row], bool] | None
   convert: Callable[[Row, str], Example]
+  optional: tuple[str, ...] = ()
+  by_name: bool = False
+  last: bool = False
+
+  @property
+  def reads(self) -> frozenset[str]:
+    """All columns that it reads."""
+    needs = (column for need in self.needs for column in need.split("|"))
+    return frozenset((*needs, *self.optional, "weight"))
 
   def missing(self, row: Row) -> list[str]:
     """Those of `needs` that a row lacks."""
@@ -51,7 +67,15 @@ class Format:
 FORMATS: dict[str, Format] = {}
 
 
-def register(name: str, *, needs: Sequence[str], looks: Callable[[Row], bool] | None = None):
+def register(
+  name: str,
+  *,
+  needs: Sequence[str],
+  looks: Callable[[Row], bool] | None = None,
+  optional: Sequence[str] = (),
+  by_name: bool = False,
+  last: bool = False,
+):
   """Decorator that registers a function (row, origin) -> Example as a format; see `Format`.
 
   Raises:
@@ -61,22 +85,73 @@ def register(name: str, *, needs: Sequence[str], looks: Callable[[Row], bool] | 
   def add(convert: Callable[[Row, str], Example]) -> Callable[[Row, str], Example]:
     if name in FORMATS:
       raise ValueError(f"format {name!r} is registered already; known: {sorted(FORMATS)}")
-    FORMATS[name] = Format(name, tuple(needs), looks, convert)
+    FORMATS[name] = Format(name, tuple(needs), looks, convert, tuple(optional), by_name, last)
     return convert
 
   return add
 
 
-def detect(row: Row) -> Format | None:
+def detect(row: Row, mapped: Collection[str] = ()) -> Format | None:
   """The format of a row, or None: of the formats that match it, the most specific one.
 
-  That is the one that needs most columns and, of equals, one that also looks at the values.
+  That is the one that needs most columns and, of equals, one that also looks at the values; those
+  marked `last` come after all others. Where columns are `mapped` (`data.columns`), only formats
+  that read all of them are asked.
   """
-  asking = sorted(FORMATS.values(), key=lambda f: (len(f.needs), f.looks is not None), reverse=True)
-  for fmt in asking:
+
+  def specific(fmt: Format) -> tuple[bool, int, bool]:
+    return not fmt.last, len(fmt.needs), fmt.looks is not None
+
+  for fmt in sorted(_asked(mapped), key=specific, reverse=True):
     if not fmt.missing(row) and (fmt.looks is None or fmt.looks(row)):
       return fmt
   return None
+
+
+def _asked(mapped: Collection[str]) -> list[Format]:
+  """The formats that may be detected in rows with these mapped columns."""
+  return [f for f in FORMATS.values() if not f.by_name and f.reads.issuperset(mapped)]
+
+
+def check_columns(given: Given, format: str = "auto", where: str = "columns") -> dict[str, str]:
+  """Reads and checks a mapping of columns, `data.columns`, before any data are read.
+
+  Args:
+    given: our column -> the file's; see `rm_jax.data.columns.parse_columns`.
+    format: a name in `FORMATS`, or 'auto'.
+    where: the option's name in error messages.
+
+  Returns:
+    the mapping as a dict.
+
+  Raises:
+    DataError: as `parse_columns`; or a column of ours is read by no format (or not by `format`),
+      two of them mean the same, or no format reads all of them.
+  """
+  columns = parse_columns(given, where)
+  fmt = FORMATS.get(format)
+  known = fmt.reads if fmt else frozenset().union(*(f.reads for f in FORMATS.values()))
+  for name in columns:
+    if name not in known:
+      near = difflib.get_close_matches(name, sorted(known), 3, 0.5)
+      who = f"format {format!r} reads no column" if fmt else "no format reads a column"
+      hint = f"; near are {', '.join(near)}" if near else ""
+      raise DataError(
+        f"{where}: {who} {name!r}{hint}. Expected our column = the file's, ours being "
+        + (f"of {', '.join(sorted(known))}" if fmt else "one of those in docs/data.md, as prompt")
+      )
+  for need in {need for f in FORMATS.values() for need in f.needs if "|" in need}:
+    same = [name for name in columns if name in need.split("|")]
+    if len(same) > 1:
+      raise DataError(
+        f"{where} has {' and '.join(same)}, which mean the same; expected one of them"
+      )
+  if not fmt and not _asked(columns):
+    raise DataError(
+      f"{where}: no format reads {', '.join(columns)} together; expected the columns of one format "
+      "(docs/data.md)"
+    )
+  return columns
 
 
 def load(
@@ -86,6 +161,7 @@ def load(
   format: str = "auto",
   source: str | None = None,
   limit: int | None = None,
+  columns: Given = None,
 ) -> list[Example]:
   """Reads all rows at `path` into examples, in the order of the files and their rows.
 
@@ -96,20 +172,23 @@ def load(
     source: the examples' `source`; by default the hub id, or each file's name without suffixes
       and shard numbers.
     limit: the reading stops after this many examples.
+    columns: our column -> the file's, where the file has other names; see `check_columns`.
 
   Raises:
-    DataError: if there is nothing to read, if a file's first row lacks columns that the format
-      needs (with 'auto': that every format needs), or if no row could be kept.
+    DataError: if there is nothing to read, if `columns` cannot be meant, if a file's first row
+      lacks a mapped column or those that the format needs (with 'auto': that every format needs),
+      or if no row could be kept.
   """
   if format != "auto" and format not in FORMATS:
     raise DataError(f"no format {format!r}; known: auto, {_known()}")
   if limit is not None and limit < 1:
     raise DataError(f"limit is {limit}; expected at least 1, or None for all")
+  mapping = check_columns(columns, format)
   found = files(path, report)
   examples: list[Example] = []
   for file in found:
     name = source or _source(path, file)
-    for example in _examples(file, FORMATS.get(format), report):
+    for example in _examples(file, FORMATS.get(format), report, mapping):
       examples.append(dataclasses.replace(example, source=name))
       if len(examples) == limit:
         return examples
@@ -118,18 +197,23 @@ def load(
   return examples
 
 
-def _examples(file: File, fmt: Format | None, report: Report) -> Iterator[Example]:
+def _examples(
+  file: File, fmt: Format | None, report: Report, columns: Mapping[str, str]
+) -> Iterator[Example]:
   """Yields the examples of one file; `fmt` None means that the format is detected."""
   first = True
-  for origin, row in read_file(file, report):
+  for origin, row in read_file(file, report, texts_of_columns(columns)):
     if first:
-      _check_columns(origin, row, fmt)
+      check_first(row, columns, origin)
+      _check_needs(origin, renamed(row, columns), fmt, columns)
       first = False
     # The file's format stays undecided until a row converts: a bad first row might look like
     # another format, and all good rows would then be dropped.
-    candidate = fmt or detect(row)
+    candidate = fmt
     try:
-      example = _convert(candidate, row, origin)
+      row = renamed(row, columns)
+      candidate = fmt or detect(row, columns)
+      example = _convert(candidate, row, origin, columns)
     except RowError as error:
       report.drop(error.reason, origin, error.detail)
       continue
@@ -137,33 +221,56 @@ def _examples(file: File, fmt: Format | None, report: Report) -> Iterator[Exampl
     yield example
 
 
-def _convert(fmt: Format | None, row: Row, origin: str) -> Example:
+def _convert(fmt: Format | None, row: Row, origin: str, columns: Collection[str]) -> Example:
   missing = fmt.missing(row) if fmt else []
-  if fmt is None or missing:
-    expected = f"{missing} too" if fmt else f"those of one of: {_known()}"
-    raise RowError("missing_column", f"has columns {sorted(row)}; expected {expected}")
+  if missing:
+    raise RowError("missing_column", f"has columns {sorted(row)}; expected {missing} too")
+  if fmt is None:
+    found = f"has columns {sorted(row)}, of no known format by their names and values"
+    raise RowError("missing_column", f"{found}; nearest: {_nearest(row, columns)}")
   return fmt.convert(row, origin)
 
 
-def _check_columns(origin: str, row: Row, fmt: Format | None) -> None:
+def _check_needs(origin: str, row: Row, fmt: Format | None, columns: Collection[str]) -> None:
   """Raises DataError where a file's first row lacks the columns that its format needs.
 
   The other rows then lack them as well, and one error is clearer than all rows dropped.
   """
-  if fmt is None and all(f.missing(row) for f in FORMATS.values()):
+  if fmt is None and all(f.missing(row) for f in _asked(columns)):
+    named = [f.name for f in FORMATS.values() if f.by_name and not f.missing(row)]
+    if named:
+      raise DataError(
+        f"{origin}: columns {sorted(row)} are read by a format that is chosen by its name alone: "
+        f"set the format (data.format, --format) to {' or '.join(named)}."
+      )
     raise DataError(
-      f"{origin}: columns {sorted(row)} are of no known format. Known: {_known()}. "
-      "Rename the columns, or register a format (rm_jax.data.formats.register)."
+      f"{origin}: columns {sorted(row)} are of no known format. Nearest: {_nearest(row, columns)}. "
+      "Say which columns these are (data.columns, --columns), as 'prompt=question,chosen=best', or "
+      "register a format (rm_jax.data.formats.register). docs/data.md has all formats."
     )
   if fmt is not None and fmt.missing(row):
     raise DataError(
-      f"{origin}: columns {sorted(row)}; format {fmt.name!r} needs {list(fmt.needs)}. "
-      f"Rename the columns or choose another format: {_known()}."
+      f"{origin}: columns {sorted(row)}; format {fmt.name!r} needs {list(fmt.needs)}. Say which "
+      "columns these are (data.columns, --columns), or choose another format (docs/data.md)."
     )
 
 
+def _nearest(row: Row, columns: Collection[str]) -> str:
+  """The formats that a row lacks fewest columns of, and which; our own ones if it shares none."""
+  asked = _asked(columns)
+  near = [f for f in asked if len(f.missing(row)) < len(f.needs)]
+  near = near or [FORMATS[name] for name in ("pair", "ranking", "outcome")]
+  lacking = [f for f in near if 0 < len(f.missing(row)) < len(f.needs)]
+  near.sort(key=lambda f: (len(f.missing(row)) / len(f.needs), len(f.needs)))
+  return "; ".join(
+    f"{f.name} {{{', '.join(f.needs)}}}"
+    + (f", which lacks {' and '.join(f.missing(row))}" if f in lacking else "")
+    for f in near[:3]
+  )
+
+
 def _known() -> str:
-  return ", ".join(f"{f.name} {{{', '.join(f.needs)}}}" for f in FORMATS.values())
+  return ", ".join(FORMATS)
 
 
 def _source(path: str | os.PathLike, file: File) -> str:
@@ -172,7 +279,7 @@ def _source(path: str | os.PathLike, file: File) -> str:
   if not os.path.exists(os.path.expanduser(text)):
     return text  # a hub id
   name = file.path.name
-  for suffix in (".gz", ".jsonl", ".json", ".parquet"):
+  for suffix in (".gz", ".jsonl", ".json", ".csv", ".tsv", ".parquet"):
     name = name.removesuffix(suffix)
   return _SHARD.sub("", name)
 

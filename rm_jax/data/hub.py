@@ -10,7 +10,10 @@ _ID = re.compile(
   r"(?P<repo>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?"
 )
 _METADATA = {"dataset_infos.json", "dataset_info.json", "state.json"}  # JSON files without rows
-_FETCHED = [f"*.{kind}" for kind in ("parquet", "jsonl", "jsonl.gz", "json", "json.gz")]
+_FETCHED = [
+  "*.parquet",
+  *(f"*.{kind}{z}" for kind in ("jsonl", "json", "csv", "tsv") for z in ("", ".gz")),
+]
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<total>\d{5})")
 # Words in a file's name that say its split, the same ones that the `datasets` library accepts.
 _WORDS = {
@@ -36,22 +39,36 @@ def parse(text: str) -> HubId | None:
 
 
 def kind(path: pathlib.PurePath) -> str | None:
-  """The kind of a file by its name: 'json' (JSON lines), 'parquet', or None for any other."""
+  """A file's kind by its name: 'json' (JSON lines), 'csv' (also TSV), 'parquet'; else None."""
   name = path.name.lower()
   if name.endswith(".parquet"):
     return "parquet"
-  return "json" if name.removesuffix(".gz").endswith((".jsonl", ".json")) else None
+  name = name.removesuffix(".gz")
+  if name.endswith((".csv", ".tsv")):
+    return "csv"
+  return "json" if name.endswith((".jsonl", ".json")) else None
 
 
 def data_files(root: pathlib.Path) -> tuple[list[pathlib.PurePath], list[pathlib.PurePath]]:
   """Lists the files under `root`, without hidden ones, as (data files, other files).
 
-  Both lists are sorted, and their paths are relative to `root`.
+  Both lists are sorted, and their paths are relative to `root`. CSV and TSV are data files only
+  where there are no others: beside others they are notes and tables of results.
   """
-  every = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
-  seen = [p for p in every if not any(part.startswith(".") for part in p.parts)]
-  data = [p for p in seen if kind(p) and p.name not in _METADATA]
+  seen = _seen(root)
+  data = _without_notes([p for p in seen if kind(p) and p.name not in _METADATA])
   return data, sorted(set(seen) - set(data))
+
+
+def _seen(root: pathlib.Path) -> list[pathlib.PurePath]:
+  """All files under `root` but hidden ones, sorted, relative to it."""
+  every = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+  return [p for p in every if not any(part.startswith(".") for part in p.parts)]
+
+
+def _without_notes(data: list[pathlib.PurePath]) -> list[pathlib.PurePath]:
+  """Data files without CSV and TSV, where there are files of other kinds."""
+  return [p for p in data if kind(p) != "csv"] or data
 
 
 def check_once(where: str, found: list[pathlib.PurePath]) -> None:
@@ -89,7 +106,7 @@ def fetch(dataset: HubId) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
   root = pathlib.Path(got)
   card = root / "README.md"
   metadata = huggingface_hub.metadata_load(card) if card.is_file() else None
-  found, _ = data_files(root)
+  found = [p for p in _seen(root) if kind(p) and p.name not in _METADATA]
   selected = select(dataset, found, (metadata or {}).get("configs"))
   if len({kind(path) for path in selected}) > 1:
     raise DataError(
@@ -109,7 +126,8 @@ def select(
   If the data set's card lists `configs` with their files, the card decides. Otherwise the names of
   folders and files do: a folder is a config, and a file belongs to the split that its own or a
   folder's name contains ('train-00000-of-00002.parquet', 'test.jsonl.gz'). An id that names no
-  split selects 'train', or all files if no name contains a split's word.
+  split selects 'train', or all files if no name contains a split's word. CSV and TSV are left out
+  where there are other files to choose from.
 
   Args:
     dataset: the parsed id.
@@ -120,13 +138,14 @@ def select(
     DataError: if there is no such config or split; the message lists what there is.
   """
   if configs and any("data_files" in config for config in configs):
-    return _by_card(dataset, found, configs)
+    return _without_notes(_by_card(dataset, found, configs))
   if dataset.config is not None:
     inside = [p for p in found if dataset.config in p.parts[:-1]]
     if not inside:
       folders = sorted({part for p in found for part in p.parts[:-1]})
       raise DataError(f"{dataset.repo}: no config {dataset.config!r}; folders: {folders}")
     found = inside
+  found = _without_notes(found)
   wanted = dataset.split or "train"
   if any(_split_of(p) for p in found):  # Shard names are exact: 'train' is not 'train_prefs'.
     selected = [p for p in found if _split_of(p) == wanted]

@@ -33,7 +33,10 @@ def _looks_like_dialogue(row: Row) -> bool:
   )
 
 
-@register("pair", needs=("prompt", "chosen", "rejected"))
+_OPTIONAL = ("margin", "preference", "tie")
+
+
+@register("pair", needs=("prompt", "chosen", "rejected"), optional=_OPTIONAL)
 def _pair(row: Row, origin: str) -> Example:
   """Prompt, chosen and rejected: three strings, or message lists.
 
@@ -61,7 +64,7 @@ def _pair(row: Row, origin: str) -> Example:
   return _example(front, *after, row, origin)
 
 
-@register("hh", needs=("chosen", "rejected"), looks=_looks_like_dialogue)
+@register("hh", needs=("chosen", "rejected"), looks=_looks_like_dialogue, optional=_OPTIONAL)
 def _hh(row: Row, origin: str) -> Example:
   """Two whole dialogues in Anthropic's raw form; the prompt is the leading turns they share."""
   sides = text_of(row["chosen"], "chosen"), text_of(row["rejected"], "rejected")
@@ -71,13 +74,19 @@ def _hh(row: Row, origin: str) -> Example:
   return _example(chosen[:front], chosen[front:], rejected[front:], row, origin)
 
 
-@register("implicit", needs=("chosen", "rejected"))
+@register("implicit", needs=("chosen", "rejected"), optional=_OPTIONAL)
 def _implicit(row: Row, origin: str) -> Example:
   """Two whole conversations; the prompt is their common prefix, as `common_front` finds it."""
   chosen, rejected = row["chosen"], row["rejected"]
   if isinstance(chosen, str) and isinstance(rejected, str):
     _check_differ(text_of(chosen, "chosen"), text_of(rejected, "rejected"))
     end = common_end(chosen, rejected)
+    if not chosen[:end].strip():
+      raise RowError(
+        "empty_prompt",
+        f"no column of a prompt among {sorted(row)}, and 'chosen' and 'rejected' do not begin "
+        "alike; expected a prompt in front of both, or in a column (data.columns says in which)",
+      )
     return _example(chosen[:end], chosen[end:], rejected[end:], row, origin)
   sides = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
   _check_differ(*sides)
@@ -137,6 +146,56 @@ def _example(prompt: Text, chosen: Text, rejected: Text, row: Row, origin: str) 
     conversation=conversation_of(prompt),
     pairs=pairs,
     ties=ties,
+  )
+
+
+def pair_example(
+  row: Row,
+  origin: str,
+  prompt: Text,
+  sides: tuple[Text, Text],
+  sign: float,
+  *,
+  margin: float | None = None,
+  authors: tuple[str, str] | None = None,
+  judges: dict[str, float] | None = None,
+) -> Example:
+  """Builds the `Example` of two responses and a judgement of them, for use in a new format.
+
+  Args:
+    row: the row, for its `weight`.
+    origin: where the row came from, 'file:line'.
+    prompt: checked here.
+    sides: the two responses, checked by the caller.
+    sign: above 0 where the first is better, below 0 where the second is, 0 for a tie. The better
+      one becomes the first of the example.
+    margin: by how much the better one should win; not kept for a tie.
+    authors: of the two, in the order of `sides`.
+    judges: what each annotator said of `sides`: 1.0 the first is better, 0.0 the second, 0.5 a tie.
+
+  Raises:
+    RowError: empty_prompt, or identical_sides.
+  """
+  check_prompt(prompt)
+  if sides[0] == sides[1]:
+    found = f"both responses are {shown(sides[0])}"
+    raise RowError("identical_sides", f"{found}; expected two that differ")
+  if sign < 0:
+    sides = sides[::-1]
+    authors = authors and authors[::-1]
+    judges = judges and {name: 1.0 - said for name, said in judges.items()}
+  return Example(
+    prompt=prompt,
+    responses=sides,
+    labels=(1.0, 0.0) if sign else (0.0, 0.0),
+    kind="pair",
+    margin=margin if sign else None,
+    weight=weight_of(row),
+    origin=origin,
+    conversation=conversation_of(prompt),
+    ties=None if sign else ((0.0, 1.0), (1.0, 0.0)),
+    authors=authors,
+    judges=judges,
   )
 
 

@@ -1,4 +1,4 @@
-"""Reads rows from JSON lines (plain or gzip), parquet, a folder of these, or a hub data set.
+"""Reads rows from JSON lines, CSV and TSV (plain or gzip), parquet, a folder, or a hub data set.
 
 What a row's columns mean is the business of `rm_jax.data.formats`; here a row is a dict.
 """
@@ -11,17 +11,20 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import IO
 
 from rm_jax.data import hub
 from rm_jax.data.report import DataError, Report, RowError, shown
+from rm_jax.data.tables import no_constant, read_table, unique
 from rm_jax.storage.files import expanded
 
 Row = dict[str, object]
 
 ACCEPTED = (
-  "JSON lines (.jsonl, .json, either with .gz), parquet (.parquet), a folder of these, or a data "
-  "set of the hub as 'org/name', 'org/name:split' or 'org/name@config:split'"
+  "JSON lines (.jsonl, .json), CSV (.csv), TSV (.tsv), each also with .gz, parquet (.parquet), a "
+  "folder of these, or a data set of the hub as 'org/name', 'org/name:split' or "
+  "'org/name@config:split'"
 )
 _GZIP = b"\x1f\x8b"
 _PARQUET_BATCH = 256  # Rows decoded at once: few enough to bound memory, enough to be fast.
@@ -39,7 +42,8 @@ def files(path: str | os.PathLike, report: Report) -> list[File]:
   """Lists the files that `path` stands for, in the order in which they are read.
 
   A path that exists takes precedence over a hub id of the same name. A folder is read with its
-  sub-folders, sorted by path, without hidden files; `report.unread` lists files of other kinds.
+  sub-folders, sorted by path, without hidden files; `report.unread` lists files of other kinds. CSV
+  and TSV are of another kind where the folder has JSON lines or parquet: there they hold notes.
 
   Raises:
     DataError: if there is nothing at `path`, nothing readable in it, or a folder holds the same
@@ -65,12 +69,16 @@ def files(path: str | os.PathLike, report: Report) -> list[File]:
   return [File(f"{dataset.repo}/{relative}", root / relative) for relative in found]
 
 
-def read_rows(path: str | os.PathLike, report: Report) -> Iterator[tuple[str, Row]]:
+def read_rows(
+  path: str | os.PathLike, report: Report, texts: Mapping[str, bool] | None = None
+) -> Iterator[tuple[str, Row]]:
   """Yields (origin, row) of all rows at `path`, lazily; bad rows are dropped and counted.
 
   Args:
     path: a file, a folder, or a hub id; see `ACCEPTED`.
     report: counts the rows, and decides whether a bad one raises.
+    texts: of CSV, column -> whether it holds texts, for names that `rm_jax.data.tables` does not
+      know.
 
   Returns:
     An iterator of ('file:line', row), lines counted from 1; ('file:row N', row) for parquet, rows
@@ -80,14 +88,31 @@ def read_rows(path: str | os.PathLike, report: Report) -> Iterator[tuple[str, Ro
     DataError: immediately if there is nothing to read; at the first bad row if `report` is strict.
   """
   found = files(path, report)
-  return itertools.chain.from_iterable(read_file(file, report) for file in found)
+  return itertools.chain.from_iterable(read_file(file, report, texts) for file in found)
 
 
-def read_file(file: File, report: Report) -> Iterator[tuple[str, Row]]:
+def read_file(
+  file: File, report: Report, texts: Mapping[str, bool] | None = None
+) -> Iterator[tuple[str, Row]]:
   """Yields (origin, row) of one file; see `read_rows`."""
-  if hub.kind(file.path) == "parquet":
+  kind = hub.kind(file.path)
+  if kind == "parquet":
     return _read_parquet(file, report)
-  return _read_json_lines(file, report)
+  return _read_table(file, report, texts or {}) if kind == "csv" else _read_json_lines(file, report)
+
+
+def _opened(path: pathlib.Path) -> IO[bytes]:
+  """Opens a file, gzipped or not; its content decides, because a suffix may be wrong."""
+  with open(path, "rb") as file:
+    zipped = file.read(2) == _GZIP
+  return gzip.open(path, "rb") if zipped else open(path, "rb")
+
+
+def _read_table(file: File, report: Report, texts: Mapping[str, bool]) -> Iterator[tuple[str, Row]]:
+  """Yields (origin, row) of a file of CSV or TSV, gzipped or not."""
+  separator = "\t" if ".tsv" in file.path.name.lower()[-7:] else ","
+  with _opened(file.path) as lines:
+    yield from read_table(lines, file.name, separator, report, texts)
 
 
 def _read_json_lines(file: File, report: Report) -> Iterator[tuple[str, Row]]:
@@ -95,10 +120,7 @@ def _read_json_lines(file: File, report: Report) -> Iterator[tuple[str, Row]]:
 
   A damaged gzip stream ends the reading and counts as one dropped row.
   """
-  with open(file.path, "rb") as opened:
-    # The content decides, because a download or a rename may leave a wrong suffix.
-    zipped = opened.read(2) == _GZIP
-  with gzip.open(file.path, "rb") if zipped else open(file.path, "rb") as lines:
+  with _opened(file.path) as lines:
     first = True
     for number in itertools.count(1):
       origin = f"{file.name}:{number}"
@@ -143,27 +165,13 @@ def parse_line(line: bytes) -> Row:
     found = f"byte {line[error.start]:#04x} at column {error.start + 1}; expected UTF-8"
     raise RowError("invalid_utf8", found) from error
   try:
-    row = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    row = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
   except (ValueError, RecursionError) as error:
     raise RowError("invalid_json", f"{error} in {shown(text.strip())}; expected JSON") from error
   if not isinstance(row, dict):
     found = f"{type(row).__name__} {shown(row)}; expected an object {{column: value}}"
     raise RowError("not_an_object", found)
   return row
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-  """A JSON object's dict; RowError if a key occurs twice, of which `json` would keep the last."""
-  made = dict(pairs)
-  if len(made) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
-    raise RowError("duplicate_key", f"{shown(twice)} twice in one object; expected it once")
-  return made
-
-
-def _no_constant(name: str) -> None:
-  raise ValueError(f"{name} is not a JSON number")
 
 
 def _read_parquet(file: File, report: Report) -> Iterator[tuple[str, Row]]:

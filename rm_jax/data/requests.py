@@ -21,6 +21,8 @@ _COLUMNS = {
   "response": ("response", "completion"),
   "steps": ("completions", "steps"),
 }
+# All columns that `read_row` reads.
+COLUMNS = ("prompt", *(name for names in _COLUMNS.values() for name in names))
 _EXPECTED = {
   "response": "response (or completion)",
   "steps": "completions (or steps), the texts of its steps",

@@ -100,7 +100,12 @@ def read(name: str, config: Any, report: Report, split: str, **options) -> list[
     report.rows += len(examples)
     return examples
   limit = config.data.limit if split == "train" else 0
-  options = {"format": config.data.format, "limit": limit or None} | options
+  options = {
+    "format": config.data.format,
+    "limit": limit or None,
+    # Audits read configs of older runs, which do not have the field.
+    "columns": config.data.get("columns"),
+  } | options
   return formats.load(local(name), report=report, **options)
 
 
@@ -121,7 +126,7 @@ def _share(config: Any) -> float | None:
     return None
 
 
-_SOURCE_KEYS = ("path", "format", "rate", "weight")
+_SOURCE_KEYS = ("path", "format", "columns", "rate", "weight")
 
 
 def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str, float]]:
@@ -149,7 +154,7 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
         f"{field}: rate {rate}, weight {weight}; expected finite numbers, neither under 0"
       )
     rates[name] = rate
-    options = {"format": source["format"]} if source.get("format") else {}
+    options = {name: source[name] for name in ("format", "columns") if source.get(name)}
     examples += [
       dataclasses.replace(example, source=name, weight=example.weight * weight)
       for example in read(source["path"], config, report, "train", **options)

@@ -14,7 +14,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from rm_jax.data.formats import FORMATS
+from rm_jax.data.columns import Given
+from rm_jax.data.formats import FORMATS, check_columns
 from rm_jax.errors import InputError
 from rm_jax.models.layers import REMAT
 from rm_jax.models.lora import MAPS
@@ -163,6 +164,20 @@ FIELDS: dict[str, Rule] = {
 }
 
 
+def _check_columns(data: Any) -> None:
+  """Checks data.columns and those of data.sources; configs of older runs have none."""
+  given: list[tuple[str, Given, str]] = [
+    ("--config.data.columns", data.get("columns"), data.format),
+    *(
+      (f"data.sources.{name}.columns", source.get("columns"), source.get("format") or data.format)
+      for name, source in data.sources.items()
+      if hasattr(source, "get")
+    ),
+  ]
+  for where, columns, format in given:
+    check_columns(columns, format, where)
+
+
 def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | None = None) -> None:
   """Checks all fields of a config.
 
@@ -190,6 +205,7 @@ def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | No
     wrong.append("--config.train.patience is set and --config.train.best is not: expected both")
   if wrong:
     raise InputError("\n  ".join(wrong))
+  _check_columns(config.data)
   optimizer = config.optimizer.copy_and_resolve_references()
   # -1 and 0 mean that these follow the data, which are not known yet; any valid value will do.
   optimizer.warmup_steps = max(0, optimizer.warmup_steps)

@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from rm_jax.data.columns import parse_columns
 from rm_jax.errors import InputError
 from rm_jax.parallel.hosts import broadcast_json, is_main
 from rm_jax.pretrained.source import RECORD, read_json, recover, save_folder
@@ -27,7 +28,8 @@ _LOCK = ".lock"
 # Fields that may differ when a run is resumed: its length, its devices, how many checkpoints it
 # keeps and where tokens are cached. An entry stands for all fields that begin with it.
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.keep", "mesh.", "data.cache")
-# Values of fields that are missing in the config.json of older runs: what those runs did.
+# Values of fields that are missing in the config.json of older runs: what those runs did. A field
+# whose value was None, as data.columns, needs no line.
 _BEFORE: dict[str, Any] = {
   "data.cache": "",
   "data.shapes": 4,
@@ -63,8 +65,16 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The config as dicts and lists, as it is read back from config.json."""
-  return json.loads(json.dumps(config.to_dict()))
+  """The config as dicts and lists, as it is read back from config.json.
+
+  `data.columns` is a text there, however it was given, since the two forms mean the same.
+  """
+  out = json.loads(json.dumps(config.to_dict()))
+  data = out.get("data", {})
+  if "columns" in data:
+    columns = parse_columns(data["columns"])
+    data["columns"] = ",".join(f"{ours}={columns[ours]}" for ours in sorted(columns)) or None
+  return out
 
 
 def _saved(workdir: Path, name: str = CONFIG) -> dict[str, Any] | None:

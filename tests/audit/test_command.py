@@ -82,6 +82,21 @@ def test_flags_have_their_old_names_too(workdir, tmp_path):
   assert report["robustness"]["pairs"] == report["controls"]["sample"]["pairs"] == 3
 
 
+def test_a_run_of_before_data_columns_audits_a_file_of_other_names(workdir, tmp_path):
+  path = workdir / "config.json"
+  config = json.loads(path.read_text())
+  del config["data"]["columns"]
+  path.write_text(json.dumps(config))
+  pairs = read_lines(write_pairs(tmp_path / "held.jsonl", 12, seed=3))
+  rows = [f"{row['prompt']},{row['chosen']},{row['rejected']}\n" for row in pairs]
+  data = tmp_path / "held.csv"
+  data.write_text("q,better,worse\n" + "".join(rows))
+  flags = (f"--model={workdir}", f"--data={data}", "--cache=none")
+  code, out, err = audit(tmp_path, *flags, "--columns=prompt=q,chosen=better,rejected=worse")
+  assert code == 0, err
+  assert "12 of 12 rows kept" in out
+
+
 def test_what_a_run_held_out(workdir, tmp_path):
   code, out, err = audit(tmp_path, f"--model={workdir}", "--data=heldout", "--cache=none")
   assert code == 0, err

@@ -152,3 +152,17 @@ def test_mistakes_stop_at_once_with_one_message(tmp_path):
     assert err.count("error:") == 1 or "FATAL" in err, (name, err)
   assert not (tmp_path / "out.jsonl").exists()
   assert not (tmp_path / "r.json").exists()
+
+
+def test_columns_of_other_names_are_curated_and_kept(tmp_path):
+  data = tmp_path / "pairs.csv"
+  rows = [f"{i},good answer {i},bad answer {i}\n" for i in (7, 8, 9, 7)]
+  data.write_text("q,a,b\n" + "".join(rows))
+  output, report = tmp_path / "new" / "out.jsonl", tmp_path / "new" / "report.json"
+  columns = "prompt=q,chosen=a,rejected=b"
+  flags = (f"--input={data}", f"--output={output}", f"--report={report}")
+  code, _, err = finish(command("curate", *flags, f"--columns={columns}"))
+  assert code == 0, err
+  kept = [json.loads(line) for line in output.read_text().splitlines()]
+  assert kept == [{"q": str(i), "a": f"good answer {i}", "b": f"bad answer {i}"} for i in (7, 8, 9)]
+  assert [e.prompt for e in load(output, report=Report(), columns=columns)] == ["7", "8", "9"]

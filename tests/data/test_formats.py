@@ -252,7 +252,7 @@ BAD = [
   ("empty_prompt", PAIR | {"prompt": " \n"}, "prompt is ' \\n'; expected text"),
   ("empty_prompt", CHAT | {"prompt": []}, "prompt is ()"),
   ("empty_prompt", CHAT | {"prompt": [], "chosen": [user("Q"), bot("a")]}, "prompt is ()"),
-  ("empty_prompt", {"chosen": "yes", "rejected": "no"}, "prompt is ''"),
+  ("empty_prompt", {"chosen": "yes", "rejected": "no"}, "no column of a prompt among"),
   ("empty_prompt", {"chosen": [bot("a")], "rejected": [bot("b")]}, "both sides start with the a"),
   ("empty_response", PAIR | {"chosen": ""}, "'chosen' ends with ''"),
   ("empty_response", PAIR | {"rejected": " \t"}, "'rejected' ends with ' \\t'"),
@@ -370,7 +370,12 @@ def test_a_file_without_the_columns_stops_at_once(tmp_path):
   with pytest.raises(DataError) as error:
     _load(path)
   assert f"{path}:1: columns ['answer', 'question'] are of no known format" in str(error.value)
-  assert "pair {prompt, chosen, rejected}, hh {chosen, rejected}" in str(error.value)
+  # The nearest formats and what they lack, and how to say which columns these are.
+  assert "Nearest: prm800k_published {question, label}, which lacks label; " in str(error.value)
+  assert "data.columns" in str(error.value)
+  path = _file(tmp_path / "a.jsonl", {"messages": []})
+  with pytest.raises(DataError, match=r"Nearest: pair {prompt, chosen, rejected}; ranking {"):
+    _load(path)
   path = _file(tmp_path / "a.jsonl", {"chosen": "x a", "rejected": "x b"})
   with pytest.raises(DataError, match=r":1: columns .* format 'pair' needs \['prompt', "):
     _load(path, format="pair")
@@ -389,7 +394,7 @@ def test_options_are_checked(tmp_path):
   assert (len(examples), report.rows) == (2, 2)
   with pytest.raises(DataError, match="limit is 0"):
     _load(path, limit=0)
-  with pytest.raises(DataError, match=r"no format 'pairs'; known: auto, .*pair "):
+  with pytest.raises(DataError, match=r"no format 'pairs'; known: auto, .*pair, "):
     _load(path, format="pairs")
 
 

@@ -209,8 +209,8 @@ def test_missing_path_raises_at_once(tmp_path, monkeypatch, name):
 
 
 def test_unreadable_kinds(tmp_path):
-  with pytest.raises(DataError, match=r"a\.csv: not a kind of file.*\.jsonl"):
-    _read(_write(tmp_path / "a.csv", b"t\n1\n"))
+  with pytest.raises(DataError, match=r"a\.txt: not a kind of file.*\.jsonl.*\.tsv"):
+    _read(_write(tmp_path / "a.txt", b"t\n1\n"))
   (tmp_path / "empty").mkdir()
   with pytest.raises(DataError, match="empty: no file to read in this folder"):
     _read(tmp_path / "empty")
@@ -330,6 +330,20 @@ def test_hub_shard_names_are_exact_and_complete(cache, tmp_path):
 def test_hub_without_split_names_is_read_whole(cache):
   cache("org/name", {"evol.jsonl": _lines([{"t": 1}]), "flan.jsonl": _lines([{"t": 2}])})
   assert [row["t"] for _, row in _read("org/name")[0]] == [1, 2]
+
+
+def test_hub_csv_where_there_is_nothing_else(cache):
+  rows = {"train.csv": b"t\n1\n", "test.tsv.gz": gzip.compress(b"t\n2\n")}
+  cache("org/name", rows)
+  assert [row["t"] for _, row in _read("org/name")[0]] == [1]
+  assert [row["t"] for _, row in _read("org/name:test")[0]] == [2]
+  more = {"one/train.csv": b"t\n3\n", "two/train.csv": b"t\n4\n", "two/train.jsonl": b'{"t": 5}'}
+  cache("org/mixed", more)
+  assert [row["t"] for _, row in _read("org/mixed@one")[0]] == [3]
+  assert [row["t"] for _, row in _read("org/mixed@two")[0]] == [5]
+  card = b"---\nconfigs:\n- config_name: default\n  data_files: notes.csv\n---\n"
+  cache("org/card", {"README.md": card, "notes.csv": b"t\n6\n", "train.jsonl": b'{"t": 7}'})
+  assert [row["t"] for _, row in _read("org/card")[0]] == [6]
 
 
 def test_hub_split_in_two_kinds(cache, tmp_path):
