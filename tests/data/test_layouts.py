@@ -278,3 +278,20 @@ def test_every_layout_is_trained_on_in_each_of_two_steps(llama_folder, tmp_path)
   for step in steps:
     assert step["skipped_steps"] == 0
     assert {n for n, m in step["sources"].items() if math.isfinite(m["loss"])} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", ["gsm8k_solutions", "prm800k", "bigbench_mistake", "prmbench"])
+def test_a_question_as_messages_is_refused_where_solutions_are_text(name):
+  """Formatted into a text, the messages would be part of the prompt as Python writes them."""
+  systems = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+  row = {
+    "gsm8k_solutions": {"ground_truth": "1"}
+    | {system: {"solution": "A: 1", "is_correct": True} for system in systems},
+    "prm800k": {"steps": ["a"], "labels": ["positive"]},
+    "bigbench_mistake": {"steps": ["a"], "mistake_index": None},
+    "prmbench": {"modified_process": ["a"], "error_steps": [1]},
+  }[name]
+  column = "input" if name == "bigbench_mistake" else "question"
+  question = [{"role": "user", "content": "q"}]
+  with pytest.raises(RowError, match=f"wrong_type: {column!r} is"):
+    FORMATS[name].convert(row | {column: question}, "rows:1")

@@ -15,7 +15,14 @@ from rm_jax.data.feedback import (
 )
 from rm_jax.data.formats import register
 from rm_jax.data.published.preferences import article_of, summary_of
-from rm_jax.data.published.texts import answered, asked, dicts_of, helpsteer_prompt, names_of
+from rm_jax.data.published.texts import (
+  answered,
+  asked,
+  dicts_of,
+  helpsteer_prompt,
+  names_of,
+  question_of,
+)
 from rm_jax.data.read import Row
 from rm_jax.data.report import RowError, shown
 from rm_jax.types import Example
@@ -244,7 +251,7 @@ def _gsm8k_solutions(row: Row, origin: str) -> Example:
   Their order is shuffled by a hash of the question, so that a solution's place does not tell which
   model wrote it. The final answer is what follows the last 'A:'.
   """
-  question = prompt_of(row, "question")
+  question = question_of(row["question"], "question")
   order = list(_SYSTEMS)
   random.Random(hashlib.blake2b(question.encode()).digest()).shuffle(order)
   solutions = [row[name] for name in order]

@@ -3,9 +3,9 @@
 import re
 
 from rm_jax.data.dialogue import choice_of, text_of
-from rm_jax.data.feedback import prompt_of, step_example
+from rm_jax.data.feedback import step_example
 from rm_jax.data.formats import register
-from rm_jax.data.published.texts import dicts_of, names_of
+from rm_jax.data.published.texts import dicts_of, names_of, question_of
 from rm_jax.data.read import Row
 from rm_jax.data.report import RowError, shown
 from rm_jax.types import Example
@@ -29,7 +29,7 @@ def _prm800k(row: Row, origin: str) -> Example:
     found = f"'steps' is {shown(steps)} and 'labels' {shown(labels)}"
     raise RowError("lengths_differ", f"{found}; expected lists of one length")
   gains = [choice_of(label, _STEP_LABELS, f"labels[{i}]") for i, label in enumerate(labels)]
-  prompt = f"{prompt_of(row, 'question')}\n"
+  prompt = f"{question_of(row['question'], 'question')}\n"
   return step_example(row, origin, prompt, steps, gains)
 
 
@@ -61,7 +61,7 @@ def _prm800k_published(row: Row, origin: str) -> Example:
       labels.append(right)
     if last:
       break
-  prompt = f"{prompt_of(question, 'problem')}\n"
+  prompt = f"{question_of(question.get('problem'), 'problem')}\n"
   _, mark, answer = (texts[-1] if texts and isinstance(texts[-1], str) else "").rpartition(
     "# Answer"
   )
@@ -119,7 +119,7 @@ def _math_shepherd(row: Row, origin: str) -> Example:
   steps = [part.strip() for part in (parts[0][first.start() :], *parts[1:])]
   answer = _SHEPHERD_ANSWER.search(steps[-1])
   answers = (answer[1].strip(),) if answer else None
-  prompt = f"{prompt_of({'input': problem}, 'input')}\n"
+  prompt = f"{question_of(problem, 'input')}\n"
   return step_example(row, origin, prompt, steps, labels, answers=answers)
 
 
@@ -138,7 +138,7 @@ def _processbench(row: Row, origin: str) -> Example:
     found = f"'label' is {shown(first)}"
     raise RowError("out_of_range", f"{found}; expected -1 (none) or 0 to {len(steps) - 1}")
   labels = [float(first < 0 or i < first) for i in range(len(steps))]
-  prompt = f"{prompt_of(row, 'problem')}\n"
+  prompt = f"{question_of(row['problem'], 'problem')}\n"
   authors = names_of([row.get("generator")])
   return step_example(row, origin, prompt, steps, labels, authors=authors)
 
@@ -156,7 +156,7 @@ def _bigbench_mistake(row: Row, origin: str) -> Example:
     found = f"'mistake_index' is {shown(first)}"
     raise RowError("out_of_range", f"{found}; expected null or 0 to {len(steps) - 1}")
   labels = [float(first is None or i < first) for i in range(len(steps))]
-  return step_example(row, origin, f"{prompt_of(row, 'input')}\n", steps, labels)
+  return step_example(row, origin, f"{question_of(row['input'], 'input')}\n", steps, labels)
 
 
 @register("prmbench", needs=("question", "modified_process", "error_steps"))
@@ -170,4 +170,4 @@ def _prmbench(row: Row, origin: str) -> Example:
     found = f"'error_steps' has {shown(wrong[0])}"
     raise RowError("out_of_range", f"{found}; expected 1 to {len(steps)}")
   labels = [float(i not in errors) for i in range(1, len(steps) + 1)]
-  return step_example(row, origin, f"{prompt_of(row, 'question')}\n", steps, labels)
+  return step_example(row, origin, f"{question_of(row['question'], 'question')}\n", steps, labels)

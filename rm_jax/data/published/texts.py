@@ -22,6 +22,17 @@ _SPEAKERS = {
 Chat = tuple[Message, ...]
 
 
+def question_of(value: object, column: str) -> str:
+  """One question as a string, for data sets whose questions and solutions are plain text.
+
+  Raises:
+    RowError: wrong_type, lone_surrogate or empty_prompt.
+  """
+  text = text_of(value, column)
+  check_prompt(text)
+  return text
+
+
 def asked(value: object, column: str, system: object = None) -> Chat:
   """One question as a user's message, behind a system message where `system` has text.
 
