@@ -108,8 +108,9 @@ def get_config() -> ml_collections.ConfigDict:
   # on these data than on the held-out data. In the form of data.train; '' = none.
   c.data.shifted = ""
   # Which of model.attributes the judgements of a source are about: 'pattern=attribute,..', as in
-  # 'harmless*=harmless,*=helpful'. Patterns are matched with the sources' names (in a folder those
-  # of its files) in this order; judgements of a source that none matches are about the reward.
+  # 'harmless*=harmless,*=helpful'. Patterns are matched, in this order, with a source's name (in a
+  # folder that of a file) and with the path of the file; judgements that none matches are about the
+  # reward.
   c.data.objectives = ""
   # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = by the columns of each file's first
   # good row.

@@ -194,21 +194,27 @@ def _with_objectives(config: Any, examples: list[Example], *, trained: bool) -> 
   """The examples with the objectives that data.objectives gives their sources.
 
   Raises:
-    InputError: as `parse_objectives`; or, of training data, a pattern matches no source.
+    InputError: as `parse_objectives`; or, of training data, a pattern is the first to match none.
   """
   # Configs of older runs do not have the field.
   rules = parse_objectives(config.data.get("objectives", ""), config.model.attributes)
   if not rules:
     return examples
-  sources = sorted({e.source for e in examples})
-  first = {s: next((p for p in rules if fnmatch.fnmatchcase(s, p)), "") for s in sources}
+  # A data set of the hub is one source, whose files may be of several objectives.
+  names = [(e.source, e.origin.rpartition(":")[0]) for e in examples]
+  first = {
+    of: next((p for p in rules if any(fnmatch.fnmatchcase(name, p) for name in of)), "")
+    for of in set(names)
+  }
   if trained and (unused := rules.keys() - first.values()):
     raise InputError(
-      f"data.objectives: {', '.join(map(repr, sorted(unused)))} is the first to match no source; "
-      f"the sources are {', '.join(sources)}"
+      f"data.objectives: {', '.join(map(repr, sorted(unused)))} is the first to match nothing; "
+      f"the sources are {', '.join(sorted({source for source, _ in first}))}"
     )
-  of = {source: rules.get(pattern, "") for source, pattern in first.items()}
-  return [dataclasses.replace(e, objective=of[e.source]) if of[e.source] else e for e in examples]
+  return [
+    dataclasses.replace(e, objective=rules[first[of]]) if first[of] else e
+    for e, of in zip(examples, names, strict=True)
+  ]
 
 
 def _distinct(examples: list[Example], report: Report) -> list[Example]:

@@ -202,8 +202,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(llama_folder, 
   refused(r"model.attributes is \('many', 'few'\); expected 'most'", **mapped("x*=most,*=few"))
   refused("no row of the training data rates and no source has as its", **mapped("*=few"))
   refused(r"attributes is \(\); expected 'many' to be one of these", **{"model.attributes": ()})
-  refused("'z' is the first to match no source; the sources are xs, yes", **mapped("z=few,*=many"))
-  refused("'yes' is the first to match no source", **mapped("*=few,yes=many"))
+  refused("'z' is the first to match nothing; the sources are xs, yes", **mapped("z=few,*=many"))
+  refused("'yes' is the first to match nothing", **mapped("*=few,yes=many"))
   refused("expected 'pattern=attribute,..'", **mapped("xs"))
   refused("not all 0", **{"model.mix": (0.0, 0.0)})
   refused("as many as model.attributes", **{"model.mix": (1.0,)})
@@ -220,3 +220,19 @@ def test_an_objective_that_the_model_lacks_is_named(llama_folder, tmp_path):
   config.model.attributes = ()
   with pytest.raises(DataError, match=r"its objective is '(many|few)', and the model's attributes"):
     build_model(config).tokenise(train.examples, Report())
+
+
+def test_patterns_match_the_path_of_a_file_too(llama_folder, tmp_path):
+  """A data set of the hub is one source, whatever its files."""
+  config = configured(llama_folder, tmp_path, steps=1)
+  (tmp_path / "harm").mkdir()
+  path = write(tmp_path / "harm" / "train.jsonl", 40, "x", "a")
+  with config.unlocked():
+    config.data.sources = {
+      "one": {"path": path},
+      "two": {"path": write(tmp_path / "train.jsonl", 40, "y", "b")},
+    }
+  config.data.objectives = "*/harm/*=many,*=few"
+  data = load_data(config, build_model(config))
+  for one in (data.train, data.heldout):
+    assert {(e.source, e.objective) for e in one.examples} == {("one", "many"), ("two", "few")}
