@@ -108,7 +108,7 @@ def asked(row: Row, origin: str) -> Row:
   try:
     return renamed(row, mapping())
   except RowError as error:
-    raise DataError(f"{origin}: {error.reason}: {error.detail}") from None
+    raise DataError(f"{origin}: {error.reason}: {error.detail}") from error
 
 
 def parts(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:

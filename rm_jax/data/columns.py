@@ -60,7 +60,7 @@ def check_first(row: Mapping[str, object], columns: Mapping[str, str], origin: s
       raise DataError(
         f"{origin}: columns maps {ours!r} to {theirs!r}, and {error.detail}. Name one of the "
         "file's columns, or a part of one as in answers.0.text."
-      ) from None
+      ) from error
 
 
 def renamed(row: dict[str, object], columns: Mapping[str, str]) -> dict[str, object]:

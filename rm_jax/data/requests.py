@@ -65,4 +65,4 @@ def read_row(row: Mapping[str, Any], i: int | str, *forms: str) -> Asked:
       response = [{"role": "assistant", "content": response}]
     return Asked(messages_of(prompt, "prompt"), messages_of(response, name), None)
   except RowError as error:
-    raise DataError(f"{where}: {error.reason}: {error.detail}") from None
+    raise DataError(f"{where}: {error.reason}: {error.detail}") from error

@@ -57,7 +57,7 @@ def read_table(
   try:
     header = _header(rows, name)
   except _DAMAGE as error:
-    raise DataError(f"{name}:1: {_damage(error)}") from None
+    raise DataError(f"{name}:1: {_damage(error)}") from error
   if header is None:
     return
   text = [texts.get(column, bool(TEXTS.fullmatch(column))) for column in header]
@@ -144,9 +144,9 @@ def _header(rows: Iterator[list[str]], name: str) -> list[str] | None:
     if header is not None:
       _check(header, header)
   except csv.Error as error:
-    raise DataError(f"{name}:1: {_csv_error(error)}") from None
+    raise DataError(f"{name}:1: {_csv_error(error)}") from error
   except RowError as error:
-    raise DataError(f"{name}:1: the header: {error.reason}: {error.detail}") from None
+    raise DataError(f"{name}:1: the header: {error.reason}: {error.detail}") from error
   twice = sorted({column for column in header or () if header.count(column) > 1})
   if twice:
     raise DataError(

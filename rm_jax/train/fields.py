@@ -171,7 +171,7 @@ def _check_columns(data: Any) -> None:
     *(
       (f"data.sources.{name}.columns", source.get("columns"), source.get("format") or data.format)
       for name, source in data.sources.items()
-      if hasattr(source, "get")
+      if hasattr(source, "get") and isinstance(source.get("format") or "", str)
     ),
   ]
   for where, columns, format in given:

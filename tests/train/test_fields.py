@@ -98,7 +98,8 @@ def test_all_that_is_wrong_is_named_at_once():
 
 
 def test_every_field_has_a_rule_and_every_rule_a_field():
-  # Losses, optimisers, the world and columns are checked by what takes them, sources when read.
+  # Losses, optimisers and the world check their own options, formats the columns; sources are
+  # checked when they are read.
   elsewhere = ("loss.", "optimizer.", "data.world.", "data.sources.", "data.columns")
   there = flat(get_config())
   assert [x for x in there if x not in FIELDS and not x.startswith(elsewhere)] == []

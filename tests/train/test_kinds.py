@@ -167,6 +167,7 @@ def test_sources_of_several_kinds_have_their_rates_and_their_own_metrics(llama_f
     ({"a": {"path": "world:8", "rate": -1.0}}, r"rate -1\.0"),
     ({"a": {"path": 8}}, r"data\.sources\.a\.path is 8; expected a text"),
     ({"a": {"path": "x", "format": 8}}, r"data\.sources\.a\.format is 8; expected a text"),
+    ({"a": {"path": "x", "format": ["pair"]}}, r"data\.sources\.a\.format is .*; expected a text"),
     ({"a": "world:8"}, r"data\.sources\.a is 'world:8'; expected \{'path'"),
     (
       {"a": {"path": "world:8", "rate": 1.0}, "b": {"path": "world:8"}},
