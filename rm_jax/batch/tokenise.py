@@ -298,8 +298,9 @@ class TextEncoder:
   def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
     """Cuts to `max_length`: the prompt's oldest turns, then its oldest tokens, then the response's.
 
-    The end of the response always stays, and so does BOS. System turns stay unless the response
-    must be cut.
+    The end of the response always stays, and so does BOS. The opening (BOS and, of messages, the
+    system turns and the header of the turn that is left) stays unless it and the response are too
+    long together.
 
     Returns:
       (ids, number of leading ids that are the prompt's).
@@ -327,9 +328,11 @@ class TextEncoder:
       return ids, prompt
     if prompt - opening >= excess:
       return np.concatenate([ids[:opening], ids[opening + excess :]]), prompt - excess
-    # The response alone is too long: keep its end, after BOS if there is one.
+    # The opening and the response are too long together: keep BOS, if there is one, and the last
+    # tokens of the whole, which may still have tokens of the prompt before the response.
     keep = min(common_prefix([ids, self._opening]), limit - 1)
-    return np.concatenate([ids[:keep], ids[len(ids) - (limit - keep) :]]), keep
+    kept = np.concatenate([ids[:keep], ids[len(ids) - (limit - keep) :]])
+    return kept, max(keep, limit - (len(ids) - prompt))
 
   # Solutions in steps.
 

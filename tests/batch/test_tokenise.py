@@ -174,6 +174,18 @@ def test_cut_leaves_a_system_turn_where_it_stands():
   assert text(tokenizer, s.ids) == kept + "<s>assistant:end</s>\n"
 
 
+def test_a_system_turn_that_is_too_long_leaves_the_response_whole():
+  """What is left of the prompt is still the prompt's: a mean does not run over it."""
+  tokenizer = decoder_tokenizer()
+  prompt = ({"role": "system", "content": "S" * 50}, user("q"))
+  whole = one(tokenizer, prompt, (assistant("end"),))
+  own = len(whole.ids) - whole.prompt
+  s = one(tokenizer, prompt, (assistant("end"),), max_length=40, pooling="mean")
+  assert len(s.ids) == 40
+  assert len(s.ids) - s.prompt == own
+  assert averaged(tokenizer, s) == [text(tokenizer, whole.ids[whole.prompt :])]
+
+
 def test_cut_of_a_long_conversation_reads_little_more_than_what_fits():
   prompt = tuple((user, assistant)[n % 2](f"turn {n} " * 10) for n in range(799))
   encoder = TextEncoder(decoder_tokenizer(), Convention(max_length=500))
