@@ -1,11 +1,13 @@
 """Plans a run: compiles its real step for given devices, present or not, and reports its cost.
 
-The figures, of one device unless they say otherwise, come from:
+The figures come from the following. All are of one device, but `parameters`, `tokens_a_step` and
+`tokens_per_second`, which are of all devices together:
 
 - memory: XLA's `memory_analysis` of each program, and the arrays that are in memory while it runs
   without being its arguments;
-- collectives, bytes of main memory and custom kernels: the compiled text (`hlo`, `memory`), in
-  which a loop's body counts as many times as it runs; XLA's `cost_analysis` counts it once;
+- collectives and bytes of main memory: the compiled text (`hlo`, `memory`), in which a loop's body
+  counts as many times as it runs; XLA's `cost_analysis` counts it once;
+- custom kernels: the calls that stand in the compiled text; one inside a loop counts once;
 - operations: computed from shapes, including those inside attention kernels. The model's operations
   (`flops.step_flops`), which MFU is about, are for tokens without padding; the executed operations
   include padding and what rematerialisation computes again;

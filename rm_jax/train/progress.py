@@ -19,9 +19,10 @@ class Signals:
     self._old = {}
 
   def __enter__(self):
-    # Python allows handlers in the main thread only; in another thread (a notebook's worker)
-    # signals do what they did before. With several processes a signal may reach only one of them;
-    # then JAX handles it and tells the others (`asked_to_stop` in parallel/hosts.py).
+    # Python allows signal handlers in the main thread only; in another thread (a notebook's worker)
+    # both signals do what they did before. With several processes a SIGTERM may reach only one of
+    # them, so JAX's preemption service handles it and tells the others (`asked_to_stop` in
+    # parallel/hosts.py); SIGINT then does what it did before.
     alone = jax.process_count() == 1
     if alone and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):

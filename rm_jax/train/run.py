@@ -215,7 +215,8 @@ class Run:
     step_moments = None
     if self.objective.decorrelation:
       parts = [compiled.moments(self.state, batch, bits) for batch, bits in micros]
-      # Not `sum`, whose initial 0 would be a transfer from the host.
+      # Not `sum`, which begins with Python's 0: adding that to an array is a transfer from the
+      # host, which the loop forbids during a step (`jax.transfer_guard` in train/loop.py).
       step_moments = functools.reduce(jnp.add, parts)
     for batch, bits in micros:
       gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, step_moments)

@@ -140,9 +140,11 @@ def differences(there: dict[str, Any], config: ml_collections.ConfigDict) -> lis
 
   Args:
     there: the finished run's config.json.
-    config: before `resolve`. Fields that it leaves automatic are not compared, since equal other
-      fields give equal automatic values. The run's length is compared by train.steps if the config
-      sets them, and by train.epochs if not.
+    config: before or after `resolve`. A field that it leaves automatic is not compared, because
+      config.json has its value filled in and does not say whether that was automatic or set. To
+      compare such fields too, pass the config resolved for the same number of groups. The run's
+      length is compared by train.steps if the config sets it, else by train.epochs. The mesh,
+      train.keep and data.cache are not compared.
   """
   saved, wanted = flat(there), flat(plain(config))
   may_change = [prefix for prefix in _MAY_CHANGE if prefix not in _LENGTH]

@@ -38,17 +38,20 @@ def pairs(
 
   Args:
     scores: for each example float [K], of its responses.
-    examples: those that are pairs or rankings are used.
+    examples: of any kind. Comparisons are taken from the pairs and rankings among them; `zero` and
+      `spread` are over the responses of all of them.
     seed: of the split into halves, and of the bootstrap.
 
   Returns:
     {n: comparisons in the half on which errors are measured, fitted_on: comparisons in the other,
     temperature, interval: of the temperature,
     before: {ece, brier, nll: in nats, reliability} at T = 1, after: the same at the fitted T,
-    sources: name -> {temperature, interval, spread: standard deviation of the scores, n},
+    sources: name -> {temperature, interval: fitted on all comparisons of that source, spread:
+    standard deviation of the scores of all its responses, n: its comparisons},
     zero: figure of the mean score of all responses, with `reference`: names of the sources,
     position: a sentence that says why position bias is not measured}.
-    temperature and after are None, with `why`, if no T fits.
+    temperature and after are None, with `why`, if no T fits. A fit also has `undefined`, the number
+    of resamples without a fit, and `why_no_interval` where it has no interval.
 
   Raises:
     ValueError: no comparison, or fewer than 2 conversations.

@@ -7,8 +7,9 @@ quality.
 
 Preferences determine a score only up to an offset for each prompt. Over all responses together the
 offsets may hide a preference for length, or feign one if prompts with higher scores have longer
-answers. So wherever responses to the same prompt were compared, the findings (`says`) are about
-differences within pairs, and about all responses together only if there are no pairs.
+answers. So the findings on measures (in `says`) are about differences within pairs wherever a
+correlation within pairs can be computed, which takes pairs from two conversations or more, and
+otherwise about all responses together. The last finding, `top_low`, is always about all responses.
 
 What can be identified depends on what is known of quality. With true rewards or ratings, the
 partial correlation says how far the score follows the measure beyond quality. With preferences
@@ -19,15 +20,17 @@ the label changes the score at equal measures, and the slope how much the measur
 equal label. How much better the chosen response is remains unknown. If longer chosen responses are
 better by more, the slope contains a part of that.
 
-The correlation with noise is not exactly 0, and of several measures the largest may look real. So a
-measure is named only if its correlation is strong and significant in a permutation test, in which
-each conversation's contribution to the correlation gets a random sign. If score and measure are
+The correlation with noise is not exactly 0, and of several measures the largest may look real. So
+`says` states that the score follows a measure only if the correlation is strong, and significant in
+a permutation test, in which each conversation's contribution to the correlation gets a random sign;
+of a strong one that is not significant it says that it cannot tell. If score and measure are
 unrelated, random signs do not change the distribution of the correlation; and one sign for each
 conversation keeps dependent responses together. The p-values of all measures are adjusted by Holm's
-method. With fewer than 20 conversations no measure is named.
+method. With fewer than 20 conversations nothing is said of any measure.
 
 Holm (1979), A simple sequentially rejective multiple test procedure. Kline and Santos (2012), A
-score based approach to wild bootstrap inference (random signs of clusters' scores).
+score based approach to wild bootstrap inference (random signs of each cluster's term of the
+estimating equation, which they call its score).
 Kendall (1942), Partial rank correlation; here Spearman's. Singhal et al. (2023), A long way to go:
 investigating length correlations in RLHF.
 """
