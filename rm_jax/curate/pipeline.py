@@ -302,17 +302,23 @@ def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
       detail += f", similarity {match.similarity:.3f}{_but(match)}"
     goes = options.duplicates == "drop" and not match.differs
     (ledger.drop if goes else ledger.note)(kept[match.index], reason, detail)
+  # What contradicts an example also contradicts its copies. Where these are dropped, they are gone.
+  copies: dict[int, list[int]] = {}
+  if options.duplicates == "keep":
+    for match in [*found.exact, *found.near]:
+      if not match.differs:
+        copies.setdefault(match.of, []).append(match.index)
   gone: set[int] = set()
   for match in found.reversed:
-    for mine, other in ((match.index, match.of), (match.of, match.index)):
+    later, earlier = ([i, *copies.get(i, ())] for i in (match.index, match.of))
+    sides = [(mine, match.of) for mine in later] + [(mine, match.index) for mine in earlier]
+    for mine, other in sides:
       detail = f"{examples[other].origin} has the same prompt and responses, the label reversed"
       if match.similarity < 1:
         detail += f" (similarity {match.similarity:.3f}{_but(match)})"
       # 'keep_first' keeps the earlier of the two. A row may contradict several others, but is to be
       # dropped once.
-      goes = options.reversed == "drop_both" or (
-        options.reversed == "keep_first" and mine == match.index
-      )
+      goes = options.reversed == "drop_both" or (options.reversed == "keep_first" and mine in later)
       if not goes or match.differs:
         ledger.note(kept[mine], "contradicted", detail)
       elif mine not in gone:

@@ -190,6 +190,32 @@ def test_a_row_that_contradicts_two_goes_once(policy):
   assert sorted(gone) == (["f:0", "f:1", "f:2"] if policy == "drop_both" else ["f:1", "f:2"])
 
 
+@pytest.mark.parametrize(
+  ("options", "dropped"),
+  [
+    ({"reversed": "drop_both"}, {"f:0": "contradictory", "f:1": "exact_duplicate"}),
+    (
+      {"reversed": "drop_both", "duplicates": "keep"},
+      dict.fromkeys(("f:0", "f:1"), "contradictory"),
+    ),
+    ({"reversed": "keep_first", "duplicates": "keep"}, {}),
+  ],
+)
+def test_what_contradicts_a_row_contradicts_its_copies(options, dropped):
+  """Copies that are kept do not escape: they have the label that is contradicted too."""
+  sides = [("a", "b"), ("a", "b"), ("b", "a"), ("c", "d")]
+  book = ledgers.Ledger(
+    [{"prompt": "p", "chosen": x, "rejected": y} for x, y in sides],
+    [
+      Example("p", pair, (1.0, 0.0), origin=f"f:{i}", conversation="p")
+      for i, pair in enumerate(sides)
+    ],
+  )
+  report = pipeline.curate(book, pipeline.Options(allow_large_drop=True, **options))
+  found = {e["origin"]: e["reason"] for e in report["listed"]["dropped"]}
+  assert found == {**dropped, "f:2": "contradictory"}
+
+
 def test_early_parting_is_noted_or_dropped(tmp_path):
   hi = "\n\nHuman: hi\n\nAssistant: "
   row = {"chosen": f"{hi}a\n\nHuman: c\n\nAssistant: d", "rejected": f"{hi}b"}
