@@ -14,6 +14,15 @@ import ml_collections
 
 from configs import base
 
+MEASURES = (
+  "validation.best_of.accuracy",
+  "validation.auroc",
+  "auroc.value",
+  "best_of.accuracy",
+  "train.wall_seconds",
+  "train.peak_memory_bytes",
+)
+
 
 def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
@@ -28,3 +37,33 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.epochs = 2.0
   c.train.log_every = 5
   return c
+
+
+def sweep() -> dict[str, dict]:
+  """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
+  aside = {"data.validation": 0.15, "train.best": "best_of.accuracy", "train.eval_every": 20}
+  mini = {
+    "model.pretrained": "sentence-transformers/all-MiniLM-L6-v2",
+    "model.layers": 0,
+    "model.frozen_layers": 0,
+    "model.pooling": "mean",
+    "data.max_length": 512,
+    "optimizer.learning_rate": 5e-5,
+  }
+  settings = {
+    "loss/bce": {},
+    "loss/logistic, within a question": {"loss.outcome": "logistic"},
+    "loss/listnet, within a question": {"loss.outcome": "listnet"},
+    "backbone/SmolLM2, 6 of 20 layers": {},
+    "backbone/SmolLM2, 6 of 30 layers": {"model.layers": 30, "model.frozen_layers": 24},
+    "backbone/MiniLM": mini,
+    "rate/1e-4": {},
+    "rate/3e-5": {"optimizer.learning_rate": 3e-5},
+    "rate/3e-4": {"optimizer.learning_rate": 3e-4},
+    "epochs/2": {},
+    "epochs/4": {"train.epochs": 4.0},
+    "data/100 %": {},
+    "data/50 %": {"data.fraction": 0.5},
+    "data/25 %": {"data.fraction": 0.25},
+  }
+  return {name: aside | changes for name, changes in settings.items()}

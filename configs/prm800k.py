@@ -12,6 +12,14 @@ import ml_collections
 
 from configs import base
 
+MEASURES = (
+  "validation.auroc",
+  "auroc.value",
+  "first_error.accuracy",
+  "train.wall_seconds",
+  "train.peak_memory_bytes",
+)
+
 
 def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
@@ -27,3 +35,23 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.epochs = 2.0
   c.train.log_every = 5
   return c
+
+
+def sweep() -> dict[str, dict]:
+  """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
+  aside = {"data.validation": 0.15, "train.best": "auroc", "train.eval_every": 15}
+  settings = {
+    "backbone/SmolLM2, 4 of 16 layers": {},
+    "backbone/SmolLM2, 6 of 20 layers": {"model.layers": 20, "model.frozen_layers": 14},
+    "pooling/last token": {},
+    "pooling/mean of the step": {"model.pooling": "mean"},
+    "rate/1e-4": {},
+    "rate/3e-5": {"optimizer.learning_rate": 3e-5},
+    "rate/3e-4": {"optimizer.learning_rate": 3e-4},
+    "epochs/2": {},
+    "epochs/4": {"train.epochs": 4.0},
+    "data/100 %": {},
+    "data/50 %": {"data.fraction": 0.5},
+    "data/25 %": {"data.fraction": 0.25},
+  }
+  return {name: aside | changes for name, changes in settings.items()}

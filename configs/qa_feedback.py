@@ -14,6 +14,15 @@ import ml_collections
 
 from configs import base
 
+MEASURES = (
+  "validation.accuracy",
+  "validation.loss",
+  "accuracy",
+  "kendall.value",
+  "train.wall_seconds",
+  "train.peak_memory_bytes",
+)
+
 
 def get_config() -> ml_collections.ConfigDict:
   c = base.get_config()
@@ -30,3 +39,36 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.epochs = 2.0
   c.train.log_every = 5
   return c
+
+
+def sweep() -> dict[str, dict]:
+  """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
+  aside = {"data.validation": 0.15, "train.best": "accuracy", "train.eval_every": 10}
+  mini = {
+    "model.pretrained": "sentence-transformers/all-MiniLM-L6-v2",
+    "model.layers": 0,
+    "model.frozen_layers": 0,
+    "model.pooling": "mean",
+    "data.max_length": 512,
+    "optimizer.learning_rate": 5e-5,
+  }
+  more = {"train.epochs": 4.0}
+  settings = {
+    "backbone/SmolLM2, 4 of 16 layers": {},
+    "backbone/SmolLM2, 6 of 20 layers": {"model.layers": 20, "model.frozen_layers": 14},
+    "backbone/MiniLM": mini,
+    "pooling/last token": {},
+    "pooling/mean of the response": {"model.pooling": "mean"},
+    "rate/1e-4": {},
+    "rate/3e-5": {"optimizer.learning_rate": 3e-5},
+    "rate/3e-4": {"optimizer.learning_rate": 3e-4},
+    "epochs/2": {},
+    "epochs/4": more,
+    "loss/davidson": {},
+    "loss/logistic": {"loss.ranking": "logistic"},
+    "loss/rao_kupper": {"loss.ranking": "rao_kupper"},
+    "data/100 %": {},
+    "data/50 %": {"data.fraction": 0.5},
+    "data/25 %": {"data.fraction": 0.25},
+  }
+  return {name: aside | changes for name, changes in settings.items()}

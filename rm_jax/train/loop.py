@@ -302,7 +302,7 @@ class _Loop:
     if not self.judged[split].groups or any(x["step"] == step for x in lines):
       return
     found = self._evaluate(split, self.run.state.all_params())
-    short, mark = _short(found.report, sources=split == SPLIT), ""
+    short, mark = _short(found.report, whole=split == SPLIT), ""
     if split == "heldout":
       self.report, self.scores = found.report, found.scores
     elif self.best and self.best.keep(self.run.state, short, lines):
@@ -397,8 +397,8 @@ class _Loop:
     return evaluate.evaluate(scores, examples, self.run.model.network.head.attributes, outputs)
 
 
-def _short(report: dict[str, Any], *, sources: bool = False) -> dict[str, Any]:
-  """The figures of a report that metrics.jsonl has, and, where asked for, those of each source."""
+def _short(report: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
+  """The figures of a report that metrics.jsonl has; `whole` adds those by source and by solution."""
   names = (
     "accuracy",
     "interval",
@@ -413,8 +413,8 @@ def _short(report: dict[str, Any], *, sources: bool = False) -> dict[str, Any]:
     "why",
   )
   out = {name: report[name] for name in names if name in report}
-  if sources and "sources" in report:
-    out["sources"] = report["sources"]
+  if whole:
+    out |= {name: report[name] for name in ("sources", "best_of", "first_error") if name in report}
   if "objectives" in report:
     out["objectives"] = {name: _short(one) for name, one in report["objectives"].items()}
   return out
