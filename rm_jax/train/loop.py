@@ -398,7 +398,7 @@ class _Loop:
 
 
 def _short(report: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
-  """The figures of a report that metrics.jsonl has; `whole` adds those by source and by solution."""
+  """The figures of a report that metrics.jsonl has; `whole` adds those by source and solution."""
   names = (
     "accuracy",
     "interval",
