@@ -44,7 +44,7 @@ MESH_HELP = (
 COLUMNS_HELP = (
   "Where columns have other names: ours=theirs, as 'prompt=question,chosen=answers.0.text'."
 )
-DTYPES = ("float32", "bfloat16", "float16")  # values of the flag --dtype
+DTYPES = ("float32", "bfloat16", "float16")  # values of --dtype of score, evaluate and audit
 
 _FLAG_PARSERS = {"absl", "ml_collections"}
 

@@ -58,8 +58,8 @@ def compared(example: Example) -> list[tuple[int, int]]:
   if count <= 2 * _OTHERS + 1:
     asked = itertools.permutations(range(count), 2)
   else:
-    # The responses stand in a random circle, and each is compared with those that are 8 drawn
-    # distances further along it. Every response then takes part in exactly 16 comparisons.
+    # The responses stand in a random circle, and each is compared with the 8 responses that stand
+    # at 8 randomly drawn distances further along it. So each takes part in exactly 16 comparisons.
     rng = np.random.default_rng(count)
     ring = rng.permutation(count).tolist()
     steps = rng.choice(np.arange(1, (count - 1) // 2 + 1), _OTHERS, replace=False).tolist()

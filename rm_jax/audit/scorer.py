@@ -176,7 +176,7 @@ class Scorer:
     return self.model.attributes
 
   def attribute_scores(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """(scores of each attribute, their weights in the reward), float32 [N, A]; not cached."""
+    """(each attribute's scores, the attributes' weights), float32 [N, A] both; not cached."""
     distinct, at = distinct_rows(rows)
     asked = [_asked(row) for row in distinct]
     scores_NA = self.model.score_attributes(asked, progress=self.progress)

@@ -279,8 +279,8 @@ def biases(judgements: Judgements) -> dict[str, dict[str, Any]]:
     }
     for what, side_N in (("position", ones_N), ("length", longer_N), ("formatting", heavier_N)):
       at = np.flatnonzero(mine & (side_N != 0))
-      # Credit is 1 where the chosen response is the first one, the longer one or the one with more
-      # Markdown marks, else 0.
+      # For position, length and formatting in turn: credit is 1 where the chosen response is the
+      # first one, the longer one, the one with more Markdown marks; else 0.
       credit_NA = np.where(side_N[:, None] > 0, first_NA, 1 - first_NA)
       entry = share(credit_NA[at, a], [judgements.clusters[i] for i in at])
       entry["beyond_others"] = _beyond(credit_NA, chose_NA, at, a, judgements.clusters)

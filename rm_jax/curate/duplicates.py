@@ -65,7 +65,7 @@ class Duplicates:
       its earlier example is not itself in `exact`, nor in `near` with a `differs` of ''.
     reversed: examples with an earlier example's prompt and responses, equal or near, but with the
       other response chosen: the two contradict each other. Examples in `exact`, or in `near` with a
-      `differs` of '', are left out, because as duplicates they are dropped anyway.
+      `differs` of '', are left out: what contradicts the example that they repeat contradicts them.
   """
 
   exact: list[Match]
@@ -128,8 +128,8 @@ def find_duplicates(
       [dataclasses.replace(m, index=single[m.index], of=single[m.of]) for m in found]
       for found in search.run(progress)
     )
-  # A near duplicate is dropped anyway, so it needs no contradiction. The example that it repeats
-  # stays, and may still contradict another one.
+  # A near duplicate need not be reported as a contradiction: what contradicts the example that it
+  # repeats contradicts it too (see `pipeline`, which drops it or takes it along).
   gone = {m.index for m in near if not m.differs}
   reversed_of = {}
   for (prompt, chosen, rejected), i in first.items():
@@ -166,7 +166,8 @@ class _Texts:
 
   Args:
     part: the texts.
-    document: int64, the document of each distinct text (see `template_tokens`).
+    document: int64, the document of each distinct text: a prompt with all its responses is one (see
+      `template_tokens`).
     n: number of tokens of a shingle.
   """
 

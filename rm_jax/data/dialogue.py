@@ -194,8 +194,8 @@ def _collapsed(text: str) -> str:
 def parse_dialogue(text: str) -> tuple[Message, ...]:
   """Splits a dialogue in Anthropic's raw form into messages.
 
-  Every byte is kept: '\\n\\nHuman: {content}' and '\\n\\nAssistant: {content}', joined, are `text`.
-  One role may speak twice in a row and a turn may be empty, because both occur in HH-RLHF.
+  Every character is kept: '\\n\\nHuman: {content}' and '\\n\\nAssistant: {content}', joined, are
+  `text`. One role may speak twice in a row and a turn may be empty, because both occur in HH-RLHF.
 
   Raises:
     RowError: malformed_dialogue, if the dialogue does not start with a Human turn and end with an

@@ -425,7 +425,7 @@ class Resampling:
       yield np.stack([np.bincount(d, minlength=self.count) for d in block]).astype(np.float64)
 
   def rows(self) -> Iterator[np.ndarray]:
-    """Yields the rows of each replicate, int64, one cluster after the other."""
+    """Yields the row indices of each replicate, int64, one cluster after the other."""
     order = np.argsort(self.cluster_N, kind="stable")
     size_C = np.bincount(self.cluster_N, minlength=self.count)
     start_C = np.cumsum(size_C) - size_C

@@ -44,7 +44,7 @@ def _visible(group_BT: jax.Array, branch_BT: jax.Array, *, causal: bool) -> jax.
 
 
 def visible_at(batch: Batch, at_BM: jax.Array, *, causal: bool) -> jax.Array:
-  """Which columns the columns `at_BM` see, bool [B, M, T]: some rows of `visible`."""
+  """`visible` for the queries at the columns `at_BM` alone: bool [B, M, T]."""
   group_BM, branch_BM = columns(batch.group, at_BM), columns(batch.branch, at_BM)
   return _sees(group_BM, branch_BM, at_BM, batch.group, batch.branch, causal=causal)
 
@@ -238,7 +238,7 @@ class RowAttention(Attention):
 
   def _attend_scaled(self, q_BMNH, k_BMKH, v_BMKH, *, cap, sliding_window, dropout, key):
     if self.kernel != "xla":
-      # `kernels.choose` does not choose a fused kernel for a network that breaks one of these.
+      # `kernels.choose` chooses no fused kernel for a network that breaks a condition below.
       assert self.causal, self.kernel
       assert cap is None, self.kernel
       assert sliding_window is None, self.kernel

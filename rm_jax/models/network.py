@@ -236,7 +236,7 @@ class Network:
 
     The prompt's state is None without a gate. In a decoder it is the hidden state of the prompt's
     last token. In an encoder all hidden states have read the response too, so it is the mean of the
-    prompt's embeddings. The last hidden states, [B, T, D], are None where the last layer computed
+    outputs of the embedding layer over the prompt. The last hidden states, [B, T, D], are None where the last layer computed
     only what is read, which it does where it can (`reads_marks_alone`) unless `whole`.
     """
     shape = len(batch.marks), -1
@@ -262,7 +262,7 @@ class Network:
     return h_BMD, prompt_BMD, h_BTD
 
   def _prompt_means(self, modules: _Modules, batch: Batch, ends_BM: jax.Array) -> jax.Array:
-    """Means of an encoder's embeddings over the prompt of each mark, float32 [B, M, D]."""
+    """Means over each mark's prompt of an encoder's embedding layer, float32 [B, M, D]."""
     # A mark's sequence has no shared part in an encoder, and begins at position 0.
     first_BM = ends_BM - jnp.take_along_axis(batch.position, ends_BM, axis=1)
     return span_means(modules.backbone.embedded(batch), first_BM, ends_BM)

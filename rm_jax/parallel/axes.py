@@ -178,8 +178,8 @@ def gather_layer(layer: Any, dtype: Any) -> Any:
 
   Args:
     layer: pytree of one layer's parameters, without an axis of layers.
-    dtype: compute dtype. Kernels and biases are cast to it before they are sent, which in bfloat16
-      halves the bytes; the linear maps would cast them anyway.
+    dtype: compute dtype. Kernels and biases of linear maps, and LoRA's matrices, are cast to it
+      before they are sent, which in bfloat16 halves the bytes; the maps would cast them anyway.
   """
   if not _is_sharded():
     return layer

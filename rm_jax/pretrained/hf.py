@@ -165,8 +165,8 @@ def load_params(
   wanted = {path: [actual(n) for n in hf_names(network, path)] for path in flat}
   flat = {path: leaf for path, leaf in flat.items() if wanted[path]}
   head = [path for path in flat if path.startswith("head/")]
-  # Without the output layer a checkpoint has no head, though a pre-trained BERT has a pooler,
-  # which is read. With it, all tensors of the head have to be there.
+  # A checkpoint without the output layer has no head. It may still have a pooler, as a pre-trained
+  # BERT has, and then that is read. With the output layer all tensors of the head must be there.
   missing = []
   if not any(name in names for path in head if "/out/" in path for name in wanted[path]):
     missing = [path for path in head if not names.keys() >= set(wanted[path])]

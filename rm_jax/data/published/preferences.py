@@ -56,7 +56,7 @@ def _helpsteer3(row: Row, origin: str) -> Example:
 
   `overall_preference` is negative where response 1 is better and positive where response 2 is: 3
   much better, 2 better, 1 slightly better; 0 is a tie. Its size is the margin. The annotators'
-  `score`s in `individual_preference`, of the same sign, are kept as `judges`.
+  `score`s in `individual_preference`, of the same sign, are kept as `judges`, by their sign alone.
   """
   strength = choice_of(row["overall_preference"], _STRENGTHS, "overall_preference", _STRENGTH)
   sides = answered(row["response1"], "response1"), answered(row["response2"], "response2")

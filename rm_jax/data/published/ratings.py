@@ -1,4 +1,4 @@
-"""Formats of data sets with several responses to a prompt, or with a response's ratings."""
+"""Formats of data sets with several responses to a prompt, or with ratings of single responses."""
 
 import hashlib
 import itertools
