@@ -236,8 +236,9 @@ class Network:
 
     The prompt's state is None without a gate. In a decoder it is the hidden state of the prompt's
     last token. In an encoder all hidden states have read the response too, so it is the mean of the
-    outputs of the embedding layer over the prompt. The last hidden states, [B, T, D], are None where the last layer computed
-    only what is read, which it does where it can (`reads_marks_alone`) unless `whole`.
+    outputs of the embedding layer over the prompt. The last hidden states, [B, T, D], are None
+    where the last layer computed only what is read, which it does where it can
+    (`reads_marks_alone`) unless `whole`.
     """
     shape = len(batch.marks), -1
     marks_BM = batch.marks.reshape(shape)
