@@ -37,6 +37,9 @@ def get_config() -> ml_collections.ConfigDict:
   # padding, is that of a decoder that is a sequence classifier already. '' = the architecture's
   # usual one, or the one that the checkpoint's head was trained with.
   c.model.pooling = ""
+  # How the scores of a solution's steps are read: 'own', each by itself; or the solution's up to
+  # each step, by the least score so far ('min') or the product of the probabilities ('product').
+  c.model.steps = "own"
   c.model.layers = 0  # keep this many layers, from the lowest up, and drop the rest; 0 = all
   c.model.frozen_layers = 0  # this many lowest layers, and the embedding, are not trained
   # Run the frozen layers once over the data and keep their output in memory, instead of running

@@ -15,6 +15,7 @@ from rm_jax.data import formats
 from rm_jax.data.choose import sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.heldout.evaluate import evaluate, summary_table
+from rm_jax.losses.process import SO_FAR
 from rm_jax.storage.files import write_json
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
@@ -35,6 +36,13 @@ EOS = flags.DEFINE_enum(
   ("", "append", "none"),
   "EOS behind a response; '' = as saved with the model, else none (docs/exports.md).",
 )
+STEPS = flags.DEFINE_enum(
+  "steps",
+  "",
+  ("", *SO_FAR),
+  "How scores of steps are read: each by itself ('own'), or of the solution up to the step, by the "
+  "least score so far ('min') or the product of the probabilities; '' = as saved with the model.",
+)
 # Earlier versions called --output --out, and --limit --sample.
 flags.DEFINE_alias("out", "output")
 flags.DEFINE_alias("sample", "limit")
@@ -51,7 +59,11 @@ def main() -> None:
     examples = without(examples, seen, EXCLUDE.value, report)
   examples = sampled(examples, LIMIT.value, report)
   model = RewardModel.from_pretrained(
-    MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
+    MODEL.value,
+    dtype=DTYPE.value,
+    chat_template=CHAT_TEMPLATE.value,
+    eos=EOS.value,
+    steps=STEPS.value,
   )
   groups, examples = model.text_model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:

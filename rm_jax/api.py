@@ -93,6 +93,7 @@ class RewardModel:
     max_length: int = 0,
     chat_template: str = "",
     eos: str = "",
+    steps: str = "",
     mesh: Mapping[str, int] | None = None,
   ) -> "RewardModel":
     """Loads a model that has a reward head.
@@ -107,6 +108,9 @@ class RewardModel:
       eos: 'append' adds EOS to every text that does not end in it, 'none' never adds it; '' = as
         saved, else 'none'. TRL's RewardTrainer appends EOS to strings and not to messages, and its
         checkpoint does not record which of them it was trained on (see docs/exports.md).
+      steps: how the scores of a solution's steps are read: 'own', 'min' or 'product', see
+        `losses.process.so_far`; '' = as saved, else 'own'. A model that was trained on labels that
+        stop at the first error is read with 'product' where every step after one counts as wrong.
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices; by default all are on 'data'.
 
     Raises:
@@ -125,6 +129,8 @@ class RewardModel:
     head = _head(source)
     if head.outputs != 1 and not head.ensemble and not head.attributes:
       raise InputError(f"{name}: its head has {head.outputs} outputs; a reward has one")
+    if steps:
+      head = dataclasses.replace(head, steps=steps)
     convention = convention_for(
       source.config, source.record, tokenizer, eos=eos or "none", max_length=max_length
     )

@@ -14,6 +14,7 @@ from rm_jax.api import _rows_by_prompt
 from rm_jax.batch.group import tokenise
 from rm_jax.batch.tokenise import Tokens
 from rm_jax.data.report import DataError, Report
+from rm_jax.errors import InputError
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.hf import WeightsError, export_params
 from rm_jax.pretrained.source import save_folder
@@ -193,6 +194,38 @@ def test_steps_are_scored_as_they_are_trained(model):
   first = np.concatenate(model.score_steps(start))
   np.testing.assert_allclose(first, [s[0] for s in steps], rtol=0, atol=1e-5)
   assert model.score_steps([]) == []
+
+
+@pytest.mark.parametrize("how", ["min", "product"])
+def test_steps_are_read_as_the_solution_so_far(model, how, tmp_path):
+  rows = solutions(seed=2)
+  own = decoder(model).score_steps(rows)
+  network = dataclasses.replace(
+    model.text_model.network, head=dataclasses.replace(model.text_model.network.head, steps=how)
+  )
+  read = RewardModel(
+    dataclasses.replace(model.text_model, network=network), model.params, model.mesh
+  )
+  for scores, each in zip(read.score_steps(rows), own, strict=True):
+    log_p = -np.log1p(np.exp(-each.astype(np.float64))).cumsum()
+    expected = {
+      "min": np.minimum.accumulate(each),
+      "product": log_p - np.log(-np.expm1(log_p)),
+    }[how]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+  # A response that is scored as a whole has one mark, which is read as it is.
+  plain = rows_of(prompts=2, each=1)
+  np.testing.assert_allclose(read.score(plain), model.score(plain), rtol=0, atol=1e-5)
+  # It is saved with the model, and another reading can be asked for.
+  read.save_pretrained(tmp_path)
+  again = RewardModel.from_pretrained(tmp_path)
+  np.testing.assert_array_equal(
+    np.concatenate(again.score_steps(rows)), np.concatenate(read.score_steps(rows))
+  )
+  as_own = RewardModel.from_pretrained(tmp_path, steps="own").score_steps(rows)
+  np.testing.assert_allclose(np.concatenate(as_own), np.concatenate(own), rtol=0, atol=1e-5)
+  with pytest.raises(InputError, match="steps is 'mean'; expected one of own, min, product"):
+    RewardModel.from_pretrained(tmp_path, steps="mean")
 
 
 def test_a_solution_has_one_score(model):

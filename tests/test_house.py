@@ -55,7 +55,7 @@ MAY_IMPORT = {
   **{room: {"types"} for room in FUNCTIONS - {"types"}},
   "shaping": {"types", "metrics"},
   "data": {"types", "storage"},
-  "models": {"types", "parallel"},
+  "models": {"types", "parallel", "losses"},
   "batch": {"types", "data", "storage"},
   "pretrained": {"types", "models", "storage"},
   "reward": MODEL - {"reward"},

@@ -24,6 +24,7 @@ from rm_jax.losses.pointwise import cross_entropy, real_labels
 
 STEPS = ("all", "last", "first_error")
 HOW = ("min", "product", "mean", "last")
+SO_FAR = ("own", "min", "product")
 
 
 def process(
@@ -115,6 +116,53 @@ def aggregate(
   if how == "product":
     return jnp.sum(jnp.where(mine_RK, jax.nn.log_sigmoid(steps_RK), 0.0), axis=-1), some_R
   return mean_by(steps_RK, mine_RK.astype(jnp.float32), (-1,)), some_R
+
+
+def so_far(
+  scores: jax.Array,
+  *,
+  where: jax.Array,
+  response: jax.Array,
+  how: Literal["own", "min", "product"] = "product",
+) -> jax.Array:
+  """The score of each solution up to and including each of its steps.
+
+    own: s_t;  min: min s_i over i ≤ t;  product: logit of Π σ(s_i) over i ≤ t
+
+  Labels that stop at the first error, as those of PRM800K do, teach whether a step is right where
+  all before it are: P(right up to t) is then the product of the steps' probabilities (Lightman et
+  al. 2023, appendix F, score whole solutions by it). Labels that go on after an error teach either
+  the step itself (PRMBench) or the solution up to it (BIG-Bench Mistake).
+
+  Args:
+    scores: float [..., K], log-odds.
+    where: bool [..., K], True at marks and False at padding.
+    response: int [..., K], the response that the step belongs to; its steps are in order.
+    how: see above.
+
+  Returns:
+    float32 [..., K], log-odds; 0 at padding. Where a response has one mark it is the score itself,
+    in "product" to within rounding for scores of −15 to 15; beyond, they are limited.
+
+  Raises:
+    ValueError: `how` is unknown, or a shape does not fit.
+  """
+  if how not in SO_FAR:
+    raise ValueError(f"how is {how!r}; expected one of {', '.join(SO_FAR)}")
+  scores = real_scores(scores, scores, where)
+  if how == "own":
+    return scores
+  check_shape("response", response, where.shape)
+  itself = jnp.broadcast_to(jnp.eye(where.shape[-1], dtype=bool), (*where.shape, where.shape[-1]))
+  until_KK = (_earlier(response, where) | itself) & where[..., None, :]
+  steps_KK = jnp.broadcast_to(scores[..., None, :], until_KK.shape)
+  if how == "min":
+    least = jnp.min(steps_KK, axis=-1, where=until_KK, initial=jnp.inf)
+    return jnp.where(where, least, 0.0)
+  log_p = jnp.sum(jnp.where(until_KK, jax.nn.log_sigmoid(steps_KK), 0.0), axis=-1)
+  # 1 - p is rounded to 0 where p is near 1, and p to 0 where log p is below -88.
+  log_p = jnp.clip(log_p, -80.0, -1e-7)
+  return jnp.where(where, log_p - jnp.log(-jnp.expm1(log_p)), 0.0)
 
 
 def _earlier(response: jax.Array, where: jax.Array) -> jax.Array:

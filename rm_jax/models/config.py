@@ -5,6 +5,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from rm_jax.errors import InputError
+from rm_jax.losses.process import SO_FAR
 from rm_jax.models.layers import activation
 
 
@@ -149,6 +150,8 @@ class HeadConfig:
     gate: the weights are not the mix but a softmax of the prompt's own state, so that each prompt
       has its own (Wang et al. 2024, "Interpretable Preferences via Multi-Objective Reward Modeling
       and Mixture-of-Experts", ArmoRM's gating layer).
+    steps: how the scores of a solution's steps are read, as `losses.process.so_far` says: 'own',
+      'min' or 'product'. Where a response has one mark, it has no part.
     bias: of the output layer.
     pooler: whether a dense layer of the model's width with `activation` precedes the output layer
       (as in BERT).
@@ -167,9 +170,10 @@ class HeadConfig:
   activation: str = "tanh"
   dropout: float = 0.0
   gate: bool = False
+  steps: str = "own"
 
   def __repr__(self) -> str:
-    return _stable_repr(self, {"gate"}, {})
+    return _stable_repr(self, {"gate", "steps"}, {})
 
   def __post_init__(self):
     for name in ("attributes", "mix"):  # JSON has no tuples
@@ -185,5 +189,7 @@ class HeadConfig:
         f"head: attributes {self.attributes}, mix {self.mix}, {self.outputs} outputs, ensemble "
         f"{self.ensemble}; expected a name and a weight for each output, or neither"
       )
+    if self.steps not in SO_FAR:
+      raise InputError(f"head: steps is {self.steps!r}; expected one of {', '.join(SO_FAR)}")
     if self.gate and count < 2:
       raise InputError(f"head: a gate over attributes {self.attributes}; expected two or more")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rm_jax.errors import InputError
+from rm_jax.losses.process import so_far
 from rm_jax.models.attention import columns
 from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
 from rm_jax.models.decoder import Decoder
@@ -284,6 +285,12 @@ class Network:
       scores_BMA = jnp.concatenate(parts, axis=-1)
     scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
     scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
+    if self.head.steps != "own":
+      whole = {
+        name: jnp.broadcast_to(getattr(batch, name), scores_ABGK.shape)
+        for name in ("where", "response")
+      }
+      scores_ABGK = so_far(scores_ABGK, how=self.head.steps, **whole)
     # With one attribute the axis A stays: `reward` sums over it.
     one = scores_ABGK.shape[0] == 1 and not self.head.attributes
     return scores_ABGK[0] if one else scores_ABGK

@@ -91,6 +91,11 @@ def build_network(
   if c.get("gate", False) and not config.optimizer.mix_rate:
     raise InputError("model.gate is True and optimizer.mix_rate is 0: the gate would not learn")
   head = _head(c, hf_config, source)
+  # Configs of older runs do not have the field. A checkpoint's own reading stays, unless another
+  # one is asked for.
+  if (steps := c.get("steps", "own")) == "own" and source is not None:
+    steps = source.record.get("head", {}).get("steps", "own")
+  head = dataclasses.replace(head, steps=steps)
   attention = "xla"
   if mesh is not None:
     device = mesh.devices.flat[0]

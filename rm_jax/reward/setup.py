@@ -107,8 +107,10 @@ class TextModel:
       # again has the record that it had.
       del convention["bos"]
     head = dataclasses.asdict(self.network.head)
-    if not head["gate"]:
-      del head["gate"]  # Likewise: a record without the field means False.
+    # Likewise: a record without these fields has their defaults.
+    for name, default in (("gate", False), ("steps", "own")):
+      if head[name] == default:
+        del head[name]
     record = {
       "convention": convention,
       "head": head,

@@ -17,6 +17,7 @@ import numpy as np
 from rm_jax.data.columns import Given
 from rm_jax.data.formats import FORMATS, check_columns
 from rm_jax.errors import InputError
+from rm_jax.losses.process import SO_FAR
 from rm_jax.models.layers import REMAT
 from rm_jax.models.lora import MAPS
 from rm_jax.train.optimizer import make_optimizer, make_schedule
@@ -97,6 +98,7 @@ FIELDS: dict[str, Rule] = {
   "model.chat_template": _TEXT,
   "model.eos": _one_of(("auto", "append", "none")),
   "model.pooling": _one_of(("", "last", "first", "mean", "hf")),
+  "model.steps": _one_of(SO_FAR),
   "model.layers": _COUNT,
   "model.frozen_layers": _COUNT,
   "model.keep_features": _SWITCH,

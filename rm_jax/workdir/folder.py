@@ -39,6 +39,7 @@ _BEFORE: dict[str, Any] = {
   "data.validation": 0.0,
   "model.attention": "auto",
   "model.gate": False,
+  "model.steps": "own",
   "train.best": "",
   "train.patience": 0,
 }
