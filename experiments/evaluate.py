@@ -15,8 +15,9 @@ from rm_jax.data import formats
 from rm_jax.data.choose import sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.heldout.evaluate import evaluate, summary_table
+from rm_jax.heldout.shown import as_text
 from rm_jax.losses.process import SO_FAR
-from rm_jax.storage.files import write_json
+from rm_jax.storage.files import write_atomically, write_json
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
 DATA = flags.DEFINE_string("data", None, "File, folder or hub id of feedback of any kind.")
@@ -43,6 +44,10 @@ STEPS = flags.DEFINE_enum(
   "How scores of steps are read: each by itself ('own'), or of the solution up to the step, by the "
   "least score so far ('min') or the product of the probabilities; '' = as saved with the model.",
 )
+EXAMPLES = flags.DEFINE_integer(
+  "examples", 0, "Pairs to write as text to examples.md: so many that the model gets right, and so "
+  "many wrong, drawn at random; 0 = none.", 0
+)  # fmt: skip
 # Earlier versions called --output --out, and --limit --sample.
 flags.DEFINE_alias("out", "output")
 flags.DEFINE_alias("sample", "limit")
@@ -77,6 +82,8 @@ def main() -> None:
   cut = sum(g.cut > 0 for g in groups)
   data = {"kept": report.kept, "dropped": dict(sorted(report.dropped.items())), "prompts_cut": cut}
   write_json(folder / "report.json", {"heldout": out, "data": data})
+  if EXAMPLES.value:
+    write_atomically(folder / "examples.md", as_text(scores, examples, EXAMPLES.value))
   print(summary_table(out))
   print(report)
   if cut:

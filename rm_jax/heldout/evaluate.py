@@ -187,7 +187,8 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
     {accuracy, interval, n, ties, conversations, loss (Bradley & Terry's, nats), margin (mean score
     difference), baselines: {random, longest, shortest} accuracies, paired: {baseline: {difference,
     interval}} of accuracies on the same pairs, sources: {source: {accuracy, interval, n,
-    best_length_rule}}, and best_reachable, the true reward's accuracy, if all examples have a
+    best_length_rule: {rule, accuracy, difference, interval: of the model's accuracy minus the
+    rule's}}}, and best_reachable, the true reward's accuracy, if all examples have a
     `truth`}.
     Equal scores count half. Intervals are 95 %, with conversations as clusters; with too few
     conversations they are None, and `why` says so. Without pairs all figures are None.
@@ -219,8 +220,14 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   for source in sorted(set(sources)):
     here = np.flatnonzero(sources == source)
     best = max(("longest", "shortest"), key=lambda name: rules[name][here].mean())
-    entry = intervals.accuracy(credit[here], [clusters[i] for i in here])
-    entry["best_length_rule"] = {"rule": best, "accuracy": float(rules[best][here].mean())}
+    mine = [clusters[i] for i in here]
+    entry = intervals.accuracy(credit[here], mine)
+    entry["best_length_rule"] = {
+      "rule": best,
+      "accuracy": float(rules[best][here].mean()),
+      # The better rule is chosen on these pairs, so that the difference is rather too small.
+      **intervals.paired(credit[here], rules[best][here], mine),
+    }
     report["sources"][source] = entry
   return report
 
@@ -318,6 +325,8 @@ def summary_table(report: dict[str, Any]) -> str:
       lines.append(
         f"  {source:{width}} {_valued(one, 'accuracy')} on {one['n']} pairs; "
         f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
+        # Reports of earlier versions have no difference.
+        + (f", {_valued(rule, 'difference', '+.3f')} to it" if rule.get("interval") else "")
       )
   for name, one in report.get("objectives", {}).items():
     lines.append(f"  {name}, by its own scores: {summary_line(one)}")

@@ -37,7 +37,9 @@ def test_accuracy_baselines_and_best_reachable():
   nll = [math.log1p(math.exp(-d)) for d in (1, 1, 0, -3)]
   assert report["loss"] == pytest.approx(sum(nll) / 4)
   assert report["sources"]["b"]["n"] == 2
-  assert report["sources"]["b"]["best_length_rule"] == {"rule": "longest", "accuracy": 0.75}
+  rule = report["sources"]["b"]["best_length_rule"]
+  assert (rule["rule"], rule["accuracy"], rule["difference"]) == ("longest", 0.75, 0.25 - 0.75)
+  assert rule["interval"] is None  # of two conversations
   assert "best reachable 0.625" in summary_line(report)
 
 
@@ -55,6 +57,19 @@ def test_the_table_has_every_baseline_and_every_source_with_its_length_rule():
   )
   none = "1.000 [no interval: 1 conversation: an interval wants 5] on 1 pairs"
   assert none in next(line for line in table if line.startswith("  alone"))
+
+
+def test_the_difference_to_a_sources_length_rule_is_paired():
+  many = [example(i, "long one", "x", source=s) for i, s in enumerate("ab" * 10)]
+  scores = [np.asarray([1.0, 0.0]) if i % 4 else np.asarray([0.0, 1.0]) for i in range(20)]
+  report = pair_report(scores, many)
+  rule = report["sources"]["a"]["best_length_rule"]
+  assert (rule["rule"], rule["accuracy"], rule["difference"]) == ("longest", 1.0, -0.5)
+  assert rule["interval"][0] < -0.5 < rule["interval"][1] < 0
+  line = next(x for x in summary_table(report).splitlines() if x.startswith("  a "))
+  assert "best length rule: longest 1.000, -0.500 [" in line
+  del rule["interval"], rule["difference"]  # as reports of earlier versions are
+  assert summary_table(report).count("to it") == 1
 
 
 def test_without_truth_nothing_is_said_of_the_best():
