@@ -57,9 +57,10 @@ class Settings:
 
 
 class Attempts:
-  """Calls functions and turns their errors into reasons.
+  """Calls functions; of one that fails the result is {why: the error}.
 
-  An audit takes hours, so an unforeseen error in one part must not cost the others.
+  It fails if it raises, or returns what JSON cannot hold. An audit can take long, so an unforeseen
+  error in one part must not cost the others.
 
   Attributes:
     failed: {name of a call that failed: its error}.

@@ -298,9 +298,9 @@ class TextEncoder:
   def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
     """Cuts to `max_length`: the prompt's oldest turns, then its oldest tokens, then the response's.
 
-    The end of the response always stays, and so does BOS. The opening (BOS and, of messages, the
-    system turns and the header of the turn that is left) stays unless it and the response are too
-    long together.
+    The end of the response always stays, and so does a BOS of the tokenizer's own. The opening (BOS
+    and, of messages, the system turns and the header of the turn that is left) stays unless it and
+    the response are too long together.
 
     Returns:
       (ids, number of leading ids that are the prompt's).
@@ -328,8 +328,9 @@ class TextEncoder:
       return ids, prompt
     if prompt - opening >= excess:
       return np.concatenate([ids[:opening], ids[opening + excess :]]), prompt - excess
-    # The opening and the response are too long together: keep BOS, if there is one, and the last
-    # tokens of the whole, which may still have tokens of the prompt before the response.
+    # The opening and the response are too long together: keep the BOS that the tokenizer itself
+    # puts before a text, if it does and there is room for one more token, and the last tokens of
+    # the whole. These may begin with the end of the prompt.
     keep = min(common_prefix([ids, self._opening]), limit - 1)
     kept = np.concatenate([ids[:keep], ids[len(ids) - (limit - keep) :]])
     return kept, max(keep, limit - (len(ids) - prompt))

@@ -172,10 +172,11 @@ def check_response(response: Text, column: str) -> None:
 
 
 def conversation_of(prompt: Text) -> str:
-  """The key of a prompt's conversation: its first human turn, with white space collapsed.
+  """The key of a prompt's conversation: its first human turn that has text, or else all of it.
 
-  Prompts that share the key are parts of one conversation, so they go to the same split. The first
-  human turn of a string is what follows 'Human:', if the string has that form, else all of it.
+  White space is collapsed. Prompts with the same key count as one conversation and go to the same
+  split. Of a string that begins with 'Human:' only the turn behind it, up to the next 'Human:' or
+  'Assistant:', is looked at; any other string is its own key.
   """
   if isinstance(prompt, str):
     match = _FIRST_HUMAN.match(prompt)

@@ -206,8 +206,10 @@ class Network:
     """Scores at the marks, float32 [B, G, K]; 0 where not `batch.where`.
 
     A mark's score is read from its column, or from the mean of the columns `batch.starts` to its
-    own. Where the head has members or attributes, each output's: [A, B, G, K]. Where it has a gate,
-    the logarithms of the weights that it gives to the A attributes follow them: [2 A, B, G, K].
+    own. Where `head.steps` is 'min' or 'product', the score of a step is then that of its solution
+    so far. Where the head has members or attributes, each output's: [A, B, G, K]. Where it has a
+    gate, the logarithms of the weights that it gives to the A attributes follow them:
+    [2 A, B, G, K].
 
     Args:
       params: nested dict.
@@ -279,18 +281,21 @@ class Network:
     key: jax.Array | None = None,
   ) -> jax.Array:
     """Scores as of `apply`, of what the head reads."""
-    scores_BMA = modules.head(h_BMD, key=key)
-    if self.head.gate:
-      parts = [scores_BMA, modules.head.log_weights(prompt_BMD)]
-      scores_BMA = jnp.concatenate(parts, axis=-1)
-    scores_ABGK = jnp.moveaxis(scores_BMA, -1, 0).reshape(-1, *batch.marks.shape)
-    scores_ABGK = jnp.where(batch.where, scores_ABGK, 0.0)
+
+    def outputs(values_BMA):
+      values_ABGK = jnp.moveaxis(values_BMA, -1, 0).reshape(-1, *batch.marks.shape)
+      return jnp.where(batch.where, values_ABGK, 0.0)
+
+    scores_ABGK = outputs(modules.head(h_BMD, key=key))
     if self.head.steps != "own":
       whole = {
         name: jnp.broadcast_to(getattr(batch, name), scores_ABGK.shape)
         for name in ("where", "response")
       }
       scores_ABGK = so_far(scores_ABGK, how=self.head.steps, **whole)
+    if self.head.gate:
+      weights_ABGK = outputs(modules.head.log_weights(prompt_BMD))
+      scores_ABGK = jnp.concatenate([scores_ABGK, weights_ABGK])
     # With one attribute the axis A stays: `reward` sums over it.
     one = scores_ABGK.shape[0] == 1 and not self.head.attributes
     return scores_ABGK[0] if one else scores_ABGK

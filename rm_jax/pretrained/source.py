@@ -261,7 +261,7 @@ def _check_tokenizer_files(path: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-  """An error of another library, on one line and shortened."""
+  """The text of an error on one line, cut after 300 characters; its class if it has no text."""
   said = " ".join(str(error).split()) or type(error).__name__
   return said if len(said) <= 300 else said[:300] + " ..."
 

@@ -169,7 +169,11 @@ class Run:
     return place_whole(zero_window(len(self.sources)), self.mesh)
 
   def skipped(self) -> int:
-    """Number of steps so far that were skipped because their gradient or loss was not finite."""
+    """Number of steps so far that were skipped because something in them was not finite.
+
+    That is the loss, another sum of the metrics, the moments of decorrelation, or the gradient's
+    norm: see `step.checked` and `step.make_apply`.
+    """
     done, seen = jax.device_get((self.state.step, applied(self.state.optimizer)))
     return int(done) - int(seen)
 

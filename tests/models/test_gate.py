@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from rm_jax.batch.group import Group
 from rm_jax.batch.layout import Packing, need, pack, plan
 from rm_jax.batch.pack import assemble
 from rm_jax.errors import InputError
@@ -118,6 +119,28 @@ def test_the_gate_does_not_train_the_backbone(arch):
   gradient = quick_jit(jax.grad(lambda p: jnp.sum(network.apply(p, batch)[2] ** 2)))(params)
   assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradient["backbone"]))
   assert np.abs(gradient["head"]["gating"]["kernel"]).max() > 0
+
+
+def test_steps_are_read_so_far_and_weights_are_not():
+  network = gated("llama")
+  params = random_params(network)
+  group = Group(
+    ids=(np.arange(12, dtype=np.int32) % VOCAB,),
+    shared=0,
+    marks=np.asarray([6, 9, 11], np.int32),
+    response=np.zeros(3, np.int32),
+    labels=np.zeros(3, np.float32),
+    length=np.full(3, 8, np.int32),
+    kind="step",
+  )
+  packing = Packing(share=False, pack=False, cells=512)
+  (micro,) = pack([0], [need(group, packing)], plan([group], 1, packing))
+  batch, _ = assemble(micro, [group], packing=packing, fields=frozenset(network.needs))
+  least = dataclasses.replace(network, head=dataclasses.replace(network.head, steps="min"))
+  own, read = (np.asarray(quick_jit(n.apply)(params, batch))[:, 0, 0, :3] for n in (network, least))
+  np.testing.assert_allclose(read[:2], np.minimum.accumulate(own[:2], axis=1), atol=1e-5)
+  assert np.ptp(own[:2], axis=1).min() > 0.01
+  np.testing.assert_allclose(read[2:], own[2:], atol=1e-5)
 
 
 def test_a_gate_needs_something_to_weigh():

@@ -7,9 +7,10 @@ quality.
 
 Preferences determine a score only up to an offset for each prompt. Over all responses together the
 offsets may hide a preference for length, or feign one if prompts with higher scores have longer
-answers. So the findings on measures (in `says`) are about differences within pairs wherever a
-correlation within pairs can be computed, which takes pairs from two conversations or more, and
-otherwise about all responses together. The last finding, `top_low`, is always about all responses.
+answers. If the correlation within pairs can be computed for at least one measure, which takes pairs
+from two conversations or more, all findings on measures (in `says`) are about differences within
+pairs, and a measure that has none there is not mentioned. Otherwise all are about all responses
+together. The last finding, `top_low`, is always about all responses.
 
 What can be identified depends on what is known of quality. With true rewards or ratings, the
 partial correlation says how far the score follows the measure beyond quality. With preferences
@@ -24,9 +25,10 @@ The correlation with noise is not exactly 0, and of several measures the largest
 `says` states that the score follows a measure only if the correlation is strong, and significant in
 a permutation test, in which each conversation's contribution to the correlation gets a random sign;
 of a strong one that is not significant it says that it cannot tell. If score and measure are
-unrelated, random signs do not change the distribution of the correlation; and one sign for each
-conversation keeps dependent responses together. The p-values of all measures are adjusted by Holm's
-method. With fewer than 20 conversations nothing is said of any measure.
+unrelated and there are many conversations, random signs hardly change the correlation's
+distribution; and one sign for each conversation keeps dependent responses together. The p-values of
+all measures are adjusted by Holm's method. With fewer than 20 conversations nothing is said of any
+measure.
 
 Holm (1979), A simple sequentially rejective multiple test procedure. Kline and Santos (2012), A
 score based approach to wild bootstrap inference (random signs of each cluster's term of the
