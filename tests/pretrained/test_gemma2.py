@@ -101,11 +101,12 @@ def test_adapters_are_merged_into_the_same_function():
     "down",
   }
   one = unflatten_dict(merged(flat, network.lora), sep="/")
-  scores = [
+  scores, expected = (
     jax.device_get(oracle.scores_of(n)(p, batch, None))
     for n, p in ((network, params), (plain, one))
-  ]
-  np.testing.assert_allclose(*scores, rtol=0, atol=2e-5)
+  )
+  # Relative to the norm: the scores are of order 4 here, and each CPU rounds in its own way.
+  assert np.linalg.norm(scores - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 def test_fresh_norms_multiply_by_one():

@@ -216,9 +216,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(llama_folder, t
 
   nothing = r"rated.jsonl:\d+: feedback on attributes \(.*letter.*\), and the model has none; train"
   refused(nothing, DataError, attributes=())
-  refused("which no row of the training data rates; they have no feedback on", pairs=True)
+  refused("training data rates and no source has as its objective; they have no feed", pairs=True)
   refused(
-    "has tone, which no row .* rates; rated are brevity, letter, other",
+    "has tone, which no row .* its objective; rated are brevity, letter, other",
     attributes=("letter", "tone"),
   )
   refused("feedback on attributes alone", mix_rate=10.0)
