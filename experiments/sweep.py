@@ -78,10 +78,14 @@ class Study:
 def study_of(path: str) -> Study:
   """Reads `sweep()`, `MEASURES` and `pools()` of a config file.
 
+  Args:
+    path: of the file; what follows a ':' is the argument of its `get_config` (as --config has it).
+
   Raises:
     InputError: the file has no sweep(); sweep() is empty; one of the three is of another form; or
       pools() names a setting that sweep() lacks.
   """
+  path = path.partition(":")[0]
   spec = importlib.util.spec_from_file_location("study", path)
   study = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(study)

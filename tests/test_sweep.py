@@ -130,6 +130,12 @@ def test_settings_are_checked_before_the_first_run(tmp_path):
   assert (changed.loss.pair, changed.seed) == ("hinge", 3)
 
 
+def test_a_study_whose_config_takes_an_argument(tmp_path):
+  path = tmp_path / "study.py"
+  path.write_text("def sweep(): return {'a': {}}\n")
+  assert sweep.study_of(f"{path}:/some/data").settings == {"a": {}}
+
+
 def test_pools_are_of_settings_that_there_are(tmp_path):
   path = tmp_path / "study.py"
   path.write_text(
