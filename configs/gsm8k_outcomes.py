@@ -52,10 +52,10 @@ def sweep() -> dict[str, dict]:
   }
   settings = {
     "loss/bce": {},
-    "loss/logistic, within a question": {"loss.outcome": "logistic"},
-    "loss/listnet, within a question": {"loss.outcome": "listnet"},
-    "backbone/SmolLM2, 6 of 20 layers": {},
-    "backbone/SmolLM2, 6 of 30 layers": {"model.layers": 30, "model.frozen_layers": 24},
+    "loss/logistic within a question": {"loss.outcome": "logistic"},
+    "loss/listnet within a question": {"loss.outcome": "listnet"},
+    "backbone/SmolLM2 6 of 20 layers": {},
+    "backbone/SmolLM2 6 of 30 layers": {"model.layers": 30, "model.frozen_layers": 24},
     "backbone/MiniLM": mini,
     "rate/1e-4": {},
     "rate/3e-5": {"optimizer.learning_rate": 3e-5},

@@ -75,10 +75,10 @@ def sweep() -> dict[str, dict]:
   }
   return {
     "objectives/one head": {},
-    "objectives/one head, balanced": balanced,
-    "objectives/two heads, mixed": OBJECTIVES,
-    "objectives/two heads, gate": gate,
-    "objectives/two heads, gate, balanced": gate | balanced,
+    "objectives/one head balanced": balanced,
+    "objectives/two heads mixed": OBJECTIVES,
+    "objectives/two heads and a gate": gate,
+    "objectives/two heads and a gate balanced": gate | balanced,
     "objectives/harmless alone": only(harmless) | {"train.epochs": 2.0},
     "objectives/helpful alone": only(*helpful),
     "parts/all": {},
@@ -110,7 +110,7 @@ def sweep() -> dict[str, dict]:
     "penalty/decorrelation 0.1": gate | {"loss.decorrelation": 0.1},
     "penalty/weight decay 0.1": gate | {"optimizer.weight_decay": 0.1},
     "backbone/MiniLM": gate,
-    "backbone/SmolLM2, 6 of 20 layers": smol | gate,
+    "backbone/SmolLM2 6 of 20 layers": smol | gate,
     "data/100 %": gate,
     "data/50 %": gate | {"data.fraction": 0.5},
     "data/25 %": gate | {"data.fraction": 0.25},

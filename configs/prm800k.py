@@ -41,8 +41,8 @@ def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
   aside = {"data.validation": 0.15, "train.best": "auroc", "train.eval_every": 15}
   settings = {
-    "backbone/SmolLM2, 4 of 16 layers": {},
-    "backbone/SmolLM2, 6 of 20 layers": {"model.layers": 20, "model.frozen_layers": 14},
+    "backbone/SmolLM2 4 of 16 layers": {},
+    "backbone/SmolLM2 6 of 20 layers": {"model.layers": 20, "model.frozen_layers": 14},
     "pooling/last token": {},
     "pooling/mean of the step": {"model.pooling": "mean"},
     "rate/1e-4": {},

@@ -54,8 +54,8 @@ def sweep() -> dict[str, dict]:
   }
   more = {"train.epochs": 4.0}
   settings = {
-    "backbone/SmolLM2, 4 of 16 layers": {},
-    "backbone/SmolLM2, 6 of 20 layers": {"model.layers": 20, "model.frozen_layers": 14},
+    "backbone/SmolLM2 4 of 16 layers": {},
+    "backbone/SmolLM2 6 of 20 layers": {"model.layers": 20, "model.frozen_layers": 14},
     "backbone/MiniLM": mini,
     "pooling/last token": {},
     "pooling/mean of the response": {"model.pooling": "mean"},
