@@ -106,6 +106,9 @@ class _Mode:
 
   def __init__(self, config: Any, mesh: Mesh, model: TextModel, data: TokenDataset, steps: int):
     self.run = Run(config, mesh, model, data)
+    if "reference" in model.network.needs:
+      # Zeros, since no figure of the benchmark depends on them: in training they are kept.
+      self.run.references = [np.zeros(len(g.marks), np.float32) for g in data.groups]
     self.steps = list(range(steps))
     self.turns: list[dict[str, float]] = []
     self.compiled = self._compile()
@@ -190,7 +193,7 @@ def _alone(run: Run) -> bool:
   """Whether the last layer computes its output at marks only (see `models.network`)."""
   network = run.model.network
   with jax.set_mesh(run.mesh):
-    return not run.objective.text and reads_marks_alone(
+    return not (run.objective.text or network.implicit) and reads_marks_alone(
       spans="starts" in run.fields, trained=network.frozen < network.backbone.layers
     )
 
@@ -202,7 +205,13 @@ def _scoring(run: Run, peak: float) -> dict[str, float]:
 
   def score():
     for _ in run_groups(
-      run.model.network, "score", params, groups, mesh=run.mesh, packing=run.packing
+      run.model.network,
+      "score",
+      params,
+      groups,
+      mesh=run.mesh,
+      packing=run.packing,
+      references=run.references,
     ):
       pass
 

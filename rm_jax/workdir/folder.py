@@ -38,7 +38,11 @@ _BEFORE: dict[str, Any] = {
   "data.objectives": "",
   "data.validation": 0.0,
   "model.attention": "auto",
+  "model.beta": 0.1,
   "model.gate": False,
+  "model.normalised": False,
+  "model.reference": "start",
+  "model.reward": "head",
   "train.best": "",
   "train.patience": 0,
 }
