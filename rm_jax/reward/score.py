@@ -81,7 +81,9 @@ def run_groups(
 
   # Optional arrays that do not change a score, such as margins, are left out, so that the same
   # compiled programs serve all data.
-  fields = optional_fields(groups) & {"token_type", "starts"} | network.needs
+  fields = optional_fields(groups) & {"token_type", "starts"}
+  if function != "features":  # which no head reads
+    fields |= network.needs
 
   def prepare(micro):
     batch, index = assemble(
