@@ -222,12 +222,6 @@ def _likelihood_head(c: Any, hf_config: dict[str, Any], source: Source | None) -
       f"{said} and model.pooling {c.pooling!r}: a likelihood is summed over the response up to its "
       f"last token; expected model.pooling='' (and model.normalised=True for a mean), {mend}"
     )
-  if c.reference == "start" and source is None:
-    raise InputError(
-      f"{said}, model.reference 'start', and the weights are random (model.config), which nobody "
-      "could read again to score with the model; expected model.pretrained, a folder in "
-      f"model.reference, or model.reference='none', {mend}"
-    )
   head = LikelihoodHead(c.beta, c.normalised, c.reference != "none", tied_head(hf_config))
   if source is not None and not head.tied:
     check_language_head(source, backbone_config(hf_config), said, mend)

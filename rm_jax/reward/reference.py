@@ -8,6 +8,7 @@ reference, and has its fingerprint; to score, the reference is read again from w
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,10 +103,29 @@ def load_reference(
   return LoadedReference(found, network, unflatten_dict(flat, sep="/"))
 
 
-def check_reference(model: TextModel, name: str) -> None:
-  """Checks a reference before its weights are read; raises as `load_reference`."""
-  source, _ = _language_model(name, "model.reference")
-  _check_ids(model, source, "model.reference")
+def check_reference(config: Any, model: TextModel) -> None:
+  """Checks the reference that a config asks for, before any weights are read.
+
+  Args:
+    config: the `model` part of an experiment's config.
+    model: from `setup.build_model`.
+
+  Raises:
+    InputError: as `load_reference`; or it is the start of random weights.
+  """
+  if "reference" not in model.network.needs:
+    return
+  whose, source = "model.reference", model.source
+  if config.reference != "start":
+    source, _ = _language_model(config.reference, whose)
+  elif source is None:
+    raise InputError(
+      "model.reward is 'implicit', model.reference 'start', and the weights are random "
+      "(model.config), which nobody could read again to score with the model; expected "
+      "model.pretrained, a folder in model.reference, or model.reference='none'"
+    )
+  if config.reference != "start" or config.tokenizer:
+    _check_ids(model, source, whose)
 
 
 def _language_model(name: str, whose: str) -> tuple[Source, DecoderConfig]:

@@ -30,7 +30,7 @@ from rm_jax.models.numerics import precision
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import run_groups
 from rm_jax.reward.setup import TextModel, build_model
-from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
+from rm_jax.speed.flops import forward_flops, head_flops, layer_weights, step_flops, work
 from rm_jax.train.datasets import load_data
 from rm_jax.train.fields import SIZE, check_fields, each
 from rm_jax.train.run import Run
@@ -217,14 +217,13 @@ def _scoring(run: Run, peak: float) -> dict[str, float]:
 
   score()
   seconds, _ = _timed(score)
-  backbone = run.model.network.backbone
-  what = work(groups, share=run.packing.share, causal=run.model.network.causal)
+  network, backbone = run.model.network, run.model.network.backbone
+  what = work(groups, share=run.packing.share, causal=network.causal)
+  flops = forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run))
   return {
     "responses_per_second": sum(len(g.ids) for g in groups) / seconds,
     "tokens_per_second": what.tokens / seconds,
-    "mfu": forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run))
-    / seconds
-    / peak,
+    "mfu": (flops + head_flops(network, what)) / seconds / peak,
   }
 
 

@@ -74,10 +74,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   check_place(workdir)
   model = build_model(config, mesh, earlier=earlier_record(workdir))
   text_penalty.check(config.loss, model)
-  if model.network.needs >= {"reference"}:
-    start = config.model.reference == "start"
-    if not start or config.model.tokenizer:
-      check_reference(model, model.source.name if start else config.model.reference)
+  check_reference(config.model, model)
   data = load_data(config, model)
   shifted_set = load_shifted(config, model, data.heldout)
   config = resolve(config, len(data.train.groups), workdir)
