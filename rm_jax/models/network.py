@@ -24,7 +24,7 @@ from rm_jax.models.kernels import PACKING
 from rm_jax.models.layers import REMAT, activation, linear
 from rm_jax.models.lora import Lora
 from rm_jax.models.numerics import drop
-from rm_jax.parallel.axes import on_one_cpu
+from rm_jax.parallel.axes import gather_layer, on_one_cpu
 from rm_jax.types import Batch
 
 
@@ -249,6 +249,15 @@ class Network:
     """Scores as of `apply`, and the last hidden states that they were read from, [B, T, D]."""
     return self._apply(params, batch, key, whole=True)
 
+  def apply_with_likelihood(
+    self, params: dict, batch: Batch, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores as of `apply`, of a `LikelihoodHead`; what `mark_log_likelihood` gives beside them."""
+    modules = self._bind(params)
+    body_key = None if key is None else jax.random.split(key)[0]
+    both = self._likelihoods(modules, modules.backbone(batch, key=body_key), batch)
+    return self._implicit_rewards(batch, *both), *both
+
   def _apply(
     self, params: dict, batch: Batch, key: jax.Array | None, *, whole: bool
   ) -> tuple[jax.Array, jax.Array | None]:
@@ -256,7 +265,7 @@ class Network:
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
     if self.implicit:
       h_BTD = modules.backbone(batch, key=body_key)
-      return self._implicit_rewards(modules, h_BTD, batch), h_BTD
+      return self._implicit_rewards(batch, *self._likelihoods(modules, h_BTD, batch)), h_BTD
     h_BMD, prompt_BMD, h_BTD = self._pooled(modules, batch, key=body_key, whole=whole)
     return self._scores(modules, h_BMD, prompt_BMD, batch, key=head_key), h_BTD
 
@@ -264,12 +273,15 @@ class Network:
     self, modules: _Modules, h_BTD: jax.Array, batch: Batch
   ) -> tuple[jax.Array, jax.Array]:
     """Log-likelihoods up to the marks, and numbers of tokens, as of `mark_log_likelihood`."""
-    cap = self.backbone.logit_cap
-    return mark_log_likelihood(h_BTD, modules.language_head, batch, cap=cap)
+    # Gathered once, and not for each chunk of tokens whose logits are computed.
+    whole = gather_layer({"lm_head": {"embedding": modules.language_head}}, jnp.float32)
+    head_VD = whole["lm_head"]["embedding"]
+    return mark_log_likelihood(h_BTD, head_VD, batch, cap=self.backbone.logit_cap)
 
-  def _implicit_rewards(self, modules: _Modules, h_BTD: jax.Array, batch: Batch) -> jax.Array:
-    """Scores as of `apply`, of a `LikelihoodHead`."""
-    value_BGK, tokens_BGK = self._likelihoods(modules, h_BTD, batch)
+  def _implicit_rewards(
+    self, batch: Batch, value_BGK: jax.Array, tokens_BGK: jax.Array
+  ) -> jax.Array:
+    """Scores as of `apply`, of a `LikelihoodHead`'s log-likelihoods and numbers of tokens."""
     if self.head.reference:
       if batch.reference is None:
         raise ValueError("batch.reference is None; expected the reference's log-likelihoods")
@@ -387,7 +399,7 @@ class Network:
     modules = self._bind(params)
     h_BMD, prompt_BMD, h_BTD = self._pooled(modules, batch, whole=self.implicit)
     if self.implicit:
-      scores = self._implicit_rewards(modules, h_BTD, batch)
+      scores = self._implicit_rewards(batch, *self._likelihoods(modules, h_BTD, batch))
     else:
       scores = self._scores(modules, h_BMD, prompt_BMD, batch)
     pooled_BGKD = h_BMD.astype(jnp.float32).reshape(*batch.marks.shape, -1)

@@ -6,7 +6,7 @@ penalties, it is reward loss + w · text loss. With w = α / (1 − α) that is 
 by 1 − α; its α = 0.01 is w = 0.0101.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rm_jax.errors import InputError
-from rm_jax.losses.likelihood import response_log_likelihood
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained.config import tied_head
@@ -60,12 +59,14 @@ def check(config: Any, model: TextModel) -> None:
         f"{said}, and a model of type {model.config['model_type']!r} is an encoder, which predicts "
         f"no next token; set model.pretrained to a decoder, {mend}"
       )
+    if model.network.implicit:
+      continue  # its own likelihoods are read, of capped logits too
     if (cap := getattr(model.network.backbone, "logit_cap", None)) is not None:
       raise InputError(
         f"{said}, and the model caps its language-model head's logits at {cap:g}, which the text "
         f"losses do not; set model.pretrained to a model that does not, {mend}"
       )
-    if tied_head(model.config) or model.network.implicit:
+    if tied_head(model.config):
       continue
     if model.source is None:
       raise InputError(
@@ -93,9 +94,9 @@ def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
 def head_of(params: Mapping[str, Any], loss_params: Mapping[str, Any] | None) -> jax.Array:
   """float32 [V, D]: the language-model head.
 
-  It is a parameter of the loss, or of a network whose reward is implicit, or else the embedding.
+  It is a parameter of the loss, or else the embedding.
   """
-  own = (loss_params or {}).get("text") or params.get("lm_head")
+  own = (loss_params or {}).get("text")
   return (own or params["backbone"]["embed"])["embedding"]
 
 
@@ -130,14 +131,15 @@ class TextPenalty:
     return bool(self.weights)
 
   def __call__(
-    self, h_BTD: jax.Array, head_VD: jax.Array, batch: Batch
+    self, batch: Batch, likelihood: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The penalty of each group, and what the metrics need.
 
     Args:
-      h_BTD: the backbone's last hidden states, [B, T, D].
-      head_VD: float [V, D], from `head_of`.
-      batch: with `previous`.
+      batch: the labels.
+      likelihood: from a bool [B, G, K], the responses that are asked for, to their log-likelihoods
+        and their numbers of tokens, float32 [B, G, K] both (`response_log_likelihood`). What it
+        gives for others is not read.
 
     Returns:
       (penalty float32 [B, G]; log-likelihood a token of the best response float32 [B, G], the mean
@@ -148,7 +150,7 @@ class TextPenalty:
     # Pairs and rankings have one mark a response, so marks and responses have the same index.
     where_BGK = batch.where & ordered_BG[..., None]
     best_BGK = best(batch.labels, where_BGK)
-    log_likelihood_BGK, tokens_BGK = response_log_likelihood(h_BTD, head_VD, batch, best_BGK)
+    log_likelihood_BGK, tokens_BGK = likelihood(best_BGK)
     options = dict(labels=batch.labels, where=where_BGK)
     mean_BG = text_sft(log_likelihood_BGK, tokens=tokens_BGK, **options)
     penalty_BG = self.weights.get("text_sft", 0.0) * mean_BG

@@ -4,7 +4,6 @@ import gzip
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -87,9 +86,9 @@ def config_of(model, file, *, steps, batch, **fields):
   return c
 
 
-def ours_and_theirs(config, runs, model, reference, rows, tmp_path):
-  """Our run's lines, and TRL's of each of `runs`, which read the rows in our order."""
-  file = tmp_path / "pairs.jsonl"
+def runs_of_trl(config, runs, model, reference, rows, tmp_path):
+  """The steps of each of TRL's runs, which read the rows in our order."""
+  file = tmp_path / "rows.jsonl"
   groups, _ = build_model(config).tokenise(formats.load(str(file), report=Report()), Report())
   everything, size = [np.arange(len(rows))], config.data.batch_groups
   order = np.concatenate(
@@ -139,31 +138,54 @@ LOSSES = {
     {"loss.pair": f"ipo(tau={BETA})", "model.normalised": True},
     {"loss_type": "ipo"},
   ),
+  "SimPO": (
+    {"loss.pair": "logistic(margin=0.2)", "model.normalised": True, "model.reference": "none"},
+    {"trainer": "cpo", "loss_type": "simpo", "simpo_gamma": 0.2, "cpo_alpha": 0.0},
+  ),
 }
+OUTCOMES = {
+  "KTO with a reference point of 0": (
+    {"loss.outcome": "kto(desirable=1.5, undesirable=0.7)"},
+    {
+      "trainer": "kto",
+      "loss_type": "apo_zero_unpaired",
+      "desirable_weight": 1.5,
+      "undesirable_weight": 0.7,
+    },
+  ),
+}
+
+
+def one_step(case, losses, rows, llama_folder, tmp_path):
+  """All rows in one step, relative to other weights than the model's own."""
+  assert len(rows) == PAIRS
+  model = CASES[case][1](tmp_path / "model", llama_folder)
+  reference = other_weights(model, tmp_path / "reference")
+  file = write(tmp_path / "rows.jsonl", rows)
+  configs = [
+    config_of(model, file, steps=1, batch=PAIRS, **{"model.reference": str(reference)} | mine)
+    for mine, _ in losses.values()
+  ]
+  steps = {"per_device_train_batch_size": PAIRS, "max_steps": 1, "trainer": "dpo", "beta": BETA}
+  runs = [TRL | steps | options for _, options in losses.values()]
+  theirs = runs_of_trl(configs[0], runs, model, reference, rows, tmp_path)
+  for i, (name, config, trl) in enumerate(zip(losses, configs, theirs, strict=True)):
+    compare(f"{case}, {name}", lines_of(config, tmp_path / f"run{i}"), trl, 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_those_of_trl(case, llama_folder, tmp_path):
-  """64 pairs in one step, relative to other weights than the model's own."""
-  make_rows, make_model = CASES[case]
-  rows = list(make_rows())[:PAIRS]
-  assert len(rows) == PAIRS
-  model = make_model(tmp_path / "model", llama_folder)
-  reference = other_weights(model, tmp_path / "reference")
-  file = write(tmp_path / "pairs.jsonl", rows)
-  fields = {"model.reference": str(reference)}
-  configs = [
-    config_of(model, file, steps=1, batch=PAIRS, **fields, **mine) for mine, _ in LOSSES.values()
+  one_step(case, LOSSES, list(CASES[case][0]())[:PAIRS], llama_folder, tmp_path)
+
+
+def test_unpaired_outcomes_are_those_of_trl(llama_folder, tmp_path):
+  case = "HH-RLHF, TinyStories"
+  rows = [
+    {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+    for row in dialogues()[: PAIRS // 2]
+    for side in SIDES
   ]
-  runs = [
-    TRL | {"per_device_train_batch_size": PAIRS, "max_steps": 1, "beta": BETA} | options
-    for _, options in LOSSES.values()
-  ]
-  theirs = ours_and_theirs(configs[0], runs, model, reference, rows, tmp_path)
-  for name, config, trl in zip(LOSSES, configs, theirs, strict=True):
-    ours = lines_of(config, tmp_path / name.replace(" ", "_"))
-    compare(f"{case}, {name}", ours, trl, 1e-5)
-    jax.clear_caches()
+  one_step(case, OUTCOMES, rows, llama_folder, tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -173,8 +195,8 @@ def test_twenty_steps_are_those_of_trl(case, llama_folder, tmp_path):
   rows = list(make_rows())[: 20 * 8]
   assert len(rows) == 160
   model = make_model(tmp_path / "model", llama_folder)
-  file = write(tmp_path / "pairs.jsonl", rows)
+  file = write(tmp_path / "rows.jsonl", rows)
   config = config_of(model, file, steps=20, batch=8)
-  runs = [TRL | {"beta": BETA}]
-  (theirs,) = ours_and_theirs(config, runs, model, model, rows, tmp_path)
+  runs = [TRL | {"trainer": "dpo", "beta": BETA}]
+  (theirs,) = runs_of_trl(config, runs, model, model, rows, tmp_path)
   compare(case, lines_of(config, tmp_path / "run"), theirs, 1e-4)

@@ -188,9 +188,9 @@ def test_steps_have_the_running_sum():
 
 
 @functools.cache
-def accumulate(network):
+def accumulate(network, text_sft=0.0):
   config = get_config().loss
-  config.ranking = "logistic"
+  config.ranking, config.text_sft = "logistic", text_sft
   objective = Objective(config, {"pair", "ranking", "outcome", "step"})
   return jax.jit(make_accumulate(network, objective, sources=1, dropout=False))
 
@@ -202,9 +202,9 @@ def pairs():
   return [[x[i] for i in mine] for x in (groups, sequences, references)]
 
 
-def step_of(network, params, groups, references, packing, parts=1, mesh=None):
+def step_of(network, params, groups, references, packing, parts=1, mesh=None, **losses):
   """(loss, gradients) of a step, divided by the weight of all groups."""
-  step = accumulate(network)
+  step = accumulate(network, **losses)
   gradients, sums = jax.tree.map(jnp.zeros_like, params), zero_sums(1)
   multiple = 1 if mesh is None else rows_multiple(mesh)
   for batch, _ in batches_of(groups, packing, references, parts=parts, multiple=multiple):
@@ -239,6 +239,27 @@ def test_loss_and_gradient_are_dpos_written_out(case):
   assert loss == pytest.approx(float(value), rel=1e-5)
   assert_same_gradients(gradients, gradient)
   assert np.abs(gradient["backbone/layers/q/kernel"]).max() > 0
+
+
+def test_the_likelihood_of_the_best_response_may_be_kept_up_beside_it():
+  network = CASES["untied"]
+  groups, sequences, references = pairs()
+  flat = [s for one in sequences for s in one]
+
+  def sft(params):
+    log_p = token_log_likelihoods(network, params, flat, jnp)
+    best = list(zip(log_p, flat, strict=True))[::2]
+    return -0.3 * jnp.mean(jnp.stack([x[s.prompt - 1 :].mean() for x, s in best]))
+
+  params = params_of(network)
+  value, gradient = jax.jit(jax.value_and_grad(sft))(params)
+  options = params, groups, references, LAYOUTS["shared"]
+  (with_text, both), (without, alone) = (
+    step_of(network, *options, text_sft=0.3),
+    step_of(network, *options),
+  )
+  assert with_text - without == pytest.approx(float(value), rel=1e-5)
+  assert_same_gradients({p: both[p] - alone[p] for p in alone}, gradient)
 
 
 @pytest.mark.slow
