@@ -332,6 +332,23 @@ def test_checkpoints_without_a_language_model_are_refused(
   refused(config_of(llama_folder, untied, **said), tmp_path, r"headless has no lm_head\.weight")
   said = {"model.reference": str(bert_folder)}
   refused(config_of(llama_folder, untied, **said), tmp_path, r"expected a language model|no such")
+  (tmp_path / "workdir" / "model").mkdir(parents=True)
+  shutil.copy(untied / "config.json", tmp_path / "workdir" / "model")
+  said = {"model.reference": str(tmp_path / "workdir")}
+  refused(
+    config_of(llama_folder, untied, **said), tmp_path, r"workdir, the workdir of a run; expected"
+  )
+  classifier = shutil.copytree(untied, tmp_path / "classifier")
+  said = json.loads((classifier / "config.json").read_text())
+  said["architectures"] = ["LlamaForSequenceClassification"]
+  (classifier / "config.json").write_text(json.dumps(said))
+  refused(
+    config_of(llama_folder, classifier), tmp_path, r"classifier is a classifier, which has a head"
+  )
+  said = {"model.reference": str(classifier)}
+  refused(
+    config_of(llama_folder, untied, **said), tmp_path, r"SequenceClassification.*expected a lang"
+  )
 
 
 def test_a_reference_of_other_ids_is_refused(llama_folder, untied, tmp_path):
