@@ -224,6 +224,7 @@ def _likelihood_head(c: Any, hf_config: dict[str, Any], source: Source | None) -
     )
   head = LikelihoodHead(c.beta, c.normalised, c.reference != "none", tied_head(hf_config))
   if source is not None and not head.tied:
+    mend = f"set model.pretrained to one, {mend}"
     check_language_head(source, backbone_config(hf_config), said, mend)
   return head
 
@@ -235,7 +236,7 @@ def check_language_head(source: Source, backbone: DecoderConfig, said: str, mend
     source: the checkpoint, whose config.json does not tie the head to the embedding.
     backbone: its config.
     said: what asks for the head, for the message.
-    mend: what to set instead, for the message.
+    mend: what to do instead, for the message.
 
   Raises:
     InputError: it has none, or one of another shape.
@@ -244,8 +245,7 @@ def check_language_head(source: Source, backbone: DecoderConfig, said: str, mend
   if LM_HEAD not in reader.names():
     raise InputError(
       f"{said}, and {source.path} has no {LM_HEAD}, though its config.json does not tie it to the "
-      "embedding; expected a language model's checkpoint, which a classifier's is not: set "
-      f"model.pretrained to one, {mend}"
+      f"embedding; expected a language model's checkpoint, which a classifier's is not: {mend}"
     )
   if (found := tuple(reader.shape(LM_HEAD))) != (backbone.vocab, backbone.width):
     raise InputError(

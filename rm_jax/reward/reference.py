@@ -83,11 +83,11 @@ def load_reference(
 
   Raises:
     InputError: it is not there, is no language model, has a tokenizer of other ids than the
-      model's, or is not the one that the record is of.
+      model's, reads shorter texts than it, or is not the one that the record is of.
   """
   whose = "the model's reference" if record else "model.reference"
   source, backbone = _language_model(name, whose)
-  _check_ids(model, source, whose)
+  _check_fit(model, source, backbone, whose)
   head = LikelihoodHead(reference=False, tied=tied_head(source.config))
   network = Network(backbone, head, dtype=model.network.dtype)
   one = TextModel(network, model.tokenizer, model.convention, source.config, source)
@@ -115,9 +115,9 @@ def check_reference(config: Any, model: TextModel) -> None:
   """
   if "reference" not in model.network.needs:
     return
-  whose, source = "model.reference", model.source
+  whose, source, backbone = "model.reference", model.source, model.network.backbone
   if config.reference != "start":
-    source, _ = _language_model(config.reference, whose)
+    source, backbone = _language_model(config.reference, whose)
   elif source is None:
     raise InputError(
       "model.reward is 'implicit', model.reference 'start', and the weights are random "
@@ -125,7 +125,7 @@ def check_reference(config: Any, model: TextModel) -> None:
       "model.pretrained, a folder in model.reference, or model.reference='none'"
     )
   if config.reference != "start" or config.tokenizer:
-    _check_ids(model, source, whose)
+    _check_fit(model, source, backbone, whose)
 
 
 def _language_model(name: str, whose: str) -> tuple[Source, DecoderConfig]:
@@ -145,12 +145,22 @@ def _language_model(name: str, whose: str) -> tuple[Source, DecoderConfig]:
     kind = source.config.get("architectures") or source.config["model_type"]
     raise InputError(f"{whose} is {name}, of {kind}; expected a language model, a decoder")
   if not tied_head(source.config):
-    check_language_head(source, backbone, f"{whose} is {name}", "or name another")
+    check_language_head(source, backbone, f"{whose} is {name}", "name another")
   return source, backbone
 
 
-def _check_ids(model: TextModel, source: Source, whose: str) -> None:
-  """Raises InputError where a reference's tokenizer has other ids than the model's."""
+def _check_fit(model: TextModel, source: Source, backbone: DecoderConfig, whose: str) -> None:
+  """Raises InputError where a reference cannot read the model's tokens.
+
+  Its tokenizer has other ids than the model's, or it has fewer positions than the model's texts
+  may have.
+  """
+  if model.convention.max_length > backbone.max_positions:
+    raise InputError(
+      f"{whose} is {source.name}, which reads {backbone.max_positions} tokens, and the model's "
+      f"texts have up to {model.convention.max_length}; expected a smaller max_length, or another "
+      "reference"
+    )
   ours, theirs = model.tokenizer.get_vocab(), source.tokenizer().get_vocab()
   other = [token for token, i in ours.items() if theirs.get(token) != i]
   if other:

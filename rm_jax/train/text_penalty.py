@@ -74,6 +74,7 @@ def check(config: Any, model: TextModel) -> None:
         "(tie_word_embeddings is not true in config.json), so there is no language to keep; set "
         f"model.pretrained to a language model, {mend}"
       )
+    mend = f"set model.pretrained to one, {mend}"
     check_language_head(model.source, model.network.backbone, said, mend)
 
 

@@ -360,6 +360,16 @@ def test_a_reference_of_other_ids_is_refused(llama_folder, untied, tmp_path):
   refused(config, tmp_path, r"whose tokenizer has other ids than the model's for 1 of 260 tokens")
 
 
+def test_a_reference_that_reads_shorter_texts_is_refused(llama_folder, untied, tmp_path):
+  other = shutil.copytree(untied, tmp_path / "other")
+  said = json.loads((other / "config.json").read_text()) | {"max_position_embeddings": 16}
+  (other / "config.json").write_text(json.dumps(said))
+  config = config_of(llama_folder, untied, **{"model.reference": str(other)})
+  refused(
+    config, tmp_path, r"which reads 16 tokens, and the model's texts have up to 512; expected"
+  )
+
+
 def test_random_weights_may_learn_without_a_reference(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=2)
   config.model.reward, config.model.reference = "implicit", "none"
