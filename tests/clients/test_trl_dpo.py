@@ -35,7 +35,8 @@ def dialogues():
     rows = [json.loads(line) for line in file]
   for row in rows:
     prompts, answers = zip(*(row[side].rsplit("\n\nAssistant:", 1) for side in SIDES), strict=True)
-    alike = prompts[0] != prompts[1] or answers[0] == answers[1] or not all(answers)
+    said = [answer.strip() for answer in answers]
+    alike = prompts[0] != prompts[1] or said[0] == said[1] or not all(said)
     if alike or "Assistant:" in prompts[0] or max(map(len, row.values())) > 300:
       continue
     found.append({"prompt": prompts[0] + "\n\nAssistant:"} | dict(zip(SIDES, answers, strict=True)))
