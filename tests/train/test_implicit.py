@@ -10,10 +10,11 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from rm_jax import RewardModel
-from rm_jax.data.report import DataError
+from rm_jax.data.report import DataError, Report
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines
 from rm_jax.train import loop
+from rm_jax.types import Example
 from tests.train.runs import run, small_config
 from tests.train.test_kinds import outcome
 from tests.train.test_text_penalty import language_model, refused, train_lines
@@ -280,19 +281,18 @@ def test_unpaired_outcomes_are_learned_from(loss, llama_folder, untied, tmp_path
 def test_a_response_without_a_token_of_its_own_is_dropped_and_counted(
   llama_folder, untied, tmp_path
 ):
-  config = config_of(llama_folder, untied, steps=1, **{"model.eos": "none"})
-  rows = read_lines(llama_folder / "train.jsonl")
-  rows[3]["rejected"] = ""
-  path = tmp_path / "pairs.jsonl"
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  config.data.train = str(path)
-  summary = run(config, tmp_path / "run", devices=1)
-  dropped = summary["data"]["dropped"]
-  assert sum(dropped.values()) == 1
-  model = RewardModel.from_pretrained(tmp_path / "run")
-  if "no_likelihood" in dropped:
-    with pytest.raises(DataError, match="row 1: no_likelihood"):
-      model.score([ROWS[0], {"prompt": "ab", "response": ""}])
+  config = config_of(
+    llama_folder, untied, steps=1, **{"model.eos": "none", "model.reference": "none"}
+  )
+  report, model = Report(), build_model(config)
+  examples = [Example("ab", ("a", ""), (1.0, 0.0)), Example("ab", ("a", "b"), (1.0, 0.0))]
+  groups, kept = model.tokenise(examples, report)
+  assert (len(groups), kept) == (1, examples[1:])
+  assert dict(report.dropped) == {"no_likelihood": 1}
+  run(config, tmp_path, devices=1)
+  model = RewardModel.from_pretrained(tmp_path)
+  with pytest.raises(DataError, match="row 1: no_likelihood"):
+    model.score([ROWS[0], {"prompt": "ab", "response": ""}])
 
 
 @pytest.mark.parametrize(
