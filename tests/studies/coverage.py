@@ -45,6 +45,7 @@ COVERS = {
   "accuracy": "accuracy",
   "paired/*": "paired",
   "sources/*": "accuracy",
+  "sources/*/best_length_rule": "paired",
   "baselines": "accuracy",
   "kendall": "lists/within kendall",
   "auroc": "auroc",
