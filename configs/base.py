@@ -40,6 +40,17 @@ def get_config() -> ml_collections.ConfigDict:
   # How the scores of a solution's steps are read: 'own', each by itself; or the solution's up to
   # each step, by the least score so far ('min') or the product of the probabilities ('product').
   c.model.steps = "own"
+  # Where the reward is read: 'head', a new head on the hidden states (or the checkpoint's own), or
+  # 'implicit', the log-ratio of the response's likelihood under the model and under a reference,
+  # times beta: with loss.pair='logistic' that is DPO. docs/training.md has the losses by name.
+  c.model.reward = "head"
+  c.model.beta = 0.1  # the factor of an implicit reward; scores are in units of it
+  # The reference of an implicit reward: 'start', the model as it is before the first step; 'none',
+  # which leaves the likelihood alone; or another language model of the same tokenizer: a folder,
+  # hub id or GGUF file.
+  c.model.reference = "start"
+  # Log-likelihoods of an implicit reward are divided by the response's number of tokens.
+  c.model.normalised = False
   c.model.layers = 0  # keep this many layers, from the lowest up, and drop the rest; 0 = all
   c.model.frozen_layers = 0  # this many lowest layers, and the embedding, are not trained
   # Run the frozen layers once over the data and keep their output in memory, instead of running

@@ -20,12 +20,13 @@ from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
 from rm_jax.errors import InputError
-from rm_jax.models.config import HeadConfig
+from rm_jax.models.config import HeadConfig, LikelihoodHead
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh
-from rm_jax.pretrained.config import backbone_config, head_config
+from rm_jax.pretrained.config import backbone_config, head_config, tied_head
 from rm_jax.pretrained.source import RECORD, Source, open_source, parse, save_folder
 from rm_jax.reward.export import export
+from rm_jax.reward.reference import LoadedReference, load_reference
 from rm_jax.reward.score import (
   default_packing,
   pool_groups,
@@ -34,7 +35,13 @@ from rm_jax.reward.score import (
   solution_scores,
   weigh_groups,
 )
-from rm_jax.reward.setup import TextModel, convention_for, init_params
+from rm_jax.reward.setup import (
+  Reference,
+  TextModel,
+  convention_for,
+  init_params,
+  without_likelihood,
+)
 from rm_jax.reward.setup import chat_template as template_of
 from rm_jax.storage.remote import local
 from rm_jax.types import Example, Text
@@ -70,14 +77,24 @@ class RewardModel:
     text_model: network, tokenizer and convention.
     params: nested dict of arrays on the mesh, as `text_model.network` takes it.
     mesh: the devices.
+    reference: that an implicit reward is relative to; None where the model has none.
 
   `from_pretrained` makes one from files.
   """
 
-  def __init__(self, text_model: TextModel, params: dict, mesh: Mesh):
+  def __init__(
+    self,
+    text_model: TextModel,
+    params: dict,
+    mesh: Mesh,
+    reference: LoadedReference | None = None,
+  ):
+    if ("reference" in text_model.network.needs) != (reference is not None):
+      raise ValueError(f"reference is {reference}; expected one where the network's head has it")
     self.text_model = text_model
     self.params = params
     self.mesh = mesh
+    self.reference = reference
 
   @property
   def attributes(self) -> tuple[str, ...]:
@@ -100,7 +117,8 @@ class RewardModel:
 
     Args:
       name: a run's workdir (its latest checkpoint is read), a folder saved by `save_pretrained`, or
-        a Hugging Face sequence-classification folder or hub id. A classifier of another library is
+        a Hugging Face sequence-classification folder or hub id. If its reward is implicit, the
+        reference that it names is loaded too. A classifier of another library is
         read at the token where transformers reads it, and no EOS is added unless `eos` says so.
       dtype: compute dtype of the backbone; the head computes in float32.
       max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
@@ -115,8 +133,9 @@ class RewardModel:
 
     Raises:
       FileNotFoundError: `name` is not found.
-      ValueError: it has no reward head, or its tensors do not fit the architecture; or
-        `chat_template`, `eos` or `mesh` is not one of the above.
+      ValueError: it has no reward head; or its reward is implicit, and the reference that its
+        record names is not there or has another fingerprint; or its tensors do not fit the
+        architecture; or `chat_template`, `eos` or `mesh` is not one of the above.
       CheckpointError: it is a workdir and no checkpoint in it can be read.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
@@ -126,10 +145,10 @@ class RewardModel:
     source = open_source(str(path / "model" if trained else name))
     tokenizer = source.tokenizer()
     backbone = backbone_config(source.config)
-    head = _head(source)
+    head, reference = _head(source)
     if head.outputs != 1 and not head.ensemble and not head.attributes:
       raise InputError(f"{name}: its head has {head.outputs} outputs; a reward has one")
-    if steps:
+    if steps and isinstance(head, HeadConfig):  # an implicit reward is a running sum already
       head = dataclasses.replace(head, steps=steps)
     convention = convention_for(
       source.config, source.record, tokenizer, eos=eos or "none", max_length=max_length
@@ -145,12 +164,14 @@ class RewardModel:
       config=source.config,
       source=source,
       option="{0} of from_pretrained, or --{0} of a command,",
+      reference=reference,
     )
     text_model.text_encoder()  # raises for a chat template that fails, before weights are read
+    loaded = reference and load_reference(text_model, devices, reference.name, reference)
     if not trained:
       flat = init_params(text_model, devices, jax.random.key(0), training=False)
-      return cls(text_model, unflatten_dict(flat, sep="/"), devices)
-    return cls(*load_run(path, text_model, devices), devices)
+      return cls(text_model, unflatten_dict(flat, sep="/"), devices, loaded)
+    return cls(*load_run(path, text_model, devices), devices, loaded)
 
   def score(
     self,
@@ -368,6 +389,11 @@ class RewardModel:
         raise DataError(f"{origins[i]}: {error}") from error
       if isinstance(tokens[-1], RowError):
         raise DataError(f"{origins[i]}: {tokens[-1].reason}: {tokens[-1].detail}")
+      if self.text_model.network.implicit and without_likelihood(_unlabelled_group(tokens[-1:])):
+        raise DataError(
+          f"{origins[i]}: no_likelihood: the response has no token of its own that a language "
+          "model would predict; expected some text behind the prompt"
+        )
     cut = [one.cut for one in tokens]
     if cuts is not None:
       cuts += cut
@@ -436,6 +462,9 @@ class RewardModel:
   def _run(self, function: Callable, groups: Sequence[Group], progress: str, **options) -> list:
     """Calls `score_groups` or `pool_groups` of `reward.score` with this model."""
     check_vocabulary(groups, self.text_model.network.backbone.vocab)
+    if self.reference:
+      label = progress and f"{progress}, reference"
+      options["references"] = self.reference.likelihoods(groups, self.mesh, progress=label)
     return function(
       self.text_model.network,
       self.params,
@@ -448,6 +477,9 @@ class RewardModel:
 
   def save_pretrained(self, path: str | Path, *, mix: Mapping[str, float] | None = None) -> None:
     """Writes a Hugging Face sequence-classification folder: safetensors, float32, and our record.
+
+    Of a model whose reward is implicit it is a language model's, for AutoModelForCausalLM; the
+    record has β, and the name and the fingerprint of the reference, which is not written.
 
     transformers' AutoModelForSequenceClassification loads it, and its tokenizer adds EOS where the
     model was trained with one. `from_pretrained` loads it too, and reads from the record
@@ -482,12 +514,25 @@ class RewardModel:
     )
 
 
-def _head(source: Source) -> HeadConfig:
-  """The head's config, from our record or else from config.json; without dropout, for scoring."""
+def _head(source: Source) -> tuple[HeadConfig | LikelihoodHead, Reference | None]:
+  """(the head's config, from our record or else from config.json; an implicit reward's reference).
+
+  A head has no dropout, for scoring.
+  """
+  where = f"{source.path / RECORD}: "
+  if "implicit" in source.record:
+    said = source.record["implicit"]
+    if not isinstance(said, dict) or not said.keys() <= {"beta", "normalised", "reference"}:
+      raise InputError(f"{where}implicit is {said!r:.200}; expected beta, normalised, reference")
+    fields = {name: value for name, value in said.items() if name != "reference"}
+    reference = said.get("reference")
+    if reference is not None:
+      reference = parse(Reference, reference, where + "implicit.reference")
+    known = {"reference": reference is not None, "tied": tied_head(source.config)}
+    return parse(LikelihoodHead, fields | known, where + "implicit"), reference
   saved = source.record.get("head")
-  where = f"{source.path / RECORD}: head"
-  head = parse(HeadConfig, saved, where) if saved else head_config(source.config)
-  return dataclasses.replace(head, dropout=0.0)
+  head = parse(HeadConfig, saved, where + "head") if saved else head_config(source.config)
+  return dataclasses.replace(head, dropout=0.0), None
 
 
 class _RowNumbers(Sequence):

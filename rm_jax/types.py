@@ -172,6 +172,8 @@ class Batch:
   # Column whose hidden state predicts this token, for tokens of responses; for a response's first
   # token that is the last column of the prompt. Decoders only, for the likelihood of text.
   previous: Annotated[jax.Array | None, Spec("BT", empty=-1, optional=True)] = None
+  # Log-likelihood of the response up to the mark under the reference of an implicit reward.
+  reference: Annotated[jax.Array | None, Spec("BGK", np.float32, optional=True)] = None
   # Ratings on the model's attributes; NaN where not rated.
   attributes: Annotated[jax.Array | None, Spec("BGKA", np.float32, np.nan, optional=True)] = None
   # Which of the model's attributes the group's judgement is about, -1 = the reward as a whole.

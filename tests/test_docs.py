@@ -272,6 +272,11 @@ SHORT = {
     *TRAIN,
     "--config.data.heldout=0.25",
   ],
+  "experiments.train --config=configs/base.py --workdir=runs/dpo": [
+    *TRAIN,
+    "--config.data.heldout=0.25",
+    "--config.model.reference=none",  # random weights are no start that could be read again
+  ],
   "experiments.train --config=configs/hh_rlhf.py --workdir=runs/loss": [
     *TRAIN,
     "--config.data.heldout=0.25",

@@ -16,9 +16,9 @@ Imports run one way: a room imports rooms below it, and rooms of one floor do no
 
 A room that is declared here does not have to exist. What comes next will live in:
 
-- A reward read from likelihoods (implicit rewards, generative judges): its arrays in `models`, as a
-  head that reads log-probabilities at marks; its text (what is asked, which tokens are the answer)
-  in `reward`. `train` and `api` see scores at marks, as of any head.
+- A generative judge: its arrays in `models`, as a head that reads log-probabilities at marks (the
+  implicit reward is one); its text (what is asked, which tokens are the answer) in `reward`.
+  `train` and `api` see scores at marks, as of any head.
 - A family of models: one record in `pretrained/families/`, with its fields in `models/config.py`.
 - An on-disk store of tokens: in `batch/`, on the files of `storage`.
 - Shaping of scores for RL (normalise, clip, deny lists, limits): `shaping`, numpy functions of

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from rm_jax.api import RewardModel
 from rm_jax.errors import InputError
+from rm_jax.parallel.fingerprint import fingerprint
 from rm_jax.storage.files import home
 from rm_jax.types import Example, Text
-from rm_jax.workdir.checkpoints import fingerprint
 
 log = logging.getLogger(__name__)
 

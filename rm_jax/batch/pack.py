@@ -61,6 +61,7 @@ def assemble(
   sources: Sequence[str] = (),
   features: Sequence[np.ndarray] | None = None,
   members: np.ndarray | None = None,
+  references: Sequence[np.ndarray] | None = None,
 ) -> tuple[Batch, np.ndarray]:
   """Fills a micro-batch's arrays.
 
@@ -74,10 +75,16 @@ def assemble(
     sources: names that `Batch.source` counts by; empty if the metrics do not tell sources apart.
     features: for each group float [columns, D], the activations of its columns (`Batch.hidden`).
     members: float32 [groups, M], the weight of each group for each member (`Batch.members`).
+    references: for each group float32 [marks], the reference's log-likelihoods (`Batch.reference`).
 
   Returns:
     (batch of numpy arrays, int64 [B, G]: index of the group in the data set, -1 = none).
+
+  Raises:
+    ValueError: 'reference' is among the fields, and there are no `references` to fill it with.
   """
+  if "reference" in fields and references is None:
+    raise ValueError("references is None; expected the log-likelihoods of the model's reference")
   shape, names = micro.shape, ALWAYS | fields
   sizes = {"B": shape.rows, "T": shape.columns, "G": shape.groups, "K": shape.marks}
   dtypes = {}
@@ -105,6 +112,8 @@ def assemble(
       }
       if members is not None:
         values["members"] = members[i]
+      if "reference" in fields:
+        values["reference"] = references[i]
       for name, value in values.items():
         if value is not None:
           arrays[name][(b, g, *_where(name, value, len(group.marks)))] = value

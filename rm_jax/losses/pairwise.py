@@ -204,3 +204,29 @@ def exponential(
     margin=margin,
     temperature=temperature,
   )
+
+
+def ipo(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  pairs: jax.Array | None = None,
+  tau: float = 0.1,
+) -> jax.Array:
+  """((D − 1/2) / τ)²: the better response should win by 1/2, and not by more.
+
+  Of implicit rewards r = β · log(π / π_ref) with τ = β (`model.beta`) this is the paper's loss:
+  with h = D / β, the difference of the log-ratios, it is (h − 1 / 2τ)². There τ is the weight of
+  the divergence from the reference. Other trainers divide each log-likelihood by its response's
+  tokens first (TRL's loss_type 'ipo'), which is this loss of rewards with `model.normalised`.
+
+  Args: as in `logistic`, without margins, and
+    tau: τ > 0. Of a head's scores it only scales the loss.
+
+  Returns:
+    float32 [...], mean over the list's comparisons (Azar et al. 2023, "A General Theoretical
+    Paradigm to Understand Learning from Human Preferences", IPO, eq. 17).
+  """
+  check_range("tau", tau, 0.0, float("inf"), open_low=True)
+  return compare(lambda d: jnp.square((d - 0.5) / tau), scores, labels, where=where, pairs=pairs)

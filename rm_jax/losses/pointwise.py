@@ -41,6 +41,9 @@ def bce(
 
     y · −log σ(s) + (1 − y) · −log σ(−s)
 
+  Of implicit rewards this is BCO (Jung et al. 2024) without its shift, a running mean of rewards
+  that BCO subtracts from them.
+
   Args:
     scores: float [..., K], log-odds of a good outcome.
     labels: float [..., K] in [0, 1], 1 is good; values between are probabilities. Clipped to
@@ -53,6 +56,45 @@ def bce(
   scores = real_scores(scores, labels, where)
   labels = jnp.clip(real_labels(labels, where), 0.0, 1.0)
   return mean_where(cross_entropy(scores, labels), where, (-1,))
+
+
+def kto(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+  baseline: float = 0.0,
+  desirable: float = 1.0,
+  undesirable: float = 1.0,
+) -> jax.Array:
+  """What a person with prospect theory's value function loses by an outcome.
+
+    y · λ_D · σ(z₀ − s) + (1 − y) · λ_U · σ(s − z₀)
+
+  Unlike `bce`'s, its gradient vanishes for outcomes that the scores contradict strongly, so that it
+  gives up on labels that are likely to be wrong.
+
+  In the paper s is the implicit reward β · log(π / π_ref), and z₀ is β times the divergence of the
+  model from its reference, estimated at each step from responses paired with other prompts, without
+  a gradient. Here z₀ is a number; with 0, which is its value at the start, this is the variant
+  that TRL calls 'apo_zero_unpaired'.
+
+  Args: as in `bce`, and
+    baseline: z₀, in units of score.
+    desirable, undesirable: λ_D and λ_U, at least 0; the paper advises values with which the good
+      and the bad outcomes of the data weigh about equally.
+
+  Returns:
+    float32 [...], mean over the list's items (Ethayarajh et al. 2024, "KTO: Model Alignment as
+    Prospect Theoretic Optimization", eq. 8, which adds the constant λ_y).
+  """
+  check_range("desirable", desirable, 0.0, float("inf"))
+  check_range("undesirable", undesirable, 0.0, float("inf"))
+  scores = real_scores(scores, labels, where)
+  labels = jnp.clip(real_labels(labels, where), 0.0, 1.0)
+  good = desirable * jax.nn.sigmoid(baseline - scores)
+  bad = undesirable * jax.nn.sigmoid(scores - baseline)
+  return mean_where(labels * good + (1 - labels) * bad, where, (-1,))
 
 
 def mse(

@@ -1,8 +1,9 @@
 """The records that networks are built from. `pretrained.config` reads them from a config.json."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import Any, ClassVar
 
 from rm_jax.errors import InputError
 from rm_jax.losses.process import SO_FAR
@@ -74,7 +75,7 @@ class DecoderConfig:
     init_std: of fresh kernels and embeddings.
     attention_scale: of the logits q · k; None = 1 / sqrt(head_dim).
     attention_cap: the logits of attention become cap · tanh(logit / cap); None = they stay.
-    logit_cap: likewise the logits of the language-model head, which a reward model does not have.
+    logit_cap: likewise the logits of the language-model head, which only an implicit reward reads.
     embed_scale: what the embedding's output is multiplied by.
     norm_offset: norms multiply by norm_offset + scale; 1 where a checkpoint stores scale - 1.
     post_norms: whether attention's output and the feed-forward's are normalised before they are
@@ -193,3 +194,43 @@ class HeadConfig:
       raise InputError(f"head: steps is {self.steps!r}; expected one of {', '.join(SO_FAR)}")
     if self.gate and count < 2:
       raise InputError(f"head: a gate over attributes {self.attributes}; expected two or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodHead:
+  """The language-model head, read as an implicit reward (Rafailov et al. 2023, DPO, eq. 5).
+
+    r(x, y) = β · (log π(y | x) − log π_ref(y | x))
+
+  log π is summed over the response's own tokens up to the mark, EOS included, so that at the steps
+  of a solution it is a running sum (Yuan et al. 2024, "Free Process Rewards without Process
+  Labels"). Only decoders can have it.
+
+  Attributes:
+    beta: β > 0.
+    normalised: the two log-likelihoods are divided by the number of tokens in their sums. Without
+      a reference this is the reward of SimPO (Meng et al. 2024).
+    reference: whether log π_ref is subtracted, which batches then bring (`Batch.reference`); else
+      it counts as 0.
+    tied: whether the language-model head is the embedding. If not, it is a parameter of the network
+      of its own.
+
+  Raises InputError unless β > 0.
+  """
+
+  beta: float = 0.1
+  normalised: bool = False
+  reference: bool = True
+  tied: bool = True
+
+  # What `HeadConfig` calls these: one output, which is the reward.
+  outputs: ClassVar[int] = 1
+  ensemble: ClassVar[bool] = False
+  attributes: ClassVar[tuple[str, ...]] = ()
+  mix: ClassVar[tuple[float, ...]] = ()
+  gate: ClassVar[bool] = False
+  steps: ClassVar[str] = "own"
+
+  def __post_init__(self):
+    if not self.beta > 0 or math.isinf(self.beta):
+      raise InputError(f"model.beta is {self.beta}; expected a finite number above 0")

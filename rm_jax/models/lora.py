@@ -82,8 +82,11 @@ class Adapted(nnx.LinearGeneral):
 
 
 def is_base(path: str) -> bool:
-  """Whether a parameter ('backbone/layers/q/kernel') is the backbone's own and no adapter's."""
-  return path.startswith("backbone/") and not path.endswith(("/lora_a", "/lora_b"))
+  """Whether a parameter ('backbone/layers/q/kernel') is the language model's own and no adapter's.
+
+  The language-model head, where it is a parameter of its own, is part of the base as well.
+  """
+  return path.startswith(("backbone/", "lm_head/")) and not path.endswith(("/lora_a", "/lora_b"))
 
 
 def merged(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The network of a reward model: a backbone, and a head that reads its hidden states at marks.
 
+A reward is read there in one of two ways: by a head of its own (`Head`), or from the likelihood of
+the response up to the mark under the language-model head (`config.LikelihoodHead`).
+
 Shape letters: B rows, T columns (tokens) of a row, G groups a row, K marks a group, M = G K marks
 of a row, D width, A outputs of the head.
 """
@@ -12,16 +15,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rm_jax.errors import InputError
+from rm_jax.losses.likelihood import mark_log_likelihood
 from rm_jax.losses.process import so_far
 from rm_jax.models.attention import columns
-from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
+from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig, LikelihoodHead
 from rm_jax.models.decoder import Decoder
 from rm_jax.models.encoder import Encoder
 from rm_jax.models.kernels import PACKING
 from rm_jax.models.layers import REMAT, activation, linear
 from rm_jax.models.lora import Lora
 from rm_jax.models.numerics import drop
-from rm_jax.parallel.axes import on_one_cpu
+from rm_jax.parallel.axes import gather_layer, on_one_cpu
 from rm_jax.types import Batch
 
 
@@ -123,7 +127,17 @@ class _Modules(nnx.Module):
       self.backbone = Decoder(config, attention=network.attention, **options)
     else:
       self.backbone = Encoder(config, **options)
-    self.head = Head(network.head, config.width, std=config.init_std, rngs=rngs)
+    if not network.implicit:
+      self.head = Head(network.head, config.width, std=config.init_std, rngs=rngs)
+    elif not network.head.tied:
+      init = nnx.initializers.normal(config.init_std)
+      self.lm_head = nnx.Embed(config.vocab, config.width, embedding_init=init, rngs=rngs)
+
+  @property
+  def language_head(self) -> jax.Array:
+    """float32 [V, D]: the language-model head of a network whose reward is implicit."""
+    embed = getattr(self, "lm_head", self.backbone.embed)
+    return embed.embedding[...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +150,7 @@ class Network:
 
   Attributes:
     backbone: config of the decoder or encoder.
-    head: config of the head.
+    head: config of the head; a `LikelihoodHead` is the language-model head.
     frozen: how many of the lowest layers are not trained (see `decoder.Decoder`).
     dtype: of the backbone's compute; parameters and head are float32.
     remat: rematerialisation: 'none', 'minimal' or 'full' (see `layers.run_stack`).
@@ -144,12 +158,12 @@ class Network:
     attention: what a decoder's attention runs on, a name of `kernels.PACKING`, which also says how
       batches are to be packed.
 
-  Raises InputError for a number of frozen layers or a `remat` that is not possible, and ValueError
-  for an unknown `attention`.
+  Raises InputError for a number of frozen layers or a `remat` that is not possible, or an encoder
+  with a `LikelihoodHead`; and ValueError for an unknown `attention`.
   """
 
   backbone: DecoderConfig | EncoderConfig
-  head: HeadConfig
+  head: HeadConfig | LikelihoodHead
   frozen: int = 0
   dtype: str = "float32"
   remat: str = "none"
@@ -166,6 +180,12 @@ class Network:
       raise InputError(f"model.remat is {self.remat!r}; expected one of {', '.join(REMAT)}")
     if self.attention not in PACKING:
       raise ValueError(f"attention is {self.attention!r}; expected one of {', '.join(PACKING)}")
+    if self.implicit and not self.causal:
+      raise InputError(
+        f"model.reward is 'implicit', and a model of type {self.backbone.model_type!r} is an "
+        "encoder, which predicts no next token; set model.pretrained to a decoder, or "
+        "model.reward='head'"
+      )
 
   @property
   def causal(self) -> bool:
@@ -173,8 +193,15 @@ class Network:
     return isinstance(self.backbone, DecoderConfig)
 
   @property
+  def implicit(self) -> bool:
+    """Whether the reward is read from likelihoods."""
+    return isinstance(self.head, LikelihoodHead)
+
+  @property
   def needs(self) -> frozenset[str]:
     """Optional arrays of a batch that the network cannot do without."""
+    if self.implicit:
+      return frozenset({"previous", "reference"} if self.head.reference else {"previous"})
     return frozenset({"prompt_end"} if self.head.gate else ())
 
   # Parameters.
@@ -206,10 +233,10 @@ class Network:
     """Scores at the marks, float32 [B, G, K]; 0 where not `batch.where`.
 
     A mark's score is read from its column, or from the mean of the columns `batch.starts` to its
-    own. Where `head.steps` is 'min' or 'product', the score of a step is then that of its solution
-    so far. Where the head has members or attributes, each output's: [A, B, G, K]. Where it has a
-    gate, the logarithms of the weights that it gives to the A attributes follow them:
-    [2 A, B, G, K].
+    own; or it is the implicit reward of the response up to it (`config.LikelihoodHead`). Where
+    `head.steps` is 'min' or 'product', the score of a step is then that of its solution so far.
+    Where the head has members or attributes, each output's: [A, B, G, K]. Where it has a gate, the
+    logarithms of the weights that it gives to the A attributes follow them: [2 A, B, G, K].
 
     Args:
       params: nested dict.
@@ -224,13 +251,46 @@ class Network:
     """Scores as of `apply`, and the last hidden states that they were read from, [B, T, D]."""
     return self._apply(params, batch, key, whole=True)
 
+  def apply_with_likelihood(
+    self, params: dict, batch: Batch, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores as of `apply`, of a `LikelihoodHead`; what `mark_log_likelihood` gives beside them."""
+    modules = self._bind(params)
+    body_key = None if key is None else jax.random.split(key)[0]
+    both = self._likelihoods(modules, modules.backbone(batch, key=body_key), batch)
+    return self._implicit_rewards(batch, *both), *both
+
   def _apply(
     self, params: dict, batch: Batch, key: jax.Array | None, *, whole: bool
   ) -> tuple[jax.Array, jax.Array | None]:
     modules = self._bind(params)
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
+    if self.implicit:
+      h_BTD = modules.backbone(batch, key=body_key)
+      return self._implicit_rewards(batch, *self._likelihoods(modules, h_BTD, batch)), h_BTD
     h_BMD, prompt_BMD, h_BTD = self._pooled(modules, batch, key=body_key, whole=whole)
     return self._scores(modules, h_BMD, prompt_BMD, batch, key=head_key), h_BTD
+
+  def _likelihoods(
+    self, modules: _Modules, h_BTD: jax.Array, batch: Batch
+  ) -> tuple[jax.Array, jax.Array]:
+    """Log-likelihoods up to the marks, and numbers of tokens, as of `mark_log_likelihood`."""
+    # Gathered once, and not for each chunk of tokens whose logits are computed.
+    whole = gather_layer({"lm_head": {"embedding": modules.language_head}}, jnp.float32)
+    head_VD = whole["lm_head"]["embedding"]
+    return mark_log_likelihood(h_BTD, head_VD, batch, cap=self.backbone.logit_cap)
+
+  def _implicit_rewards(
+    self, batch: Batch, value_BGK: jax.Array, tokens_BGK: jax.Array
+  ) -> jax.Array:
+    """Scores as of `apply`, of a `LikelihoodHead`'s log-likelihoods and numbers of tokens."""
+    if self.head.reference:
+      if batch.reference is None:
+        raise ValueError("batch.reference is None; expected the reference's log-likelihoods")
+      value_BGK -= batch.reference
+    if self.head.normalised:
+      value_BGK /= jnp.maximum(tokens_BGK, 1)
+    return jnp.where(batch.where, self.head.beta * value_BGK, 0.0)
 
   def _pooled(
     self, modules: _Modules, batch: Batch, *, key: jax.Array | None = None, whole: bool = False
@@ -344,12 +404,26 @@ class Network:
     return self.reward(params, scores), scores
 
   def read(self, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the head reads at each mark, float32 [B, G, K, D]; rewards and scores as of `score`."""
+    """What the head reads at each mark, float32 [B, G, K, D]; rewards and scores as of `score`.
+
+    Where the reward is implicit, that is the hidden state at the mark.
+    """
     modules = self._bind(params)
-    h_BMD, prompt_BMD, _ = self._pooled(modules, batch)
-    scores = self._scores(modules, h_BMD, prompt_BMD, batch)
+    h_BMD, prompt_BMD, h_BTD = self._pooled(modules, batch, whole=self.implicit)
+    if self.implicit:
+      scores = self._implicit_rewards(batch, *self._likelihoods(modules, h_BTD, batch))
+    else:
+      scores = self._scores(modules, h_BMD, prompt_BMD, batch)
     pooled_BGKD = h_BMD.astype(jnp.float32).reshape(*batch.marks.shape, -1)
     return pooled_BGKD, self.reward(params, scores), scores
+
+  def log_likelihood(self, params: dict, batch: Batch) -> jax.Array:
+    """Σ log π up to each mark, float32 [B, G, K] (`likelihood.mark_log_likelihood`).
+
+    Of a reference it is what `Batch.reference` holds. Needs a `LikelihoodHead`.
+    """
+    modules = self._bind(params)
+    return self._likelihoods(modules, modules.backbone(batch), batch)[0]
 
   # Hidden states.
 

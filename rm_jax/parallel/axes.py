@@ -46,6 +46,7 @@ class ShardingRules:
 _AXES = {
   "embed/embedding": ("vocab", "embed"),
   "text/embedding": ("vocab", "embed"),
+  "lm_head/embedding": ("vocab", "embed"),
   "embed_position/embedding": (None, "embed"),
   "embed_token_type/embedding": (None, "embed"),
   "q/kernel": ("embed", "heads", "head_dim"),

@@ -16,8 +16,8 @@ from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.pretrained.families import FAMILIES, Family
 
-# The language-model head, [V, D] (vocabulary, width), where it is not the embedding. A reward model
-# has none, but text regularisation reads it (train/text_penalty.py).
+# The language-model head, [V, D] (vocabulary, width), where it is not the embedding. Only reward
+# models whose reward is implicit have it; text regularisation reads it too (train/text_penalty.py).
 LM_HEAD = "lm_head.weight"
 # The one kernel with two input axes: heads and head width.
 _TWO_INPUTS = "o/kernel"
@@ -47,6 +47,8 @@ def hf_names(network: Network, path: str) -> list[str]:
   part, _, rest = path.partition("/")
   if path.startswith(("head/mix", "head/gating/")) or path.endswith(("/lora_a", "/lora_b")):
     return []
+  if part == "lm_head":
+    return [LM_HEAD]
   if part == "head":
     return [_lookup(family.head_tensors, rest)]
   stack, _, inner = rest.partition("/")

@@ -9,10 +9,11 @@ from jax.sharding import Mesh
 
 from rm_jax.errors import InputError
 from rm_jax.models import kernels
-from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig
+from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig, LikelihoodHead
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
-from rm_jax.pretrained.config import backbone_config, head_config, is_classifier
+from rm_jax.pretrained.config import backbone_config, head_config, is_classifier, tied_head
+from rm_jax.pretrained.hf import LM_HEAD
 from rm_jax.pretrained.source import RECORD, Source, open_source, parse, read_json
 from rm_jax.storage.remote import local
 
@@ -90,12 +91,18 @@ def build_network(
     )
   if c.get("gate", False) and not config.optimizer.mix_rate:
     raise InputError("model.gate is True and optimizer.mix_rate is 0: the gate would not learn")
-  head = _head(c, hf_config, source)
-  # Configs of older runs do not have the field. A checkpoint's own reading stays, unless another
-  # one is asked for.
-  if (steps := c.get("steps", "own")) == "own" and source is not None:
-    steps = source.record.get("head", {}).get("steps", "own")
-  head = dataclasses.replace(head, steps=steps)
+  # Configs of older runs do not have these fields.
+  implicit, steps = c.get("reward", "head") == "implicit", c.get("steps", "own")
+  if implicit and steps != "own":
+    raise InputError(
+      f"model.steps is {steps!r} and model.reward 'implicit', which is a running sum already; "
+      "expected model.steps='own'"
+    )
+  head = (_likelihood_head if implicit else _head)(c, hf_config, source)
+  if not implicit:
+    if steps == "own" and source is not None:  # the checkpoint's own reading stays
+      steps = source.record.get("head", {}).get("steps", "own")
+    head = dataclasses.replace(head, steps=steps)
   attention = "xla"
   if mesh is not None:
     device = mesh.devices.flat[0]
@@ -103,7 +110,7 @@ def build_network(
     attention = kernels.choose(c.attention, backbone, **options)
   network = Network(
     backbone,
-    head if c.dropout else dataclasses.replace(head, dropout=0.0),
+    head if c.dropout or implicit else dataclasses.replace(head, dropout=0.0),
     frozen=c.frozen_layers,
     dtype=c.dtype,
     remat=c.remat,
@@ -188,6 +195,71 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
     )
   weights = mix if c.mix or not (saved and saved.mix) else saved.mix
   return dataclasses.replace(head, attributes=names, mix=weights)
+
+
+def _likelihood_head(c: Any, hf_config: dict[str, Any], source: Source | None) -> LikelihoodHead:
+  """The language-model head as the `model` part of a config wants it read.
+
+  Raises:
+    ValueError: the settings contradict an implicit reward, or the checkpoint has no language-model
+      head.
+  """
+  said, mend = "model.reward is 'implicit'", "or set model.reward='head'"
+  if not isinstance(backbone_config(hf_config), DecoderConfig):
+    raise InputError(
+      f"{said}, and a model of type {hf_config['model_type']!r} is an encoder, which predicts no "
+      f"next token; set model.pretrained to a decoder, {mend}"
+    )
+  if source is not None and is_classifier(hf_config):
+    raise InputError(
+      f"{said}, and {c.pretrained} is a classifier, which has a head of its own in place of the "
+      f"language model's; set model.pretrained to a language model, {mend}"
+    )
+  if c.layers:
+    raise InputError(
+      f"{said} and model.layers {c.layers}: the language-model head was trained on the output of "
+      f"all layers, and would read another's; expected model.layers=0, {mend}"
+    )
+  for name, plain in (("members", 1), ("attributes", ()), ("mix", ()), ("gate", False)):
+    if (found := c.get(name, plain)) != plain:
+      raise InputError(
+        f"{said} and model.{name} {found!r}, which is about heads: an implicit reward has one "
+        f"score and no head; expected model.{name}={plain!r}, {mend}"
+      )
+  if c.pooling not in ("", "last"):
+    raise InputError(
+      f"{said} and model.pooling {c.pooling!r}: a likelihood is summed over the response up to its "
+      f"last token; expected model.pooling='' (and model.normalised=True for a mean), {mend}"
+    )
+  head = LikelihoodHead(c.beta, c.normalised, c.reference != "none", tied_head(hf_config))
+  if source is not None and not head.tied:
+    mend = f"set model.pretrained to one, {mend}"
+    check_language_head(source, backbone_config(hf_config), said, mend)
+  return head
+
+
+def check_language_head(source: Source, backbone: DecoderConfig, said: str, mend: str) -> None:
+  """Checks that a checkpoint has a language-model head of its own, in the right shape.
+
+  Args:
+    source: the checkpoint, whose config.json does not tie the head to the embedding.
+    backbone: its config.
+    said: what asks for the head, for the message.
+    mend: what to do instead, for the message.
+
+  Raises:
+    InputError: it has none, or one of another shape.
+  """
+  reader = source.tensors()
+  if LM_HEAD not in reader.names():
+    raise InputError(
+      f"{said}, and {source.path} has no {LM_HEAD}, though its config.json does not tie it to the "
+      f"embedding; expected a language model's checkpoint, which a classifier's is not: {mend}"
+    )
+  if (found := tuple(reader.shape(LM_HEAD))) != (backbone.vocab, backbone.width):
+    raise InputError(
+      f"{source.path}: {LM_HEAD} is {found}, config.json says {(backbone.vocab, backbone.width)}"
+    )
 
 
 def _lowest(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:

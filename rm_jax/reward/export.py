@@ -71,6 +71,8 @@ def export(
     ValueError: as `RewardModel.save_pretrained`.
   """
   network = model.network
+  if network.implicit:
+    return _language_model(model, params, kinds=kinds, mix=mix)
   head = _declared_mix(network.head, params, mix)
   if network.head.gate:
     params = params | {"head": {k: v for k, v in params["head"].items() if k != "gating"}}
@@ -106,6 +108,32 @@ def export(
   record["tokenizer"] = clients.tokenizer_record(model.tokenizer, tokenizer)
   limits += _differences(model, tokenizer)
   return Export(config, tokenizer, record, tensors, tuple(limits))
+
+
+def _language_model(
+  model: TextModel, params: dict, *, kinds: Sequence[str], mix: Mapping[str, float] | None
+) -> Export:
+  """The export of a model whose reward is implicit: a language model, and its record.
+
+  The tokenizer is the model's own, since one that ends every text in EOS could not begin to write.
+  """
+  if mix is not None:
+    raise InputError(f"mix weighs {', '.join(mix)}; the model's attributes are none")
+  network = model.network
+  if lora := network.lora:
+    params = unflatten_dict(merged(flatten_dict(params, sep="/"), lora), sep="/")
+  saved = dataclasses.replace(model, network=dataclasses.replace(network, frozen=0, lora=None))
+  record = saved.record() | ({"kinds": list(kinds)} if kinds else {})
+  config = clients.client_config(saved.exported_config(), network.backbone)
+  config.pop("problem_type", None)
+  tensors = dict(hf.export_params(network, params))
+  limit = (
+    "transformers reads it as a language model, which has no rewards; "
+    "RewardModel.from_pretrained scores with it"
+  )
+  if model.reference:
+    limit += f", relative to {model.reference.name}"
+  return Export(config, model.tokenizer, record, tensors, (limit,))
 
 
 def _declared_mix(head: HeadConfig, params: dict, mix: Mapping[str, float] | None) -> HeadConfig:

@@ -1,5 +1,6 @@
 """Runs a network over many groups: their scores, pooled hidden states and frozen activations."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,20 +46,21 @@ def run_groups(
   packing: Packing,
   shapes: Shapes | None = None,
   features: Sequence[np.ndarray] | None = None,
+  references: Sequence[np.ndarray] | None = None,
   progress: str = "",
 ) -> Iterator[tuple[Any, np.ndarray, Batch]]:
   """Packs groups into micro-batches and runs one of a network's functions over each.
 
   Args:
     network: see `models.network.Network`.
-    function: name of its method: 'score', 'weights', 'read' or 'features'.
+    function: name of its method: 'score', 'weights', 'read', 'log_likelihood' or 'features'.
     params: nested dict of arrays on the mesh.
     groups: any number of them.
     mesh: the devices.
     packing: see `batch.layout.Packing`.
     shapes: of the micro-batches, from `batch.layout.plan`; by default a fixed ladder of shapes, so
       that calls with other data reuse the compiled programs.
-    features: as `batch.pack.assemble` takes them.
+    features, references: as `batch.pack.assemble` takes them.
     progress: label of a progress bar; '' shows none.
 
   Yields:
@@ -79,10 +81,14 @@ def run_groups(
 
   # Optional arrays that do not change a score, such as margins, are left out, so that the same
   # compiled programs serve all data.
-  fields = optional_fields(groups) & {"token_type", "starts"} | network.needs
+  fields = optional_fields(groups) & {"token_type", "starts"}
+  if function != "features":  # which no head reads
+    fields |= network.needs
 
   def prepare(micro):
-    batch, index = assemble(micro, groups, packing=packing, fields=fields, features=features)
+    batch, index = assemble(
+      micro, groups, packing=packing, fields=fields, features=features, references=references
+    )
     return place_batch(batch, mesh), batch, index
 
   run = _jit(network, function)
@@ -209,6 +215,23 @@ def solution_scores(steps: Sequence[np.ndarray], how: str = "min") -> np.ndarray
     for n, i in enumerate(chunk):
       scores_NK[n, : len(steps[i])], where_NK[n, : len(steps[i])] = steps[i], True
     out[chunk] = np.asarray(_aggregate(scores_NK, where_NK, how))[: len(chunk)]
+  return out
+
+
+def likelihoods_of(
+  network: Network, params: dict, groups: Sequence[Group], **options
+) -> list[np.ndarray]:
+  """For each of N groups the log-likelihoods up to its marks, float32 [marks].
+
+  They are what `references` of the other functions are, where the network is a reference's.
+  Arguments are those of `run_groups`, of a network whose reward is implicit.
+  """
+  alone = dataclasses.replace(network, head=dataclasses.replace(network.head, reference=False))
+  out: list[Any] = [None] * len(groups)
+  for value_BGK, index_BG, _ in run_groups(alone, "log_likelihood", params, groups, **options):
+    for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
+      i = index_BG[b, g]
+      out[i] = value_BGK[b, g, : len(groups[i].marks)]
   return out
 
 

@@ -41,6 +41,26 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
+class Reference:
+  """Which language model an implicit reward is relative to; saved with the model.
+
+  Attributes:
+    name: an absolute path, or a hub id.
+    fingerprint: of its parameters (`parallel.fingerprint.fingerprint_of`).
+    dtype: to which its parameters are rounded: 'float32', or `model.lora.base_dtype` of the run
+      whose start it was.
+  """
+
+  name: str
+  fingerprint: str
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    if self.dtype not in ("float32", "bfloat16"):
+      raise InputError(f"reference.dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
+
+
+@dataclasses.dataclass(frozen=True)
 class TextModel:
   """A network with all that turns text into its input; parameters are kept apart from it.
 
@@ -51,6 +71,7 @@ class TextModel:
     config: the dictionary of config.json of the checkpoint that the model came from.
     source: where its weights are; None for random ones.
     option: in error messages, how the caller sets an option; {0} is the option's name.
+    reference: of an implicit reward that has one, once it is known; else None.
   """
 
   network: Network
@@ -59,6 +80,7 @@ class TextModel:
   config: dict[str, Any]
   source: Source | None
   option: str = "--config.model.{0}"
+  reference: Reference | None = None
 
   def text_encoder(self) -> TextEncoder:
     """What turns text into tokens by the model's convention.
@@ -83,10 +105,21 @@ class TextModel:
       (groups; the examples that they are made of, in the same order).
     """
     attributes = self.network.head.attributes
-    return tokenise_cached(examples, self.text_encoder(), report, attributes, folder=folder)
+    found = tokenise_cached(examples, self.text_encoder(), report, attributes, folder=folder)
+    return with_likelihood(*found, report) if self.network.implicit else found
 
   def exported_config(self) -> dict[str, Any]:
-    """config.json of the model when saved: a Hugging Face sequence classifier's."""
+    """config.json of the model when saved.
+
+    It is a Hugging Face sequence classifier's, or, where the reward is implicit, that of a language
+    model.
+    """
+    if self.network.implicit:
+      return self.config | {
+        "architectures": [family_of(self.config).language_model],
+        "tie_word_embeddings": self.network.head.tied,
+        "torch_dtype": "float32",
+      }
     head = self.network.head
     labels = head.attributes or tuple(f"LABEL_{i}" for i in range(head.outputs))
     config = dict(self.config)
@@ -107,15 +140,21 @@ class TextModel:
       # again has the record that it had.
       del convention["bos"]
     head = dataclasses.asdict(self.network.head)
-    # Likewise: a record without these fields has their defaults.
-    for name, default in (("gate", False), ("steps", "own")):
-      if head[name] == default:
-        del head[name]
-    record = {
-      "convention": convention,
-      "head": head,
-      "frozen_layers": self.network.frozen,
-    }
+    if self.network.implicit:
+      read = {
+        "implicit": {
+          "beta": head["beta"],
+          "normalised": head["normalised"],
+          "reference": self.reference and dataclasses.asdict(self.reference),
+        }
+      }
+    else:
+      # Likewise: a record without these fields has their defaults.
+      for name, default in (("gate", False), ("steps", "own")):
+        if head[name] == default:
+          del head[name]
+      read = {"head": head}
+    record = {"convention": convention, **read, "frozen_layers": self.network.frozen}
     if self.network.lora:
       record |= {"lora": dataclasses.asdict(self.network.lora), "base": self.base}
     return record
@@ -128,8 +167,36 @@ class TextModel:
     """
     if self.source is None or self.network.lora is None:
       return ""
-    path = expanded(self.source.name)
-    return str(path.resolve()) if path.exists() else self.source.name
+    return lasting_name(self.source)
+
+
+def lasting_name(source: Source) -> str:
+  """A source's name, which finds it from other working directories too: a path is made absolute."""
+  path = expanded(source.name)
+  return str(path.resolve()) if path.exists() else source.name
+
+
+def without_likelihood(group: Group) -> bool:
+  """Whether some mark of a group has no token of its own response before it, or at it.
+
+  A prompt's tokens are not the response's, and nothing predicts the first token of all.
+  """
+  tokens = np.asarray([len(ids) for ids in group.ids])[group.response]
+  return bool((group.marks < np.maximum(1, tokens - group.length)).any())
+
+
+def with_likelihood(
+  groups: Sequence[Group], examples: list[Example], report: Report
+) -> tuple[Sequence[Group], list[Example]]:
+  """Drops and counts the groups in which a response has no likelihood (`without_likelihood`)."""
+  bad = {i for i, group in enumerate(groups) if without_likelihood(group)}
+  if not bad:
+    return groups, examples
+  for i in sorted(bad):
+    detail = "a response has no token of its own that a language model would predict"
+    report.drop("no_likelihood", examples[i].origin, detail)
+  good = [i for i in range(len(examples)) if i not in bad]
+  return [groups[i] for i in good], [examples[i] for i in good]
 
 
 def convention_for(

@@ -103,7 +103,8 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
     return n * (n + 1) // 2 if network.causal else n * n
 
   visible = square(shared) + marks * (responses * shared + square(responses))
-  work = Work(data.batch_groups * tokens, data.batch_groups * visible)
+  counts = (tokens, visible, marks * responses)
+  work = Work(*(data.batch_groups * count for count in counts))
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
   # As `plan` in batch/layout.py: one long row a device, with windows as long as the longest piece.

@@ -30,7 +30,7 @@ from rm_jax.models.numerics import precision
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import run_groups
 from rm_jax.reward.setup import TextModel, build_model
-from rm_jax.speed.flops import forward_flops, layer_weights, step_flops, work
+from rm_jax.speed.flops import forward_flops, head_flops, layer_weights, step_flops, work
 from rm_jax.train.datasets import load_data
 from rm_jax.train.fields import SIZE, check_fields, each
 from rm_jax.train.run import Run
@@ -106,6 +106,9 @@ class _Mode:
 
   def __init__(self, config: Any, mesh: Mesh, model: TextModel, data: TokenDataset, steps: int):
     self.run = Run(config, mesh, model, data)
+    if "reference" in model.network.needs:
+      # Zeros, since no figure of the benchmark depends on them: in training they are kept.
+      self.run.references = [np.zeros(len(g.marks), np.float32) for g in data.groups]
     self.steps = list(range(steps))
     self.turns: list[dict[str, float]] = []
     self.compiled = self._compile()
@@ -190,7 +193,7 @@ def _alone(run: Run) -> bool:
   """Whether the last layer computes its output at marks only (see `models.network`)."""
   network = run.model.network
   with jax.set_mesh(run.mesh):
-    return not run.objective.text and reads_marks_alone(
+    return not (run.objective.text or network.implicit) and reads_marks_alone(
       spans="starts" in run.fields, trained=network.frozen < network.backbone.layers
     )
 
@@ -202,20 +205,25 @@ def _scoring(run: Run, peak: float) -> dict[str, float]:
 
   def score():
     for _ in run_groups(
-      run.model.network, "score", params, groups, mesh=run.mesh, packing=run.packing
+      run.model.network,
+      "score",
+      params,
+      groups,
+      mesh=run.mesh,
+      packing=run.packing,
+      references=run.references,
     ):
       pass
 
   score()
   seconds, _ = _timed(score)
-  backbone = run.model.network.backbone
-  what = work(groups, share=run.packing.share, causal=run.model.network.causal)
+  network, backbone = run.model.network, run.model.network.backbone
+  what = work(groups, share=run.packing.share, causal=network.causal)
+  flops = forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run))
   return {
     "responses_per_second": sum(len(g.ids) for g in groups) / seconds,
     "tokens_per_second": what.tokens / seconds,
-    "mfu": forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run))
-    / seconds
-    / peak,
+    "mfu": (flops + head_flops(network, what)) / seconds / peak,
   }
 
 

@@ -2,12 +2,15 @@
 
 As Chowdhery et al. 2022 (PaLM), appendix B: a product of [m, k] and [k, n] is 2 m k n operations.
 Counted are the backbone's linear maps over tokens without padding, and attention over the (query,
-key) pairs that the mask lets see one another, which is about half of a causal square. Not counted
-are norms, softmax, the embedding's lookup, the head, and what rematerialisation computes again.
+key) pairs that the mask lets see one another, which is about half of a causal square; and where the
+reward is implicit, the language-model head over the tokens of responses. Not counted are norms,
+softmax, the embedding's lookup, any other head, and what rematerialisation computes again.
 """
 
 import dataclasses
 from collections.abc import Iterable
+
+import numpy as np
 
 from rm_jax.batch.group import Group
 from rm_jax.models.config import DecoderConfig, EncoderConfig
@@ -16,10 +19,17 @@ from rm_jax.models.network import Network
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Size of a model's input: number of tokens, and of (query, key) pairs that are not masked."""
+  """Size of a model's input.
+
+  Attributes:
+    tokens: their number.
+    visible: number of (query, key) pairs that are not masked.
+    predicted: number of tokens of responses, whose likelihood an implicit reward is made of.
+  """
 
   tokens: int = 0
   visible: int = 0
+  predicted: int = 0
 
 
 def work(groups: Iterable[Group], *, share: bool, causal: bool) -> Work:
@@ -30,7 +40,7 @@ def work(groups: Iterable[Group], *, share: bool, causal: bool) -> Work:
     share: whether a prompt is stored once, and not with every response.
     causal: whether attention is causal (a decoder).
   """
-  tokens = visible = 0
+  tokens = visible = predicted = 0
   for group in groups:
     shared = group.shared if share else 0
     tokens += group.columns(share)
@@ -38,7 +48,10 @@ def work(groups: Iterable[Group], *, share: bool, causal: bool) -> Work:
     for ids in group.ids:
       rest = len(ids) - shared
       visible += rest * shared + _square(rest, causal)
-  return Work(tokens, visible)
+    predicted += sum(
+      int(group.length[group.response == k][0]) for k in np.unique(group.response).tolist()
+    )
+  return Work(tokens, visible, predicted)
 
 
 def _square(n: int, causal: bool) -> int:
@@ -84,6 +97,12 @@ def forward_flops(
   return most - (linear + attention - linear * _keys_share(backbone)) if last_at_marks else most
 
 
+def head_flops(network: Network, what: Work) -> float:
+  """Operations of a forward pass of the language-model head, 0 unless the reward is implicit."""
+  c = network.backbone
+  return 2.0 * c.vocab * c.width * what.predicted if network.implicit else 0.0
+
+
 def step_flops(network: Network, what: Work, *, last_at_marks: bool = False) -> float:
   """Operations of a training step, whose backward pass costs twice the forward pass.
 
@@ -102,4 +121,7 @@ def step_flops(network: Network, what: Work, *, last_at_marks: bool = False) -> 
   linear = (2 if network.lora else 3) * _linear_flops(backbone, what)
   trained = linear + 3 * _attention_flops(backbone, what)
   most = (backbone.layers - frozen) * trained + forward_flops(backbone, frozen, what)
+  # An embedding that is the head is frozen with the layers above it.
+  fixed = network.lora or (frozen and network.implicit and network.head.tied)
+  most += (2 if fixed else 3) * head_flops(network, what)
   return most - (trained - linear * _keys_share(backbone)) if last_at_marks else most

@@ -34,7 +34,7 @@ from rm_jax.reward.architecture import build_network, planned_architecture
 from rm_jax.speed.abstract import Layout, lower_step, planned_layout, topology_devices
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import Chip, chip_of
-from rm_jax.speed.flops import Work, forward_flops, step_flops
+from rm_jax.speed.flops import Work, forward_flops, head_flops, step_flops
 from rm_jax.speed.hlo import KINDS, Program
 from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.train.fields import check_fields
@@ -60,14 +60,16 @@ def executed_flops(network: Network, layout: Layout) -> float:
   """Operations of a micro-batch on all devices, including padding and rematerialisation.
 
   Attention counts as half of the square of each window if it is causal. Attention's backward pass
-  computes the logits again, and with remat 'full' every layer runs a second forward pass.
+  computes the logits again, as does that of a language-model head (`losses.likelihood`), and with
+  remat 'full' every layer runs a second forward pass.
   """
   B, T = layout.shape.rows, layout.shape.columns
   windows = layout.shape.windows or ((T, 1),)
   square = sum(count * (L * (L + 1) // 2 if network.causal else L * L) for L, count in windows)
-  linear, attention = Work(tokens=B * T), Work(visible=B * square)
+  predicted = layout.work.predicted // layout.micros
+  linear, attention = Work(tokens=B * T, predicted=predicted), Work(visible=B * square)
   backbone, trained = network.backbone, network.backbone.layers - network.frozen
-  again = forward_flops(backbone, trained, attention) / 2
+  again = forward_flops(backbone, trained, attention) / 2 + head_flops(network, linear)
   if network.remat == "full":
     again += forward_flops(backbone, trained, Work(B * T, B * square))
   return step_flops(network, linear) + step_flops(network, attention) + again

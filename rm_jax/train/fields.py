@@ -99,6 +99,13 @@ FIELDS: dict[str, Rule] = {
   "model.eos": _one_of(("auto", "append", "none")),
   "model.pooling": _one_of(("", "last", "first", "mean", "hf")),
   "model.steps": _one_of(SO_FAR),
+  "model.reward": _one_of(("head", "implicit")),
+  "model.beta": _real(above=True),
+  "model.reference": Rule(
+    lambda value: isinstance(value, str) and bool(value),
+    "'start', 'none', or a language model's folder, hub id or GGUF file",
+  ),
+  "model.normalised": _SWITCH,
   "model.layers": _COUNT,
   "model.frozen_layers": _COUNT,
   "model.keep_features": _SWITCH,

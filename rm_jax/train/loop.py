@@ -17,7 +17,8 @@ from rm_jax.heldout import evaluate
 from rm_jax.heldout.shift import shift_report
 from rm_jax.parallel.hosts import asked_to_stop, broadcast_json, check_same, is_main, is_shared
 from rm_jax.parallel.mesh import make_mesh
-from rm_jax.reward.score import keep_features, score_outputs
+from rm_jax.reward.reference import check_reference, load_reference, start_record
+from rm_jax.reward.score import keep_features, likelihoods_of, score_outputs
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.storage.remote import refuse
@@ -73,6 +74,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   check_place(workdir)
   model = build_model(config, mesh, earlier=earlier_record(workdir))
   text_penalty.check(config.loss, model)
+  check_reference(config.model, model)
   data = load_data(config, model)
   shifted_set = load_shifted(config, model, data.heldout)
   config = resolve(config, len(data.train.groups), workdir)
@@ -85,7 +87,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     loop = _Loop(run, workdir, data.heldout, data.validation)
     # Only now, so that a run that cannot begin leaves no files.
     if is_main():
-      claim(workdir, config, model, {example.kind for example in data.train.examples})
+      claim(workdir, config, run.model, {example.kind for example in data.train.examples})
     with jax.set_mesh(mesh):
       timing = loop.run_steps()
     if shifted_set:
@@ -178,23 +180,77 @@ class _Loop:
     train = self.config.train
     self.checkpoints = Checkpoints(workdir / "checkpoints", train.keep, **options)
     self.best = Best(workdir, train.best, train.patience, **options) if train.best else None
+    refers = "reference" in run.model.network.needs
+    start = run.state.all_params() if refers and self.config.model.reference == "start" else None
     self._resume()
+    self.sets = {"train": run.train_set, **self.judged}
+    self.shapes["train"] = None
     self.features: dict[str, Any] = {}
+    self.references: dict[str, Any] = {}
     model = self.config.model
-    if model.frozen_layers and model.keep_features:
-      groups = run.train_set.groups
+    keeps = model.frozen_layers and model.keep_features
+    if keeps or start is not None:
+      self.shapes["train"] = plan_shapes(run.train_set.groups, 2048, run.packing)
+    if keeps:
       self.features = keep_features(
         run.model.network,
         run.state.all_params(),
-        {
-          "train": (groups, plan_shapes(groups, 2048, run.packing)),
-          **{name: (data.groups, self.shapes[name]) for name, data in self.judged.items()},
-        },
+        {name: (data.groups, self.shapes[name]) for name, data in self.sets.items()},
         mesh=run.mesh,
         packing=run.packing,
         limit_gib=model.keep_gib,
       )
       run.features = self.features.get("train")
+    if refers:
+      self._keep_references(start)
+
+  def _keep_references(self, start: dict[str, Any] | None) -> None:
+    """Runs the reference of an implicit reward once over all data, and keeps its log-likelihoods.
+
+    Args:
+      start: the parameters before the first step, if they are the reference; None: it is the
+        checkpoint that model.reference names, which is not kept in memory.
+
+    Raises:
+      InputError: a run that is resumed had another reference.
+    """
+    run = self.run
+    if start is None:
+      loaded = load_reference(run.model, run.mesh, self.config.model.reference)
+      record = loaded.record
+    else:
+      record = start_record(run.model, start)
+    known = (earlier_record(self.workdir) or {}).get("implicit", {}).get("reference")
+    if known and known != dataclasses.asdict(record):
+      raise InputError(
+        f"{self.workdir}: its reward is relative to the reference {known}, and now it would be to "
+        f"{dataclasses.asdict(record)}; give the same checkpoint, unchanged, or another --workdir"
+      )
+    run.model = dataclasses.replace(run.model, reference=record)
+    for name, data in self.sets.items():
+      progress = f"reference, {name}"
+      if start is None:
+        found = loaded.likelihoods(data.groups, run.mesh, progress=progress)
+      else:
+        found = likelihoods_of(
+          run.model.network,
+          start,
+          data.groups,
+          mesh=run.mesh,
+          packing=run.packing,
+          shapes=self.shapes[name],
+          features=self.features.get(name),
+          progress=progress,
+        )
+      bad = [i for i, one in enumerate(found) if not np.isfinite(one).all()]
+      if bad:
+        raise InputError(
+          f"{data.examples[bad[0]].origin}: the reference {record.name} gives the log-likelihoods "
+          f"{found[bad[0]].tolist()}, and {len(bad)} of {len(found)} examples have such; expected "
+          "finite numbers"
+        )
+      self.references[name] = found
+    run.references = self.references["train"]
 
   def _position(self) -> dict[str, Any]:
     step = int(self.run.state.step)
@@ -381,6 +437,7 @@ class _Loop:
       packing=self.run.packing,
       shapes=self.shapes[split],
       features=self.features.get(split),
+      references=self.references.get(split),
       progress="held out" if split == "heldout" else split,
     )
     scores = [

@@ -16,6 +16,7 @@ and divides once by the weight of all groups, `mean_gradient`. So the numbers do
 step's groups are laid into micro-batches, rows and devices.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 from rm_jax.errors import InputError
 from rm_jax.losses import LOSSES, REGULARISERS
 from rm_jax.losses.compare import mean_where
+from rm_jax.losses.likelihood import response_log_likelihood
 from rm_jax.losses.moments import linearised, moments
 from rm_jax.models.network import Network
 from rm_jax.train.parse import check_output, parse_loss
@@ -110,10 +112,16 @@ class Objective:
     """
     params = dict(params)
     loss_params = params.pop("loss", None)
-    if self.text:
+    likelihood = None
+    if not self.text:  # then `apply` need not compute hidden states that no mark reads
+      scores = network.apply(params, batch, key)
+    elif network.implicit:
+      scores, *every = network.apply_with_likelihood(params, batch, key)
+      likelihood = lambda _: every  # noqa: E731
+    else:
       scores, h_BTD = network.apply_with_hidden(params, batch, key)
-    else:  # then `apply` need not compute hidden states that no mark reads
-      scores, h_BTD = network.apply(params, batch, key), None
+      head_VD = head_of(params, loss_params)
+      likelihood = functools.partial(response_log_likelihood, h_BTD, head_VD, batch)
     rewards_BGK = network.reward(params, scores)
     judged_BGK = network.judged(params, scores, batch)
 
@@ -129,7 +137,7 @@ class Objective:
 
     text = None
     if self.text:
-      penalty_BG, *text = self.text(h_BTD, head_of(params, loss_params), batch)
+      penalty_BG, *text = self.text(batch, likelihood)
       loss_BG += penalty_BG
 
     # Σ_g w_g · L_g, by source first, since the log tells sources apart.

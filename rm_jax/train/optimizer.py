@@ -224,7 +224,7 @@ def frozen_patterns(config: Any) -> tuple[str, ...]:
   if config.model.frozen_layers and not config.model.lora.rank:
     patterns += (r"^backbone/embed", r"^backbone/lower/")
   if config.model.lora.rank:
-    patterns += (r"^backbone/.*(?<!/lora_a)(?<!/lora_b)$",)
+    patterns += (r"^(backbone|lm_head)/.*(?<!/lora_a)(?<!/lora_b)$",)
   # With a gate the mix has no part in the reward.
   if config.model.attributes and (config.model.get("gate") or not config.optimizer.mix_rate):
     patterns += (r"^head/mix$",)

@@ -120,6 +120,8 @@ class Run:
     compiled: the jitted functions of a step.
     features: for each group of `train_set` the activations that enter the first trained layer, if
       the layers below are frozen and their output is kept; else None.
+    references: for each group of `train_set` the log-likelihoods of the reference of an implicit
+      reward, set before the first step; None where there is no reference.
   """
 
   def __init__(self, config: Any, mesh: Mesh, model: TextModel, train_set: TokenDataset):
@@ -135,6 +137,7 @@ class Run:
     self.fields = optional_fields(train_set.groups) | self.objective.needs | model.network.needs
     self.shapes = plan_shapes(train_set.groups, config.data.batch_groups, self.packing)
     self.features = None
+    self.references = None
     self.key = jax.random.key(config.seed)
     schedule = make_schedule(config.optimizer)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -203,6 +206,7 @@ class Run:
         sources=self.sources,
         features=self.features,
         members=self.members,
+        references=self.references,
       )
       placed.append((place_batch(batch, self.mesh), place_whole(micro_bits, self.mesh)))
     return placed

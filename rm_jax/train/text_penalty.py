@@ -6,7 +6,7 @@ penalties, it is reward loss + w · text loss. With w = α / (1 − α) that is 
 by 1 − α; its α = 0.01 is w = 0.0101.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rm_jax.errors import InputError
-from rm_jax.losses.likelihood import sum_by_response, token_log_likelihood
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained.config import tied_head
 from rm_jax.pretrained.hf import LM_HEAD, read_tensor
+from rm_jax.reward.architecture import check_language_head
 from rm_jax.reward.setup import TextModel
 from rm_jax.types import KINDS, Batch
 
@@ -44,15 +44,23 @@ def check(config: Any, model: TextModel) -> None:
 
   Raises:
     ValueError: the model is an encoder; or a decoder that caps its logits, or whose language-model
-      head is neither its embedding nor in the checkpoint in the right shape.
+      head is neither its embedding nor in the checkpoint in the right shape; or its reward is
+      implicit and the penalty is `text_dpo`.
   """
   for name, weight in _weights(config).items():
     said, mend = f"loss.{name} is {weight}", f"or set loss.{name}=0"
+    if model.network.implicit and name == "text_dpo":
+      raise InputError(
+        f"{said}, and model.reward is 'implicit', whose scores are such likelihoods already; "
+        f"expected loss.text_sft, {mend}"
+      )
     if not model.network.causal:
       raise InputError(
         f"{said}, and a model of type {model.config['model_type']!r} is an encoder, which predicts "
         f"no next token; set model.pretrained to a decoder, {mend}"
       )
+    if model.network.implicit:
+      continue  # its own likelihoods are read, of capped logits too
     if (cap := getattr(model.network.backbone, "logit_cap", None)) is not None:
       raise InputError(
         f"{said}, and the model caps its language-model head's logits at {cap:g}, which the text "
@@ -66,19 +74,8 @@ def check(config: Any, model: TextModel) -> None:
         "(tie_word_embeddings is not true in config.json), so there is no language to keep; set "
         f"model.pretrained to a language model, {mend}"
       )
-    reader = model.source.tensors()
-    if LM_HEAD not in reader.names():
-      raise InputError(
-        f"{said}, and {model.source.path} has no {LM_HEAD}, though its config.json does not tie it "
-        "to the embedding; expected a language model's checkpoint, which a classifier's is not: "
-        f"set model.pretrained to one, {mend}"
-      )
-    backbone = model.network.backbone
-    if (found := tuple(reader.shape(LM_HEAD))) != (backbone.vocab, backbone.width):
-      raise InputError(
-        f"{model.source.path}: {LM_HEAD} is {found}, config.json says "
-        f"{(backbone.vocab, backbone.width)}"
-      )
+    mend = f"set model.pretrained to one, {mend}"
+    check_language_head(model.source, model.network.backbone, said, mend)
 
 
 def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
@@ -86,9 +83,9 @@ def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
 
   Returns:
     {'loss/text/embedding': float32 [V, D]} on the mesh, sharded as the embedding is; {} if the head
-    is the embedding.
+    is the embedding, or the network's own since its reward is implicit.
   """
-  if tied_head(model.config):
+  if tied_head(model.config) or model.network.implicit:
     return {}
   array = read_tensor(model.source.tensors(), LM_HEAD, str(model.source.path))
   sharding = parameter_shardings({HEAD: array}, mesh)[HEAD]
@@ -96,52 +93,12 @@ def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def head_of(params: Mapping[str, Any], loss_params: Mapping[str, Any] | None) -> jax.Array:
-  """float32 [V, D]: the language-model head, a parameter of the loss or the model's embedding."""
+  """float32 [V, D]: the language-model head.
+
+  It is a parameter of the loss, or else the embedding.
+  """
   own = (loss_params or {}).get("text")
   return (own or params["backbone"]["embed"])["embedding"]
-
-
-def response_log_likelihood(
-  h_BTD: jax.Array, head_VD: jax.Array, batch: Batch, wanted_BGK: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Σ log π over the tokens of each wanted response, EOS included, and the number of tokens.
-
-  Args:
-    h_BTD: the backbone's last hidden states, [B, T, D].
-    head_VD: float [V, D], from `head_of`.
-    batch: with `previous`.
-    wanted_BGK: bool, by response (and not by mark).
-
-  Returns:
-    float32 [B, G, K] twice, by response; 0 where it is not wanted. If there is no prompt, the first
-    token of the response is not counted, since nothing predicts it.
-  """
-  B, G, K = wanted_BGK.shape
-  own_BT = batch.previous >= 0
-  index_BT = jnp.where(own_BT, (batch.group - 1) * K + batch.branch - 1, 0)
-  counts_BT = own_BT & jnp.take_along_axis(wanted_BGK.reshape(B, G * K), index_BT, axis=1)
-  # Tokens that count come first, so that `token_log_likelihood` can skip the chunks after them.
-  order_BT = jnp.argsort(~counts_BT, axis=1, stable=True)
-
-  def ordered(values_BT):
-    return jnp.take_along_axis(values_BT, order_BT, axis=1)
-
-  counts_BT, group_BT, branch_BT = map(ordered, (counts_BT, batch.group, batch.branch))
-  before_BT = jnp.where(counts_BT, ordered(batch.previous), 0)
-  token_BT = token_log_likelihood(
-    jnp.take_along_axis(h_BTD, before_BT[..., None], axis=1),
-    head_VD,
-    ordered(batch.tokens),
-    where=counts_BT,
-    # A sixteenth of a row: each device has the logits of at most 1/16 of its data.cells tokens in
-    # memory at a time.
-    chunk=-(-h_BTD.shape[1] // 16),
-  )
-
-  def total(values_BT):
-    return sum_by_response(values_BT, group_BT, branch_BT, groups=G, branches=K)
-
-  return total(token_BT), total(counts_BT)
 
 
 class TextPenalty:
@@ -175,14 +132,15 @@ class TextPenalty:
     return bool(self.weights)
 
   def __call__(
-    self, h_BTD: jax.Array, head_VD: jax.Array, batch: Batch
+    self, batch: Batch, likelihood: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The penalty of each group, and what the metrics need.
 
     Args:
-      h_BTD: the backbone's last hidden states, [B, T, D].
-      head_VD: float [V, D], from `head_of`.
-      batch: with `previous`.
+      batch: the labels.
+      likelihood: from a bool [B, G, K], the responses that are asked for, to their log-likelihoods
+        and their numbers of tokens, float32 [B, G, K] both (`response_log_likelihood`). What it
+        gives for others is not read.
 
     Returns:
       (penalty float32 [B, G]; log-likelihood a token of the best response float32 [B, G], the mean
@@ -193,7 +151,7 @@ class TextPenalty:
     # Pairs and rankings have one mark a response, so marks and responses have the same index.
     where_BGK = batch.where & ordered_BG[..., None]
     best_BGK = best(batch.labels, where_BGK)
-    log_likelihood_BGK, tokens_BGK = response_log_likelihood(h_BTD, head_VD, batch, best_BGK)
+    log_likelihood_BGK, tokens_BGK = likelihood(best_BGK)
     options = dict(labels=batch.labels, where=where_BGK)
     mean_BG = text_sft(log_likelihood_BGK, tokens=tokens_BGK, **options)
     penalty_BG = self.weights.get("text_sft", 0.0) * mean_BG

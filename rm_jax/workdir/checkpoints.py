@@ -15,31 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rm_jax.errors import UserError
 from rm_jax.models.lora import is_base
+from rm_jax.parallel.fingerprint import fingerprint
 from rm_jax.workdir.state import TrainState
 from rm_jax.workdir.stores import FirstProcessStore, SharedStore
 
 log = logging.getLogger(__name__)
-
-
-@jax.jit
-def _fingerprint(tree: Any) -> list[jax.Array]:
-  # The sum of an array's words as unsigned integers, modulo 2^32: it does not depend on the
-  # sharding, and any single flipped bit changes it.
-  def bits(x):
-    word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    return jnp.sum(jax.lax.bitcast_convert_type(x, word), dtype=jnp.uint32)
-
-  return [bits(x) for x in jax.tree.leaves(tree)]
-
-
-def fingerprint(tree: Any) -> list[int]:
-  """A checksum of each leaf's bits, in the order of the pytree's leaves."""
-  return [int(x) for x in jax.device_get(_fingerprint(tree))]
 
 
 def _digest(position: dict[str, Any]) -> str:

@@ -119,6 +119,7 @@ def test_arrays_are_as_they_are_declared():
     fields=frozenset(asked),
     features=features,
     members=np.ones((6, 3), np.float32),
+    references=[np.full(len(g.marks), -3.0, np.float32) for g in groups],
   )
   shape = micro.shape
   sizes = {"B": shape.rows, "T": shape.columns, "G": shape.groups, "K": 3, "A": 2, "D": 5, "M": 3}
@@ -129,6 +130,7 @@ def test_arrays_are_as_they_are_declared():
   assert batch.token_type is None
   assert np.isnan(batch.attributes[~batch.where]).all()
   assert (batch.attributes[batch.where] == 1).all()
+  np.testing.assert_array_equal(batch.reference, np.where(batch.where, -3.0, 0.0))
 
 
 def test_a_data_set_has_the_arrays_that_some_group_fills():

@@ -55,6 +55,7 @@ CASES = [
   # The slope beyond the clamp takes the value over the limit of float32, not the gradient.
   Case("exponential", {"margin": 0.1, "clamp": 0.8, "temperature": 0.5}),
   Case("exponential", {"clamp": 10.0}, finite_at_big=False),
+  Case("ipo", {"tau": 0.3}, big=1e18),
   Case("noisy_logistic", {"rate": 0.2, "margin": 0.1, "temperature": 0.8}),
   Case("learned_noise", {"margin": 0.1, "temperature": 0.8}, {"noise_logit": -0.3}),
   Case("unbiased_logistic", {"rate": 0.2, "margin": 0.1, "temperature": 0.8}),
@@ -67,6 +68,8 @@ CASES = [
   Case("lambda_ndcg"),
   Case("lambda_ndcg", {"mu": 0.0}),
   Case("bce"),
+  Case("kto"),
+  Case("kto", {"baseline": 0.3, "desirable": 1.5, "undesirable": 0.7}),
   Case("mse", big=1e18),
   Case("huber", {"delta": 0.4}),
   Case("ordinal", {}, {"first": -0.7, "log_steps": [0.2, -0.3]}),
@@ -86,6 +89,7 @@ def make_inputs(case, batch=(), k=5, seed=0, *, observed=True):
   outputs = (A, *lists) if case.name == "attribute_mse" else lists
   labels = {
     "bce": lambda: rng.uniform(size=lists),
+    "kto": lambda: rng.uniform(size=lists),
     "process": lambda: rng.uniform(size=lists),
     "mse": lambda: rng.normal(size=lists),
     "huber": lambda: rng.normal(size=lists),

@@ -87,6 +87,11 @@ def exponential(x, *, margin=0.0, temperature=1.0, clamp=5.0):
   return x.compare(value, margin, temperature)
 
 
+def ipo(x, *, tau=0.1):
+  # The paper's, of h = D / τ.
+  return x.compare(lambda i, j, d: (d / tau - 1 / (2 * tau)) ** 2)
+
+
 def noisy_logistic(x, *, margin=0.0, temperature=1.0, rate=0.1):
   return x.compare(
     lambda i, j, d: -math.log((1 - rate) * sigmoid(d) + rate * sigmoid(-d)), margin, temperature
@@ -189,6 +194,16 @@ def entropy(s, y):
 
 def bce(x):
   return mean([(1.0, entropy(x.s[i], x.y[i])) for i in x.real])
+
+
+def kto(x, *, baseline=0.0, desirable=1.0, undesirable=1.0):
+  def value(s, y):
+    # The paper's λ_y − λ_y σ(±(s − z₀)).
+    good = desirable - desirable * sigmoid(s - baseline)
+    bad = undesirable - undesirable * sigmoid(baseline - s)
+    return y * good + (1 - y) * bad
+
+  return mean([(1.0, value(x.s[i], x.y[i])) for i in x.real])
 
 
 def mse(x):

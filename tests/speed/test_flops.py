@@ -9,7 +9,7 @@ from rm_jax.batch.group import Group
 from rm_jax.batch.layout import Packing, need, pack, plan
 from rm_jax.batch.pack import assemble, optional_fields
 from rm_jax.models.attention import visible
-from rm_jax.models.config import HeadConfig
+from rm_jax.models.config import HeadConfig, LikelihoodHead
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
 from rm_jax.pretrained.config import backbone_config
@@ -62,7 +62,8 @@ def test_visible_pairs_are_those_of_the_mask(share, causal):
     mask = np.asarray(visible(jax.tree.map(np.asarray, batch), causal=causal))
     seen += int((mask & (batch.group > 0)[:, :, None]).sum())
     columns += int((batch.group > 0).sum())
-  assert work(some, share=share, causal=causal) == Work(columns, seen)
+  responses = sum(int(g.length.sum()) for g in some)
+  assert work(some, share=share, causal=causal) == Work(columns, seen, responses)
 
 
 @pytest.mark.parametrize("config", [LLAMA, BERT], ids=["llama", "bert"])
@@ -90,3 +91,17 @@ def test_a_step_by_hand():
   )
   adapted = Network(backbone, HeadConfig(), lora=Lora(rank=2))
   assert step_flops(adapted, what) == 3 * (2 * 2 * weights * 10 + 3 * 4 * 32 * 55)
+
+
+def test_an_implicit_reward_counts_the_language_model_head():
+  backbone, what = backbone_config(LLAMA), Work(10, 55, 4)
+  one = 2 * 50 * 24 * 4
+
+  def more(head, **options):
+    implicit, plain = (Network(backbone, h, **options) for h in (head, HeadConfig()))
+    return step_flops(implicit, what) - step_flops(plain, what)
+
+  assert more(LikelihoodHead()) == more(LikelihoodHead(tied=False)) == 3 * one
+  # A head that is not trained has no gradient of its own.
+  assert more(LikelihoodHead(), frozen=1) == more(LikelihoodHead(), lora=Lora(rank=2)) == 2 * one
+  assert more(LikelihoodHead(tied=False), frozen=1) == 3 * one

@@ -18,6 +18,7 @@ from rm_jax.batch.group import make_group
 from rm_jax.batch.layout import Packing, need, pack, plan
 from rm_jax.batch.pack import assemble, optional_fields
 from rm_jax.batch.tokenise import Convention, TextEncoder
+from rm_jax.losses.likelihood import response_log_likelihood
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.hf import export_params
 from rm_jax.pretrained.source import save_folder
@@ -123,7 +124,7 @@ def test_likelihoods_are_those_of_plain_teacher_forcing(layout):
   def ours(batch, wanted):
     head = params["backbone/embed/embedding"]
     hidden = network.hidden(unflatten_dict(params, sep="/"), batch)
-    return text_penalty.response_log_likelihood(hidden, head, batch, wanted)
+    return response_log_likelihood(hidden, head, batch, wanted)
 
   seen = 0
   for batch, index in batches_of(groups, LAYOUTS[layout]):
@@ -461,7 +462,7 @@ def test_transformers_says_the_same_of_real_text():
   group = make_group(sequences, Example(prompt, responses, (1.0, 0.0)))
   ((batch, _),) = batches_of([group], Packing())
   hidden = model.network.hidden(whole, batch)
-  got = np.asarray(text_penalty.response_log_likelihood(hidden, head, batch, batch.where)[0])[0, 0]
+  got = np.asarray(response_log_likelihood(hidden, head, batch, batch.where)[0])[0, 0]
 
   oracle = AutoModelForCausalLM.from_pretrained(TINYSTORIES).double().eval()
   for value, s in zip(got, sequences, strict=True):

@@ -1,0 +1,44 @@
+"""Checksums tell parameters apart, and do not see how they are divided."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rm_jax.parallel.fingerprint import fingerprint, fingerprint_of
+
+RNG = np.random.default_rng(0)
+STACK = RNG.normal(size=(3, 8, 4)).astype(np.float32)
+PARAMS = {"backbone/layers/q/kernel": STACK, "backbone/norm/scale": np.ones(8, np.float32)}
+
+
+def test_a_flipped_bit_and_another_name_are_seen():
+  other = STACK.copy()
+  other.view(np.uint32)[1, 2, 3] ^= 1
+  found = {
+    fingerprint_of(PARAMS),
+    fingerprint_of(PARAMS | {"backbone/layers/q/kernel": other}),
+    fingerprint_of({path.replace("/q/", "/k/"): x for path, x in PARAMS.items()}),
+    fingerprint_of({path: jnp.asarray(x, jnp.bfloat16) for path, x in PARAMS.items()}),
+  }
+  assert len(found) == 4
+  assert fingerprint([STACK]) != fingerprint([other])
+
+
+def test_a_stack_of_frozen_layers_is_a_part_of_the_whole():
+  divided = {
+    "backbone/lower/q/kernel": STACK[:2],
+    "backbone/norm/scale": PARAMS["backbone/norm/scale"],
+    "backbone/layers/q/kernel": STACK[2:],
+  }
+  assert fingerprint_of(divided) == fingerprint_of(PARAMS)
+
+
+def test_sharding_makes_no_difference():
+  mesh = jax.make_mesh((8,), ("data",))
+  placed = {
+    path: jax.device_put(x, NamedSharding(mesh, P(None, "data") if x.ndim == 3 else P("data")))
+    for path, x in PARAMS.items()
+  }
+  assert fingerprint_of(placed) == fingerprint_of(PARAMS)
