@@ -438,6 +438,8 @@ def load_data(config: Any, model: TextModel) -> Data:
     raise DataError(f"{config.data.train or list(rates)}: no group is left to train on. {report}")
   if held and not datasets[1].groups:
     raise DataError(f"data.heldout is {config.data.heldout}: no group of it is left. {report}")
+  if aside and not datasets[2].groups:
+    raise DataError(f"data.validation is {config.data.validation}: no group is left. {report}")
   _check_weights(datasets[0].examples)
   _check_attributes(config, model, datasets[0])
   for one in datasets:

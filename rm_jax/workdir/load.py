@@ -61,7 +61,8 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
     for p, x in shapes.items()
     if p not in base
   }
-  best = (path / BEST).is_dir()
+  # The folder is there from the run's start, and empty where no evaluation had the measure.
+  best = any(one.name.isdigit() for one in (path / BEST).glob("*"))
   checkpoints = Checkpoints(path / (BEST if best else "checkpoints"))
   flat = checkpoints.restore_params(saved, base)
   newest = max(checkpoints.steps())

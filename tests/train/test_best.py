@@ -1,6 +1,7 @@
 """The best checkpoint by validation data: chosen, served, kept over resumes; stopping early."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -121,6 +122,17 @@ def test_patience_ends_the_run(llama_folder, tmp_path):
   again = run(config, tmp_path / "run", devices=1)
   assert (again["train"]["steps"], again["best"]) == (8, summary["best"])
   assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_without_a_best_serves_its_latest(finished, tmp_path):
+  """Where no evaluation had the measure, the folder of the best is empty."""
+  shutil.copytree(finished[0], tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "best")
+  latest = RewardModel.from_pretrained(tmp_path / "run").score(ROWS)
+  (tmp_path / "run" / "best").mkdir()
+  np.testing.assert_array_equal(RewardModel.from_pretrained(tmp_path / "run").score(ROWS), latest)
+  assert (RewardModel.from_pretrained(finished[0]).score(ROWS) != latest).any()
 
 
 def test_validation_conversations_are_set_aside_from_training(llama_folder):
