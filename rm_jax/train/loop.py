@@ -30,7 +30,7 @@ from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.run import Run, plan_shapes
 from rm_jax.train.window import window_metrics
 from rm_jax.train.writers import Writers, draw_report, peak_memory_bytes
-from rm_jax.workdir.checkpoints import Checkpoints
+from rm_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from rm_jax.workdir.folder import check, check_place, claim, earlier_record, locked, plain, resolve
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class NotFiniteError(UserError, RuntimeError):
   """Too many steps in a row, or all, were skipped, or an update made parameters not finite.
 
-  A step is skipped if its gradient or its loss is not finite.
+  A step is skipped if its loss, another sum of its metrics or its gradient is not finite.
   """
 
 
@@ -376,17 +376,20 @@ class _Loop:
 
   def _report_served(self) -> None:
     """Sets `report`, `scores` and `chosen` as they are of the model that is served."""
-    if self.best and (line := self.best.chosen(self._lines())):
-      self._served = self.best.checkpoints.restore_model(self.run.state)
-      self.chosen = {
-        "step": self.best.checkpoints.step,
-        "measure": self.best.measure,
-        "value": measured(line, self.best.measure),
-      }
-      self.best.checkpoints.close()
-      self.validation = line
-    elif self.watched == SPLIT:
+    if self.watched == SPLIT:
       self.validation = self._lines()[-1]
+    if self.best and (line := self.best.chosen(self._lines())):
+      try:
+        self._served = self.best.checkpoints.restore_model(self.run.state)
+        self.validation = line
+        self.chosen = {
+          "step": self.best.checkpoints.step,
+          "measure": self.best.measure,
+          "value": measured(line, self.best.measure),
+        }
+      except CheckpointError as error:  # `workdir.load` then reads the latest as well
+        log.warning("the report is of the latest checkpoint: %s", error)
+      self.best.checkpoints.close()
     if self.report is None and self.judged["heldout"].groups:
       found = self._evaluate("heldout", self.served_params())
       self.report, self.scores = found.report, found.scores

@@ -15,7 +15,7 @@ from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained.source import RECORD, open_source, parse
 from rm_jax.reward.setup import TextModel, kept_dtype, read_params
 from rm_jax.storage.remote import local
-from rm_jax.workdir.checkpoints import Checkpoints
+from rm_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from rm_jax.workdir.folder import BEST
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,14 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
   # The folder is there from the run's start, and empty where no evaluation had the measure.
   best = any(one.name.isdigit() for one in (path / BEST).glob("*"))
   checkpoints = Checkpoints(path / (BEST if best else "checkpoints"))
-  flat = checkpoints.restore_params(saved, base)
+  try:
+    flat = checkpoints.restore_params(saved, base)
+  except CheckpointError as error:
+    if not best:
+      raise
+    log.warning("%s: THE SCORES ARE THOSE OF ITS LATEST CHECKPOINT: %s", path, error)
+    best, checkpoints = False, Checkpoints(path / "checkpoints")
+    flat = checkpoints.restore_params(saved, base)
   newest = max(checkpoints.steps())
   if checkpoints.step != newest:
     log.warning(

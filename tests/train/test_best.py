@@ -16,7 +16,7 @@ from rm_jax.train import loop
 from rm_jax.train.best import Best, measured
 from rm_jax.train.datasets import load_data
 from rm_jax.train.fields import check_fields
-from tests.train.runs import run, small_config
+from tests.train.runs import flip_a_byte, run, small_config
 
 ROWS = [{"prompt": f"{i} ", "response": "ab" * (i + 1)} for i in range(6)]
 
@@ -133,6 +133,20 @@ def test_a_run_without_a_best_serves_its_latest(finished, tmp_path):
   (tmp_path / "run" / "best").mkdir()
   np.testing.assert_array_equal(RewardModel.from_pretrained(tmp_path / "run").score(ROWS), latest)
   assert (RewardModel.from_pretrained(finished[0]).score(ROWS) != latest).any()
+
+
+@pytest.mark.slow
+def test_a_damaged_best_leaves_the_latest(llama_folder, finished, tmp_path):
+  """The run still ends with a summary, and what is served is what that describes."""
+  shutil.copytree(finished[0], tmp_path / "run")
+  flip_a_byte(tmp_path / "run" / "best" / str(finished[1]["best"]["step"]))
+  summary = run(configured(llama_folder), tmp_path / "run", devices=1)
+  assert "best" not in summary
+  served = RewardModel.from_pretrained(tmp_path / "run").score(ROWS)
+  shutil.rmtree(tmp_path / "run" / "best")
+  np.testing.assert_array_equal(served, RewardModel.from_pretrained(tmp_path / "run").score(ROWS))
+  last = lines_of(tmp_path / "run", "validation")[-1]
+  assert summary["validation"]["loss"] == last["loss"] != finished[1]["validation"]["loss"]
 
 
 def test_validation_conversations_are_set_aside_from_training(llama_folder):
