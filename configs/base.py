@@ -14,7 +14,8 @@ from rm_jax.world import World
 
 def get_config() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
-  # Seed of all that is drawn: the order of the data, new heads, dropout, the generated world.
+  # Seed of the order of the data, new parameters, dropout, the members' bootstrap, the generated
+  # world and, if data.split_seed is -1, the splits.
   c.seed = 0
 
   c.model = ml_collections.ConfigDict()
@@ -30,7 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
   # '' = the tokenizer's own template.
   c.model.chat_template = ""
   # End-of-sequence token after a response: 'append', 'none', or 'auto', which appends it in
-  # decoders whose tokenizer has one, unless the checkpoint already is a sequence classifier.
+  # decoders whose tokenizer has one, unless the checkpoint already is a sequence classifier. A
+  # model that rm_jax saved keeps what was saved with it.
   c.model.eos = "auto"
   # Pooling, the hidden state that the head reads: of the 'last' token (decoders), of the 'first'
   # token (encoders), or the 'mean' over the response's tokens; 'hf', the last token that is no
@@ -39,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.pooling = ""
   # How the scores of a solution's steps are read: 'own', each by itself; or the solution's up to
   # each step, by the least score so far ('min') or the product of the probabilities ('product').
+  # With 'own' a checkpoint that was saved with another value keeps it.
   c.model.steps = "own"
   # Where the reward is read: 'head', a new head on the hidden states (or the checkpoint's own), or
   # 'implicit', the log-ratio of the response's likelihood under the model and under a reference,
@@ -52,19 +55,20 @@ def get_config() -> ml_collections.ConfigDict:
   # Log-likelihoods of an implicit reward are divided by the response's number of tokens.
   c.model.normalised = False
   c.model.layers = 0  # keep this many layers, from the lowest up, and drop the rest; 0 = all
-  c.model.frozen_layers = 0  # this many lowest layers, and the embedding, are not trained
+  # This many lowest layers and, if it is not 0, the embedding are not trained.
+  c.model.frozen_layers = 0
   # Run the frozen layers once over the data and keep their output in memory, instead of running
   # them in every step.
   c.model.keep_features = True
-  # Most GiB of host memory for the kept output of frozen layers; an output that needs more is not
-  # kept.
+  # Largest number of GiB of host memory for the kept output of frozen layers; an output that needs
+  # more is not kept.
   c.model.keep_gib = 8.0
   # Compute dtype of the backbone: 'float32'; 'bfloat16', for TPU and NVIDIA; or 'float16', for
-  # NVIDIA. Parameters and losses are always float32.
+  # NVIDIA. Losses are float32, and so are parameters (but see model.lora.base_dtype).
   c.model.dtype = "float32"
   # Implementation of a decoder's attention: 'splash' (Pallas kernel for TPU, bfloat16; interpreted
-  # on a CPU, for tests), 'cudnn' (NVIDIA, bfloat16) or 'xla' (anywhere); 'auto' = the kernel of the
-  # device where the model allows it, else 'xla'.
+  # on a CPU, for tests), 'cudnn' (NVIDIA, bfloat16 or float16) or 'xla' (anywhere); 'auto' = the
+  # kernel of the device where the model and its dtype allow it, else 'xla'.
   c.model.attention = "auto"
   # Rematerialisation: the backward pass computes some activations again, which takes time and saves
   # memory. 'none' keeps all activations; 'minimal' those of linear maps and attention; 'full' only
@@ -75,10 +79,12 @@ def get_config() -> ml_collections.ConfigDict:
   # the members differ.
   c.model.bootstrap = True
   # Names of the attributes that the model scores, as ('helpfulness', 'correctness'); () = none, and
-  # one score. They learn from ratings, or from judgements of data.sources that name an attribute as
-  # their objective. The reward is the sum of the attributes' scores by the weights of model.mix.
+  # one score. They learn from ratings, or from judgements that data.objectives says are about an
+  # attribute. The reward is the sum of the attributes' scores by the weights of model.mix.
   c.model.attributes = ()
-  c.model.mix = ()  # each attribute's weight when training begins; () = equal weights, of sum 1
+  # Each attribute's weight when training begins; () = those saved in the checkpoint, else equal
+  # weights, of sum 1.
+  c.model.mix = ()
   # Weights of its own for every prompt, in place of model.mix: a softmax of the prompt's state,
   # which learns from the sources' objectives which attribute a prompt's answers are judged by.
   c.model.gate = False
@@ -101,15 +107,16 @@ def get_config() -> ml_collections.ConfigDict:
   # Several sources, in place of data.train: name -> {'path', 'format', 'columns', 'rate',
   # 'weight'}, of which only 'path' is required. Rates divide every step among the sources, in
   # proportion; if no source has a rate, the numbers of their groups do. Give a rate to all sources
-  # or to none. With the rate 0 a source has a part in the held-out data alone. `weight` multiplies
-  # the weight of each of the source's rows in the loss.
+  # or to none. A source with the rate 0, where others have more, is not trained on; if data.heldout
+  # is a fraction, that fraction of it is held out. `weight` multiplies the weight of each of the
+  # source's rows in the loss.
   c.data.sources = ml_collections.ConfigDict()
   # Held-out data: in the form of data.train, or the fraction of the training data that is held out,
   # whole conversations at a time; '0' = none.
   c.data.heldout = "0.1"
   # Fraction of the training conversations that is set aside to choose a checkpoint by (train.best);
-  # 0 = none. Evaluations during the run are then of these, and of the held-out data at its end
-  # alone, so that nothing is chosen on them.
+  # 0 = none. Where there are such data, the held-out data are evaluated only at the run's end, so
+  # that nothing is chosen on them.
   c.data.validation = 0.0
   # Fraction of the remaining training conversations that is trained on, for learning curves. A
   # smaller fraction is a part of a larger one; the held-out and the validation data stay the same.
@@ -134,22 +141,27 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.columns = config_dict.placeholder(object)
   c.data.strict = False  # stop at the first row that cannot be used, instead of counting it
   c.data.deduplicate = False  # drop an example whose texts are those of an earlier one
-  c.data.limit = 0  # number of training examples to read, from the first on; 0 = all
+  # Number of examples to read of each source of training data that is no generated world, from the
+  # first on; 0 = all.
+  c.data.limit = 0
   # Folder where tokens are kept, for the next run on the same texts; '' = beside the other caches
   # (~/.cache/rm_jax), 'none' = not kept.
   c.data.cache = ""
   # Batch size: groups in a step. A group is a prompt with all its responses, so a pair is one.
   c.data.batch_groups = 32
-  # Most tokens of a prompt with one response. If they have more, the prompt's oldest turns are cut.
+  # Largest number of tokens of a prompt with one response. Of longer ones the prompt's oldest turns
+  # and tokens are left out, and the response's only if it is too long by itself.
   c.data.max_length = 1024
   c.data.share = True  # compute a group's prompt once for all its responses (decoders)
   c.data.pack = True  # pack several groups into one row
-  # Tokens of a micro-batch on each device, padding included. A step with more tokens is divided
-  # into several micro-batches, whose gradients are added up: gradient accumulation.
+  # About how many tokens a micro-batch has on each device, padding included. A step with more
+  # tokens is divided into several micro-batches, whose gradients are added up: gradient
+  # accumulation. In training with data.pack and data.row_lengths, the longest of these stands in
+  # its place.
   c.data.cells = 16_384
   c.data.row_lengths = ()  # tokens of a row, one or more lengths; () = chosen from the data
-  # Most row lengths that are chosen from the data. A program is compiled for each; with more
-  # lengths there is less padding.
+  # Largest number of row lengths that are chosen from the data. A program is compiled for each;
+  # with more lengths there is less padding.
   c.data.shapes = 4
   # The generated world of 'world:N': see `rm_jax.world.World` for each field.
   c.data.world = ml_collections.ConfigDict(dataclasses.asdict(World()))
@@ -216,13 +228,14 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.steps = 0
   c.train.epochs = 1.0  # passes over the training data; not used where train.steps is set
   c.train.log_every = 10  # steps between two lines of metrics
-  c.train.eval_every = 0  # steps between two evaluations; 0 = five evaluations in a run
+  c.train.eval_every = 0  # steps between two evaluations; 0 = a fifth of optimizer.decay_steps
   c.train.checkpoint_every = 0  # steps between two checkpoints; 0 = one at each evaluation
   # Number of checkpoints that are kept, the newest ones. If only one were kept, damage to it would
   # lose the run.
   c.train.keep = 2
-  # The run stops with an error after this many steps in a row whose loss, gradient or update is not
-  # finite. Such a step changes no parameter.
+  # The run stops with an error after this many steps in a row whose loss, gradient or another sum
+  # for the metrics is not finite. Such a step changes no parameter. At an update that is not finite
+  # though the gradient is, it stops at once.
   c.train.max_skipped = 10
   # Figure of the validation data's report by which the best checkpoint is kept, beside the latest,
   # and served: 'accuracy', 'loss', 'sources.*.accuracy' (the mean over the sources) ...; '' = the

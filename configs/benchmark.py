@@ -1,5 +1,6 @@
-"""Speed of training and scoring on this machine, in steps of 16 pairs of at most 512 tokens.
+"""Speed of training and scoring on this machine, in steps of 16 groups, such as pairs.
 
+A prompt with one response has at most 512 tokens.
 The command is in experiments/benchmark.py. Any model and any data can be given; the weights are
 random where model.config is given without model.pretrained.
 """
@@ -22,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Layouts to measure: 'padded' (one pair in a row), 'packed' (several pairs), 'packed_shared'
     # (several pairs, and each prompt is computed once for all its responses; decoders only).
     c.benchmark.modes = ("padded", "packed", "packed_shared")
-    # The layouts take turns: one turn of each, and so on until each has had so many turns.
+    # The layouts take turns: one turn of each, then the next turn of each, and so on.
     c.benchmark.steps = 8  # training steps in a turn
-    c.benchmark.turns = 5
+    c.benchmark.turns = 5  # of each layout
   return c

@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.cells = 8192
   c.optimizer.learning_rate = 1e-3
   c.train.epochs = 1.5
-  c.train.eval_every = 1_000_000  # steps: only at the end
+  c.train.eval_every = 1_000_000  # steps: only before the first step and at the end
   return c
 
 

@@ -1,9 +1,9 @@
-"""What the configs for TPU pods share: HH-RLHF's pairs, bfloat16 compute, one epoch.
+"""What the configs for TPU pods share: HH-RLHF's pairs, bfloat16 compute, about one epoch.
 
-This one is no experiment of its own: it names no model. Weights, the optimiser's moments and
-gradients are float32; rematerialisation is full, so that of each layer only its input is kept for
-the backward pass. Each config that begins with this one says for which chips it is planned, and the
-command that makes the plan.
+This one is no experiment of its own: it names no model. Weights (unless a config sets
+model.lora.base_dtype), the optimiser's moments and gradients are float32; rematerialisation is
+full, so that of each layer only its input is kept for the backward pass. Each config that begins
+with this one says for which chips it is planned, and the command that makes the plan.
 """
 
 import ml_collections
@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.cells = 2048  # tokens of a micro-batch on each device
   c.optimizer.learning_rate = 5e-6
   c.optimizer.weight_decay = 0.1
-  c.train.steps = 628  # one epoch of 160,800 pairs
+  c.train.steps = 628  # 160,768 pairs, about one epoch
   c.optimizer.decay_steps = 628
   c.optimizer.warmup_steps = 20
   c.mesh.data = 1

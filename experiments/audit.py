@@ -3,8 +3,8 @@
 python -m experiments.audit --model=DIR --data=NAME_OR_FILE --output=DIR2 writes DIR2/report.html,
 report.json and the pictures. --against=DIR3 (any number of times) compares with other models.
 
-Each distinct text is scored once and its score is kept in ~/.cache/rm_jax/scores, so an interrupted
-audit continues where it stopped.
+Each distinct text is scored once and its score is kept, by default in ~/.cache/rm_jax/scores, so an
+interrupted audit continues where it stopped.
 """
 
 import json
@@ -89,7 +89,7 @@ flags.mark_flags_as_required(["model", "data", "output"])
 
 
 def _folder(name: str) -> Path | None:
-  """The folder in which a model's reference and calibration are kept; None for a hub id."""
+  """The folder of a model's reference and calibration; None for a name that is no folder's."""
   path = Path(name)
   if not path.is_dir():
     return None
@@ -113,7 +113,7 @@ def _examples(
   """The examples of a file, folder, hub id or generated world; bad rows are counted in `report`."""
   config = ml_collections.ConfigDict(config.to_dict())
   config.data.limit = 0
-  # --format and --columns are those of --data; training data have those of the run.
+  # --format and --columns are those of --data; --exclude and --reference have those of the run.
   if split == "heldout":
     config.data.format, config.data.columns = FORMAT.value, COLUMNS.value
   return datasets.read(name, config, report, split)
@@ -122,7 +122,7 @@ def _examples(
 def _own(
   config: ml_collections.ConfigDict, report: Report, flag: str = "data"
 ) -> tuple[list[Example], list[Example]]:
-  """(examples that a run trained on, examples that it held out).
+  """(a run's training data, of which a part may be set aside for validation; what it held out).
 
   Args:
     config: of the run.
@@ -131,6 +131,7 @@ def _own(
 
   Raises:
     InputError: the config names no data, because --model is not a run's workdir.
+    ValueError, OSError: as `datasets.read_both`.
   """
   if not (config.data.train or config.data.sources):
     raise InputError(
@@ -185,8 +186,9 @@ def _reference(
 
   In order of preference: the data of --reference; a kept reference that an earlier audit was told
   to make; what the run held out, without audited conversations; the run's training data, if fewer
-  than 20 such conversations are left. None if --reference is not given and the model is not a run's
-  workdir. A kept reference of another state of the model is ignored.
+  than 20 such conversations are left. None if --reference is not given, none that was asked for is
+  kept, and the model is not a run's workdir. A kept reference of another state of the model is
+  ignored.
 
   A new reference of data that --reference names is written to the model's folder. One of the
   held-out data is written only if no conversation was left out and no reference that was asked for
@@ -195,7 +197,8 @@ def _reference(
   kept = folder and Reference.load(folder)
   kept = kept if kept and kept.model == scorer.name else None
   own = config.data.train or ", ".join(config.data.sources)
-  # A kept reference named after the run's own data was made by default; any other was asked for.
+  # A kept reference named after the run's own data is taken as made by default; any other was asked
+  # for.
   if kept and not REFERENCE.value and kept.data not in (own, HELD):
     return kept
   report = Report()

@@ -2,9 +2,9 @@
 
   python -m experiments.curate --input=FILE_OR_FOLDER --output=OUT.jsonl.gz --report=REPORT.json
 
-finds rows that cannot be read, duplicates, contradictions, pairs of two equal responses, and pairs
-whose conversations differ before the last turn. Flags such as --duplicates=keep|drop say which of
-these are dropped. Where asked to, the command also
+leaves out rows that cannot be read, and finds duplicates, contradictions, pairs of two equal or
+near responses, and pairs whose conversations differ before the last turn. Flags such as
+--duplicates=keep|drop say which of these are dropped. Where asked to, the command also
   with --heldout=FILE drops rows that repeat held-out data;
   with --denoise_scorer=content or --denoise_config=configs/NAME.py finds labels that are likely
     wrong, and does what --denoise=drop|flip|downweight|none says;
@@ -136,7 +136,7 @@ _ANNOTATES = ("first", "second", "prompt", "annotator_values")
 
 
 def _check_flags() -> None:
-  """Refuses a flag that would silently change nothing."""
+  """Raises DataError if a flag is given that only the other of the two jobs reads."""
   unread = _CLEANS if ANNOTATORS.value else _ANNOTATES
   given = [f"--{name}" for name in unread if flags.FLAGS[name].present]
   if given and ANNOTATORS.value:

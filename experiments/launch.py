@@ -53,7 +53,7 @@ def _is_mistake(error: BaseException) -> bool:
   """Whether an error is about the user's input or machine, so that its message alone is enough.
 
   These are `UserError`s, and of the operating system's errors those that name a path and those of a
-  full disk or quota. Any other error is a bug of rm_jax.
+  full disk or quota. Any other error is taken to be a bug of rm_jax, unless it is `_out_of_memory`.
   """
   if isinstance(error, OSError):
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -127,7 +127,8 @@ def _join(hosts: bool) -> None:
     hosts: whether the command can be one of several processes.
 
   Raises:
-    InputError: it cannot, the flags are incomplete, or the other processes are not reached.
+    InputError: the command cannot, the flags are incomplete or have wrong values, or the other
+      processes are not reached.
   """
   given = [x is not None for x in (COORDINATOR.value, PROCESSES.value, PROCESS.value)]
   if not (MULTIHOST.value or any(given)):

@@ -84,7 +84,7 @@ def read() -> Iterator[tuple[str, Row]]:
   """(origin, row) of each row of --input, up to --limit.
 
   Raises:
-    DataError: a row cannot be read.
+    DataError: there is nothing to read, or a row cannot be read.
   """
   # Strict, because output line n must be input line n: a dropped row would shift those after it.
   rows = read_rows(INPUT.value, Report(strict=True), texts_of_columns(mapping()))
@@ -95,7 +95,7 @@ def mapping() -> dict[str, str]:
   """--columns, our column -> the file's.
 
   Raises:
-    DataError: it cannot be meant.
+    DataError: it has another form, or names a column twice or one that scoring does not read.
   """
   columns = parse_columns(COLUMNS.value, "--columns")
   if unknown := [name for name in columns if name not in READS]:
@@ -104,7 +104,11 @@ def mapping() -> dict[str, str]:
 
 
 def asked(row: Row, origin: str) -> Row:
-  """A row under our names, as --columns has them; the output keeps the file's."""
+  """A row under our names, as --columns has them; the output keeps the file's.
+
+  Raises:
+    DataError: the row lacks a column that --columns names.
+  """
   try:
     return renamed(row, mapping())
   except RowError as error:

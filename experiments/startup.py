@@ -25,8 +25,8 @@ _FEW_CORES = 8
 def before_imports() -> None:
   """Asks for large pages, and stops garbage collection; to be called before any large import.
 
-  If the process's environment does not ask for large pages yet, the process starts itself again
-  with one that does, and this call does not return.
+  If the process's environment does not ask for large pages yet, and its C library can, the process
+  starts itself again with one that does, and this call does not return.
 
   Imports make many objects and hardly any garbage: without garbage collection the imports of JAX,
   transformers and `rm_jax` take 2.27 instead of 2.70 s (medians of 7 pairs of processes).
@@ -93,9 +93,9 @@ def _keep_freed_memory() -> None:
   """Has glibc's malloc keep freed memory for the next step.
 
   By default malloc hands every large block back to the kernel, which clears the block's pages again
-  when the next step asks for them. The process then keeps at most its peak memory. In two pairs of
-  processes each this saved 0.60 of 3.24 s and 0.64 of 3.31 s of a step, nearly all of it time in
-  the kernel, and 0 and 3 % of a short run whose lower layers are frozen.
+  when the next step asks for them. A process that keeps them has its peak memory until it ends. In
+  two pairs of processes each this saved 0.60 of 3.24 s and 0.64 of 3.31 s of a step, nearly all of
+  it time in the kernel, and 0 and 3 % of a short run whose lower layers are frozen.
   """
   try:
     libc = ctypes.CDLL("libc.so.6")

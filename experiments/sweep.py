@@ -76,14 +76,15 @@ class Study:
 
 
 def study_of(path: str) -> Study:
-  """Reads `sweep()`, `MEASURES` and `pools()` of a config file.
+  """Reads `sweep()`, `MEASURES`, `pools()` and `SPLIT_BY_SEED` of a config file.
 
   Args:
     path: of the file; what follows a ':' is the argument of its `get_config` (as --config has it).
 
   Raises:
-    InputError: the file has no sweep(); sweep() is empty; one of the three is of another form; or
-      pools() names a setting that sweep() lacks.
+    InputError: the file has no sweep(); sweep() is empty; sweep(), MEASURES or pools() is of
+      another form; pools() names a setting that sweep() lacks; or there are pools() and
+      SPLIT_BY_SEED is true.
   """
   path = path.partition(":")[0]
   spec = importlib.util.spec_from_file_location("study", path)
@@ -134,6 +135,9 @@ def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: st
   Returns:
     the held-out report of the members' mean score, with 'shift' (what
     `rm_jax.heldout.shift.separation` returns) and 'members', the number of members.
+
+  Raises:
+    ValueError, OSError: the data or a run cannot be read or used, or no data are held out.
   """
   config = apply(config, {"data.shifted": shifted}, config.seed)
   model = build_model(config)
@@ -388,7 +392,7 @@ def main() -> None:
     for seed in range(SEEDS.value)
     for name, changes in settings.items()
   ]
-  for name, _, config in plan[: len(settings)]:  # with all seeds they are the same
+  for name, _, config in plan[: len(settings)]:  # of one seed: the checks do not depend on it
     try:
       check_fields(config)
     except InputError as error:

@@ -51,7 +51,7 @@ from rm_jax.workdir.load import load_run
 log = logging.getLogger(__name__)
 
 # Rows with the same prompt are scored as one group, so that the prompt runs through the network
-# once. A group has at most `_GROUP_MARKS` marks (responses, or steps of solutions) and at most
+# once. Several rows in a group have at most `_GROUP_MARKS` marks (responses, or steps) and at most
 # max(_GROUP_COLUMNS, _GROUP_LENGTHS x its longest sequence) columns (tokens, those of the prompt
 # counted once). Attention's cost grows with the square of the columns, although responses are
 # masked from one another; in a longer group that costs more than sharing the prompt saves.
@@ -79,6 +79,7 @@ class RewardModel:
     mesh: the devices.
     reference: that an implicit reward is relative to; None where the model has none.
 
+  Raises ValueError if the model or the arguments lack a reference that the other has.
   `from_pretrained` makes one from files.
   """
 
@@ -116,10 +117,10 @@ class RewardModel:
     """Loads a model that has a reward head.
 
     Args:
-      name: a run's workdir (its latest checkpoint is read), a folder saved by `save_pretrained`, or
-        a Hugging Face sequence-classification folder or hub id. If its reward is implicit, the
-        reference that it names is loaded too. A classifier of another library is
-        read at the token where transformers reads it, and no EOS is added unless `eos` says so.
+      name: a run's workdir (its best checkpoint is read if it keeps one, else its latest), a folder
+        saved by `save_pretrained`, or a Hugging Face sequence-classification folder or hub id. If
+        its reward is implicit, the reference that it names is loaded too. A classifier of another
+        library is read where transformers reads it, and gets no EOS unless `eos` says so.
       dtype: compute dtype of the backbone; the head computes in float32.
       max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
       chat_template: renders messages: 'hh', Jinja text, or a file of it; '' = the model's own.
@@ -132,11 +133,12 @@ class RewardModel:
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices; by default all are on 'data'.
 
     Raises:
-      FileNotFoundError: `name` is not found.
-      ValueError: it has no reward head; or its reward is implicit, and the reference that its
-        record names is not there or has another fingerprint; or its tensors do not fit the
-        architecture; or `chat_template`, `eos` or `mesh` is not one of the above.
-      CheckpointError: it is a workdir and no checkpoint in it can be read.
+      OSError: what is at a URL cannot be read; FileNotFoundError if `name` is not found.
+      ValueError: it has no reward head, or one of several outputs that are neither members nor
+        attributes; or the reference of its implicit reward is not there or has another fingerprint;
+        or its tensors do not fit the architecture, or another of its files cannot be used; or
+        `chat_template`, `eos`, `steps` or `mesh` is not one of the above.
+      CheckpointError: it is a workdir and no checkpoint in it can be read, or fits the backbone.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
     name = local(name) if isinstance(name, str) else name
@@ -186,7 +188,7 @@ class RewardModel:
     """Rewards of rows, in their order: float32 [N].
 
     Of a row that is longer than the model's maximum length the oldest turns or tokens of its prompt
-    are left out; one warning a call says of how many rows.
+    are left out, and then its response's first tokens; one warning a call says of how many rows.
 
     Args:
       rows: each with `prompt` and `response` (or `completion`): strings, or message lists, which
@@ -199,12 +201,13 @@ class RewardModel:
         log-odds).
       progress: whether to show a progress bar; a string is its label.
       origins: names of the rows in error messages, N strings; by default their numbers.
-      cuts: a list to extend by each row's number of cut prompt tokens; no warning is logged then.
+      cuts: a list to extend by each row's number of cut tokens; no warning is logged then.
 
     Raises:
       DataError: a row cannot be scored; the message names it.
       ValueError: `lower` is set and the model is not an ensemble; `aggregate` is unknown; a score
-        is not finite; or the tokenizer gives an id outside the model's vocabulary.
+        is not finite; there are messages and no chat template; or the tokenizer gives an id outside
+        the model's vocabulary.
     """
     scores_NM = self.score_members(
       rows, aggregate=aggregate, progress=progress, origins=origins, cuts=cuts
@@ -248,7 +251,7 @@ class RewardModel:
 
     Raises:
       DataError: a row cannot be scored; the message names its number.
-      ValueError: the model has no attributes, or a score is not finite.
+      ValueError: the model has no attributes, or as `score`.
     """
     asked = self._asked_attributes(rows)
     marks = self._score_marks(asked, True, progress)
@@ -261,7 +264,7 @@ class RewardModel:
 
     The reward of a row is the sum of its attributes' scores by these weights. They are the same in
     every row, or with a gate (`model.gate`) a function of the row's prompt, with sum 1. Arguments
-    and errors are those of `score_attributes`.
+    and errors are those of `score_attributes`, but for that of scores that are not finite.
     """
     asked = self._asked_attributes(rows)
     chunks, groups = self._groups(asked)
@@ -281,7 +284,8 @@ class RewardModel:
   ) -> list[np.ndarray]:
     """Scores of the steps of solutions: for each row float32 [number of steps], in order.
 
-    A step's score is the log-odds that the solution is right up to and including that step.
+    Trained on labels of steps they are log-odds: of the solution up to and including the step, or
+    of the step itself, as the labels and `steps` of `from_pretrained` have it.
 
     Args:
       rows: each with `prompt`, a string or messages, and `completions` (or `steps`): the texts of
@@ -291,7 +295,7 @@ class RewardModel:
     Raises:
       DataError: a row is not of this form or too long for the model (the message names its number),
         or the model is an encoder, which cannot score steps.
-      ValueError: a score is not finite.
+      ValueError: as `score`.
     """
     asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
     return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
@@ -306,12 +310,12 @@ class RewardModel:
       progress: whether to show a progress bar.
 
     Returns:
-      float32 [N, D], the hidden states that the head maps to scores; and float32 [N, M], the scores
-      as `score_members` gives them.
+      float32 [N, D], the hidden states that the head maps to scores, or with an implicit reward
+      those at the marks; and float32 [N, M], the scores as `score_members` gives them.
 
     Raises:
       DataError: a row cannot be scored; the message names its number.
-      ValueError: a score is not finite.
+      ValueError: as `score`.
     """
     asked = [read_row(row, i, "response") for i, row in enumerate(rows)]
     chunks, groups = self._groups(asked)
@@ -362,7 +366,7 @@ class RewardModel:
     origins: Sequence[str] | None = None,
     cuts: list[int] | None = None,
   ) -> tuple[list[list[int]], list[Group]]:
-    """Tokenises rows and puts those with the same prompt into one group.
+    """Tokenises rows and puts those with the same prompt into groups, see `_rows_by_prompt`.
 
     Args:
       asked: N rows.
@@ -373,7 +377,7 @@ class RewardModel:
       (for each group the indices of its rows; the groups).
 
     Raises:
-      DataError: a row cannot be tokenised.
+      ValueError: as `score`, where a row cannot be tokenised.
     """
     origins = origins or _RowNumbers()
     encoder = self.text_model.text_encoder()
@@ -423,7 +427,7 @@ class RewardModel:
   ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rewards of groups that are tokenised already, and the outputs that they are made of.
 
-    See `reward.score.score_outputs`. Raises ValueError if a score is not finite.
+    See `reward.score.score_outputs`. Raises ValueError as `score_groups`.
     """
     both = self._run(score_outputs, groups, progress)
     for i, (rewards, outputs) in enumerate(both):
@@ -439,7 +443,7 @@ class RewardModel:
     asked: Sequence[Asked],
     origins: Sequence[str],
   ) -> None:
-    """Raises ValueError if a score is not finite, naming the row that causes it."""
+    """Raises ValueError if a score is not finite, naming the row that causes it, if one does."""
     bad = [i for i, one in enumerate(scores) if not np.isfinite(one).all()]
     # Rows that are packed together can infect one another with NaN, so that each row of a bad group
     # is scored again by itself to find the cause.
@@ -460,7 +464,7 @@ class RewardModel:
     )
 
   def _run(self, function: Callable, groups: Sequence[Group], progress: str, **options) -> list:
-    """Calls `score_groups` or `pool_groups` of `reward.score` with this model."""
+    """Calls a function of `reward.score` with this model. Raises as `check_vocabulary`."""
     check_vocabulary(groups, self.text_model.network.backbone.vocab)
     if self.reference:
       label = progress and f"{progress}, reference"
@@ -485,8 +489,7 @@ class RewardModel:
     model was trained with one. `from_pretrained` loads it too, and reads from the record
     (rm_jax.json) how text becomes tokens. The safetensors file has one output: of an ensemble the
     mean of its members, of attributes their mix; the record keeps each one's own weights. A warning
-    is logged for everything that such a folder cannot express to other libraries; docs/exports.md
-    says how to call the model then.
+    is logged for each of `Export.limits`; docs/exports.md says how to call the model then.
 
     Args:
       path: the folder, which is made.
@@ -495,6 +498,7 @@ class RewardModel:
     Raises:
       ValueError: the attributes' weights depend on the prompt (`model.gate`), for which
         transformers has no place, and `mix` is None; or `mix` does not weigh the attributes.
+      OSError, ValueError: as `pretrained.source.save_folder`.
     """
     source = self.text_model.source
     made = export(
@@ -549,7 +553,7 @@ def cut_message(cuts: Sequence[int], max_length: int) -> str:
   """The warning for rows that were too long.
 
   Args:
-    cuts: each row's number of cut prompt tokens, at least one of them positive.
+    cuts: each row's number of cut tokens, at least one of them positive.
     max_length: the model's limit, in tokens.
   """
   found = [cut for cut in cuts if cut]

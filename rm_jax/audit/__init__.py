@@ -6,6 +6,6 @@ sections/     one module a section: measure, draw, render, registered in one lis
 page          report -> report.json, report.html, pictures
 writer, plots what sections write and draw with
 benchmarks/   published benchmarks: their files and their metrics
-scorer        scores each text once and keeps the scores
-comparisons, reference, figures, edits, topics: what several sections measure with
+scorer        scores each response once and keeps the scores
+comparisons, reference, figures, edits, topics: what sections measure with
 """

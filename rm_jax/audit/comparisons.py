@@ -1,4 +1,4 @@
-"""Comparisons of two responses, from any kind of feedback, and random draws from lists of items."""
+"""Comparisons of two responses, from feedback of several kinds, and random draws from lists."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -103,7 +103,7 @@ def comparisons(examples: Sequence[Example]) -> list[Comparison]:
 
 
 def sampled(items: Sequence[_Item], sample: int, seed: int) -> list[_Item]:
-  """`sample` items drawn without replacement, in their old order; all if there are no more.
+  """`sample` items drawn without replacement, in their old order; all if there are no more items.
 
   Raises:
     ValueError: sample is below 1.
@@ -144,7 +144,7 @@ def elsewhere(conversations: Sequence[str], seed: int) -> list[int]:
 def one_each(examples: Sequence[Example], limit: int, seed: int) -> list[tuple[Text, Text]]:
   """(prompt, one drawn response) of each conversation, in order of first occurrence.
 
-  The rows are independent of each other, as tests for drift assume.
+  No two rows are of one conversation, since tests for drift assume independent rows.
 
   Args:
     examples: feedback on whole responses. The first example of each conversation is used.

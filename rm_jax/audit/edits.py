@@ -17,16 +17,17 @@ from rm_jax.data.dialogue import plain, texts_of
 from rm_jax.types import Text
 
 # (prompt, response, rng, responses to other prompts) -> the edited response, or None if the edit
-# does not apply. Prompt and responses are strings: of messages, the content of the last one.
+# does not apply. All texts are strings: of messages, the content of the last one, but in responses
+# to other prompts that of all messages, joined by line breaks.
 Change = Callable[[str, str, np.random.Generator, Sequence[str]], str | None]
 
-# What Markdown reads as markup at the start of a line.
+# Markup at the start of a line: a heading, list item, quote, code fence or table row.
 _MARKUP = re.compile(r"\s*(#{1,6}\s|[-*+•]\s|\d+[.)]\s|>\s|```|\|)")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _BULLET = re.compile(r"(\s*[-*+•]\s+)(\S.*)")
 _LONG_WORD = re.compile(r"[^\W\d_]{5,}")
-_TYPOS = 0.1  # share of the words of five letters or more that get a typo
-# First words of sentences that refer back: they make no sense in another order.
+_TYPOS = 0.1  # probability that a word of five letters or more gets a typo; one word always does
+# First words of sentences that refer back, and so make no sense in another order.
 _DEPENDS = re.compile(
   r"(?:it|its|this|that|these|those|he|she|they|their|his|her|them|so|then|but|and|or|also|"
   r"however|therefore|thus|because|first|firstly|second|secondly|third|next|finally|instead|"
@@ -214,7 +215,7 @@ def _sentence_order(prompt, text, rng, others):
 
 
 def _reordered(items: list, rng: np.random.Generator) -> list:
-  """The items rotated by 1 to n − 1 places, which is never the same order."""
+  """The n ≥ 2 items rotated by 1 to n − 1 places, so that each has another place."""
   by = int(rng.integers(1, len(items)))
   return items[by:] + items[:by]
 

@@ -1,9 +1,9 @@
 """Figures as the audit reports them: a value, its interval over conversations, and the sample size.
 
 A figure is a dict of JSON's own types: {value, interval: [low, high], n: number of values that it
-is computed from}. If the value or the interval is None, `why` gives the reason. All intervals are
-95 % confidence intervals, and responses of the same conversation are resampled together, since they
-are not independent.
+is computed from}, with `method` if the interval is not the bootstrap's. If the value or the
+interval is None, `why` gives the reason. All intervals are 95 % confidence intervals over whole
+conversations, since responses of the same conversation are not independent.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -35,8 +35,11 @@ def mean(
     seed: of the bootstrap.
 
   Returns:
-    A figure. Its interval is None if there are too few conversations; its value is None, too, if
-    there are no values.
+    A figure. Its interval is None where `interval.mean` gives none; without values its value is
+    None, too.
+
+  Raises:
+    ValueError: a value is not finite or outside the bounds, or there are not N conversations.
   """
   value_N = interval.vector(values, "values")
   if not len(value_N):
@@ -54,6 +57,9 @@ def share(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0
 
   Returns:
     A figure with `ties`, the number of credits of 0.5.
+
+  Raises:
+    ValueError: a credit has another value, or there are not N clusters.
   """
   credit_N = interval.vector(credits, "credits")
   if not len(credit_N):
@@ -90,7 +96,11 @@ def top_share(
     resamples, seed: of the bootstrap.
 
   Returns:
-    A figure whose n is N.
+    A figure whose n is N. Its interval is None, for one, if fewer than 5 conversations have a
+    top-scored response.
+
+  Raises:
+    ValueError: `top` is not in (0, 1), or a score is not finite.
   """
   score_N, other_N = np.asarray(scores), np.asarray(other)
   figure = {"value": float(statistic(score_N, other_N)), "interval": None, "n": len(score_N)}
@@ -114,7 +124,7 @@ def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:
   """Weights in [0, 1] with which each of [N] scores belongs to the top `share` of them.
 
   Scores that tie at the edge of the top get equal fractional weights, so that the result does not
-  depend on the order of the rows. The weights sum to exactly share · N.
+  depend on the order of the rows. The weights sum to share · N.
 
   Raises:
     ValueError: share is not in (0, 1), or a score is not finite.
@@ -129,7 +139,7 @@ def top_weights(scores: npt.ArrayLike, share: float) -> np.ndarray:
 
 
 def top_clusters(scores: npt.ArrayLike, share: float, clusters: Sequence[Hashable]) -> int:
-  """The number of clusters that have a score among the top `share`."""
+  """The number of clusters that have a score among the top `share`. Raises as `top_weights`."""
   at = np.flatnonzero(top_weights(scores, share))
   return len({clusters[i] for i in at})
 

@@ -10,7 +10,7 @@ from rm_jax.storage import pictures
 
 BLUE, ORANGE, GREEN, GREY = "#2563a8", "#d9762b", "#2a7a3b", "#777777"
 COLOURS = (BLUE, ORANGE, GREEN, "#8b3a8b", "#a33c3c")
-_LONGEST = 60  # most characters of a given name, such as a data set's, that a file's name takes
+_LONGEST = 60  # a file's name has at most so many characters of a data set's or other given name
 
 
 class Point(NamedTuple):
@@ -70,9 +70,9 @@ def stem(kind: str, name: str) -> str:
   """A picture's file name without suffix, for a picture of something whose name may be any text.
 
   A name of at most `_LONGEST` lower-case ASCII letters, digits and underscores is used unchanged.
-  Of any other, other characters become underscores, it is cut to `_LONGEST` characters, and the
-  CRC-32 of the name is added. So different names have different stems even where the file system
-  ignores case, except for collisions of the checksum.
+  In any other, characters other than ASCII letters and digits become underscores, it is cut to
+  `_LONGEST` characters, and the CRC-32 of the name is added. So different names have different
+  stems even where the file system ignores case, except for collisions of the checksum.
 
   Args:
     kind: prefix of the stem.

@@ -81,6 +81,9 @@ def make_reference(
     known: whether the model was trained on the data.
     limit: largest number of rows.
     seed: of the draws.
+
+  Raises:
+    DataError, InputError: as `Scorer.members`.
   """
   rows = one_each(examples, limit, seed)
   pooled_ND = scorer.pooled(rows)  # before the scores, which this forward pass puts into the cache

@@ -31,20 +31,22 @@ def audit(
   Args:
     scorer: of the model.
     examples: feedback on whole responses (pairs, rankings, outcomes, scores), or on steps alone.
-    reference: scores and features of other data, with which these are compared to find drift.
+    reference: scores and features of the model on other data, with which these examples are
+      compared; None = there is none.
     against: name -> scorer of another model to compare with.
     benchmarks: name of a published benchmark -> its items.
     settings: see `Settings`.
     sections: the sections to measure, in this order.
 
   Returns:
-    {name of a section: its report}, of JSON's own types. A section that has no data to measure, or
-    that raised an error, has the report {why: reason}; `failed` is {name: error} of the latter.
+    {name of a section: its report}, of JSON's own types, without the sections that do not apply to
+    the model or its feedback. A section that has no data to measure, or that raised an error, has
+    the report {why: reason}. If sections, or parts of them, failed, `failed` is {name: error}.
 
   Raises:
     ValueError: examples of kind 'attributes', or of kind 'step' together with other kinds.
-    InputError: a score that is not finite.
-    DataError: a text that the model cannot score.
+    InputError: a score of the examples that is not finite.
+    DataError: an example that the model cannot score.
   """
   subject = Subject(
     scorer, examples, settings or Settings(), reference, against or {}, benchmarks or {}
@@ -59,7 +61,7 @@ def audit(
   for section in sections:
     if measures[section.name] and section.prepare:
       section.prepare(subject)
-  _ = subject.scores  # not inside `attempt`: without scores an error must stop the audit
+  _ = subject.scores  # not inside `attempt`: the audit must stop if the examples are not scored
   report: dict[str, Any] = {}
   for name, measure in measures.items():
     if measure is None:

@@ -1,7 +1,8 @@
-"""Scores of texts. Each distinct (prompt, response) is scored once and kept on disk.
+"""Scores of texts, with a cache of the scores of each distinct (prompt, response).
 
 The sections of an audit ask for overlapping sets of texts, and the next audit of the same model
-asks for most of them again, so scores are cached by content in memory and in a file.
+asks for most of them again, so scores are cached by content in memory and in a file. Those of
+attributes and of steps are not cached.
 """
 
 import dataclasses
@@ -29,13 +30,13 @@ from rm_jax.types import Example, Text
 log = logging.getLogger(__name__)
 
 Row = tuple[Text, Text]  # (prompt, response)
-# What a section measures: rows -> their scores [N]. A `Scorer` is one, and so is any function.
+# What a section measures: rows -> their scores [N]. A `Scorer` is one; any such function will do.
 Score = Callable[[Sequence[Row]], npt.ArrayLike]
 # Rows {prompt, completions: steps of a solution} -> for each row an array [steps]: the log-odds
 # that the solution is right up to and including each step.
 ScoreSteps = Callable[[Sequence[dict[str, Any]]], Sequence[npt.ArrayLike]]
 
-# Rows scored between two writes of the cache file: an interrupted audit loses no more than these.
+# The cache file is written after at most so many new rows, so an interruption loses no more scores.
 _CHUNK = 8192
 
 
@@ -55,7 +56,7 @@ def scores_of(score: Score, rows: Sequence[Row]) -> np.ndarray:
   """Scores of rows, float64 [N]. Each distinct row is scored once, all in one call of `score`.
 
   Raises:
-    ValueError: `score` returned another number of scores, or one that is not finite.
+    ValueError: `score` did not return one finite number for each distinct row.
   """
   distinct, at = distinct_rows(rows)
   scores = np.asarray(score(distinct), np.float64)
@@ -76,13 +77,13 @@ def example_scores(score: Score, examples: Sequence[Example]) -> list[np.ndarray
 
 @dataclasses.dataclass
 class Counts:
-  """How many rows (prompt, response) a `Scorer` was asked to score.
+  """How many rows (prompt, response) the cache of a `Scorer` was asked for.
 
   Attributes:
     asked: rows, counting repetitions.
     distinct: distinct rows over all calls.
     hits: distinct rows whose scores were in the cache file.
-    scored: distinct rows that the model scored in this process.
+    scored: distinct rows whose scores were not, so that the model had to score them.
   """
 
   asked: int = 0
@@ -120,7 +121,7 @@ class Scorer:
     return head.outputs if head.ensemble else 1
 
   def __call__(self, rows: Sequence[Row]) -> np.ndarray:
-    """Rewards, float32 [N]; of an ensemble the mean over its members."""
+    """Rewards, float32 [N]; of an ensemble the mean over its members. Raises as `members`."""
     return self.members(rows).mean(axis=1)
 
   def members(self, rows: Sequence[Row]) -> np.ndarray:
@@ -128,7 +129,7 @@ class Scorer:
 
     Raises:
       DataError: a row that the model cannot score.
-      InputError: a score that is not finite.
+      InputError: a score that is not finite, or a token outside the model's vocabulary.
     """
     keys, missing = self._ask(rows)
     for chunk in _chunks(list(missing)):
@@ -140,7 +141,7 @@ class Scorer:
     return np.stack([self._known[key] for key in keys])
 
   def pooled(self, rows: Sequence[Row], beside: Sequence[Row] = ()) -> np.ndarray:
-    """Features that the head reads at the end of each row's response, float32 [N, D].
+    """Features that the head reads for each row, float32 [N, D]; [0, 0] without rows.
 
     Features are cached in memory and on disk like scores. One forward pass gives both, so the
     scores of these rows are cached, too.
@@ -148,7 +149,8 @@ class Scorer:
     Args:
       rows: the rows whose features are returned.
       beside: further rows of the same prompts whose scores will be needed later. Those that are not
-        cached are scored in the same pass, in which a decoder computes a shared prompt once.
+        cached are scored in the same pass, in which responses to a prompt can share the computation
+        of it if the model is a decoder.
 
     Raises:
       DataError, InputError: as `members`.
@@ -176,7 +178,12 @@ class Scorer:
     return self.model.attributes
 
   def attribute_scores(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """(each attribute's scores, the attributes' weights), float32 [N, A] both; not cached."""
+    """(each attribute's scores, the attributes' weights), float32 [N, A] both; not cached.
+
+    Raises:
+      DataError: a row that the model cannot score.
+      ValueError: the model has no attributes, or a score is not finite.
+    """
     distinct, at = distinct_rows(rows)
     asked = [_asked(row) for row in distinct]
     scores_NA = self.model.score_attributes(asked, progress=self.progress)
@@ -189,7 +196,8 @@ class Scorer:
       rows: {prompt, completions: the steps of a solution}.
 
     Raises:
-      DataError: the model is an encoder, which reads no steps, or a solution is too long for it.
+      DataError: the model is an encoder, which reads no steps, or a row is not of this form or too
+        long for the model.
       InputError: a score that is not finite.
     """
     return self.model.score_steps(rows, progress=self.progress)
@@ -263,10 +271,11 @@ def key_of(row: Row) -> bytes:
 
 
 def model_hash(model: RewardModel) -> str:
-  """16 hex digits of a hash of all that scores depend on.
+  """16 hex digits of a hash of a model, for which scores are cached.
 
-  These are the parameters, the network, the convention by which text becomes tokens, the tokenizer
-  with its chat template, and the version of JAX.
+  It is of the parameters, the network, the convention by which text becomes tokens, the tokenizer
+  with its chat template, and the version of JAX. It is not of the devices, on which scores depend
+  by rounding errors.
   """
   made = model.text_model
   said = {

@@ -1,8 +1,8 @@
 """What a section of the audit is, and what it is given to measure.
 
 A section is one module in `audit/sections/` that ends with its `SECTION`, listed once in
-`audit/sections/__init__.py`. It has up to three parts, each of which sees only the results of the
-part before it:
+`audit/sections/__init__.py`. It has up to three main parts, and the later ones see only the results
+of those before them:
 
   measure   Subject -> report      scores texts, computes figures
   draw      report -> pictures     optional
@@ -38,14 +38,16 @@ class Settings:
   """How much the sections measure, and on what.
 
   Attributes:
-    edited_pairs: most pairs that are scored again with edited responses or with other prompts.
+    edited_pairs: largest number of pairs that are scored again with edited responses or with other
+      prompts.
     limits: limits on responses and scores; see the section `rules`.
-    world: the generated world that the data are from. The section `overoptimisation` draws
-      candidates from it, whose true reward is known. A string: the data are from several worlds,
-      and the string says so; None: they are from no generated world.
+    world: the generated world that the data, or some of them, are from. The section
+      `overoptimisation` draws candidates from it, whose true reward is known. A string: the data
+      are from several worlds, and the string says so; None: no world is known. With either, no
+      candidates are drawn.
     prompts: number of prompts drawn from the world, for `overoptimisation`.
     candidates: number of responses drawn for each of these prompts.
-    seed: of all draws.
+    seed: of samples, edits, candidates, splits and permutation tests.
   """
 
   edited_pairs: int = 500
@@ -59,8 +61,8 @@ class Settings:
 class Attempts:
   """Calls functions; of one that fails the result is {why: the error}.
 
-  It fails if it raises, or returns what JSON cannot hold. An audit can take long, so an unforeseen
-  error in one part must not cost the others.
+  A call fails if it raises, or returns what JSON cannot hold. An audit can take long, so an
+  unforeseen error in one part must not cost the others.
 
   Attributes:
     failed: {name of a call that failed: its error}.
@@ -89,7 +91,7 @@ class Subject:
     scorer: of the model.
     examples: feedback on whole responses, or on the steps of solutions.
     settings: see `Settings`.
-    reference: scores and features of the model on other data, to compare with; None = none kept.
+    reference: scores and features of the model on other data, to compare with; None = no reference.
     against: name -> scorer of other models to compare with.
     benchmarks: name of a published benchmark -> its items.
     attempt: calls a section, or a part of one, so that its error does not stop the others.
@@ -124,7 +126,7 @@ class Subject:
   def lacks_comparisons(self, conversations: int = 1) -> str:
     """Why people did not decide comparisons in this many conversations; '' if they did.
 
-    Sections that split or resample the data by conversation ask for at least 2.
+    Sections that call this and raise an error on fewer than 2 conversations ask for 2.
     """
     asked = [e for e in self.examples if e.kind in PREFERENCES]
     if not asked:
@@ -157,9 +159,9 @@ class Section:
   """One section of the audit.
 
   A report is {why: reason} if there is nothing to measure or measuring failed; then the page shows
-  the reason, and `draw` and `render` are not called. The findings in words are under the report's
-  key `says`, a sentence or a list of sentences: the page shows them at its top and below the
-  section's heading, and the command prints them.
+  the reason, and `draw`, `render` and `summary` are not called. The findings in words, if any, are
+  under the report's key `says`, a sentence or a list of sentences: the page shows them at its top
+  and below the section's heading, and the command prints them.
 
   Attributes:
     name: key in the report and anchor on the page.
@@ -172,9 +174,10 @@ class Section:
       so that an error of one leaves the others.
     measure_steps: as `measure`, for a subject whose solutions are judged step by step; None = such
       a subject gets no such section.
-    prepare: called with the subject before any section measures; it scores texts in an order that
-      avoids computing them twice.
-    summary: report -> lines of HTML for the top of the page, in addition to `says`.
+    prepare: called with a subject that the section measures, before any section measures it; it
+      scores texts in an order that avoids computing them twice.
+    summary: the page's writer, report -> lines of HTML for the top of the page, in addition to
+      `says`.
   """
 
   name: str
@@ -193,7 +196,7 @@ def silent(report: Mapping[str, Any]) -> bool:
 
 
 def sentences(report: Any) -> list[str]:
-  """The findings of a section in words: its `says`, which is a sentence or a list of them."""
+  """The findings of a section in words: its `says`, a sentence or a list; [] if it has none."""
   says = report.get("says") if isinstance(report, Mapping) else None
   if isinstance(says, str):
     return [says]

@@ -16,18 +16,18 @@ from rm_jax.data.dialogue import texts_of
 from rm_jax.metrics.surface import words
 from rm_jax.types import Text
 
-_WORDS = 2000  # most words of the vocabulary; the most frequent ones are taken
+_WORDS = 2000  # largest size of the vocabulary; the words with the most prompts are taken
 _STARTS = 4  # random initialisations of k-means, of which the best result is taken
-_ROUNDS = 30  # most iterations of k-means from one initialisation
+_ROUNDS = 30  # largest number of iterations of k-means from one initialisation
 
 
 def topics(prompts: Sequence[Text], k: int = 8, *, seed: int = 0) -> list[str]:
-  """The topic of each prompt: the three words that most distinguish its cluster from the others.
+  """The topic of each prompt: the three words in which its cluster most exceeds all prompts' mean.
 
   Prompts are vectors of tf-idf weights, clustered by k-means with cosine similarity.
 
   Args:
-    prompts: N prompts; of messages only the user's are read.
+    prompts: N prompts; of messages the user's are read, or all if none is the user's.
     k: largest number of clusters. A prompt without a word of the vocabulary is in no cluster: its
       topic is 'other'.
     seed: of the initialisation; the same prompts and seed give the same topics.
@@ -110,7 +110,7 @@ def _cluster(
 
 
 def _content_words(prompt: Text) -> list[str]:
-  """The words of a prompt (of messages, the user's) of four letters or more.
+  """The words of a prompt (of messages, the user's) of four characters or more.
 
   Shorter words are mostly grammar. If no message is the user's, all messages are read.
   """

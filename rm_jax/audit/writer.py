@@ -28,8 +28,8 @@ code { overflow-wrap: anywhere; }
 class View:
   """A part of the report together with its path.
 
-  The path goes into the HTML of each number (`data-path`), so that a reader finds it in
-  report.json.
+  The path goes into the HTML that `Writer.value` makes (`data-path`), so that a reader finds the
+  number in report.json.
 
   Attributes:
     value: the part, of JSON's own types; None if there is none at this path.
@@ -67,7 +67,8 @@ def escaped(value: Any) -> str:
 def number(value: Any) -> str:
   """A value as the page shows it: a float with three decimals, None as a dash, a word unchanged.
 
-  A float with an absolute value below 0.0005 has three significant digits, as in 1.23e-04.
+  A float other than 0 with an absolute value below 0.0005 has three significant digits, as in
+  1.23e-04. Thousands are separated by commas.
   """
   if value is None:
     return "–"

@@ -1,9 +1,10 @@
 """A cache of tokens on disk, memory-mapped, so that the same texts are tokenised once.
 
-An entry is a folder whose name is a hash of all that its tokens depend on: the texts, the
-tokenizer, the model's `Convention` (batch/tokenise.py), and the code that tokenises. It holds flat
-arrays and no labels. Labels come from the examples, so that data that were relabelled or reweighted
-are not tokenised again. The arrays of all examples stand end to end:
+An entry is a folder whose name is a hash of what its tokens depend on: the texts, the tokenizer,
+the model's `Convention` (batch/tokenise.py), our code that tokenises, and the versions of the
+libraries tokenizers and transformers. It holds flat arrays and no feedback, which comes from the
+examples: if only labels or weights change, nothing is tokenised again. The arrays of all examples
+stand end to end:
 
   tokens      int32 [tokens], token ids
   token_type  int32 [tokens], the tokenizer's token types; empty for decoders
@@ -65,6 +66,9 @@ def cache_folder(name: str) -> Path | None:
   """The folder that the config field `data.cache` names; None for 'none', which turns caching off.
 
   '' is $RM_JAX_TOKENS or, if that is not set, tokens/ in the folder of all caches (`home`).
+
+  Raises:
+    InputError: the folder begins with '~name', and there is no such user.
   """
   if name == "none":
     return None
@@ -127,9 +131,10 @@ def tokenise_cached(
   *,
   folder: Path | None,
 ) -> tuple[Sequence[Group], list[Example]]:
-  """Does what `tokenise` in batch/group.py does, with tokens from the cache if the texts are in it.
+  """Does what `tokenise` in batch/group.py does, with tokens from the cache if it has an entry.
 
-  If the folder cannot be written to, a warning is logged and the cache is not used.
+  If it has none, one is added. The cache is not used for a tokenizer that has no `key`, nor, with a
+  warning, if reading or writing the folder fails.
 
   Args:
     examples: of any kind.
@@ -137,6 +142,9 @@ def tokenise_cached(
     report: counts what is dropped, alike whether the tokens come from the cache or not.
     attributes: names of the model's attributes, in order.
     folder: of the cache; None = no cache.
+
+  Raises:
+    DataError, ValueError: as `tokenise` in batch/group.py.
   """
   name = key(examples, encoder) if folder else None
   if name is None:
@@ -154,7 +162,7 @@ def tokenise_cached(
 
 
 def key(examples: Sequence[Example], encoder: TextEncoder) -> str | None:
-  """A hash of all that the tokens depend on; None if the tokenizer cannot be serialised."""
+  """Name of the examples' entry, a hash (see the module); None for a tokenizer not in Rust."""
   backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
   if not hasattr(backend, "to_str"):
     return None
@@ -187,7 +195,7 @@ def _open_or_make(
 ) -> tuple[dict[str, np.ndarray], dict[int, RowError]]:
   if opened := _whole(path):
     log.info("tokens: %d examples from %s", len(examples), path)
-    with contextlib.suppress(OSError):  # another user's folder may be readable only
+    with contextlib.suppress(OSError):  # another user's entry may be readable only
       os.utime(path / _HEADER)
     return opened
   clear(path.parent)

@@ -10,9 +10,9 @@ from rm_jax.batch.group import Group
 from rm_jax.errors import InputError
 from rm_jax.types import Example
 
-# Optional arrays of feedback, in the order in which they are hashed. A field that is added to
+# Optional fields of feedback, in the order in which they are hashed. A field that is added to
 # `Group` with default None is hashed without a change here. The margin is left out because it is
-# hashed with kind and weight, and `starts` and `token_type` because they follow from the tokens.
+# hashed with kind and weight, and `starts` and `token_type` because they are no feedback.
 _FEEDBACK = [
   field.name
   for field in dataclasses.fields(Group)
@@ -25,10 +25,11 @@ class TokenDataset:
   """A data set as tokens.
 
   Attributes:
-    groups: tokenised examples; `Groups` in batch/cache.py reads each from the disk when it is asked
-      for.
+    groups: tokenised examples: a list, or `Groups` of batch/cache.py, which reads each from the
+      disk when it is asked for.
     examples: those that the groups came from, in the same order.
-    rates: source -> its share of every step. If none is given, sources are mixed by their size.
+    rates: source -> its share of every step, relative to the other rates. If it is empty or all are
+      0, sources are mixed by their size.
   """
 
   groups: Sequence[Group]
@@ -70,7 +71,7 @@ class TokenDataset:
     return dict(zip(attributes, rated_A.tolist(), strict=True))
 
   def fingerprint(self) -> str:
-    """A hash of all tokens, labels and weights, so that a run does not resume on other data.
+    """A hash of all token ids and their feedback, so that a run does not resume on other data.
 
     Checkpoints hold it, so it must stay what it was for data of old checkpoints: a new field adds
     nothing to the hash where it is None.

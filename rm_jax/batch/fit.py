@@ -15,24 +15,25 @@ _PARTS = ((1,), (1, 2), (1, 3), (1, 1.2), (1, 2, 4), (1, 3, 6), (1, 1.2, 1.5), (
 
 
 def up(x: float, multiple: int) -> int:
-  """x rounded up to a multiple."""
+  """x rounded up to a multiple of `multiple`."""
   return int(-(-x // multiple)) * multiple
 
 
 def choose_windows(
   rows: list[list[int]], align: int, spare: float, alone: bool
 ) -> tuple[tuple[int, int], ...]:
-  """Chooses attention's windows for rows like these, so that attention costs the least.
+  """Chooses attention's windows for rows like these, so that attention costs little.
 
-  Shapes are static, so all rows have the same windows, and these must hold any row's pieces. A
-  window of length L costs about L² (`_cost`). Long windows waste their squares on short pieces, and
-  each different length must be compiled. So a few sets of lengths are tried, the number of windows
-  of each length is reduced to what the rows need, and the cheapest set is taken.
+  Shapes are static, so all rows of a shape have the same windows, which must hold the pieces of any
+  row but those that `spare` allows for. A window's cost grows with the square of its length
+  (`_cost`). Long windows waste their squares on short pieces, and each different length must be
+  compiled. So a few sets of lengths are tried, the number of windows of each length is reduced to
+  what the rows need, and the cheapest set is taken.
 
   Args:
     rows: for each row the lengths of its pieces (groups or sequences).
     align: lengths are multiples of it.
-    spare: share of the rows that need not fit (they take a larger shape).
+    spare: largest share of the rows that need not fit (they take a larger shape).
     alone: a window holds one piece at most.
 
   Returns:
@@ -54,7 +55,7 @@ def choose_windows(
     counts = np.max(laid, axis=0).tolist()
     counts = _fewest(rows, lengths, counts, spare, alone)
     cost = sum(count * _cost(n) for count, n in zip(counts, lengths, strict=True))
-    # Each length is compiled, so that one more must save at least 2 %.
+    # Each length is compiled, so that one more must save about 2 %.
     cost *= 1 + 0.02 * sum(map(bool, counts))
     if cost < least:
       least, best = cost, tuple((n, c) for n, c in zip(lengths, counts, strict=True) if c)
@@ -72,8 +73,8 @@ def _fewest(
 ) -> list[int]:
   """Reduces the numbers of windows, the longest first, as far as the rows still fit.
 
-  A share `spare` of the rows need not fit. `lengths`, `counts` and the result have an entry for
-  each length of windows.
+  At most a share `spare` of the rows need not fit. `lengths`, `counts` and the result have an entry
+  for each length of windows.
   """
   most = int(spare * len(rows))
   failed: set[int] = set()

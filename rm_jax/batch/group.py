@@ -13,7 +13,7 @@ from rm_jax.errors import InputError
 from rm_jax.types import Example
 
 Item = TypeVar("Item")
-_CHUNK = 512  # examples that the tokenizer is given at once
+_CHUNK = 512  # examples that are rendered, and then encoded, together
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Group:
     weight: of the group in the loss.
     pair_margin: by how much the better of two should win, in units of score; None where it is not
       given, or 0.
-    pairs, ties: float32 [M, M] (see `types.Example`), or None where the labels' order says it all.
+    pairs, ties: float32 [M, M] or None (see `types.Example`); where both are None, the labels'
+      order says it all.
     attributes: float32 [M, A], ratings on a model's attributes, NaN where not rated; None where the
       model has no attributes.
     objective: index of the model's attribute that the judgement is about; None = the reward.
@@ -88,6 +89,9 @@ def make_group(
     sequences: one for each response.
     example: the one that they are of.
     attributes: names of the model's attributes, in order.
+
+  Raises:
+    ValueError: the example's objective is none of the attributes.
   """
   return label(join(sequences), example, attributes)
 
@@ -117,8 +121,11 @@ def join(sequences: Sequence[Tokens]) -> Group:
 def label(tokens: Group, example: Example, attributes: Sequence[str] = ()) -> Group:
   """The group with the example's feedback; `tokens` has only what depends on the texts.
 
-  This is apart from `join`, because tokens are cached on disk and feedback is not: relabelled data
-  are not tokenised again.
+  This is apart from `join`, because tokens are cached on disk and feedback is not: if only labels
+  or weights change, nothing is tokenised again.
+
+  Raises:
+    ValueError: the example's objective is none of the attributes.
   """
 
   def matrix(value):
@@ -141,8 +148,7 @@ def label(tokens: Group, example: Example, attributes: Sequence[str] = ()) -> Gr
 def check_vocabulary(groups: Iterable[Group], vocab: int) -> None:
   """Raises ValueError if a token id is not in the model's vocabulary.
 
-  JAX clamps the index of a gather that is out of range, so the id would silently read the embedding
-  of another token.
+  `nnx.Embed` gives NaN for such an id, and the scores would be NaN with no hint at the cause.
   """
   largest = max((int(ids.max()) for g in groups for ids in g.ids if len(ids)), default=-1)
   if largest >= vocab:
@@ -167,9 +173,9 @@ def tokenise(
 ) -> tuple[list[Group], list[Example]]:
   """Examples -> groups, and the examples that they came from, in order.
 
-  Dropped and counted in `report`: text that cannot be tokenised; groups whose sequences are all
-  equal once tokenised (where the difference was cut away, the loss would stay log 2 forever); and
-  feedback on none of the model's attributes.
+  Dropped and counted in `report`: text that cannot be tokenised; groups of several sequences that
+  are all equal once tokenised (as where the difference was cut away), since their scores would be
+  equal whatever is learned; and feedback on none of the model's attributes.
 
   Args:
     examples: of any kind.
@@ -180,7 +186,8 @@ def tokenise(
   Raises:
     DataError: there is feedback on attributes and the model has none, a judgement is about an
       objective that the model does not have, or `report` is strict and a row is at fault.
-    ValueError: messages without a chat template, or steps for an encoder.
+    ValueError: messages without a chat template, steps for an encoder, or steps whose separator
+      gives no token.
   """
   groups, kept = keep(examples, unlabelled(examples, encoder), report, attributes)
   return [label(g, e, attributes) for g, e in zip(groups, kept, strict=True)], kept
@@ -203,6 +210,9 @@ def keep(
 
   Returns:
     (the items found for the examples that are kept, these examples).
+
+  Raises:
+    DataError: as `tokenise`.
   """
   items, kept = [], []
   for example, one in zip(examples, found, strict=True):
@@ -230,11 +240,14 @@ def keep(
 
 
 def unlabelled(examples: Sequence[Example], encoder: TextEncoder) -> Iterator[Group | RowError]:
-  """For each example a group that has its tokens and no labels, or why it cannot be tokenised.
+  """For each example a group that has its tokens and no labels, or why it has to be dropped.
 
-  The result depends on the texts alone, so that it can be cached. A thread renders the chat
-  template for the next chunks while the tokenizer encodes this one: rendering is Python, and the
-  tokenizer, which is Rust, releases Python's lock while it works.
+  The result does not depend on the feedback, so that it can be cached. A thread renders the chat
+  template for the next chunks while the tokenizer encodes this one: rendering is Python, and a
+  tokenizer in Rust releases Python's lock while it works.
+
+  Raises:
+    ValueError: as `tokenise`.
   """
 
   def prepare(start):

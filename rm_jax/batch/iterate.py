@@ -1,4 +1,4 @@
-"""The order of a run: which groups a step sees is a function of (seed, step) alone.
+"""The order of a run: of given data and batch size, a step's groups depend on (seed, step) alone.
 
 So there is no iterator state to checkpoint: a run that resumes at a step sees the same groups as
 one that was never interrupted.

@@ -1,12 +1,12 @@
 """Packing: a step's groups into rows of a few static shapes, and rows into attention windows.
 
 Why static shapes: XLA compiles a program for each shape, which takes from seconds to minutes. So
-`plan` looks at steps drawn from the data and fixes a few shapes that any step's micro-batches fit
-into with little padding; `pack` then lays each step into these.
+`plan` fixes a few shapes that any step's micro-batches fit into, those of steps that it draws at
+random with little padding; `pack` then lays each step into these.
 
 A step is a number of groups, whatever the packing. It becomes one or more micro-batches. Losses and
-gradients are sums over micro-batches, so the packing never changes what is computed (only the order
-in which floats are added).
+gradients are sums over micro-batches, so the packing changes nothing but the order in which floats
+are added and, with dropout, which activations are dropped.
 
 Why long rows: linear maps work token by token, so a row's length does not matter to them, and one
 long row a device has almost no padding. Attention costs the square of its length, though, and
@@ -17,7 +17,7 @@ columns of a row are gathered into squares of a few lengths, each holding one or
     row        g1 g1 g1 g2 g2 g2 g2 g2 g3 g3 .
     windows    [g1 g1 g1 g3 g3] [g2 g2 g2 g2 g2]       2 · 5² scores and not 11²
 
-In scoring, and where each row holds one group, rows are short, and each is one window.
+The shapes for scoring (`standing`) and those of one group a row have no windows: each row is one.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from rm_jax.batch.fit import choose_windows, lay, place_windows, up
 from rm_jax.batch.group import Group
 from rm_jax.errors import InputError
 
-# `plan` draws this many steps at random, times the number of row lengths to be chosen, to see what
-# steps need (fewer if a step has many groups).
+# `plan` draws this many steps at random, times `Packing.shapes`, to see what steps need (fewer if a
+# step has many groups).
 _DRAWS = 32
 
 
@@ -45,8 +45,8 @@ class Shape:
     groups: G, places for groups in a row.
     marks: K, places for marks in a group.
     windows: (length, number in a row) of attention's windows, shortest first; () = each row is one.
-    copies: in how many windows a column stands at most: 1, or the number of responses if their
-      shared prompt is copied into a window for each; 0 without windows.
+    copies: how many places a column has in the windows at most: 1 or, if shared prompts are copied
+      for each response, the largest number of responses of such a group; 0 without windows.
     alone: a window holds one piece at most.
   """
 
@@ -64,17 +64,19 @@ class Packing:
   """How groups are to be laid into rows.
 
   Attributes:
-    share: a group's prompt is stored once, its responses as branches (decoders only).
+    share: a group's shared prompt is stored once, its responses as branches (decoders only).
     pack: several groups a row; else one.
-    cells: about how many tokens (padding included) a micro-batch has on each device.
+    cells: about the most tokens (padding included) that a micro-batch has on each device; more if a
+      single group or `row_lengths` needs more.
     multiple: number of devices that rows are sharded over; row counts are multiples of it.
-    row_lengths: columns of the planned rows; () = chosen from the data.
+    row_lengths: columns of the planned rows (without `pack`, the longest of these is used); () =
+      chosen from the data.
     shapes: how many row lengths are chosen from the data, at most.
-    windows: what a piece, the content of attention's windows, is. 'sequences': prompt + response,
-      for kernels that have segment ids and no branches (splash). 'alone': the same, one a window,
-      for kernels that only have lengths (cuDNN). 'cheapest', for XLA with a mask: a whole group, or
-      its sequences if their squares are much smaller.
-    align: columns of rows and windows are multiples of it.
+    windows: what the pieces in attention's windows are. 'sequences': prompt + response, for kernels
+      that have segment ids and no branches (splash). 'alone': the same, one a window, for kernels
+      that only have lengths (cuDNN). 'cheapest', for XLA with a mask: a whole group, or its
+      sequences if their squares are much smaller.
+    align: columns of windows, and of rows where `plan` chooses them, are multiples of it.
   """
 
   share: bool = True
@@ -141,10 +143,10 @@ def plan(
 ) -> tuple[tuple[Shape, ...], ...]:
   """Chooses the few shapes that the steps of a data set will be packed into.
 
-  Without `packing.pack` there is one row length with two row counts. With it, a shape has one row a
-  device: steps are drawn at random and their groups are laid evenly into rows. Then the row lengths
-  are chosen that leave the least padding in these rows, and for each length the windows that hold
-  the pieces of its rows.
+  Without `packing.pack` there is one row length with at most two row counts. With it, a shape has
+  one row a device: steps are drawn at random and their groups are laid evenly into rows. Then, if
+  `packing.row_lengths` does not give them, row lengths are chosen that leave little padding in
+  these rows, and for each length windows for the pieces of its rows.
 
   Args:
     groups: the data set's; not empty.
@@ -266,8 +268,8 @@ def standing(longest: int, marks: int, packing: Packing) -> tuple[tuple[Shape, .
 
   Row lengths are 128, 256, 512, 1024, 1536, 2048, 3072 ... up to the first that holds `longest`:
   powers of two and, from 1024 on, where attention's squares are expensive, half steps between them.
-  For each length there are several row counts, each four times the one before, up to
-  `packing.cells` tokens a device.
+  For each length there are one or more row counts, each at most four times the one before, up to
+  `packing.cells` tokens, or one row, a device.
 
   Args:
     longest: columns of the largest group.

@@ -1,7 +1,7 @@
 """Groups -> `Batch`: fills the arrays of a micro-batch that `layout` has planned.
 
-A row is filled from left to right, group by group. Within a group the shared prompt comes first,
-then the responses as branches, each without its copy of the prompt:
+A row is filled from left to right, group by group. Within a group the shared prompt comes first, if
+`Packing.share` is on, then the responses as branches, each without its copy of the prompt:
 
     ids of the sequences    p p p a a      p p p b b b
     shared = 3              -> columns     p p p a a b b b
@@ -34,7 +34,7 @@ FROM_GROUPS = frozenset(
 
 
 def optional_fields(groups: Iterable[Group]) -> frozenset[str]:
-  """The optional arrays of `Batch` that a data set has values for.
+  """The optional arrays of `Batch` that the groups of a data set have values for.
 
   Asked once of the whole data set, and not of each micro-batch: whether an array is there is part
   of the compiled program's signature, so that all micro-batches must agree.
@@ -70,8 +70,8 @@ def assemble(
     groups: the data set's groups.
     packing: the one that `micro` was planned with.
     fields: optional arrays to fill: `optional_fields` of the whole data set, and those that the
-      objective needs beside them. Of these 'previous' is filled here; another one for which the
-      groups have no values keeps its values for padding.
+      objective and the network need beside them. One for which the groups have no values, such as
+      margins, keeps its values for padding.
     sources: names that `Batch.source` counts by; empty if the metrics do not tell sources apart.
     features: for each group float [columns, D], the activations of its columns (`Batch.hidden`).
     members: float32 [groups, M], the weight of each group for each member (`Batch.members`).
@@ -136,7 +136,7 @@ def _empty(name: str, sizes: dict[str, int], dtype: Any = None) -> np.ndarray:
 def _write_tokens(
   arrays: dict[str, np.ndarray], b: int, start: int, group: Group, *, share: bool
 ) -> tuple[int, np.ndarray]:
-  """Writes a group's tokens into row b from column `start` on, the shared prompt once.
+  """Writes a group's tokens into row b from column `start` on; with `share`, the prompt once.
 
   Returns:
     (the first column after the group; int64 [K], the offset of each branch, see the module).
@@ -168,7 +168,7 @@ def _write_tokens(
 
 
 def _prompt_end(group: Group, start: int, offsets: np.ndarray, shared: int) -> np.ndarray:
-  """int64 [M], for each mark the column of its prompt's last token; of an empty one the first."""
+  """int64 [M], for each mark the column of its prompt's last token; if it has none, the first."""
   tokens = np.asarray([len(ids) for ids in group.ids])[group.response]
   last = np.maximum(tokens - group.length - 1, 0)
   return np.where(last < shared, start, offsets[group.response]) + last
@@ -177,7 +177,7 @@ def _prompt_end(group: Group, start: int, offsets: np.ndarray, shared: int) -> n
 def _values(
   group: Group, start: int, offsets: np.ndarray, fields: frozenset[str], *, share: bool
 ) -> dict[str, Any]:
-  """Name of each array of `Batch` that has the axes B and G -> the group's value for it."""
+  """Name of an array of `Batch` that has the axes B and G -> the value that the group gives it."""
   shared = group.shared if share else 0
   values = {name: getattr(group, name) for name in FROM_GROUPS & fields if name != "token_type"}
   if "starts" in fields:
@@ -212,9 +212,9 @@ def _gather_windows(
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], np.ndarray]:
   """`Batch.windows`, `Batch.segments` and `Batch.places` of a micro-batch.
 
-  The model gathers queries, keys and values of a row into its windows (`windows`), attends within
-  each window between columns of one segment, and gathers the results back (`places`). A prompt that
-  is shared by sequences in several windows has a copy in each.
+  The model gathers the columns of a row into its windows (`windows`), attends within each window
+  between columns of one segment, and gathers the results back (`places`). Where the sequences of a
+  group are pieces of their own, each has a copy of the shared prompt.
   """
   shape = micro.shape
   windows, segments = (
@@ -223,14 +223,14 @@ def _gather_windows(
   )
   places = np.full((shape.rows, shape.columns, shape.copies), -1, np.int32)
   # `places` has indices into all windows of a row laid end to end, the shortest first. `begins` has
-  # the index of the first window of each length.
+  # the index at which the windows of each length begin.
   begins = np.cumsum([0, *(length * count for length, count in shape.windows)])
   for b, row in enumerate(micro.rows):
     pieces, start = [], 0
     for i in row:
       pieces += [start + columns for columns in windows_of(groups[i], packing)]
       start += groups[i].columns(packing.share)
-    copies = np.zeros(shape.columns, np.int64)  # in how many windows each column is so far
+    copies = np.zeros(shape.columns, np.int64)  # how many places each column has so far
     placed = place_windows(list(map(len, pieces)), shape.windows, shape.alone)
     for n, (columns, (size, which, first)) in enumerate(zip(pieces, placed, strict=True)):
       end = first + len(columns)

@@ -1,10 +1,10 @@
 """Chat templates: Jinja programs from checkpoints, rendered within limits of time and memory.
 
-A template comes with a checkpoint and is not trusted. transformers' sandbox keeps it from files and
-from Python's internals, but not from looping forever or taking all memory. Here it is compiled in
-the same sandbox, so that it renders the same text, and steps are counted: each turn of a loop,
-call, filter, and operator that can make a large value. A template that exceeds the limits in a row
-of the data is an error of that row.
+A checkpoint's template is not trusted. transformers' sandbox keeps it from files and from Python's
+internals, but not from looping forever or taking all memory. Here it is compiled in the same
+sandbox, so that it renders the same text, and steps are counted: each turn of a loop, call, filter,
+and operator that can make a large value. A template that exceeds the limits in a row of the data is
+an error of that row.
 """
 
 import contextvars
@@ -27,8 +27,8 @@ _SECONDS = 5.0  # of this thread's CPU time, which does not depend on how busy t
 # messages in all. Existing templates add thousands of characters to the messages; a million take
 # about a second to tokenise.
 _LARGEST, _ALL = 2**20, 2**28
-_BITS = 2**16  # the most bits of an integer
-_SOURCE = 2**20  # characters of a template; the longest existing ones have about 20,000
+_BITS = 2**16  # the most bits of a product or power of integers
+_SOURCE = 2**20  # the most characters of a template; the longest existing have about 20,000
 # Format strings that ask for a wide field, or for a width given by an argument or a nested field.
 _FORMAT = re.compile(r"[%:{][^a-zA-Z%}]*\d{6}|%[^a-zA-Z%]*\*|\{[^{}]*\{")
 _WIDTHS = ("center", "ljust", "rjust", "zfill")
@@ -36,12 +36,12 @@ _WIDTHS = ("center", "ljust", "rjust", "zfill")
 # filter counts as one step and cannot be stopped once it runs, so its input is limited.
 _SLOW = ("sort", "unique", "groupby", "dictsort", "urlize")
 _SLOW_LARGEST = 2**17
-# Filters that convert any value to text.
+# Filters that convert any value to text, and whose input is measured as such.
 _WRITE = ("string", "tojson", "pprint", "urlencode", "xmlattr", "escape", "e", "forceescape")
 
 
 class LimitError(Exception):
-  """A template takes more steps, time or memory than rendering a conversation can need."""
+  """A template takes, or might take, more steps, time or memory than a conversation can need."""
 
 
 class _Budget:
@@ -66,7 +66,7 @@ class _Budget:
       raise LimitError(f"it makes a text or a list of {size:,}; expected at most {self.largest:,}")
 
   def charge(self, size: int) -> None:
-    """Subtracts a text or a list of this size from the budget."""
+    """Subtracts a text or a list of this size from the budget; LimitError if it is too large."""
     self.check(size)
     self.all -= size
     if self.all < 0:
@@ -106,11 +106,12 @@ def render(template: str, messages: Sequence[Mapping[str, str]], **variables: An
   Args:
     template: Jinja source.
     messages: each with 'role' and 'content'.
-    variables: what else the template may use: the tokenizer's special tokens,
+    variables: what else the template may use, such as the tokenizer's special tokens and
       `add_generation_prompt`.
 
   Raises:
-    jinja2.TemplateError: the syntax is wrong, or the template refuses the messages.
+    jinja2.TemplateError: the syntax is wrong, or the template refuses the messages or reads what is
+      undefined.
     LimitError: the template exceeds a limit.
     Exception: any other that Python's operators and methods raise in the template.
   """
@@ -191,7 +192,7 @@ def _environment():
       return call("joined", node.nodes, node.lineno)
 
   class Counted(ImmutableSandboxedEnvironment):
-    """Counts steps and sizes; all else is inherited from transformers' environment."""
+    """Counts steps and sizes; all else is as in the sandbox that transformers uses."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
@@ -282,7 +283,10 @@ def _check_method(budget: _Budget, function: Callable, args: Sequence, kwargs: M
   """Bounds what a string's method will make, before it is called.
 
   Returns:
-    the arguments to call it with (an iterator among them becomes a list, to be measured first).
+    the arguments to call it with (that of `join` becomes a list, to be measured first).
+
+  Raises:
+    LimitError: the result may be too large, or the method is not bounded here.
   """
   inner = getattr(function, "__wrapped__", function)
   text, name = getattr(inner, "__self__", None), getattr(inner, "__name__", "")
@@ -306,7 +310,7 @@ def _check_method(budget: _Budget, function: Callable, args: Sequence, kwargs: M
 
 
 def _counted(name: str, function: Callable) -> Callable:
-  """Wraps a filter: counts a step, and bounds what the filter will make before it is called."""
+  """Wraps a filter: counts a step, bounds what some filters will make, and charges the result."""
   first = 1 if hasattr(function, "jinja_pass_arg") else 0  # index of the filtered value
 
   @functools.wraps(function)

@@ -35,21 +35,26 @@ class Convention:
   """What was decided about tokens when the model was made; saved beside its weights.
 
   Attributes:
-    encoder: for encoders. Prompt and response are joined by the tokenizer's pair encoding, and the
-      mark is the first token. Otherwise prompt and response are one text.
-    eos: 'append' adds the tokenizer's EOS to a response whose text does not already end in it;
-      'none' adds nothing.
-    pooling: where the reward is read. 'last': the last token; 'first': the first token; 'hf': the
-      rightmost token that is not the pad token, as Hugging Face's sequence classifiers do; 'mean':
-      the mean over the response's own tokens including its EOS (an encoder's last separator), or
-      over the tokens of each step.
-    max_length: the most tokens of one prompt + response; a longer prompt is cut.
+    encoder: for encoders. Prompt and response are joined by the tokenizer's pair encoding.
+      Otherwise prompt and response are one text.
+    eos: 'append' adds the tokenizer's EOS behind a response that does not already end in it (not
+      for encoders); 'none' adds nothing.
+    pooling: where the reward of a response is read. 'last': the last token; 'first': the first
+      token; 'hf': the rightmost token that is not the pad token, as Hugging Face's sequence
+      classifiers do; 'mean': the mean over the response's own tokens including its EOS (an
+      encoder's last separator). In solutions in steps, 'mean' is over the tokens of each step, and
+      else each step's last token is read.
+    max_length: the most tokens of one prompt + response; what is longer is cut, the prompt first.
     separator: text that follows every step of a solution, the last one included; its last token is
       the step's mark.
     date: the date that a chat template is given if it asks for today's, as 'DD Mon YYYY'. It is
       fixed because the same text must have the same score tomorrow.
     bos: 'add' puts what the tokenizer itself puts before a string (its BOS) before a chat
-      template's text, unless the text begins with it; 'template' leaves that to the template.
+      template's text, unless the text begins with it (not for encoders); 'template' leaves that to
+      the template.
+
+  Raises:
+    ValueError: `eos`, `pooling` or `bos` is none of these, or `max_length` is below 1.
   """
 
   encoder: bool = False
@@ -77,7 +82,8 @@ class Tokens:
   """One prompt + response as tokens.
 
   Attributes:
-    ids: int32 [N], N at most `Convention.max_length`.
+    ids: int32 [N], N at most `Convention.max_length`, or an encoder's special tokens if these are
+      more.
     prompt: number of leading ids that are the prompt's.
     marks: int32 [M], indices of the tokens at which rewards are read: one, or one a step.
     token_type: int32 [N] if the tokenizer's pair encoding has it (encoders), else None.
@@ -106,7 +112,7 @@ def common_prefix(sequences: Sequence[np.ndarray]) -> int:
 
 
 class TextEncoder:
-  """Renders text by the chat template, tokenises it, cuts it to length and sets the marks.
+  """Renders messages by the chat template, tokenises texts, cuts them and sets the marks.
 
   Args:
     tokenizer: a Hugging Face tokenizer; its chat template renders messages.
@@ -131,8 +137,8 @@ class TextEncoder:
     # Lengths are limited by the convention; without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
     self.appends = appends
-    # A tokenizer may have several templates, by name; which is used is not known yet, so only a
-    # single template is checked.
+    # Of a tokenizer that has several templates, by name, none is checked here; the one that is
+    # used is 'default'.
     if isinstance(tokenizer.chat_template, str):
       said = option.format("chat_template").rstrip(",")
       templates.check(self._template(), option=said, **self._variables())
@@ -141,7 +147,11 @@ class TextEncoder:
     self.bos = self._own_opening() if adds else self._opening[:0]
 
   def sequences(self, pairs: Sequence[tuple[Text, Text]]) -> list[Tokens | RowError]:
-    """Tokenises (prompt, response) pairs; for a pair that cannot be tokenised, the reason."""
+    """Tokenises (prompt, response) pairs; for a pair that cannot be tokenised, the reason.
+
+    Raises:
+      ValueError: the texts of a pair are messages and the tokenizer has no chat template.
+    """
     return self.encoded(pairs, self.rendered(pairs))
 
   def rendered(self, pairs: Sequence[tuple[Text, Text]]) -> list[tuple[str, str] | RowError]:
@@ -150,6 +160,9 @@ class TextEncoder:
     The result has for each pair (prompt's text, whole text), or a RowError that says why not.
 
     It is safe to call this in another thread.
+
+    Raises:
+      ValueError: as `sequences`.
     """
     out, last, own = [], None, ""
     for prompt, response in pairs:
@@ -169,7 +182,7 @@ class TextEncoder:
     good = [i for i, r in enumerate(rendered) if not isinstance(r, RowError)]
     out: list[Tokens | RowError] = list(rendered)
     encode = self._encode_pairs if self.convention.encoder else self._encode_texts
-    # The tokenizer adds its special tokens to strings; a chat template's text has its own.
+    # A decoder's tokenizer adds its special tokens to strings; a chat template's text has its own.
     for special in (True, False):
       mine = [i for i in good if isinstance(pairs[i][0], str) is special]
       for start in range(0, len(mine), 1024):
@@ -205,7 +218,7 @@ class TextEncoder:
 
     Raises:
       ValueError: the tokenizer has no chat template.
-      RowError: the template refuses the messages, or fails.
+      RowError: there are no messages, or the template refuses them or fails.
     """
     if not self.tokenizer.chat_template:
       raise InputError(
@@ -257,7 +270,7 @@ class TextEncoder:
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
 
   def _opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
-    """Tokenises whole texts, with their BOS: strings (`special`), or a chat template's texts."""
+    """Tokenises whole texts: strings (`special`), or a chat template's texts, which get `bos`."""
     done = self._ids(texts, special)
     if special or not len(self.bos):
       return done
@@ -298,12 +311,15 @@ class TextEncoder:
   def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
     """Cuts to `max_length`: the prompt's oldest turns, then its oldest tokens, then the response's.
 
-    The end of the response always stays, and so does a BOS of the tokenizer's own. The opening (BOS
-    and, of messages, the system turns and the header of the turn that is left) stays unless it and
-    the response are too long together.
+    The end of the response always stays, and so does a BOS of the tokenizer's own where there is
+    room for two tokens. The opening (BOS and, of messages, what precedes the content of the oldest
+    turn that is left, system turns aside) stays unless it and the response are too long together.
 
     Returns:
       (ids, number of leading ids that are the prompt's).
+
+    Raises:
+      RowError: the chat template refuses the conversation with other content in that turn.
     """
     limit = self.convention.max_length
     messages, response = pair
@@ -317,9 +333,8 @@ class TextEncoder:
 
       turns, found = _shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
       ids, prompt = found or (ids, prompt)
-      # The ids before the content of the oldest turn that is left are kept: BOS, a system turn, the
-      # header of that turn. They are the common prefix with the ids of a rendering in which that
-      # turn has other content.
+      # The opening: BOS, system turns, and the header of the oldest other turn that is left. It is
+      # the common prefix with the ids of a rendering in which that turn has other content.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
       opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
@@ -340,9 +355,9 @@ class TextEncoder:
   def step_sequence(self, prompt: Text, steps: Sequence[str]) -> Tokens | RowError:
     """Tokenises a prompt and the steps of its solution, with a mark after each step.
 
-    Each step is tokenised by itself and followed by the separator's ids, so that all marks are the
-    same token. In one text, the tokenizer may merge a separator with its neighbours, and the token
-    at a mark would then say something about the step.
+    The first step is tokenised with the prompt, each other one by itself. Each is followed by the
+    separator's ids, so that all marks are the same token. In one text, the tokenizer may merge a
+    separator with its neighbours, and the token at a mark would then say something about the step.
 
     Args:
       prompt: a string, or messages, after which the chat template opens the assistant's turn.
@@ -380,7 +395,7 @@ class TextEncoder:
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)
       first, own = self._opened([head + steps[0], head], special)
-      # An EOS that the tokenizer adds to a string is removed: ours comes after the last step.
+      # An EOS that the tokenizer adds to a string is removed: it would be before the separator.
       if special and len(first) and first[-1] == eos:
         first = first[:-1]
       return [np.append(first, separator), *rest], own
@@ -424,7 +439,7 @@ class TextEncoder:
     del pairs, special  # the pair encoding always adds special tokens, to templates' texts too
     firsts, seconds = [], []
     for prompt, full in rendered:
-      if not full.startswith(prompt):  # the template's generation prompt is not in the whole text
+      if not full.startswith(prompt):  # the template opens the assistant's turn in another way
         same = (a == b for a, b in zip(prompt, full, strict=False))
         prompt = full[: sum(itertools.takewhile(bool, same))]
       firsts.append(prompt)
@@ -472,7 +487,7 @@ def _without_oldest_turns(turns: list[Message]) -> list[list[Message]]:
   """The conversation without its oldest exchange, without its oldest two, and so on.
 
   An exchange is a turn of the role that the conversation opened with, and the turns up to the next
-  one of that role. What is left so opens with that role, which templates insist on. System turns
+  one of that role. What is left so opens with that role, as many templates insist. System turns
   stay in place. The last exchange is never left out.
   """
   spoken = [i for i, m in enumerate(turns) if m["role"] != "system"]
@@ -490,8 +505,8 @@ def _shortened(
   first turn; then the result is the shortest rest that the template renders.
 
   A long conversation must not be rendered as often as it has turns, so the search begins with the
-  shortest rest, doubles the number of exchanges until the rest no longer fits, and then bisects:
-  about as much text is rendered as fits.
+  shortest rest, doubles the number of exchanges until the rest no longer fits, and then bisects: no
+  rendering has more than about twice the exchanges that fit.
 
   Args:
     turns: of the prompt, which is too long as it is.

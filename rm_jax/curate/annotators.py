@@ -45,8 +45,9 @@ class Judgements:
     labels: int64 [N, A]: 0 the first is better, 1 the second is, 2 a tie, -1 missing.
     words: int64 [N, 2], number of words of the first and of the second response.
     formatting: int64 [N, 2], number of Markdown marks of each.
-    clusters: a label of each pair's prompt. Intervals resample all pairs of a prompt together.
-    origins: where each pair came from, 'file:line'.
+    clusters: a label of each pair's prompt, or of the pair itself where prompts are not known.
+      Pairs with one label are resampled together.
+    origins: where each pair came from, 'file:line' or similar.
     unread: rows that were left out, each with its reason.
     rows: number of rows read, N plus those left out.
   """
@@ -70,7 +71,7 @@ def read_judgements(
   prompt: Sequence[str] = (),
   values: Sequence[str] = ("1", "2", "0"),
 ) -> Judgements:
-  """Reads judgements from a file. Rows with another value or without text are listed in `unread`.
+  """Reads judgements from a file. Rows that cannot be used are left out and listed in `unread`.
 
   Args:
     path: see `rm_jax.data.read.ACCEPTED`.
@@ -82,8 +83,9 @@ def read_judgements(
     values: the values that say: first better, second better, tie. '' as the third: no ties.
 
   Raises:
-    DataError: there is nothing to read, a column is in no row, no row is left, `annotators` is
-      empty or names a column twice, or `values` are not three that differ.
+    DataError: nothing can be read, a column is in no row, an annotator's is empty in all rows, no
+      row is left, `annotators` is empty or names a column twice, or `values` are not three that
+      differ.
   """
   if len(values) != 3 or len({v for v in values if v}) < len([v for v in values if v]):
     raise DataError(
@@ -155,7 +157,7 @@ def _text(row: Row, column: str) -> str:
 
 
 def identified(labels: np.ndarray, enough: int = ENOUGH) -> np.ndarray:
-  """bool [A]: who is one of three annotators of whom each two judged `enough` rows in common.
+  """bool [A]: who is one of three annotators of whom each two have `enough` rows or more in common.
 
   In the graph that connects two annotators if they have so many rows in common, such three are a
   triangle; the diagonal of the third power of its adjacency matrix is positive for their members.
@@ -178,17 +180,18 @@ def reliability(
   annotator are left out of the fit, and the report has a reason in place of their numbers.
 
   Intervals are percentiles over bootstrap resamples of clusters (prompts). Each resample is fitted
-  anew by EM that starts from the majority vote.
+  anew by EM that starts from the majority vote; those that lack an annotator are left out.
 
   Args:
     judgements: of any number of annotators.
     resamples: number of bootstrap resamples; 0 = no intervals.
-    seed: of EM's random starts and of the resamples.
+    seed: of EM and of the resamples.
 
   Returns:
     {classes, prior, annotators: {name: {reliability, interval, confusion}, or a string that says
-    why there are no numbers}, ...: how EM converged}. If the fit would include no annotator, the
-    reason as a string.
+    why there are no numbers}, interval_method, resamples: number of those that were fitted,
+    log_likelihood, iterations, converged}. An interval is None if no resample was fitted, as where
+    there is one cluster only. If the fit would include no annotator, the reason as a string.
 
   Raises:
     DataError: all judgements are of one class.
@@ -256,12 +259,12 @@ def biases(judgements: Judgements) -> dict[str, dict[str, Any]]:
     position: share of pairs in which the first response was chosen. length: share of the pairs with
     unequal numbers of words in which the longer response was chosen. formatting: share of the pairs
     with unequal numbers of Markdown marks in which the response with more was chosen. Each is
-    {share, interval, n, clusters, method, beyond_others: {difference, interval, n}};
-    `beyond_others` is None where no other annotator chose.
+    what `metrics.annotators.share` returns, with beyond_others: {difference, interval, n}, which is
+    None where no other annotator chose.
     logistic: the fit P(first) = sigmoid(position + length · ln(words₁/words₂) + formatting ·
-    (marks₁ − marks₂)); for each of the three coefficients {slope, interval (Wald over clusters),
-    standard_error}, without `formatting` if no pair has unequal numbers of marks; or a string that
-    says why there is no fit.
+    (marks₁ − marks₂)); for each of the three coefficients what `metrics.annotators.logistic`
+    returns, without `formatting` if no pair has unequal numbers of marks; or a string that says why
+    there is no fit.
   """
   label_NA = judgements.labels
   chose_NA = (label_NA == FIRST) | (label_NA == SECOND)
@@ -297,8 +300,8 @@ def _beyond(credit_NA, chose_NA, at, a: int, clusters: list[str]) -> dict[str, A
     return None
   weight = chose_NA[at][:, others]
   mean = (credit_NA[at][:, others] * weight).sum(axis=1) / weight.sum(axis=1)
-  # The difference lies in [-1, 1]. It is mapped to [0, 1], the range of a share, because `share`
-  # has an interval also for samples that are all 0 or all 1.
+  # The difference lies in [-1, 1]. It is mapped to [0, 1], the range of a share, because `share`,
+  # which knows the bounds, has an interval even where all values are equal.
   found = share((credit_NA[at, a] - mean + 1) / 2, [clusters[i] for i in at])
   interval = found["interval"] and [2 * b - 1 for b in found["interval"]]
   return {"difference": 2 * found["share"] - 1, "interval": interval, "n": len(at)}
@@ -325,13 +328,14 @@ def _slopes(judgements: Judgements, first_N: np.ndarray, mine: np.ndarray) -> di
 
 
 def agreement(judgements: Judgements, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-  """Krippendorff's alpha at each level of measurement, with cluster-bootstrap intervals.
+  """Krippendorff's alpha at each level of measurement, with intervals over clusters.
 
   At the levels 'ordinal' and 'interval' a tie lies between the two choices: a judgement for the
   first response has the value 1, a tie 0, and one for the second −1.
 
   Returns:
-    level -> {alpha, interval}, or a string that says why there is none.
+    level -> {alpha, interval} with `method` or `why` as in `Interval.report`, or a string that says
+    why there is no alpha.
   """
   # The values of FIRST, SECOND, TIE and MISSING. MISSING is -1, which indexes the last one, NaN.
   value = np.array([1.0, -1.0, 0.0, math.nan])
@@ -352,6 +356,9 @@ def annotator_report(judgements: Judgements, *, seed: int = 0) -> dict[str, Any]
   Returns:
     {rows: {read, kept, dropped}, prompts, agreement, reliability, biases, dropped: every row that
     was left out}; `agreement`, `reliability` and `biases` are the results of those functions.
+
+  Raises:
+    DataError: as `reliability`.
   """
   rows = {
     "read": judgements.rows,

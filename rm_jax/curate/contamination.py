@@ -1,9 +1,9 @@
-"""Finds training examples that contain held-out text, by the overlap of their token n-grams.
+"""Finds training examples that share text with held-out ones, by the overlap of token n-grams.
 
 The method follows Brown et al. (2020), Language models are few-shot learners, appendix C: 13-grams,
 without those that occur in many documents. Here the overlap is measured against one held-out text
-at a time, so that each finding names the held-out text that is repeated. Case and punctuation are
-ignored; numbers, signs and negations are not.
+at a time, so that each finding names the held-out text that is repeated, and the length of the
+n-grams is an option. Case and the punctuation of prose are ignored; numbers and signs are not.
 """
 
 import dataclasses
@@ -24,8 +24,9 @@ _PARTS: dict[str, Callable[[Example], list[Text]]] = {
   "response": lambda e: list(e.responses),
 }
 # In texts made from templates the pieces of content are short, and one changed word destroys most
-# of their n-grams. Of such texts half of the required share of n-grams is enough, if the shorter
-# text also has at least this share of its words in common with the other.
+# of their n-grams. Of such texts half of the required share of n-grams can be enough, if the
+# shorter text also has this share of its words, or the required one if that is larger, in common
+# with the other.
 _WORDS = 0.9
 PARTS = ("prompt", "response", "either", "both")
 
@@ -39,8 +40,8 @@ class Overlap:
     of: index of the held-out example.
     part: the part that overlaps, 'prompt' or 'response'.
     shared: number of n-grams in common.
-    share: `shared` divided by the number of n-grams of the shorter text; or, where the share of
-      n-grams was too small and the share of common words decided (`_WORDS`), that share.
+    share: share of the shorter text's n-grams; or, where this share was too small and that of
+      common words decided (`_WORDS`), the latter.
   """
 
   index: int
@@ -70,8 +71,9 @@ def contaminated(
   the same template do not match because of it. But a held-out text that training repeats many times
   is a leak and not a template. So an n-gram that occurs in held-out text, but in fewer than 5
   held-out prompts, is taken for a template only if one prompt in twenty, and at least 20, have it.
-  If one of two texts has a template, half of `share` is enough if the shorter one also has 0.9 of
-  its words in common with the other.
+  If one of two texts has a template, n-grams of either that are in the other's template can be left
+  out of the share, and half of `share` can be enough if the shorter text also has 0.9 of its words
+  (or `share` of them, if that is more) in common with the other.
 
   Args:
     train: training examples; all responses of one are compared, and the largest overlap counts.
@@ -109,7 +111,7 @@ def _overlaps(
   """Index of a training example -> its largest overlap in one part.
 
   Each distinct text is compared once. A text that is both in the training and in the held-out data
-  counts as held-out text in the search for templates, so that it is not taken for a template.
+  counts as held-out text in the search for templates (`guarded` of `template_tokens`).
   """
   if not train or not heldout:
     return {}

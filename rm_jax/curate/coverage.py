@@ -1,6 +1,6 @@
 """What a data set of pairs contains, as tables: sources, lengths and languages.
 
-It also recognises pairs whose two conversations differ before the last assistant turn.
+It also recognises pairs of whole dialogues, which differ before the last assistant turn.
 """
 
 import collections
@@ -20,10 +20,10 @@ EDGES = (-50, -10, 0, 1, 11, 51)
 
 
 def parts_early(example: Example) -> bool:
-  """Whether the two sides differ before the last assistant turn.
+  """Whether the two sides differ before the last assistant turn, going by what follows the prompt.
 
-  Then the label judges whole dialogues, and not two answers to the same prompt. It is so if a
-  response of messages has more than one message, or a string contains '\\n\\nHuman:'.
+  Then the label judges whole dialogues, and not two answers to the same prompt. It is taken to be
+  so if a response has more than one message or, as a string, contains '\\n\\nHuman:'.
   """
 
   def more(response: Text) -> bool:
@@ -43,7 +43,7 @@ def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> s
     edges: increasing; a bucket includes its lower edge and excludes its upper one.
 
   Raises:
-    ValueError: the edges do not increase.
+    ValueError: there is no edge, or the edges do not increase.
   """
   if not edges or any(a >= b for a, b in itertools.pairwise(edges)):
     raise ValueError(f"edges are {list(edges)}; expected at least one, increasing")
@@ -73,8 +73,11 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
     length_buckets: {bucket of words of chosen − words of rejected: rows},
     languages: {guessed language of the prompt: rows},
     languages_of_responses: the same of the chosen response,
-    language_differs: number of rows whose two responses are guessed to be in two languages, neither
-    of them 'unsure'}. The guesses are by `language.guess_language`, which is a heuristic.
+    language_differs: number of rows whose two responses have different guesses, neither of them
+    'unsure'}. The guesses are by `language.guess_language`, which is a heuristic.
+
+  Raises:
+    ValueError: as `length_bucket`.
   """
   length_N3 = lengths(examples)
   longer = np.where(

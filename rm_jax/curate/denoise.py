@@ -94,7 +94,8 @@ def probabilities(margins: np.ndarray) -> tuple[np.ndarray, float]:
   """Calibrates margins: P(chosen > rejected) = sigmoid(s · margin), with the most likely s >= 0.
 
   This is Platt scaling (Platt 1999) without an intercept, because swapping the two responses must
-  turn p into 1 − p. It corrects an overconfident or underconfident scorer and keeps the ranking.
+  turn p into 1 − p. It corrects an overconfident or underconfident scorer and, if s > 0, keeps the
+  ranking.
   If no margin is negative, the likelihood has no maximum at a finite s; then s is chosen so that
   the mean of |margin| gets the probability 0.95. If the mean margin is not positive, s is 0.
 
@@ -127,8 +128,8 @@ class Suspicion:
     ranked: int64 [N], indices of the pairs, the most likely flips first.
     noise_rate: the confident joint's estimate of the share of flipped labels.
     surest: share of labels that the scorer disagrees with, over the surest tenth of the pairs.
-    count: round(min(noise_rate, surest) · N), the number of pairs that the policy 'count' flags;
-      at most as many as have a probability below 1/2.
+    count: round(min(noise_rate, surest) · N), at most as many pairs as have a probability below
+      1/2: the number that `apply` suspects by 'count'.
     report: the numbers for a report.
   """
 
@@ -152,7 +153,8 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
   It counts the scorer's own errors as noise: if all labels are true, a scorer that is right in 65 %
   of the pairs estimates 30 % flipped. The second estimate is therefore the share of labels that the
   scorer disagrees with among the surest tenth of the pairs (largest |p − 1/2|), where its own
-  errors are fewest (Liu and Tao 2016, anchor points). The report has an interval of it.
+  errors are fewest (Liu and Tao 2016, anchor points). The report has an interval of it, or None
+  where these pairs are of too few conversations.
 
   **Neither is an upper or a lower bound of the share of flipped labels.** The second equals it only
   if labels are flipped as often in the surest pairs as in the others and the scorer makes no errors
@@ -169,6 +171,7 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
     DataError: the margins agree with the labels no better than a coin (the 95 % interval of the
       accuracy reaches 1/2, or there are too few conversations for one), so they cannot say which
       labels are wrong.
+    ValueError: there is no pair, or the margins are not one finite number for each.
   """
   found = accuracy(credit(margins, np.zeros(len(examples))), [e.conversation for e in examples])
   if found["interval"] is None:

@@ -25,14 +25,15 @@ from rm_jax.types import Example, Text
 # share less than the threshold of their shingles outside templates: if one text has a template with
 # a word changed, the passage counts as content there and as a template in the other. So for texts
 # with templates the filter of responses (`_Search._likely`) asks only for this share of the smaller
-# set, and the search for candidates (`Join`) for a Jaccard index higher by 0.1.
+# set. Where any text has a template, the search for candidates (`Join`) asks, for all texts, for a
+# Jaccard index of this share + 0.1, or of the threshold if that is smaller.
 _LEAST = 0.3
 # If the responses of two pairs share this many shingles, their prompts are taken to ask the same.
 # Short responses show nothing of that: 'Yes.' and 'No.' answer many questions.
 _TELLING = 8
 _FEW = 32  # If a row has more candidates, a vectorised filter goes before the exact comparison.
-_KNOWN = 20_000  # Most texts whose shingles are cached as Python sets. This bounds memory.
-# If a row has this many matches that differ in meaning, the search for one that does not stops.
+_KNOWN = 20_000  # Largest number of texts whose shingles are cached as Python sets.
+# If a row's first so many matches all differ in meaning, no further one is looked for.
 _TRIED = 100
 
 
@@ -80,7 +81,9 @@ def find_duplicates(
   n: int = 3,
   progress: bool = False,
 ) -> Duplicates:
-  """Finds duplicates among pairs; each match names the earliest example that is repeated.
+  """Finds duplicates among pairs; each match names one earlier example that is repeated.
+
+  Of several, a near match names the first without a difference in meaning, or else the first.
 
   Two examples are near each other if their prompts, their chosen responses and their rejected
   responses each have a similarity of at least `threshold`. The smallest of the three is the
@@ -100,8 +103,9 @@ def find_duplicates(
   a match differs in meaning as soon as each prompt has a word that the other lacks, or the prompts
   have different templates.
 
-  A reversed match differs in 'the wording of the prompt' whenever the prompts are not equal. One
-  word can turn a question round, and the two opposite labels suggest that it did.
+  A reversed match whose prompts are not equal always `differs`, in 'the wording of the prompt' if
+  in nothing else. One word can turn a question round, and the two opposite labels suggest that it
+  did.
 
   Args:
     examples: N pairs.
@@ -111,7 +115,7 @@ def find_duplicates(
 
   Raises:
     InputError: `threshold` is out of its range.
-    ValueError: `n` is below 1, or an example is not a pair.
+    ValueError: `n` is below 1, or an example has not two responses.
   """
   if not 0 <= threshold < 1:
     raise InputError(f"threshold is {threshold}; expected it in (0, 1), or 0 for equal texts only")
@@ -294,7 +298,10 @@ class _Search:
     return near, against
 
   def _first(self, i: int, others: np.ndarray, compare: Callable) -> Match | None:
-    """The first match without a difference in meaning; if there is none, the first match."""
+    """The first match without a difference in meaning; if there is none, the first match, or None.
+
+    The search ends after `_TRIED` matches with a difference.
+    """
     noted, tried = None, 0
     flip = compare == self._reversed
     if len(others) > _FEW:
@@ -339,7 +346,7 @@ class _Search:
     return match if match and not self._rather_reversed(i, j) else None
 
   def _reversed(self, i: int, j: int) -> Match | None:
-    """The match of pair i with the reverse of j; None if not near, or not nearer than i and j."""
+    """The match of pair i with the reverse of j; None if not near, or not `_rather_reversed`."""
     match = self._compared(i, j, self.sides[j][::-1])
     if not match or not self._rather_reversed(i, j):
       return None
@@ -406,6 +413,9 @@ def similar_sides(examples: Sequence[Example], threshold: float, n: int = 3) -> 
   Returns:
     A match for each pair found, in order; its `of` equals its `index`, and its `similarity` is 1.0
     only for equal responses.
+
+  Raises:
+    ValueError: `n` is below 1.
   """
   found = {
     i: Match(i, i, 1.0)

@@ -11,9 +11,10 @@ import numpy as np
 
 from rm_jax.curate.ngrams import Sets
 
-_AT_ONCE = 1 << 21  # Most common elements that are counted at once. This bounds memory.
-# Number of elements that the prefixes of two rows must share. With 1, as in the plain prefix
-# filter, rows of few elements would have far more candidates.
+# Largest number of shared elements, over all pairs of rows of a block, that are counted at once.
+_AT_ONCE = 1 << 21
+# Number of elements that the prefixes of two rows must share, if the index needs so many. With 1,
+# as in the plain prefix filter, rows of few elements would have far more candidates.
 _COMMON = 3
 
 
@@ -25,9 +26,10 @@ class Join:
   |x ∩ y| >= a, then the first |x| − a + k elements of x and the first |y| − a + k elements of y,
   the prefixes, have at least min(k, |x ∩ y|) elements in common. A Jaccard index of t needs
   |x ∩ y| >= t · max(|x|, |y|). So rows whose prefixes share fewer than k elements cannot be
-  similar, and only these are left out; k is `_COMMON`, or the number of common elements that the
-  index needs if that is smaller. In most data the prefixes of most rows have only elements that no
-  other row has, so that such rows are compared with no other.
+  similar; k is `_COMMON`, or the number of common elements that the index needs if that is smaller.
+  These are left out, and so are rows of which one is too small for the other. In most data the
+  prefixes of most rows have only elements that no other row has, so that such rows are compared
+  with no other.
 
   Args:
     parts: for each part its sets, and an int64 [N] with the number of the set that each row has.
@@ -49,9 +51,9 @@ class Join:
       values.append(found)
       owner.append(np.repeat(chosen, sizes))
     value_V, owner_V = np.concatenate(values), np.concatenate(owner)
-    # The number of rows that have each element, counted by hash bucket. Two elements in one bucket
-    # get the sum of their counts. This only changes the order of the elements, and the filter is
-    # right for any order that all rows share.
+    # How often each element occurs, counted by hash bucket. Two elements in one bucket get the sum
+    # of their counts. This only changes the order of the elements, and the filter is right for any
+    # order that all rows share.
     bits = int(np.clip(np.ceil(np.log2(len(value_V) + 1)) + 1, 10, 25))
     bucket = (value_V >> np.uint64(64 - bits)).astype(np.int64)
     often_V = np.bincount(bucket, minlength=1 << bits)[bucket]

@@ -4,8 +4,8 @@ import unicodedata
 
 from rm_jax.metrics.surface import words
 
-# Stop words of each language. A word that is also an English word ('a', 'do', 'die', 'no', 'come')
-# is left out of the other lists, so that English text does not count for them.
+# Stop words of each language. The other lists leave out words that are frequent in English, too
+# ('a', 'do', 'die', 'no', 'come'), so that English text hardly counts for them.
 _STOP_WORDS = {
   "English": "the of and to in is that it for you was with on are this a i do can what how my",
   "German": "der und das ist nicht ich ein zu den mit sie es auf für wie eine von im auch",
@@ -38,7 +38,7 @@ def guess_script(text: str) -> str:
 
   Returns:
     'LATIN', 'CYRILLIC', 'CJK' ...; 'mixed' if no script has 80 % of the letters, 'none' if there
-    are no letters. Japanese text may be CJK, HIRAGANA or mixed, depending on how it is written.
+    are no letters. Japanese text may be CJK, HIRAGANA, KATAKANA or mixed, as it is written.
   """
   counts: dict[str, int] = {}
   for letter in text:
@@ -59,9 +59,9 @@ def guess_language(text: str) -> str:
 
   Returns:
     'English', 'German', 'French', 'Spanish', 'Portuguese', 'Italian' or 'Dutch'; 'unsure' if fewer
-    than one word in ten is a stop word of the best language or if two languages have equally many,
-    which is frequent in short texts; for other scripts than Latin 'script:' and what `guess_script`
-    returns.
+    than one word in ten is a stop word of the best language or if two languages are equally good,
+    which is frequent in short texts; 'script:' and what `guess_script` returns, if that is not
+    'LATIN'.
   """
   script = guess_script(text)
   if script != "LATIN":

@@ -1,7 +1,7 @@
 """Keeps account of what curation did to every row: kept, dropped or changed, and for what reason.
 
-`read` makes a `Ledger` from a file. The other modules of curation find rows to act on and record
-each action with `drop`, `change` or `note`. `write` writes the rows that remain.
+`read` makes a `Ledger` from a file, a folder or a hub id. `pipeline` and `denoise` record in it
+what they find and do. `write` writes the rows that remain.
 """
 
 import collections
@@ -26,7 +26,7 @@ class Entry:
   """One finding about one row.
 
   Attributes:
-    origin: where the row came from, 'file:line'.
+    origin: where the row came from, 'file:line' or similar.
     reason: snake_case word that it is counted under.
     detail: what was found, in words.
   """
@@ -60,8 +60,8 @@ class Ledger:
     rows: as given; `change` replaces a row by a changed copy.
     examples: as given; `change` replaces the example of a changed row.
     kept: indices of the rows that are not dropped, in order.
-    dropped, changed, noted: entries in the order in which they were made. A note is a finding that
-      calls for no action: it leaves the row as it is.
+    dropped, changed, noted: entries in the order in which they were made; `dropped` begins with
+      `unreadable`. A note is a finding that leaves the row as it is.
     unread: names of files in the folder that were not read, as in `Report.unread`.
 
   Raises:
@@ -117,6 +117,7 @@ class Ledger:
 
     Raises:
       DataError: the row has no columns of these two names.
+      ValueError: the row was dropped before.
     """
     row, example = self.rows[index], self.examples[index]
     columns = [c for c in row if "chosen" in c and c.replace("chosen", "rejected") in row]
@@ -139,7 +140,11 @@ class Ledger:
     self.change(index, reason, f"{detail}; swapped {', '.join(columns)}", swapped, flipped)
 
   def reweigh(self, index: int, reason: str, detail: str, factor: float) -> None:
-    """Multiplies a row's weight by `factor`; a row without a weight has weight 1."""
+    """Multiplies a row's weight by `factor`; a row without a weight has weight 1.
+
+    Raises:
+      ValueError: the row was dropped before.
+    """
     example = self.examples[index]
     weight = example.weight * factor
     self.change(
@@ -220,7 +225,7 @@ def read(
 
 
 def check_output(path: Path) -> None:
-  """Raises DataError if `write` cannot write a file of this name.
+  """Raises DataError if a name does not end as `write` needs it, in .jsonl or .jsonl.gz.
 
   A command calls it before it begins, so that a wrong name is not found only after hours of work.
   """
@@ -233,13 +238,14 @@ def write(
 ) -> None:
   """Writes the kept rows as JSON lines (compressed if the name ends in .gz), all or none of them.
 
-  The file is first written under another name, read back and compared with the kept examples, and
-  only then renamed. An unchanged row has the values that were read, in the same order of columns.
+  The file is first written under another name and read back. It is renamed only if its examples
+  have the prompts, responses, weights and margins of the kept ones. An unchanged row has the values
+  that were read, in the same order of columns.
 
   Raises:
     DataError: the name does not end in .jsonl or .jsonl.gz, no row is kept, JSON cannot hold a
-      value (a date, NaN), or the file would not be read back as the kept examples, as when rows of
-      several formats are written into one file.
+      value (a date, NaN), or the file would be read back otherwise, as when rows of several formats
+      are written into one file.
   """
   path = Path(path)
   check_output(path)
@@ -279,7 +285,7 @@ def _line(row: Mapping[str, Any], origin: str) -> bytes:
 
 
 def _check_written(path: Path, examples: list[Example], format: str, columns: Given) -> None:
-  """Reads a written file back and raises DataError if its examples are not the given ones."""
+  """Reads a written file back; DataError if prompts, responses, weights or margins are others."""
   report = Report()
   again = formats.load(path, report=report, format=format, columns=columns)
   fields = [(e.prompt, e.responses, e.weight, e.margin) for e in examples]

@@ -1,4 +1,4 @@
-"""Texts as sets of hashed token n-grams (shingles), which near-duplicate search compares."""
+"""Texts as sets of hashed token n-grams (shingles), by which curation compares them."""
 
 import dataclasses
 
@@ -46,12 +46,13 @@ def ngrams(tokens: Tokens, n: int, masked: np.ndarray | None = None) -> Sets:
   """The set of hashed token n-grams (shingles) of each text.
 
   Masked tokens, those of templates, divide a text into pieces of content. An n-gram counts if it
-  lies inside one piece, or if it consists of masked tokens and of whole pieces. An n-gram that has
-  masked tokens and begins or ends inside a piece does not count. Thus a question has the same
-  n-grams inside it with and without a template, a piece shorter than n still counts as a whole, and
-  two questions that merely start alike do not share n-grams that lead from the template into them.
+  lies inside one piece, or if it consists of masked tokens and one or more whole pieces. One that
+  has masked tokens and begins or ends inside a piece does not count. Thus a question has the same
+  n-grams inside it with and without a template, a piece shorter than n can still count as a whole,
+  and two questions that merely start alike do not share n-grams that lead from the template into
+  them.
 
-  A text of fewer than n tokens is one n-gram. A text in which no n-gram counts, because it has no
+  A text of fewer than n tokens is one n-gram. A text in which no n-gram counts, as where it has no
   token or only template tokens, gets the hash of the whole text instead. So no set is empty, and
   such texts match only if they are equal.
 

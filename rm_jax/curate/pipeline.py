@@ -1,4 +1,4 @@
-"""Runs all parts of curation in a fixed order, each with its policy, and reports on the rows."""
+"""Cleans pairs part by part, in a fixed order and each with its policy, and reports on the rows."""
 
 import collections
 import dataclasses
@@ -43,42 +43,43 @@ _RULES = {
 class Options:
   """What curation looks for, and its policy for what it finds.
 
-  A row that a policy keeps although something was found is listed as noted. Near matches (near
-  sides, near duplicates, near contradictions) whose texts differ in a way that may change the
-  meaning (`Match.differs`: numbers, signs, case, indentation, a negation ...) are always kept and
-  noted.
+  A row that a policy neither drops nor changes although something was found is listed as noted. A
+  near match (near sides, a near duplicate, a near contradiction) whose texts differ in a way that
+  may change the meaning (`Match.differs`: numbers, signs, case, indentation, a negation ...) is
+  noted and drops no row.
 
   Attributes:
-    early: pairs whose sides differ before the last assistant turn: 'keep' or 'drop'.
+    early: pairs that differ before their last assistant turn, as `coverage.parts_early` finds them:
+      'keep' or 'drop'.
     sides: pairs whose own two responses are equal (after `tokens.normal`) or near: 'keep',
       'drop_equal', or 'drop_near', which drops both kinds.
     sides_similarity: smallest similarity of near responses; 0 = look for equal ones only.
     duplicates: 'keep', or 'drop' all but the first.
     near: smallest similarity of near duplicates, see `find_duplicates`; 0 = equal ones only.
-    shingle: number of tokens of a shingle, the n-gram that similarities compare.
+    shingle: number of tokens of a shingle, the n-gram that `find_duplicates` compares.
     reversed: examples that repeat an earlier one with the label reversed: 'keep_all', 'keep_first'
-      (drop the later one), or 'drop_both'. Both are always kept if their prompts are not equal.
+      (drop the later one), or 'drop_both'. Those whose prompts are not equal are only noted.
     contamination_n: number of tokens of an n-gram, for the overlap with held-out text.
-    contamination_share: smallest share of the shorter text's n-grams for which a row counts as
-      contaminated.
+    contamination_share: smallest share of the shorter text's n-grams with which a row counts as
+      contaminated, see `contaminated`.
     contamination_part: the part of an example that is compared: 'prompt', 'response', 'either' or
       'both'.
     denoise: what is done with suspected flips, if there is a scorer: 'none' (only list them),
       'drop', 'flip' or 'downweight'.
     denoise_by: which labels are suspected: 'threshold' or 'count', see `denoise.apply`.
-    denoise_threshold: probability P(chosen > rejected) below which a label is suspected.
+    denoise_threshold: probability P(chosen > rejected) below which 'threshold' suspects a label.
     denoise_weight: factor that 'downweight' multiplies the rows' weights by.
     folds: number of folds of the out-of-fold scorer.
     resample_by: the key whose proportions are changed: 'source', 'length' (bucket of words of
       chosen − words of rejected) or a column of the rows; '' = no resampling.
     resample_to: the target shares: 'KEY=SHARE,...' or 'equal'.
     resample_how: 'subsample' (drops rows) or 'weights' (multiplies the rows' weights).
-    seed: of all random draws.
+    seed: of the folds and of the rows that 'subsample' draws.
     allow_large_drop: whether one rule may drop more than half of the rows that it looks at.
       Resampling always may, because its targets say how much remains.
 
   Raises:
-    DataError: a policy is unknown or a number is out of its range.
+    DataError: a policy is unknown, a number is out of its range, or `resample_to` cannot be parsed.
   """
 
   early: str = "keep"
@@ -126,7 +127,7 @@ class LargeDropError(DataError):
 
   Attributes:
     report: what `curate` returns, as far as it ran, with `stopped`: {rule, dropped, of}, where `of`
-      is the number of rows before the rule. What had not run yet is None.
+      is the number of rows that the rule looked at. What had not run yet is None.
   """
 
   def __init__(self, message: str, report: dict[str, Any]):
@@ -156,13 +157,14 @@ def curate(
 
   Returns:
     {options, rows: counts of rows, dropped, changed, noted: {reason: count}, coverage: {before,
-    after}, denoise and resample (None where skipped), seconds: {part: seconds it took}, listed:
-    every entry, stopped: None}.
+    after}, denoise and resample (None where skipped), seconds: {part: seconds since the part before
+    it}, listed: every entry, stopped: None}.
 
   Raises:
-    LargeDropError: a rule dropped more than half of the rows that the rules before it left, and
-      `options.allow_large_drop` is false.
-    DataError: the options do not fit these rows, or an example is not a pair.
+    LargeDropError: a rule dropped more than half of the rows that it looked at, and
+      `options.allow_large_drop` is false. Resampling is not checked.
+    DataError: an example has not two responses; the options do not fit these rows, or ask to
+      denoise without a scorer; or as `denoise.out_of_fold` and `denoise.suspect`.
   """
   if scorer is None and options.denoise != "none":
     raise DataError(f"denoise is {options.denoise!r} and there is no scorer; give one")
@@ -246,7 +248,7 @@ def curate(
 
 
 class _Clock:
-  """Records in `seconds`, under the name of each part, the time since the part before it."""
+  """Records in `seconds`, under the name that it is called with, the time since its last call."""
 
   def __init__(self, seconds: dict[str, float]):
     self._seconds, self._last = seconds, time.perf_counter()
@@ -257,7 +259,7 @@ class _Clock:
 
 
 def _early(ledger: Ledger, options: Options) -> None:
-  """Drops or notes pairs whose sides differ before the last assistant turn."""
+  """Drops or notes the pairs that `parts_early` finds."""
   for i in ledger.kept:
     if parts_early(ledger.examples[i]):
       turns = [1 if isinstance(r, str) else len(r) for r in ledger.examples[i].responses]
@@ -329,7 +331,7 @@ def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
 def _contamination(
   ledger: Ledger, options: Options, heldout: Sequence[Example], progress: bool
 ) -> None:
-  """Drops rows that contain held-out text."""
+  """Drops rows that share much of their text with a held-out example."""
   kept = ledger.kept
   found = contaminated(
     [ledger.examples[i] for i in kept],
@@ -410,7 +412,7 @@ def _key(ledger: Ledger, index: int, by: str) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-  """Formats the counts of the report that `curate` returns as lines to read."""
+  """Formats the main numbers of the report that `curate` returns as lines to read."""
   rows = report["rows"]
   lines = [
     f"{rows['read']} rows read = {rows['kept']} kept + {rows['dropped']} dropped; "

@@ -46,7 +46,7 @@ def subsample(keys: Sequence[str], targets: Mapping[str, float], seed: int = 0) 
     bool [N], the rows to keep.
 
   Raises:
-    DataError: the targets do not fit the keys, or leave no row.
+    DataError: there is no row, or the targets do not fit the keys or leave no row.
   """
   counts = _shares(keys, targets)
   named = [key for key in targets if targets[key] > 0]
@@ -83,10 +83,11 @@ def weights(keys: Sequence[str], targets: Mapping[str, float]) -> np.ndarray:
   """Factors of the rows' weights that give the keys the target shares, float64 [N].
 
   The factor of a row is its key's target share divided by its key's share of the N rows, so the
-  factors' mean is 1. No row is dropped; the rows of a key with target 0 get weight 0.
+  factors' mean is 1. The shares are of the sum of weights, for rows whose weights were equal. No
+  row is dropped; the rows of a key with target 0 get weight 0.
 
   Raises:
-    DataError: as `subsample`.
+    DataError: there is no row, or the targets do not fit the keys.
   """
   counts = _shares(keys, targets)
   return np.asarray([targets[key] * len(keys) / counts[key] for key in keys])
@@ -96,7 +97,8 @@ def parse_targets(text: str, keys: Sequence[str]) -> dict[str, float]:
   """Parses targets: 'a=0.7,b=0.3', or 'equal' for the same share of each key in `keys`.
 
   Raises:
-    DataError: the text does not have this form, or the shares do not sum to 1.
+    DataError: the text does not have this form or names a key twice, a share is not in [0, 1], or
+      the shares do not sum to 1.
   """
   if text == "equal":
     names = sorted(set(keys))

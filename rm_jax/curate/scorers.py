@@ -157,7 +157,7 @@ def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float
   Args:
     x: [N, D].
     l2: strength of the penalty, above 0.
-    steps: most Newton steps.
+    steps: largest number of Newton steps.
     tolerance: the gradient's norm, divided by √N, at which the fit has converged.
 
   Raises:

@@ -31,6 +31,8 @@ def template_tokens(
      belong to the template. In a text without such a token only runs with an open end do: the text
      is a template without content, or a slightly changed copy of a frequent text.
 
+  4. Shorter parts of a template at the start or end of a text are added, see `_margins`.
+
   Known errors: a copy whose change is the first word behind a template is taken for the template
   with other content. A template of fewer than `MANY` prompts or `LENGTH` tokens is taken for
   content. A text that occurs with `MANY` different endings is taken for a template.
@@ -174,7 +176,9 @@ def _margins(
 def _common(
   hash_V: np.ndarray, text_of: np.ndarray, document: np.ndarray, guarded: np.ndarray | None
 ) -> "_Common | None":
-  """The n-grams that occur in at least `MANY` documents; None if no n-gram can be one of these.
+  """The n-grams that occur in enough documents (`MANY`, or more where texts are guarded).
+
+  None if no n-gram can be one of these.
 
   Arguments are as in `template_tokens`; `hash_V` and `text_of` are each token's hash and text.
   """
@@ -280,7 +284,7 @@ def _changes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
-  """The distinct values, sorted: `np.unique`, but five times faster, because that one hashes."""
+  """The distinct values, sorted: `np.unique`, but faster where that one hashes (numpy >= 2.3)."""
   values = np.sort(values)
   return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 

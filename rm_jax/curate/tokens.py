@@ -1,7 +1,8 @@
 """The tokens by which curation compares texts: words with their case, numbers, signs, indentation.
 
-The measures of `rm_jax.metrics.surface` fold case and drop signs. Curation keeps both, because two
-texts that differ only in a sign or in a word's case may be different answers.
+The measures of `rm_jax.metrics.surface` fold case and drop signs. These tokens keep both (case if
+`fold` is false), because two texts that differ only in a sign or in a word's case may be different
+answers.
 """
 
 import dataclasses
@@ -22,11 +23,11 @@ from rm_jax.types import Text
 WORD, NUMBER, SIGN, NEGATION, INDENTATION = range(5)
 KINDS = ("words", "numbers", "signs", "a negation", "indentation")
 
-# Mathematical and currency symbols, and the ASCII characters that stand for them, are tokens. The
-# punctuation of prose (. , ? : ! # and quotation marks) is not, because texts vary in it without a
-# change of meaning. But such a character is a token where it does not punctuate: an exclamation
-# mark after a digit (5!) or before an equals sign (!=), a # behind a word (C#), and a colon between
-# digits (3:15) or at a square bracket (x[1:]).
+# Mathematical and currency symbols, the ASCII characters that stand for them, dashes and brackets
+# are tokens. Other punctuation (. , ? : ! # and quotation marks) is not, because texts vary in it
+# without a change of meaning. But such a character is a token where it does not punctuate: an
+# exclamation mark after a digit (5!) or before an equals sign (!=), a # behind a word (C#), and a
+# colon between digits (3:15) or at a square bracket (x[1:]).
 _SYMBOLS = "".join(
   chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) in ("Sm", "Sc")
 )
@@ -39,7 +40,7 @@ _TOKEN = re.compile(
   rf"|[^\W{ALONE}]+(?:['\u2019][^\W\d_{ALONE}]+)*"  # A word or number, with contractions.
   rf"|[{_SIGNS}]|(?<=\d)!|!(?==)|(?<=\w)#|(?<=\d):(?=\d)|(?<=\[):|:(?=\])"  # A sign.
 )
-# English words of negation, and the most frequent ones of the other languages that
+# English words of negation, and some frequent ones of the other languages that
 # `language.guess_language` knows. `kind_of` recognises contractions ("isn't") by their ending.
 _NEGATION_WORDS = (
   "not no never none nor neither nothing nobody nowhere without cannot unless except hardly "
@@ -50,7 +51,7 @@ _KEPT_FORMS = ("<super>", "<sub>", "<fraction>")
 
 
 def normal(text: str) -> str:
-  """The normal form of a text: Unicode NFKC, line breaks as \\n, no white space at its ends.
+  """The normal form of a text: Unicode NFKC, \\n for \\r\\n, no white space at its ends.
 
   Curation calls two texts equal if their normal forms are equal. Plain NFKC turns '10²' into '102'.
   Superscripts, subscripts and fractions are therefore rewritten first, so that they keep their
@@ -194,7 +195,8 @@ def difference(tokens: Tokens, a: np.ndarray, b: np.ndarray) -> str:
     b: int32, token ids of the other.
 
   Returns:
-    One of `KINDS`, 'the order of numbers, signs and negations' or 'case'; '' if there is none.
+    One of `KINDS` other than 'words', 'the order of numbers, signs and negations' or 'case'; '' if
+    there is none.
   """
   marked = [ids[tokens.kinds[ids] != WORD] for ids in (a, b)]
   if not np.array_equal(*marked):

@@ -52,7 +52,7 @@ def texts_of_columns(columns: Mapping[str, str]) -> dict[str, bool]:
 
 
 def check_first(row: Mapping[str, object], columns: Mapping[str, str], origin: str) -> None:
-  """Raises DataError if a file's first row lacks a mapped column: then the other rows do too."""
+  """Raises DataError if a file's first row lacks a mapped column: then most likely all do."""
   for ours, theirs in columns.items():
     try:
       _found(row, theirs)
@@ -66,7 +66,8 @@ def check_first(row: Mapping[str, object], columns: Mapping[str, str], origin: s
 def renamed(row: dict[str, object], columns: Mapping[str, str]) -> dict[str, object]:
   """A row under our names: the mapped columns, and all others of the row as they are.
 
-  A column that is mapped, or of which a part is, is not in it under its own name.
+  A column that is mapped, or of which a part is, is not in it under its own name. It replaces a
+  column of the file that has our name for it.
 
   Raises:
     RowError: missing_column, if the row lacks a mapped one.

@@ -1,7 +1,7 @@
 """Readers of one column's value: text, messages, numbers, and dialogues in Anthropic's raw form.
 
-Each function checks one value and raises `RowError` where it cannot be used. The error's `reason`
-is the word that the report counts the dropped row under.
+The functions that check a value raise `RowError` where it cannot be used. The error's `reason` is
+the word that the report counts the dropped row under.
 """
 
 import math
@@ -14,7 +14,7 @@ _ROLES = ("system", "user", "assistant", "tool")
 # Other names of a role. OpenAI's newer models call the system role 'developer'. Most chat templates
 # know only 'system', and they refuse or silently leave out a message of a role they do not know.
 _ALIASES = {"developer": "system"}
-# The smallest number that rounds to infinity in float32, the type that the devices compute in.
+# The smallest number that rounds to infinity in float32, the dtype of labels in a batch.
 _INFINITE = (2 - 2**-24) * 2.0**127
 _TURN = re.compile(r"\n\n(Human|Assistant): ")
 _TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -54,13 +54,13 @@ def text_of(value: object, column: str) -> str:
 
 
 def messages_of(value: object, column: str) -> tuple[Message, ...]:
-  """Reads a list of {role, content}; other keys of a message, such as ids, are ignored.
+  """Reads a list of {role, content}; other keys, such as ids, are ignored, except a tool's call.
 
   The role 'developer' is always read as 'system', its older name, even where the model's chat
   template would know it.
 
   Raises:
-    RowError: wrong_type, bad_role, unsupported_message or lone_surrogate.
+    RowError: wrong_type, bad_role, unsupported_message (a tool's call) or lone_surrogate.
   """
   if not isinstance(value, list):
     found = f"{column!r} is {shown(value)}; expected a list of {{role, content}}, or all strings"
@@ -218,8 +218,9 @@ def parse_dialogue(text: str) -> tuple[Message, ...]:
 
 
 def common_end(chosen: str, rejected: str) -> int:
-  """Length of the common prefix in characters, cut back so that no response starts inside a word.
+  """Length of the common prefix in characters, as far as it can be the prompt of two responses.
 
+  It is cut back so that neither response is blank or starts inside a word; 0 if it must be empty.
   White space before a response belongs to the response, because tokenizers attach a space to the
   word behind it.
   """

@@ -1,6 +1,6 @@
-"""Formats of all feedback but pairs: rankings, comparisons, outcomes, scores, steps, attributes.
+"""Our own formats of rankings, comparisons, outcomes, scores, steps and attributes.
 
-Every prompt and response is a string or a list of messages; `weight` is an optional column of all.
+Prompts and whole responses are strings or lists of messages; all have an optional column `weight`.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,8 @@ def attributes_example(
     more: passed on, as to `example_of`.
 
   Raises:
-    RowError: wrong_type (not {name: number}), not_finite, or no_attribute where all are null.
+    RowError: wrong_type (not {name: number}), not_finite, no_attribute where none has a number, or
+      as `weight_of`.
   """
   if not isinstance(ratings, dict):
     raise RowError("wrong_type", f"'attributes' is {shown(ratings)}; expected {{name: number}}")
@@ -121,7 +122,7 @@ def step_example(
   passed on, as to `example_of`.
 
   Raises:
-    RowError: as `steps_of`.
+    RowError: as `steps_of` or `weight_of`.
   """
   texts = steps_of(steps, "steps")
   response = "\n".join(texts)
@@ -132,7 +133,7 @@ def steps_of(value: object, column: str) -> tuple[str, ...]:
   """Reads the texts of a solution's steps.
 
   Raises:
-    RowError: wrong_type (not a list, or an empty one), empty_response (a step without text) or
+    RowError: wrong_type (not a list of texts, or an empty one), empty_response (a blank step) or
       lone_surrogate.
   """
   if not isinstance(value, list | tuple) or not value:
@@ -185,7 +186,7 @@ def answer_of(value: object, plain: bool, column: str) -> Text:
     column: the response's name in error messages.
 
   Raises:
-    RowError: wrong_type, empty_response or malformed_dialogue.
+    RowError: as `text_of`, `messages_of` or `check_response`.
   """
   if plain or isinstance(value, str):
     text = text_of(value, column)
@@ -204,7 +205,7 @@ def comparisons_of(value: object, count: int) -> tuple[Matrix, Matrix]:
     than j; ties[i][j] = ties[j][i] is the number of ties.
 
   Raises:
-    RowError: wrong_type, out_of_range, or no_comparison where the list is empty.
+    RowError: wrong_type, not_finite, out_of_range, or no_comparison where the list is empty.
   """
   if not isinstance(value, list):
     raise RowError("wrong_type", f"'comparisons' is {shown(value)}; expected a list of [i, j, p]")
@@ -275,6 +276,9 @@ def example_of(
   """Builds an `Example` with the row's `weight` and its prompt's conversation; `more` is passed on.
 
   The prompt and the responses are checked by the caller.
+
+  Raises:
+    RowError: as `weight_of`.
   """
   return Example(
     prompt=prompt,

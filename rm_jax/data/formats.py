@@ -1,13 +1,13 @@
 """The registry of formats, and `load`, which turns the rows of a path into `Example`s.
 
 A format says what the columns of a data set mean: it is a function of (row, origin) that returns an
-`Example` or raises `RowError`, and `register` adds it. `load` detects the format of each file and
-counts the rows that it drops.
+`Example` or raises `RowError`, and `register` adds it. `load` detects the format of each file, if
+it is not given, and counts the rows that it drops.
 
-Reasons that a row is dropped for, besides those of `rm_jax.data.read`: missing_column, wrong_type,
-bad_role, unsupported_message, lone_surrogate, malformed_dialogue, empty_prompt, empty_response,
-identical_sides, prompts_differ, not_finite, out_of_range, too_few_responses, lengths_differ,
-no_comparison, no_attribute, no_annotation.
+Reasons that a row is dropped for, besides those of `rm_jax.data.read` and `rm_jax.data.tables`:
+missing_column, wrong_type, bad_role, unsupported_message, lone_surrogate, malformed_dialogue,
+empty_prompt, empty_response, identical_sides, prompts_differ, not_finite, out_of_range,
+too_few_responses, lengths_differ, no_comparison, no_attribute, no_annotation.
 
 The formats themselves are in `pairs` (two responses), `feedback` (all other kinds) and the folder
 `published` (data sets and libraries with columns of their own).
@@ -34,13 +34,14 @@ class Format:
 
   Attributes:
     name: the value of `load`'s `format` that selects it.
-    needs: columns that every row of this format has; 'a|b' means that one of the two is enough.
+    needs: columns that every row of this format has; 'a|b' means that one of these is enough.
     looks: whether the values of a row with these columns look like this format; None where the
       columns alone decide.
     convert: (row, origin) -> Example; raises RowError.
-    optional: columns that it reads where a row has them, besides `weight`, which all formats read.
+    optional: columns that it reads where a row has them and that may be mapped (`data.columns`),
+      besides `weight`.
     by_name: whether it is chosen by its name alone, because another format reads the same columns
-      and its reading is the common one.
+      in the more common sense.
     last: whether it is detected only where no format without this mark matches. A row that has a
       publisher's columns and also those of ours, as chosen and rejected, is read by the latter.
   """
@@ -55,7 +56,7 @@ class Format:
 
   @property
   def reads(self) -> frozenset[str]:
-    """All columns that it reads."""
+    """Its columns in `needs` and `optional`, and `weight`."""
     needs = (column for need in self.needs for column in need.split("|"))
     return frozenset((*needs, *self.optional, "weight"))
 
@@ -95,8 +96,8 @@ def detect(row: Row, mapped: Collection[str] = ()) -> Format | None:
   """The format of a row, or None: of the formats that match it, the most specific one.
 
   That is the one that needs most columns and, of equals, one that also looks at the values; those
-  marked `last` come after all others. Where columns are `mapped` (`data.columns`), only formats
-  that read all of them are asked.
+  marked `last` come after all others. Those marked `by_name` are not asked and, where columns are
+  `mapped` (`data.columns`), only formats that read all of them are.
   """
 
   def specific(fmt: Format) -> tuple[bool, int, bool]:
@@ -170,14 +171,14 @@ def load(
     report: counts rows and drops; `Report(strict=True)` raises at the first bad row.
     format: a name in `FORMATS`, or 'auto', which gives each file the format of its first good row.
     source: the examples' `source`; by default the hub id, or each file's name without suffixes
-      and shard numbers.
+      and shard number.
     limit: the reading stops after this many examples.
     columns: our column -> the file's, where the file has other names; see `check_columns`.
 
   Raises:
-    DataError: if there is nothing to read, if `columns` cannot be meant, if a file's first row
-      lacks a mapped column or those that the format needs (with 'auto': that every format needs),
-      or if no row could be kept.
+    DataError: `format` or `limit` cannot be used, or `columns` as `check_columns` says; as
+      `read_rows`; a file's first row lacks a mapped column or one that the format needs (with
+      'auto': is of no format by its columns); or no row could be kept.
   """
   if format != "auto" and format not in FORMATS:
     raise DataError(f"no format {format!r}; known: auto, {_known()}")
@@ -234,7 +235,7 @@ def _convert(fmt: Format | None, row: Row, origin: str, columns: Collection[str]
 def _check_needs(origin: str, row: Row, fmt: Format | None, columns: Collection[str]) -> None:
   """Raises DataError where a file's first row lacks the columns that its format needs.
 
-  The other rows then lack them as well, and one error is clearer than all rows dropped.
+  The other rows most likely lack them as well, and one error is clearer than all rows dropped.
   """
   if fmt is None and all(f.missing(row) for f in _asked(columns)):
     named = [f.name for f in FORMATS.values() if f.by_name and not f.missing(row)]
@@ -256,7 +257,7 @@ def _check_needs(origin: str, row: Row, fmt: Format | None, columns: Collection[
 
 
 def _nearest(row: Row, columns: Collection[str]) -> str:
-  """The formats that a row lacks fewest columns of, and which; our own ones if it shares none."""
+  """Up to 3 formats nearest to a row, and what it lacks of each; some of ours if it fits none."""
   asked = _asked(columns)
   near = [f for f in asked if len(f.missing(row)) < len(f.needs)]
   near = near or [FORMATS[name] for name in ("pair", "ranking", "outcome")]
@@ -274,7 +275,7 @@ def _known() -> str:
 
 
 def _source(path: str | os.PathLike, file: File) -> str:
-  """The default source of a file's examples: the hub id, or the file's name without suffixes."""
+  """The default source of a file's examples: the hub id, or the file's name without its endings."""
   text = os.fspath(path)
   if not os.path.exists(os.path.expanduser(text)):
     return text  # a hub id
@@ -289,9 +290,10 @@ def split(
 ) -> tuple[list[Example], list[Example]]:
   """Splits examples into (train, held out) by conversation, so that no conversation is on both.
 
-  A conversation's side depends only on its text and the seed, not on the other rows. So it stays
-  the same when rows are added, dropped, reordered or cut by a limit, and no later run trains on
-  what an earlier one held out. Each side keeps the order of `examples`.
+  A conversation's side depends on its text, the fraction and the seed, and not on the other rows
+  unless a side would be empty. So it stays the same when rows are added, dropped, reordered or cut
+  by a limit: with the same fraction and seed no later run trains on what an earlier one held out.
+  Each side keeps the order of `examples`.
 
   Args:
     examples: with their `conversation` set.
@@ -300,8 +302,8 @@ def split(
     seed: each seed gives another split.
 
   Raises:
-    DataError: if the fraction is out of range, an example has no conversation, or there is one
-      conversation only.
+    DataError: if the fraction is out of range, an example has no conversation, or there are fewer
+      than 2 conversations to split.
   """
   if not 0 <= fraction < 1:
     raise DataError(f"held-out fraction is {fraction}; expected it in [0, 1)")

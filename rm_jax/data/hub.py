@@ -53,7 +53,7 @@ def data_files(root: pathlib.Path) -> tuple[list[pathlib.PurePath], list[pathlib
   """Lists the files under `root`, without hidden ones, as (data files, other files).
 
   Both lists are sorted, and their paths are relative to `root`. CSV and TSV are data files only
-  where there are no others: beside others they are notes and tables of results.
+  where there are no JSON lines or parquet: beside those they are notes and tables of results.
   """
   seen = _seen(root)
   data = _without_notes([p for p in seen if kind(p) and p.name not in _METADATA])
@@ -89,8 +89,8 @@ def fetch(dataset: HubId) -> tuple[pathlib.Path, list[pathlib.PurePath]]:
     (folder of the snapshot, files relative to it in reading order).
 
   Raises:
-    DataError: if the hub has no such data set or cannot be reached, if the data set has no such
-      config or split, or if files of it are missing.
+    DataError: if the hub has no such data set or cannot be reached, as `select`, if the rows of the
+      split are there in two kinds of files, or if shards of it are missing.
   """
   import huggingface_hub  # Imported here: it is slow, and most runs read local files only.
 
@@ -125,9 +125,10 @@ def select(
 
   If the data set's card lists `configs` with their files, the card decides. Otherwise the names of
   folders and files do: a folder is a config, and a file belongs to the split that its own or a
-  folder's name contains ('train-00000-of-00002.parquet', 'test.jsonl.gz'). An id that names no
-  split selects 'train', or all files if no name contains a split's word. CSV and TSV are left out
-  where there are other files to choose from.
+  folder's name contains ('test.jsonl.gz'); if there are shards ('train-00000-of-00002.parquet'),
+  only these count, for the split in front of their number. An id that names no split selects
+  'train', or all files if there are no shards and no name contains a split's word. CSV and TSV are
+  left out where there are other files to choose from.
 
   Args:
     dataset: the parsed id.
@@ -135,7 +136,8 @@ def select(
     configs: the card's list of {config_name, data_files, ...}, if it has one.
 
   Raises:
-    DataError: if there is no such config or split; the message lists what there is.
+    DataError: if there is no such config or split, or the id has to name one of several configs;
+      the message lists what there is.
   """
   if configs and any("data_files" in config for config in configs):
     return _without_notes(_by_card(dataset, found, configs))

@@ -41,7 +41,7 @@ def _pair(row: Row, origin: str) -> Example:
   """Prompt, chosen and rejected: three strings, or message lists.
 
   A string prompt with message lists is read as one user message, and a string response to a message
-  list as one assistant message. Both sides may repeat the prompt, which is then removed from them.
+  list as one assistant message. Sides of messages may repeat the prompt, which is then removed.
   If both start with a system message and the prompt behind it, the system message joins the prompt.
   """
   prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
@@ -66,7 +66,7 @@ def _pair(row: Row, origin: str) -> Example:
 
 @register("hh", needs=("chosen", "rejected"), looks=_looks_like_dialogue, optional=_OPTIONAL)
 def _hh(row: Row, origin: str) -> Example:
-  """Two whole dialogues in Anthropic's raw form; the prompt is the leading turns they share."""
+  """Two whole dialogues in Anthropic's raw form; the prompt is as `common_front` finds it."""
   sides = text_of(row["chosen"], "chosen"), text_of(row["rejected"], "rejected")
   _check_differ(*sides)
   chosen, rejected = map(parse_dialogue, sides)
@@ -76,7 +76,7 @@ def _hh(row: Row, origin: str) -> Example:
 
 @register("implicit", needs=("chosen", "rejected"), optional=_OPTIONAL)
 def _implicit(row: Row, origin: str) -> Example:
-  """Two whole conversations; the prompt is their common prefix, as `common_front` finds it."""
+  """Two conversations; the prompt is what they share (`common_front`, of strings `common_end`)."""
   chosen, rejected = row["chosen"], row["rejected"]
   if isinstance(chosen, str) and isinstance(rejected, str):
     _check_differ(text_of(chosen, "chosen"), text_of(rejected, "rejected"))
@@ -104,7 +104,11 @@ def _with_system(prompt: tuple[Message, ...], *sides: tuple[Message, ...]) -> tu
 def _after(
   prompt: tuple[Message, ...], side: tuple[Message, ...], column: str
 ) -> tuple[Message, ...]:
-  """A side's messages without the prompt, which some data sets repeat in front of each side."""
+  """A side's messages without the prompt, which some data sets repeat in front of each side.
+
+  Raises:
+    RowError: prompts_differ, if what is left does not begin with the assistant.
+  """
   response = side[len(prompt) :] if side[: len(prompt)] == prompt else side
   if response and response[0]["role"] != "assistant":
     found = f"{column!r} starts with {shown(response[0])}; expected the prompt or the assistant"
@@ -174,7 +178,7 @@ def pair_example(
     judges: what each annotator said of `sides`: 1.0 the first is better, 0.0 the second, 0.5 a tie.
 
   Raises:
-    RowError: empty_prompt, or identical_sides.
+    RowError: empty_prompt, identical_sides, or as `weight_of`.
   """
   check_prompt(prompt)
   if sides[0] == sides[1]:

@@ -46,8 +46,9 @@ def files(path: str | os.PathLike, report: Report) -> list[File]:
   and TSV are of another kind where the folder has JSON lines or parquet: there they hold notes.
 
   Raises:
-    DataError: if there is nothing at `path`, nothing readable in it, or a folder holds the same
-      file both plain and with .gz.
+    DataError: if there is nothing at `path`, nothing readable in it, a folder holds the same file
+      both plain and with .gz, or as `hub.fetch`.
+    InputError: `path` begins with '~name', and there is no such user.
   """
   text = os.fspath(path)
   local = expanded(text)
@@ -77,15 +78,17 @@ def read_rows(
   Args:
     path: a file, a folder, or a hub id; see `ACCEPTED`.
     report: counts the rows, and decides whether a bad one raises.
-    texts: of CSV, column -> whether it holds texts, for names that `rm_jax.data.tables` does not
-      know.
+    texts: of CSV, column -> whether it holds texts, for names that the rule of `rm_jax.data.tables`
+      should not decide.
 
   Returns:
     An iterator of ('file:line', row), lines counted from 1; ('file:row N', row) for parquet, rows
     counted from 0 as pandas does.
 
   Raises:
-    DataError: immediately if there is nothing to read; at the first bad row if `report` is strict.
+    DataError, InputError: immediately, as `files`.
+    DataError: while reading: a file is a JSON array, or its columns cannot be read or two have one
+      name; or, if `report` is strict, a row is bad.
   """
   found = files(path, report)
   return itertools.chain.from_iterable(read_file(file, report, texts) for file in found)

@@ -1,7 +1,7 @@
 """Counts what became of every row: `Report`, and the errors `RowError` and `DataError`.
 
 Every row that is read is either kept, or dropped for a reason that is counted; no stage may lose a
-row silently. A run has one `Report`, which all its stages share, so `kept` is right after the last.
+row silently. All stages that a row passes share one `Report`, so `kept` is right after the last.
 """
 
 import collections
@@ -36,11 +36,12 @@ class Report:
   """Counts of rows read and dropped, shared by all stages from the file to the packed batch.
 
   Attributes:
-    strict: whether the first bad row raises DataError instead of only being counted.
+    strict: whether the first bad row raises DataError, besides being counted.
     rows: rows read so far, good and bad. The reader counts a row here before any stage may drop it.
     dropped: reason -> number of rows dropped.
     examples: reason -> the first few dropped rows as 'origin: detail'.
-    unread: files of a folder that were skipped because their names are of no accepted kind.
+    unread: files that were found and not read, such as those of a folder that are of no accepted
+      kind.
   """
 
   strict: bool = False

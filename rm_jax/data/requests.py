@@ -35,10 +35,10 @@ def read_row(row: Mapping[str, Any], i: int | str, *forms: str) -> Asked:
   Args:
     row: {column: value}; a prompt or response is a string or messages, steps are a list of strings.
     i: the row's number, or another name for it in error messages.
-    forms: which of 'response' and 'steps' the row may have; by default either.
+    forms: which of 'response' and 'steps' are looked for in the row; by default both.
 
   Raises:
-    DataError: a column is missing or its value cannot be read.
+    DataError: the row is no mapping, a column is missing, or its value cannot be read.
   """
   where = f"row {i}" if isinstance(i, int) else i
   if not isinstance(row, Mapping):

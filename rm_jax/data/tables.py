@@ -4,9 +4,11 @@ A cell is text, for CSV has nothing else. One rule says what it stands for:
 
 - In a column that holds texts (`TEXTS`, by its name), a cell stays the text that it is: a prompt
   "7" is the text "7". Only a JSON list of messages, or one message, is read as such.
-- In every other column a cell that is JSON (a number, true or false, null, a list, an object) is
-  that value, an empty cell is null, and any other cell stays text. True and TRUE are true, since
-  pandas and spreadsheets write them so.
+- In every other column a cell that is JSON (a number, true or false, null, a list, an object, a
+  string in its quotes) is that value, an empty cell is null, and any other cell stays text. True
+  and TRUE are true, and False and FALSE false, since pandas and spreadsheets write them so.
+
+A caller may say of single columns whether they hold texts (`read_table`).
 """
 
 import codecs
@@ -138,7 +140,7 @@ def _decoded(lines: IO[bytes]) -> Iterator[str]:
 
 
 def _header(rows: Iterator[list[str]], name: str) -> list[str] | None:
-  """The names of the columns; None if the file is empty."""
+  """The names of the columns; None if the file has no row. DataError if they cannot be used."""
   try:
     header = next((cells for cells in rows if cells), None)
     if header is not None:

@@ -58,10 +58,10 @@ def evaluate(
     first kind that has a figure; with several kinds, `report["kinds"]` has the report of each.
     Where judgements are about one of the model's attributes (`Example.objective`) and `outputs` are
     known, `report["objectives"]` has for each of these attributes the report of its own scores. A
-    figure that cannot be computed is None, with the reason in `why` next to it.
+    figure that cannot be computed is None, and of one with an interval `why` has the reason.
 
   Raises:
-    InputError: a score is not finite.
+    InputError: a score, or an output that judgements are about, is not finite.
   """
   for score, example in zip(scores, examples, strict=True):
     if not np.isfinite(score).all():
@@ -112,7 +112,8 @@ def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
   """The comparisons of an example that people decided, and the number of undecided ones.
 
   If several people compared two responses, the majority of those who preferred one of them decides.
-  With equal numbers for either side, or none, the comparison is undecided.
+  With equal numbers for either side, or none, the comparison is undecided. Where `pairs` and `ties`
+  are None the labels decide each comparison, unless they are equal.
 
   Returns:
     ([(index of the better response, index of the worse)], number of undecided comparisons).
@@ -139,8 +140,8 @@ def comparison_report(
   Returns:
     `pair_report`'s report with `undecided`, the number of comparisons that people left undecided,
     and for lists of three or more responses `kendall`, the mean over lists of Kendall's τ-b between
-    scores and labels: {value, interval, n: lists, undefined: lists without a τ-b, left out}; and
-    the scores for the histogram, as `Evaluation` has them.
+    scores and labels: {value, interval, n: lists that have one, undefined: the others, which are
+    left out}; and the scores for the histogram, as `Evaluation` has them.
   """
   pairs, expanded, undecided, taus, lists = [], [], 0, [], []
   for score, example in zip(scores, examples, strict=True):
@@ -186,12 +187,12 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   Returns:
     {accuracy, interval, n, ties, conversations, loss (Bradley & Terry's, nats), margin (mean score
     difference), baselines: {random, longest, shortest} accuracies, paired: {baseline: {difference,
-    interval}} of accuracies on the same pairs, sources: {source: {accuracy, interval, n,
+    interval}} of accuracies on the same pairs, sources: {source: {accuracy, interval, n, ..,
     best_length_rule: {rule, accuracy, difference, interval: of the model's accuracy minus the
     rule's}}}, and best_reachable, the true reward's accuracy, if all examples have a
     `truth`}.
     Equal scores count half. Intervals are 95 %, with conversations as clusters; with too few
-    conversations they are None, and `why` says so. Without pairs all figures are None.
+    conversations they are None, and `why` says so. Without pairs counts are 0 and figures None.
   """
   pairs = np.asarray([s[:2] for s in scores], np.float64).reshape(-1, 2)
   lengths = np.asarray([[characters(r) for r in e.responses] for e in examples]).reshape(-1, 2)
@@ -281,7 +282,7 @@ def _valued(one: dict[str, Any], name: str = "value", form: str = ".3f") -> str:
 
 
 def summary_table(report: dict[str, Any]) -> str:
-  """The report in several lines: `summary_line`, differences to baselines, sources, kinds.
+  """The report in several lines: `summary_line`, differences to baselines, and what else it has.
 
   The differences are on the same pairs, with intervals over conversations; a difference whose
   interval contains zero may be chance.
@@ -325,7 +326,7 @@ def summary_table(report: dict[str, Any]) -> str:
       lines.append(
         f"  {source:{width}} {_valued(one, 'accuracy')} on {one['n']} pairs; "
         f"best length rule: {rule['rule']} {rule['accuracy']:.3f}"
-        # Reports of earlier versions have no difference.
+        # Reports of earlier versions have no difference, and others may have no interval of it.
         + (f", {_valued(rule, 'difference', '+.3f')} to it" if rule.get("interval") else "")
       )
   for name, one in report.get("objectives", {}).items():

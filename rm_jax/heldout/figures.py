@@ -14,7 +14,7 @@ def look_up(report: Mapping[str, Any], name: str) -> list[tuple[Any, Mapping[str
       `n` of the source 'a.test'. '*' stands for every key, as in 'sources.*.accuracy'.
 
   Returns:
-    one part, or with '*' one for every key; [] if the report does not have it.
+    one part, or with '*' one for every key; [] if the report, or one of these, does not have it.
   """
   keys = name.split(".")
 
@@ -36,7 +36,10 @@ def look_up(report: Mapping[str, Any], name: str) -> list[tuple[Any, Mapping[str
 
 
 def number(report: Mapping[str, Any], name: str) -> float | None:
-  """The figure with a name, as in `look_up`; with '*' the mean. None if it is not a number."""
+  """The figure with a name, as in `look_up`; with '*' the mean.
+
+  None if the report does not have it, or it (with '*' one of the parts) is no number.
+  """
   values = [_value(part) for part, _ in look_up(report, name)]
   if not values or any(value is None for value in values):
     return None
@@ -44,7 +47,7 @@ def number(report: Mapping[str, Any], name: str) -> float | None:
 
 
 def interval(report: Mapping[str, Any], name: str) -> tuple[float, float] | None:
-  """The interval that stands beside one figure; None if there is none."""
+  """The interval of a figure, or beside it; None if there is none or the name is of several."""
   found = look_up(report, name)
   if len(found) != 1:
     return None

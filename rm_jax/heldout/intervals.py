@@ -29,13 +29,16 @@ def mean(
   *,
   share: bool = False,
 ) -> dict[str, Any]:
-  """The mean of values with its interval: {value, n, interval, `method` or `why`}.
+  """The mean of values: {value, n, interval}, with `method` or `why` as `Interval.report` has them.
 
   Args:
     values: float [N], within `bounds`.
     clusters: N conversations.
-    bounds: the smallest and the largest possible mean.
+    bounds: the smallest and the largest possible value.
     share: whether the mean is a proportion (see `metrics.interval.mean`).
+
+  Raises:
+    ValueError: a value is not finite or outside the bounds.
   """
   if not len(clusters):
     return {"value": None, "n": 0} | _NOTHING

@@ -1,8 +1,8 @@
 """Held-out reports of feedback on single responses and steps: outcomes, ratings, steps, attributes.
 
-Scores of outcomes and steps are log-odds: at 0 a response is as likely right as wrong. Every
-`*_report` takes for each example its scores, float [M] of its marks, and the examples in the same
-order. It returns the report, of types that JSON has, and two named sets of scores for a histogram.
+Scores of outcomes and steps are log-odds: at 0 a response is as likely right as wrong. Functions in
+`REPORTS` take for each example its scores, float [M] of its marks, and the examples in the same
+order. They return the report, of types that JSON has, and two named sets of scores for a histogram.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def _flat(scores: Sequence[np.ndarray], examples: Sequence[Example]):
 
 
 def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
-  """Figures of binary labels: accuracy at score 0 and of baselines, AUROC, loss, Brier score."""
+  """Figures of binary labels, a label above 1/2 being good: those that `outcome_report` lists."""
   good_N = label_N > 0.5
   frequent = good_N if good_N.mean() >= 0.5 else ~good_N
   right_N = ((score_N > 0) == good_N).astype(np.float64)
@@ -52,7 +52,7 @@ def outcome_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) ->
 
   Returns:
     report: `accuracy` at score 0 with its `interval`, `auroc`, `loss` (cross entropy, nats),
-      `brier`, `base_rate` (of good responses), `baselines` {random, most_frequent} and `paired`
+      `brier`, `base_rate` (the mean label), `baselines` {random, most_frequent} and `paired`
       differences to them; and `best_of`, see `best_of_report`, if prompts have several responses.
     scores: of good and of bad responses.
   """
@@ -145,9 +145,10 @@ def step_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tu
   """Report of step labels.
 
   Returns:
-    report: over all steps the figures of `outcome_report`; `first_error`, see `first_error_report`;
-      and `solution_auroc`: for each aggregation of a solution's steps (min, product, mean, last)
-      the AUROC of the aggregated score for whether all steps are right, with its interval.
+    report: over all steps the figures of `outcome_report` but `best_of`; `first_error`, see
+      `first_error_report`; and `solution_auroc`: for each aggregation of a solution's steps (min,
+      product, mean, last) the AUROC of the aggregated score for whether all steps are right, with
+      its interval.
     scores: of steps that are right so far and of wrong ones.
   """
   score_N, label_N, clusters = _flat(scores, examples)
@@ -211,8 +212,8 @@ def rating_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> 
   """Report of ratings.
 
   Returns:
-    report: `spearman` {value, interval}, Spearman's correlation; `loss`, the mean square error, and
-      `baselines` {mean}, that of always predicting the mean rating.
+    report: `n` ratings; `spearman` {value, interval}, Spearman's correlation; `loss`, the mean
+      square error, and `baselines` {mean}, that of always predicting the mean rating.
     scores: of the responses rated above the median, and of the others.
   """
   score_N, label_N, clusters = _flat(scores, examples)
@@ -249,7 +250,8 @@ def attribute_report(
 
   Returns:
     report: `n` responses; `attributes`: for each rated attribute the report of `rating_report`;
-      `loss` and `baselines`, mean square errors over all ratings.
+      `loss` and `baselines`, mean square errors over all ratings. If none is rated, `n` is 0, these
+      are None, and `why` says so.
     scores: of the first rated attribute, as `rating_report` gives them.
   """
   found, drawn = {}, None

@@ -19,7 +19,7 @@ def drawn(
     scores: for each example float [K], of its responses.
     examples: those that are pairs or rankings are used.
     count: of each, at most.
-    seed: each seed draws others.
+    seed: of the draws.
 
   Returns:
     {'right', 'wrong'}: [(index of the example, of the response that people preferred, of the
@@ -41,7 +41,7 @@ def drawn(
 def as_text(
   scores: Sequence[np.ndarray], examples: Sequence[Example], count: int, seed: int = 0
 ) -> str:
-  """Markdown with the pairs of `drawn`: their texts, as they are, with the model's scores.
+  """Markdown with the pairs of `drawn`: their texts and the model's scores.
 
   Arguments are those of `drawn`.
   """

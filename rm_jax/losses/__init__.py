@@ -6,8 +6,8 @@ The last axis of scores and labels is the list: a prompt's responses, or the ste
 from rm_jax.losses import regularisers
 from rm_jax.losses.registry import LOSSES, Loss
 
-# Penalties on scores, called as f(scores, where=where). The objective adds each with its weight in
-# the config. Penalties on text need hidden states and are in `rm_jax.train.text_penalty`.
+# Penalties on a list's scores, called as f(scores, where=where). The objective adds each with its
+# weight in the config. `rm_jax.train.text_penalty` applies those on the likelihood of text.
 REGULARISERS = {
   "l2": regularisers.l2,
   "centering": regularisers.centering,

@@ -1,9 +1,9 @@
 """Comparisons within a list: who was preferred to whom, and the mean over them.
 
-Every loss takes scores and labels [..., K] whose last axis is the list, and the keyword
+Losses take scores and labels [..., K] whose last axis is the list, and the keyword
   where: bool [..., K], True at items and False at padding. Padding adds neither value nor
     gradient, even if it is NaN.
-Losses of comparisons also take
+Losses of comparisons also take some of
   pairs: float [..., K, K] >= 0; [i, j] is the weight with which i was seen preferred to j: 1 for a
     hard pair; p and 1 - p at [i, j] and [j, i] for a soft one; counts for several annotators. If
     None, 1 wherever label i is above label j.
@@ -79,7 +79,10 @@ def better_pairs(labels: jax.Array, where: jax.Array) -> jax.Array:
 def pair_weights(
   labels: jax.Array, *, where: jax.Array, pairs: jax.Array | None = None
 ) -> jax.Array:
-  """float32 [..., K, K]: weight of "i was preferred to j": `pairs`, or as the module says."""
+  """float32 [..., K, K]: weight of "i was preferred to j": `pairs`, or as the module says.
+
+  Raises ValueError if `pairs` has another shape.
+  """
   if pairs is None:
     return better_pairs(labels, where).astype(jnp.float32)
   real = real_pairs(where)
@@ -94,7 +97,10 @@ def tie_weights(
   pairs: jax.Array | None = None,
   ties: jax.Array | None = None,
 ) -> jax.Array:
-  """float32 [..., K, K]: weight of each tie, half of it at [i, j] and half at [j, i]."""
+  """float32 [..., K, K]: weight of each tie, half of it at [i, j] and half at [j, i].
+
+  Raises ValueError if `ties` has another shape.
+  """
   real = real_pairs(where)
   if ties is not None:
     check_shape("ties", ties, real.shape)
@@ -122,7 +128,7 @@ def compare(
   Args:
     value: elementwise, from D [..., K, K] to the loss of "i was preferred to j".
     scores: float [..., K].
-    labels: float [..., K]; not read if `pairs` are given.
+    labels: float [..., K]; if `pairs` are given, only their shape is read.
     where: bool [..., K], True at items and False at padding.
     pairs: float [..., K, K], weights of the comparisons; None = 1 where label i is above label j.
     pair_margin: float [..., K, K], added to `margin`, for the comparison [i, j] only.
@@ -131,7 +137,7 @@ def compare(
 
   Raises:
     ValueError: a shape does not fit.
-    InputError: the temperature is not positive.
+    InputError: the temperature is not positive and finite.
   """
   check_range("temperature", temperature, 0.0, float("inf"), open_low=True)
   scores = real_scores(scores, labels, where)

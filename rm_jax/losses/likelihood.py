@@ -109,7 +109,7 @@ def sum_by_response(
   groups: int,
   branches: int,
 ) -> jax.Array:
-  """Sums the values of each response's tokens; group and branch as in `rm_jax.types.Batch`.
+  """Sums the values of each branch's tokens; group and branch as in `rm_jax.types.Batch`.
 
   Args:
     values_BT: float [B, T], such as the result of `token_log_likelihood`.
@@ -119,7 +119,7 @@ def sum_by_response(
     branches: K, a Python int.
 
   Returns:
-    float32 [B, G, K], 0 where there is no such response. Values of 1 count tokens.
+    float32 [B, G, K], 0 where there is no such branch. Values of 1 count tokens.
 
   Raises:
     ValueError: a shape does not fit.
@@ -150,6 +150,9 @@ def response_log_likelihood(
   Returns:
     float32 [B, G, K] twice, by response; 0 where it is not wanted. If there is no prompt, the first
     token of the response is not counted, since nothing predicts it.
+
+  Raises:
+    ValueError: the widths of `h_BTD` and `head_VD` differ.
   """
   B, G, K = wanted_BGK.shape
   own_BT = batch.previous >= 0
@@ -164,8 +167,8 @@ def mark_log_likelihood(
 ) -> tuple[jax.Array, jax.Array]:
   """Σ log π over a response's own tokens up to each mark, the mark included, and their number.
 
-  A mark at the end of a response has the sum over all of it, EOS included. Of several marks in a
-  response, as those of a solution's steps, each has the sum of all tokens up to it: a running sum.
+  A mark at the last token of a response has the sum over all of it. Of several marks in a response,
+  as those of a solution's steps, each has the sum of all tokens up to it: a running sum.
 
   Args:
     h_BTD: the backbone's last hidden states, [B, T, D].
@@ -176,10 +179,13 @@ def mark_log_likelihood(
   Returns:
     float32 [B, G, K] twice; 0 where not `batch.where`. If there is no prompt, the first token of
     the response is not counted, since nothing predicts it.
+
+  Raises:
+    ValueError: the widths of `h_BTD` and `head_VD` differ.
   """
   _, G, K = batch.marks.shape
   sums = _sums(h_BTD, head_VD, batch, _first_mark(batch), groups=G, places=K, cap=cap)
-  # `sums` has for each mark the tokens behind the mark before it.
+  # `sums` has for each mark the tokens after the previous mark of its response, up to its own.
   same_BGKK = batch.response[..., :, None] == batch.response[..., None, :]
   same_BGKK &= batch.where[..., :, None] & batch.where[..., None, :]
   before_KK = jnp.tril(jnp.ones((K, K), bool))
@@ -193,7 +199,7 @@ def mark_log_likelihood(
 def _first_mark(batch: Batch) -> jax.Array:
   """int32 [B, T]: for each token the first mark of its response that is not before it, 1 .. K.
 
-  0 for tokens of prompts, for the first token of a response without a prompt, for those behind
+  0 for tokens of prompts, for the first token of a response without a prompt, for tokens after
   their response's last mark, and for padding.
   """
   _, T = batch.tokens.shape
@@ -249,8 +255,8 @@ def _sums(
     head_VD,
     ordered(batch.tokens),
     where=counts_BT,
-    # A sixteenth of a row: each device has the logits of at most 1/16 of its data.cells tokens in
-    # memory at a time.
+    # A sixteenth of a row: each device has the logits of about 1/16 of its tokens in memory at a
+    # time.
     chunk=-(-h_BTD.shape[1] // 16),
     cap=cap,
   )

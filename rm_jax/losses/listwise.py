@@ -119,8 +119,8 @@ def plackett_luce(
 
   share = equal / size[..., :, None]
   mean = jnp.sum(share * scores[..., None, :], axis=-1)
-  # By the mathematics `total` is 1 and `own` is 0. They stay so that losses and gradients are
-  # rounded as in earlier versions: the metrics of a run then stay the same.
+  # At items `total` is 1 and `own` is 0, but for rounding. They stay because without them losses
+  # and gradients would be rounded differently, and a run's metrics not reproduced exactly.
   total = jnp.sum(share, axis=-1)
   own = jnp.sum(share * (scores - mean)[..., None, :], axis=-1)
   # Scores are taken relative to the stage's mean: otherwise the small loss of a clear order would

@@ -24,9 +24,9 @@ def moments(
 
   Args:
     scores: float [..., K].
-    lengths: [..., K], in tokens (or their logarithm).
+    lengths: [..., K], in any unit.
     where: bool [..., K], False at padding, which adds neither value nor gradient.
-    weights: float [..., K], w of each item, not normalised over its list; None is 1.
+    weights: float [..., K] >= 0, w of each item, taken as they are; None is 1.
 
   Raises:
     ValueError: a shape does not fit.
@@ -50,8 +50,8 @@ NEGLIGIBLE = 1e-5
 def penalty(total: jax.Array) -> jax.Array:
   """Squared Pearson correlation of score and length, from the moments of a whole step.
 
-    P = cov(s, l)² / (var(s) var(l)), and 0 with zero gradient if a variance is negligible or
-    there is no item
+    P = cov(s, l)² / (var(s) var(l)), and 0 with zero gradient if a variance is negligible or no
+    item has a weight above 0
 
   Args:
     total: float32 [6], sum of `moments`.

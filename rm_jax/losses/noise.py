@@ -1,9 +1,9 @@
 """Bradley–Terry when some comparisons are recorded the wrong way round.
 
-Arguments, D = (s_i − s_j − m_ij) / T for "i was preferred to j", and the mean over comparisons are
-those of `rm_jax.losses.pairwise.logistic`; e is the probability that a recorded preference is
-flipped. Each loss returns float32 [...]. It raises ValueError if a shape does not fit, and
-InputError if an option is out of its range.
+Arguments (without `smoothing`), D = (s_i − s_j − m_ij) / T for "i was preferred to j", and the mean
+over comparisons are those of `rm_jax.losses.pairwise.logistic`; e is the probability that a
+recorded preference is flipped. Each loss returns float32 [...]. It raises ValueError if a shape
+does not fit, and InputError if an option is out of its range.
 
   >>> scores, labels = jnp.asarray([-50.0, 50.0]), jnp.asarray([1.0, 0.0])
   >>> where = jnp.ones(2, bool)
@@ -35,7 +35,7 @@ def noisy_logistic(
   This is not label smoothing: a comparison that the scores clearly contradict costs at most −log e,
   and its gradient tends to 0.
 
-  Args: as in `logistic`, and
+  Args: as in `logistic`, with this in place of `smoothing`:
     rate: e in [0, 1/2); 0 is `logistic`.
 
   Returns:
@@ -68,7 +68,7 @@ def learned_noise(
   """`noisy_logistic` with e = σ(a) / 2 in (0, 1/2) learned, a = params["noise_logit"], a scalar.
 
   Only comparisons that the scores decide clearly can tell e apart from the scale of the scores.
-  Args, equation and mean over comparisons: as in `noisy_logistic`. Returns float32 [...].
+  Other args, equation and mean over comparisons: as in `noisy_logistic`. Returns float32 [...].
   """
   rate = 0.5 * jax.nn.sigmoid(params["noise_logit"].astype(jnp.float32))
   return compare(
@@ -84,7 +84,10 @@ def learned_noise(
 
 
 def noise_params(key: jax.Array, *, rate: float = 0.1) -> dict[str, jax.Array]:
-  """Initial params of `learned_noise`: e = rate in (0, 1/2). `key` is unused."""
+  """Initial params of `learned_noise`: e = rate. `key` is unused.
+
+  Raises InputError unless `rate` is in (0, 1/2).
+  """
   del key
   check_range("rate", rate, 0.0, 0.5, open_low=True)
   return {"noise_logit": jnp.log(jnp.float32(2 * rate / (1 - 2 * rate)))}
@@ -108,7 +111,7 @@ def unbiased_logistic(
   It has no lower bound (on a single comparison it falls as −e D / (1 − 2e)): use it with a penalty
   on scores.
 
-  Args: as in `logistic`, and
+  Args: as in `logistic`, with this in place of `smoothing`:
     rate: e in [0, 1/2); 0 is `logistic`.
 
   Returns:

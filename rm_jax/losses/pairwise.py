@@ -2,7 +2,7 @@
 
 Each returns one value a list, float32 [...]: the weighted mean over the list's comparisons.
 `rm_jax.losses.compare` says what the shared keywords mean. Comparisons are those in `pairs` or, if
-that is None, those of the labels' order (equal labels make none). Throughout
+that is None, those of the labels' order (equal labels make none). Unless a loss says otherwise,
 D = (s_i − s_j − m_ij) / T for "i was preferred to j", m_ij = margin + pair_margin[i, j]. All raise
 ValueError if a shape does not fit, and InputError if an option is out of its range.
 
@@ -86,11 +86,12 @@ def scaled_logistic(
 
     |m_ij| · ((1 − ε) · −log σ(D) + ε · −log σ(−D)),  D = (s_i − s_j) / T
 
-  Args: as in `logistic`, but pair_margin: float [..., K, K] is the strength of each preference and
-  is not subtracted. It has no default: without it this would silently be `logistic`.
+  Args: as in `logistic` without `margin`, but pair_margin: float [..., K, K] is the strength of
+  each preference and is not subtracted. It has no default: without it this would silently be
+  `logistic`.
 
   Returns:
-    float32 [...], Σ weight · strength · loss / Σ weight, with the weights in `pairs`: the strengths
+    float32 [...], Σ weight · strength · loss / Σ weight over the list's comparisons: the strengths
     are not in the divisor, so that stronger preferences make a larger loss (Wang et al. 2024,
     HelpSteer2-Preference; NeMo-Aligner's scaled_bt).
   """
@@ -123,8 +124,8 @@ def hinge(
 ) -> jax.Array:
   """max(0, −D): the better one should win by its margin, by default 1.
 
-  Args: as in `logistic`; T = 1. Both directions of a soft preference p have the same margin m:
-  p · max(0, m − Δ) + (1 − p) · max(0, m + Δ), Δ = s_i − s_j.
+  Args: as in `logistic` without `smoothing`; T = 1. A soft preference p with the margin m in both
+  directions costs p · max(0, m − Δ) + (1 − p) · max(0, m + Δ), Δ = s_i − s_j.
 
   Returns:
     float32 [...], mean over the list's comparisons (Herbrich et al. 1999, ranking SVM).
@@ -179,10 +180,10 @@ def exponential(
 
     exp(−D) if −D ≤ c, else eᶜ (1 − D − c)
 
-  Convex and once differentiable. No comparison has a slope above eᶜ, and none has slope 0, as it
-  would if the loss were cut off at the clamp.
+  Convex and once differentiable. In D no slope is steeper than eᶜ. Beyond the clamp it is not 0, as
+  it would be if the loss were cut off there.
 
-  Args: as in `logistic`, and
+  Args: as in `logistic`, with this in place of `smoothing`:
     clamp: c >= 0.
 
   Returns:
@@ -221,8 +222,8 @@ def ipo(
   the divergence from the reference. Other trainers divide each log-likelihood by its response's
   tokens first (TRL's loss_type 'ipo'), which is this loss of rewards with `model.normalised`.
 
-  Args: as in `logistic`, without margins, and
-    tau: τ > 0. Of a head's scores it only scales the loss.
+  Args: scores, labels, where and pairs as in `logistic`, with D = s_i − s_j, and
+    tau: τ > 0. It only scales the loss, unless the scores depend on it as above.
 
   Returns:
     float32 [...], mean over the list's comparisons (Azar et al. 2023, "A General Theoretical

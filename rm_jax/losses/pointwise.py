@@ -1,8 +1,8 @@
 """Losses of single items: outcomes, ratings, grades, attributes.
 
-Each returns one value a list, float32 [...]: the mean over the list's items, 0 for a list without
-items. `where` is True at items and False at padding. All raise ValueError if a shape does not fit,
-and InputError if an option is out of its range.
+Each loss returns one value a list, float32 [...]: the mean over the list's items (or ratings, in
+`attribute_mse`), 0 if there are none. `where` is True at items and False at padding. All raise
+ValueError if a shape does not fit, and InputError if an option is out of its range.
 
   >>> scores, labels = jnp.asarray([1.2, 0.5]), jnp.asarray([1.0, 0.0])
   >>> where = jnp.ones(2, bool)
@@ -47,7 +47,7 @@ def bce(
   Args:
     scores: float [..., K], log-odds of a good outcome.
     labels: float [..., K] in [0, 1], 1 is good; values between are probabilities. Clipped to
-      [0, 1] (as in Rax), since with other labels the loss has no lower bound.
+      [0, 1], since with other labels the loss has no lower bound.
     where: bool [..., K], True at items and False at padding.
 
   Returns:
@@ -79,7 +79,7 @@ def kto(
   a gradient. Here z₀ is a number; with 0, which is its value at the start, this is the variant
   that TRL calls 'apo_zero_unpaired'.
 
-  Args: as in `bce`, and
+  Args: as in `bce`, but scores are of any scale, and
     baseline: z₀, in units of score.
     desirable, undesirable: λ_D and λ_U, at least 0; the paper advises values with which the good
       and the bad outcomes of the data weigh about equally.
@@ -105,7 +105,10 @@ def mse(
 ) -> jax.Array:
   """(s − y)²: regression on a rating.
 
-  Args: as in `bce`; labels may be any real numbers.
+  Args:
+    scores: float [..., K], predicted ratings.
+    labels: float [..., K], ratings, any real numbers.
+    where: bool [..., K], True at items and False at padding.
 
   Returns:
     float32 [...], mean over the list's items, without a factor 1/2 (NeMo-Aligner's regression).
@@ -123,7 +126,7 @@ def huber(
 ) -> jax.Array:
   """Regression with a bounded gradient: (s − y)² / 2 within δ, δ (|s − y| − δ/2) beyond.
 
-  Args: as in `bce`; labels may be any real numbers, and
+  Args: as in `mse`, and
     delta: δ > 0, in units of score.
 
   Returns:
@@ -173,7 +176,10 @@ def ordinal(
 
 
 def ordinal_params(key: jax.Array, *, classes: int) -> dict[str, jax.Array]:
-  """params of `ordinal` for C = classes >= 2 grades, equally likely at score 0; `key` is unused."""
+  """params of `ordinal` for C = classes grades, equally likely at score 0; `key` is unused.
+
+  Raises InputError if `classes` is below 2.
+  """
   del key
   if classes < 2:
     raise InputError(f"classes is {classes}; expected at least 2 grades")

@@ -40,7 +40,7 @@ def process(
     y · −log σ(s) + (1 − y) · −log σ(−s)
 
   Args:
-    scores: float [..., K], log-odds that the solution is right so far.
+    scores: float [..., K], log-odds that the step is right, in the sense of the labels.
     labels: float [..., K], clipped to [0, 1]; values between are probabilities (OpenRLHF's targets
       [p, 1 − p]). A label below 1/2 is an error.
     where: bool [..., K], True at marks and False at padding.
@@ -50,10 +50,11 @@ def process(
       an error mean (Lightman et al. 2023).
 
   Returns:
-    float32 [...], mean over the chosen steps of all the list's responses (Uesato et al. 2022).
+    float32 [...], mean over the chosen steps of all the list's responses, 0 if there are none
+    (Uesato et al. 2022).
 
   Raises:
-    ValueError: `response` is missing, or a shape does not fit.
+    ValueError: `response` is missing though `steps` needs it, or a shape does not fit.
     InputError: `steps` is unknown.
   """
   if steps not in STEPS:
@@ -110,7 +111,7 @@ def aggregate(
   some_R = jnp.any(mine_RK, axis=-1)
   steps_RK = jnp.broadcast_to(scores[..., None, :], mine_RK.shape)
   if how == "min":
-    # A response without steps gets 0 and not infinity, because its gradient must be 0.
+    # `least` is infinite for a response without steps, which gets 0.
     least = jnp.min(steps_RK, axis=-1, where=mine_RK, initial=jnp.inf)
     return jnp.where(some_R, least, 0.0), some_R
   if how == "product":
@@ -141,8 +142,8 @@ def so_far(
     how: see above.
 
   Returns:
-    float32 [..., K], log-odds; 0 at padding. Where a response has one mark it is the score itself,
-    in "product" to within rounding for scores of −15 to 15; beyond, they are limited.
+    float32 [..., K], log-odds; 0 at padding. At a response's first mark it is the score itself, in
+    "product" to within rounding. "product" is limited to about −80 .. 16.
 
   Raises:
     ValueError: `how` is unknown, or a shape does not fit.
@@ -160,7 +161,7 @@ def so_far(
     least = jnp.min(steps_KK, axis=-1, where=until_KK, initial=jnp.inf)
     return jnp.where(where, least, 0.0)
   log_p = jnp.sum(jnp.where(until_KK, jax.nn.log_sigmoid(steps_KK), 0.0), axis=-1)
-  # 1 - p is rounded to 0 where p is near 1, and p to 0 where log p is below -88.
+  # Limits the log-odds to about -80 .. 16; at log p = 0 they would be infinite.
   log_p = jnp.clip(log_p, -80.0, -1e-7)
   return jnp.where(where, log_p - jnp.log(-jnp.expm1(log_p)), 0.0)
 

@@ -1,7 +1,7 @@
 """The losses by name, with the kinds of feedback that each can learn from.
 
-To add a loss, write the function in one of this folder's files and its line in `LOSSES`. The
-function's signature says the rest. After scores and labels all its parameters are keywords:
+To add a loss, write the function in one of this folder's files and its line in `LOSSES`. What the
+function takes is read from its signature. After scores and labels all its parameters are keywords:
 `where`; arrays of the batch by their names in `types.Batch` (without a default if the loss cannot
 do without the array); `params`, if the loss has parameters of its own that are trained; and its
 options, Python numbers or strings, which a config sets as in 'hinge(margin=0.5)'.
@@ -19,7 +19,7 @@ from rm_jax.errors import InputError
 from rm_jax.losses import listwise, noise, pairwise, pointwise, process, ties
 from rm_jax.types import ARRAYS
 
-REQUIRED = inspect.Parameter.empty  # stands for the default of an option without a default
+REQUIRED = inspect.Parameter.empty  # stands for the default of a parameter without a default
 _NOT_OPTIONS = {"scores", "params", "key", *ARRAYS}
 
 
@@ -29,8 +29,8 @@ class Loss:
 
   Attributes:
     name: what configs call it.
-    function: (scores, labels, *, where, arrays of the batch, options) -> float32 [...], one value a
-      list.
+    function: (scores, labels, *, where, arrays of the batch, params, options) -> float32 [...], one
+      value a list. It has those keywords that it needs (see the module).
     kinds: of `types.KINDS`, the kinds of feedback that it can learn from.
     init_params: (key, **options) -> initial values of the loss's own trained parameters; None if it
       has none.

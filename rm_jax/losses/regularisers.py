@@ -2,7 +2,8 @@
 
 On scores: `l2`, `centering`, `spread`. On the likelihood of text under the same backbone:
 `text_sft`, `text_dpo` (`rm_jax.losses.likelihood` computes the likelihood). A penalty on the scores
-of a whole step is in `rm_jax.losses.moments`.
+of a whole step is in `rm_jax.losses.moments`. All raise ValueError if a shape does not fit, and
+InputError if an option is out of its range.
 """
 
 import jax

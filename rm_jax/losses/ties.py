@@ -19,7 +19,10 @@ from rm_jax.losses.compare import check_range, mean_by, pair_weights, real_score
 
 
 def tie_params(key: jax.Array, *, tie_rate: float = 1 / 3) -> dict[str, jax.Array]:
-  """Initial params of both models, from the tie rate in (0, 1) at equal scores; `key` is unused."""
+  """Initial params of both models, from the tie rate at equal scores; `key` is unused.
+
+  Raises InputError unless `tie_rate` is in (0, 1).
+  """
   del key
   check_range("tie_rate", tie_rate, 0.0, 1.0, open_low=True)
   return {"log_tie": jnp.log(jnp.float32(2 * tie_rate / (1 - tie_rate)))}

@@ -1,5 +1,5 @@
-"""Pure functions of scores and labels, in float64 on the host, each with its interval.
+"""Metrics of scores, labels and texts, in float64 on the host, and their confidence intervals.
 
 They say how often a model is right, how well it ranks, whether its scores are calibrated, whether
-they have drifted, and whether maximising them lowers the true reward.
+they have drifted, whether maximising them lowers the true reward, and how far annotators agree.
 """

@@ -65,8 +65,8 @@ def accuracy(
 
   Returns:
     {accuracy, interval: [low, high], n: pairs, ties: pairs with credit 0.5, conversations}, and
-    `method` if the interval is not by the cluster bootstrap. With fewer than 5 conversations the
-    interval is None and `why` says so.
+    `method` if the interval is not by the cluster bootstrap. With too few conversations
+    (`interval.too_few`) the interval is None, and `why` says so.
 
   Raises:
     ValueError: a credit has another value, there is no pair, or as `interval.mean`.
@@ -100,13 +100,14 @@ def paired_difference(
   """Mean of a − b over the same pairs, with its interval: is model a better than model b?
 
   Args:
-    a: [N] credits (or any finite values) of one model.
+    a: [N] credits (or any finite values) of one model. If all of a and b are in [0, 1], they are
+      taken for credits.
     b: [N] credits of the other model, on the same pairs in the same order.
     clusters: N labels, the conversation of each pair.
     level, resamples, seed: of `interval.mean`.
 
   Returns:
-    {difference, interval: [low, high]}, and `method` or `why` as of `accuracy`.
+    {difference}, and the interval as `interval.Interval.report` gives it.
 
   Raises:
     ValueError: if the lengths differ, there is no pair, or as `interval.mean`.
@@ -115,8 +116,9 @@ def paired_difference(
   _same_length(a_N, b_N, "a", "b")
   if not a_N.size:
     raise ValueError("a is empty; expected at least one pair")
-  # Against a constant credit, such as a coin's, a − b is a shifted share, and the interval of a
-  # share applies: it has a width even if a was right in all pairs, as a may be wrong in the next.
+  # Against a constant credit between 0 and 1, such as a coin's, a − b is a shifted share, and the
+  # interval of a share applies: it has a width even if a was right in all pairs, as a may be wrong
+  # in the next.
   share = bool(np.ptp(b_N) == 0 and 0 < b_N[0] < 1)
   credits = all(x.min() >= 0 and x.max() <= 1 for x in (a_N, b_N))
   bounds = ((-b_N[0], 1 - b_N[0]) if share else (-1.0, 1.0)) if credits else None
@@ -126,6 +128,6 @@ def paired_difference(
 
 
 def _same_length(one: np.ndarray, other: np.ndarray, name: str, other_name: str) -> None:
-  # Without this check numpy would broadcast [B, 1] against [B], a frequent and silent mistake.
+  # Without this check numpy would broadcast a single value against all others.
   if len(one) != len(other):
     raise ValueError(f"{name} has {len(one)} values, {other_name} {len(other)}; expected as many")

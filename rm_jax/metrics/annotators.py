@@ -15,8 +15,7 @@ import numpy.typing as npt
 from rm_jax.metrics import interval
 
 LEVELS = ("nominal", "ordinal", "interval")
-# Lower bound of divisors, and of the argument of a logarithm that may be multiplied by 0, since
-# 0 · -inf is NaN.
+# Keeps divisors and the arguments of logarithms above 0, since 0 / 0 and 0 · -inf are NaN.
 _TINY = 1e-300
 
 
@@ -37,8 +36,8 @@ def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
     level: level of measurement, one of `LEVELS`; 'ordinal' takes the order of the numbers.
 
   Raises:
-    ValueError: the shape or level is wrong, no unit has two ratings, or all ratings are equal, so
-      that alpha is 0 / 0.
+    ValueError: the shape or level is wrong, a rating is infinite, no unit has two ratings, or all
+      ratings in such units are equal, so that alpha is 0 / 0.
   """
   units_NVV, values_V = _coincidences(ratings, level)
   alpha = _alpha(units_NVV.sum(axis=0), values_V, level)
@@ -63,12 +62,14 @@ def alpha_interval(
     ratings, level: of `krippendorff_alpha`.
     clusters: N labels; units with the same label are drawn, or left out, together.
     confidence: in (0, 1).
-    resamples: number of resamples. One whose ratings are all equal has no alpha; with too many of
-      these there is no interval.
+    resamples: number of bootstrap resamples; with few clusters there is a jackknife instead. A
+      replicate whose ratings are all equal has no alpha; with too many of these there is no
+      interval.
     seed: of the draws.
 
   Raises:
-    ValueError: as `krippendorff_alpha`, or there are not N cluster labels.
+    ValueError: as `krippendorff_alpha`, there are not N cluster labels, or `confidence` or
+      `resamples` is out of its range.
   """
   alpha = krippendorff_alpha(ratings, level)
   units_NVV, values_V = _coincidences(ratings, level)
@@ -82,8 +83,8 @@ def alpha_interval(
     for times_RC in plan.times()
     for times_C in times_RC
   ]
-  # 1 − alpha is a ratio of disagreements, and so a positive number, for which `plan.interval` has
-  # the scale 'positive'. Alpha itself can be negative.
+  # 1 − alpha is a ratio of disagreements and so never negative, for which `plan.interval` has the
+  # scale 'positive'. Alpha itself can be negative.
   found = plan.interval(1 - alpha, 1 - np.asarray(alphas), "positive")
   if found.ends is None:
     return found
@@ -173,15 +174,16 @@ def dawid_skene(
     labels: int [N, A] in 0 .. classes − 1; −1 where missing.
     classes: K, at least 2.
     starts: number of starts of EM. The first is the majority vote, the others are the votes
-      multiplied by random weights; the most likely result is returned. All starts derive from the
-      votes, so that class k of the fit is the one that annotators call k.
+      multiplied by random weights; the most likely result is returned, or an earlier one that is
+      as likely to within the tolerance. All starts derive from the votes, so that class k of the
+      fit corresponds to what annotators call k.
     iterations: largest number of EM iterations of each start.
     tolerance: EM stops when an iteration raises the log-likelihood by less, in nats per item.
     seed: of the random starts and of the choice between tied votes.
 
   Raises:
-    ValueError: a label is out of range, an annotator or item has none, or there are fewer than two
-      annotators.
+    ValueError: labels are not integers [N, A] in their range, an annotator or item has none, there
+      are fewer than two annotators, or another argument is out of its range.
   """
   label_NA = np.asarray(labels)
   if label_NA.ndim != 2 or not np.issubdtype(label_NA.dtype, np.integer):
@@ -253,7 +255,10 @@ def share(
 
   Returns:
     {share, interval, n, clusters, method}. If there is no interval, it is None, `method` is 'none'
-    and `why` gives the reason. `share` is None if there are no credits.
+    and `why` gives the reason; without credits `share` is None too, and there is no `why`.
+
+  Raises:
+    ValueError: as `interval.mean`.
   """
   credit_N = np.asarray(credits, np.float64)
   groups = len(set(clusters))
@@ -277,9 +282,10 @@ def logistic(
   H⁻¹ (Σ_g s_g s_gᵀ) H⁻¹ G / (G − 1). H is the Hessian, G the number of clusters and s_g the sum of
   the score (the gradient of the log-likelihood) over cluster g. With fewer clusters it is the
   jackknife variance (G − 1)/G Σ_g d_g d_gᵀ, in which d_g = (H − H_g)⁻¹ s_g is the change of β when
-  cluster g is left out, by one Newton step (Bell and McCaffrey 2002); and the quantile is that of
-  Student's t with G − 1 degrees of freedom. With fewer than 5 clusters there is no interval. These
-  limits are compared with the effective number of clusters, see `interval.effective`.
+  cluster g, whose part of H is H_g, is left out, by one Newton step (Bell and McCaffrey 2002); and
+  the quantile is that of Student's t, with one degree of freedom less than clusters. With fewer
+  than 5 clusters there is no interval. These limits and the degrees of freedom are by the effective
+  number of clusters, see `interval.effective`.
 
   Args:
     features: [N, F]; a column of ones is the intercept.
@@ -289,12 +295,12 @@ def logistic(
 
   Returns:
     For each feature {slope, interval, standard_error}. The last two are None, with `why`, if there
-    are too few clusters to estimate them.
+    are too few clusters to estimate them, or, with few, the slopes are not defined without one.
 
   Raises:
-    ValueError: shapes differ, an outcome is neither 0 nor 1, there are not more clusters than
-      features, the features are collinear, or they separate the outcomes, so that the likelihood
-      has no maximum at finite slopes.
+    ValueError: shapes differ, a feature is not finite, an outcome is neither 0 nor 1, there are not
+      more clusters than features, the features are collinear, or they separate the outcomes, so
+      that the likelihood has no maximum at finite slopes.
   """
   x_NF, y_N = np.asarray(features, np.float64), np.asarray(outcomes, np.float64)
   if x_NF.ndim != 2 or y_N.shape != x_NF.shape[:1]:
@@ -339,7 +345,7 @@ def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dic
     own_CFF = np.zeros((count, *hessian_FF.shape))
     np.add.at(own_CFF, numbers, np.einsum("nf,ng,n->nfg", x_NF, x_NF, p_N * (1 - p_N)))
     left_CFF = hessian_FF - own_CFF
-    # The condition number is that of H⁻¹ (H − H_g), which does not depend on the features' units.
+    # The matrix H⁻¹ (H − H_g) is near the identity if cluster g has a small part in H.
     if (np.linalg.cond(np.linalg.solve(hessian_FF, left_CFF)) > 1e8).any():
       return none("the slopes are not defined without some conversation")
     off_CF = np.linalg.solve(left_CFF, score_CF[:, :, None])[:, :, 0]

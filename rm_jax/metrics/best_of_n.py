@@ -85,7 +85,8 @@ def best_of_n(
     (proxy [P, M], true [P, M], number of prompts with tied proxies).
 
   Raises:
-    ValueError: shapes differ or are empty, a value is not finite, or an n is out of range.
+    ValueError: shapes differ or are empty, a value is not finite, ns is empty, or an n is out of
+      range.
   """
   proxy_PN, true_PN = np.asarray(proxy_PN, np.float64), np.asarray(true_PN, np.float64)
   if proxy_PN.ndim != 2 or proxy_PN.shape != true_PN.shape or not proxy_PN.size:
@@ -125,15 +126,19 @@ def best_of_n_curve(
     proxy_PN, true_PN, ns: of `best_of_n`; ns increasing, with at least 3 above 1. 1 is added.
     clusters: P labels; prompts with the same label are resampled together. By default each prompt
       is a cluster of its own.
-    level, resamples, seed: of the bootstrap over prompts. All intervals use the same resamples.
+    level, resamples, seed: of `interval.Resampling` over clusters of prompts. Intervals of points
+      and fits use the same replicates, which with few clusters are a jackknife's; `peak` always has
+      bootstrap resamples.
 
   Returns:
     {n: the n's, kl, kl_is: 'exact' or 'an upper bound' (if proxies tie), tied_prompts, prompts,
-    candidates, proxy and true: for each n {value, interval, n: prompts}, relative to n = 1, in
-    units of the rewards; fits: {proxy, true} of `fit_gao`, each {bon, rl}; peak: of `peak`}.
+    candidates, proxy and true: for each n {value, interval (with `method` or `why`), n: prompts},
+    relative to n = 1, in units of the rewards; fits: {proxy, true} of `fit_gao`, each {bon, rl};
+    peak: of `peak`}.
 
   Raises:
-    ValueError: as `best_of_n`; ns do not increase or are too few; fewer than 2 clusters.
+    ValueError: as `best_of_n`; ns do not increase or are too few; there are not P cluster labels or
+      fewer than 2 clusters; `level` is out of its range, or `resamples` below 2.
   """
   ns = [int(n) for n in ns]
   ns = ns if 1 in ns else [1, *ns]
@@ -181,7 +186,7 @@ def _point(plan: Resampling, value: float, values_R: np.ndarray, prompts: int) -
   """One point of the curve with its interval."""
   figure = {"value": float(value), "interval": None, "n": prompts}
   if not plan.why and value == 0 and not values_R.any():
-    return figure | {"interval": [0.0, 0.0]}  # This is n = 1, which is 0 by definition.
+    return figure | {"interval": [0.0, 0.0]}  # n = 1, 0 by definition, or a constant curve.
   return figure | plan.interval(value, values_R).report()
 
 
@@ -218,11 +223,12 @@ def fit_gao(
     {form, alpha: {value, interval}, beta: {value, interval}, residual: root mean square, in units
     of the reward, peak: {value: d*, interval, inside: 0 < d* <= max d, undefined: replicates
     without a maximum}}. The peak's value is None, with `why`, if the form has no maximum; its
-    interval is None if the form has none in some replicate. Every interval that is None has `why`.
+    interval is None if the form has none in some replicate. With a plan, every interval that is
+    None has `why`, and others have `method` as of `interval.Interval.report`.
 
   Raises:
-    ValueError: shapes differ, fewer than 2 points above 0, a value is not finite, or `form` is
-      unknown.
+    ValueError: shapes differ, fewer than 2 different d above 0 or one below, a value is not finite,
+      or `form` is unknown.
   """
   d_M, reward_M = np.asarray(d_M, np.float64), np.asarray(reward_M, np.float64)
   draws_RM = np.zeros((0, d_M.size)) if draws_RM is None else np.asarray(draws_RM, np.float64)
@@ -301,7 +307,7 @@ def peak(
     verdict in words}.
 
   Raises:
-    ValueError: shapes do not fit, or ns do not increase.
+    ValueError: shapes do not fit, ns do not increase, or there are fewer than 2 n or resamples.
   """
   ns = [int(n) for n in ns]
   true_M, draws_RM = np.asarray(true_M, np.float64), np.asarray(draws_RM, np.float64)

@@ -1,4 +1,4 @@
-"""Calibration of scores: fits by temperature, Platt scaling and isotonic regression; its errors.
+"""Calibration of scores by temperature, Platt scaling and isotonic regression; calibration errors.
 
 Guo et al. (2017), On calibration of modern neural networks (temperature, ECE). Platt (1999),
 Probabilistic outputs for support vector machines. Zadrozny and Elkan (2002), Transforming
@@ -53,10 +53,11 @@ def fit_temperature(difference_N: npt.ArrayLike) -> float:
     1/T, so it has one maximum, which is found to machine precision by bisection of its slope.
 
   Raises:
-    ValueError: no T in (0, ∞) maximises the likelihood. Either the mean difference is not above 0,
-      so that the best 1/T is not positive: on average the model prefers the rejected responses. Or
-      no difference is below 0, so that the likelihood grows as T goes to 0: there are too few
-      pairs, or the model was trained on them.
+    ValueError: there is no pair, or a difference is not finite; or no T in (0, ∞) maximises the
+      likelihood. Either the mean difference is not above 0, so that the best 1/T is not positive:
+      on average the model does not prefer the chosen responses. Or no difference is below 0, so
+      that the likelihood grows as T goes to 0: perhaps there are too few pairs, or the model was
+      trained on them.
   """
   d_N = vector(difference_N, "difference_N")
   if d_N.size == 0 or d_N.sum() <= 0:
@@ -102,8 +103,9 @@ def fit_platt(
     (a, b). a is negative if higher scores go with lower labels, which the caller should report.
 
   Raises:
-    ValueError: the maximum is not at a finite (a, b), because all scores are equal, all labels are
-      0 or all are 1, or a threshold separates the labels; or an argument is out of its range.
+    ValueError: there is not one maximum at a finite (a, b), because all scores are equal, all
+      labels are 0 or all are 1, or a threshold separates the labels; it is not found in 200 steps;
+      lengths differ, or an argument is out of its range.
   """
   s_N, y_N = _pair(score_N, label_N, "score_N", "label_N")
   if smooth:
@@ -243,8 +245,9 @@ def reliability(
   Returns:
     For each bin {low, high, n, confidence, frequency, interval}. It has the predictions in
     (low, high]; the first bin includes its low end. `confidence` is the mean of p and `frequency`
-    that of y. `interval` is the frequency's; it is None, with `why`, if the bin has too few
-    conversations. In an empty bin the last three are None.
+    that of y. `interval` is the frequency's; with clusters it has `method` unless it is by the
+    bootstrap, and is None, with `why`, if the bin has too few conversations. In an empty bin the
+    last three are None.
 
   Raises:
     ValueError: an argument is out of its range.
@@ -307,7 +310,8 @@ def ece(
   Returns:
     {value: √max(debiased², 0), interval: [low, high] of value, n, squared: debiased², which may be
     negative, plain, alone: number of predictions in bins with a single conversation, which have no
-    u_b and are left out of value}. If all are left out, value and interval are None, with `why`.
+    u_b and are left out of value}. If all are left out, value, interval and squared are None, with
+    `why`. If only the interval does not exist, it is None, with `why`; others may have `method`.
 
   Raises:
     ValueError: an argument is out of its range.
@@ -360,7 +364,7 @@ def _between(times_RC, sum_CB, size_CB) -> tuple[np.ndarray, np.ndarray]:
 
 
 def brier(p_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
-  """Brier score: the mean of (p − y)², with p and y [N] in [0, 1], at least one."""
+  """Brier score: the mean of (p − y)². Raises ValueError unless both are [N] in [0, 1], N > 0."""
   p_N, y_N = _pair(p_N, y_N, "p_N", "y_N", unit=True)
   return float(np.square(p_N - y_N).mean())
 
@@ -384,11 +388,14 @@ def nll(p_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
 
 
 def nll_logits(logit_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
-  """`nll` at p = σ(logit), finite even where σ rounds to 0 or 1 (in float64, beyond ±37).
+  """`nll` at p = σ(logit), finite even where σ rounds to 1 or 0 (in float64, above 37, below −745).
 
   Args:
     logit_N: [N], at least one: Δ/T of a pair (with y = 1), or a s + b of `fit_platt`.
     y_N: [N] in [0, 1].
+
+  Raises:
+    ValueError: lengths differ or are 0, or a value is not finite or out of its range.
   """
   z_N, y_N = _pair(logit_N, y_N, "logit_N", "y_N")
   if not len(z_N):

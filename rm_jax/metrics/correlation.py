@@ -98,6 +98,9 @@ def auroc(scores: npt.ArrayLike, good: npt.ArrayLike) -> float:
   Args:
     scores: [N], finite.
     good: bool [N].
+
+  Raises:
+    ValueError: the shapes are not the same [N], or a score is not finite.
   """
   score_N = vector(scores, "scores")
   good_N = np.asarray(good, bool)
@@ -127,19 +130,19 @@ def bootstrap(
     arrays: each [N, ...], with the same N.
     clusters: N labels; rows with the same label are drawn, or left out, together.
     level: confidence in (0, 1).
-    resamples: number of bootstrap resamples, with 30 clusters or more. With fewer clusters the
-      jackknife leaves each of them out in turn.
+    resamples: number of bootstrap resamples. With few clusters (see `interval.Resampling`) the
+      jackknife leaves each of them out in turn instead.
     seed: of the draws.
     scale: one of `interval.SCALES`, on which the statistic's error is about normal.
     least: smallest number of clusters that an interval needs.
 
   Returns:
     {value, interval: [low, high], undefined: replicates without a value}, and `method` if it is not
-    the bootstrap. `value` is None if the statistic is not defined; `interval` is None if there is
-    none; both come with `why`.
+    the bootstrap. `value` is None if the statistic is not defined (all replicates then count as
+    undefined); `interval` is None if there is none; both come with `why`.
 
   Raises:
-    ValueError: lengths differ.
+    ValueError: lengths differ, or `level` or `resamples` is out of its range.
   """
   arrays = [np.asarray(a) for a in arrays]
   if any(len(a) != len(clusters) for a in arrays):

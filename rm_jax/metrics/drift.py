@@ -52,7 +52,7 @@ def ks_signed(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
     raise ValueError(f"a has {n} values, b {m}; expected at least one of each")
   pooled = np.concatenate([a_N, b_M])
   order = np.argsort(pooled, kind="stable")
-  last = np.append(np.diff(pooled[order]) > 0, True)  # Whether it ends a block of equal values.
+  last = np.append(np.diff(pooled[order]) > 0, True)  # Whether a value is the last of equal ones.
   from_a = np.cumsum(order < n)
   # (F_a − F_b) n m is a whole number, so splits are compared without rounding errors.
   apart = (from_a * (n + m) - np.arange(1, n + m + 1) * n)[last]
@@ -165,7 +165,7 @@ def psi(
     {value, p, expected, n: [N, M], bins: number of bins used}.
 
   Raises:
-    ValueError: too few values, a value is not finite, or bins is below 2.
+    ValueError: too few values, a value is not finite, bins is below 2, or permutations below 1.
   """
   a_N, b_M = vector(reference, "reference"), vector(now, "now")
   if bins < 2 or len(a_N) < bins or not len(b_M):
@@ -199,8 +199,8 @@ def ledoit_wolf(x_ND: npt.ArrayLike) -> tuple[np.ndarray, float]:
 
     (1 − s) S + s (tr S / D) I,   s = min(Σ‖x‖⁴/N − ‖S‖², N d²) / (N d²),   d² = ‖S‖² − (tr S)²/D
 
-  S is the covariance with the divisor N, x a centred row, ‖·‖ the Frobenius norm. The shrunk matrix
-  can be inverted even if there are fewer rows than columns (Ledoit and Wolf 2004).
+  S is the covariance with the divisor N, x a centred row, ‖·‖ the Frobenius norm. If s > 0, the
+  shrunk matrix can be inverted even with fewer rows than columns (Ledoit and Wolf 2004).
 
   Args:
     x_ND: [N, D], at least two rows; they need not be centred.
@@ -270,8 +270,8 @@ def energy_distance(
 
   Args:
     a: [N] or [N, D], at least one row.
-    b: [M] or [M, D].
-    permutations, seed: as in `permutation_p`.
+    b: [M] or [M, D], as a.
+    permutations, seed: as in `permutation_p`; the seed is also of the rows drawn.
     limit: if D > 1, at most this many rows of each sample are used, drawn without replacement. The
       matrix takes 8 (2 limit)² bytes, 32 MB at 1000.
 

@@ -1,14 +1,15 @@
-"""Confidence intervals: all are computed here, so that the choice of a method is made in one place.
+"""Confidence intervals over clusters, with the choice of their method.
 
-Items of one conversation are not independent, so all intervals are over whole clusters
-(conversations).
+Items of one conversation are not independent, so `mean` and `Resampling` make intervals over whole
+clusters (conversations).
 
 - With many clusters: the percentile bootstrap of clusters. With few it covers the truth too rarely:
   in 0.55, 0.79, 0.85, 0.89, 0.92 of the cases at 2, 3, 5, 10, 20 clusters for a nominal 0.95.
-- With few clusters: Student's t with a linearised or a jackknife variance.
+- With few clusters: Student's t with a linearised or a jackknife variance, or a bootstrap's if
+  there are many of very unequal sizes.
 - For a proportion with few clusters, or with few that deviate from the rest: that variance is
   itself uncertain, so the interval is Wilson's with an effective sample size.
-- With fewer than `LEAST` clusters: none, and the reason is given instead.
+- With fewer than `LEAST` clusters: none by default, and the reason is given instead.
 
 `tests/studies/coverage.py` measures how often each method covers the truth.
 
@@ -29,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-LEAST = 5  # With fewer clusters there is no interval.
+LEAST = 5  # With fewer clusters there is no interval, by default.
 FEW = 30  # With fewer clusters the bootstrap covers the truth too rarely.
 _DRAWS = 1 << 22  # Cluster draws in memory at once, 32 MiB of indices.
 # Smallest correlation within clusters that is assumed if there are few clusters. A few clusters
@@ -153,7 +154,7 @@ def _score(p: float, n: float, z: float) -> tuple[float, float]:
 
 
 def student(level: float, freedom: float) -> float:
-  """The (1 + level)/2 quantile of Student's t with `freedom` degrees; the normal's if that is ∞."""
+  """The (1 + level)/2 quantile of Student's t with `freedom` degrees (at least 1; ∞ = normal)."""
   if math.isinf(freedom):
     return statistics.NormalDist().inv_cdf((1 + level) / 2)
   return float(stdtrit(max(freedom, 1.0), (1 + level) / 2))
@@ -162,7 +163,7 @@ def student(level: float, freedom: float) -> float:
 def proportion(p: float, variance: float, clusters: float, most: float, level: float) -> Interval:
   """Wilson's score interval of a proportion whose variance was estimated from few clusters.
 
-  The formula uses the effective sample size n = p (1 − p) / variance, limited to `most`, and
+  The formula uses the effective sample size n = p (1 − p) / variance, limited to 1 .. `most`, and
   replaces the normal quantile by that of Student's t with clusters − 1 degrees of freedom (Korn and
   Graubard 1998; Franco et al. 2019).
 
@@ -270,14 +271,16 @@ def mean(
 
   A cluster is called *informative* here if one of its values is not the most frequent value.
 
-  - With 30 informative clusters (their effective number): `cluster_bootstrap`.
+  - With 30 informative clusters or more (their effective number): `cluster_bootstrap`.
   - With fewer: Student's t with the linearised variance of the ratio Σ sums / Σ sizes; for a
     share, `proportion` with that variance. If there are bounds, t is on the scale of log-odds
     between them, and the variance is at least that of values with a correlation of 0.1 within
     clusters.
-  - If all values are equal, no variance can be estimated. With bounds, Wilson's upper bound w for 0
-    of C clusters then limits the share of unseen clusters whose values are at the far end of the
-    bounds; for a share of 0 or 1 this is Wilson's interval over the clusters. Without: none.
+  - With fewer, and if all values are equal (or, unless they are a share, the means of all
+    clusters), no variance can be estimated. With bounds, Wilson's upper bound for 0 of the clusters
+    (their effective number) then limits the share of unseen clusters whose values are at the far
+    end of the bounds; for a share of 0 or 1 this is Wilson's interval over the clusters. Without:
+    none.
   - With fewer than 5 clusters, or fewer than 5 effective ones (`effective`): none.
 
   Args:
@@ -289,7 +292,8 @@ def mean(
     resamples, seed: of `cluster_bootstrap`.
 
   Raises:
-    ValueError: an argument is out of its range, or a value is outside the bounds.
+    ValueError: an argument is out of its range, there are not N labels, a value is outside the
+      bounds, or there are no bounds for a share.
   """
   value_N = vector(values, "values")
   check_level(level)
@@ -310,8 +314,8 @@ def mean(
   kinds, number_N, many = np.unique(value_N, return_inverse=True, return_counts=True)
   other_N = number_N != np.argmax(many)
   informative_C = np.bincount(cluster_N, weights=other_N, minlength=count) > 0
-  # Unequal sizes reduce the effective number of informative clusters in the same proportion as that
-  # of all clusters.
+  # Unequal sizes are taken to reduce the effective number of informative clusters in the same
+  # proportion as that of all clusters.
   if informative_C.sum() * worth / count >= FEW:
     return Interval(cluster_bootstrap(value_N, clusters, level, resamples, seed), BOOTSTRAP)
   middle = float(value_N.mean())
@@ -363,7 +367,8 @@ class Resampling:
   - With fewer: jackknife replicates, which leave one cluster out each. The interval is Student's t
     with the jackknife's standard error, on a scale on which the statistic's error is about normal.
   - With fewer effective ones but `_UNEVEN` clusters or more: bootstrap replicates, as there would
-    be too many of the jackknife, and Student's t with the bootstrap's standard error.
+    be too many of the jackknife, and Student's t with the bootstrap's standard error. So it is with
+    few clusters if the caller asks for bootstrap replicates.
   - With fewer than the least number: no replicates and no interval.
 
   Attributes:
@@ -395,6 +400,9 @@ class Resampling:
       least: smallest number of clusters that an interval of this statistic needs.
       bootstrap: bootstrap even with few clusters, for callers that need the joint distribution of
         several statistics over the replicates.
+
+    Raises:
+      ValueError: `level` or `resamples` is out of its range.
     """
     check_level(level)
     _check_resamples(resamples)
@@ -451,6 +459,9 @@ class Resampling:
       values: [replicates], the statistic of each replicate; NaN where it is not defined.
       scale: one of `SCALES`, for Student's t. It has no effect on percentiles, which are the same
         on every scale.
+
+    Raises:
+      ValueError: there are replicates, and not one value for each.
     """
     if self.why:
       return Interval.none(self.why)

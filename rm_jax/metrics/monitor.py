@@ -19,11 +19,11 @@ class DriftMonitor:
 
   Scores are gathered into windows, and each full window is tested against the reference
   (`drift.ks`). The k-th test is made at the level 6 / (π² k²) · `level`. These parts sum to
-  `level`, so by the union bound a stream that is distributed like the reference ever raises an
-  alarm with probability at most `level`, however long it is. Later windows need a larger change to
-  raise an alarm, but the distance between the distributions that raises one only grows as √log k. A
-  change that is too small to be seen in one window is never found, because evidence is not added up
-  over windows.
+  `level`, so by the union bound a stream of independent scores that is distributed like the
+  reference ever raises an alarm with probability at most `level`, however long it is. Later windows
+  need a larger change to raise an alarm, but the distance between the distributions that raises one
+  only grows as √log k. Evidence is not added up over windows, so a change that is too small to be
+  seen in one window is missed.
 
   Attributes:
     seen: number of scores so far.
@@ -65,7 +65,7 @@ class DriftMonitor:
       window's scores are higher where the two distributions differ most, else 'down'}.
 
     Raises:
-      ValueError: a score is not finite; the call then leaves the monitor unchanged.
+      ValueError: scores are not [M] or not finite; the call then leaves the monitor unchanged.
     """
     score_M = vector(scores, "scores")
     waiting = np.concatenate([self._waiting, score_M])

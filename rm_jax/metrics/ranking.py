@@ -30,7 +30,7 @@ def partial(
     ranked: replace all variables by their ranks first, which gives Spearman's partial ρ.
 
   Returns:
-    r in [−1, 1]; NaN if x or y is exactly a linear function of the others.
+    r in [−1, 1]; NaN if x or y is exactly a linear function of the given variables, or constant.
 
   Raises:
     ValueError: shapes differ, a value is not finite, or N is below C + 3. With fewer rows the
@@ -49,8 +49,8 @@ def partial(
   if ranked:
     x_N, y_N, *columns = (ranks(v) for v in (x_N, y_N, *columns))
   x_N, y_N, *columns = (v - v.mean() for v in (x_N, y_N, *columns))
-  # The columns are scaled to a common size, because `lstsq` ignores directions with small singular
-  # values: beside a length in thousands, a share between 0 and 1 could be ignored.
+  # The columns are scaled to a common size, because `lstsq` ignores directions whose singular
+  # values are rounding errors beside the largest: a variable of tiny values could be ignored.
   others = [v / np.abs(v).max() for v in columns if np.abs(v).max() > 0]
   left = []
   for v_N in (x_N, y_N):
@@ -116,6 +116,9 @@ def pick(scores_K: npt.ArrayLike, gains_K: npt.ArrayLike) -> tuple[float, float]
 
   Returns:
     (probability for the pick by score, probability for a uniformly random pick), each in [0, 1].
+
+  Raises:
+    ValueError: lengths differ or are 0, or a value is not finite.
   """
   score_K, gain_K = _two(scores_K, gains_K)
   if not len(score_K):
@@ -144,8 +147,12 @@ def pick_rate(
   Returns:
     {value, interval, n: prompts, chance: mean of a random pick, above_chance: {value, interval, n},
     undefined: number of prompts whose gains are all equal, which are left out because any pick is
-    right}. If no prompt is left, values are None; if too few conversations are left, intervals are
-    None, with `why`.
+    right}. If no prompt is left, values and intervals are None; if too few conversations are left,
+    intervals are; with `why`. Intervals come as `interval.Interval.report` gives them.
+
+  Raises:
+    ValueError: lengths differ, a list is empty, a value is not finite, or `level` or `resamples` is
+      out of its range.
   """
   _as_many(scores, gains, clusters)
   found = [
@@ -166,9 +173,9 @@ def pick_rate(
 def list_correlation(
   statistic: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, gains: np.ndarray
 ) -> float:
-  """The rank correlation of one list; 0 if all scores are equal and the gains are not.
+  """The rank correlation of one list; 0 and not NaN if all scores are equal but the gains are not.
 
-  Equal scores rank nothing, so a model that gives them must not be left out as undefined.
+  Equal scores rank nothing, so such a list must count against the model and not be left out.
   """
   value = statistic(scores, gains)
   return 0.0 if np.isnan(value) and np.ptp(scores) == 0 and np.ptp(gains) > 0 else value
@@ -198,10 +205,15 @@ def within_and_pooled(
     level, resamples, seed: of the intervals, over clusters.
 
   Returns:
-    {within: {value: mean over prompts, interval, n: prompts with a value, undefined: number of
-    prompts whose gains are all equal, which are left out; equal scores count as 0, see
-    `list_correlation`}, pooled: {value, interval, n: responses, undefined: replicates without a
-    value}}. A value or interval that does not exist is None, with `why`.
+    {within: {value: mean of `list_correlation` over prompts, interval, n: prompts with a value,
+    undefined: number of prompts without one, such as those whose gains are all equal; they are left
+    out}, pooled: {value, interval, n: responses, undefined: replicates without a value}}. A value
+    or interval that does not exist is None, with `why`; other intervals may have `method`. Without
+    prompts `pooled` has no `undefined`.
+
+  Raises:
+    ValueError: lengths differ, a value is not finite, or `level` or `resamples` is out of its
+      range.
   """
   _as_many(scores, gains, clusters)
   lists = [_two(s, g) for s, g in zip(scores, gains, strict=True)]

@@ -1,6 +1,6 @@
 """Surface features of a text, such as length and formatting, computed without a model.
 
-A reward that depends on them can be hacked, so audits measure how much it does. Each function takes
+A reward that depends on them can be hacked, so audits measure how much it does. Each measure takes
 a string and returns a number; none reads what the text means. `MEASURES` lists them by name.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Letters of scripts written without spaces. Each counts as a word, also in curation; otherwise a
-# whole sentence would be one word.
+# Unicode blocks of scripts written without spaces. Each character counts as a word, also in
+# curation; otherwise a whole sentence would be one word.
 ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+")
 # Markdown marks. The first pattern matches lines: headings, list items, quotes, code fences, table
@@ -32,7 +32,7 @@ SYCOPHANCY = {
   "thanks": r"\bthank(?:s| you)(?: so much| very much)? for "
   r"(?:asking|your question|sharing|pointing|bringing|the question)\b",
 }
-# Refusal in English: phrases that say that no answer will be given, or that a machine cannot.
+# Refusal in English: phrases that say that no answer will be given, or that a machine is speaking.
 REFUSAL = {
   "unable": r"\bi(?:'m| am) (?:not able|unable) to\b|"
   r"\bi (?:can't|cannot|can not|won't|will not|could not) (?:\w+ )?"
@@ -52,9 +52,9 @@ def normalise(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-  """Words of a text after `normalise`: runs of letters and digits.
+  """Words of a text after `normalise`: runs of letters, digits and underscores.
 
-  In scripts without spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each letter is a word.
+  In scripts without spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each character is a word.
   """
   return _WORD.findall(normalise(text))
 
@@ -87,9 +87,9 @@ def repetition(text: str) -> float:
 
 
 def longest_run(text: str) -> int:
-  """The largest number of times that a phrase of 1 to 8 words is repeated back to back.
+  """The largest number of times that a phrase of 1 to 8 words occurs back to back.
 
-  It is 3 for 'no no no', 2 for 'go on go on', 1 for prose, and 0 for a text without words.
+  It is 3 for 'no no no', 2 for 'go on go on', 1 without such repeats, and 0 without words.
   """
   found = words(text)
   if not found:
@@ -110,7 +110,7 @@ def sycophancy(text: str) -> int:
   """Number of flattering, agreeing, apologising or thanking phrases in an English text.
 
   This is a heuristic by the patterns of `SYCOPHANCY`. It does not see what is meant: 'I agree' may
-  be the answer to the question. 'I am sorry, but I cannot' counts here and in `refusal`.
+  be the answer to the question. 'I am sorry, but I cannot help' counts here and in `refusal`.
   """
   return _count(_SYCOPHANCY, text)
 

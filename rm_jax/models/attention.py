@@ -3,15 +3,16 @@
 Two things are called windows. A *window of a row* (`Batch.windows`) is a set of columns between
 which attention is computed: a row holds several groups that do not see one another, so that a
 square of all T columns would mostly be masked, and the squares of a few windows take less work. A
-*sliding window* is a property of a layer: how many positions back a query sees.
+*sliding window* is a property of a layer: how many positions a query sees, its own included.
 
 Attention runs in *window space*: the windows of a row laid end to end, M columns in all. Where a
 batch has no windows, that is the row itself, M = T.
 
 Shape letters: B rows, T columns (tokens) of a row, D width, N query heads, K key/value heads, H
-head width, M columns in window space, W windows of one size in all rows together, L columns of a
-window, C copies of a column in windows. R is the number of windows of one size in a row, but in
-WKRLH the N / K query heads that share a key; P = R times the queries.
+head width, M columns in window space (or those that a head reads), W windows of one size in all
+rows together, L columns of a window, C copies of a column in windows, S keys, F all numbers of a
+column. R is the number of windows of one size in a row, but after K (WKRLH, BKRMH) the N / K query
+heads that share a key; P = R times the queries.
 """
 
 import abc
@@ -28,7 +29,7 @@ from rm_jax.models.numerics import drop, precision
 from rm_jax.types import Batch
 
 # The logit of a masked pair: so far below any real one that its weight is exactly 0 in float32.
-# Unlike -inf it is finite: a column that sees nothing (padding) gets a uniform softmax and no NaN.
+# Unlike -inf it is finite: a query that saw no key would get a uniform softmax and no NaN.
 _MASKED = -1e30
 
 Map = Callable[[jax.Array], jax.Array]
@@ -63,8 +64,7 @@ def _sees(
   mask = group_BM[:, :, None] == group_BT[:, None, :]
   mask &= (key_branch == 0) | (branch_BM[:, :, None] == key_branch)
   if causal:
-    # What is later is decided by column and not by position: branches of a group have the same
-    # positions, and in a packed row every group begins again at position 0.
+    # What is later is decided by column and not by position, as in `_blocks`, which skips keys.
     column_T = jnp.arange(group_BT.shape[1])
     queries = column_T[None, :, None] if at_BM is None else at_BM[:, :, None]
     mask &= queries >= column_T[None, None, :]
@@ -95,7 +95,7 @@ def within(
 
 
 class Attention(abc.ABC):
-  """How the layers of one network attend within one batch; made once for all layers.
+  """How layers attend within one batch.
 
   A layer is written against these methods, so that it is the same code whether it computes all
   columns (`RowAttention`) or only those that a head reads (`ColumnAttention`):
@@ -106,7 +106,7 @@ class Attention(abc.ABC):
       h_BTD = attention.of_queries(h_BTD) + attention.output(x_BMNH, self.o)
 
   Attributes:
-    positions: int32 [B, M], the position in its sequence of each key that `attend` is given.
+    positions: int32 [B, M or T], the position in its sequence of each key that `attend` is given.
   """
 
   positions: jax.Array
@@ -123,7 +123,7 @@ class Attention(abc.ABC):
 
     Args:
       own_BMD: `of_queries(x_BTD)`.
-      x_BTD: the layer's normalised input, at all columns of the row.
+      x_BTD: what the linear maps read, at all columns of the row.
       q, k, v: the linear maps.
     """
 
@@ -150,7 +150,7 @@ class Attention(abc.ABC):
       scale: of the logits q · k; None is 1 / sqrt(H).
       cap: logits become cap · tanh(logit / cap) before they are masked (Gemma 2's soft cap,
         Gemma Team 2024, section 2); None = they stay.
-      sliding_window: int [], how many positions back a query sees; 0 or None = all.
+      sliding_window: int [], how many positions a query sees, its own included; 0 or None = all.
       dropout, key: of the attention's weights; no key = none.
     """
     scale = q_BMNH.shape[-1] ** -0.5 if scale is None else scale
@@ -171,8 +171,8 @@ class RowAttention(Attention):
   """Attention of all columns of each row to one another.
 
   Attributes:
-    causal: no query sees a key of a later column, so that most products with later keys are
-      skipped.
+    causal: no query sees a key of a later column, so that a block of queries skips the blocks of
+      keys after it.
     masks: bool [B R, L, L] for each size of window, which columns see which; () for a fused kernel.
     segments: `Batch.segments` for a fused kernel, which masks by them; else ().
     positions: int32 [B, M], of the token at each place of window space.
@@ -298,8 +298,8 @@ def row_attention(batch: Batch, *, causal: bool, kernel: str = "xla") -> RowAtte
 class ColumnAttention(Attention):
   """Attention of a few columns of each row to the whole row.
 
-  For the last layer, whose output is read at marks alone. It needs no windows: M queries are so few
-  that their products with all T keys cost little.
+  For a last layer whose output is read at a few columns alone (`at_BM` of decoder and encoder). It
+  needs no windows: M queries are so few that their products with all T keys cost little.
 
   Attributes:
     at: int32 [B, M], the columns.
@@ -417,8 +417,9 @@ def _square(
 def _blocks(L: int, causal: bool) -> list[tuple[int, int, int]]:
   """(first query, end of queries, end of the keys that they may see) of each block of queries.
 
-  Causal attention needs half of the square; four blocks compute 5/8 of it. More blocks would save
-  little more, and their products would be too small to run at full speed.
+  Without `causal` there is one block. Causal attention needs half of the square; four equal blocks
+  compute 5/8 of it. More blocks would save little more, and their products would be too small to
+  run at full speed; for the same reason short windows have fewer than four.
   """
   size = L if not causal else max(64, -(-L // 4 // 32) * 32)
   return [(a, min(a + size, L), min(a + size, L) if causal else L) for a in range(0, L, size)]
@@ -446,10 +447,10 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.matmul(x, y, precision=precision(x.dtype), preferred_element_type=jnp.float32)
 
 
-# `jax.grad` of a plain softmax would keep the weights, [L, L] of every head, for the backward pass,
-# or compute the products q · k three times under rematerialisation. As in FlashAttention (Dao
-# et al. 2022, section 3.1), only the output and the normaliser log Σ exp(logit) of each query are
-# kept, from which the backward pass computes the weights again, once.
+# `jax.grad` of a plain softmax would keep the weights, [L, L] of every head, for the backward pass.
+# As in FlashAttention (Dao et al. 2022, section 3.1), the output and the normaliser
+# log Σ exp(logit) of each query are kept instead, and the backward pass computes the weights again
+# from q, k and the normaliser.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -511,10 +512,10 @@ _softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
 def _kept_attention(
   q_WKRLH, k_WKSH, v_WKSH, mask_WLS, cap: float | None, rate: float, key
 ) -> jax.Array:
-  """As `_softmax_attention`, but the weights are kept for the backward pass; they may have dropout.
+  """As `_softmax_attention`, but JAX differentiates it, and the weights may have dropout.
 
-  It is used where queries are few, and with dropout, whose mask a backward pass that computed the
-  weights again would have to draw again.
+  So the weights are kept for the backward pass. This is for few queries, and for dropout, whose
+  mask a backward pass that computed the weights again would have to draw again.
   """
   block = 0, q_WKRLH.shape[3], k_WKSH.shape[2]
   logits = _logits(q_WKRLH, k_WKSH, mask_WLS, block, cap)

@@ -118,6 +118,7 @@ class EncoderConfig:
   """A BERT encoder; fields that are not listed here are as `DecoderConfig`'s.
 
   Attributes:
+    activation: of the feed-forward, which has no gate; a name of `layers.ACTIVATIONS`.
     token_types: rows of the embedding of token types.
     hidden_dropout: dropout rate of the embedding's output, and of what attention and the
       feed-forward of each layer add to the activations.
@@ -148,18 +149,19 @@ class HeadConfig:
     attributes: names of the outputs, each of which is a rating, and the reward is their sum by
       weights.
     mix: the initial values of those weights; training may change them.
-    gate: the weights are not the mix but a softmax of the prompt's own state, so that each prompt
-      has its own (Wang et al. 2024, "Interpretable Preferences via Multi-Objective Reward Modeling
-      and Mixture-of-Experts", ArmoRM's gating layer).
+    gate: the weights are not the mix but a softmax over a linear map of the prompt's own state, so
+      that each prompt has its own (Wang et al. 2024, "Interpretable Preferences via Multi-Objective
+      Reward Modeling and Mixture-of-Experts", ArmoRM's gating layer).
     steps: how the scores of a solution's steps are read, as `losses.process.so_far` says: 'own',
-      'min' or 'product'. Where a response has one mark, it has no part.
+      'min' or 'product'. Of a response with one mark, 'product' only limits very high and very low
+      scores, and 'min' changes nothing.
     bias: of the output layer.
     pooler: whether a dense layer of the model's width with `activation` precedes the output layer
       (as in BERT).
     activation: of the pooler, a name of `layers.ACTIVATIONS`.
     dropout: dropout rate before the output layer.
 
-  Raises InputError where names, weights and outputs are not as many, or a value is not possible.
+  Raises InputError for a value that is not possible, or for fields that contradict one another.
   """
 
   outputs: int = 1
@@ -215,7 +217,7 @@ class LikelihoodHead:
     tied: whether the language-model head is the embedding. If not, it is a parameter of the network
       of its own.
 
-  Raises InputError unless β > 0.
+  Raises InputError unless β > 0 and finite.
   """
 
   beta: float = 0.1
@@ -223,7 +225,7 @@ class LikelihoodHead:
   reference: bool = True
   tied: bool = True
 
-  # What `HeadConfig` calls these: one output, which is the reward.
+  # The fields of `HeadConfig` of the same names: one output, which is the reward.
   outputs: ClassVar[int] = 1
   ensemble: ClassVar[bool] = False
   attributes: ClassVar[tuple[str, ...]] = ()

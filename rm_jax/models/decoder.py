@@ -55,7 +55,7 @@ def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
   Args:
     x_BTNH: queries or keys. Dimension i is paired with i + H / 2, as in Hugging Face's checkpoints;
       the paper pairs neighbours.
-    turn: (cosine, sine) of the angles, float32 [B, T, H / 2], computed once for all layers.
+    turn: (cosine, sine) of the angles, float32 [B, T, H / 2].
   """
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos, sin = (x_BTh[:, :, None, :] for x_BTh in turn)
@@ -70,7 +70,7 @@ class DecoderLayer(nnx.Module):
 
   Args:
     config: of the decoder.
-    dtype: of the compute; parameters are float32.
+    dtype: of the compute; fresh parameters are float32.
     rngs: for fresh parameters.
     lora: which linear maps have adapters; None = none.
   """
@@ -146,14 +146,14 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
   """Tokens in groups and branches -> hidden states after the last norm.
 
-  The parameters of all layers are stacked on a leading axis and the layers run by `lax.scan`, so
-  that a layer is compiled once (see `layers.run_stack`).
+  The parameters of layers are stacked on a leading axis and the layers run by `lax.scan`, so that
+  compile time does not grow with their number (see `layers.run_stack`).
 
   Args:
     config: of the decoder.
     frozen: how many of the lowest layers are not trained. They are a stack of their own, `lower`,
       so that no gradient of them is computed and their output can be computed once and kept.
-    dtype: of the compute; parameters are float32.
+    dtype: of the compute; fresh parameters are float32.
     remat: see `layers.run_stack`.
     rngs: for fresh parameters.
     lora: which linear maps of the layers that are not frozen have adapters.
@@ -218,8 +218,8 @@ class Decoder(nnx.Module):
       turn = turns(some.positions)
       return layer(h, turn, some, sliding_window=sliding_window, key=layer_key, **options)
 
-    # The layers' sliding windows are an array, of which the scan gives each layer its element: all
-    # layers are one compiled program, in which a window cannot be a constant.
+    # The layers' sliding windows are an array, of which the scan gives each layer its element: the
+    # layers of a scan are one compiled program, in which a window cannot be a constant.
     return run_stack(
       layers,
       body,
@@ -234,7 +234,7 @@ class Decoder(nnx.Module):
     """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
     h_BTD = self.embed(batch.tokens)
     if (scale := self.config.embed_scale) != 1.0:
-      # Rounded to the compute dtype, as the checkpoint's own code does.
+      # Rounded to the compute dtype, as transformers does.
       h_BTD *= jnp.asarray(scale, h_BTD.dtype)
     h_BTD = shard_embedded(h_BTD)
     windows = self.config.sliding_windows and self.config.sliding_windows[: self.frozen]

@@ -3,8 +3,8 @@
 Shape letters: B rows, T columns (tokens) of a row, M columns in attention, D width, N heads, H head
 width.
 
-A column sees later columns too, so a prompt that several responses shared would see all of these
-responses. Therefore each response has its own copy of the prompt.
+The prompt's columns see the response too, so that their hidden states differ from one response to
+another. Therefore each response has its own copy of the prompt.
 """
 
 import functools
@@ -61,7 +61,7 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Tokens in groups and branches -> last hidden states; arguments as of `decoder.Decoder`."""
+  """Tokens in groups -> last hidden states; arguments as of `decoder.Decoder`, less `attention`."""
 
   causal = False
 

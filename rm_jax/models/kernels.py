@@ -1,8 +1,9 @@
 """Fused attention kernels: Pallas' splash attention on TPU, cuDNN's on NVIDIA; when each is used.
 
-Neither kernel knows branches. So they get windows that hold whole sequences (`batch.layout.Packing`
-copies a shared prompt's columns for each of its responses), within which the rule 'same group, same
-branch or prompt, not later' is 'same sequence, not later', which both support as causal attention.
+Neither kernel knows branches. So they get windows that hold whole sequences
+(`batch.layout.windows_of` repeats a shared prompt's columns for each of its responses), within
+which the rule 'same group, same branch or prompt, not later' is 'same sequence, not later', which
+both support as causal attention.
 
 Shape letters: B rows, M columns of all windows of a row laid end to end, N query heads, K key/value
 heads, H head width, W windows of one size in all rows together, R in each row, L columns of a
@@ -36,8 +37,8 @@ PACKING: dict[str, dict[str, Any]] = {
   "lengths": dict(windows="alone"),
 }
 _LANES = 128
-# The most columns of a block of queries or keys. Smaller blocks are bound by memory traffic; the
-# logits of larger ones do not fit into the chip's own memory (VMEM).
+# The most columns of a block of queries or keys. Smaller blocks read keys and values more often;
+# larger ones need more of the chip's own memory (VMEM) for their logits.
 _BLOCK = 512
 # The most blocks of keys for which one kernel computes the whole gradient. It keeps one partial
 # gradient of the queries for each block of keys, and with more blocks that memory costs more than
@@ -52,14 +53,15 @@ def choose(
 
   Args:
     wanted: model.attention. 'auto' is 'splash' on TPU and 'cudnn' on NVIDIA where they support the
-      network, else 'xla'; the reason is logged.
+      network, or else 'xla', with the reason logged; it is 'xla' on other devices.
     backbone: of the network.
     dtype: of its compute.
     packed: the config field data.pack; if it is False, batches have no windows.
     device: one of those that the step is compiled for, which need not be on this machine.
 
   Raises:
-    InputError: an unknown name, or a kernel that does not support the network or the device.
+    InputError: an unknown name, or a kernel that was asked for by name and does not support the
+      network, its dtype, unpacked rows or the device.
   """
   if wanted not in CHOICES:
     raise InputError(f"model.attention is {wanted!r}; expected one of {', '.join(CHOICES)}")

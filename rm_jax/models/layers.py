@@ -1,7 +1,7 @@
 """What decoder and encoder share: activations, linear maps, RMSNorm, stacks of layers.
 
-Shape letters: B rows, T query columns, S key columns, D width, N heads, K key/value heads,
-R = N / K query heads that share a key, P = R T, H head width, F feed-forward width, L layers.
+Shape letters: B rows, T columns (tokens) of a row, N all leading axes as one, D width (inputs of a
+linear map), F outputs of a linear map, L layers.
 """
 
 import functools
@@ -38,8 +38,8 @@ def _of_cudnn(primitive, *_, **__) -> bool:
 
 
 # Value of the config field model.remat -> the policy that says which values of a layer are kept for
-# the backward pass; all others are computed again there (rematerialisation). The name 'attention'
-# is given to the output and normaliser of attention in attention.py.
+# the backward pass; all others are computed again there (rematerialisation). None: none is.
+# attention.py and kernels.py name the output and normaliser of attention 'attention'.
 _either = jax.checkpoint_policies.save_from_both_policies
 REMAT = {
   "none": None,
@@ -195,7 +195,7 @@ def linear(
     axis: the axes that it reads.
     bias: whether the map has a bias.
     std: standard deviation of a fresh kernel.
-    dtype: of the compute; parameters are float32.
+    dtype: of the compute; fresh parameters are float32.
     rngs: for fresh parameters.
     lora: which maps have adapters; None = none.
   """
@@ -237,7 +237,7 @@ def run_stack(
 ) -> jax.Array:
   """Scans `body(layer, h, extra, key) -> h` over a stack.
 
-  By `lax.scan`, so that one layer is compiled and compile time does not grow with depth.
+  By `lax.scan`, so that compile time does not grow with depth.
 
   Args:
     layers: from `stack`; None leaves h as it is.
@@ -245,9 +245,10 @@ def run_stack(
     h_BTD: what enters the first layer.
     per_layer: pytree of arrays with leading axis L, a slice of which each layer gets as `extra`.
     key: for dropout; each layer gets its own.
-    remat: rematerialisation: 'none' keeps every activation for the backward pass, 'minimal' those
-      of linear maps and attention, 'full' each layer's input only.
-    last: what the last layer does instead of `body`; its output may have fewer columns.
+    remat: rematerialisation: 'minimal' keeps for the backward pass the outputs of linear maps and
+      attention, 'full' each layer's input only; 'none' turns it off.
+    last: what the last layer does instead of `body`, without rematerialisation; its output may have
+      fewer columns.
   """
   if layers is None:
     return h_BTD

@@ -22,8 +22,8 @@ class Lora:
     rank: of A B.
     alpha: A B is multiplied by alpha / rank.
     targets: names of `MAPS`; empty = all that the architecture has.
-    base_dtype: in which the backbone's own parameters, which are not trained, are stored:
-      'float32' or 'bfloat16'.
+    base_dtype: in which the parameters of `is_base`, which are not trained, are stored: 'float32'
+      or 'bfloat16'.
 
   Raises InputError for a rank under 1, or a target or a `base_dtype` that is not known.
   """
@@ -90,14 +90,14 @@ def is_base(path: str) -> bool:
 
 
 def merged(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
-  """Parameters of the same function without adapters: A B is added to each kernel.
+  """Parameters of the same function without adapters: (alpha / rank) A B is added to its kernel.
 
   Args:
     params: path -> array; stacks of layers have a leading axis.
     lora: the adapters' record that they were trained with.
 
   Returns:
-    path -> array, the backbone's in float32.
+    path -> array, those of `is_base` in float32.
   """
   out = {p: jnp.asarray(x, jnp.float32) if is_base(p) else x for p, x in params.items()}
   for path in [p for p in out if p.endswith("/lora_a")]:

@@ -32,8 +32,8 @@ from rm_jax.types import Batch
 class Head(nnx.Module):
   """Hidden states [..., D] -> float32 [..., A].
 
-  Computed in float32 whatever the backbone's dtype is: scores of one prompt's responses differ by
-  less than bfloat16 resolves.
+  Computed in float32 whatever the backbone's dtype is: scores of one prompt's responses may differ
+  by less than bfloat16 resolves.
 
   A fresh output layer is normal(0, 1 / (D + 1)): scores start near zero and a pairwise loss near
   log 2, so that a first loss far from log 2 is the sign of a bug.
@@ -62,8 +62,7 @@ class Head(nnx.Module):
   def log_weights(self, state: jax.Array) -> jax.Array:
     """The gate: states of prompts [..., D] -> log of the attributes' weights, float32 [..., A].
 
-    The gate does not train the backbone (there is no gradient to `state`), so that it can be added
-    without changing what the attributes learn.
+    There is no gradient to `state`: the gate does not train the backbone.
     """
     state = jax.lax.stop_gradient(state.astype(jnp.float32))
     return jax.nn.log_softmax(self.gating(state))
@@ -97,7 +96,7 @@ def span_means(h_BTD: jax.Array, first_BM: jax.Array, last_BM: jax.Array) -> jax
 
 
 def reads_marks_alone(*, spans: bool, trained: bool) -> bool:
-  """Whether the last layer computes only the columns that the head reads (see `Network.apply`).
+  """Whether the last layer is to compute only the columns that the head reads.
 
   On one CPU this saves most of the last layer: its queries, output map and feed-forward of all
   other columns. Its costs are that the last layer's parameters are copied out of the stack of
@@ -135,7 +134,7 @@ class _Modules(nnx.Module):
 
   @property
   def language_head(self) -> jax.Array:
-    """float32 [V, D]: the language-model head of a network whose reward is implicit."""
+    """[V, D]: the language-model head of a network whose reward is implicit."""
     embed = getattr(self, "lm_head", self.backbone.embed)
     return embed.embedding[...]
 
@@ -152,7 +151,7 @@ class Network:
     backbone: config of the decoder or encoder.
     head: config of the head; a `LikelihoodHead` is the language-model head.
     frozen: how many of the lowest layers are not trained (see `decoder.Decoder`).
-    dtype: of the backbone's compute; parameters and head are float32.
+    dtype: of the backbone's compute; the head computes in float32.
     remat: rematerialisation: 'none', 'minimal' or 'full' (see `layers.run_stack`).
     lora: which linear maps have adapters (see `lora.Lora`).
     attention: what a decoder's attention runs on, a name of `kernels.PACKING`, which also says how
@@ -211,7 +210,7 @@ class Network:
     return nnx.split(nnx.eval_shape(lambda: _Modules(self, nnx.Rngs(jax.random.key(0)))))
 
   def abstract(self) -> dict:
-    """Shapes and dtypes of the parameters, without making them."""
+    """Shapes and dtypes of the parameters that `init` makes, without making them."""
     return nnx.to_pure_dict(self._abstract[1])
 
   @functools.partial(jax.jit, static_argnums=0)
@@ -242,6 +241,9 @@ class Network:
       params: nested dict.
       batch: packed as `kernels.PACKING` says for `attention`.
       key: turns dropout on.
+
+    Raises:
+      ValueError: an implicit reward has a reference, and `batch.reference` is None.
     """
     return self._apply(params, batch, key, whole=False)[0]
 
@@ -376,7 +378,7 @@ class Network:
     return scores
 
   def weights(self, params: dict, batch: Batch) -> jax.Array:
-    """The weight of each attribute in the reward at the marks, float32 [A, B, G, K]."""
+    """Weights of the head's attributes in the reward at the marks, float32 [A, B, G, K]."""
     if self.head.gate:
       return jnp.exp(jnp.split(self.apply(params, batch), 2)[1])
     shape = len(self.head.attributes), *batch.marks.shape
@@ -388,7 +390,8 @@ class Network:
     Args:
       params: nested dict.
       scores: `apply`'s.
-      batch: `objective` says which attribute; without it, it is the reward everywhere.
+      batch: `objective` says which attribute, -1 = the reward; where it is None, all groups'
+        feedback is about the reward.
     """
     rewards_BGK = self.reward(params, scores)
     if batch.objective is None:

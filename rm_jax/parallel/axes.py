@@ -1,14 +1,16 @@
 """Sharding rules: logical axes of every parameter, and the mesh axes they are sharded over.
 
 Parameters have named ("logical") axes, and `ShardingRules` maps each name to a mesh axis, as in
-MaxText and t5x. The XLA compiler is told three more things and infers the rest:
+MaxText and t5x. Of what is computed the XLA compiler is told this, and infers the rest:
 
 - `shard_rows`: activations are sharded by rows of the batch, over `ROWS`;
 - `gather_layer`: a layer's parameters are all-gathered over 'fsdp' just before the layer runs (FSDP
   or ZeRO-3, Rajbhandari et al. 2020);
-- `shard_embedded`: each device looks tokens up in the slice of the embedding's width that it holds.
+- `shard_embedded`: each device looks tokens up in the slice of the embedding's width that it holds;
+- `map_rows_and_heads`: attention kernels, which it cannot partition, run on each device's own rows
+  and heads.
 
-Without these constraints the compiler shards the width of the activations as it does that of the
+Without the first three the compiler shards the width of the activations as it does that of the
 parameters, and then all-gathers whole batches many times in every layer.
 """
 
@@ -148,7 +150,7 @@ def map_rows_and_heads(function: Callable[..., jax.Array]) -> Callable[..., jax.
       a pytree of arrays [B, ...], of which each device has some of the rows.
 
   Returns:
-    the function of the whole arrays; on a single device `function` itself.
+    the function of the whole arrays; `function` itself unless `_is_sharded`.
   """
   if not _is_sharded():
     return function

@@ -1,9 +1,9 @@
 """Communication between the processes of one run, of which each host of a pod has one.
 
 Every process runs the same program on the same data, and arrays are sharded over the devices of
-all. Process 0 writes the workdir. All these functions but `is_main` are collective: every process
-has to call them, in the same order, or the others wait forever. In a run of one process they return
-at once.
+all. Process 0 writes the workdir; if all share its folder each process writes its own shards of
+checkpoints. All these functions but `is_main` are collective: every process has to call them, in
+the same order, or the others wait forever. In a run of one process they return at once.
 """
 
 import json

@@ -1,8 +1,9 @@
 """The mesh of devices, and how parameters, optimiser state and batches are sharded over it.
 
-A training step is one `jax.jit` of sharded arrays, and XLA inserts the communication. With the mesh
-{'data': -1} this is plain data parallelism: the gradients are all-reduced, as by `pmap` with a
-`psum`. With 'fsdp' or 'tensor' the same code trains a model whose parameters are sharded.
+The functions of a training step are jitted on sharded arrays, and XLA inserts the communication.
+With the mesh {'data': -1} this is plain data parallelism: the gradients are all-reduced, as by
+`pmap` with a `psum`. With 'fsdp' or 'tensor' the same code trains a model whose parameters are
+sharded.
 """
 
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
 
   Several TPU slices are joined by the data centre's network, which is much slower than the links
   inside a slice. They are laid out so that only the 'data' axis crosses slices: over the network
-  goes one all-reduce of the gradients a step, and no all-gather of parameters.
+  gradients are all-reduced (once a micro-batch), and no parameters are all-gathered.
 
   Args:
     sizes: {'data', 'fsdp', 'tensor'} -> number of devices along the axis; -1, for one axis at most,

@@ -1,7 +1,7 @@
 """Tokenizer and config of an export, for readers with transformers (4.51 or 5) but not rm_jax.
 
-What Hugging Face's files cannot say is in `rm_jax.json`: the tokenizer as the model was trained
-with it, and the head where it has more than one output.
+What Hugging Face's files cannot say is in `rm_jax.json`, such as the tokenizer as the model was
+trained with it, and the head where it has members or attributes.
 """
 
 import base64
@@ -34,7 +34,7 @@ def client_config(
   A decoder's has all keys of its architecture, so that nothing is left to a version's defaults.
 
   Args:
-    config: a sequence classifier's.
+    config: of the model (`TextModel.exported_config`).
     backbone: what `pretrained.config.backbone_config` makes of it.
   """
   config = {key: value for key, value in config.items() if key not in _FOREIGN}
@@ -153,7 +153,7 @@ def _hash(text: str | None) -> str:
 
 
 def as_trained(tokenizer: Any, record: Mapping[str, Any]) -> Any:
-  """The tokenizer of a folder that we exported, restored to what it was in training.
+  """The tokenizer of a folder that we exported, made to give the tokens of training again.
 
   A chat template that somebody changed in the folder since is kept.
 

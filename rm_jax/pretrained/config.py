@@ -60,7 +60,8 @@ def check_config(hf: dict[str, Any], where: str = "config.json") -> None:
 
   Args:
     hf: the dictionary. If its family is one that we do not know, as in a folder that is read for
-      its tokenizer only, only the upper ends of sizes are checked.
+      its tokenizer only, no more is checked than the upper ends of sizes and the type of
+      `model_type`.
     where: the file, for the message.
   """
   for key, (_, most) in _SIZES.items():
@@ -113,7 +114,7 @@ def family_of(hf: dict[str, Any]) -> Family:
 def backbone_config(hf: dict[str, Any]) -> DecoderConfig | EncoderConfig:
   """The backbone's config, from a config.json's dictionary.
 
-  Raises ValueError naming what is not supported.
+  Raises ValueError, which says what is not supported or not possible.
   """
   backbone = family_of(hf).backbone(_with_defaults(hf))
   activation(backbone.activation)  # an unknown one is refused now, and not when a step is compiled
@@ -126,7 +127,7 @@ def is_classifier(hf: dict[str, Any]) -> bool:
 
 
 def tied_head(hf: dict[str, Any]) -> bool:
-  """Whether the language-model head of a config.json's model is its embedding."""
+  """Whether a config.json's model has its embedding as language-model head. Raises ValueError."""
   return bool(_with_defaults(hf).tie_word_embeddings)
 
 
@@ -135,6 +136,8 @@ def head_config(hf: dict[str, Any]) -> HeadConfig:
 
   Both have the form that transformers' sequence classifiers of the family have, so that it can load
   what we save as one.
+
+  Raises ValueError for a family that is not supported, or a value that no head can have.
   """
   outputs = 1
   if is_classifier(hf):

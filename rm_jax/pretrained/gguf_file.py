@@ -1,4 +1,4 @@
-"""The layout of a GGUF file: its keys, and where each tensor's bytes are; every number is checked.
+"""The layout of a GGUF file: its keys, and where each tensor's bytes are; counts are checked.
 
 The `gguf` package's own reader does not check whether the file holds as much as a count in it says:
 with one wrong byte it allocates arrays until there is no memory left, and missing or surplus bytes
@@ -76,9 +76,9 @@ class File:
 
   Raises:
     OSError: it cannot be read.
-    InputError: it is not GGUF, or of a version that we do not know; a count or a length in it is
-      more than the bytes that are left; a name stands twice; or the file is longer or shorter than
-      its header and tensors.
+    InputError: it is not GGUF; it has a version or a type that we do not read; or it is damaged: a
+      count, length, name or offset in it is not possible, a name stands twice, or the file is
+      longer or shorter than its header and tensors.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -121,8 +121,8 @@ class File:
   def get(self, key: str, default: Any = None) -> Any:
     """A key's value: bool, int, float, str or a list of such; the default where it is missing.
 
-    Raises InputError, with the file's name, for a text that is not UTF-8 or a bool stored as
-    another number than 0 or 1.
+    Raises InputError, with the file's name, for a text that is not UTF-8, or a bool (outside lists)
+    that is stored as another number than 0 or 1.
     """
     if key not in self._values:
       return default

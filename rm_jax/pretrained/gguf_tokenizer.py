@@ -48,7 +48,8 @@ _PRE = {
 # Values of the key tokenizer.ggml.token_type.
 _CONTROL, _USER_DEFINED = 3, 4
 # The most characters of a token. `_sentencepiece` cuts a token in two at each character, so that a
-# token of a million characters would take all time and memory. Real tokens have at most a hundred.
+# token of a million characters would take all time and memory. Real tokens have a few hundred at
+# most.
 _LONGEST = 1024
 _MOST_LISTED = 20  # problems in a message
 
@@ -72,7 +73,7 @@ def build(file: gguf_file.File, path: str) -> transformers.PreTrainedTokenizerFa
   def get(key: str, of: type, default: Any = None) -> Any:
     """A key's value, of type `of` or, where the default is a list, a list of such values.
 
-    If it is of another type, that is noted in `wrong` and the default is returned.
+    The default where it is missing, or of another type, which is then noted in `wrong`.
     """
     if key not in file:
       return default

@@ -24,7 +24,7 @@ _TWO_INPUTS = "o/kernel"
 
 
 class WeightsError(InputError):
-  """A checkpoint's tensors do not fit its config; the message lists all that is wrong."""
+  """A checkpoint's tensors are not those that its config asks for, or cannot be used."""
 
 
 def _family(network: Network) -> Family:
@@ -38,10 +38,10 @@ def _lookup(table: Mapping[str, str], path: str) -> str:
 
 
 def hf_names(network: Network, path: str) -> list[str]:
-  """Names, with prefix, of the Hugging Face tensors that hold one of our parameters, one a layer.
+  """Names of the Hugging Face tensors that hold one of our parameters: one, or one a layer.
 
-  Empty for head/mix, the weights of the attributes in the reward, which are in our own record, and
-  for adapters.
+  Empty for head/mix, the weights of the attributes in the reward, which are in our own record, for
+  the gate (head/gating), which Hugging Face's models do not have, and for adapters.
   """
   family = _family(network)
   part, _, rest = path.partition("/")
@@ -102,7 +102,8 @@ def read_tensor(reader: Any, name: str, source: str) -> np.ndarray:
     source: name of the checkpoint, for errors.
 
   Raises:
-    WeightsError: it is stored as whole numbers, or holds NaN or infinity (in float32).
+    WeightsError: its dtype is not of floating-point numbers, or it holds NaN or infinity (in
+      float32).
   """
   stored = reader.get(name)
   # Quantised formats store packed integers; read as numbers they would be noise.
@@ -146,8 +147,8 @@ def load_params(
     tensor of; paths of the missing head).
 
   Raises:
-    WeightsError: tensors that are missing, not expected, or of another shape, all of them listed;
-      or the first that `read_tensor` refuses.
+    WeightsError: fewer tensors than layers; tensors that are missing, not expected, or of another
+      shape, all of them listed; or the first that `read_tensor` refuses.
   """
   family = _family(network)
   names = {_current(name, family): name for name in reader.names()}
@@ -206,9 +207,9 @@ def load_params(
 
 
 def export_params(network: Network, params: dict) -> Iterator[tuple[str, np.ndarray]]:
-  """Our parameters as (Hugging Face name, float32 array), the inverse of `load_params`.
+  """Our parameters as (Hugging Face name, array), the inverse of `load_params`.
 
-  Adapters have no Hugging Face names and are left out.
+  Those for which `hf_names` has no name are left out.
   """
   for path, leaf in flatten_dict(params, sep="/").items():
     array = np.asarray(leaf)

@@ -1,7 +1,7 @@
 """Checkpoints: opened from a Hugging Face folder or a GGUF file, saved as a Hugging Face folder.
 
-A folder that we save has one file more than Hugging Face's: `rm_jax.json`, the record of how text
-becomes tokens and where the reward is read.
+A folder that we save has one file more than Hugging Face's: `rm_jax.json`, the record of what these
+have no place for, such as how text becomes tokens and where the reward is read.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ RECORD = "rm_jax.json"
 _WRITING, _WRITTEN = ".rm_jax-writing-", ".rm_jax-written"
 _LIST = ".files.json"
 _TEMPLATES = "additional_chat_templates"
-# All files that tokenizers and we write beside weights. When a model is saved over an older one,
+# Files that tokenizers and we write beside weights. When a model is saved over an older one,
 # the older one's that the new one does not have are removed.
 _MODEL_FILES = (
   CONFIG,
@@ -61,7 +61,7 @@ _READ_WHOLE = re.compile(
   r".*\.(jinja|model)|(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|tekken|"
   r"config|rm_jax|(pre)?processor_config).*\.(json|txt)"
 )
-_MOST_GROWTH = 64  # the most characters by which a normalizer may replace one
+_MOST_GROWTH = 64  # the most characters that the steps before tokenising may make of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,11 @@ class Source:
   record: dict[str, Any]
 
   def tensors(self) -> Any:
-    """A lazy reader of its tensors: names(), shape(name), get(name)."""
+    """A lazy reader of its tensors: names(), shape(name), get(name).
+
+    Raises as `files.read_tensors` or `gguf.read`; and ValueError for tensors in the record that
+    cannot be read.
+    """
     if self._gguf:
       return self._gguf
     reader = files.read_tensors(self.path)
@@ -118,8 +122,9 @@ def parse(cls: type[T], value: Any, where: str) -> T:
     where: the file and key, for the message.
 
   Raises:
-    ValueError: it is no object, or has a key that is not a field or a value of another type; and
-      what the dataclass itself raises. The message names the file and the key.
+    ValueError: it is no object, lacks a field, or has a key that is not a field or a value of
+      another type or not finite; or the dataclass itself raises ValueError. The message names
+      `where`.
   """
   if not isinstance(value, dict):
     raise InputError(f"{where} is {value!r:.80}; expected an object")
@@ -166,8 +171,9 @@ def open_source(name: str) -> Source:
   """Finds a folder, GGUF file or hub id (see `files.resolve`) and reads its config.
 
   Raises:
-    FileNotFoundError: nothing is there.
-    ValueError: it has no config.json, or that or its rm_jax.json cannot be used.
+    FileNotFoundError: as `files.resolve`.
+    ValueError: it has no config.json; that, its rm_jax.json or the GGUF file cannot be used; or as
+      `files.resolve` and `recover`.
   """
   path = _find(name)
   if path.suffix == ".gguf":
@@ -187,7 +193,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
   Raises:
     FileNotFoundError: there is no such folder or file, and it is no hub id or cannot be had.
-    ValueError: there is no tokenizer in it that can be loaded.
+    ValueError: there is no tokenizer in it that can be loaded; or as `files.resolve` and `recover`.
   """
   path = _find(str(name))
   if path.suffix == ".gguf":
@@ -221,8 +227,9 @@ def _check_tokenizer_files(path: Path) -> None:
   """Raises ValueError where a tokenizer's files would take too much memory to read or to use.
 
   A vocabulary takes about twenty times as many bytes of memory as of its file, so the files are
-  limited by the `vocab_size` of config.json. Normalizers that replace a piece of text by a longer
-  one, one after another, multiply its length.
+  limited by the `vocab_size` of config.json, if it has one. Normalizers that replace a piece of
+  text by a longer one, one after another, multiply its length. Raises ValueError too where
+  config.json or a tokenizer's file cannot be used.
   """
   most = _MOST_TOKENIZER
   if (path / CONFIG).is_file():
@@ -279,11 +286,12 @@ def save_folder(
   A model that was there is replaced as a whole, even if the process is killed: all files are
   written and flushed to the disk in a folder inside, one rename of that folder commits them, and
   then they are moved to their places. `recover` completes a move that was interrupted. Files that
-  are no part of a model (a README, a calibration) stay as they are.
+  are no part of a model (a README, a calibration) stay as they are, and without `tensors` weights
+  too.
 
-  Raises OSError where it cannot be written, and ValueError as `files.write_tensors`; what was there
-  is unchanged then. Raises ValueError as `recover` where the files were written and not all could
-  be moved.
+  Raises OSError where it cannot be written, and ValueError as `files.write_tensors`, or for a file
+  of the tokenizer whose name `recover` would refuse; what was there is unchanged then. Raises
+  ValueError as `recover` where files, of this save or an earlier one, could not all be moved.
   """
   path.mkdir(parents=True, exist_ok=True)
   recover(path)
@@ -377,7 +385,7 @@ def _listed(written: Path) -> dict[str, Any]:
 
 
 def _move(written: Path, path: Path, names: list[str], weights: bool) -> None:
-  """Moves a saved model's files to their places, without those that were moved already."""
+  """Moves a saved model's files to their places, if not moved yet, and removes an older model's."""
   if (written / CONFIG).exists():
     (path / CONFIG).unlink(missing_ok=True)
   for stale in _model_files(path, weights) - set(names):

@@ -23,8 +23,9 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
 
   Raises:
     FileNotFoundError: model.pretrained is not found.
+    OSError: what is at a URL cannot be read.
     ValueError: neither model.pretrained nor model.config is set, or both and their sizes differ;
-      what they name cannot be used; or model.layers is more than the model has.
+      what they name cannot be used; or model.layers is negative or more than the model has.
   """
   c = config.model
   if not (c.pretrained or c.config):
@@ -45,7 +46,7 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
 
 
 def _sizes(hf_config: dict[str, Any]) -> dict[str, Any]:
-  """The sizes on which a model's parameters and operations depend."""
+  """A model's type and main sizes, in which two config.json must agree."""
   names = ("model_type", "vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ffn")
   backbone = backbone_config(hf_config)
   return {name: getattr(backbone, name) for name in names if hasattr(backbone, name)}
@@ -122,7 +123,7 @@ def build_network(
 
 
 def _check_lora(network: Network) -> None:
-  """Raises ValueError where a target of the adapters is not in the network."""
+  """Raises ValueError where a target of the adapters, or any, is in no layer that is trained."""
   if network.lora is None:
     return
   paths = flatten_dict(network.abstract(), sep="/")
@@ -202,7 +203,7 @@ def _likelihood_head(c: Any, hf_config: dict[str, Any], source: Source | None) -
 
   Raises:
     ValueError: the settings contradict an implicit reward, or the checkpoint has no language-model
-      head.
+      head of the right shape.
   """
   said, mend = "model.reward is 'implicit'", "or set model.reward='head'"
   if not isinstance(backbone_config(hf_config), DecoderConfig):

@@ -1,9 +1,10 @@
 """A trained model as a Hugging Face folder that gives its scores without our code.
 
-transformers' sequence classifiers read one row of a linear head at the rightmost token that is not
-the pad token. So the head is folded into one row, the chat template and the tokenizer end a text as
-in training, and the pad token is one that no text ends in. What such a folder cannot express is
-listed in `Export.limits`.
+transformers' decoders with a classifier's head read one row of a linear map at the rightmost token
+that is not the pad token. So the head is folded into one row, the chat template and the tokenizer
+end a text as in training, and the pad token is one that no text ends in. What such a folder cannot
+express is listed in `Export.limits`. A model with an implicit reward becomes a language model's
+folder, which gives no scores by itself.
 """
 
 import dataclasses
@@ -230,7 +231,10 @@ def _tokenizer(model: TextModel) -> Any:
 
 
 def _template(encoder: TextEncoder) -> str | None:
-  """A chat template that renders a conversation as `TextEncoder` reads it, BOS and EOS included."""
+  """A chat template that renders a conversation as `TextEncoder` reads it, BOS and EOS included.
+
+  For an encoder it is one that refuses every conversation; None if the tokenizer has none.
+  """
   own = clients.template_of(encoder.tokenizer)
   if own is None:
     return None
@@ -294,9 +298,9 @@ def _pad(model: TextModel) -> str | None:
 
 
 def _differences(model: TextModel, tokenizer: Any) -> Sequence[str]:
-  """Differences between the export's tokens and ours, on a few texts.
+  """The first difference between the export's tokens and ours on a few texts; mostly none.
 
-  There are some where a tokenizer does something that `_tokenizer` does not know of.
+  There is one where a tokenizer does something that `_tokenizer` does not know of.
   """
   encoder = model.text_encoder()
   for prompt, response in _PROBES:

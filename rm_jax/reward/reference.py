@@ -2,9 +2,10 @@
 
     r(x, y) = β · (log π(y | x) − log π_ref(y | x))
 
-While a model is trained its reference's log-likelihoods are run once over the data and kept
-(`score.likelihoods_of`), so that no second model is in memory. A model that was saved names its
-reference, and has its fingerprint; to score, the reference is read again from where it came.
+Before the first step of training the reference is run once over the data, and its log-likelihoods
+are kept (`score.likelihoods_of`), so that steps need no second model in memory. A model that was
+saved names its reference, and has its fingerprint; to score, the reference is read again from where
+it came.
 """
 
 import dataclasses
@@ -51,6 +52,9 @@ class LoadedReference:
       groups: tokenised by the model whose reference it is.
       mesh: the devices.
       options: as `score.run_groups` takes them.
+
+    Raises:
+      ValueError: a token id is not in the reference's vocabulary.
     """
     check_vocabulary(groups, self.network.backbone.vocab)
     packing = default_packing(mesh, causal=True)
@@ -82,8 +86,9 @@ def load_reference(
     record: what a saved model says of its reference; None: it is new.
 
   Raises:
-    InputError: it is not there, is no language model, has a tokenizer of other ids than the
-      model's, reads shorter texts than it, or is not the one that the record is of.
+    InputError: it is not there or cannot be read, is no language model, has a tokenizer of other
+      ids than the model's, reads shorter texts than it, or is not the one that the record is of.
+    OSError: `name` is a URL that cannot be read.
   """
   whose = "the model's reference" if record else "model.reference"
   source, backbone = _language_model(name, whose)
@@ -111,7 +116,8 @@ def check_reference(config: Any, model: TextModel) -> None:
     model: from `setup.build_model`.
 
   Raises:
-    InputError: as `load_reference`; or it is the start of random weights.
+    InputError, OSError: as `load_reference`, for what is seen without its weights; or it is the
+      start of random weights.
   """
   if "reference" not in model.network.needs:
     return
@@ -129,7 +135,10 @@ def check_reference(config: Any, model: TextModel) -> None:
 
 
 def _language_model(name: str, whose: str) -> tuple[Source, DecoderConfig]:
-  """A checkpoint that was found, and its config; raises InputError unless it is a decoder's."""
+  """A language model's checkpoint, found but not read, and its config.
+
+  Raises InputError where it cannot be read or is none, and OSError for a URL that cannot be read.
+  """
   path = expanded(local(name))
   if (path / "model" / CONFIG).is_file():
     raise InputError(

@@ -66,6 +66,9 @@ def run_groups(
   Yields:
     for each micro-batch (the output as numpy arrays; int [B, G], the index of each group in
     `groups`, -1 = padding; the micro-batch on the host).
+
+  Raises:
+    ValueError: the network needs `references` and there are none.
   """
   needs = [need(g, packing) for g in groups]
   if not groups:
@@ -122,7 +125,7 @@ def score_groups(
 
   Returns:
     N arrays: rewards, float32 [marks]; or outputs, float32 [O, marks], O as in `score_outputs`. A
-    group whose feedback is on attributes always gets outputs, as its labels are of that shape.
+    group whose feedback is on attributes always gets outputs, since each attribute is rated.
   """
   both = score_outputs(network, params, groups, **options)
   return [
@@ -136,8 +139,8 @@ def score_outputs(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """For each of N groups (rewards, float32 [marks]; the head's outputs, float32 [O, marks]).
 
-  O is M members, A attributes, or 1; of a gate only the scores of the attributes are returned.
-  Arguments are those of `score_groups`.
+  O is M members, A attributes, or 1; the log-weights of a gate are left out. Arguments are those of
+  `score_groups` but for `outputs`.
   """
   out: list[Any] = [None] * len(groups)
   for (rewards_BGK, scores), index_BG, _ in run_groups(network, "score", params, groups, **options):
@@ -154,7 +157,7 @@ def weigh_groups(
 ) -> list[np.ndarray]:
   """For each of N groups the weights of the attributes in its rewards, float32 [A, marks].
 
-  Arguments are those of `score_groups`, of a network with attributes.
+  Arguments are those of `score_groups` but for `outputs`, of a network with attributes.
   """
   out: list[Any] = [None] * len(groups)
   for weights_ABGK, index_BG, _ in run_groups(network, "weights", params, groups, **options):
@@ -169,7 +172,8 @@ def pool_groups(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """For each of N groups (pooled hidden states at its marks, float32 [marks, D]; their scores).
 
-  Arguments and scores are those of `score_groups`.
+  Arguments are those of `score_groups`. Scores are rewards, float32 [marks], or with `outputs` all
+  that `Network.apply` gives at the marks: [marks], or with members or attributes [.., marks].
   """
   out: list[Any] = [None] * len(groups)
   run = run_groups(network, "read", params, groups, **options)
@@ -264,7 +268,7 @@ def keep_features(
     sets: name -> (groups, the shapes of their micro-batches).
     mesh: the devices.
     packing: see `batch.layout.Packing`.
-    limit_gib: most GiB of host memory that the result may take.
+    limit_gib: most GiB of host memory that the result may take, counted as float32.
 
   Returns:
     name -> `make_features` of the set; {}, with a warning, if that would exceed the limit.

@@ -45,10 +45,12 @@ class Reference:
   """Which language model an implicit reward is relative to; saved with the model.
 
   Attributes:
-    name: an absolute path, or a hub id.
+    name: an absolute path, a URL or a hub id.
     fingerprint: of its parameters (`parallel.fingerprint.fingerprint_of`).
     dtype: to which its parameters are rounded: 'float32', or `model.lora.base_dtype` of the run
       whose start it was.
+
+  Raises InputError for another dtype.
   """
 
   name: str
@@ -68,7 +70,8 @@ class TextModel:
     network: see `models.network.Network`.
     tokenizer: Hugging Face's, with the chat template that the model was trained with.
     convention: EOS, BOS, pooling and the maximum length; see `batch.tokenise.Convention`.
-    config: the dictionary of config.json of the checkpoint that the model came from.
+    config: config.json's dictionary, of the checkpoint that the model came from or, with random
+      weights, of model.config.
     source: where its weights are; None for random ones.
     option: in error messages, how the caller sets an option; {0} is the option's name.
     reference: of an implicit reward that has one, once it is known; else None.
@@ -103,6 +106,9 @@ class TextModel:
 
     Returns:
       (groups; the examples that they are made of, in the same order).
+
+    Raises:
+      ValueError: as `text_encoder` and `batch.group.tokenise`.
     """
     attributes = self.network.head.attributes
     found = tokenise_cached(examples, self.text_encoder(), report, attributes, folder=folder)
@@ -161,9 +167,10 @@ class TextModel:
 
   @property
   def base(self) -> str:
-    """Folder or hub id of the backbone that LoRA adapters belong to; '' without adapters.
+    """Where the backbone that LoRA adapters belong to is read from again: a path, URL or hub id.
 
-    A run with adapters saves these only; the backbone is read from this folder or hub id again.
+    A run with adapters does not save that backbone. '' without adapters, or where the backbone had
+    random weights, and is saved with them.
     """
     if self.source is None or self.network.lora is None:
       return ""
@@ -218,12 +225,12 @@ def convention_for(
       decoder without a reward head). A saved convention takes precedence.
     max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
       It never exceeds the architecture's.
-    pooling: 'last' (decoders), 'first' (encoders) or 'mean'; '' = that of the checkpoint's head,
-      else the architecture's.
+    pooling: 'last' (decoders), 'first' (encoders) or 'mean'; 'hf' only for another library's
+      decoder with a head; '' = that of the checkpoint's head, else the architecture's.
 
   Raises:
-    ValueError: `pooling` is unknown, or the checkpoint's head was trained with another; or the
-      record is damaged or contradicts config.json.
+    ValueError: `eos` is unknown; `pooling` is not one that the architecture or the checkpoint's
+      head allows; or the record is damaged or contradicts config.json.
   """
   backbone = backbone_config(hf_config)
   positions, decoder = backbone.max_positions, isinstance(backbone, DecoderConfig)
@@ -265,10 +272,11 @@ def chat_template(name: str) -> str:
   """The Jinja text of a chat template.
 
   Args:
-    name: a name in `batch.tokenise.TEMPLATES`, Jinja text itself, or a file of it.
+    name: a name in `batch.tokenise.TEMPLATES`, Jinja text itself, or a file or URL of it.
 
   Raises:
-    ValueError: it is none of them.
+    ValueError: it is none of them, or a file that is not UTF-8.
+    OSError: it cannot be read.
   """
   if name in TEMPLATES:
     return TEMPLATES[name]
@@ -296,6 +304,7 @@ def build_model(
 
   Raises:
     FileNotFoundError: the model or the tokenizer that the config names is not found.
+    OSError: what is at a URL cannot be read.
     ValueError: the config's `model` part cannot be satisfied.
   """
   c = config.model
@@ -345,10 +354,12 @@ def read_params(model: TextModel, mesh: Mesh) -> tuple[dict[str, jax.Array], lis
     mesh: the devices.
 
   Returns:
-    (path -> parameter on the mesh; paths of the head's parameters if the source has no head).
+    (path -> parameter on the mesh, of those that Hugging Face has a tensor for; paths of the head's
+    parameters if the source has no head).
 
   Raises:
-    WeightsError: tensors are missing or have other shapes.
+    WeightsError: as `hf.load_params`.
+    InputError: as `parameter_shardings`.
   """
   network = model.network
   shardings = parameter_shardings(flatten_dict(network.abstract(), sep="/"), mesh)
@@ -376,13 +387,12 @@ def init_params(
   Args:
     model: from `build_model`.
     mesh: the devices.
-    key: random key for the parameters that are not read: all, or those of a missing head and of
-      adapters.
+    key: random key for the parameters that are not read: all, or those of a missing head, of a gate
+      and of adapters.
     training: whether a missing head is initialised, with a warning; if not, it is an error.
 
   Raises:
-    WeightsError: tensors are missing or have other shapes, or there is no head and `training` is
-      false.
+    WeightsError, InputError: as `read_params`; or there is no head and `training` is false.
   """
   network = model.network
   abstract = flatten_dict(network.abstract(), sep="/")

@@ -1,9 +1,9 @@
 """Declared limits on a response and its score, outside which a reward should not be trusted.
 
-Optimisation finds inputs that the training data did not have. A score above or below all those of
-a reference, or a text that is too long, repeats itself or matches a forbidden pattern, is flagged.
-The audit reports how many responses are flagged; whoever optimises against the score decides what a
-flag costs.
+Optimisation finds inputs that the training data did not have. A score that is not between two
+quantiles of a reference's scores, or a text that is too short or too long, repeats itself or
+matches a forbidden pattern, is flagged. The audit reports how many responses are flagged; whoever
+optimises against the score decides what a flag costs.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from rm_jax.errors import InputError
 from rm_jax.metrics import interval
 from rm_jax.metrics.surface import characters, longest_run, repetition
 
-# Smallest number of reference scores that `score_range` accepts. From fewer, a quantile such as
-# 0.001 could only be guessed.
+# Smallest number of reference scores that `score_range` accepts. With so few, 2 % of new scores are
+# expected outside the default range (`expected_outside`), and with fewer even more.
 FEWEST = 100
 
 
@@ -27,8 +27,9 @@ class Limits:
 
   Attributes:
     quantiles: (low, high) of the reference's scores. A score below the low quantile or above the
-      high one is out of range. Even responses like the reference's own are flagged at this rate,
-      and at a higher one if the reference is small: see `expected_outside`.
+      high one is out of range. Even of responses like the reference's own, at least a share of
+      low + (1 − high) is expected out of range, and more if the reference is small: see
+      `expected_outside`.
     min_characters: least length of the text without the white space at its ends; 1 flags empty
       responses.
     max_characters: greatest length of the text; 20,000 characters are about 5,000 tokens of
@@ -41,7 +42,8 @@ class Limits:
       policy writes if it does not stop at the end of its turn. Add what your product must not say.
 
   Raises:
-    ValueError: a limit is out of its range, or a lower limit is above its upper one.
+    ValueError: a limit is out of its range, or a lower limit is above its upper one (of quantiles:
+      or equal to it).
     InputError: a pattern of `deny` is not a regular expression.
   """
 

@@ -36,7 +36,8 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     slices: number of such TPU slices, joined by the data centre's network.
 
   Raises:
-    ValueError: libtpu is missing, or knows no such topology.
+    ValueError: libtpu is missing, or knows no such topology or number of slices; or 'local' is
+      asked for with more than one slice.
   """
   if topology == "local":
     if slices != 1:
@@ -107,7 +108,8 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
   work = Work(*(data.batch_groups * count for count in counts))
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
-  # As `plan` in batch/layout.py: one long row a device, with windows as long as the longest piece.
+  # Roughly as `plan` in batch/layout.py: one long row a device. A window holds as many groups as
+  # fit into `columns`, or one sequence where kernels know no branches.
   windows, copies = ((columns, a_device),), 1
   if packing.windows != "cheapest":
     length = up(shared + responses, packing.align)
@@ -124,7 +126,7 @@ def abstract_batch(
   *,
   needs: Iterable[str] = (),
 ) -> Batch:
-  """A micro-batch as shapes, dtypes and shardings: the arrays that `pack.assemble` would fill.
+  """A micro-batch as shapes, dtypes and shardings, with the arrays that the config asks for.
 
   Args:
     config: see configs/base.py.
@@ -172,7 +174,7 @@ def abstract_batch(
 def lower_step(
   config: Any, network: Network, mesh: Mesh, layout: Layout, *, kind: str = "pair"
 ) -> tuple[dict[str, Any], Any, Batch]:
-  """Lowers the programs of the real step.
+  """Lowers the main programs of the real step.
 
   Args:
     config: see configs/base.py.
@@ -184,6 +186,10 @@ def lower_step(
   Returns:
     ({'accumulate', 'apply' and, with decorrelation, 'moments': a lowered program}, the abstract
     state, the abstract batch).
+
+  Raises:
+    ValueError: the loss does not learn from this kind of feedback, or the network's parameters do
+      not fit the mesh or optimizer.freeze.
   """
   objective = Objective(config.loss, {kind})
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer))

@@ -78,7 +78,7 @@ def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
 
 
 def count_comparisons(group: Group) -> int:
-  """Number of pairs of a group's responses that people compared, including ties."""
+  """Number of pairs of responses that a pair or a ranking compares, ties too; 0 for other kinds."""
   if group.kind not in ("pair", "ranking"):
     return 0
   pairs, ties = group.comparisons()
@@ -107,17 +107,18 @@ class _Mode:
   def __init__(self, config: Any, mesh: Mesh, model: TextModel, data: TokenDataset, steps: int):
     self.run = Run(config, mesh, model, data)
     if "reference" in model.network.needs:
-      # Zeros, since no figure of the benchmark depends on them: in training they are kept.
+      # The reference's log-likelihoods, which training computes once, before its steps. Zeros will
+      # do, since no figure of the benchmark depends on the values.
       self.run.references = [np.zeros(len(g.marks), np.float32) for g in data.groups]
     self.steps = list(range(steps))
     self.turns: list[dict[str, float]] = []
     self.compiled = self._compile()
 
   def _compile(self) -> dict[str, float]:
-    """Compiles the step's programs twice: without a cache, and from JAX's cache on disk.
+    """Compiles `apply`, and `accumulate` for each shape, twice: first anew, then from JAX's cache.
 
     Returns:
-      number of programs, seconds of each time, and the peak of device memory in bytes.
+      number of programs, seconds of each time, and an estimate of the peak of device memory.
     """
     run = self.run
     first: dict[Any, Any] = {}
@@ -236,11 +237,12 @@ def benchmark(config: Any) -> dict[str, Any]:
   Returns:
     {'modes': {mode: figures}, 'scoring': figures, 'peak_flops', 'devices', 'model', 'data' ...}.
     MFU is the model's operations per second (see speed/flops.py) divided by those of a plain matrix
-    product on all devices, which is measured just before each turn; 'peak_flops' is the median of
-    these measurements. The states of all modes are in memory at the same time.
+    product on all devices, which is measured before each round of turns, one of every mode;
+    'peak_flops' is the median of these measurements. The states of all modes are in memory at the
+    same time.
 
   Raises:
-    ValueError: the config, its files or its data cannot be used.
+    ValueError, OSError: the config, its files or its data cannot be used.
   """
   check_fields(config, _FIELDS)
   options = config.benchmark
@@ -336,7 +338,7 @@ def _fresh_cache() -> Iterator[None]:
 
 
 def table(report: dict[str, Any]) -> str:
-  """The figures of `benchmark` as text, one line for each mode."""
+  """The main figures of `benchmark` as text."""
   head = f"{'':14} {'pairs/s':>16} {'tokens/s':>9} {'MFU':>6} {'padding':>8} {'memory':>9}  compile"
   lines = [head]
   for name, mode in report["modes"].items():

@@ -2,9 +2,10 @@
 
 As Chowdhery et al. 2022 (PaLM), appendix B: a product of [m, k] and [k, n] is 2 m k n operations.
 Counted are the backbone's linear maps over tokens without padding, and attention over the (query,
-key) pairs that the mask lets see one another, which is about half of a causal square; and where the
-reward is implicit, the language-model head over the tokens of responses. Not counted are norms,
-softmax, the embedding's lookup, any other head, and what rematerialisation computes again.
+key) pairs of one prompt + response, in a decoder those whose key is not later, about half of all;
+and where the reward is implicit, the language-model head over the tokens of responses. Not counted
+are norms, softmax, the embedding's lookup, any other head, and what rematerialisation computes
+again.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ class Work:
 
   Attributes:
     tokens: their number.
-    visible: number of (query, key) pairs that are not masked.
+    visible: number of (query, key) pairs of one sequence, in a decoder without later keys.
     predicted: number of tokens of responses, whose likelihood an implicit reward is made of.
   """
 
@@ -72,7 +73,8 @@ def _linear_flops(backbone: DecoderConfig | EncoderConfig, what: Work) -> float:
 
 
 def _attention_flops(backbone: DecoderConfig | EncoderConfig, what: Work) -> float:
-  # A (query, key) pair costs a product for its logit and one for its value, 2 operations each.
+  # In each channel of each head a (query, key) pair costs a multiplication and an addition for its
+  # logit, and the same for its value.
   c = backbone
   return 4.0 * (c.heads * c.head_dim if isinstance(c, DecoderConfig) else c.width) * what.visible
 
@@ -121,7 +123,7 @@ def step_flops(network: Network, what: Work, *, last_at_marks: bool = False) -> 
   linear = (2 if network.lora else 3) * _linear_flops(backbone, what)
   trained = linear + 3 * _attention_flops(backbone, what)
   most = (backbone.layers - frozen) * trained + forward_flops(backbone, frozen, what)
-  # An embedding that is the head is frozen with the layers above it.
+  # An embedding that is also the head is frozen where the lowest layers are.
   fixed = network.lora or (frozen and network.implicit and network.head.tied)
   most += (2 if fixed else 3) * head_flops(network, what)
   return most - (trained - linear * _keys_share(backbone)) if last_at_marks else most

@@ -1,7 +1,8 @@
 """Reads the text of a compiled XLA program (HLO): its collectives, and how often each part runs.
 
 The layers of a model are a loop, whose body is in the text once, and XLA's own `cost_analysis`
-counts it once. Here everything in a loop counts as many times as the loop runs.
+counts it once. Here `Program.times` and `Program.collectives` count a loop's body as many times as
+the loop runs.
 """
 
 import dataclasses
@@ -139,8 +140,8 @@ class Program:
 
   Attributes:
     computations: name -> its instructions, by name and in order.
-    times: name of a computation -> how often it runs in one call of the program; only computations
-      that are not part of a fusion.
+    times: name of a computation -> how often it runs in one call of the program; only the entry and
+      what loops, calls and conditionals run, of which every branch counts.
   """
 
   def __init__(self, text: str, *, devices: int = 1, slices: int = 1):
@@ -293,7 +294,7 @@ def is_part_of_collective(one: Instruction) -> bool:
 
 
 def _number(one: Instruction) -> int | None:
-  """The value of a scalar integer constant; None for any other instruction."""
+  """The value of a scalar constant that is a whole number from 0 on; None for others."""
   plain = one.opcode == "constant" and not one.arrays[0].sizes and one.operands
   return int(one.operands[0]) if plain and one.operands[0].isdigit() else None
 

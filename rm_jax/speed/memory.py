@@ -4,8 +4,8 @@ import re
 
 from rm_jax.speed.hlo import Array, Instruction, Program, is_part_of_collective
 
-# Opcodes that move no bytes themselves: they name arrays, run other computations, or are fused into
-# what reads them.
+# Opcodes that are taken to move no bytes themselves: they name arrays, give a single number, run
+# other computations, or are fused into what reads them.
 _FREE = {
   "parameter",
   "constant",
@@ -39,7 +39,7 @@ def main_memory_bytes(program: Program) -> float:
 
 
 def _moved(program: Program, one: Instruction, body: dict[str, Instruction]) -> float:
-  """Bytes that an instruction reads and writes; those of collectives are counted elsewhere.
+  """Bytes that an instruction reads and writes; 0 for collectives: see `main_memory_bytes`.
 
   Args:
     program: its program.
@@ -78,8 +78,8 @@ def _fused(program: Program, one: Instruction) -> dict[str, Instruction]:
 def _bytes_read(program: Program, inner: dict[str, Instruction], number: int) -> float | None:
   """Bytes that a fusion reads of one of its parameters; None if it reads all of it.
 
-  It reads a part, or nothing, if all it does with the parameter is to slice it, to write a slice
-  into it, to return it, or to send it to other devices.
+  It reads a part, or nothing, if all it does with the parameter is to take a dynamic slice of it,
+  to write a slice into it, to return it, or to send it to other devices.
 
   Args:
     program: its program.

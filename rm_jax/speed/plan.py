@@ -1,7 +1,7 @@
 """Plans a run: compiles its real step for given devices, present or not, and reports its cost.
 
-The figures come from the following. All are of one device, but `parameters`, `tokens_a_step` and
-`tokens_per_second`, which are of all devices together:
+The figures come from the following. Memory, operations and bytes are of one device; numbers of
+parameters, the layout, and tokens per second are of all devices together:
 
 - memory: XLA's `memory_analysis` of each program, and the arrays that are in memory while it runs
   without being its arguments;
@@ -61,7 +61,7 @@ def executed_flops(network: Network, layout: Layout) -> float:
 
   Attention counts as half of the square of each window if it is causal. Attention's backward pass
   computes the logits again, as does that of a language-model head (`losses.likelihood`), and with
-  remat 'full' every layer runs a second forward pass.
+  remat 'full' every trained layer runs a second forward pass.
   """
   B, T = layout.shape.rows, layout.shape.columns
   windows = layout.shape.windows or ((T, 1),)
@@ -227,7 +227,7 @@ def plan(
     speed/chips.py, or XLA refused a program that exceeds its memory), 'advice' ...
 
   Raises:
-    ValueError: the config, the topology or the mesh cannot be used.
+    ValueError, OSError: the config, a file that it names, the topology or the mesh cannot be used.
   """
   check_fields(config)
   devices = topology_devices(topology, slices)
@@ -317,7 +317,7 @@ def _gib(value: float) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-  """The figures of `plan` as text."""
+  """The main figures of `plan`, and its advice, as text."""
   memory, step, line = report["memory"], report["step"], report["layout"]
   mesh = ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
   of = "" if memory["hbm_bytes"] is None else f" of {_gib(memory['hbm_bytes'])}"

@@ -27,15 +27,15 @@ def expanded(path: str | os.PathLike) -> Path:
 
 
 def home() -> Path:
-  """The folder of all caches: $RM_JAX_CACHE, by default ~/.cache/rm_jax."""
+  """The folder of all caches: $RM_JAX_CACHE, by default ~/.cache/rm_jax. Raises as `expanded`."""
   return expanded(os.environ.get("RM_JAX_CACHE") or "~/.cache/rm_jax")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
   """Reads a JSON lines file that we wrote, and skips lines that are not JSON objects.
 
-  A crash usually cuts off the last line, so a bad last line is skipped silently. Any other bad line
-  is a sign of a damaged disk, and a warning gives its number.
+  A crash usually cuts off the last line, so a last line without a line break is skipped silently if
+  it is bad. Any other bad line is a sign of a damaged disk; a warning gives the first ten numbers.
 
   Returns:
     the objects in order; [] if there is no file.
@@ -59,7 +59,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-  """Writes a file by renaming a complete temporary one, so that a crash leaves no partial file."""
+  """Writes a file by renaming a complete temporary one: a crash leaves no part under its name."""
   part = path.with_name(path.name + ".part")
   part.write_text(text, encoding="utf-8")
   os.replace(part, path)

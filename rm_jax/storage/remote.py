@@ -57,8 +57,8 @@ def local(name: str) -> str:
   Raises:
     FileNotFoundError: nothing is at the URL.
     ReadError: the URL cannot be read, or what is there changed while it was copied.
-    InputError: the package for such URLs is not installed, or the name of an object leads out of
-      its folder.
+    InputError: there is no storage of that name or its package is not installed, or the name of an
+      object leads out of its folder.
   """
   if not is_remote(name):
     return name

@@ -24,11 +24,11 @@ def measured(report: dict[str, Any], measure: str) -> float | None:
 
   Args:
     report: of `heldout.evaluate.evaluate`, or a line of metrics.jsonl.
-    measure: a name as `heldout.figures.look_up` takes it. The loss, for which smaller is better, is
-      returned with the opposite sign.
+    measure: a name as `heldout.figures.look_up` takes it. If its last key is 'loss', for which
+      smaller is better, the figure is returned with the opposite sign.
 
   Returns:
-    the figure; None if the report has it and it is no number, for lack of data.
+    the figure; None if the report has it and it is no number, as for lack of data.
 
   Raises:
     InputError: the report has no such figure.
@@ -46,8 +46,10 @@ class Best:
   Args:
     workdir: the run's folder.
     measure: see `measured`.
-    patience: the run stops after this many evaluations in a row without a new best; 0 = never.
+    patience: see `exhausted`.
     options: of `Checkpoints`.
+
+  Its methods raise InputError as `measured`.
   """
 
   def __init__(self, workdir: Path, measure: str, patience: int, **options):
@@ -55,12 +57,15 @@ class Best:
     self.checkpoints = Checkpoints(workdir / BEST, 1, **options)
 
   def chosen(self, lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first line of metrics.jsonl with the best measure; None if there is none yet."""
+    """The first validation line of metrics.jsonl with the best measure; None if none has one."""
     valued = [x for x in self._lines(lines) if measured(x, self.measure) is not None]
     return max(valued, key=lambda x: measured(x, self.measure), default=None)
 
   def exhausted(self, lines: Sequence[dict[str, Any]]) -> bool:
-    """Whether the last `patience` evaluations brought no new best."""
+    """Whether the last `patience` evaluations brought no new best.
+
+    False if `patience` is 0 or there is no best yet.
+    """
     mine, best = self._lines(lines), self.chosen(lines)
     if not self.patience or best is None:
       return False
@@ -69,7 +74,7 @@ class Best:
   def keep(
     self, state: TrainState, report: dict[str, Any], lines: Sequence[dict[str, Any]]
   ) -> bool:
-    """Saves the model if its report is better than those of all earlier steps.
+    """Saves the model if its report has the measure and is better than those of all earlier steps.
 
     Args:
       state: the run's.
@@ -78,6 +83,9 @@ class Best:
 
     Returns:
       whether it is the best so far.
+
+    Raises:
+      CheckpointError: as `Checkpoints.replace`.
     """
     value = measured(report, self.measure)
     earlier = self.chosen(lines)

@@ -31,7 +31,7 @@ _WORLD = re.compile(r"world:([1-9]\d*)(?::([1-9]\d*))?(\(.*\))?", re.DOTALL)
 
 
 def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None] | None:
-  """Parses 'world:N', 'world:N:K' and 'world:N(option=value)'.
+  """Parses 'world:N' and 'world:N:K', which options may follow, as in 'world:N(flips=0.1)'.
 
   Args:
     name: of the data.
@@ -39,11 +39,11 @@ def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None
     split: 'train' or 'heldout', for errors.
 
   Returns:
-    (the generated world, N, K of rankings or None for pairs); None if the name is that of a file or
-    data set.
+    (the generated world, N, K of rankings or None for pairs); None if the name is neither 'world'
+    nor begins with 'world:'.
 
   Raises:
-    ValueError: the name begins with 'world:' and is not of that form, or an option is unknown.
+    ValueError: such a name is not of that form, or an option is unknown or out of its range.
   """
   if name.partition(":")[0] != "world":
     return None
@@ -62,7 +62,7 @@ def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None
 
 
 def true_world(names: Sequence[str], config: Any) -> World | str | None:
-  """The generated world whose true reward judged the data.
+  """The generated world whose true reward judged the data, or those of them that are generated.
 
   Args:
     names: of the data, as `read` takes them.
@@ -70,6 +70,9 @@ def true_world(names: Sequence[str], config: Any) -> World | str | None:
 
   Returns:
     the world; None if no data are generated; a message if they are of several worlds.
+
+  Raises:
+    ValueError: as `world_of`.
   """
   asked = [world_of(name, config, "heldout") for name in names]
   worlds = list(dict.fromkeys(one[0] for one in asked if one))
@@ -79,7 +82,7 @@ def true_world(names: Sequence[str], config: Any) -> World | str | None:
 
 
 def read(name: str, config: Any, report: Report, split: str, **options) -> list[Example]:
-  """Reads the examples of a path, a hub id, or the generated world.
+  """Reads the examples of a path, a URL, a hub id, or the generated world.
 
   'world:N' is N pairs, 'world:N:K' N rankings of K. Options of the world may follow, which override
   those of data.world: 'world:400(flips=0.0)'.
@@ -87,9 +90,12 @@ def read(name: str, config: Any, report: Report, split: str, **options) -> list[
   Args:
     name: of the data.
     config: the run's.
-    report: counts what is dropped.
-    split: 'train' or 'heldout'; `data.limit` is for 'train' only.
-    options: of `formats.load`.
+    report: counts what is read and dropped.
+    split: 'train' or 'heldout'; `data.limit` is for 'train' only, and not for a generated world.
+    options: of `formats.load`, in place of those of the config; not read for a generated world.
+
+  Raises:
+    ValueError, OSError: as `world_of`, `formats.load` and `storage.remote.local`.
   """
   if asked := world_of(name, config, split):
     world, count, responses = asked
@@ -110,7 +116,7 @@ def read(name: str, config: Any, report: Report, split: str, **options) -> list[
 
 
 def heldout_names(config: Any) -> list[str]:
-  """Names of the held-out data: data.heldout, or the training data if that is a fraction."""
+  """Names of the held-out data: data.heldout, or, if this is a fraction, the training data's."""
   if _share(config) is None:
     return [str(config.data.heldout)]
   if config.data.train:
@@ -231,7 +237,7 @@ def _distinct(examples: list[Example], report: Report) -> list[Example]:
 
 
 def _decided(examples: list[Example], losses: Any, report: Report) -> list[Example]:
-  """Drops examples that are all ties, if their loss does not learn from ties."""
+  """Drops pairs and rankings that are all ties, if their loss does not learn from ties."""
   kept = []
   for example in examples:
     if example.kind in ("pair", "ranking") and not uses_ties(losses[example.kind]):
@@ -248,7 +254,7 @@ def _decided(examples: list[Example], losses: Any, report: Report) -> list[Examp
 
 
 def _check_fit(examples: list[Example], losses: Any) -> None:
-  """Raises DataError if a loss cannot use an example's feedback, before anything is tokenised."""
+  """Raises DataError if a loss cannot use an example's feedback, or needs margins and has none."""
   for kind in sorted({e.kind for e in examples}, key=KINDS.index):
     loss, options = parse_loss(losses[kind], f"loss.{kind}")
     mine = [e for e in examples if e.kind == kind]
@@ -266,9 +272,9 @@ def _check_fit(examples: list[Example], losses: Any) -> None:
 def _check_weights(examples: list[Example]) -> None:
   """Raises DataError if the sum of all weights is 0 or overflows float32.
 
-  A step divides by the sum of its own groups' weights, so such data could not be trained on.
+  At 0 nothing would be learned. A step divides by the sum of its own groups' weights, in float32.
 
-  Logs a warning if one example outweighs all others together.
+  Logs a warning if one example of more than two outweighs all others together.
   """
   total = sum(e.weight for e in examples)
   heaviest = max(examples, key=lambda e: e.weight)
@@ -302,7 +308,7 @@ def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> Non
       + (f"rated are {', '.join(rated)}" if rated else "they have no feedback on attributes")
     )
   if model.network.head.gate:
-    return  # It learns from the objectives.
+    return  # The mix has no part in the reward, and the gate learns from objectives too.
   if config.optimizer.mix_rate and all(
     e.kind == "attributes" or e.objective for e in train.examples
   ):
@@ -316,15 +322,17 @@ def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> Non
 def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example], dict[str, float]]:
   """Reads the training and the held-out data of a config, as text.
 
-  `data.heldout` is a path, 'world:N', or a fraction of the training data, split by conversation. If
-  it is not a fraction, training examples whose conversation is held out are dropped and counted.
-  With `data.deduplicate`, repeated examples are dropped and counted too.
+  `data.heldout` is a name that `read` takes, or a fraction of the training conversations. If it is
+  not a fraction, training examples whose conversation is held out are dropped and counted. So are
+  those of sources with the rate 0 beside others and, with `data.deduplicate`, repeated examples of
+  either set.
 
   Returns:
-    (training examples, held-out examples, source -> rate).
+    (training examples, held-out examples, source -> rate; without the sources that are dropped).
 
   Raises:
-    ValueError, DataError: the config names no data, or data that cannot be used.
+    ValueError, OSError: the config does not name training data in one of the two ways, or names
+      data that cannot be read or used.
   """
   if bool(config.data.train) == bool(len(config.data.sources)):
     raise InputError(
@@ -338,7 +346,8 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     train, rates = _read_sources(config, report)
   train = _with_objectives(config, train, trained=True)
   share = _share(config)
-  # A source with the rate 0 beside others is only held out, to see how the model does on it.
+  # A source with the rate 0 beside others is not trained on. If data.heldout is a fraction, some of
+  # it is held out all the same, to see how the model does on it.
   unseen = {name for name, rate in rates.items() if not rate} if any(rates.values()) else set()
   rates = {name: rate for name, rate in rates.items() if name not in unseen}
   if share is None:
@@ -377,8 +386,9 @@ def _set_aside(config: Any, train: list[Example]) -> tuple[list[Example], list[E
   if not share:
     return train, []
   seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
-  # Another seed than the held-out data's: of what they left, the same one would choose by chance a
-  # share that depends on theirs. Negative ones are nobody else's.
+  # Another seed than the held-out data's. Both take the conversations with the lowest places (see
+  # `formats.split`), and with the same seed the held-out data would have taken these already. The
+  # seed of `_part` is another one, too.
   train, aside = formats.split(train, share, -1 - seed)
   if (found := len({e.conversation for e in aside})) < 2:
     raise DataError(
@@ -407,7 +417,8 @@ class Data(NamedTuple):
   Attributes:
     train: what the model learns from.
     heldout: what it is reported on.
-    validation: what its best checkpoint is chosen by; conversations of neither of the others.
+    validation: what is evaluated as the run goes on, and its best checkpoint is chosen by; of
+      conversations of neither of the others. Empty without data.validation.
     report: of what was kept and dropped.
   """
 
@@ -421,8 +432,8 @@ def load_data(config: Any, model: TextModel) -> Data:
   """Reads, checks and tokenises the data of a config.
 
   Raises:
-    ValueError, DataError: the data, or their combination with the model or the losses, cannot be
-      trained on.
+    ValueError, OSError: the data cannot be read, or they, or their combination with the model or
+      the losses, cannot be trained on.
   """
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
@@ -475,8 +486,8 @@ def load_shifted(
     pooled: whether the ensemble is made of several runs; then the model itself need not be one.
 
   Raises:
-    ValueError: the model is not an ensemble, or no data are held out to compare with.
-    DataError: no group of the data is left.
+    ValueError: there is no ensemble, no data are held out to compare with, or no group is left.
+    ValueError, OSError: as `read`.
   """
   if not (name := config.data.shifted):
     return None

@@ -188,14 +188,15 @@ def _check_columns(data: Any) -> None:
 
 
 def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | None = None) -> None:
-  """Checks all fields of a config.
+  """Checks the fields of a config; of data.sources only the columns.
 
   Args:
     config: an experiment's.
     own: path -> rule of the fields that only one command has, which the config must have.
 
   Raises:
-    ValueError: with every field whose value is wrong, what was found and what is expected.
+    ValueError: a field of `own` is missing or a value is wrong. The message lists all fields whose
+      rule is broken; if none is, the first that is wrong of columns, optimiser, losses and world.
   """
   own, values = own or {}, flat(config)
   if missing := [path for path in own if path not in values]:

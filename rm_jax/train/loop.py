@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class NotFiniteError(UserError, RuntimeError):
   """Too many steps in a row, or all, were skipped, or an update made parameters not finite.
 
-  A step is skipped if its loss, another sum of its metrics or its gradient is not finite.
+  `Run.skipped` says when a step is skipped.
   """
 
 
@@ -57,14 +57,15 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   Args:
     config: see configs/base.py.
     workdir: folder for config.json, metrics.jsonl, timing.jsonl, tensorboard/, model/,
-      checkpoints/, summary.json and report.png.
+      checkpoints/, best/ (with train.best), summary.json and report.png.
 
   Raises:
-    ValueError, OSError: something is wrong with the config, files or data; nothing was overwritten.
-    CheckpointError: a checkpoint cannot be written, or none of those that are there can be read.
-    Stopped: after SIGTERM or SIGINT (with several processes only SIGTERM) and a checkpoint.
-    NotFiniteError: `train.max_skipped` steps in a row, or all steps, were skipped, because their
-      gradient or loss was not finite; or an update made parameters not finite.
+    ValueError, OSError: something is wrong with the config, files or data.
+    CheckpointError: as `Checkpoints.save` and `Checkpoints.restore`.
+    Stopped: SIGTERM or SIGINT (see `Signals`; with several processes only SIGTERM) came while steps
+      were taken, before the last one. The state is saved.
+    NotFiniteError: `train.max_skipped` steps in a row, or all steps, were skipped; or an update
+      made parameters not finite.
   """
   began = time.perf_counter()
   refuse(workdir, "--workdir")
@@ -85,7 +86,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     log.info("data: %s", data.report)
     run = Run(config, mesh, model, data.train)
     loop = _Loop(run, workdir, data.heldout, data.validation)
-    # Only now, so that a run that cannot begin leaves no files.
+    # Only now, so that a run that cannot begin writes no config and no model.
     if is_main():
       claim(workdir, config, run.model, {example.kind for example in data.train.examples})
     with jax.set_mesh(mesh):
@@ -152,9 +153,11 @@ class _Loop:
     validation: what its best checkpoint is chosen by; may be empty.
 
   Attributes:
-    report: the last held-out report; at the end that of the model that is served.
+    report: the last held-out report; at the end that of the model that is served. None before, and
+      without held-out data.
     scores: the scores that it was made of, for the picture: see `draw_report` in writers.py.
-    chosen: at the end, of the best checkpoint {step, measure, value}; None where none is chosen.
+    chosen: at the end, of the best checkpoint {step, measure, value}; None where none is chosen or
+      it cannot be read.
     validation: at the end, the line of metrics.jsonl on the validation data of the model that is
       served; None without such data.
   """
@@ -212,7 +215,8 @@ class _Loop:
         checkpoint that model.reference names, which is not kept in memory.
 
     Raises:
-      InputError: a run that is resumed had another reference.
+      InputError: a run that is resumed had another reference, the reference cannot be used (see
+        `load_reference`), or a log-likelihood is not finite.
     """
     run = self.run
     if start is None:
@@ -284,7 +288,10 @@ class _Loop:
     log.info("resumed at step %d", int(self.run.state.step))
 
   def run_steps(self) -> dict[str, float | None]:
-    """Takes the steps that are left; sets `report` and `scores`, and returns the speed."""
+    """Takes the steps that are left, sets the attributes, and returns {'pairs_per_second'}.
+
+    Raises NotFiniteError, Stopped and CheckpointError as `train`.
+    """
     config = self.config.train
     first, last = int(self.run.state.step), config.steps
     writers = Writers(self.workdir, first, active=is_main())
@@ -311,7 +318,8 @@ class _Loop:
           self._log(writers, bar, clock, done)
         bar.update()
         asked = asked_to_stop(signals.asked, done)
-        # Saved before it is evaluated: an evaluation that fails, or is killed, costs no step.
+        # A step that is to be evaluated too is saved first: an evaluation that fails, or is killed,
+        # then costs no step.
         if end or asked or done % config.checkpoint_every == 0:
           with clock.pause():
             pulse = self._check(pulse, done)
@@ -342,7 +350,7 @@ class _Loop:
     return {"pairs_per_second": clock.pairs_per_second()}
 
   def _lines(self) -> list[dict[str, Any]]:
-    """The evaluations in metrics.jsonl so far, the same in every process."""
+    """Lines of metrics.jsonl so far on the data that are watched, the same in every process."""
     lines = read_lines(self.workdir / "metrics.jsonl") if is_main() else []
     return broadcast_json([line for line in lines if line.get("split") == self.watched])
 
@@ -350,9 +358,10 @@ class _Loop:
     return self.best is not None and self.best.exhausted(self._lines())
 
   def _judge(self, writers: Writers, step: int) -> None:
-    """Evaluates the state on the data that are watched, unless that was done at this step already.
+    """Evaluates the state on the data that are watched, and keeps it if it is the best.
 
-    So a resumed run writes the same lines as one that was never interrupted.
+    Not if that was done at this step already, so that a resumed run writes the same lines as one
+    that was never interrupted.
     """
     split, lines = self.watched, self._lines()
     if not self.judged[split].groups or any(x["step"] == step for x in lines):
@@ -371,11 +380,11 @@ class _Loop:
     writers.write("metrics", step, short, split=split)
 
   def served_params(self) -> dict[str, Any]:
-    """The parameters that `RewardModel.from_pretrained` reads: the best, or else the latest."""
+    """At the end, the parameters that are served: the best checkpoint's, or else the latest."""
     return self._served if self.chosen else self.run.state.all_params()
 
   def _report_served(self) -> None:
-    """Sets `report`, `scores` and `chosen` as they are of the model that is served."""
+    """Sets the attributes as they are of the model that is served."""
     if self.watched == SPLIT:
       self.validation = self._lines()[-1]
     if self.best and (line := self.best.chosen(self._lines())):
@@ -458,7 +467,10 @@ class _Loop:
 
 
 def _short(report: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
-  """The figures of a report that metrics.jsonl has; `whole` adds those by source and solution."""
+  """The figures of a report that metrics.jsonl has.
+
+  `whole` adds those by source, by question (`best_of`) and on first errors.
+  """
   names = (
     "accuracy",
     "interval",

@@ -1,4 +1,4 @@
-"""What a run minimises, all of it.
+"""What a run minimises; the optimiser adds its decays.
 
 The objective of a step with groups g of weight w_g is
 
@@ -9,11 +9,14 @@ The objective of a step with groups g of weight w_g is
           + Σ weight · text loss(best response)                 loss.text_sft, loss.text_dpo
           − log weight(objective | prompt)                      model.gate
 
-Scores are the reward's, or of the one attribute that the judgement is about (`Example.objective`).
-The config's `loss` part has the losses and the weights. `Objective.numerator` is the sum over one
-micro-batch; the step adds up its gradient over micro-batches (gradient accumulation, see `step`)
-and divides once by the weight of all groups, `mean_gradient`. So the numbers do not depend on how a
-step's groups are laid into micro-batches, rows and devices.
+Scores are the reward's, or those of the one attribute that the judgement is about
+(`Example.objective`); ratings on attributes train the scores of all that are rated. In an ensemble,
+loss and penalties on scores are the mean over the members, each with its own scores and weights
+(`Batch.members`). The config's `loss` part has the losses and the weights. `Objective.numerator` is
+the sum over one micro-batch; the step adds up its gradient over micro-batches (gradient
+accumulation, see `step`) and divides once by the weight of all groups, `mean_gradient`. So but for
+rounding and dropout the numbers do not depend on how a step's groups are laid into micro-batches,
+rows and devices.
 """
 
 import functools
@@ -59,8 +62,8 @@ class Objective:
     kinds: the kinds of feedback in the data. Losses of other kinds are not even parsed.
 
   Raises:
-    ValueError: a loss is not known or cannot learn from the kind it is named for, or as
-      `TextPenalty` says.
+    ValueError: a loss cannot learn from the kind it is named for, or as `parse_loss` and
+      `TextPenalty` say.
 
   Attributes:
     text: the penalty on text; false where the config asks for none.
@@ -125,7 +128,7 @@ class Objective:
     rewards_BGK = network.reward(params, scores)
     judged_BGK = network.judged(params, scores, batch)
 
-    if network.head.ensemble:  # each member learns by itself, from its own bootstrap sample
+    if network.head.ensemble:  # each member learns by itself, from a bootstrap sample if it has one
       loss_MBG = jax.vmap(lambda s: self(s, batch, loss_params))(scores)
       if batch.members is not None:
         loss_MBG *= jnp.moveaxis(batch.members, -1, 0)
@@ -140,7 +143,7 @@ class Objective:
       penalty_BG, *text = self.text(batch, likelihood)
       loss_BG += penalty_BG
 
-    # Σ_g w_g · L_g, by source first, since the log tells sources apart.
+    # Σ_g w_g · L_g, summed within each source first, since the log tells sources apart.
     loss_S = sum_by_source(batch.weight * loss_BG, batch.source, sources)
     value = jnp.sum(loss_S)
     if step_moments is not None:
@@ -154,7 +157,7 @@ class Objective:
     params: dict[str, dict] | None = None,
     attributes_ABGK: jax.Array | None = None,
   ) -> jax.Array:
-    """L_g without text losses: the loss of each group's kind, and the penalties on its scores.
+    """The loss of each group's kind, and the penalties on its scores: L_g without text and gate.
 
     Args:
       scores_BGK: what the feedback is about (of kind 'attributes' it is about `attributes_ABGK`).
@@ -164,6 +167,9 @@ class Objective:
 
     Returns:
       float32 [B, G].
+
+    Raises:
+      ValueError: a loss or a penalty does not return one value a group.
     """
     value_BG = jnp.zeros(scores_BGK.shape[:-1], jnp.float32)
     for kind, (loss, options) in self._losses.items():
@@ -245,7 +251,7 @@ def gate_loss(scores: jax.Array, batch: Batch) -> jax.Array:
 def mean_gradient(gradients: Any, weight: jax.Array) -> Any:
   """The step's gradient: sums over all its micro-batches, divided by the weight of all its groups.
 
-  This is the only division by the weight: a micro-batch does not know what the whole step weighs.
+  No gradient is divided by a weight elsewhere: a micro-batch does not know what the step weighs.
 
   Args:
     gradients: of the numerators, added up.

@@ -67,15 +67,15 @@ def decay_towards_start(rate: float) -> optax.GradientTransformation:
 
 
 def decayed(path: str) -> bool:
-  """Whether weight decay applies to a parameter: to matrices, but not to norms and biases."""
+  """Whether weight decay applies to a parameter: to kernels, embeddings and adapters."""
   return path.endswith(("/kernel", "/embedding", "/lora_a", "/lora_b"))
 
 
 def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation:
-  """Scales the updates of a few single numbers, which need larger ones than weights do.
+  """Scales the updates of the mix or the gate, and of the losses' own parameters.
 
-  Adam moves each parameter by at most about the learning rate a step. Weights need to move little;
-  these numbers may have to move by whole units.
+  Adam moves each parameter by at most about the learning rate a step. The network's weights need to
+  move little; these parameters may have to move by whole units.
 
   Args:
     mix_rate: factor for the mix of attributes, or for the gate in its place.
@@ -99,9 +99,9 @@ def scale_by_adafactor() -> optax.GradientTransformation:
   """Adafactor (Shazeer & Stern 2018): second moments as rows and columns, no first moment.
 
   Each layer's kernel is reshaped to a matrix [inputs, outputs] in which heads and head width are
-  one axis: optax does not factor axes as short as a head's width. Learning rates are absolute and
-  not relative to the weights, so updates are as large as Adam's. Clipping is by the root mean
-  square of a whole stack of layers.
+  one axis: optax does not factor axes under 128, as a head's width may be. Learning rates are
+  absolute and not relative to the weights, so updates are about as large as Adam's. Clipping is by
+  the root mean square of each parameter, a whole stack of layers for those of the layers.
   """
   inner = optax.scale_by_factored_rms()
 
@@ -124,14 +124,14 @@ def scale_by_adafactor() -> optax.GradientTransformation:
 
 
 def scale_by_muon(config: Any) -> optax.GradientTransformation:
-  """Muon (Jordan et al. 2024): orthogonalised momentum for kernels, Adam for all else.
+  """Muon (Jordan et al. 2024): orthogonalised momentum for the layers' kernels, Adam for all else.
 
   Each layer's kernel is a matrix [inputs, outputs] in which heads and head width are one axis.
   Updates are scaled to the usual size of Adam's (Liu et al. 2025, "Muon is Scalable"), so that both
   parts use the same learning rate.
 
   Raises:
-    ValueError: when it is initialised, if no kernel is trained.
+    ValueError: when it is initialised, if no layer's kernel is trained.
   """
 
   def dimensions(updates):
@@ -171,7 +171,7 @@ def scale_by_muon(config: Any) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-  """The optax chain: clipping, gradient scaling, decays, learning rate.
+  """The optax chain: clipping, gradient scaling, decays, `scale_few`, learning rate.
 
   Args:
     config: the `optimizer` part of an experiment's config.

@@ -40,7 +40,8 @@ def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
     field: of the config, for errors.
 
   Raises:
-    ValueError: it is not of that form, or the loss or an option is not known.
+    ValueError: it is not of that form; the loss or an option is not known; or an option that the
+      loss needs is missing, or one is of another type than it declares.
   """
   expected = f"{field} is {text!r}; expected a loss, or a loss(option=value)"
   name, options = parse_call(text, expected)
@@ -82,7 +83,7 @@ def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> No
     InputError: an option is out of its range, or the loss does not return one value a list. Any
       other error of the loss's own code is raised as it is, since it is a bug there.
   """
-  # No two axes have the same size, so that a mean over a wrong one changes the shape.
+  # No two axes of the scores have the same size, so that a mean over a wrong one changes the shape.
   lead, K, attributes = (3, 5), 4, (2,) if kind == "attributes" else ()
 
   def array(*shape, dtype=jnp.float32):

@@ -11,7 +11,8 @@ import jax
 class Signals:
   """A context in which SIGTERM and SIGINT do not end the process but set `asked` to their number.
 
-  So the loop can finish its step first.
+  So the loop can finish its step first. With several processes, or outside the main thread, it
+  changes nothing.
   """
 
   def __init__(self):
@@ -38,10 +39,12 @@ class Signals:
 
 
 class Clock:
-  """Time spent in steps, without evaluation, checkpoints, and the first step, which compiles.
+  """Time spent in steps, without evaluation and checkpoints.
+
+  `pairs_per_second` leaves out the first step too, which compiles.
 
   Args:
-    groups: of a step.
+    groups: number of groups in a step.
   """
 
   def __init__(self, groups: int):

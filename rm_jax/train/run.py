@@ -60,6 +60,9 @@ def abstract_state(
     optimizer: from `make_optimizer`.
     mesh: of real devices, or of those of a topology that is only described.
     sources: number of data sources, whose metrics are kept apart.
+
+  Raises:
+    InputError: as `split_frozen` and `parameter_shardings`.
   """
 
   def placed(shapes, shardings):
@@ -122,6 +125,9 @@ class Run:
       the layers below are frozen and their output is kept; else None.
     references: for each group of `train_set` the log-likelihoods of the reference of an implicit
       reward, set before the first step; None where there is no reference.
+
+  Raises:
+    ValueError: config, data, devices and the checkpoint's tensors do not fit one another.
   """
 
   def __init__(self, config: Any, mesh: Mesh, model: TextModel, train_set: TokenDataset):
@@ -168,7 +174,7 @@ class Run:
     return TrainState(step, trained, frozen, opt_state, self.zero_window())
 
   def zero_window(self) -> dict[str, jax.Array]:
-    """The sums of the metrics before a window's first step (`zero_window`), on the mesh."""
+    """The sums of the metrics before a window's first step (train/window.py), on the mesh."""
     return place_whole(zero_window(len(self.sources)), self.mesh)
 
   def skipped(self) -> int:

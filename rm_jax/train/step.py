@@ -104,8 +104,8 @@ def checked(
 def make_apply(optimizer: optax.GradientTransformation) -> Callable:
   """(state, gradients, sums, step_moments) -> (state, {'skipped': float32 [], 1 or 0}).
 
-  Divides by the step's weight and updates. A step whose gradient is not finite is skipped: it only
-  adds 1 to `step` and to the window's 'steps' and 'skipped'. Where the gradient is finite the
+  Divides by the step's weight and updates. A step whose gradient has no finite norm is skipped: it
+  only adds 1 to `step` and to the window's 'steps' and 'skipped'. Where the norm is finite the
   update may still overflow, with a learning rate that could not have worked; `Run.step` checks the
   new parameters afterwards, since a check here would need both old and new ones in memory.
   """

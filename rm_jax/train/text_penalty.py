@@ -25,8 +25,8 @@ from rm_jax.types import KINDS, Batch
 # Kinds of feedback that have a best response. Outcomes do not: a right answer need not be worth
 # imitating.
 ORDERED = ("pair", "ranking")
-# A language-model head that is not the embedding is a parameter of the loss, and not of the model:
-# the reward model that is saved does not need it.
+# A language-model head that is neither the embedding nor, as for an implicit reward, the network's
+# own is a parameter of the loss: the reward model that is saved does not need it.
 HEAD = "loss/text/embedding"
 
 
@@ -43,9 +43,9 @@ def check(config: Any, model: TextModel) -> None:
     model: from `setup.build_model`.
 
   Raises:
-    ValueError: the model is an encoder; or a decoder that caps its logits, or whose language-model
-      head is neither its embedding nor in the checkpoint in the right shape; or its reward is
-      implicit and the penalty is `text_dpo`.
+    ValueError: the reward is implicit and the penalty is `text_dpo`; or it is not, and the model is
+      an encoder, or a decoder that caps its logits, or whose language-model head is neither its
+      embedding nor in the checkpoint in the right shape.
   """
   for name, weight in _weights(config).items():
     said, mend = f"loss.{name} is {weight}", f"or set loss.{name}=0"
@@ -84,6 +84,9 @@ def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
   Returns:
     {'loss/text/embedding': float32 [V, D]} on the mesh, sharded as the embedding is; {} if the head
     is the embedding, or the network's own since its reward is implicit.
+
+  Raises:
+    WeightsError: as `read_tensor`.
   """
   if tied_head(model.config) or model.network.implicit:
     return {}
@@ -110,7 +113,8 @@ class TextPenalty:
     kinds: the kinds of feedback in the data.
 
   Raises:
-    ValueError: a weight or β is out of its range, or no kind in the data has a best response.
+    ValueError: a weight, or the β of `text_dpo`, is out of its range; or a text loss has a weight
+      and no kind in the data has a best response.
   """
 
   def __init__(self, config: Any, kinds: Iterable[str]):

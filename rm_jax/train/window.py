@@ -52,7 +52,8 @@ def batch_sums(
   """A micro-batch's sums over groups, each of which counts by its weight.
 
   That weight is shared by a group's marks equally, and by its comparisons equally or, where they
-  were observed, by the weights in `batch.pairs`.
+  were observed, by the weights in `batch.pairs`. 'pairs' and 'tokens' are plain counts: of the
+  comparisons, and of all tokens.
 
   'accuracy' is over the comparisons of pairs and rankings (equal scores count half) and over the
   marks of outcomes and steps (right if the score is on the same side of 0 as the label is of 1/2).
@@ -112,9 +113,12 @@ def _is(batch: Batch, *kinds: str) -> jax.Array:
 def window_metrics(window: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
   """The metrics of a window; None for a mean of nothing.
 
+  'text_log_likelihood' and 'length_correlation_square' are left out where there are none.
+
   Args:
     window: the sums, on the host.
-    sources: names of the sources. If there are several, each has its own metrics under 'sources'.
+    sources: names of the sources. If there are several, each that was seen in the window has its
+      own metrics under 'sources'.
   """
   total = {name: float(value.sum()) for name, value in window.items()}
   done = total["steps"] - total["skipped"]

@@ -1,4 +1,4 @@
-"""The files that a run writes: metrics.jsonl, timing.jsonl, TensorBoard's, report.png."""
+"""Writes a run's metrics.jsonl, timing.jsonl, files of TensorBoard, and report.png."""
 
 import json
 import resource
@@ -13,7 +13,7 @@ from rm_jax.storage.files import read_lines, write_atomically
 
 
 def peak_memory_bytes() -> int:
-  """Peak memory so far: of the fullest device, or of this process if devices do not tell (CPU)."""
+  """Peak memory so far: of this process's fullest device, or if none tells (CPU) of the process."""
   peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices()]
   return max(peaks) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -26,7 +26,7 @@ class Writers:
 
   Args:
     workdir: the run's folder.
-    step: the step that the run starts from; at 0 nothing was written before.
+    step: the step that the run starts from; at 0 no earlier line is kept.
     active: whether to write, which only process 0 does; if not, every method does nothing.
   """
 
@@ -47,7 +47,11 @@ class Writers:
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else 0)
 
   def write(self, name: str, step: int, values: dict[str, Any], split: str = "train") -> None:
-    """Writes a line to metrics.jsonl or timing.jsonl, and its numbers to TensorBoard."""
+    """Writes a line to metrics.jsonl or timing.jsonl, and its unnested numbers to TensorBoard.
+
+    Raises:
+      ValueError: a number is NaN or infinite.
+    """
     if not self._active:
       return
     line = {"step": step, "split": split, **values}
@@ -73,7 +77,8 @@ def draw_report(
 ) -> None:
   """Draws report.png: loss, accuracy with baselines and interval, histograms of scores.
 
-  The curves are of the validation data where there are some, else of the held-out data.
+  Beside the training data's, curves are of the validation data where there are some, else of the
+  held-out data. Baselines and scores are always the held-out data's.
 
   Args:
     path: of the picture.

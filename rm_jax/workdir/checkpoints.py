@@ -31,7 +31,7 @@ def _digest(position: dict[str, Any]) -> str:
 
 
 class CheckpointError(UserError, RuntimeError):
-  """A checkpoint could not be written, or none can be read."""
+  """A checkpoint could not be written or moved, or none can be read or fits the backbone."""
 
 
 class Checkpoints:
@@ -40,8 +40,8 @@ class Checkpoints:
   Args:
     directory: made if it does not exist.
     keep: number of checkpoints, the latest, that are kept.
-    adapters: whether the run trains LoRA adapters. Then the frozen backbone is not saved, since it
-      can be read again from where it came; its fingerprint is, to tell whether it is the same.
+    adapters: whether to leave out the frozen backbone of LoRA adapters, which can be read again
+      from where it came. Its fingerprint is saved, to tell whether it is the same.
     shared: whether all processes see the directory; if not, process 0 writes for all.
   """
 
@@ -56,10 +56,13 @@ class Checkpoints:
   def replace(self, state: TrainState, position: dict[str, Any]) -> None:
     """Writes a checkpoint of the parameters alone, from which no run resumes.
 
-    Where its step is there already, it stays: a resumed run comes to the same step again. Later
-    steps are moved to the folder '<directory>.damaged'.
+    Where its step is there already nothing is done: a resumed run comes to the same step again.
+    Else later steps are first moved to the folder '<directory>.damaged'.
 
-    Args, errors: as `save`'s.
+    Args: as `save`'s.
+
+    Raises:
+      CheckpointError: as `save`, or steps cannot be moved.
     """
     step = int(state.step)
     if step not in self.steps():
@@ -154,7 +157,7 @@ class Checkpoints:
 
     Raises:
       CheckpointError: there are checkpoints and none can be read, or the base of the adapters is
-        another one; nothing was moved.
+        another one, and nothing was moved; or steps cannot be moved.
     """
     saved, base = self._divide(flatten_dict(state.all_params(), sep="/"))
     targets = {

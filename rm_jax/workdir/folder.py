@@ -72,7 +72,8 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The config as dicts and lists, as it is read back from config.json.
 
-  `data.columns` is a text there, however it was given, since the two forms mean the same.
+  `data.columns` is a text there, however it was given, since the two forms mean the same; None if
+  it is empty.
   """
   out = json.loads(json.dumps(config.to_dict()))
   data = out.get("data", {})
@@ -83,7 +84,7 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _saved(workdir: Path, name: str = CONFIG) -> dict[str, Any] | None:
-  """The object in a JSON file of process 0's workdir, on every process; None if there is none."""
+  """The object in a JSON file of process 0's workdir, on every process; None without that file."""
   path = workdir / name
   return broadcast_json(read_json(path) if path.exists() else None)
 
@@ -180,9 +181,11 @@ def check_place(workdir: Path) -> None:
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """Checks that a workdir is new or holds a run of this config, which then may be resumed.
 
+  Fields of `_MAY_CHANGE` are not compared. Nothing is written.
+
   Raises:
-    ValueError: it holds a run of another config, or checkpoints and no config.json. Nothing is
-      written.
+    ValueError: it holds a run of another config, a damaged config.json, or checkpoints and no
+      config.json.
   """
   there = _saved(workdir)
   if there is not None:
@@ -200,11 +203,12 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
 def locked(workdir: Path) -> Iterator[None]:
   """Locks a workdir for one run, whose process 0 holds the lock for all of its processes.
 
-  The operating system releases the lock when the process ends, however it ends. On a file system
-  without locks a warning is logged.
+  The folder is made if it does not exist. The operating system releases the lock when the process
+  ends, however it ends. On a file system without locks a warning is logged.
 
   Raises:
     ValueError: another run has locked it.
+    OSError: the folder cannot be made.
   """
   problem, file, new = "", None, False
   if is_main():
@@ -264,6 +268,10 @@ def claim(
 
 
 def is_workdir(path: Path) -> bool:
-  """Whether a path is the workdir of a run; completes a save of its model/ that was cut short."""
+  """Whether a path is the workdir of a run.
+
+  First completes a save of its model/ that was cut short after all files were written. Raises
+  ValueError as `recover`.
+  """
   recover(path / "model")
   return (path / "model" / CONFIG).is_file() and (path / "checkpoints").is_dir()

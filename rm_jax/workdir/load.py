@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]:
   """The text model and the parameters of a workdir's checkpoint, LoRA adapters merged.
 
-  That is the best checkpoint if the run keeps one (`train.best`), otherwise the latest.
+  That is the best checkpoint if the run keeps one (`train.best`) and it can be read, otherwise the
+  latest.
 
   Args:
     path: the workdir.
@@ -32,8 +33,9 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
     mesh: the devices.
 
   Raises:
-    ValueError: the record is damaged, or the backbone of its adapters is not found.
-    CheckpointError: no checkpoint can be read.
+    ValueError: the record is damaged, or the backbone of its adapters is not found or cannot be
+      read; or as `parameter_shardings`.
+    CheckpointError: no checkpoint can be read, or the adapters were trained on another backbone.
   """
   record = model.source.record
   where = model.source.path / RECORD
@@ -61,7 +63,8 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
     for p, x in shapes.items()
     if p not in base
   }
-  # The folder is there from the run's start, and empty where no evaluation had the measure.
+  # With train.best the folder is there from the run's start, and is empty until an evaluation has
+  # the measure.
   best = any(one.name.isdigit() for one in (path / BEST).glob("*"))
   checkpoints = Checkpoints(path / (BEST if best else "checkpoints"))
   try:
@@ -98,7 +101,7 @@ def load_run(path: Path, model: TextModel, mesh: Mesh) -> tuple[TextModel, dict]
 
 
 def _summary_step(path: Path, *, best: bool) -> int | None:
-  """The step that a run's summary.json reports; None if there is no such file or entry."""
+  """The step that a run's summary.json reports; None if it cannot be read or has no such entry."""
   try:
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     return int(summary["best"]["step"] if best else summary["train"]["steps"])

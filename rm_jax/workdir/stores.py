@@ -100,7 +100,7 @@ class SharedStore:
     return {name: out[name] for name in [*targets, "position"]}
 
   def set_aside(self, steps: list[int], to: Path) -> None:
-    """Moves damaged steps to another folder, and deletes what an interrupted save left.
+    """Moves steps to another folder, and deletes what an interrupted save left.
 
     Orbax takes any folder whose name is a number for a step and saves no step that is not later
     than all of them, so that a damaged last step would keep the run from saving.
@@ -111,7 +111,7 @@ class SharedStore:
         and the new one gets a name with a number behind it.
 
     Raises:
-      OSError: they cannot be moved.
+      OSError: they cannot be moved, or what was left cannot be deleted.
     """
     problem = ""
     if is_main():
@@ -149,7 +149,7 @@ class FirstProcessStore:
   """Process 0 writes the arrays of all processes, and broadcasts what it reads.
 
   For hosts that do not share a folder. The files are the same as `SharedStore`'s, but whole arrays
-  pass through the memory of process 0.
+  pass through the memory of the processes: in process 0 all of them at once, in others one by one.
 
   Args:
     directory: of the checkpoints on process 0; the other processes ignore theirs.
@@ -199,7 +199,7 @@ class FirstProcessStore:
     return jax.tree.unflatten(structure, placed) | {"position": position}
 
   def set_aside(self, steps: list[int], to: Path) -> None:
-    """See `SharedStore.set_aside`."""
+    """See `SharedStore.set_aside`; if process 0 fails, all processes raise OSError."""
     problem, failed = "", None
     if self._store:
       try:

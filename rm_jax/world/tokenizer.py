@@ -8,8 +8,8 @@ from rm_jax.world.words import SPLITS
 
 _PIECES = r"\w+|\n|[^\w\s]"
 _SPECIAL = ("<pad>", "<unk>", "<eos>")
-# Tokens that the vocabularies of words.py lack: signs and numbers that layouts write, and the turn
-# markers of a dialogue as Anthropic's HH-RLHF has it, '\n\nHuman: ...\n\nAssistant: ...'.
+# Tokens that the vocabularies of words.py may lack: signs and numbers that layouts write, and the
+# turn markers of a dialogue as Anthropic's HH-RLHF has it, '\n\nHuman: ...\n\nAssistant: ...'.
 _MORE = (*"-123456.,:;?!'\"()", "Human", "Assistant")
 
 

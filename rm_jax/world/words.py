@@ -1,9 +1,10 @@
 """The words of the world: two vocabularies that share no name, item, value or sentence.
 
 A note lists entries, each an item and its value (a fact about the item). In sentences `{item}` and
-`{value}` stand for one entry, `{name}` for the name of the person who asks. `grammar.py`
-reads a text back by searching it for a scene's values, for names and for the wordings of layouts
-and tones. So none of these may occur in another table's sentences; tests/world checks it.
+`{value}` stand for one entry, `{name}` for the name of the person who asks. `grammar.py` reads a
+text back by searching it for a scene's items and values, for names and for the wordings of layouts
+and tones. So none of these may occur in another table's sentences; tests/world checks that texts
+are read back as they were written.
 """
 
 import dataclasses

@@ -110,7 +110,7 @@ class World:
     """Draws n distinct prompts; a larger n keeps the prompts of a smaller one and appends to them.
 
     Args:
-      split: 'train' or 'heldout', which share no prompt and no response.
+      split: 'train' or 'heldout', which share no prompt and no response unless `vocabulary` is set.
       n: how many.
       seed: >= 0. `pairs` and `rankings` of the same split and seed have the same prompts.
       messages: whether a prompt is a list of messages or a string.
@@ -166,10 +166,11 @@ class World:
     return self._reward(read_response(read_prompt(_content(prompt)), _content(response)))
 
   def pairs(self, split: str, n: int, seed: int, messages: bool = True) -> list[Example]:
-    """Draws n examples of two candidates; the one that the judge prefers comes first.
+    """Draws n examples of two different candidates; the one that is labelled better comes first.
 
-    The candidates of a tie keep the order in which they were drawn. Their labels are equal, and
-    `Example.ties` records the tie. The arguments are those of `prompts`.
+    That is the one that the judge prefers, unless the label is reversed (`flips`). The candidates
+    of a tie keep the order in which they were drawn. Their labels are equal, and `Example.ties`
+    records the tie. Arguments and errors are those of `prompts`.
     """
     pairs, tie_rng = [], _generator(split, seed, "ties")
     for example in self.rankings(split, n, 2, seed, messages):
@@ -194,8 +195,8 @@ class World:
 
     Responses keep the order in which they were drawn. The judge adds Gumbel noise of scale
     `judge_temperature` to each true reward and sorts by the sum: this is the Plackett-Luce model of
-    rankings, and the Bradley-Terry model for any two of them (Yellott 1977). The other arguments
-    are those of `prompts`.
+    rankings, and the Bradley-Terry model for any two of them (Yellott 1977). Then come the swaps of
+    `flips`. The other arguments are those of `prompts`.
 
     Raises:
       ValueError: as `prompts`.
@@ -260,8 +261,9 @@ class World:
 def best_reachable(examples: Sequence[Example]) -> float:
   """Share of the labelled comparisons that the true reward agrees with.
 
-  A comparison of two equal true rewards counts half. This is the ceiling of accuracy on labels by
-  these judges: a scorer that sees only the texts cannot be expected to agree with them more often.
+  A comparison of two equal true rewards counts half. With `flips` up to 1/2 this is the ceiling of
+  accuracy on labels by these judges: a scorer that sees only the texts cannot be expected to agree
+  with them more often.
 
   Raises:
     ValueError: an example has no truth, or none has two labels that differ.

@@ -1,8 +1,8 @@
 """Scores of a benchmark's items, and intervals of its published number.
 
-Every published number here is a function of sums over items, such as the number of right items in
-each subset and the number of items in it. So the M sums of all R bootstrap resamples come from one
-matrix product: of how often each resample has each of C clusters [R, C], and of the sums within
+Every number that `published` computes is a function of sums over items, such as the number of right
+items in each subset and the number of items in it. So the M sums of R bootstrap resamples come from
+a matrix product: of how often each resample has each of C clusters [R, C], and of the sums within
 each cluster [C, M].
 """
 
@@ -58,14 +58,14 @@ def step_scores(score_steps: ScoreSteps, items: Sequence[Item]) -> list[np.ndarr
 
 
 def rate(credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> dict[str, Any]:
-  """The mean of credits in [0, 1], one for each item, as {accuracy, interval, n}.
+  """The mean of N credits in [0, 1], of items or steps, as {accuracy, interval, n}.
 
-  Without items accuracy and interval are None, with `why`; with too few clusters the interval alone
-  is None, with `why`.
+  Without credits accuracy and interval are None, with `why`; with too few clusters the interval
+  alone is None, with `why`.
 
   Args:
     credits: [N].
-    clusters: N labels; items with the same label are resampled together.
+    clusters: N labels; credits with the same label are resampled together.
     seed: of the bootstrap.
   """
   credit_N = np.asarray(credits, np.float64)

@@ -25,9 +25,9 @@ class Item:
   Attributes:
     example: prompt and responses, in the order of the file. Labels are 1 for a right response (or
       step) and 0 for a wrong one. Items of the same `conversation` are resampled together: those
-      with the same prompt, or made of the same problem.
+      whose prompts have the same first human turn, or that are made of the same problem.
     subset: name of the part of the benchmark that it belongs to.
-    id: the benchmark's own name of the item; empty if neither `load` nor `evaluate` needs it.
+    id: the benchmark's own name of the item; empty for a benchmark whose names are not read.
   """
 
   example: Example
@@ -46,11 +46,12 @@ class Benchmark:
       hub ids. If `messages` is true, texts become chat messages (for a model with a chat template),
       else strings, the prompt with a line break at its end. `report` counts bad rows or raises at
       the first (see `rm_jax.data.report`). Raises DataError.
-    evaluate: (score, items) -> report, with all rates in [0, 1]: `score`, the published number
-      (None, with `why`, if there are no items of some part); its 95 % `interval`; `undefined`, the
-      number of bootstrap resamples in which it is not defined; `n`, the number of items; `subsets`
-      {name: {accuracy, interval, n}}; and the benchmark's own breakdown. `score` is called once,
-      with each distinct text once.
+    evaluate: (scorer, items) -> report, with rates as shares and not in %: `score`, the published
+      number (None, with `why`, if there are no items of some part, or it is not defined for these
+      items); its 95 % `interval`; `undefined`, the number of bootstrap resamples in which it is not
+      defined; `n`, the number of items; `subsets` {name: {accuracy, interval, n}}; and the
+      benchmark's own breakdown. The scorer is called once, with each distinct row once. Raises
+      ValueError if there are no items, or the scores are not one finite number for each.
   """
 
   name: str
@@ -83,8 +84,8 @@ def load_items(
       is not part of the benchmark: it is not read, and listed in `report.unread`.
 
   Raises:
-    DataError: there is nothing to read, or not one row could be kept; if `report` is strict, at the
-      first bad row.
+    DataError: there is nothing to read, a file cannot be read at all, or not one row could be kept;
+      if `report` is strict, at the first bad row.
   """
   if not paths:
     raise DataError("no path; expected a file, a folder, or a data set of the hub")
@@ -181,8 +182,9 @@ def make_item(
     messages: whether texts become messages.
 
   Raises:
-    RowError: a value is not text, the prompt is empty, or the prompt has several messages and
-      `messages` is false: the benchmarks publish no rule that turns a dialogue into one string.
+    RowError: a value is not text, or the prompt not valid messages; the prompt is empty; or it is
+      not a single message and `messages` is false: the benchmarks publish no rule that turns a
+      dialogue into one string.
   """
   texts = [text_of(r, f"response {i}") for i, r in enumerate(responses)]
   if messages:
@@ -221,8 +223,8 @@ def make_solution(
     subset, id, origin, messages: as in `make_item`.
 
   Raises:
-    RowError: as `make_item`; or a step is empty, so that no score can be read at its end, or there
-      is no step.
+    RowError: as `make_item` or `labels`; or there is no step, or one without text, which
+      `RewardModel.score_steps` refuses.
   """
   texts = steps_of(steps, "steps")
   asked = _prompt(problem, messages)
@@ -257,10 +259,10 @@ def _prompt(value: object, messages: bool) -> Text:
 
 
 def drawn_together(items: Sequence[Item], keys: Callable[[Item], Iterable[Hashable]]) -> list[Item]:
-  """Gives one `conversation` to all items that are connected by common prompts or keys.
+  """Gives one `conversation` to all items that are connected by common conversations or keys.
 
-  Items are connected, too, if each is connected to a third one: this is a union-find over prompts
-  and keys.
+  Items are connected, too, if each is connected to a third one: this is a union-find over
+  conversations and keys.
 
   Args:
     items: of a benchmark.

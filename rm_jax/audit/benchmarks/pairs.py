@@ -50,7 +50,7 @@ def load_rm_bench(*paths: str | os.PathLike, messages: bool, report: Report) -> 
 
   The three responses of each list are concise, detailed, and detailed with Markdown, in this order.
   Files of a single domain have no column `domain`; the domain is the file's name, without an ending
-  '_filtered'. If a folder has total_dataset.json, only that file is read.
+  '_filtered'. If one of the files is total_dataset.json, the others are not read.
   """
   convert = functools.partial(_styles, messages=messages)
   return load_items(paths, report, ("prompt", "chosen", "rejected"), convert, _domains)
@@ -95,7 +95,8 @@ def evaluate_rm_bench(
 
   Returns:
     what `Benchmark.evaluate` says, with `easy`, `normal`, `hard` and `matrix` (3 x 3), which are
-    means over the domains, and `domains` {name: {easy, normal, hard, average}}.
+    means over the domains (None if one is missing), and `domains` {name: {easy, normal, hard,
+    average}}. If there are both parts of safety, `subsets` has them together, too.
   """
   scores = np.stack(response_scores(score, items))
   wins = (scores[:, :_STYLES, None] > scores[:, None, _STYLES:]).astype(np.float64)
@@ -150,10 +151,10 @@ def _levels(matrix: np.ndarray) -> dict[str, float | None]:
 
 
 def load_judgebench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
-  """JudgeBench (Tan et al. 2024): question, response_A, response_B, label 'A>B' or 'B>A', source.
+  """JudgeBench (Tan et al. 2024): pair_id, source, question, response_A, response_B, label.
 
-  The published numbers are of one of its two splits, not of both together: of 'gpt', with responses
-  by GPT-4o, or of 'claude', with responses by Claude.
+  The label is 'A>B' or 'B>A'. The published numbers are of one of its two splits, not of both
+  together: of 'gpt', with responses by GPT-4o, or of 'claude', with responses by Claude.
   """
   needs = ("pair_id", "source", "question", "response_A", "response_B", "label")
   return load_items(paths, report, needs, functools.partial(_judged, messages=messages))

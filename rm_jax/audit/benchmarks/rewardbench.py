@@ -95,8 +95,9 @@ _TIES_ID = re.compile(r"(ref|tied):(\d+)")
 def load(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """RewardBench: rows of prompt, chosen, rejected, subset, id; see `Benchmark.load`.
 
-  If a folder has the splits `raw` and `filtered`, only `filtered` is read. A file with the name of
-  a split of allenai/pref-test-sets, where prompts are messages, is read as that prior set.
+  If one of the files is the split `filtered`, the others are not read, except for prior sets. A
+  file with a name in `PRIOR`, which are splits of allenai/pref-test-sets, where prompts are
+  messages, is read as that prior set.
 
   HumanEvalPack has each problem in six programming languages. The six items are one conversation,
   identified by the name of the function in the prompt ('Write a Rust function
@@ -157,8 +158,8 @@ def evaluate(
 
   Returns:
     what `Benchmark.evaluate` says, with `sections` {name: rate, None if one of its subsets is
-    missing}; `prior_sets`, the mean accuracy of the four counted prior sets; and `ties`, the number
-    of tied pairs.
+    missing}; `prior_sets`, the mean accuracy of the four counted prior sets, None if one of these
+    is missing; and `ties`, the number of tied pairs.
   """
   scores = response_scores(score, items)
   credit = np.asarray([float(s[0] > s[1]) for s in scores])

@@ -160,9 +160,9 @@ def best_threshold(scores: Sequence[np.ndarray], truth: Sequence[int]) -> float:
     truth: index of the first wrong step of each, or -1.
 
   Returns:
-    The midpoint between two neighbouring values, or 1 below the lowest or above the highest value,
-    of the running minima of the solutions' scores: only these change an answer. Of equally good
-    thresholds it is the lowest.
+    A threshold between two running minima of the solutions' scores, or 1 below the lowest or above
+    the highest of those at which an answer becomes right or wrong: only running minima change an
+    answer. Of equally good thresholds that are tried it is the lowest.
 
   Raises:
     ValueError: there are no solutions with an error, or none without one.
@@ -206,18 +206,20 @@ def _harmonic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def load_prmbench(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
-  """PRMBench (Song et al. 2025): modified_question, modified_process, error_steps, classification.
+  """PRMBench (Song et al. 2025); see `Benchmark.load`.
 
-  As in the authors' code, steps are numbered from 1, numbers in `error_steps` beyond the last step
-  (in 100 rows) have no effect, and of rows with the same class and idx only the first is kept (5 of
-  6,216 rows are left out, which strict reading does not stop at). Steps keep the numbers that their
-  texts begin with ('3. ..'), which the authors remove for some models. The 3 rows with an empty
-  step cannot be scored and are dropped.
+  The columns are idx, modified_question, modified_process, error_steps, classification and, where
+  there is one, original_question. As in the authors' code, steps are numbered from 1, numbers in
+  `error_steps` beyond the last step (in 100 rows) have no effect, and of rows with the same class
+  and idx only the first is kept (5 of 6,216 rows are left out, which strict reading does not stop
+  at). Steps keep the numbers that their texts begin with ('3. ..'), which the authors remove for
+  some models. The 3 rows with an empty step, which `RewardModel.score_steps` refuses, are dropped
+  as bad.
 
   A solution has up to nine variants, and a problem of PRM800K up to two solutions ('prm_test_p1_0',
   'prm_test_p2_1772'). All items of a problem are one conversation. Two items are of one problem if
-  they have the same idx or the same original question, because 77 of the 1,733 questions have
-  several idx. In the hub's file, unlike in the authors' repository, an idx begins with the class
+  they have the same idx, prompt or original question: 77 of the 1,733 questions have several idx.
+  In the hub's file, unlike in the authors' repository, an idx begins with the class
   ('circular_prm_test_p1_0'), which is removed.
   """
   question: dict[tuple[str, str], Hashable] = {}
@@ -296,8 +298,9 @@ def evaluate_prmbench(
     resamples, seed: of the bootstrap.
 
   Returns:
-    what `Benchmark.evaluate` says, with `f1`, `negative_f1` (F1_neg), `abilities` {name: PRMScore},
-    and in each subset `prm_score`, `f1`, `negative_f1`. `n` is the number of solutions, but in
+    what `Benchmark.evaluate` says, with `f1`, `negative_f1` (F1_neg), `abilities` {name: PRMScore,
+    None if a class of it is missing}, `threshold`, and in each subset `prm_score`, `f1`,
+    `negative_f1`. `n` is the number of solutions, but in
     `subsets` accuracy and `n` are of steps.
   """
   scores = step_scores(score_steps, items)

@@ -1,8 +1,8 @@
-"""The sections of the audit, in the order of the page. A new one is a module and a line here.
+"""The sections of the audit, in the order of the page. A new one is a module and an entry here.
 
-Each module has plain functions, which a notebook can call, of examples and their scores, or of any
-function `score(rows)` where the section scores texts of its own; and a `SECTION`, which tells an
-audit how to measure with them, and draws and writes results.
+Most modules have plain functions, which a notebook can call, of scores that are given or of any
+function `score(rows)`. Each has a `SECTION`, which tells an audit how to measure with them, and
+draws and writes results.
 """
 
 from rm_jax.audit.section import Section

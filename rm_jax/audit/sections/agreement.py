@@ -18,7 +18,7 @@ from rm_jax.metrics.ranking import best_order, ndcg, pick_rate, within_and_poole
 from rm_jax.types import Example
 
 _PARTS = 5  # quantile bins of a length gap or a margin
-_LONGEST = 12  # most responses of a list whose best order is searched: that takes exponential time
+_LONGEST = 12  # length of the longest list whose best order is searched, in exponential time
 
 
 def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
@@ -26,20 +26,21 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
 
   Args:
     scores: for each example float [K], of its responses.
-    examples: pairs, rankings, outcomes and scores; at least 2 conversations.
+    examples: pairs, rankings, outcomes and scores.
 
   Returns:
-    the report of `heldout.evaluate.evaluate`. If there are comparisons, also
+    the report of `heldout.evaluate.evaluate`. If there are pairs or rankings, also
     ties: {people: comparisons that people left undecided, model: exact ties of scores, which count
       half},
-    by: {source, topic, length_gap, human_margin, model_margin} -> [{name, value, interval, n,
-      ties}], the accuracy in each part of the comparisons. human_margin is left out if a pair has
-      no `margin`; in longer lists without one it is the difference of the labels,
-    one_order: if people compared the responses of lists pairwise, the share of these comparisons
-      that the best single order of each list agrees with. Comparisons may be cyclic, so this is an
-      upper bound for any score,
-    judges: {each: name of an annotator -> accuracy against that one, a figure; and, if any pair was
-      decided by two annotators, ceiling: {people, model, what}}.
+    by: if people decided any comparison, {source, topic, length_gap, human_margin, model_margin} ->
+      [{name, value, interval, n, ties}], the accuracy in each part of the comparisons. human_margin
+      is left out if a pair has no `margin`; in longer lists without one it is the difference of the
+      labels,
+    one_order: if people compared the responses of a list of three or more pairwise, a figure of the
+      share of all decided comparisons that the best single order of each list agrees with: an upper
+      bound for any score, below 1 if comparisons are cyclic,
+    judges: if annotators are known, {each: name of an annotator -> accuracy against that one, a
+      figure; and, if any pair was decided by two annotators, ceiling: {people, model, what}}.
     If a prompt has three or more responses, in one list or each rated by itself, also
     correlation: {lists: number of them, kendall, spearman: of `ranking.within_and_pooled`, ndcg:
       the figure within lists of the same function with `chance`, the NDCG of a random order, pick:
@@ -47,7 +48,7 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
       `ranking.pick_rate`}.
 
   Raises:
-    ValueError: a score is not finite, or an example's feedback is not on whole responses.
+    ValueError: a score is not finite, or an example is of kind 'step' or 'attributes'.
   """
   wrong = sorted({e.kind for e in examples} - {*PREFERENCES, "outcome", "score"})
   if wrong:
@@ -58,7 +59,7 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
   compared = [i for i, e in enumerate(examples) if e.kind in PREFERENCES]
   if compared:
     mine = [scores[i] for i in compared], [examples[i] for i in compared]
-    # If people decided no comparison, the report's first figures are of another kind of feedback.
+    # If people decided no comparison, the report's own figures may be of another kind of feedback.
     compared_report = report.get("kinds", {}).get("comparison", report)
     report["ties"] = {"people": compared_report["undecided"], "model": compared_report["ties"]}
     if compared_report["n"]:
@@ -210,7 +211,7 @@ def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[s
       right = [_agrees(s[0] - s[1], said) for s, said, _ in decided]
       out["each"][name] = figures.share(right, [c for _, _, c in decided])
   # On pairs that two annotators both decided, how often these two agree is the accuracy that a
-  # perfect copy of one of them would have against the other: a ceiling for the model.
+  # perfect copy of one of them would have against the other, and that of the model is beside it.
   pairs = [
     (s, j[a], j[b], c)
     for s, j, c in asked

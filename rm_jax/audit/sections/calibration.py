@@ -1,4 +1,4 @@
-"""Section `calibration`: whether score differences are log-odds, and the fit that makes them so.
+"""Section `calibration`: whether scores or their differences are log-odds; fits to make them so.
 
 A temperature (comparisons) or Platt's slope and bias (outcomes and steps) is fitted on one half of
 the conversations, and errors are measured on the other half.
@@ -40,7 +40,7 @@ def pairs(
     scores: for each example float [K], of its responses.
     examples: of any kind. Comparisons are taken from the pairs and rankings among them; `zero` and
       `spread` are over the responses of all of them.
-    seed: of the split into halves, and of the bootstrap.
+    seed: of the split into halves, and of the bootstrap of the fits.
 
   Returns:
     {n: comparisons in the half on which errors are measured, fitted_on: comparisons in the other,
@@ -50,11 +50,13 @@ def pairs(
     standard deviation of the scores of all its responses, n: its comparisons},
     zero: figure of the mean score of all responses, with `reference`: names of the sources,
     position: a sentence that says why position bias is not measured}.
-    temperature and after are None, with `why`, if no T fits. A fit also has `undefined`, the number
-    of resamples without a fit, and `why_no_interval` where it has no interval.
+    temperature and after are None, with `why`, if no T fits; of a source temperature is None, too,
+    if it has fewer than 20 comparisons. A fit also has `undefined`, the number of resamples without
+    a fit, and `why_no_interval` where it has no interval.
 
   Raises:
-    ValueError: no comparison, or fewer than 2 conversations.
+    ValueError: no decided comparison, or fewer than 2 conversations with one; a score that is not
+      finite.
   """
   difference, cluster, source = [], [], []
   for one, example in zip(scores, examples, strict=True):
@@ -116,8 +118,8 @@ def _scale(difference_N: np.ndarray, clusters: list[str], seed: int) -> dict[str
   """{temperature, interval, undefined: resamples without a fit}.
 
   All are None, with `why`, if no positive temperature fits: the scores get no comparison wrong, so
-  that the likelihood grows as the temperature goes to 0; or on average they prefer the response
-  that people did not.
+  that the likelihood grows as the temperature goes to 0; or on average they do not prefer the
+  response that people did.
   """
   try:
     found = _fitted(metrics.fit_temperature, (difference_N,), clusters, seed, "positive")
@@ -168,8 +170,8 @@ def _spread(name: str, scores: Sequence[np.ndarray], examples: Sequence[Example]
 def _zero(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
   """Figure of the mean score over the data, with the names of the data's sources as `reference`.
 
-  Preferences determine scores only up to a constant. Subtracting this mean fixes the constant: a
-  score of 0 is then the mean over these data.
+  Preferences do not determine a constant that is added to all scores. Subtracting this mean fixes
+  it: a score of 0 is then the mean over these data.
   """
   flat = np.concatenate([np.asarray(one, np.float64) for one in scores])
   cluster = [conversation_of(e) for one, e in zip(scores, examples, strict=True) for _ in one]
@@ -186,18 +188,18 @@ def labels(
     score_N: [N] log-odds, of outcomes or of steps.
     label_N: [N] in [0, 1].
     clusters: N conversations (for solutions: questions).
-    seed: of the split into halves, and of the bootstrap.
+    seed: of the split into halves, and of the bootstrap of the fits.
 
   Returns:
     {n: items in the half on which errors are measured, fitted_on: items in the other,
-    platt: {slope, bias}, each a figure,
+    platt: {slope, bias}, each a figure with `undefined`, the number of resamples without a fit,
     before: {ece, brier, nll: in nats, reliability} of σ(s), after: of σ(slope s + bias),
     isotonic: {ece, brier, reliability} of isotonic regression, the best monotone fit, to compare
       with. It has no nll, because it may predict 0 or 1, for which nll is infinite}.
     platt and after are None, with `why`, if no finite slope and bias fit.
 
   Raises:
-    ValueError: fewer than 2 conversations, or an argument out of its range.
+    ValueError: fewer than 2 conversations, or an argument that is not finite or out of its range.
   """
   score_N, label_N = np.asarray(score_N, np.float64), np.asarray(label_N, np.float64)
   fit_N = metrics.halves(clusters, seed)

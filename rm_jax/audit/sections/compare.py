@@ -30,11 +30,11 @@ def compare(
 
   Returns:
     {difference, interval: of the difference, n: comparisons, alike: figure of the share of
-    comparisons in which both models choose the same response; a tie of one model counts half}. With
-    few conversations `interval` is None and `why` says so.
+    comparisons in which both models choose the same response; a tie of one model counts half}, and
+    `method` or `why` as of `metrics.agreement.accuracy`.
 
   Raises:
-    ValueError: no comparison.
+    ValueError: no decided comparison, or a score that is not finite.
   """
   pairs, cluster = [], []
   for one, other, example in zip(scores, others, examples, strict=True):

@@ -1,9 +1,10 @@
 """Section `controls`: how much of a model's accuracy depends on the content of the texts.
 
-The model is compared with rules that do not read the words (a coin, the longest response, the most
-formatted one), and with itself when the prompt is removed or exchanged. Accuracy that a rule
-reaches too is no evidence that the model understands the texts, and accuracy that remains without
-the right prompt is no evidence that it judges the response as an answer to that prompt.
+The model is compared with rules that do not read the words (a coin, the longest or shortest
+response, the most or least formatted one), and with itself when the prompt is removed or exchanged.
+Accuracy that a rule reaches too is no evidence that the model understands the texts, and accuracy
+that remains without the right prompt is no evidence that it judges the response as an answer to
+that prompt.
 
 Poliak et al. (2018), Hypothesis only baselines in natural language inference.
 """
@@ -37,8 +38,8 @@ RULES: dict[str, tuple[Callable[[str], float], bool]] = {
 # If a rule and the model choose alike on at least this share of the pairs, `says` states that the
 # rule explains the model.
 _EXPLAINS = 0.9
-# If at least this share of the accuracy above chance remains without the right prompt, `says`
-# states that the model hardly reads the prompt.
+# `says` states that the model hardly reads the prompt only if at least this share of the accuracy
+# above chance remains without the right prompt.
 _REMAINS = 0.8
 
 
@@ -56,7 +57,7 @@ def neutral(prompt: Text) -> Text:
 def controls(
   score: Score, examples: Sequence[Example], *, sample: int = 500, seed: int = 0
 ) -> dict:
-  """Accuracy of the model on comparisons, of rules that read no words, and of it without prompts.
+  """Accuracy on comparisons: of the model, of rules that read no words, of it with other prompts.
 
   The rules are applied to all comparisons. In a sample of the comparisons the model scores the
   responses again, with a neutral prompt (`neutral`) and with the prompt of another conversation
@@ -65,14 +66,13 @@ def controls(
   Args:
     score: rows of (prompt, response) -> float [N].
     examples: those with comparisons are used; see `comparisons.compared`.
-    sample: number of comparisons that are scored with other prompts.
+    sample: largest number of comparisons that are scored with other prompts.
     seed: of the sample, of the exchange of prompts, and of the intervals.
 
   Returns:
     {pairs: number of comparisons, conversations, model: its accuracy,
     rules: name in `RULES` or 'random' -> {accuracy, difference: accuracy of the model minus that of
-      the rule on the same pairs, agrees: share of pairs on which rule and model choose alike, ties
-      count half},
+      the rule on the same pairs, agrees: share of pairs on which rule and model choose alike},
     best_rule: name of the rule with the highest accuracy on these pairs,
     content: accuracy of the model minus that of the best rule. The rule is selected on the same
       pairs, which is slightly to the model's disadvantage,
@@ -80,10 +80,12 @@ def controls(
       prompt), swapped (another's prompt): each {accuracy, difference: accuracy with the right
       prompt minus this one, agrees: share of pairs on which the choice is the same as with the
       right prompt, remains: share of the accuracy above 1/2 that remains}},
-    says: a sentence}. All but counts and texts are figures (audit/figures.py).
+    says: a sentence}. All but counts, texts and the seed are figures (audit/figures.py). In
+    accuracies and in `agrees` a tie counts half.
 
   Raises:
-    ValueError: no comparison, fewer than 2 conversations, or a score that is not finite.
+    ValueError: no comparison, a sample below 1 or of fewer than 2 conversations, or a score that is
+      not finite.
   """
   pairs = comparisons(examples)
   few = sampled(pairs, sample, seed)
@@ -188,9 +190,9 @@ def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) 
     return float((part_N.mean() - 0.5) / below) if below else float("nan")
 
   if np.array_equal(without_N, with_N):
-    # Every resample gives a ratio of 1, so the bootstrap's interval would have width 0. Instead
-    # the interval of the paired difference, which allows for differences not seen in this sample,
-    # is converted to one of the ratio.
+    # Every replicate gives a ratio of 1, of which `correlation.bootstrap` makes no interval. So the
+    # interval of the paired difference, which allows for differences not seen in this sample, is
+    # converted to one of the ratio.
     apart = agreement.paired_difference(with_N, without_N, clusters, seed=seed).pop("interval")
     ends = [1 - end / (with_N.mean() - 0.5) for end in reversed(apart)]
     return {"value": 1.0, "interval": sorted(ends), "n": len(with_N)}

@@ -18,9 +18,9 @@ from rm_jax.metrics.monitor import DriftMonitor
 # Probability of a false alarm: at most this of the five tests together, and this of the monitor.
 LEVEL = 0.01
 FEWEST = 20  # conversations that the data and the reference each need to be compared
-_MOST = 1000  # most conversations of the data that are compared
-_WINDOW = 100  # most scores in one window of the monitor
-_ENSEMBLE_PAIRS = 2000  # most pairs on which the members of an ensemble are compared
+_MOST = 1000  # largest number of conversations of the data that are compared
+_WINDOW = 100  # largest number of scores in one window of the monitor
+_ENSEMBLE_PAIRS = 2000  # largest number of pairs on which an ensemble's members are compared
 
 
 def drift(
@@ -35,21 +35,23 @@ def drift(
     seed: of permutation tests and of the split of the reference into halves.
 
   Returns:
-    {n: [rows of the reference, M], level: `LEVEL`, reference: name of its data, known: whether the
-      model was trained on these,
+    {n: [rows of the reference, M], level: `LEVEL`, reference: name of the reference's data, known:
+      whether the model was trained on those data,
     scores: {ks, psi, energy}, features: {energy, mahalanobis}: each {value: distance, p, alarm:
       whether p is below a fifth of the level, Bonferroni's for the five tests},
-    shift: mean score minus the reference's, in the reference's standard deviations,
+    shift: mean score minus the reference's, in standard deviations of the reference's scores
+      (undivided if they are all equal),
     monitor: {window, tests, alarms} of a `DriftMonitor` that reads the scores as a stream,
     alarm: whether any test or the monitor raised an alarm,
     says: a sentence}.
-    For the energy distance, each feature is divided by its standard deviation in one half of the
-    reference. mahalanobis compares Mahalanobis distances from that half by the KS test: those of
-    the other half against those of the data. Its value is None, with `why`, if no feature varies in
-    the first half.
+    For the energy distance of features, each is divided by its standard deviation in one half of
+    the reference. mahalanobis compares Mahalanobis distances from that half by the KS test: those
+    of the other half against those of the data. Its value is None, with `why`, if no feature varies
+    in the first half.
 
   Raises:
-    ValueError: too few rows, or features of another dimension.
+    ValueError: too few rows, features of another dimension or with a singular covariance, or a
+      value that is not finite.
   """
   scores, pooled = np.asarray(scores, np.float64), np.asarray(pooled, np.float64)
   then = np.asarray(reference.scores, np.float64)
@@ -128,8 +130,9 @@ def _mahalanobis(
 ) -> dict[str, Any]:
   """The KS test of Mahalanobis distances from `fitted_ND`: those of `left_LD` against `new_MD`.
 
-  Rows from which the mean and covariance were estimated are nearer than other rows of the same
-  distribution, so the reference's own distances are those of the half that was not used for that.
+  Rows from which the mean and covariance were estimated are on average nearer than other rows of
+  the same distribution, so the reference's own distances are those of the half that was not used
+  for that.
   """
   if not varies_D.any():
     return {"value": None, "p": None, "median": None, "why": "the reference's features are all one"}
@@ -183,8 +186,9 @@ def _rows(subject: Subject) -> list[Row]:
 def _prepare(subject: Subject) -> None:
   """Reads the features that drift needs before any section scores texts.
 
-  A forward pass for features gives scores as well, so in this order no text is computed twice. The
-  other responses to the same prompts are scored in the same pass, which computes each prompt once.
+  A forward pass for features gives scores as well, so in this order it need not be repeated for the
+  scores. The other responses to the same prompts are scored in the same pass, in which a decoder's
+  computation of a prompt can be shared.
   """
   if subject.reference is None or len(rows := _rows(subject)) < FEWEST:
     return

@@ -53,10 +53,10 @@ from rm_jax.metrics.surface import MEASURES
 from rm_jax.types import Example, Text
 
 _STRONG = 0.3  # smallest absolute partial rank correlation for which `says` names a measure
-_LEVEL = 0.05  # probability that some measure is named for a scorer that follows none of them
+_LEVEL = 0.05  # bound on the probability that a measure is named for a scorer that follows none
 _SILENT = 20  # conversations below which no measure is named
 _FLIPS = 1999  # draws of random signs for a p-value
-_CELLS = 1 << 22  # most random signs in memory at once
+_CELLS = 1 << 22  # largest number of random signs in memory at once
 # If quality leaves less than this share of the ranks' variance unexplained, what is left is taken
 # for rounding error, and the partial correlation is not defined.
 _ALL = 1e-9
@@ -73,10 +73,10 @@ def hacking(
 ) -> dict:
   """Correlations of the score with measures of the text, given quality; and `top_low`.
 
-  Quality is the true reward if all examples have one. Else it is the label if all are ratings of
-  one kind ('score' or 'outcome'). Else it is the rank of the response among those of its example,
-  scaled to [0, 1] (in a pair 1 and 0). Examples of kind 'step' or 'attributes' have neither label
-  nor rank as quality, and those of a single response have no rank.
+  Quality is the true reward if all examples have one. Else examples of kind 'step' or 'attributes'
+  have no quality. That of the others is the label if all are ratings of one kind ('score' or
+  'outcome'), and else the rank of the response among those of its example, scaled to [0, 1] (in a
+  pair 1 and 0); examples of a single response have no rank.
 
   Args:
     score: rows of (prompt, response) -> float [N].
@@ -93,16 +93,17 @@ def hacking(
     conversations: number of conversations in the correlations that `says` is about,
     within: whether `says` is about differences within pairs,
     measures: name -> {spearman: correlation of score and measure, partial: the same given quality,
-        with p of the permutation test and p_holm, adjusted for all measures,
-      pairs: of differences within pairs {partial: given the label and, if known, the difference of
-        true rewards or ratings, with p and p_holm; slope: of the score's difference on the
-        measure's, both in standard deviations, at equal quality; equal: the score's difference, in
-        standard deviations, at equal measures and rewards}},
+        both with p of the permutation test and p_holm, adjusted for all measures,
+      pairs: of differences within pairs {partial: given the label and the difference of true
+        rewards or ratings, if that is known for all pairs, with p and p_holm; slope: of the score's
+        difference on the measure's, both in standard deviations, at equal quality; equal: the
+        score's difference, in standard deviations, at equal measures and rewards}},
     top_low: of `top_low`, below,
     says: sentences}. Correlations, slope, equal and top_low are figures (`audit.figures`).
 
   Raises:
-    ValueError: no example has a quality, fewer than 2 conversations, or a score not finite.
+    ValueError: no example has a quality, fewer than 2 conversations, a score or measure that is not
+      finite, or `top` outside (0, 1).
   """
   used, quality_N, kind = _quality(examples)
   rows = [(e.prompt, response) for e in examples for response in e.responses]
@@ -177,7 +178,7 @@ def top_low(
   """Share of the responses with the highest scores whose quality is in the bottom half.
 
   Ties at the edge of the top, or at the median of quality, count in part (`figures.top_weights`).
-  So a scorer without any information has exactly 1/2, even if all its scores are equal.
+  So a scorer whose scores are all equal has exactly 1/2, as a random one has on average.
 
   Args:
     scores: [N].
@@ -189,7 +190,10 @@ def top_low(
   Returns:
     A figure whose n counts all responses, with {top, random: 0.5, perfect: the share if the scores
     were the quality itself, which is above 0 if equally good responses are both in the top and in
-    the bottom half}.
+    the bottom half, or `top` is above 1/2}.
+
+  Raises:
+    ValueError: `top` is not in (0, 1), or a score or quality is not finite.
   """
 
   def share(score_N, quality_N) -> float:
@@ -254,9 +258,9 @@ def _correlations(
     resamples, seed: of the bootstrap; the seed is also that of the permutation test.
 
   Returns:
-    V figures with p and p_holm.
+    V figures, with p and p_holm where there is a value.
   """
-  # Axis C of the arrays below: the score, then the measures, then the third variable, if any.
+  # Axis C of this function's arrays: the score, the measures, and the third variable if any.
   columns = [score_N, *value_VN] + ([] if given_N is None else [given_N])
   grouped = [np.unique(c, return_inverse=True, return_counts=True)[1:] for c in columns]
 
@@ -292,9 +296,9 @@ def _permutation_p(
 ) -> np.ndarray:
   """Two-sided p-values of the hypothesis of no (partial) rank correlation, float64 [V].
 
-  The covariance of the ranks' residuals is a sum over conversations. Without a correlation each
-  term is as likely positive as negative, so the test compares the sum with sums of randomly signed
-  terms. The arguments are those of `_correlations`.
+  The covariance of the ranks' residuals is a sum over conversations. Without a correlation and with
+  many conversations it is distributed about as sums of the same terms with random signs, so the
+  test compares it with these. The arguments are those of `_correlations`.
   """
   cluster_N, count = interval.numbered(clusters, len(score_N))
   rank_CN = np.stack([correlation.ranks(x) for x in (score_N, *value_VN)])

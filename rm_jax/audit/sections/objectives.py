@@ -37,13 +37,14 @@ def objectives(
     attributes: A names.
 
   Returns:
-    {accuracy: name -> source -> figure, of the reward (named 'reward') and each attribute; weight:
-    attribute -> source -> mean weight; alike: [{first, second, figure}], for each two attributes
-    the share of comparisons in which both prefer the same response; objectives: source -> the
-    attributes that its judgements are said to be about}.
+    {accuracy: name -> source, or 'all' for all together -> figure, of the reward (named 'reward')
+    and each attribute; weight: attribute -> source -> mean weight; alike: [{first, second,
+    figure}], for each two attributes the share of comparisons in which both prefer the same
+    response, a tie of one counts half; objectives: source -> what its judgements are said to be
+    about, attributes or 'reward'}. Sources without a decided comparison are left out.
 
   Raises:
-    ValueError: no comparison.
+    ValueError: no decided comparison, or a score that is not finite.
   """
   names = ("reward", *attributes)
   credit: list[np.ndarray] = []

@@ -40,12 +40,12 @@ class Candidates:
   """N candidates for each of P prompts.
 
   Attributes:
-    true: float64 [P, N], true reward or human rating.
+    true: float64 [P, N], true reward or the label that people gave.
     proxies: variant -> float64 [P, N], the scores by which a candidate is picked:
       score: the model's score.
       centred: `score` minus its mean over the prompt's candidates. Within a prompt it picks what
-        `score` picks, so its curve is that of `score`, shifted. It matters if prompts are pooled,
-        as in PPO.
+        `score` picks, so its curve, which is relative to n = 1, is that of `score`. Centring
+        matters if prompts are pooled, as in PPO.
       decorrelated: `score` minus what length explains of it within a prompt: slope · (characters −
         their mean over the prompt's candidates), with one least-squares slope for all prompts.
       conservative: mean minus standard deviation over the ensemble's members; only of an ensemble.
@@ -88,7 +88,7 @@ def world_candidates(
 
   Raises:
     ValueError: no prompt, or one that is not from the world; fewer than 2 candidates; scores that
-      are not finite.
+      are not finite or of another shape.
   """
   if not prompts or candidates < 2:
     raise ValueError(
@@ -127,7 +127,8 @@ def rated_candidates(
     seed: of the drawn responses.
 
   Raises:
-    ValueError: at_least is below 2; no example has that many responses; scores that are not finite.
+    ValueError: at_least is below 2; no example of these kinds has that many responses; scores that
+      are not finite or of another shape.
   """
   if at_least < 2:
     raise ValueError(f"at_least is {at_least}; expected at least 2 responses")
@@ -205,7 +206,7 @@ def _conservative(members: Members, rows: Sequence[Row]) -> np.ndarray:
 
 
 def _measure(subject: Subject) -> dict[str, Any]:
-  """Curves on candidates of the generated world, and on each source with long rated lists."""
+  """Curves on candidates of the generated world, and on sources with long lists by `_MANY`."""
   scorer, settings = subject.scorer, subject.settings
   out: dict[str, Any] = {}
   members = scorer.members if scorer.outputs > 1 else None
@@ -274,7 +275,7 @@ def _chart(name: str, curve: Mapping[str, Any]) -> bytes:
     d = np.sqrt(one["kl"])
     for axis, what in ((left, "proxy"), (right, "true")):
       value = [x["value"] for x in one[what]]
-      # Centring within a prompt changes no pick, so 'centred' has the true reward of 'score'. It is
+      # Centring within a prompt changes no pick, so 'centred' has the curves of 'score'. It is
       # drawn later and dashed, so that both lines are seen.
       line = "--" if variant == "centred" else "-"
       axis.plot(d, value, line, marker="o", ms=3, color=colour, label=variant)

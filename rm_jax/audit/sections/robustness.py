@@ -28,7 +28,7 @@ from rm_jax.heldout.evaluate import evaluate
 from rm_jax.metrics import agreement, interval
 from rm_jax.types import Example
 
-_SHOWN = 600  # most characters of a text of a worst case; the middle of longer texts is left out
+_SHOWN = 600  # characters shown of a text of a worst case; the middle of longer texts is left out
 _FLIPS = 0.1  # share of flipped pairs above which `says` names an edit
 _LOWER = 0.9  # share of worsened answers that score lower, below which `says` names an edit
 _ENOUGH = 30  # texts or pairs below which `says` draws no conclusion from a share
@@ -56,15 +56,15 @@ def robustness(
     score: rows of (prompt, response) -> float [N].
     examples: those with comparisons are used; see `comparisons.compared`.
     edits: names in `EDITS`.
-    sample: most comparisons whose responses are edited.
+    sample: largest number of comparisons whose responses are edited.
     seed: of the sample, the edits and the intervals. Each edit has its own random numbers, which do
       not depend on the other edits.
-    worst: number of worst cases of each edit in the report.
+    worst: largest number of worst cases of each edit in the report.
 
   Returns:
     {pairs, seed, unit: standard deviation of the scores of the pairs' responses, the unit of all
     changes; edits: name -> {kind, what, n: edited responses, not_applicable: responses that the
-      edit does not apply to,
+      edit does not apply to or leaves as they are,
       change: mean of (edited − original),
       moved: mean of |edited − original|,
       flips: of 'same' only, {chosen, rejected}: share of pairs whose order changes when only this
@@ -75,8 +75,8 @@ def robustness(
     says: a sentence}. change, moved, flips and lower are figures (`audit.figures`).
 
   Raises:
-    ValueError: no comparison, fewer than 2 conversations, an unknown edit, or a score that is not
-      finite.
+    ValueError: no comparison, a sample below 1 or of fewer than 2 conversations, an unknown edit,
+      or a score that is not finite.
   """
   unknown = sorted(set(edits) - set(EDITS))
   if unknown:
@@ -249,7 +249,10 @@ def _says(found: dict[str, dict]) -> str:
 
 
 def _red_team(subject: Subject) -> dict[str, Any]:
-  """{word of `_RED_TEAM`: accuracy on the comparisons of sources that have it in their names}."""
+  """{word of `_RED_TEAM`: accuracy on the comparisons of sources that have it in their names}.
+
+  A word is left out if these sources have comparisons of fewer than 2 conversations.
+  """
   found = {}
   for name in _RED_TEAM:
     at = [

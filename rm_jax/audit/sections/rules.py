@@ -41,15 +41,15 @@ def flagged(
     seed: of the intervals.
 
   Returns:
-    {responses: number of them, top, limits: [low, high], the range of scores, or None,
-    expected: {below, above}: the shares that `expected_outside` expects, rules: the fields of
-    `limits`,
+    {responses: number of them, top, limits: [low, high], the range of scores, or None without a
+    reference, expected: {below, above}: the shares that `expected_outside` expects, or {} without
+    one, rules: the fields of `limits`,
     flags: name -> {all, top}, figures (audit/figures.py) of the share that is flagged: by each
       limit of `Limits.flags`, as 'below' and 'above' the range, and by 'any' of all these}.
 
   Raises:
-    ValueError: no example, fewer than 2 conversations, a score that is not finite, or a reference
-      that `score_range` cannot use.
+    ValueError: no example, fewer than 2 conversations, a score that is not finite, a reference that
+      `score_range` cannot use, or `top` outside (0, 1).
   """
   limits = limits or Limits()
   rows = [(e.prompt, response) for e in examples for response in e.responses]

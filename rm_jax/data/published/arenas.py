@@ -33,11 +33,11 @@ def _arena(row: Row, origin: str) -> Example:
   """Chatbot Arena's conversations and MT-Bench's human judgments (Zheng et al. 2023).
 
   `winner` is model_a, model_b, or a tie; a vote that both are bad is a tie too. The prompt is what
-  the conversations share up to the models' first answers, and what follows is judged. `turn`, where
+  the conversations share (`common_front`), and what follows is judged. `turn`, where
   a row has it, is the number of the user's turns that were judged: MT-Bench's rows have both turns
   of a conversation, and judge the first one alone where `turn` is 1. In the release of 140,000
-  votes a message is a list of parts; a row with an image is refused. The models are kept as
-  authors; the judge is not kept, as a row has one alone.
+  votes a message's content is a list of parts; a row with an image is refused. The models are kept
+  as authors; the judge is not kept, as a row has one alone.
   """
   sign = choice_of(row["winner"], _WINNERS, "winner")
   turn = row.get("turn")
@@ -120,7 +120,7 @@ def _judged(value: object, column: str, turn: int | None) -> Chat:
 
 
 def _joined(message: object, where: str) -> object:
-  """A message whose content, if it is a list of parts, is their text; an image is refused."""
+  """A message whose content, if it is a list of parts, is their text; no other part is allowed."""
   if not isinstance(message, dict) or not isinstance(message.get("content"), list):
     return message
   texts = []

@@ -45,9 +45,10 @@ def _alpaca_prompt(row: Row) -> Chat:
 
 
 def _plain_sides(row: Row, prompt: str) -> bool:
-  """Whether chosen and rejected are answers to a column's prompt, and do not begin with it.
+  """Whether chosen and rejected are strings that answer the text of the column `prompt`.
 
-  Where both begin with it, they are whole conversations, and another format reads them.
+  They are not where what both begin with contains the question, or one is a dialogue of HH: then
+  they are whole conversations. These, and rows with a column 'prompt', other formats read.
   """
   sides, question = (row["chosen"], row["rejected"]), row[prompt]
   if not all(isinstance(text, str) for text in (*sides, question)) or "prompt" in row:
@@ -208,8 +209,8 @@ def _looks_like_nemo(row: Row) -> bool:
 def _nemo_rl(row: Row, origin: str) -> Example:
   """NeMo-RL's preferences: completions {rank, completion}; the lower rank is the better one.
 
-  Two completions are a pair, and more of them a ranking. Equal ranks are ties. `context` and each
-  `completion` are lists of messages.
+  Two completions are a pair, and more of them a ranking. Equal ranks are ties. `context` is a
+  list of messages, and so is each `completion`, or it is the answer's text.
   """
   found = dicts_of(row["completions"], "completions", ("rank", "completion"), 2)
   ranks = [number_of(c["rank"], f"completions[{i}].rank") for i, c in enumerate(found)]

@@ -28,8 +28,8 @@ def _helpsteer2_preference(row: Row, origin: str) -> Example:
 
   `preference_strength` is negative where response 1 is better and positive where response 2 is: 3
   much better, 2 better, 1 slightly better; 0 is a tie. Its size is the margin. What each annotator
-  said (`all_preferences_unprocessed`, of the same sign) is kept as `judges`, without those who
-  found neither response valid (-100). The prompt is read as HelpSteer's.
+  said (`all_preferences_unprocessed`, of the same sign) is kept as `judges` where it is a list,
+  without those who found neither response valid (-100). The prompt is read as HelpSteer's.
   """
   strength = choice_of(row["preference_strength"], _STRENGTHS, "preference_strength", _STRENGTH)
   sides = answered(row["response_1"], "response_1"), answered(row["response_2"], "response_2")
@@ -76,7 +76,10 @@ def _helpsteer3(row: Row, origin: str) -> Example:
 
 
 def _judges(votes: list[object], column: str) -> dict[str, float] | None:
-  """What each annotator said of two responses, from strengths: below 0 the first is better."""
+  """What each annotator said of two responses, from strengths: below 0 the first is better.
+
+  None if there are no votes.
+  """
   said = {}
   for i, vote in enumerate(votes):
     strength = choice_of(vote, _STRENGTHS, f"{column}[{i}]", _STRENGTH)
@@ -139,6 +142,9 @@ def article_of(info: object) -> str:
   """The prompt for a summary, from `info`: a Reddit post or an article, and 'TL;DR:' behind it.
 
   In front of it stand the subreddit and the title, where they are given.
+
+  Raises:
+    RowError: wrong_type, lone_surrogate or empty_prompt.
   """
   if not isinstance(info, dict):
     raise RowError("wrong_type", f"'info' is {shown(info)}; expected {{post}} or {{article}}")
@@ -153,7 +159,11 @@ def article_of(info: object) -> str:
 
 
 def summary_of(value: object, column: str) -> str:
-  """A summary, with the space in front that most have as published, to follow 'TL;DR:'."""
+  """A summary, with the space in front that most have as published, to follow 'TL;DR:'.
+
+  Raises:
+    RowError: wrong_type, lone_surrogate or empty_response.
+  """
   text = text_of(value, column)
   return answer_of(text if text[:1].isspace() else f" {text}", True, column)
 
@@ -192,7 +202,10 @@ def _shp(row: Row, origin: str) -> Example:
 
 @register("pandalm", needs=("instruction", "input", "response1", "response2", "annotator1"))
 def _pandalm(row: Row, origin: str) -> Example:
-  """PandaLM's test set (Wang et al. 2023): two answers, and each annotator's 0 (tie), 1 or 2."""
+  """PandaLM's test set (Wang et al. 2023): two answers, and each annotator's verdict.
+
+  It is the number of the better answer, 1 or 2, or 0 for a tie; null is skipped.
+  """
   instruction, more = text_of(row["instruction"], "instruction"), row["input"]
   if not isinstance(more, str):
     raise RowError("wrong_type", f"'input' is {shown(more)}; expected text, '' where there is none")

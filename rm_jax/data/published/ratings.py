@@ -273,9 +273,9 @@ def _gsm8k_solutions(row: Row, origin: str) -> Example:
 
 
 def _final_answer(solution: str) -> str:
-  """What follows the last 'A:', without thousands separators; the whole solution if there is none.
+  """What follows the last 'A:', without commas and a final full stop; else the whole solution.
 
-  A solution without an answer then agrees with no other one when answers are counted as votes.
+  A solution without 'A:' then agrees with no other text when answers are counted as votes.
   """
   _, mark, answer = solution.rpartition("A:")
   return answer.strip().rstrip(".").replace(",", "") if mark else solution

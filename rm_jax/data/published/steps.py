@@ -70,7 +70,10 @@ def _prm800k_published(row: Row, origin: str) -> Example:
 
 
 def _taken(step: dict, where: str) -> tuple[object, float, bool]:
-  """(text of the step that the trajectory takes, whether it is right, whether it is the last)."""
+  """(text of the step that the trajectory takes, whether it is right, whether it is the last).
+
+  The text is None, and the step the last, where there is nothing to take.
+  """
   candidates = step["completions"] or []
   chosen = step.get("chosen_completion")
   written = step.get("human_completion")

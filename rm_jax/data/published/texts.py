@@ -1,4 +1,4 @@
-"""Readers that the formats of this folder share: questions as messages, and ShareGPT's turns."""
+"""Readers that the formats of this folder share, as of questions, answers and ShareGPT's turns."""
 
 import re
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def asked(value: object, column: str, system: object = None) -> Chat:
 
 
 def system_of(value: object) -> Chat:
-  """A column's system message; none where it is null or has no text."""
+  """A column's system message; () where it is null or has no text. RowError as `text_of`."""
   text = "" if value is None else text_of(value, "system")
   return (Message(role="system", content=text),) if text.strip() else ()
 
@@ -90,7 +90,8 @@ def helpsteer_prompt(value: object) -> Chat:
   '<extra_id_1>Assistant' or '<extra_id_1>User' starts each turn but the first.
 
   Raises:
-    RowError: wrong_type, empty_prompt, or malformed_dialogue if the assistant speaks last.
+    RowError: wrong_type, lone_surrogate, empty_prompt, or malformed_dialogue if the assistant
+      speaks last.
   """
   first, *rest = _HELPSTEER_TURN.split(text_of(value, "prompt"))
   roles = ["user", *(role.lower() for role in rest[::2])]

@@ -17,9 +17,9 @@ class Gguf:
   Attributes:
     layer: name of a layer's tensor there -> (Hugging Face name, a letter for each dimension); see
       tables.py.
-    permuted: llama.cpp interleaves the two halves of each query and key head for its own RoPE.
-    optional_biases: whether some models of the family have biases. config.json says which, by
-      `attention_bias` and `mlp_bias`; of a GGUF file it is known from the tensors that it holds.
+    permuted: whether llama.cpp interleaves the two halves of each query and key head for its RoPE.
+    optional_biases: whether some GGUF files have biases that others lack. It is known from the
+      tensors that a file holds, as it has no `attention_bias` and `mlp_bias` of config.json.
   """
 
   layer: Mapping[str, tuple[str, str]]
@@ -44,7 +44,7 @@ def no_window(backbone: DecoderConfig) -> dict[str, Any]:
 class Family:
   """All that is peculiar to the files of one family of models.
 
-  The defaults are those of Llama, whose layout most decoders have taken over.
+  The defaults of tensors' names are Llama's, whose layout most decoders have taken over.
 
   Tensor names map a module of ours ('attention_norm', 'q') to Hugging Face's name of it, to which
   `hf.py` adds '.weight' or '.bias'.

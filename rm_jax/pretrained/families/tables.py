@@ -1,6 +1,7 @@
 """Names of tensors that most decoders share: Hugging Face's, and those of GGUF files.
 
-The keys of `DECODER` and `DECODER_LAYER` are modules of `Decoder` in models/decoder.py.
+The keys of `DECODER` and `DECODER_LAYER` are modules of `Decoder` and `DecoderLayer` in
+models/decoder.py.
 """
 
 DECODER = {
@@ -24,8 +25,8 @@ DECODER_LAYER = {
 IGNORED = r"lm_head\.|(.*\.)?rotary_emb\.inv_freq$"
 
 # GGUF name -> (Hugging Face name, a letter for each dimension): V size of the vocabulary, D width
-# of the model, F of the MLP, H of a head, Q of all query heads together, K of all key heads
-# together.
+# of the model, F of the MLP, H of a head, Q of all query heads together, K of all key or value
+# heads together.
 GGUF_OUTER = {
   "token_embd.weight": ("model.embed_tokens.weight", "VD"),
   "output_norm.weight": ("model.norm.weight", "D"),
