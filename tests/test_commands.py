@@ -23,9 +23,8 @@ from rm_jax.errors import InputError, MissingFileError, UserError
 from rm_jax.storage.files import read_lines
 from rm_jax.train.loop import NotFiniteError, Stopped
 from rm_jax.workdir.checkpoints import CheckpointError
+from tests.processes import ROOT, attempts, command, environment
 from tests.train.runs import write_pairs
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -178,90 +177,12 @@ def test_too_little_memory_is_a_message():
   assert launch._out_of_memory(ValueError("RESOURCE_EXHAUSTED")) is None
 
 
-def environment(devices=1):
-  """The environment of a command that has this many CPU devices."""
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": str(devices),
-    "HF_HUB_OFFLINE": "1",
-    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-
-
-def command(name, *flags, devices=1, **options):
-  """Starts a command on this many CPU devices; its output is text."""
-  return subprocess.Popen(
-    [sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
-    cwd=ROOT,
-    env=environment(devices),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    **options,
-  )
-
-
-def finish(process):
-  out, err = process.communicate(timeout=200)
-  return process.returncode, out, err
-
-
-# A command that stops at a mistake spends its time on imports: import once, and fork for each case.
-_FORKS = """
-import json, os, runpy, sys
-import experiments.launch, rm_jax.api, rm_jax.curate.pipeline, rm_jax.train.loop
-
-name, folder, cases = json.load(sys.stdin)
-codes = []
-for i, flags in enumerate(cases):
-  if not (pid := os.fork()):
-    for stream, number in (("out", 1), ("err", 2)):
-      os.dup2(os.open(f"{folder}/{i}.{stream}", os.O_WRONLY | os.O_CREAT), number)
-    sys.argv = [f"experiments/{name}.py", *flags]
-    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
-    sys.exit()
-  codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-print(json.dumps(codes))
-"""
-
-
-def attempts(name, cases, folder):
-  """Runs a command with several sets of flags: {case: (exit code, stdout, stderr)}.
-
-  Args:
-    name: of the command.
-    cases: {case: flags}.
-    folder: an empty one, for the output.
-  """
-  order = [[str(flag) for flag in flags] for flags in cases.values()]
-  done = subprocess.run(
-    [sys.executable, "-c", _FORKS],
-    cwd=ROOT,
-    env=environment(),
-    input=json.dumps([name, str(folder), order]),
-    capture_output=True,
-    text=True,
-    timeout=400,
-    check=True,
-  )
-
-  def said(index, stream):
-    return (folder / f"{index}.{stream}").read_text()
-
-  codes = json.loads(done.stdout)
-  return {
-    case: (code, said(i, "out"), said(i, "err"))
-    for i, (case, code) in enumerate(zip(cases, codes, strict=True))
-  }
-
-
 @pytest.mark.slow
 def test_a_fork_says_what_a_process_says(tmp_path):
   cases = {"unknown": ["--nonsense=1"], "forgotten": ["--config=configs/base.py"]}
-  forks = attempts("train", cases, tmp_path)
+  forks = attempts("train", cases)
   for case, flags in cases.items():
-    code, out, err = finish(command("train", *flags))
+    code, out, err = command("train", *flags, fork=False).finish()
     assert forks[case] == (code, out, err.replace(f"{ROOT}/", ""))
     assert code != 0
 
@@ -333,8 +254,7 @@ def test_a_config_files_own_errors_keep_their_traceback(tmp_path):
     path = tmp_path / f"{name.lower()}.py"
     path.write_text(base + body)
     cases[name] = [f"--config={path}", f"--workdir={tmp_path}/w"]
-  (tmp_path / "said").mkdir()
-  for name, (code, _, err) in attempts("train", cases, tmp_path / "said").items():
+  for name, (code, _, err) in attempts("train", cases).items():
     assert code != 0, name
     assert "Traceback" in err, (name, err)
     assert f"{name.lower()}.py" in err, (name, err)
@@ -415,8 +335,7 @@ def test_mistakes_stop_at_once_with_one_message(llama_folder, data, tmp_path):
     "no config file": ([f"--config={tmp_path}/no.py", f"--workdir={tmp_path}/w"], "no.py"),
     "a flag forgotten": (["--config=configs/base.py"], "workdir"),
   }
-  (tmp_path / "said").mkdir()
-  results = attempts("train", {n: flags for n, (flags, _) in cases.items()}, tmp_path / "said")
+  results = attempts("train", {n: flags for n, (flags, _) in cases.items()})
   for name, (code, _, err) in results.items():
     assert code != 0, name
     assert cases[name][1] in err, (name, err)
@@ -463,8 +382,7 @@ def test_mistakes_in_flags_of_other_commands_are_one_line(name, llama_folder, da
       "--mesh=fsdp: 'fsdp' is not as expected": [study, f"--workdir={tmp_path}", "--mesh=fsdp"],
     },
   }[name]
-  (tmp_path / "said").mkdir()
-  for expected, (code, _, err) in attempts(name, cases, tmp_path / "said").items():
+  for expected, (code, _, err) in attempts(name, cases).items():
     assert code != 0, expected
     assert expected in err, (expected, err)
     assert "Traceback" not in err, (expected, err)
@@ -472,8 +390,8 @@ def test_mistakes_in_flags_of_other_commands_are_one_line(name, llama_folder, da
 
 @pytest.mark.slow
 def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path, monkeypatch):
-  whole = command("train", *train_flags(llama_folder, data, tmp_path / "whole"))
-  code, out, err = finish(whole)
+  flags = train_flags(llama_folder, data, tmp_path / "whole")
+  code, out, err = command("train", *flags).finish()
   assert code == 0, err
   assert "held-out accuracy" in out
 
@@ -481,7 +399,7 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path, monk
   flags = train_flags(llama_folder, data, tmp_path / "stopped")
   with monkeypatch.context() as patch:
     patch.delenv("GLIBC_TUNABLES")
-    process = command("train", *flags)
+    process = command("train", *flags, fork=False)
   metrics = tmp_path / "stopped" / "metrics.jsonl"
   deadline = time.monotonic() + 200
   while time.monotonic() < deadline and process.poll() is None:
@@ -492,17 +410,17 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path, monk
       process.send_signal(signal.SIGTERM)
       break
     time.sleep(0.005)
-  code, _, err = finish(process)
+  code, _, err = process.finish()
   assert code == 128 + signal.SIGTERM, err
   assert "stopped by signal 15 after step" in err
   assert not (tmp_path / "stopped" / "summary.json").exists()
-  assert finish(command("train", *flags))[0] == 0
+  assert command("train", *flags).finish()[0] == 0
   assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
   # Another config for the same folder is refused.
   other = train_flags(llama_folder, data, tmp_path / "whole", **{"loss.l2": 1.0})
   before = (tmp_path / "whole" / "config.json").read_bytes()
-  code, _, err = finish(command("train", *other))
+  code, _, err = command("train", *other).finish()
   assert code == 1
   assert "loss.l2: 0.0 there, 1.0 now" in err
   assert (tmp_path / "whole" / "config.json").read_bytes() == before
@@ -529,16 +447,16 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path, monk
   output = tmp_path / "out.jsonl"
   files = (f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
   score = command("score", model, *files, "--aggregate=product", "--limit=12")
-  code, out, err = finish(evaluate)
+  code, out, err = evaluate.finish()
   assert code == 0, err
   report = json.loads((tmp_path / "e" / "report.json").read_text())
   assert report["heldout"]["n"] == 20
   assert report["heldout"]["accuracy"] > 0.8
-  assert finish(without)[0] == 0
+  assert without.finish()[0] == 0
   fewer = json.loads((tmp_path / "w" / "report.json").read_text())
   assert (fewer["heldout"]["n"], fewer["data"]["kept"]) == (10, 10)
   assert fewer["data"]["dropped"] == {"excluded": 4, "not_sampled": 6}
-  code, _, err = finish(score)
+  code, _, err = score.finish()
   assert code == 0, err
   scored = read_lines(output)
   assert [{k: v for k, v in row.items() if k != "reward"} for row in scored] == singles[:12]
@@ -572,10 +490,10 @@ def test_messages_for_a_model_that_has_no_chat_template(tmp_path):
     "audit": (f"--data={pairs}", f"--out={tmp_path / 'a'}", "--cache=none"),
   }
   for name, flags in asked.items():
-    code, _, err = finish(command(name, model, *flags))
+    code, _, err = command(name, model, *flags).finish()
     assert code == 1
     assert "--chat_template of a command" in err
-    code, _, err = finish(command(name, model, *flags, "--chat_template=hh", "--eos=append"))
+    code, _, err = command(name, model, *flags, "--chat_template=hh", "--eos=append").finish()
     assert code == 0, err
   expected = RewardModel.from_pretrained(tmp_path / "theirs", chat_template="hh", eos="append")
   scores = expected.score([{"prompt": t, "response": "cd"} for t in talks])

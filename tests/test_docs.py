@@ -7,7 +7,6 @@ the package and running the tests is left to CI.
 import doctest
 import importlib
 import json
-import os
 import re
 import runpy
 import shlex
@@ -16,13 +15,13 @@ import sys
 import warnings
 from pathlib import Path
 
-import jax
 import pytest
 from absl import flags
 
 from configs.base import get_config
 from rm_jax.data import formats
 from rm_jax.world import World
+from tests.processes import Command, environment
 from tests.test_house import MAY_IMPORT
 
 ROOT = Path(__file__).parents[1]
@@ -258,7 +257,7 @@ TINY = [
   "--config.data.max_length=256",
   "--config.data.cells=1024",
 ]
-TRAIN = [*TINY, "--config.data.batch_groups=8", "--config.train.steps=2"]
+TRAIN = [*TINY, "--config.data.batch_groups=8", "--config.train.steps=1"]
 WORLD = ["--config.data.train=world:48", "--config.data.heldout=world:32"]
 # How a command of the pages begins -> flags that cut it short. They are run in this order, because
 # later ones read what earlier ones wrote.
@@ -340,28 +339,20 @@ def test_commands_run_cut_short(tmp_path):
     write_rows(
       tmp_path / "feedback" / f"{name}.jsonl", ("prompt", "chosen", "rejected"), pairs[:40]
     )
-  environment = os.environ | {
-    "HF_HUB_OFFLINE": "1",
-    "RM_JAX_CACHE": str(tmp_path / "cache"),
-    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_NUM_CPU_DEVICES": "1",
-  }
+  variables = {"RM_JAX_CACHE": str(tmp_path / "cache")}
   every = [param.values[0] for param in OF_PAGES]
   for start, short in SHORT.items():
     # Of several that begin alike the one with most flags.
     words = max((w for w in every if " ".join(w).startswith(start)), key=len)
-    done = subprocess.run(
-      [sys.executable, "-m", *words, *short],
-      cwd=tmp_path,
-      env=environment,
-      capture_output=True,
-      text=True,
-    )
-    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    module, *flags = words
+    options = dict(folder=tmp_path, variables=variables)
+    code, out, err = Command(module, [*flags, *short], **options).finish()
+    assert code == 0, f"{words}\n{out[-2000:]}{err[-2000:]}"
   sessions = [body for text in PAGES.values() for body in fenced(text, "python")]
   for body in (body for body in sessions if 'from_pretrained("runs/' in body):
-    subprocess.run([sys.executable, "-c", body], cwd=tmp_path, env=environment, check=True)
+    subprocess.run(
+      [sys.executable, "-c", body], cwd=tmp_path, env=environment() | variables, check=True
+    )
   for made in ("runs/mine/report.png", "runs/eval/report.json", "runs/audit/report.html"):
     assert (tmp_path / made).is_file()
   for made in ("scored.jsonl", "clean.jsonl", "report.json", "bench.json"):

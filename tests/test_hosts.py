@@ -1,6 +1,5 @@
 """Two processes of two devices each are one run: the same numbers, one stop, one workdir."""
 
-import concurrent.futures
 import signal
 import socket
 import time
@@ -10,7 +9,8 @@ import pytest
 
 from rm_jax import RewardModel
 from rm_jax.storage.files import read_lines
-from tests.test_commands import command, finish, train_flags
+from tests.processes import command
+from tests.test_commands import train_flags
 from tests.train.runs import write_pairs
 
 pytestmark = pytest.mark.slow  # processes, or whole runs
@@ -40,12 +40,6 @@ def both(llama_folder, data, workdirs, own=({}, {}), **fields):
   ]
 
 
-def finish_both(processes):
-  """As `finish`, in two threads: a process whose output nobody reads would block."""
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    return list(pool.map(finish, processes))
-
-
 def losses(workdir):
   return [x["loss"] for x in read_lines(workdir / "metrics.jsonl") if x["split"] == "train"]
 
@@ -55,7 +49,7 @@ def alone(llama_folder, data, tmp_path_factory):
   """The workdir of the same run by one process on one device."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
   flags = train_flags(llama_folder, data, workdir)
-  code, _, err = finish(command("train", *flags, devices=1))
+  code, _, err = command("train", *flags, devices=1).finish()
   assert code == 0, err
   return workdir
 
@@ -65,7 +59,7 @@ def test_two_processes_are_one_run_that_resumes(shared, alone, llama_folder, dat
   workdir, other = tmp_path / "run", tmp_path / "run" if shared else tmp_path / "other"
   for steps in (6, 12):
     fields = {"train.steps": steps}
-    results = finish_both(both(llama_folder, data, [workdir, other], **fields))
+    results = [p.finish() for p in both(llama_folder, data, [workdir, other], **fields)]
     for code, _, err in results:
       assert code == 0, err
     assert "resumed at step 6" in err or steps == 6
@@ -89,7 +83,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(alone, llama_folder, dat
     assert time.monotonic() < until
     time.sleep(0.05)
   processes[1].send_signal(signal.SIGTERM)
-  results = finish_both(processes)
+  results = [process.finish() for process in processes]
   said = [err.splitlines()[-1] for _, _, err in results]
   assert [code for code, _, _ in results] == [128 + signal.SIGTERM] * 2, said
   assert said[0] == said[1]
@@ -97,7 +91,8 @@ def test_a_signal_to_one_stops_both_after_the_same_step(alone, llama_folder, dat
   done = len(losses(workdir))
   assert 2 <= done < 400
   fields = {"train.steps": max(12, done + 2)}
-  for code, _, err in finish_both(both(llama_folder, data, [workdir] * 2, **fields)):
+  for process in both(llama_folder, data, [workdir] * 2, **fields):
+    code, _, err = process.finish()
     assert code == 0, err
   np.testing.assert_allclose(losses(workdir)[:12], losses(alone), rtol=0, atol=1e-5)
   assert len(losses(workdir)) == fields["train.steps"]
@@ -107,7 +102,8 @@ def test_other_data_or_another_config_is_refused_by_all(llama_folder, data, tmp_
   other = write_pairs(tmp_path / "pairs.jsonl", 48, seed=5)
   own = {}, {"data.train": other, "seed": 1}
   processes = both(llama_folder, data, [tmp_path / "run"] * 2, own, **{"data.heldout": "0"})
-  for code, _, err in finish_both(processes):
+  for process in processes:
+    code, _, err = process.finish()
     assert code == 1
     assert "processes [1] have another config and training data than process 0" in err
   assert not (tmp_path / "run").exists()
@@ -116,13 +112,13 @@ def test_other_data_or_another_config_is_refused_by_all(llama_folder, data, tmp_
 def test_half_of_what_a_process_must_know_is_refused(llama_folder, data, tmp_path):
   flags = train_flags(llama_folder, data, tmp_path / "run")
   for some in (["--coordinator=localhost:1"], ["--processes=2", "--process=1"]):
-    code, _, err = finish(command("train", *flags, *some))
+    code, _, err = command("train", *flags, *some).finish()
     assert code == 1
     assert "expected all three, or --multihost alone" in err
 
 
 def test_a_command_of_one_process_is_not_several(tmp_path):
   flags = [f"--{name}={tmp_path / name}" for name in ("model", "input", "output")]
-  code, _, err = finish(command("score", *flags, "--multihost"))
+  code, _, err = command("score", *flags, "--multihost").finish()
   assert code == 1
   assert "only experiments.train is several" in err

@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 from rm_jax import RewardModel
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.setup import build_model, init_params
-from tests.test_commands import command, finish
+from tests.processes import command
 from tests.train.runs import small_config
 
 
@@ -44,7 +44,7 @@ def test_parts_are_scored_as_the_whole_and_written_at_the_end(saved, tmp_path):
   source.write_text("".join(json.dumps(row) + "\n" for row in rows))
   output = tmp_path / "new" / "folder" / "scored.jsonl"
   flags = (f"--model={folder}", f"--input={source}", f"--output={output}", "--rows=7")
-  code, out, err = finish(command("score", *flags, "--mark_cut"))
+  code, out, err = command("score", *flags, "--mark_cut").finish()
   assert code == 0, err
   scored = [json.loads(line) for line in output.read_text().splitlines()]
   assert [{k: v for k, v in row.items() if k not in ("reward", "cut")} for row in scored] == rows
@@ -79,7 +79,7 @@ def test_what_cannot_be_written_is_refused_before_the_model_is_read(tmp_path, co
   output = tmp_path / "scored.jsonl"
   output.write_text("what was there\n")
   flags = (f"--model={tmp_path / 'none'}", f"--input={source}", f"--output={output}")
-  code, _, err = finish(command("score", *flags))
+  code, _, err = command("score", *flags).finish()
   assert code == 1
   (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
   assert re.search(found, line)
@@ -95,12 +95,12 @@ def test_a_row_that_fails_late_leaves_no_half_file(saved, tmp_path):
   source, output = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
   source.write_text("".join(json.dumps(row) + "\n" for row in rows))
   flags = (f"--model={folder}", f"--input={source}", f"--output={output}", "--rows=4")
-  code, _, err = finish(command("score", *flags))
+  code, _, err = command("score", *flags).finish()
   assert code == 1
   assert f"error: {source}:11: steps_too_long" in err
   assert "Traceback" not in err
   assert list(tmp_path.iterdir()) == [source]
-  code, _, err = finish(command("score", *flags[:2], f"--output={tmp_path}"))
+  code, _, err = command("score", *flags[:2], f"--output={tmp_path}").finish()
   assert code == 1
   assert "is a folder; expected the path of a file" in err
 
@@ -115,7 +115,7 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path):
     ("audit", (model, f"--data={tmp_path / 'none.jsonl'}", f"--out={taken}")),
     ("curate", (f"--input={tmp_path / 'none.jsonl'}", "--output=x.jsonl", f"--report={taken}/r")),
   ):
-    code, _, err = finish(command(name, *flags))
+    code, _, err = command(name, *flags).finish()
     assert code == 1
     assert f"{taken} cannot be written in: Not a directory" in err
 
@@ -129,7 +129,7 @@ def test_columns_of_other_names_are_scored_and_evaluated_and_the_output_keeps_th
   )
   columns = "--columns=prompt=q,response=answers.0.t"
   flags = (f"--model={folder}", f"--input={source}", f"--output={output}")
-  code, _, err = finish(command("score", *flags, columns))
+  code, _, err = command("score", *flags, columns).finish()
   assert code == 0, err
   scored = [json.loads(line) for line in output.read_text().splitlines()]
   rewards = [row.pop("reward") for row in scored]
@@ -139,11 +139,11 @@ def test_columns_of_other_names_are_scored_and_evaluated_and_the_output_keeps_th
   ]
   asked = [{"prompt": "7", "response": "1"}, {"prompt": "8", "response": "4"}]
   np.testing.assert_allclose(rewards, model.score(asked), rtol=0, atol=1e-6)
-  code, _, err = finish(command("score", *flags, "--columns=prompt=q,chosen=n"))
+  code, _, err = command("score", *flags, "--columns=prompt=q,chosen=n").finish()
   assert code == 1
   assert "error: --columns has 'chosen'; expected of prompt, response, completion, comp" in err
   source.write_text("q,a,b\n7,1,2\n8,3,4\n9,5,6\n")
   flags = (f"--model={folder}", f"--data={source}", f"--output={tmp_path / 'out'}")
-  code, out, err = finish(command("evaluate", *flags, "--columns=prompt=q,chosen=a,rejected=b"))
+  code, out, err = command("evaluate", *flags, "--columns=prompt=q,chosen=a,rejected=b").finish()
   assert code == 0, err
   assert "3 of 3 rows kept" in out

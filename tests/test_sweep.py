@@ -14,7 +14,8 @@ from rm_jax.errors import InputError
 from rm_jax.storage.files import write_json
 from rm_jax.train.datasets import read_both
 from rm_jax.workdir.folder import plain, resolve
-from tests.test_commands import command, finish, train_flags
+from tests.processes import command
+from tests.test_commands import train_flags
 from tests.train.runs import write_pairs
 
 STUDY = """
@@ -211,7 +212,7 @@ def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_pa
     llama_folder, write_pairs(tmp_path / "pairs.jsonl", 48), tmp_path / "out", **{"train.steps": 4}
   )
   flags = [f"--config={study}", *flags[1:], "--seeds=2"]
-  code, out, err = finish(command("sweep", *flags))
+  code, out, err = command("sweep", *flags).finish()
   assert code == 0, err
   assert "| hinge |" in out
   table = json.loads((tmp_path / "out/table.json").read_text())
@@ -231,7 +232,7 @@ def test_command_runs_what_is_not_done_and_writes_the_table(llama_folder, tmp_pa
   summary = json.loads(done.read_text())
   summary["heldout"]["accuracy"] = 0.125
   done.write_text(json.dumps(summary))
-  code, _, err = finish(command("sweep", *flags))
+  code, _, err = command("sweep", *flags).finish()
   assert code == 0, err
   assert (
     json.loads((tmp_path / "out/table.json").read_text())[""]["accuracy"]["bt"]["runs"][0] == 0.125

@@ -6,7 +6,7 @@ import pytest
 
 from rm_jax.api import RewardModel
 from rm_jax.storage.files import read_lines
-from tests.test_commands import attempts, command, finish
+from tests.processes import attempts, command
 from tests.train.runs import run, small_config, write_pairs
 
 pytestmark = pytest.mark.slow  # processes, or whole runs
@@ -22,7 +22,7 @@ def workdir(llama_folder, tmp_path_factory):
 
 
 def audit(tmp_path, *flags):
-  return finish(command("audit", f"--output={tmp_path / 'out'}", "--edits=8", *flags))
+  return command("audit", f"--output={tmp_path / 'out'}", "--edits=8", *flags).finish()
 
 
 def test_a_page_of_a_run(workdir, tmp_path):
@@ -76,7 +76,7 @@ def test_a_page_of_a_run(workdir, tmp_path):
 def test_flags_have_their_old_names_too(workdir, tmp_path):
   data = write_pairs(tmp_path / "held.jsonl", 12, seed=3)
   flags = (f"--model={workdir}", f"--data={data}", "--cache=none", "--sample=3")
-  code, _, err = finish(command("audit", *flags, f"--out={tmp_path / 'page'}"))
+  code, _, err = command("audit", *flags, f"--out={tmp_path / 'page'}").finish()
   assert code == 0, err
   report = json.loads((tmp_path / "page" / "report.json").read_text())
   assert report["robustness"]["pairs"] == report["controls"]["sample"]["pairs"] == 3
@@ -174,10 +174,9 @@ def test_mistakes_stop_before_anything_is_scored(workdir, tmp_path):
     "which an audit does not read": [model, f"--data={rated}"],
     "missing: no such file or folder": [model, f"--data={data}", "--against=missing"],
   }
-  (tmp_path / "said").mkdir()
   cache = f"--cache={tmp_path / 'scores'}"
   flags = {name: [*some, cache, f"--output={tmp_path / 'out'}"] for name, some in cases.items()}
-  for expected, (code, _, err) in attempts("audit", flags, tmp_path / "said").items():
+  for expected, (code, _, err) in attempts("audit", flags).items():
     assert code == 1, expected
     assert expected in err, (expected, err)
     assert "Traceback" not in err, (expected, err)

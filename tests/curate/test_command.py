@@ -7,7 +7,7 @@ import pytest
 from rm_jax.data.formats import load
 from rm_jax.data.report import Report
 from tests.curate.planted import plant
-from tests.test_commands import attempts, command, finish
+from tests.processes import attempts, command
 from tests.train.runs import write_pairs
 
 pytestmark = pytest.mark.slow  # Processes, or whole runs.
@@ -32,22 +32,20 @@ def test_clean_a_file_with_a_config(llama_folder, tmp_path):
     "train.steps": 12,
     "optimizer.learning_rate": 3e-3,
   }
-  code, out, err = finish(
-    command(
-      "curate",
-      f"--input={data}",
-      f"--output={output}",
-      f"--report={report}",
-      f"--heldout={held}",
-      "--contamination_n=2",
-      "--contamination_share=1",
-      "--denoise=downweight",
-      "--denoise_threshold=0.3",
-      "--folds=2",
-      "--denoise_config=configs/base.py",
-      *(f"--denoise_config.{key}={value}" for key, value in config.items()),
-    )
-  )
+  code, out, err = command(
+    "curate",
+    f"--input={data}",
+    f"--output={output}",
+    f"--report={report}",
+    f"--heldout={held}",
+    "--contamination_n=2",
+    "--contamination_share=1",
+    "--denoise=downweight",
+    "--denoise_threshold=0.3",
+    "--folds=2",
+    "--denoise_config=configs/base.py",
+    *(f"--denoise_config.{key}={value}" for key, value in config.items()),
+  ).finish()
   assert code == 0, err
   assert "50 rows read = 44 kept + 6 dropped" in out
   assert "near duplicates: 100%" in err  # The progress bar.
@@ -68,7 +66,7 @@ def test_annotators_of_a_file(tmp_path):
   rows[3]["x"] = "?"
   report = tmp_path / "report.json"
   flags = [f"--input={lines(tmp_path / 'j.jsonl', rows)}", f"--report={report}", "--prompt=p"]
-  code, out, err = finish(command("curate", *flags, "--annotators=x,y"))
+  code, out, err = command("curate", *flags, "--annotators=x,y").finish()
   assert code == 0, err
   assert "39 of 40 rows kept, 20 prompts" in out
   assert "Dawid-Skene: none: there are no three annotators of whom each two judged 30 rows" in out
@@ -82,7 +80,7 @@ def test_a_large_drop_stops_with_a_report_and_no_output(tmp_path):
   data = lines(tmp_path / "in.jsonl", [row] * 5)
   output, report = tmp_path / "out.jsonl", tmp_path / "report.json"
   flags = [f"--input={data}", f"--output={output}", f"--report={report}"]
-  code, _, err = finish(command("curate", *flags))
+  code, _, err = command("curate", *flags).finish()
   assert code == 1
   message = err.splitlines()[-1]
   assert message.startswith("error: duplicates would drop 4 of 5 rows, more than half")
@@ -91,12 +89,12 @@ def test_a_large_drop_stops_with_a_report_and_no_output(tmp_path):
   got = json.loads(report.read_text())
   assert got["stopped"] == {"rule": "duplicates", "dropped": 4, "of": 5}
   assert len(got["listed"]["dropped"]) == 4
-  code, _, err = finish(command("curate", *flags, "--allow_large_drop"))
+  code, _, err = command("curate", *flags, "--allow_large_drop").finish()
   assert code == 0, err
   assert json.loads(report.read_text())["stopped"] is None
   assert len(output.read_text().splitlines()) == 1
   before = output.read_bytes()
-  code, _, err = finish(command("curate", *flags))
+  code, _, err = command("curate", *flags).finish()
   assert (code, output.read_bytes()) == (1, before)
   assert "out.jsonl, which was there before, is as it was" in err
 
@@ -143,8 +141,7 @@ def test_mistakes_stop_at_once_with_one_message(tmp_path):
     name: [f"--input={data}", out] if some is None else [*some, f"--report={tmp_path}/r.json"]
     for name, (some, _) in cases.items()
   }
-  (tmp_path / "said").mkdir()
-  results = attempts("curate", flags, tmp_path / "said")
+  results = attempts("curate", flags)
   for name, (code, _, err) in results.items():
     assert code != 0, name
     assert cases[name][1] in err, (name, err)
@@ -161,7 +158,7 @@ def test_columns_of_other_names_are_curated_and_kept(tmp_path):
   output, report = tmp_path / "new" / "out.jsonl", tmp_path / "new" / "report.json"
   columns = "prompt=q,chosen=a,rejected=b"
   flags = (f"--input={data}", f"--output={output}", f"--report={report}")
-  code, _, err = finish(command("curate", *flags, f"--columns={columns}"))
+  code, _, err = command("curate", *flags, f"--columns={columns}").finish()
   assert code == 0, err
   kept = [json.loads(line) for line in output.read_text().splitlines()]
   assert kept == [{"q": str(i), "a": f"good answer {i}", "b": f"bad answer {i}"} for i in (7, 8, 9)]

@@ -34,7 +34,7 @@ from rm_jax.speed.plan import plan, table
 from rm_jax.train.datasets import load_data
 from rm_jax.train.run import Run, abstract_state
 from rm_jax.workdir.folder import resolve
-from tests.test_commands import ROOT, command, finish
+from tests.processes import ROOT, command
 from tests.train.runs import small_config
 
 TEXT = """\
@@ -262,19 +262,17 @@ def test_a_loss_that_needs_a_margin_has_one_in_the_plan(llama_folder):
 @pytest.mark.slow
 def test_the_local_plan_of_the_command(llama_folder, tmp_path):
   output = tmp_path / "plan.json"
-  code, out, err = finish(
-    command(
-      "plan",
-      "--config=configs/base.py",
-      f"--output={output}",
-      "--topology=local",
-      "--mesh=data=2,fsdp=4",
-      f"--config.model.config={llama_folder / 'config.json'}",
-      "--config.data.max_length=128",
-      "--config.train.steps=10",
-      devices=8,
-    )
-  )
+  code, out, err = command(
+    "plan",
+    "--config=configs/base.py",
+    f"--output={output}",
+    "--topology=local",
+    "--mesh=data=2,fsdp=4",
+    f"--config.model.config={llama_folder / 'config.json'}",
+    "--config.data.max_length=128",
+    "--config.train.steps=10",
+    devices=8,
+  ).finish()
   assert code == 0, err
   report = json.loads(output.read_text())
   assert report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}

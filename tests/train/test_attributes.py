@@ -61,7 +61,7 @@ def with_pairs(config, tmp_path):
 def trained(llama_folder, tmp_path_factory):
   path = tmp_path_factory.mktemp("attributes")
   config = configured(llama_folder, path, steps=60, mix=(2.0, -0.5))
-  return path / "run", run(config, path / "run", devices=1)
+  return path / "run", run(config, path / "run", devices=1, picture=True)
 
 
 @pytest.mark.slow

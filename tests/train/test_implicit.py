@@ -62,6 +62,7 @@ def whole(llama_folder, base, tmp_path_factory):
   return workdir, summary, seen
 
 
+@pytest.mark.slow
 def test_a_run_starts_at_log_2_and_learns(whole, base):
   workdir, summary, seen = whole
   lines = train_lines(workdir)
@@ -84,6 +85,7 @@ def test_stopped_and_resumed_is_the_same_run(whole, llama_folder, base, tmp_path
   assert same == read_lines(whole[0] / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_a_workdir_and_what_is_saved_of_it_score_alike(whole, base, tmp_path):
   workdir, _, seen = whole
   model = RewardModel.from_pretrained(workdir)
@@ -111,6 +113,7 @@ def test_a_workdir_and_what_is_saved_of_it_score_alike(whole, base, tmp_path):
   np.testing.assert_allclose(same[:, 0], scores, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scores_are_the_log_ratio_to_the_start(whole, base, tmp_path):
   """The reward of a model relative to 'none' is its own likelihood; two such give the ratio."""
   workdir, _, _ = whole
@@ -156,6 +159,7 @@ def test_transformers_reads_it_as_a_language_model(whole, tmp_path):
     assert score == pytest.approx(0.5 * float(values[0] - values[1]), abs=2e-5)
 
 
+@pytest.mark.slow
 def test_another_reference_than_the_saved_one_is_refused(whole, llama_folder, base, tmp_path):
   model = RewardModel.from_pretrained(whole[0])
   model.save_pretrained(tmp_path / "saved")
@@ -370,6 +374,7 @@ def test_a_reference_that_reads_shorter_texts_is_refused(llama_folder, untied, t
   )
 
 
+@pytest.mark.slow
 def test_random_weights_may_learn_without_a_reference(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=2)
   config.model.reward, config.model.reference = "implicit", "none"

@@ -79,7 +79,7 @@ def configured(folder, tmp_path, make, *, steps=20, **losses):
 )
 def test_learns(llama_folder, tmp_path, make, losses, kind, measure, above):
   config = configured(llama_folder, tmp_path, make, **losses)
-  summary = run(config, tmp_path / "run", devices=1)
+  summary = run(config, tmp_path / "run", devices=1, picture=True)
   assert summary["heldout"]["kind"] == kind
   assert summary["data"]["kinds"] == {"comparison": {"ranking": 48}}.get(kind, {kind: 48})
   assert measure(summary["heldout"]) > above

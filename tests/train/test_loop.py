@@ -32,7 +32,7 @@ def files(workdir):
 def whole(llama_folder, tmp_path_factory):
   """A run of 20 steps, and its summary."""
   workdir = tmp_path_factory.mktemp("whole")
-  summary = run(small_config(llama_folder, steps=20), workdir, devices=1)
+  summary = run(small_config(llama_folder, steps=20), workdir, devices=1, picture=True)
   return workdir, summary
 
 
@@ -174,6 +174,7 @@ def test_other_data_are_refused(whole, llama_folder, tmp_path):
     run(config, tmp_path / "copy", devices=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("heldout", "why"),
   [
@@ -188,7 +189,7 @@ def test_held_out_data_that_say_little_do_not_end_a_run(heldout, why, llama_fold
   config.data.heldout = str(tmp_path / "held.jsonl")
   rows = [{"prompt": f"H {i}", "chosen": "a", "rejected": "bb"} | heldout for i in range(6)]
   (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  summary = run(config, tmp_path / "run", devices=1)
+  summary = run(config, tmp_path / "run", devices=1, picture=True)
   assert why in summary["heldout"]["why"]
   assert why in read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["why"]
   assert (tmp_path / "run" / "report.png").exists()
@@ -317,6 +318,7 @@ def poisoned(folder, path, row, **fields):
   return config
 
 
+@pytest.mark.slow
 def test_a_step_whose_loss_is_not_finite_is_skipped_and_the_run_is_finished(
   llama_folder, tmp_path, caplog
 ):
@@ -342,6 +344,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_the_run_is_finished(
   assert [x["learning_rate"] for x in lines if x not in skipped] == rates[:10]
 
 
+@pytest.mark.slow
 def test_a_window_that_is_infinite_already_does_not_doom_the_restart(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=4)
   save = loop.Checkpoints.save
@@ -358,6 +361,7 @@ def test_a_window_that_is_infinite_already_does_not_doom_the_restart(llama_folde
   assert np.isfinite(read_lines(tmp_path / "metrics.jsonl")[-2]["loss"])
 
 
+@pytest.mark.slow
 def test_a_run_shorter_than_max_skipped_does_not_pass_for_one(llama_folder, tmp_path):
   config = poisoned(llama_folder, tmp_path / "rows.jsonl", 5, margin=1e38)
   path = tmp_path / "rows.jsonl"
@@ -381,6 +385,7 @@ def test_an_update_that_overflows_is_not_kept(llama_folder, tmp_path):
   assert not list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_first_checkpoint_leaves_no_line_twice(whole, llama_folder, tmp_path):
   config = small_config(llama_folder, steps=20)
   with pytest.MonkeyPatch.context() as patch:
@@ -392,6 +397,7 @@ def test_a_kill_before_the_first_checkpoint_leaves_no_line_twice(whole, llama_fo
   assert files(tmp_path) == files(whole[0])
 
 
+@pytest.mark.slow
 def test_an_error_in_the_evaluation_loses_no_checkpoint_and_no_line(whole, llama_folder, tmp_path):
   config = small_config(llama_folder, steps=20)
   judge, times = loop.score_outputs, []
@@ -416,7 +422,7 @@ def test_scores_that_are_not_finite_are_told_and_do_not_end_the_run(llama_folder
   with pytest.MonkeyPatch.context() as patch:
     infinite = lambda *a, **k: [(x * np.inf, y) for x, y in judge(*a, **k)]  # noqa: E731
     patch.setattr(loop, "score_outputs", infinite)
-    summary = run(small_config(llama_folder, steps=2), tmp_path, devices=1)
+    summary = run(small_config(llama_folder, steps=2), tmp_path, devices=1, picture=True)
   assert summary["heldout"]["why"] == "the scores of 16 of 16 examples are not finite"
   assert (tmp_path / "report.png").exists()
 

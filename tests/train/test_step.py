@@ -148,6 +148,7 @@ def test_sixteen_groups_on_any_kernel(name):
     assert np.abs(others[path] - gradient).max() / scale <= 1e-5, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "pooling"), READ)
 def test_frozen_activations_that_were_kept_give_the_same_scores(kind, pooling):
   network = network_of(kind, frozen=1)
