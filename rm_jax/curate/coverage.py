@@ -1,5 +1,8 @@
 """What a data set of pairs contains, as tables: sources, lengths and languages.
 
+Of each pair, 'chosen' is the response that its label prefers (`rm_jax.data.verdict`); of a tie,
+the first one.
+
 It also recognises pairs of whole dialogues, which differ before the last assistant turn.
 """
 
@@ -12,6 +15,7 @@ import numpy as np
 
 from rm_jax.curate.language import guess_language
 from rm_jax.data.dialogue import plain
+from rm_jax.data.verdict import preferred_first, verdict
 from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
 
@@ -59,7 +63,11 @@ def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> s
 def lengths(examples: Sequence[Example]) -> np.ndarray:
   """Number of words of each pair's prompt, chosen and rejected response, int64 [N, 3]."""
   return np.asarray(
-    [[len(words(plain(text))) for text in (e.prompt, *e.responses)] for e in examples], np.int64
+    [
+      [len(words(plain(text))) for text in (e.prompt, *e.responses)]
+      for e in map(preferred_first, examples)
+    ],
+    np.int64,
   ).reshape(-1, 3)
 
 
@@ -68,7 +76,8 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
 
   Returns:
     {sources: {source: {rows, conversations, words: mean words of prompt, chosen and rejected,
-    longer_chosen: share of pairs whose chosen response has more words; equal lengths count half}},
+    longer_chosen: share of pairs whose chosen response has more words; equal lengths and ties
+    count half}},
     words: {prompt, chosen, rejected: quantiles of the number of words},
     length_buckets: {bucket of words of chosen − words of rejected: rows},
     languages: {guessed language of the prompt: rows},
@@ -77,11 +86,15 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
     'unsure'}. The guesses are by `language.guess_language`, which is a heuristic.
 
   Raises:
-    ValueError: as `length_bucket`.
+    ValueError: as `length_bucket`, or an example is no comparison of two responses.
   """
+  tied = np.asarray([verdict(e) == 0 for e in examples], bool)
+  examples = [preferred_first(e) for e in examples]
   length_N3 = lengths(examples)
   longer = np.where(
-    length_N3[:, 1] == length_N3[:, 2], 0.5, (length_N3[:, 1] > length_N3[:, 2]).astype(float)
+    tied | (length_N3[:, 1] == length_N3[:, 2]),
+    0.5,
+    (length_N3[:, 1] > length_N3[:, 2]).astype(float),
   )
   by_source: dict[str, list[int]] = {}
   for i, example in enumerate(examples):
