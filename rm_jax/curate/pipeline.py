@@ -62,7 +62,8 @@ class Options:
     sides_similarity: smallest similarity of near responses; 0 = look for equal ones only.
     duplicates: 'keep', or 'drop' all but the first.
     near: smallest similarity of near duplicates, see `find_duplicates`; 0 = equal ones only.
-    shingle: number of tokens of a shingle, the n-gram that `find_duplicates` compares.
+    shingle: number of tokens of a shingle, the n-gram that `find_duplicates` and `similar_sides`
+      compare.
     reversed: examples that repeat an earlier one with the label reversed: 'keep_all', 'keep_first'
       (drop the later one), or 'drop_both'. Those whose prompts are not equal are only noted.
     contamination_n: number of tokens of an n-gram, for the overlap with held-out text.
@@ -287,7 +288,7 @@ def _sides(ledger: Ledger, options: Options) -> None:
   """Drops or notes pairs whose own two responses are equal or near."""
   kept = _pairs(ledger)
   examples = [ledger.examples[i] for i in kept]
-  found = similar_sides(examples, options.sides_similarity)
+  found = similar_sides(examples, options.sides_similarity, options.shingle)
   for match in found:
     equal = match.similarity == 1.0
     reason = "sides_equal_normalised" if equal else "sides_near"

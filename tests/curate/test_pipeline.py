@@ -295,6 +295,18 @@ def test_resampling_leaves_what_is_no_pair(tmp_path):
   assert book.kept == [0, 1, 2, 4, 5, 6, 8, 9, 10]
 
 
+def test_sides_are_compared_by_the_shingle_of_the_options():
+  sides = ("one two three four five six", "six five four three two one")
+  book = ledgers.Ledger(
+    [{"prompt": "p", "chosen": sides[0], "rejected": sides[1]}],
+    [Example("p", sides, (1.0, 0.0), origin="f:0")],
+  )
+  assert pipeline.curate(book, pipeline.Options(shingle=3))["noted"] == {}
+  report = pipeline.curate(book, pipeline.Options(shingle=1))
+  assert report["noted"] == {"sides_near": 1}
+  assert report["listed"]["noted"][0]["detail"].startswith("Jaccard of chosen and rejected 1.000")
+
+
 def test_curate_refuses(faulty, tmp_path):
   lists = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
   (tmp_path / "lists.jsonl").write_text(json.dumps(lists) + "\n")
