@@ -359,7 +359,8 @@ def _contamination(
   for overlap in found:
     detail = (
       f"its {overlap.part} shares {overlap.shared} {options.contamination_n}-grams with "
-      f"{heldout[overlap.of].origin}, {overlap.share:.3f} of the shorter one"
+      f"{heldout[overlap.of].origin}, {overlap.share:.3f} of "
+      + ("the words of the shorter one" if overlap.of_words else "the shorter one")
     )
     ledger.drop(kept[overlap.index], "in_heldout", detail)
 

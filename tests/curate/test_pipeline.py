@@ -307,6 +307,29 @@ def test_sides_are_compared_by_the_shingle_of_the_options():
   assert report["listed"]["noted"][0]["detail"].startswith("Jaccard of chosen and rejected 1.000")
 
 
+def test_a_contamination_says_what_its_share_is_of():
+  words = ["".join(p) for p in itertools.permutations("abcdefg", 5)]
+  texts = [" ".join(words[at : at + 30]) for at in range(0, 1500, 30)]
+  changed = " ".join("other" if i == 15 else w for i, w in enumerate(texts[40].split()))
+  template = "Here is a question that you are to answer in one sentence and with no more: {}"
+
+  def examples(texts, name):
+    return [
+      Example(template.format(t), ("yes", "no"), (1.0, 0.0), origin=f"{name}:{i}")
+      for i, t in enumerate(texts)
+    ]
+
+  train, held = examples([*texts[:40], texts[41], changed], "f"), examples(texts[40:], "h")
+  book = ledgers.Ledger([{}] * len(train), train)
+  options = pipeline.Options(near=0, sides_similarity=0, contamination_share=0.8)
+  report = pipeline.curate(book, options, heldout=held)
+  details = [e["detail"] for e in report["listed"]["dropped"]]
+  assert details == [
+    "its prompt shares 23 8-grams with h:1, 1.000 of the shorter one",
+    "its prompt shares 15 8-grams with h:0, 0.967 of the words of the shorter one",
+  ]
+
+
 def test_curate_refuses(faulty, tmp_path):
   lists = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
   (tmp_path / "lists.jsonl").write_text(json.dumps(lists) + "\n")
