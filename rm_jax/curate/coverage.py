@@ -8,13 +8,14 @@ It also recognises pairs of whole dialogues, which differ before the last assist
 
 import collections
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rm_jax.curate.language import guess_language
-from rm_jax.data.dialogue import plain
+from rm_jax.data.dialogue import key_of, plain
 from rm_jax.data.verdict import preferred_first, verdict
 from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
@@ -23,19 +24,25 @@ from rm_jax.types import Example, Text
 EDGES = (-50, -10, 0, 1, 11, 51)
 
 
+_TURN = re.compile(r"\n\n(?:Human|Assistant):")
+
+
 def parts_early(example: Example) -> bool:
   """Whether the two sides differ before the last assistant turn, going by what follows the prompt.
 
-  Then the label judges whole dialogues, and not two answers to the same prompt. It is taken to be
-  so if a response has more than one message or, as a string, contains '\\n\\nHuman:'.
+  Then the label judges whole dialogues, and not two answers to the same prompt. Of a response in
+  messages, what stands before the last one is compared; of a string that contains '\\n\\nHuman:',
+  what stands before the last turn that such a mark, or '\\n\\nAssistant:', begins.
   """
 
-  def more(response: Text) -> bool:
-    if isinstance(response, str):
-      return "\n\nHuman:" in response
-    return len(response) > 1
+  def before(response: Text) -> Text:
+    if not isinstance(response, str):
+      return tuple(response[:-1])
+    if "\n\nHuman:" not in response:
+      return ""
+    return response[: [turn.end() for turn in _TURN.finditer(response)][-1]]
 
-  return any(more(response) for response in example.responses)
+  return len({key_of(before(response)) for response in example.responses}) > 1
 
 
 def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> str:

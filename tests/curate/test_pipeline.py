@@ -354,6 +354,26 @@ def test_early_parting():
   assert not parts_early(Example("\n\nHuman: p", (" a", " b"), (1.0, 0.0)))
 
 
+@pytest.mark.parametrize("form", ["messages", "text"])
+def test_sides_that_share_their_first_turns_do_not_part_early(form):
+  def turns(*contents):
+    if form == "text":
+      marks = (" ", "\n\nHuman: ", "\n\nAssistant: ")
+      return "".join(m + c for m, c in zip(marks, contents, strict=False))
+    roles = ("assistant", "user", "assistant")
+    return tuple({"role": role, "content": c} for role, c in zip(roles, contents, strict=False))
+
+  def early(one, other):
+    return parts_early(Example("p", (turns(*one), turns(*other)), (1.0, 0.0)))
+
+  assert not early(("a", "u", "x"), ("a", "u", "y"))
+  assert early(("a", "u", "x"), ("b", "u", "y"))
+  assert early(("a", "u", "x"), ("a", "v", "y"))
+  assert early(("a", "u", "x"), ("a",))
+  assert early(("a", "u"), ("a",))
+  assert early(("", "u"), ("b",))
+
+
 def test_coverage():
   examples = [
     hh("one two three", "the the"),
