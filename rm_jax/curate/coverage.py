@@ -20,6 +20,8 @@ from rm_jax.data.verdict import preferred_first, verdict
 from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
 
+# What `guess_language` says of texts that need not be of another language than any other text.
+_UNKNOWN = {"unsure", "script:none", "script:mixed"}
 # Edges of the buckets of (words of chosen − words of rejected); a bucket includes its lower edge.
 EDGES = (-50, -10, 0, 1, 11, 51)
 
@@ -89,8 +91,9 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
     length_buckets: {bucket of words of chosen − words of rejected: rows},
     languages: {guessed language of the prompt: rows},
     languages_of_responses: the same of the chosen response,
-    language_differs: number of rows whose two responses have different guesses, neither of them
-    'unsure'}. The guesses are by `language.guess_language`, which is a heuristic.
+    language_differs: number of rows whose two responses have different guesses, both of them a
+    language or script, and not 'unsure', 'script:none' or 'script:mixed'}. The guesses are by
+    `language.guess_language`, which is a heuristic.
 
   Raises:
     ValueError: as `length_bucket`, or an example is no comparison of two responses.
@@ -127,7 +130,7 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
     "length_buckets": _counted(length_bucket(c, r, edges) for _, c, r in length_N3.tolist()),
     "languages": _counted(g[0] for g in guesses),
     "languages_of_responses": _counted(g[1] for g in guesses),
-    "language_differs": sum(g[1] != g[2] and "unsure" not in g[1:] for g in guesses),
+    "language_differs": sum(g[1] != g[2] and _UNKNOWN.isdisjoint(g[1:]) for g in guesses),
   }
 
 

@@ -402,6 +402,14 @@ def test_coverage_reads_the_label_of_a_pair():
   assert (found["s"]["longer_chosen"], found["t"]["longer_chosen"]) == (0.0, 0.5)
 
 
+@pytest.mark.parametrize(
+  ("other", "differs"), [("42", 0), ("Да 是 ab", 0), ("Это на русском языке", 1)]
+)
+def test_no_letters_and_mixed_ones_are_no_language(other, differs):
+  english = Example("p", (other, "It is what you and I can do in that"), (1.0, 0.0))
+  assert coverage([english])["language_differs"] == differs
+
+
 def test_length_buckets():
   names = [length_bucket(60 + d, 60) for d in (-51, -50, -11, -10, -1, 0, 1, 10, 11, 50, 51)]
   low = ["<-50", "-50..-11", "-50..-11", "-10..-1", "-10..-1"]
