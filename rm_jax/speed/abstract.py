@@ -19,7 +19,7 @@ from rm_jax.batch.pack import ALWAYS
 from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import BATCH, replicated, rows_multiple
-from rm_jax.speed.flops import Work
+from rm_jax.speed.flops import Work, planned_work, sliding_windows
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
 from rm_jax.train.run import abstract_state, make_packing
@@ -100,12 +100,14 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
   # A row has no more places for groups than there are groups for it.
   groups = min(groups, -(-data.batch_groups // (micros * a_device * m)))
 
-  def square(n):
-    return n * (n + 1) // 2 if network.causal else n * n
-
-  visible = square(shared) + marks * (responses * shared + square(responses))
-  counts = (tokens, visible, marks * responses)
-  work = Work(*(data.batch_groups * count for count in counts))
+  work = planned_work(
+    data.batch_groups,
+    tokens=tokens,
+    shared=shared,
+    ends=[shared + responses] * marks,
+    causal=network.causal,
+    sliding=sliding_windows(network.backbone),
+  )
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
   # Roughly as `plan` in batch/layout.py: one long row a device. A window holds as many groups as

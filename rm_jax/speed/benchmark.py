@@ -30,7 +30,15 @@ from rm_jax.models.numerics import precision
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import run_groups
 from rm_jax.reward.setup import TextModel, build_model
-from rm_jax.speed.flops import forward_flops, head_flops, layer_weights, step_flops, work
+from rm_jax.speed.flops import (
+  Work,
+  forward_flops,
+  head_flops,
+  layer_weights,
+  sliding_windows,
+  step_flops,
+  work,
+)
 from rm_jax.train.datasets import load_data
 from rm_jax.train.fields import SIZE, check_fields, each
 from rm_jax.train.run import Run
@@ -167,7 +175,7 @@ class _Mode:
     planned = [micro for step in self.steps for micro in run.micros(step)]
     cells = sum(micro.shape.rows * micro.shape.columns for micro in planned)
     groups = [run.train_set.groups[i] for micro in planned for row in micro.rows for i in row]
-    what = work(groups, share=run.packing.share, causal=run.model.network.causal)
+    what = _work(run, groups)
     alone, _ = _timed(lambda: [jax.block_until_ready(run.prepare(step)) for step in self.steps])
     flops = step_flops(run.model.network, what, last_at_marks=_alone(run)) / seconds
     self.turns.append(
@@ -188,6 +196,12 @@ class _Mode:
     out = {name: statistics.median(t[name] for t in self.turns) for name in self.turns[0]}
     speeds = [t["pairs_per_second"] for t in self.turns]
     return out | {"pairs_per_second_range": [min(speeds), max(speeds)]} | self.compiled
+
+
+def _work(run: Run, groups: list[Group]) -> Work:
+  network = run.model.network
+  sliding = sliding_windows(network.backbone)
+  return work(groups, share=run.packing.share, causal=network.causal, sliding=sliding)
 
 
 def _alone(run: Run) -> bool:
@@ -219,7 +233,7 @@ def _scoring(run: Run, peak: float) -> dict[str, float]:
   score()
   seconds, _ = _timed(score)
   network, backbone = run.model.network, run.model.network.backbone
-  what = work(groups, share=run.packing.share, causal=network.causal)
+  what = _work(run, groups)
   flops = forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run))
   return {
     "responses_per_second": sum(len(g.ids) for g in groups) / seconds,
