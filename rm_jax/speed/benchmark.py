@@ -123,7 +123,9 @@ class _Mode:
     self.compiled = self._compile()
 
   def _compile(self) -> dict[str, float]:
-    """Compiles `apply`, and `accumulate` for each shape, twice: first anew, then from JAX's cache.
+    """Compiles a step's programs twice: first anew, then from JAX's cache.
+
+    These are `apply`, and for each shape `accumulate` and, with decorrelation, `moments`.
 
     Returns:
       number of programs, seconds of each time, and an estimate of the peak of device memory.
@@ -140,6 +142,8 @@ class _Mode:
       lowered = [run.compiled.apply.lower(run.state, gradients, sums, total)]
       for batch, key in first.values():
         lowered.append(run.compiled.accumulate.lower(run.state, gradients, sums, batch, key, total))
+        if total is not None:
+          lowered.append(run.compiled.moments.lower(run.state, batch, key))
       return [program.compile() for program in lowered]
 
     cold, compiled = _timed(programs)

@@ -20,6 +20,7 @@ from rm_jax.pretrained.config import backbone_config
 from rm_jax.reward.architecture import build_network, planned_architecture
 from rm_jax.reward.setup import build_model
 from rm_jax.speed import chips
+from rm_jax.speed import plan as plans
 from rm_jax.speed.abstract import (
   abstract_batch,
   lower_step,
@@ -28,6 +29,7 @@ from rm_jax.speed.abstract import (
 )
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import CHIPS, chip_of
+from rm_jax.speed.flops import Work, forward_flops
 from rm_jax.speed.hlo import Program, arrays_of, replica_groups
 from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.speed.plan import plan, table
@@ -257,6 +259,36 @@ def test_a_loss_that_needs_a_margin_has_one_in_the_plan(llama_folder):
   _, _, batch = lower_step(config, network, mesh, layout)
   shape = layout.shape
   assert batch.pair_margin.shape == (shape.rows, shape.groups, 2, 2)
+
+
+def test_the_forward_pass_of_decorrelation_is_counted(llama_folder, monkeypatch):
+  def executed(decorrelation):
+    config = small_config(llama_folder, steps=1)
+    config.optimizer.warmup_steps = 0
+    config.loss.decorrelation = decorrelation
+    # Nothing is compiled: XLA is said to refuse what it is given.
+    monkeypatch.setattr(plans, "_compile", lambda lowered: ({}, {}, dict.fromkeys(lowered, 1.0)))
+    return plan(config, topology="local", tokens=64)["step"]["executed_flops"]
+
+  config = small_config(llama_folder, steps=1)
+  mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+  network = build_network(config, planned_architecture(config))
+  layout = planned_layout(config, network, mesh, tokens=64, marks=2)
+  parts = plans.executed_flops(network, layout)
+  shape, c = layout.shape, network.backbone
+  ((length, count),) = shape.windows
+  what = Work(shape.rows * shape.columns, shape.rows * count * length * (length + 1) // 2)
+  assert parts["moments"] == forward_flops(c, c.layers, what)
+  assert executed(0.0) == parts["accumulate"] / 8 * layout.micros
+  assert executed(0.1) == sum(x / 8 for x in parts.values()) * layout.micros
+  # It takes its time in the roofline, too.
+  nothing = {"bytes": 0.0, "collectives": {}}
+  chip = CHIPS["v5e"]
+  options = (layout, network, chip, 0, 8)
+  traffic = dict.fromkeys(("accumulate", "apply", "moments"), nothing)
+  roof = plans._roofline(traffic, parts, *options)
+  peak = chip.bf16_flops / 6
+  assert roof["step_seconds"] == pytest.approx(layout.micros * sum(parts.values()) / peak)
 
 
 @pytest.mark.slow
