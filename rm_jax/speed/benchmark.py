@@ -181,7 +181,8 @@ class _Mode:
     groups = [run.train_set.groups[i] for micro in planned for row in micro.rows for i in row]
     what = _work(run, groups)
     alone, _ = _timed(lambda: [jax.block_until_ready(run.prepare(step)) for step in self.steps])
-    flops = step_flops(run.model.network, what, last_at_marks=_alone(run)) / seconds
+    alone_at_marks = _alone(run, training=True)
+    flops = step_flops(run.model.network, what, last_at_marks=alone_at_marks) / seconds
     self.turns.append(
       {
         "pairs_per_second": sum(map(count_comparisons, groups)) / seconds,
@@ -208,11 +209,15 @@ def _work(run: Run, groups: list[Group]) -> Work:
   return work(groups, share=run.packing.share, causal=network.causal, sliding=sliding)
 
 
-def _alone(run: Run) -> bool:
-  """Whether the last layer computes its output at marks only (see `models.network`)."""
+def _alone(run: Run, *, training: bool) -> bool:
+  """Whether the last layer computes its output at marks only (see `models.network`).
+
+  A text penalty reads all columns in training, and no score depends on it.
+  """
   network = run.model.network
+  whole = network.implicit or (training and run.objective.text)
   with jax.set_mesh(run.mesh):
-    return not (run.objective.text or network.implicit) and reads_marks_alone(
+    return not whole and reads_marks_alone(
       spans="starts" in run.fields, trained=network.frozen < network.backbone.layers
     )
 
@@ -238,7 +243,7 @@ def _scoring(run: Run, peak: float) -> dict[str, float]:
   seconds, _ = _timed(score)
   network, backbone = run.model.network, run.model.network.backbone
   what = _work(run, groups)
-  flops = forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run))
+  flops = forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run, training=False))
   return {
     "responses_per_second": sum(len(g.ids) for g in groups) / seconds,
     "tokens_per_second": what.tokens / seconds,

@@ -112,6 +112,26 @@ def test_every_program_of_a_step_is_compiled(decorrelation):
   assert found["programs"] == len(once)
 
 
+@pytest.mark.parametrize(
+  ("text", "implicit", "training", "scoring"),
+  [(None, False, True, True), (object(), False, False, True), (None, True, False, False)],
+)
+def test_a_text_penalty_is_of_training_alone(text, implicit, training, scoring, monkeypatch):
+  """With loss.text_sft training needs all columns of the last layer; scoring does not."""
+  monkeypatch.setattr(measured, "reads_marks_alone", lambda spans, trained: trained and not spans)
+  backbone = types.SimpleNamespace(layers=3)
+  run = types.SimpleNamespace(
+    model=types.SimpleNamespace(
+      network=types.SimpleNamespace(implicit=implicit, frozen=0, backbone=backbone)
+    ),
+    objective=types.SimpleNamespace(text=text),
+    fields=set(),
+    mesh=jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]),
+  )
+  assert measured._alone(run, training=True) is training
+  assert measured._alone(run, training=False) is scoring
+
+
 def test_a_matrix_product_is_timed():
   assert 1e8 < matmul_flops("float32", seconds=0.05) < 1e16
 
