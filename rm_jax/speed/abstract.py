@@ -86,16 +86,25 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
     mesh: the devices.
     tokens: columns (tokens) of a group.
     marks: number of responses of a group.
+
+  Raises:
+    InputError: a group is longer than each of `data.row_lengths`.
   """
   data, m = config.data, rows_multiple(mesh)
   packing = make_packing(config, network, mesh)
   shared = tokens // 2 if packing.share else 0
   responses = (tokens - shared) // marks
-  columns = max(data.row_lengths) if data.row_lengths else max(tokens, data.max_length)
-  columns = up(columns, 128)
+  columns = max(data.row_lengths, default=up(max(tokens, data.max_length), 128))
+  if tokens > columns:
+    raise InputError(
+      f"data.row_lengths={tuple(data.row_lengths)} has no row for a group of {tokens} tokens; give "
+      f"a longer row, or --tokens of at most {columns}"
+    )
   groups = max(1, columns // tokens) if data.pack else 1
   rows_needed = -(-data.batch_groups // groups)
   a_device = max(1, min(data.cells // columns, -(-rows_needed // m)))
+  if data.pack and data.row_lengths:
+    a_device = 1  # The row is as long as is said, whatever data.cells.
   micros = -(-rows_needed // (a_device * m))
   # A row has no more places for groups than there are groups for it.
   groups = min(groups, -(-data.batch_groups // (micros * a_device * m)))
@@ -111,8 +120,12 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
   # Roughly as `plan` in batch/layout.py: one long row a device. A window holds as many groups as
-  # fit into `columns`, or one sequence where kernels know no branches.
+  # fit into `columns`, or one group in a row of a given length, or one sequence where kernels know
+  # no branches.
   windows, copies = ((columns, a_device),), 1
+  if data.row_lengths:
+    columns = min(t for t in data.row_lengths if t >= groups * tokens)
+    windows = ((up(tokens, packing.align), groups),)
   if packing.windows != "cheapest":
     length = up(shared + responses, packing.align)
     windows, copies = ((length, a_device * groups * marks),), marks if shared else 1

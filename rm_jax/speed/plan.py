@@ -227,7 +227,8 @@ def plan(
     topology: see `topology_devices` in speed/abstract.py.
     mesh: see `parse_mesh` in parallel/mesh.py; '' = the config's.
     slices: number of slices of that topology, joined by the data centre's network.
-    tokens: columns (tokens) of a group; 0 = data.max_length.
+    tokens: columns (tokens) of a group; 0 = data.max_length, or the longest of data.row_lengths
+      where that is less.
     kind: of the feedback.
     responses: number of responses of a group.
     folder: where the text of each compiled program is written, as NAME.txt; None = nowhere.
@@ -248,9 +249,8 @@ def plan(
       "--kind=attributes and model.attributes is empty; expected the names of those that the "
       "feedback rates, as in --config.model.attributes=\"('helpfulness',)\""
     )
-  layout = planned_layout(
-    config, network, over, tokens=tokens or config.data.max_length, marks=responses
-  )
+  longest = min(config.data.max_length, max(config.data.row_lengths, default=math.inf))
+  layout = planned_layout(config, network, over, tokens=tokens or longest, marks=responses)
   chip, slices = chip_of(devices[0]), count_slices(devices)
   # The length of the learning-rate schedule is a constant in the program. It does not change the
   # cost, so any number of groups will do.
