@@ -128,7 +128,7 @@ def _check_output(output: Path, given: Path) -> None:
 
 # Flags that only cleaning reads, and those that only the report on annotators does.
 _CLEANS = (
-  *("output", "format", "limit", "strict", "heldout", "mesh"),
+  *("output", "format", "columns", "limit", "strict", "heldout", "mesh"),
   *("denoise_scorer", "denoise_config", "denoise_workdir"),
   *(name for name in DEFAULT.__dict__ if name != "seed"),
 )

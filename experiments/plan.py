@@ -27,7 +27,9 @@ SLICES = flags.DEFINE_integer(
   "slices", 1, "Number of such slices, joined by the data centre's network.", 1
 )
 MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
-TOKENS = flags.DEFINE_integer("tokens", 0, "Tokens of a group; 0 = data.max_length.", 0)
+TOKENS = flags.DEFINE_integer(
+  "tokens", 0, "Tokens of a group; 0 = data.max_length, or the longest of data.row_lengths.", 0
+)
 KIND = flags.DEFINE_enum("kind", "pair", KINDS, "Kind of the feedback.")
 RESPONSES = flags.DEFINE_integer("responses", 2, "Responses of a group.", 1)
 TEXTS = flags.DEFINE_string("texts", None, "Folder that gets each compiled program's text (HLO).")

@@ -194,9 +194,11 @@ def reliability(
     there is one cluster only. If the fit would include no annotator, the reason as a string.
 
   Raises:
-    DataError: all judgements are of one class.
+    DataError: there is no judgement, or all are of one class.
   """
   used = [k for k in range(len(CLASSES)) if (judgements.labels == k).any()]
+  if not used:
+    raise DataError("there is no judgement; expected some, of at least two classes")
   if len(used) < 2:
     raise DataError(f"all judgements are {CLASSES[used[0]]!r}; there is nothing to tell apart")
   named = list(judgements.names)

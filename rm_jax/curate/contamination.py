@@ -42,6 +42,7 @@ class Overlap:
     shared: number of n-grams in common.
     share: share of the shorter text's n-grams; or, where this share was too small and that of
       common words decided (`_WORDS`), the latter.
+    of_words: whether `share` is of the shorter text's words.
   """
 
   index: int
@@ -49,6 +50,7 @@ class Overlap:
   part: str
   shared: int
   share: float
+  of_words: bool = False
 
 
 def contaminated(
@@ -134,10 +136,10 @@ def _overlaps(
   for i, text in zip(owner.tolist(), texts.number.tolist(), strict=True):
     if i < len(heldout) or text not in best:
       continue
-    value, shared, other = best[text]
+    value, shared, other, of_words = best[text]
     i -= len(heldout)
     if i not in out or value > out[i].share:
-      out[i] = Overlap(i, int(first[other]), part, shared, value)
+      out[i] = Overlap(i, int(first[other]), part, shared, value, of_words)
   return out
 
 
@@ -149,8 +151,8 @@ def _best_overlaps(
   held: np.ndarray,
   least: float,
   bar: str | bool,
-) -> dict[int, tuple[float, int, int]]:
-  """Training text -> (share, shared n-grams, held-out text) of its largest overlap.
+) -> dict[int, tuple[float, int, int, bool]]:
+  """Training text -> (share, shared n-grams, held-out text, of words?) of its largest overlap.
 
   Args:
     tokens: of all texts.
@@ -185,7 +187,7 @@ def _best_overlaps(
 
   hidden = np.concatenate([[0], np.cumsum(masked)])
   templated = hidden[tokens.starts[1:]] > hidden[tokens.starts[:-1]]
-  best: dict[int, tuple[float, int, int]] = {}
+  best: dict[int, tuple[float, int, int, bool]] = {}
   sizes = np.diff(sets.starts)
   # An inverted index: the n-grams of all held-out texts, sorted, and the text that each is from.
   values = np.concatenate([np.zeros(0, np.uint64), *(sets[i] for i in held.tolist())])
@@ -205,13 +207,16 @@ def _best_overlaps(
     ]
     others, counts = np.unique(np.concatenate(hits), return_counts=True)
     shares = counts / np.minimum(b - a, sizes[others])
+    of_words = np.zeros(len(shares), bool)
     for k in np.flatnonzero((shares < least) & (shares >= least / 4)).tolist():
       if templated[text] or templated[others[k]]:
         shares[k] = counts[k] / smaller(text, int(others[k]), int(counts[k]))
         if least / 2 <= shares[k] < least:
-          shares[k] = max(shares[k], words_shared(text, int(others[k])))
+          of_grams = shares[k]
+          shares[k] = max(of_grams, words_shared(text, int(others[k])))
+          of_words[k] = shares[k] > of_grams
           shares[k] = shares[k] if shares[k] >= _WORDS else 0
     at = int(np.argmax(shares))
     if shares[at] >= least:
-      best[text] = (float(shares[at]), int(counts[at]), int(others[at]))
+      best[text] = (float(shares[at]), int(counts[at]), int(others[at]), bool(of_words[at]))
   return best

@@ -1,37 +1,50 @@
 """What a data set of pairs contains, as tables: sources, lengths and languages.
 
+Of each pair, 'chosen' is the response that its label prefers (`rm_jax.data.verdict`); of a tie,
+the first one.
+
 It also recognises pairs of whole dialogues, which differ before the last assistant turn.
 """
 
 import collections
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rm_jax.curate.language import guess_language
-from rm_jax.data.dialogue import plain
+from rm_jax.data.dialogue import key_of, plain
+from rm_jax.data.verdict import preferred_first, verdict
 from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
 
+# What `guess_language` says of texts that need not be of another language than any other text.
+_UNKNOWN = {"unsure", "script:none", "script:mixed"}
 # Edges of the buckets of (words of chosen − words of rejected); a bucket includes its lower edge.
 EDGES = (-50, -10, 0, 1, 11, 51)
+
+
+_TURN = re.compile(r"\n\n(?:Human|Assistant):")
 
 
 def parts_early(example: Example) -> bool:
   """Whether the two sides differ before the last assistant turn, going by what follows the prompt.
 
-  Then the label judges whole dialogues, and not two answers to the same prompt. It is taken to be
-  so if a response has more than one message or, as a string, contains '\\n\\nHuman:'.
+  Then the label judges whole dialogues, and not two answers to the same prompt. Of a response in
+  messages, what stands before the last one is compared; of a string that contains '\\n\\nHuman:',
+  what stands before the last turn that such a mark, or '\\n\\nAssistant:', begins.
   """
 
-  def more(response: Text) -> bool:
-    if isinstance(response, str):
-      return "\n\nHuman:" in response
-    return len(response) > 1
+  def before(response: Text) -> Text:
+    if not isinstance(response, str):
+      return tuple(response[:-1])
+    if "\n\nHuman:" not in response:
+      return ""
+    return response[: [turn.end() for turn in _TURN.finditer(response)][-1]]
 
-  return any(more(response) for response in example.responses)
+  return len({key_of(before(response)) for response in example.responses}) > 1
 
 
 def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> str:
@@ -59,7 +72,11 @@ def length_bucket(chosen: int, rejected: int, edges: Sequence[int] = EDGES) -> s
 def lengths(examples: Sequence[Example]) -> np.ndarray:
   """Number of words of each pair's prompt, chosen and rejected response, int64 [N, 3]."""
   return np.asarray(
-    [[len(words(plain(text))) for text in (e.prompt, *e.responses)] for e in examples], np.int64
+    [
+      [len(words(plain(text))) for text in (e.prompt, *e.responses)]
+      for e in map(preferred_first, examples)
+    ],
+    np.int64,
   ).reshape(-1, 3)
 
 
@@ -68,20 +85,26 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
 
   Returns:
     {sources: {source: {rows, conversations, words: mean words of prompt, chosen and rejected,
-    longer_chosen: share of pairs whose chosen response has more words; equal lengths count half}},
+    longer_chosen: share of pairs whose chosen response has more words; equal lengths and ties
+    count half}},
     words: {prompt, chosen, rejected: quantiles of the number of words},
     length_buckets: {bucket of words of chosen − words of rejected: rows},
     languages: {guessed language of the prompt: rows},
     languages_of_responses: the same of the chosen response,
-    language_differs: number of rows whose two responses have different guesses, neither of them
-    'unsure'}. The guesses are by `language.guess_language`, which is a heuristic.
+    language_differs: number of rows whose two responses have different guesses, both of them a
+    language or script, and not 'unsure', 'script:none' or 'script:mixed'}. The guesses are by
+    `language.guess_language`, which is a heuristic.
 
   Raises:
-    ValueError: as `length_bucket`.
+    ValueError: as `length_bucket`, or an example is no comparison of two responses.
   """
+  tied = np.asarray([verdict(e) == 0 for e in examples], bool)
+  examples = [preferred_first(e) for e in examples]
   length_N3 = lengths(examples)
   longer = np.where(
-    length_N3[:, 1] == length_N3[:, 2], 0.5, (length_N3[:, 1] > length_N3[:, 2]).astype(float)
+    tied | (length_N3[:, 1] == length_N3[:, 2]),
+    0.5,
+    (length_N3[:, 1] > length_N3[:, 2]).astype(float),
   )
   by_source: dict[str, list[int]] = {}
   for i, example in enumerate(examples):
@@ -107,7 +130,7 @@ def coverage(examples: Sequence[Example], edges: Sequence[int] = EDGES) -> dict[
     "length_buckets": _counted(length_bucket(c, r, edges) for _, c, r in length_N3.tolist()),
     "languages": _counted(g[0] for g in guesses),
     "languages_of_responses": _counted(g[1] for g in guesses),
-    "language_differs": sum(g[1] != g[2] and "unsure" not in g[1:] for g in guesses),
+    "language_differs": sum(g[1] != g[2] and _UNKNOWN.isdisjoint(g[1:]) for g in guesses),
   }
 
 

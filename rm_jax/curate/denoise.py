@@ -3,7 +3,9 @@
 This is confident learning (Northcutt, Jiang and Chuang 2021, Confident learning: estimating
 uncertainty in dataset labels), adapted to pairs. The paper has a threshold for each class. In a
 pair, which response comes first is a convention and not a class, so there is one threshold: the
-mean of P(chosen > rejected) over all pairs.
+mean of P(chosen > rejected) over all pairs. Of each pair, 'chosen' is the response that its label
+prefers (`rm_jax.data.verdict`), whichever comes first. A tie prefers none, so that no scorer can
+disagree with it.
 """
 
 import dataclasses
@@ -16,11 +18,13 @@ import numpy as np
 
 from rm_jax.curate.ledger import Ledger
 from rm_jax.data.report import DataError
+from rm_jax.data.verdict import compares_two, verdict
 from rm_jax.errors import InputError
 from rm_jax.metrics.agreement import accuracy, credit
 from rm_jax.types import Example
 
-# (examples to train on, examples to score) -> margins [N]: score of chosen − score of rejected.
+# (examples to train on, examples to score) -> margins [N]: score of the first response − score of
+# the second.
 Scorer = Callable[[Sequence[Example], Sequence[Example]], np.ndarray]
 
 POLICIES = ("none", "drop", "flip", "downweight")
@@ -124,12 +128,13 @@ class Suspicion:
   """What `suspect` found about N pairs.
 
   Attributes:
-    probability: float64 [N], out-of-fold P(chosen > rejected).
+    probability: float64 [N], out-of-fold P(chosen > rejected); 1/2 for a tie.
     ranked: int64 [N], indices of the pairs, the most likely flips first.
-    noise_rate: the confident joint's estimate of the share of flipped labels.
-    surest: share of labels that the scorer disagrees with, over the surest tenth of the pairs.
-    count: round(min(noise_rate, surest) · N), at most as many pairs as have a probability below
-      1/2: the number that `apply` suspects by 'count'.
+    noise_rate: the confident joint's estimate of the share of flipped labels, of those that are
+      no ties.
+    surest: share of labels that the scorer disagrees with, over the surest tenth of these pairs.
+    count: round(min(noise_rate, surest) · number of these pairs), at most as many pairs as have a
+      probability below 1/2: the number that `apply` suspects by 'count'.
     report: the numbers for a report.
   """
 
@@ -163,17 +168,27 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
   estimates are 0.194 and 0.052. The ranking assumes less: only that the labels which the scorer
   most surely disagrees with are the most likely to be wrong.
 
+  Ties count in none of these numbers.
+
   Args:
     examples: N pairs; their conversations are the clusters of the intervals.
     margins: [N], as `out_of_fold` returns them.
 
   Raises:
-    DataError: the margins agree with the labels no better than a coin (the 95 % interval of the
-      accuracy reaches 1/2, or there are too few conversations for one), so they cannot say which
-      labels are wrong.
-    ValueError: there is no pair, or the margins are not one finite number for each.
+    DataError: all pairs are ties; or the margins agree with the labels no better than a coin (the
+      95 % interval of the accuracy reaches 1/2, or there are too few conversations for one), so
+      they cannot say which labels are wrong.
+    ValueError: there is no pair, an example is none, or the margins are not one finite number for
+      each.
   """
-  found = accuracy(credit(margins, np.zeros(len(examples))), [e.conversation for e in examples])
+  sign = np.asarray([verdict(e) for e in examples], np.float64)
+  sure = np.flatnonzero(sign)
+  if len(examples) and not len(sure):
+    raise DataError(f"all {len(examples)} pairs are ties, and a tie has no label to be wrong")
+  ahead = credit(margins, np.zeros(len(examples)))  # of the first response
+  margins = (np.asarray(margins, np.float64) * sign)[sure]
+  talks = [examples[i].conversation for i in sure.tolist()]
+  found = accuracy(np.where(sign < 0, 1 - ahead, ahead)[sure], talks)
   if found["interval"] is None:
     raise DataError(f"whether the scorer is better than a coin is not known: {found['why']}")
   if found["interval"][0] <= 0.5:
@@ -189,10 +204,10 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
   flipped = int(((1 - p >= t) & (p < 0.5)).sum())
   rate = flipped / max(1, flipped + right)
   surest = np.argsort(-np.abs(p - 0.5), kind="stable")[: max(1, len(p) // 10)]
-  talks = [examples[i].conversation for i in surest.tolist()]
+  theirs = [talks[i] for i in surest.tolist()]
   interval = None  # One conversation does not show how conversations vary.
-  if len(set(talks)) > 1:
-    interval = accuracy((p[surest] < 0.5).astype(np.float64), talks)["interval"]
+  if len(set(theirs)) > 1:
+    interval = accuracy((p[surest] < 0.5).astype(np.float64), theirs)["interval"]
   disagreement = float((p[surest] < 0.5).mean())
   count = min(round(min(rate, disagreement) * len(p)), int((p < 0.5).sum()))
   report = {
@@ -212,7 +227,10 @@ def suspect(examples: Sequence[Example], margins: np.ndarray) -> Suspicion:
       f"p{q:02d}": float(np.percentile(p, q)) for q in (1, 5, 10, 25, 50)
     },
   }
-  return Suspicion(p, np.argsort(p, kind="stable"), rate, disagreement, count, report)
+  probability = np.full(len(examples), 0.5)
+  probability[sure] = p
+  ranked = np.argsort(probability, kind="stable")
+  return Suspicion(probability, ranked, rate, disagreement, count, report)
 
 
 def apply(
@@ -227,7 +245,7 @@ def apply(
   """Applies a policy to the suspected rows of a ledger.
 
   Args:
-    ledger: its kept rows, in order, are the pairs that `suspicion` is about.
+    ledger: the pairs among its kept rows, in order, are those that `suspicion` is about.
     suspicion: the result of `suspect`.
     policy: 'drop', 'flip' (swap chosen and rejected), 'downweight', or 'none' (only list the rows).
     by: which rows are suspected: 'threshold', those whose probability is below `threshold`; or
@@ -240,14 +258,14 @@ def apply(
 
   Raises:
     InputError: `threshold` or `weight` is out of its range.
-    ValueError: `policy` or `by` is unknown, or the numbers of kept rows and of pairs differ.
+    ValueError: `policy` or `by` is unknown, or the numbers of kept pairs differ.
     DataError: a row to flip has no columns 'chosen' and 'rejected'.
   """
   if policy not in POLICIES or by not in ("threshold", "count"):
     raise ValueError(f"policy {policy!r} by {by!r}; expected one of {POLICIES}, threshold or count")
   if not 0 < threshold <= 0.5 or not 0 <= weight < 1:
     raise InputError(f"threshold {threshold}, weight {weight}; expected in (0, 0.5] and in [0, 1)")
-  kept = ledger.kept
+  kept = [i for i in ledger.kept if compares_two(ledger.examples[i])]
   if len(kept) != len(suspicion.probability):
     raise ValueError(f"a suspicion of {len(suspicion.probability)} rows; {len(kept)} are kept")
   if by == "count":

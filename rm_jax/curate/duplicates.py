@@ -1,6 +1,7 @@
 """Finds duplicates among pairs: equal ones, near ones, and ones with the label reversed.
 
-It also finds pairs whose own two responses are similar.
+Of each pair, 'chosen' is the response that its label prefers (`rm_jax.data.verdict`), whichever
+comes first. It also finds pairs whose own two responses are similar.
 
 Equal texts are duplicates without question. Whether near ones are depends on what differs: one
 digit may turn a right answer into a wrong one. So a match whose texts differ in numbers, signs,
@@ -18,6 +19,7 @@ from rm_jax.curate.join import Join, overlaps
 from rm_jax.curate.ngrams import Sets, all_ngrams, mixed, ngrams
 from rm_jax.curate.templates import MANY, template_tokens
 from rm_jax.curate.tokens import Part, difference, key
+from rm_jax.data.verdict import preferred_first, verdict
 from rm_jax.errors import InputError
 from rm_jax.types import Example, Text
 
@@ -61,7 +63,8 @@ class Duplicates:
 
   Attributes:
     exact: examples whose prompt, chosen and rejected texts all equal those of an earlier example
-      after `tokens.normal`.
+      after `tokens.normal`; or ties whose prompt and two responses, in either order, equal those of
+      an earlier tie.
     near: examples that are near an earlier one and not in `exact`. If a match's `differs` is '',
       its earlier example is not itself in `exact`, nor in `near` with a `differs` of ''.
     reversed: examples with an earlier example's prompt and responses, equal or near, but with the
@@ -82,6 +85,10 @@ def find_duplicates(
   progress: bool = False,
 ) -> Duplicates:
   """Finds duplicates among pairs; each match names one earlier example that is repeated.
+
+  How sure a label is makes no difference: two rows with the same texts are duplicates if both
+  prefer the same response, and contradict each other if they prefer different ones. A tie can only
+  repeat another tie, in either order of its responses, and contradicts nothing.
 
   Of several, a near match names the first without a difference in meaning, or else the first.
 
@@ -115,19 +122,18 @@ def find_duplicates(
 
   Raises:
     InputError: `threshold` is out of its range.
-    ValueError: `n` is below 1, or an example has not two responses.
+    ValueError: `n` is below 1, or an example is no comparison of two responses.
   """
   if not 0 <= threshold < 1:
     raise InputError(f"threshold is {threshold}; expected it in (0, 1), or 0 for equal texts only")
-  for example in examples:
-    if len(example.responses) != 2:
-      raise ValueError(f"{example.origin}: {len(example.responses)} responses; expected a pair")
-  exact, first = _exact(examples)
+  tied = np.asarray([verdict(example) == 0 for example in examples], bool)
+  examples = [preferred_first(example) for example in examples]
+  exact, first = _exact(examples, tied)
   single = sorted(first.values())
   near: list[Match] = []
   against: list[Match] = []
   if threshold and single:
-    search = _Search([examples[i] for i in single], threshold, n)
+    search = _Search([examples[i] for i in single], tied[single], threshold, n)
     near, against = (
       [dataclasses.replace(m, index=single[m.index], of=single[m.of]) for m in found]
       for found in search.run(progress)
@@ -136,8 +142,8 @@ def find_duplicates(
   # repeats contradicts it too (see `pipeline`, which drops it or takes it along).
   gone = {m.index for m in near if not m.differs}
   reversed_of = {}
-  for (prompt, chosen, rejected), i in first.items():
-    j = first.get((prompt, rejected, chosen))
+  for (prompt, chosen, rejected, tie), i in first.items():
+    j = None if tie else first.get((prompt, rejected, chosen, tie))
     if j is not None and j < i and not {i, j} & gone:
       reversed_of[i] = Match(i, j, 1.0)
   for match in against:
@@ -145,8 +151,11 @@ def find_duplicates(
   return Duplicates(exact, near, [reversed_of[i] for i in sorted(reversed_of)])
 
 
-def _exact(examples: Sequence[Example]) -> tuple[list[Match], dict[tuple, int]]:
-  """(matches of equal examples, (prompt, chosen, rejected) -> the first example that has them)."""
+def _exact(examples: Sequence[Example], tied: np.ndarray) -> tuple[list[Match], dict[tuple, int]]:
+  """(matches of equal examples, (prompt, chosen, rejected, tie) -> the first that has them).
+
+  The two responses of a tie are in an order that depends on their texts alone.
+  """
   numbers: dict[tuple, int] = {}  # Texts get numbers, because numbers are compared faster.
   known: dict[Text, int] = {}  # A string that was seen before need not be normalised again.
 
@@ -158,8 +167,9 @@ def _exact(examples: Sequence[Example]) -> tuple[list[Match], dict[tuple, int]]:
     return known[text]
 
   matches, first = [], {}
-  for i, e in enumerate(examples):
-    of = first.setdefault((number(e.prompt), *map(number, e.responses)), i)
+  for i, (e, tie) in enumerate(zip(examples, tied.tolist(), strict=True)):
+    prompt, *sides = map(number, (e.prompt, *e.responses))
+    of = first.setdefault((prompt, *(sorted(sides) if tie else sides), tie), i)
     if of != i:
       matches.append(Match(i, of, 1.0))
   return matches, first
@@ -249,10 +259,17 @@ class _Texts:
 
 
 class _Search:
-  """Searches N distinct pairs for near ones, with the same label or with the label reversed."""
+  """Searches N distinct pairs for near ones, with the same label or with the label reversed.
 
-  def __init__(self, examples: Sequence[Example], threshold: float, n: int):
+  Args:
+    examples: the pairs, the chosen response first.
+    tied: bool [N], which of them are ties; the order of their responses says nothing.
+    threshold, n: as `find_duplicates` takes them.
+  """
+
+  def __init__(self, examples: Sequence[Example], tied: np.ndarray, threshold: float, n: int):
     self.threshold = threshold
+    self.tied = tied
     prompts = Part([e.prompt for e in examples])
     responses = Part([r for e in examples for r in e.responses])
     self.prompt = prompts.number
@@ -303,9 +320,10 @@ class _Search:
     The search ends after `_TRIED` matches with a difference.
     """
     noted, tried = None, 0
-    flip = compare == self._reversed
     if len(others) > _FEW:
-      others = self._likely(i, others, flip)
+      flips = (False, True) if self.tied[i] else (compare == self._reversed,)
+      likely = [self._likely(i, others, flip) for flip in flips]
+      others = np.unique(np.concatenate(likely))
     for j in others.tolist():
       match = compare(i, j)
       if match and not match.differs:
@@ -341,12 +359,24 @@ class _Search:
     return others
 
   def _same(self, i: int, j: int) -> Match | None:
-    """The match of two pairs; None if they are not near, or nearer with the label reversed."""
+    """The match of two pairs; None if they are not near, or nearer with the label reversed.
+
+    None also if one of the two is a tie; if both are, they are compared in the nearer order.
+    """
+    if self.tied[i] != self.tied[j]:
+      return None
+    if self.tied[i]:
+      return self._compared(i, j, self.sides[j][:: -1 if self._rather_reversed(i, j) else 1])
     match = self._compared(i, j, self.sides[j])
     return match if match and not self._rather_reversed(i, j) else None
 
   def _reversed(self, i: int, j: int) -> Match | None:
-    """The match of pair i with the reverse of j; None if not near, or not `_rather_reversed`."""
+    """The match of pair i with the reverse of j; None if not near, or not `_rather_reversed`.
+
+    A tie has no reverse.
+    """
+    if self.tied[i] or self.tied[j]:
+      return None
     match = self._compared(i, j, self.sides[j][::-1])
     if not match or not self._rather_reversed(i, j):
       return None

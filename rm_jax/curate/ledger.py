@@ -9,15 +9,17 @@ import contextlib
 import dataclasses
 import gzip
 import json
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rm_jax.data import formats
-from rm_jax.data.columns import Given, parse_columns, texts_of_columns
+from rm_jax.data.columns import Given, parse_columns, texts_of_columns, value_of, with_value
 from rm_jax.data.read import Row, read_rows
-from rm_jax.data.report import DataError, Report, shown
+from rm_jax.data.report import DataError, Report, RowError, shown
+from rm_jax.data.verdict import swapped, verdict
 from rm_jax.types import Example
 
 
@@ -55,6 +57,7 @@ class Ledger:
     rows: N rows as they were read.
     examples: the N examples of these rows.
     unreadable: rows that were dropped when read, because no example could be made of them.
+    columns: our column -> the rows' own, where they have other names (`data.columns`).
 
   Attributes:
     rows: as given; `change` replaces a row by a changed copy.
@@ -68,7 +71,13 @@ class Ledger:
     ValueError: the numbers of rows and examples differ.
   """
 
-  def __init__(self, rows: list[Row], examples: list[Example], unreadable: tuple[Entry, ...] = ()):
+  def __init__(
+    self,
+    rows: list[Row],
+    examples: list[Example],
+    unreadable: tuple[Entry, ...] = (),
+    columns: Mapping[str, str] | None = None,
+  ):
     if len(rows) != len(examples):
       raise ValueError(f"{len(rows)} rows and {len(examples)} examples; expected as many")
     self.rows, self.examples = list(rows), list(examples)
@@ -76,6 +85,7 @@ class Ledger:
     self.changed: list[Entry] = []
     self.noted: list[Entry] = []
     self.unread: list[str] = []
+    self._columns = dict(columns or {})
     self._read = len(rows) + len(unreadable)
     self._kept = [True] * len(rows)
     self._changed: set[int] = set()
@@ -112,35 +122,47 @@ class Ledger:
     self.changed.append(Entry(example.origin, reason, detail))
 
   def flip(self, index: int, reason: str, detail: str) -> None:
-    """Swaps the columns chosen and rejected, and pairs of columns such as `score_chosen` and
-    `score_rejected`.
+    """Reverses a row's label: the other response is now the better one, as surely as before.
+
+    The columns chosen and rejected (or those that `columns` maps to these) swap their values, and
+    so do pairs of columns such as `score_chosen` and `score_rejected`. The label stays, a
+    `preference` too: it now speaks of the response that took the other's place. What was said of a
+    response, such as its author, goes with it.
 
     Raises:
       DataError: the row has no columns of these two names.
-      ValueError: the row was dropped before.
+      ValueError: the row was dropped before, or is a tie, which has no reverse.
     """
     row, example = self.rows[index], self.examples[index]
-    columns = [c for c in row if "chosen" in c and c.replace("chosen", "rejected") in row]
-    if "chosen" not in columns:
+    if not verdict(example):
+      raise ValueError(f"{example.origin}: a tie cannot be flipped")
+    sides = self._column("chosen"), self._column("rejected")
+    pairs = {}
+    for one in dict.fromkeys((*row, sides[0])):
+      other = sides[1] if one == sides[0] else one.replace("chosen", "rejected")
+      if one == sides[0] or ("chosen" in one and other in row and not {one, other} & {*sides}):
+        pairs[one] = other
+    turned = row
+    try:
+      for one, other in pairs.items():
+        turned = with_value(turned, one, value_of(row, other))
+        turned = with_value(turned, other, value_of(row, one))
+    except RowError as error:
       raise DataError(
-        f"{example.origin}: columns {sorted(row)}; a flip needs 'chosen' and 'rejected'. "
+        f"{example.origin}: columns {sorted(row)}; a flip needs {sides[0]!r} and {sides[1]!r}. "
         "Choose the policy 'drop' or 'downweight'."
-      )
-    swapped = dict(row)
-    for column in columns:
-      other = column.replace("chosen", "rejected")
-      swapped[column], swapped[other] = row[other], row[column]
-    if row.get("margin") is not None:
+      ) from error
+    if example.margin is not None or row.get("margin") is not None:
       detail += "; its margin was left as it is"
     flipped = dataclasses.replace(
-      example,
-      responses=example.responses[::-1],
-      truth=None if example.truth is None else example.truth[::-1],
+      swapped(example), labels=example.labels, pairs=example.pairs, ties=example.ties
     )
-    self.change(index, reason, f"{detail}; swapped {', '.join(columns)}", swapped, flipped)
+    self.change(index, reason, f"{detail}; swapped {', '.join(pairs)}", turned, flipped)
 
   def reweigh(self, index: int, reason: str, detail: str, factor: float) -> None:
     """Multiplies a row's weight by `factor`; a row without a weight has weight 1.
+
+    The column is `weight`, or the one that `columns` maps to it.
 
     Raises:
       ValueError: the row was dropped before.
@@ -151,9 +173,13 @@ class Ledger:
       index,
       reason,
       f"{detail}; weight {example.weight:g} -> {weight:g}",
-      {**self.rows[index], "weight": weight},
+      with_value(self.rows[index], self._column("weight"), weight),
       dataclasses.replace(example, weight=weight),
     )
+
+  def _column(self, name: str) -> str:
+    """The rows' own name of one of our columns."""
+    return self._columns.get(name, name)
 
   def note(self, index: int, reason: str, detail: str) -> None:
     """Lists a finding about a row that is left unchanged."""
@@ -215,10 +241,12 @@ def read(
   report = FullReport(strict=strict)
   options = dict(format=format, source=source, limit=limit, columns=columns)
   examples = formats.load(path, report=report, **options)
-  row_at = dict(read_rows(path, Report(), texts_of_columns(parse_columns(columns))))
+  mapping = parse_columns(columns)
+  row_at = dict(read_rows(path, Report(), texts_of_columns(mapping)))
   if len({e.origin for e in examples}) < len(examples):
     raise DataError(f"{os.fspath(path)}: two rows have one origin; rename a file")
-  ledger = Ledger([row_at[e.origin] for e in examples], examples, tuple(report.entries))
+  rows = [row_at[e.origin] for e in examples]
+  ledger = Ledger(rows, examples, tuple(report.entries), mapping)
   ledger.unread = report.unread
   assert report.rows == ledger.counts()["rows"]["read"]
   return ledger
@@ -239,8 +267,8 @@ def write(
   """Writes the kept rows as JSON lines (compressed if the name ends in .gz), all or none of them.
 
   The file is first written under another name and read back. It is renamed only if its examples
-  have the prompts, responses, weights and margins of the kept ones. An unchanged row has the values
-  that were read, in the same order of columns.
+  have the prompts, responses, labels, weights and margins of the kept ones. An unchanged row has
+  the values that were read, in the same order of columns.
 
   Raises:
     DataError: the name does not end in .jsonl or .jsonl.gz, no row is kept, JSON cannot hold a
@@ -285,11 +313,16 @@ def _line(row: Mapping[str, Any], origin: str) -> bytes:
 
 
 def _check_written(path: Path, examples: list[Example], format: str, columns: Given) -> None:
-  """Reads a written file back; DataError if prompts, responses, weights or margins are others."""
+  """Reads a written file back.
+
+  Raises:
+    DataError: prompts, responses, labels, weights or margins are others.
+  """
+  names = ("prompt", "responses", "kind", "labels", "pairs", "ties", "weight", "margin")
+  fields = operator.attrgetter(*names)
   report = Report()
   again = formats.load(path, report=report, format=format, columns=columns)
-  fields = [(e.prompt, e.responses, e.weight, e.margin) for e in examples]
-  if [(e.prompt, e.responses, e.weight, e.margin) for e in again] != fields:
+  if list(map(fields, again)) != list(map(fields, examples)):
     raise DataError(
       f"{path}: {len(examples)} rows written would be read back otherwise ({report}). Files of "
       "several formats cannot go into one: curate them one by one, or name their --format."

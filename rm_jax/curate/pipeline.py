@@ -1,4 +1,9 @@
-"""Cleans pairs part by part, in a fixed order and each with its policy, and reports on the rows."""
+"""Cleans pairs part by part, in a fixed order and each with its policy, and reports on the rows.
+
+Pairs are the rows that compare two responses (`verdict.compares_two`): also rankings of two. 'The
+chosen response' is the one that the label prefers, whichever comes first in the row. Other rows are
+noted as 'no_pair' and stay as they are.
+"""
 
 import collections
 import dataclasses
@@ -12,6 +17,7 @@ from rm_jax.curate.coverage import coverage, length_bucket, lengths, parts_early
 from rm_jax.curate.duplicates import Match, find_duplicates, similar_sides
 from rm_jax.curate.ledger import Ledger
 from rm_jax.data.report import DataError, shown
+from rm_jax.data.verdict import compares_two, described
 from rm_jax.types import Example
 
 POLICIES = {
@@ -56,7 +62,8 @@ class Options:
     sides_similarity: smallest similarity of near responses; 0 = look for equal ones only.
     duplicates: 'keep', or 'drop' all but the first.
     near: smallest similarity of near duplicates, see `find_duplicates`; 0 = equal ones only.
-    shingle: number of tokens of a shingle, the n-gram that `find_duplicates` compares.
+    shingle: number of tokens of a shingle, the n-gram that `find_duplicates` and `similar_sides`
+      compare.
     reversed: examples that repeat an earlier one with the label reversed: 'keep_all', 'keep_first'
       (drop the later one), or 'drop_both'. Those whose prompts are not equal are only noted.
     contamination_n: number of tokens of an n-gram, for the overlap with held-out text.
@@ -163,20 +170,22 @@ def curate(
   Raises:
     LargeDropError: a rule dropped more than half of the rows that it looked at, and
       `options.allow_large_drop` is false. Resampling is not checked.
-    DataError: an example has not two responses; the options do not fit these rows, or ask to
-      denoise without a scorer; or as `denoise.out_of_fold` and `denoise.suspect`.
+    DataError: no example is a pair; the options do not fit these rows, or ask to denoise without a
+      scorer; or as `denoise.out_of_fold` and `denoise.suspect`.
   """
   if scorer is None and options.denoise != "none":
     raise DataError(f"denoise is {options.denoise!r} and there is no scorer; give one")
-  for example in ledger.examples:
-    if len(example.responses) != 2:
-      raise DataError(
-        f"{example.origin}: {len(example.responses)} responses ({example.kind}); only pairs are "
-        "curated. Leave such rows in a file of their own"
-      )
+  if ledger.examples and not any(map(compares_two, ledger.examples)):
+    first = ledger.examples[0]
+    raise DataError(
+      f"{first.origin}: {described(first)}; only pairs are curated, and no row is one"
+    )
+  for i in ledger.kept:
+    if not compares_two(example := ledger.examples[i]):
+      ledger.note(i, "no_pair", f"{described(example)}; only pairs are curated")
   seconds: dict[str, float] = {}
   clock = _Clock(seconds)
-  before = coverage([ledger.examples[i] for i in ledger.kept])
+  before = coverage([ledger.examples[i] for i in _pairs(ledger)])
   clock("coverage")
   noise = proportions = None
 
@@ -210,24 +219,24 @@ def curate(
         )
 
   seen = [len(ledger.dropped)]
-  rows = len(ledger.kept)
+  rows = len(_pairs(ledger))
   _early(ledger, options)
   checked(rows)
-  rows = len(ledger.kept)
+  rows = len(_pairs(ledger))
   _sides(ledger, options)
   clock("sides")
   checked(rows)
-  rows = len(ledger.kept)
+  rows = len(_pairs(ledger))
   _duplicates(ledger, options, progress)
   clock("duplicates")
   checked(rows)
   if heldout is not None:
-    rows = len(ledger.kept)
+    rows = len(_pairs(ledger))
     _contamination(ledger, options, heldout, progress)
     clock("contamination")
     checked(rows)
   if scorer is not None:
-    examples = [ledger.examples[i] for i in ledger.kept]
+    examples = [ledger.examples[i] for i in _pairs(ledger)]
     margins = denoise.out_of_fold(examples, scorer, count=options.folds, seed=options.seed)
     suspicion = denoise.suspect(examples, margins)
     noise = denoise.apply(
@@ -242,9 +251,14 @@ def curate(
     checked(len(examples))
   if options.resample_by:
     proportions = _resample(ledger, options)
-  after = coverage([ledger.examples[i] for i in ledger.kept])
+  after = coverage([ledger.examples[i] for i in _pairs(ledger)])
   clock("coverage after")
   return report(after, None)
+
+
+def _pairs(ledger: Ledger) -> list[int]:
+  """Indices of the kept rows that are pairs, in order."""
+  return [i for i in ledger.kept if compares_two(ledger.examples[i])]
 
 
 class _Clock:
@@ -260,7 +274,7 @@ class _Clock:
 
 def _early(ledger: Ledger, options: Options) -> None:
   """Drops or notes the pairs that `parts_early` finds."""
-  for i in ledger.kept:
+  for i in _pairs(ledger):
     if parts_early(ledger.examples[i]):
       turns = [1 if isinstance(r, str) else len(r) for r in ledger.examples[i].responses]
       detail = f"the sides differ before the last assistant turn; messages after that: {turns}"
@@ -272,8 +286,9 @@ def _early(ledger: Ledger, options: Options) -> None:
 
 def _sides(ledger: Ledger, options: Options) -> None:
   """Drops or notes pairs whose own two responses are equal or near."""
-  kept = ledger.kept
-  found = similar_sides([ledger.examples[i] for i in kept], options.sides_similarity)
+  kept = _pairs(ledger)
+  examples = [ledger.examples[i] for i in kept]
+  found = similar_sides(examples, options.sides_similarity, options.shingle)
   for match in found:
     equal = match.similarity == 1.0
     reason = "sides_equal_normalised" if equal else "sides_near"
@@ -294,7 +309,7 @@ def _but(match: Match) -> str:
 
 def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
   """Drops or notes duplicates, and pairs that contradict each other."""
-  kept = ledger.kept
+  kept = _pairs(ledger)
   examples = [ledger.examples[i] for i in kept]
   found = find_duplicates(examples, threshold=options.near, n=options.shingle, progress=progress)
   for match in [*found.exact, *found.near]:
@@ -332,7 +347,7 @@ def _contamination(
   ledger: Ledger, options: Options, heldout: Sequence[Example], progress: bool
 ) -> None:
   """Drops rows that share much of their text with a held-out example."""
-  kept = ledger.kept
+  kept = _pairs(ledger)
   found = contaminated(
     [ledger.examples[i] for i in kept],
     heldout,
@@ -344,7 +359,8 @@ def _contamination(
   for overlap in found:
     detail = (
       f"its {overlap.part} shares {overlap.shared} {options.contamination_n}-grams with "
-      f"{heldout[overlap.of].origin}, {overlap.share:.3f} of the shorter one"
+      f"{heldout[overlap.of].origin}, {overlap.share:.3f} of "
+      + ("the words of the shorter one" if overlap.of_words else "the shorter one")
     )
     ledger.drop(kept[overlap.index], "in_heldout", detail)
 
@@ -356,7 +372,7 @@ def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
     {by, how, keys: {key: {before, after: numbers of rows, weight_after: their sum of weights,
     target: share}}, why: the targets in words}.
   """
-  kept = ledger.kept
+  kept = _pairs(ledger)
   keys = [_key(ledger, i, options.resample_by) for i in kept]
   if options.resample_by == "length":
     sizes = lengths([ledger.examples[i] for i in kept])
@@ -374,7 +390,7 @@ def _resample(ledger: Ledger, options: Options) -> dict[str, Any]:
   of_key = dict(zip(kept, keys, strict=True))
   counts = collections.Counter(keys)
   left, weight = collections.Counter(), collections.Counter()
-  for i in ledger.kept:
+  for i in _pairs(ledger):
     left[of_key[i]] += 1
     weight[of_key[i]] += ledger.examples[i].weight
   table = {

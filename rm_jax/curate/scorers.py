@@ -20,6 +20,8 @@ from rm_jax.api import RewardModel
 from rm_jax.curate.ngrams import mixed
 from rm_jax.data.dialogue import plain
 from rm_jax.data.report import DataError
+from rm_jax.data.verdict import chance
+from rm_jax.errors import InputError
 from rm_jax.metrics.surface import words
 from rm_jax.train import loop
 from rm_jax.train.fields import check_fields
@@ -39,9 +41,9 @@ class ContentModel:
   does not understand the text, so it finds only labels that are plainly wrong; expect a reward
   model (`ConfigScorer`) to find more.
 
-  With φ = log(1 + count) of each feature, x = φ(chosen) − φ(rejected), scaled down to |x| <= 1. The
-  model is P(chosen > rejected) = sigmoid(w · x), without an intercept, as swapping the responses
-  must turn P into 1 − P. `fit_logistic` minimises Σ log(1 + exp(−w · x)) + l2/2 |w|².
+  With φ = log(1 + count) of each feature, x = φ(first) − φ(second), scaled down to |x| <= 1. The
+  model is P(first > second) = sigmoid(w · x), without an intercept, as swapping the responses must
+  turn P into 1 − P. `fit_logistic` fits it to what the labels say of the first response.
 
   Args:
     l2: strength of the penalty, above 0.
@@ -57,10 +59,11 @@ class ContentModel:
     self._known: dict[int, tuple[Example, np.ndarray, np.ndarray]] = {}
 
   def __call__(self, train: Sequence[Example], test: Sequence[Example]) -> np.ndarray:
-    return self.differences(test).times(fit_logistic(self.differences(train), self.l2))
+    said = np.asarray([chance(e) for e in train])
+    return self.differences(test).times(fit_logistic(self.differences(train), self.l2, said=said))
 
   def differences(self, examples: Sequence[Example]) -> "Differences":
-    """x of each example: features of the chosen response minus those of the rejected one."""
+    """x of each example: features of the first response minus those of the second."""
     new = [e for e in examples if id(e) not in self._known]
     for e in tqdm(new, desc="features", unit="pair", disable=not (self.progress and new)):
       self._known[id(e)] = (e, *self._read(e))
@@ -148,8 +151,17 @@ def _hash(name: str) -> int:
   return value
 
 
-def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float = 1e-4):
-  """The w, float64 [D], that minimises Σ log(1 + exp(−x w)) + l2/2 |w|², summed over the rows of x.
+def fit_logistic(
+  x: Differences,
+  l2: float,
+  *,
+  said: np.ndarray | None = None,
+  steps: int = 30,
+  tolerance: float = 1e-4,
+):
+  """The w, float64 [D], that minimises the cross-entropy of the rows of x, and l2/2 |w|².
+
+  That is Σ (c log(1 + exp(−x w)) + (1 − c) log(1 + exp(x w))), with c what is `said` of the row.
 
   This is Newton's method; each step is computed by conjugate gradients, which need no Hessian
   matrix, and is halved until the loss falls enough (Armijo's rule).
@@ -157,6 +169,7 @@ def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float
   Args:
     x: [N, D].
     l2: strength of the penalty, above 0.
+    said: float [N], the probability by its label that a row's first response is better; None = 1.
     steps: largest number of Newton steps.
     tolerance: the gradient's norm, divided by √N, at which the fit has converged.
 
@@ -168,13 +181,15 @@ def fit_logistic(x: Differences, l2: float, *, steps: int = 30, tolerance: float
     raise ValueError(f"l2 is {l2}; expected above 0")
   w = np.zeros(x.shape[1])
   margin = np.zeros(x.shape[0])
+  c = np.ones(x.shape[0]) if said is None else said
 
   def loss(margin: np.ndarray, w: np.ndarray) -> float:
-    return float(np.logaddexp(0, -margin).sum() + l2 / 2 * (w @ w))
+    rows = c * np.logaddexp(0, -margin) + (1 - c) * np.logaddexp(0, margin)
+    return float(rows.sum() + l2 / 2 * (w @ w))
 
   for _ in range(steps):
     p = 0.5 * (1 + np.tanh(margin / 2))
-    gradient = l2 * w - x.transposed_times(1 - p)
+    gradient = l2 * w - x.transposed_times(c - p)
     size = float(np.sqrt(gradient @ gradient))
     if size <= tolerance * max(1, x.shape[0]) ** 0.5:
       return w
@@ -219,16 +234,23 @@ class ConfigScorer:
   The k-th call is for fold k. Each fold has its own folder, so that an interrupted run is resumed.
 
   Args:
-    config: an experiment's config; its `data.train` and `data.heldout` are replaced by the fold's
-      examples, `data.format` by 'pair' and `data.limit` by 0.
+    config: an experiment's config. Its data are replaced by the fold's examples: `data.train` and
+      `data.heldout` are their files, `data.sources` and `data.columns` empty, `data.format` 'pair'
+      and `data.limit` 0. A fraction `data.validation` is set aside from the other folds' examples.
     workdir: gets a folder for each fold, fold0/, fold1/ ..., with its data and its run.
 
   Raises:
-    InputError: a field of the config has a wrong value.
+    InputError: a field of the config has a wrong value; or `data.objectives` is set, which is about
+      sources, and a fold's files have none.
   """
 
   def __init__(self, config: Any, workdir: str | Path):
     check_fields(config)  # now, and not at the first fold
+    if objectives := config.data.get("objectives", ""):
+      raise InputError(
+        f"--denoise_config.data.objectives={objectives!r}: expected '', since it is about sources "
+        "and the pairs of a fold are in one file without them; give '' and no model.attributes"
+      )
     self.config = config
     self.workdir = Path(workdir)
     self.done = 0
@@ -242,6 +264,8 @@ class ConfigScorer:
     config = ml_collections.ConfigDict(self.config.to_dict())
     config.data.train = str(folder / "train.jsonl")
     config.data.heldout = str(folder / "heldout.jsonl")
+    config.data.sources = ml_collections.ConfigDict()
+    config.data.columns = None
     config.data.format = "pair"
     config.data.limit = 0
     log.info("%s: training on %d pairs, to score %d", folder, len(train), len(test))
@@ -253,11 +277,20 @@ class ConfigScorer:
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
-  """Writes pairs as JSON lines of the format 'pair', unless the file has this content already."""
+  """Writes pairs as JSON lines of the format 'pair', unless the file has this content already.
+
+  A tie has the column `tie`, and a pair whose first response is not surely the better one has
+  `preference`.
+  """
   lines = []
   for e in examples:
     row = {"prompt": e.prompt, "chosen": e.responses[0], "rejected": e.responses[1]}
     row = {name: _plain(text) for name, text in row.items()} | {"weight": e.weight}
+    p = chance(e)
+    if p == 0.5 and not any(map(any, e.pairs or ())):
+      row["tie"] = True
+    elif p != 1:
+      row["preference"] = p
     lines.append(json.dumps(row if e.margin is None else row | {"margin": e.margin}) + "\n")
   text = "".join(lines)
   if not path.exists() or path.read_text(encoding="utf-8") != text:

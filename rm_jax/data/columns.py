@@ -55,7 +55,7 @@ def check_first(row: Mapping[str, object], columns: Mapping[str, str], origin: s
   """Raises DataError if a file's first row lacks a mapped column: then most likely all do."""
   for ours, theirs in columns.items():
     try:
-      _found(row, theirs)
+      value_of(row, theirs)
     except RowError as error:
       raise DataError(
         f"{origin}: columns maps {ours!r} to {theirs!r}, and {error.detail}. Name one of the "
@@ -74,13 +74,39 @@ def renamed(row: dict[str, object], columns: Mapping[str, str]) -> dict[str, obj
   """
   if not columns:
     return row
-  found = {ours: _found(row, theirs) for ours, theirs in columns.items()}
+  found = {ours: value_of(row, theirs) for ours, theirs in columns.items()}
   used = {theirs if theirs in row else theirs.split(".")[0] for theirs in columns.values()}
   return {name: value for name, value in row.items() if name not in used} | found
 
 
-def _found(row: Mapping[str, object], name: str) -> object:
-  """A column's value, or that of a part of it; RowError where there is none."""
+def with_value(row: Mapping[str, object], name: str, value: object) -> dict[str, object]:
+  """A copy of a row with another value in a file's column, whose name may be nested.
+
+  Raises:
+    RowError: missing_column, if the name is nested and the row has no such place.
+  """
+  if name in row or "." not in name:
+    return {**row, name: value}
+  value_of(row, name)
+  first, *rest = name.split(".")
+
+  def within(old: object, parts: list[str]) -> object:
+    if not parts:
+      return value
+    if isinstance(old, Mapping):
+      return {**old, parts[0]: within(old[parts[0]], parts[1:])}
+    at = int(parts[0])
+    return [*old[:at], within(old[at], parts[1:]), *old[at + 1 :]]
+
+  return {**row, first: within(row[first], rest)}
+
+
+def value_of(row: Mapping[str, object], name: str) -> object:
+  """A column's value, or that of a part of it.
+
+  Raises:
+    RowError: missing_column, where there is none.
+  """
   if name in row:
     return row[name]
   value: object = row

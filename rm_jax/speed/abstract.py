@@ -19,7 +19,7 @@ from rm_jax.batch.pack import ALWAYS
 from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import BATCH, replicated, rows_multiple
-from rm_jax.speed.flops import Work
+from rm_jax.speed.flops import Work, planned_work, sliding_windows
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
 from rm_jax.train.run import abstract_state, make_packing
@@ -86,31 +86,46 @@ def planned_layout(config: Any, network: Network, mesh: Mesh, *, tokens: int, ma
     mesh: the devices.
     tokens: columns (tokens) of a group.
     marks: number of responses of a group.
+
+  Raises:
+    InputError: a group is longer than each of `data.row_lengths`.
   """
   data, m = config.data, rows_multiple(mesh)
   packing = make_packing(config, network, mesh)
   shared = tokens // 2 if packing.share else 0
   responses = (tokens - shared) // marks
-  columns = max(data.row_lengths) if data.row_lengths else max(tokens, data.max_length)
-  columns = up(columns, 128)
+  columns = max(data.row_lengths, default=up(max(tokens, data.max_length), 128))
+  if tokens > columns:
+    raise InputError(
+      f"data.row_lengths={tuple(data.row_lengths)} has no row for a group of {tokens} tokens; give "
+      f"a longer row, or --tokens of at most {columns}"
+    )
   groups = max(1, columns // tokens) if data.pack else 1
   rows_needed = -(-data.batch_groups // groups)
   a_device = max(1, min(data.cells // columns, -(-rows_needed // m)))
+  if data.pack and data.row_lengths:
+    a_device = 1  # The row is as long as is said, whatever data.cells.
   micros = -(-rows_needed // (a_device * m))
   # A row has no more places for groups than there are groups for it.
   groups = min(groups, -(-data.batch_groups // (micros * a_device * m)))
 
-  def square(n):
-    return n * (n + 1) // 2 if network.causal else n * n
-
-  visible = square(shared) + marks * (responses * shared + square(responses))
-  counts = (tokens, visible, marks * responses)
-  work = Work(*(data.batch_groups * count for count in counts))
+  work = planned_work(
+    data.batch_groups,
+    tokens=tokens,
+    shared=shared,
+    ends=[shared + responses] * marks,
+    causal=network.causal,
+    sliding=sliding_windows(network.backbone),
+  )
   if not data.pack:
     return Layout(Shape(a_device * m, columns, groups, marks), micros, work)
   # Roughly as `plan` in batch/layout.py: one long row a device. A window holds as many groups as
-  # fit into `columns`, or one sequence where kernels know no branches.
+  # fit into `columns`, or one group in a row of a given length, or one sequence where kernels know
+  # no branches.
   windows, copies = ((columns, a_device),), 1
+  if data.row_lengths:
+    columns = min(t for t in data.row_lengths if t >= groups * tokens)
+    windows = ((up(tokens, packing.align), groups),)
   if packing.windows != "cheapest":
     length = up(shared + responses, packing.align)
     windows, copies = ((length, a_device * groups * marks),), marks if shared else 1

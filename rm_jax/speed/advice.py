@@ -41,8 +41,9 @@ def _temporaries(config: Any, report: dict[str, Any]) -> list[str]:
       "halves them, in more micro-batches"
     )
   else:
+    smaller = "shorter data.row_lengths" if config.data.row_lengths else "a smaller data.max_length"
     lines.append(
-      f"{size} for one row of {layout['columns']} tokens: a smaller data.max_length, or "
+      f"{size} for one row of {layout['columns']} tokens: {smaller}, or "
       f"mesh.tensor={2 * mesh['tensor']} to divide heads and feed-forward"
     )
   return lines

@@ -30,7 +30,15 @@ from rm_jax.models.numerics import precision
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.score import run_groups
 from rm_jax.reward.setup import TextModel, build_model
-from rm_jax.speed.flops import forward_flops, head_flops, layer_weights, step_flops, work
+from rm_jax.speed.flops import (
+  Work,
+  forward_flops,
+  head_flops,
+  layer_weights,
+  sliding_windows,
+  step_flops,
+  work,
+)
 from rm_jax.train.datasets import load_data
 from rm_jax.train.fields import SIZE, check_fields, each
 from rm_jax.train.run import Run
@@ -115,7 +123,9 @@ class _Mode:
     self.compiled = self._compile()
 
   def _compile(self) -> dict[str, float]:
-    """Compiles `apply`, and `accumulate` for each shape, twice: first anew, then from JAX's cache.
+    """Compiles a step's programs twice: first anew, then from JAX's cache.
+
+    These are `apply`, and for each shape `accumulate` and, with decorrelation, `moments`.
 
     Returns:
       number of programs, seconds of each time, and an estimate of the peak of device memory.
@@ -132,6 +142,8 @@ class _Mode:
       lowered = [run.compiled.apply.lower(run.state, gradients, sums, total)]
       for batch, key in first.values():
         lowered.append(run.compiled.accumulate.lower(run.state, gradients, sums, batch, key, total))
+        if total is not None:
+          lowered.append(run.compiled.moments.lower(run.state, batch, key))
       return [program.compile() for program in lowered]
 
     cold, compiled = _timed(programs)
@@ -167,9 +179,10 @@ class _Mode:
     planned = [micro for step in self.steps for micro in run.micros(step)]
     cells = sum(micro.shape.rows * micro.shape.columns for micro in planned)
     groups = [run.train_set.groups[i] for micro in planned for row in micro.rows for i in row]
-    what = work(groups, share=run.packing.share, causal=run.model.network.causal)
+    what = _work(run, groups)
     alone, _ = _timed(lambda: [jax.block_until_ready(run.prepare(step)) for step in self.steps])
-    flops = step_flops(run.model.network, what, last_at_marks=_alone(run)) / seconds
+    alone_at_marks = _alone(run, training=True)
+    flops = step_flops(run.model.network, what, last_at_marks=alone_at_marks) / seconds
     self.turns.append(
       {
         "pairs_per_second": sum(map(count_comparisons, groups)) / seconds,
@@ -190,11 +203,21 @@ class _Mode:
     return out | {"pairs_per_second_range": [min(speeds), max(speeds)]} | self.compiled
 
 
-def _alone(run: Run) -> bool:
-  """Whether the last layer computes its output at marks only (see `models.network`)."""
+def _work(run: Run, groups: list[Group]) -> Work:
   network = run.model.network
+  sliding = sliding_windows(network.backbone)
+  return work(groups, share=run.packing.share, causal=network.causal, sliding=sliding)
+
+
+def _alone(run: Run, *, training: bool) -> bool:
+  """Whether the last layer computes its output at marks only (see `models.network`).
+
+  A text penalty reads all columns in training, and no score depends on it.
+  """
+  network = run.model.network
+  whole = network.implicit or (training and run.objective.text)
   with jax.set_mesh(run.mesh):
-    return not (run.objective.text or network.implicit) and reads_marks_alone(
+    return not whole and reads_marks_alone(
       spans="starts" in run.fields, trained=network.frozen < network.backbone.layers
     )
 
@@ -219,8 +242,8 @@ def _scoring(run: Run, peak: float) -> dict[str, float]:
   score()
   seconds, _ = _timed(score)
   network, backbone = run.model.network, run.model.network.backbone
-  what = work(groups, share=run.packing.share, causal=network.causal)
-  flops = forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run))
+  what = _work(run, groups)
+  flops = forward_flops(backbone, backbone.layers, what, last_at_marks=_alone(run, training=False))
   return {
     "responses_per_second": sum(len(g.ids) for g in groups) / seconds,
     "tokens_per_second": what.tokens / seconds,

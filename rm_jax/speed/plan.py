@@ -10,7 +10,8 @@ parameters, the layout, and tokens per second are of all devices together:
 - custom kernels: the calls that stand in the compiled text; one inside a loop counts once;
 - operations: computed from shapes, including those inside attention kernels. The model's operations
   (`flops.step_flops`), which MFU is about, are for tokens without padding; the executed operations
-  include padding and what rematerialisation computes again;
+  include padding, what rematerialisation computes again, and the forward pass of `moments`, which
+  decorrelation needs before the gradients;
 - seconds: a roofline. For each program the largest of its times for operations, main memory,
   collectives and the network between slices, each by the chip's peak figures (`chips`). It is a
   lower bound: a real step is slower.
@@ -56,12 +57,17 @@ def shard_bytes(tree: Any) -> float:
   )
 
 
-def executed_flops(network: Network, layout: Layout) -> float:
+def executed_flops(network: Network, layout: Layout) -> dict[str, float]:
   """Operations of a micro-batch on all devices, including padding and rematerialisation.
 
-  Attention counts as half of the square of each window if it is causal. Attention's backward pass
-  computes the logits again, as does that of a language-model head (`losses.likelihood`), and with
-  remat 'full' every trained layer runs a second forward pass.
+  Attention counts as half of the square of each window if it is causal, whatever a layer's sliding
+  window: XLA computes the square and masks it. Attention's backward pass computes the logits again,
+  as does that of a language-model head (`losses.likelihood`), and with remat 'full' every trained
+  layer runs a second forward pass.
+
+  Returns:
+    {'accumulate', 'moments': operations of that program, which runs once for each micro-batch}. A
+    step without decorrelation has no 'moments', which is a forward pass.
   """
   B, T = layout.shape.rows, layout.shape.columns
   windows = layout.shape.windows or ((T, 1),)
@@ -72,7 +78,11 @@ def executed_flops(network: Network, layout: Layout) -> float:
   again = forward_flops(backbone, trained, attention) / 2 + head_flops(network, linear)
   if network.remat == "full":
     again += forward_flops(backbone, trained, Work(B * T, B * square))
-  return step_flops(network, linear) + step_flops(network, attention) + again
+  forward = forward_flops(backbone, backbone.layers, Work(B * T, B * square))
+  return {
+    "accumulate": step_flops(network, linear) + step_flops(network, attention) + again,
+    "moments": forward + head_flops(network, linear),
+  }
 
 
 def _compile(lowered: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
@@ -179,7 +189,7 @@ def _roofline(traffic, flops, layout: Layout, network, chip: Chip, steps: int, d
   for name, moved in traffic.items():
     runs = 1 if name == "apply" else layout.micros
     mine = {
-      "compute": (flops if name == "accumulate" else 0.0) / peak,
+      "compute": flops.get(name, 0.0) / peak,
       "memory": moved["bytes"] / chip.hbm_bandwidth,
       "links": _total(moved, "wire_bytes") / chip.link_bandwidth,
       "network": _total(moved, "network_bytes") / chip.network_bandwidth,
@@ -217,7 +227,8 @@ def plan(
     topology: see `topology_devices` in speed/abstract.py.
     mesh: see `parse_mesh` in parallel/mesh.py; '' = the config's.
     slices: number of slices of that topology, joined by the data centre's network.
-    tokens: columns (tokens) of a group; 0 = data.max_length.
+    tokens: columns (tokens) of a group; 0 = data.max_length, or the longest of data.row_lengths
+      where that is less.
     kind: of the feedback.
     responses: number of responses of a group.
     folder: where the text of each compiled program is written, as NAME.txt; None = nowhere.
@@ -238,9 +249,8 @@ def plan(
       "--kind=attributes and model.attributes is empty; expected the names of those that the "
       "feedback rates, as in --config.model.attributes=\"('helpfulness',)\""
     )
-  layout = planned_layout(
-    config, network, over, tokens=tokens or config.data.max_length, marks=responses
-  )
+  longest = min(config.data.max_length, max(config.data.row_lengths, default=math.inf))
+  layout = planned_layout(config, network, over, tokens=tokens or longest, marks=responses)
   chip, slices = chip_of(devices[0]), count_slices(devices)
   # The length of the learning-rate schedule is a constant in the program. It does not change the
   # cost, so any number of groups will do.
@@ -256,7 +266,11 @@ def plan(
     for name, program in programs.items()
   }
   traffic = {name: _traffic(text) for name, text in texts.items()}
-  flops = executed_flops(network, layout) / over.size
+  flops = {
+    name: value / over.size
+    for name, value in executed_flops(network, layout).items()
+    if name in lowered
+  }
   gathers = [c for t in texts.values() for c in t.collectives() if c.kind == "all-gather"]
   arrays = [a for c in gathers for a in c.arrays]
   stacks = _stacked(state, over)
@@ -290,7 +304,7 @@ def plan(
     "memory": memory,
     "step": {
       "model_flops": step_flops(network, layout.work) / over.size,
-      "executed_flops": flops * layout.micros,
+      "executed_flops": sum(flops.values()) * layout.micros,
       "bytes": of_step(lambda moved: moved["bytes"]) if complete else None,
       "collective_bytes": of_step(lambda moved: _total(moved, "bytes")) if complete else None,
       "wire_bytes": of_step(lambda moved: _total(moved, "wire_bytes")) if complete else None,

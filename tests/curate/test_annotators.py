@@ -193,3 +193,11 @@ def test_report_of_every_kind_of_file_is_json(tmp_path):
   same = read_judgements(write(path, [{**ROW, "y": 1}] * 4), ["x", "y"])
   with pytest.raises(DataError, match="all judgements are 'first'"):
     annotator_report(same)
+
+
+def test_no_judgement_is_refused():
+  nothing = np.full((3, 2), MISSING)
+  sides = np.ones((3, 2), np.int64)
+  j = Judgements(("x", "y"), nothing, sides, sides, list("abc"), list("abc"), [], 3)
+  with pytest.raises(DataError, match="there is no judgement"):
+    reliability(j)

@@ -127,8 +127,8 @@ def test_mistakes_stop_at_once_with_one_message(tmp_path):
     ),
     "no such column": ([f"--input={data}", "--annotators=me"], "no row has ['me'"),
     "flags that annotators do not need": (
-      [f"--input={data}", "--annotators=me", "--limit=3", "--strict", "--near=0.5"],
-      "leave out --limit, --strict, --near",
+      [f"--input={data}", "--annotators=me", "--columns=chosen=a", "--strict", "--near=0.5"],
+      "leave out --columns, --strict, --near",
     ),
     "flags that cleaning does not read": (
       [f"--input={data}", out, "--first=a"],

@@ -119,6 +119,32 @@ def test_no_bound_is_claimed():
   assert flipped[s.ranked[: s.count]].mean() > 0.99
 
 
+def soft(example, p):
+  """The example with the preference p of its first response; None = a tie."""
+  if p is None:
+    return dataclasses.replace(example, labels=(0.0, 0.0), ties=((0.0, 1.0), (1.0, 0.0)))
+  return dataclasses.replace(example, labels=(p, 1 - p), pairs=((0.0, p), (1 - p, 0.0)))
+
+
+def test_a_label_is_what_the_preference_says():
+  """Rows whose second response is preferred, and ties, against the same rows in plain order."""
+  examples = examples_of(60)
+  margins = np.where(np.arange(60) % 9 == 4, -2.0, np.linspace(0.5, 3, 60))
+  plain = denoise.suspect(examples, margins)
+  turned = [soft(e, 0.2) if i % 2 else e for i, e in enumerate(examples)]
+  signs = np.where(np.arange(60) % 2, -1, 1)
+  tied = [soft(e, None) for e in examples_of(7)]
+  found = denoise.suspect([*turned, *tied], np.concatenate([margins * signs, np.full(7, -9.0)]))
+  assert found.report == plain.report
+  assert (found.count, found.noise_rate) == (plain.count, plain.noise_rate)
+  assert found.probability.tolist() == [*plain.probability.tolist(), *[0.5] * 7]
+  assert found.ranked[: found.count].tolist() == plain.ranked[: plain.count].tolist()
+  with pytest.raises(DataError, match="all 7 pairs are ties"):
+    denoise.suspect(tied, np.ones(7))
+  with pytest.raises(ValueError, match="scores_chosen"):
+    denoise.suspect(examples, np.ones(1))
+
+
 def test_a_coin_is_refused():
   rng = np.random.default_rng(2)
   with pytest.raises(DataError, match="no better than a coin"):
@@ -203,6 +229,17 @@ def test_content_model_is_l2_logistic_regression():
   assert w == pytest.approx(oracle.coef_[0], abs=1e-4)
 
 
+def test_content_model_learns_what_the_labels_say():
+  examples = World(judge_temperature=0.0).pairs("train", 60, 0)
+  train, test = examples[:50], examples[50:]
+  margins = ContentModel(bits=12)(train, test)
+  # Preferences below 1/2 of exchanged responses are the same judgements.
+  turned = [soft(dataclasses.replace(e, responses=e.responses[::-1]), 0.0) for e in train]
+  assert ContentModel(bits=12)(turned, test) == pytest.approx(margins, abs=1e-3)
+  # From ties alone nothing is learned.
+  assert not ContentModel(bits=12)([soft(e, None) for e in train], test).any()
+
+
 @pytest.mark.slow
 def test_content_model_learns_and_has_no_side():
   examples = World(judge_temperature=0.0).pairs("train", 800, 0)
@@ -221,12 +258,19 @@ def test_examples_written_for_a_fold_read_back(tmp_path):
   messages = World().pairs("train", 3, 0)
   strings = World().pairs("train", 3, 0, messages=False)
   weighed = [dataclasses.replace(e, weight=0.25, margin=1.5) for e in strings]
-  for examples in (messages, strings, weighed):
+  judged = [soft(e, p) for e, p in zip(strings, (0.6, 0.25, None), strict=True)]
+  for examples in (messages, strings, weighed, judged):
     write_examples(tmp_path / "x.jsonl", examples)
     again = load(tmp_path / "x.jsonl", report=Report(strict=True), format="pair")
     fields = [(e.prompt, e.responses, e.weight, e.margin, e.conversation) for e in again]
     expected = [(e.prompt, e.responses, e.weight, e.margin) for e in examples]
     assert [f[:4] for f in fields] == expected
+    labels = [(e.labels, e.pairs, e.ties) for e in again]
+    assert labels == [(e.labels, e.pairs, e.ties) for e in examples]
+  votes = Example("p", ("a", "b"), (0.0, 1.0), kind="ranking", pairs=((0.0, 1.0), (3.0, 0.0)))
+  write_examples(tmp_path / "x.jsonl", [votes])
+  (again,) = load(tmp_path / "x.jsonl", report=Report(strict=True), format="pair")
+  assert again.labels == (0.25, 0.75)
 
 
 def test_a_pairs_features_are_cut_to_length_one():

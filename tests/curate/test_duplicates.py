@@ -257,6 +257,53 @@ def test_a_text_with_many_near_copies_keeps_one():
     assert gone == set(range(51, 50 + len(copies)))
 
 
+def judged(prompt, sides, p=1.0):
+  """A pair whose first response is better with probability p; None = a tie."""
+  if p is None:
+    return Example(prompt, sides, (0.0, 0.0), ties=((0.0, 1.0), (1.0, 0.0)))
+  return Example(prompt, sides, (p, 1 - p), pairs=((0.0, p), (1 - p, 0.0)))
+
+
+@pytest.mark.parametrize("words", [2, 40])  # equal texts alone are compared, and near ones too
+def test_labels_and_not_the_order_of_responses_say_what_agrees(words):
+  rng = np.random.default_rng(11)
+  p, c, r = (sentence(rng, words) for _ in range(3))
+  ab, ba = (c, r), (r, c)
+  near = (c, r) if words == 2 else (c + " and", r)
+
+  def found(one, other):
+    said = find_duplicates([one, other])
+    return [(m.index, m.of) for m in said.exact + said.near], [
+      (m.index, m.of) for m in said.reversed
+    ]
+
+  agree, contradict, neither = ([(1, 0)], []), ([], [(1, 0)]), ([], [])
+  for second in (near, ab):
+    turned = second[::-1]
+    assert found(judged(p, ab, 0.9), judged(p, second, 0.8)) == agree
+    assert found(judged(p, ab, 0.9), judged(p, turned, 0.1)) == agree
+    assert found(judged(p, ba, 0.1), judged(p, second, 1.0)) == agree
+    assert found(judged(p, ab, 0.9), judged(p, second, 0.1)) == contradict
+    assert found(judged(p, ab, 0.4), judged(p, turned, 0.3)) == contradict
+    assert found(judged(p, ab, None), judged(p, second, None)) == agree
+    assert found(judged(p, ab, None), judged(p, turned, None)) == agree
+    assert found(judged(p, ab, None), judged(p, second, 0.9)) == neither
+    assert found(judged(p, ab, 0.9), judged(p, turned, None)) == neither
+  ranking = Example(p, ab, (1.0, 3.0), kind="ranking")
+  assert found(ranking, judged(p, ba)) == agree
+  assert found(ranking, judged(p, ab)) == contradict
+
+
+def test_a_near_tie_among_many_is_found_in_either_order():
+  rng = np.random.default_rng(12)
+  p, c = sentence(rng), sentence(rng)
+  rows = [judged(p, (c, sentence(rng)), None) for _ in range(50)]
+  a, b = rows[7].responses
+  found = find_duplicates([*rows, judged(p, (b + " and", a), None)])
+  assert [(m.index, m.of) for m in found.near] == [(50, 7)]
+  assert found.reversed == []
+
+
 def test_a_pair_of_near_sides_contradicts_its_reverse_and_does_not_repeat_it():
   rng = np.random.default_rng(7)
   p, c = sentence(rng), sentence(rng)
@@ -316,6 +363,9 @@ def test_refuses():
   with pytest.raises(ValueError, match="threshold is 1"):
     find_duplicates([], threshold=1)
   ranking = Example("p", ("a", "b", "c"), (2.0, 1.0, 0.0), origin="f:7")
-  with pytest.raises(ValueError, match="f:7: 3 responses; expected a pair"):
+  with pytest.raises(ValueError, match=r"f:7: 3 responses \(pair\); expected a pair"):
     find_duplicates([ranking])
+  outcomes = Example("p", ("a", "b"), (1.0, 0.0), kind="outcome", origin="f:8")
+  with pytest.raises(ValueError, match=r"f:8: 2 responses \(outcome\); expected a pair"):
+    find_duplicates([outcomes])
   assert find_duplicates([]).near == []

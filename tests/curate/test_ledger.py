@@ -1,5 +1,6 @@
 """The ledger: unchanged rows stay as read, every row is accounted for, output reads back."""
 
+import dataclasses
 import gzip
 import json
 
@@ -8,6 +9,8 @@ import pytest
 from rm_jax.curate import ledger as ledgers
 from rm_jax.data.formats import load
 from rm_jax.data.report import DataError, Report
+from rm_jax.data.verdict import chance, swapped
+from rm_jax.types import Example
 
 ROWS = [
   {"id": 7, "prompt": "Hi\u2028 é", "chosen": "a", "rejected": "b", "extra": {"x": [1.5, None]}},
@@ -109,6 +112,70 @@ def test_a_margin_stays_and_the_record_says_so(book):
   book.flip(2, "suspected", "p")
   assert book.rows[2]["margin"] == 2
   assert "its margin was left" in book.changed[0].detail
+
+
+def test_a_flip_reverses_what_the_preference_says(tmp_path):
+  """The texts change sides under the same preference; what is read back is the flipped example."""
+  row = {"prompt": "p", "chosen": "a", "rejected": "b", "preference": 0.3}
+  (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+  book = ledgers.read(tmp_path / "in.jsonl")
+  book.flip(0, "suspected", "p")
+  assert book.rows[0] == row | {"chosen": "b", "rejected": "a"}
+  assert book.examples[0].labels == (0.3, 0.7)  # now of ('b', 'a')
+  assert chance(swapped(book.examples[0])) == 1 - 0.3
+  ledgers.write(tmp_path / "out.jsonl", book)
+  (again,) = load(tmp_path / "out.jsonl", report=Report(), source="in")
+  assert dataclasses.replace(again, origin="") == dataclasses.replace(book.examples[0], origin="")
+
+
+def test_a_flip_takes_along_what_is_said_of_a_response():
+  example = Example(
+    "p",
+    ("a", "b"),
+    (1.0, 0.0),
+    truth=(3.0, 1.0),
+    authors=("x", "y"),
+    judges={"one": 1.0, "two": 0.5},
+  )
+  book = ledgers.Ledger([{"prompt": "p", "chosen": "a", "rejected": "b"}], [example])
+  book.flip(0, "suspected", "p")
+  (flipped,) = book.examples
+  assert (flipped.responses, flipped.labels) == (("b", "a"), (1.0, 0.0))
+  assert (flipped.truth, flipped.authors) == ((1.0, 3.0), ("y", "x"))
+  assert flipped.judges == {"one": 0.0, "two": 0.5}
+
+
+def test_a_tie_has_no_reverse(tmp_path):
+  row = {"prompt": "p", "chosen": "a", "rejected": "b", "tie": True}
+  (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+  with pytest.raises(ValueError, match=r"in.jsonl:1: a tie cannot be flipped"):
+    ledgers.read(tmp_path / "in.jsonl").flip(0, "suspected", "p")
+
+
+@pytest.mark.parametrize(
+  ("row", "columns", "changed"),
+  [
+    (
+      {"q": "p", "best": "a", "worst": "b", "importance": 0.5},
+      "prompt=q,chosen=best,rejected=worst,weight=importance",
+      {"q": "p", "best": "b", "worst": "a", "importance": 0.25},
+    ),
+    (
+      {"prompt": "p", "answers": [{"text": "a"}, {"text": "b"}], "meta": {"w": 2, "by": "x"}},
+      "chosen=answers.0.text,rejected=answers.1.text,weight=meta.w",
+      {"prompt": "p", "answers": [{"text": "b"}, {"text": "a"}], "meta": {"w": 1.0, "by": "x"}},
+    ),
+  ],
+)
+def test_changes_go_into_the_columns_that_are_mapped(tmp_path, row, columns, changed):
+  (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+  book = ledgers.read(tmp_path / "in.jsonl", columns=columns)
+  book.reweigh(0, "light", "p", 0.5)
+  book.flip(0, "suspected", "p")
+  assert book.rows == [changed]
+  ledgers.write(tmp_path / "out.jsonl", book, columns=columns)
+  (again,) = load(tmp_path / "out.jsonl", report=Report(), columns=columns)
+  assert (again.responses, again.weight) == (("b", "a"), changed.get("importance", 1.0))
 
 
 def test_a_row_goes_once(book):

@@ -250,6 +250,86 @@ def test_options_refuse():
   pipeline.Options(near=0, contamination_share=1, denoise_threshold=0.5, denoise_weight=0)
 
 
+def test_what_is_no_pair_stays_and_is_counted(tmp_path):
+  def row(responses, **more):
+    return {"prompt": "why so", "responses": responses} | more
+
+  rankings = [
+    row(["a b", "c"], scores=[1, 3]),
+    row(["c", "a b"], scores=[2, 0]),  # the same judgement
+    row(["a b", "c"], scores=[3, 1]),  # contradicts both
+    row(["a b", "c", "d"], scores=[3, 1, 2]),
+    row(["a b", "c", "d"], scores=[3, 1, 2]),
+    {**row(["e", "f g h i"], scores=[1, 2]), "prompt": "how"},
+  ]
+  (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rankings))
+  book = ledgers.read(tmp_path / "in.jsonl")
+  report = pipeline.curate(book, pipeline.Options(allow_large_drop=True))
+  assert report["dropped"] == {"exact_duplicate": 1, "contradictory": 2}
+  assert report["noted"] == {"no_pair": 2}
+  assert report["listed"]["noted"][0]["detail"] == "3 responses (ranking); only pairs are curated"
+  assert book.kept == [3, 4, 5]
+  # 'e' is not the chosen one of ('e', 'f g h i'): 4 words against 1.
+  assert report["coverage"]["after"]["length_buckets"] == {"1..10": 1}
+  ledgers.write(tmp_path / "out.jsonl", book)
+  written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+  assert written == rankings[3:]
+  outcomes = [row(["a", "b"], labels=[True, False])]
+  (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in outcomes))
+  with pytest.raises(DataError, match=r"in.jsonl:1: 2 responses \(outcome\); only pairs .* no row"):
+    pipeline.curate(ledgers.read(tmp_path / "in.jsonl"), pipeline.Options())
+
+
+def test_resampling_leaves_what_is_no_pair(tmp_path):
+  rows = [
+    {"prompt": f"q {i}", "responses": list("abc"[: 3 - i % 2]), "ranks": [1, 2, 3][: 3 - i % 2],
+     "of": "xy"[i % 4 == 1]}
+    for i in range(12)
+  ]  # fmt: skip
+  (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  book = ledgers.read(tmp_path / "in.jsonl")
+  report = pipeline.curate(
+    book, pipeline.Options(resample_by="of", resample_to="x=0,y=1", near=0, duplicates="keep")
+  )
+  assert report["dropped"] == {"resampled": 3}
+  assert book.kept == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+
+
+def test_sides_are_compared_by_the_shingle_of_the_options():
+  sides = ("one two three four five six", "six five four three two one")
+  book = ledgers.Ledger(
+    [{"prompt": "p", "chosen": sides[0], "rejected": sides[1]}],
+    [Example("p", sides, (1.0, 0.0), origin="f:0")],
+  )
+  assert pipeline.curate(book, pipeline.Options(shingle=3))["noted"] == {}
+  report = pipeline.curate(book, pipeline.Options(shingle=1))
+  assert report["noted"] == {"sides_near": 1}
+  assert report["listed"]["noted"][0]["detail"].startswith("Jaccard of chosen and rejected 1.000")
+
+
+def test_a_contamination_says_what_its_share_is_of():
+  words = ["".join(p) for p in itertools.permutations("abcdefg", 5)]
+  texts = [" ".join(words[at : at + 30]) for at in range(0, 1500, 30)]
+  changed = " ".join("other" if i == 15 else w for i, w in enumerate(texts[40].split()))
+  template = "Here is a question that you are to answer in one sentence and with no more: {}"
+
+  def examples(texts, name):
+    return [
+      Example(template.format(t), ("yes", "no"), (1.0, 0.0), origin=f"{name}:{i}")
+      for i, t in enumerate(texts)
+    ]
+
+  train, held = examples([*texts[:40], texts[41], changed], "f"), examples(texts[40:], "h")
+  book = ledgers.Ledger([{}] * len(train), train)
+  options = pipeline.Options(near=0, sides_similarity=0, contamination_share=0.8)
+  report = pipeline.curate(book, options, heldout=held)
+  details = [e["detail"] for e in report["listed"]["dropped"]]
+  assert details == [
+    "its prompt shares 23 8-grams with h:1, 1.000 of the shorter one",
+    "its prompt shares 15 8-grams with h:0, 0.967 of the words of the shorter one",
+  ]
+
+
 def test_curate_refuses(faulty, tmp_path):
   lists = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
   (tmp_path / "lists.jsonl").write_text(json.dumps(lists) + "\n")
@@ -274,6 +354,26 @@ def test_early_parting():
   assert not parts_early(Example("\n\nHuman: p", (" a", " b"), (1.0, 0.0)))
 
 
+@pytest.mark.parametrize("form", ["messages", "text"])
+def test_sides_that_share_their_first_turns_do_not_part_early(form):
+  def turns(*contents):
+    if form == "text":
+      marks = (" ", "\n\nHuman: ", "\n\nAssistant: ")
+      return "".join(m + c for m, c in zip(marks, contents, strict=False))
+    roles = ("assistant", "user", "assistant")
+    return tuple({"role": role, "content": c} for role, c in zip(roles, contents, strict=False))
+
+  def early(one, other):
+    return parts_early(Example("p", (turns(*one), turns(*other)), (1.0, 0.0)))
+
+  assert not early(("a", "u", "x"), ("a", "u", "y"))
+  assert early(("a", "u", "x"), ("b", "u", "y"))
+  assert early(("a", "u", "x"), ("a", "v", "y"))
+  assert early(("a", "u", "x"), ("a",))
+  assert early(("a", "u"), ("a",))
+  assert early(("", "u"), ("b",))
+
+
 def test_coverage():
   examples = [
     hh("one two three", "the the"),
@@ -291,6 +391,23 @@ def test_coverage():
   assert found["length_buckets"] == {"1..10": 1, "-10..-1": 1, "0": 1}
   assert found["words"]["chosen"]["max"] == 3
   assert coverage([])["sources"] == {}
+
+
+def test_coverage_reads_the_label_of_a_pair():
+  long, short = "of three words", "one"
+  soft = Example("p", (long, short), (0.2, 0.8), pairs=((0.0, 0.2), (0.8, 0.0)), source="s")
+  tie = Example("p", (long, short), (0.0, 0.0), ties=((0.0, 1.0), (1.0, 0.0)), source="t")
+  found = coverage([soft, tie])["sources"]
+  assert found["s"]["words"] == {"prompt": 1.0, "chosen": 1.0, "rejected": 3.0}
+  assert (found["s"]["longer_chosen"], found["t"]["longer_chosen"]) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+  ("other", "differs"), [("42", 0), ("Да 是 ab", 0), ("Это на русском языке", 1)]
+)
+def test_no_letters_and_mixed_ones_are_no_language(other, differs):
+  english = Example("p", (other, "It is what you and I can do in that"), (1.0, 0.0))
+  assert coverage([english])["language_differs"] == differs
 
 
 def test_length_buckets():

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
+from configs import hh_study
 from configs.base import get_config
-from rm_jax.curate import denoise, ledger
+from rm_jax.curate import denoise, ledger, scorers
 from rm_jax.curate.scorers import ConfigScorer
+from rm_jax.data.report import Report
 from rm_jax.errors import InputError
+from rm_jax.train.datasets import read_both
+from rm_jax.train.fields import check_fields
+from rm_jax.types import Example
 from tests.train.runs import small_config, write_pairs
 
 
@@ -39,6 +44,31 @@ def test_a_reward_model_finds_flips(llama_folder, tmp_path):
   with pytest.raises(ValueError, match="training data were other ones"):
     denoise.out_of_fold(book.examples[:90], ConfigScorer(config, tmp_path / "folds"), count=2)
   assert np.isfinite(margins).all()
+
+
+def test_a_fold_is_read_by_its_own_names(tmp_path, monkeypatch):
+  """A config with sources, columns and validation data, as one that an experiment trains with."""
+  configs = []
+
+  def train(config, folder):
+    configs.append(config)
+    raise StopIteration  # what would come next is a model's
+
+  monkeypatch.setattr(scorers.loop, "train", train)
+  config = hh_study.get_config()
+  config.data.columns = "chosen=best,rejected=worst"
+  pairs = [Example(p, ("a", "b"), (1.0, 0.0)) for p in ("p", "q")]
+  with pytest.raises(StopIteration):
+    ConfigScorer(config, tmp_path)(pairs[:1], pairs[1:])
+  check_fields(configs[0])
+  examples, heldout, _ = read_both(configs[0], Report())
+  assert [e.prompt for e in examples] == ["p"]
+  assert [e.prompt for e in heldout] == ["q"]
+  assert len(config.data.sources) == len(hh_study.PARTS)  # the caller's config is unchanged
+  with config.unlocked():
+    config.update_from_flattened_dict(hh_study.OBJECTIVES)
+  with pytest.raises(InputError, match=r"--denoise_config.data.objectives='harmless.*expected ''"):
+    ConfigScorer(config, tmp_path)
 
 
 def test_a_wrong_config_is_refused_before_the_first_fold(tmp_path):

@@ -6,9 +6,9 @@ import ml_collections
 import pytest
 
 from configs.base import get_config
-from rm_jax.data.columns import parse_columns
+from rm_jax.data.columns import parse_columns, value_of, with_value
 from rm_jax.data.formats import check_columns, load
-from rm_jax.data.report import DataError, Report
+from rm_jax.data.report import DataError, Report, RowError
 from rm_jax.train import datasets
 from rm_jax.train.fields import check_fields
 from rm_jax.workdir import folder
@@ -184,3 +184,13 @@ def test_a_workdir_of_before_the_field_may_be_resumed(tmp_path):
   read = ml_collections.ConfigDict(older)
   path = _file(tmp_path / "a.jsonl", {"prompt": "Q", "chosen": "a", "rejected": "b"})
   assert len(datasets.read(str(path), read, Report(), "train")) == 1
+
+
+def test_a_value_is_set_where_its_column_is():
+  row = {"a.b": 1, "c": {"d": [1, 2], "e": 3}}
+  assert with_value(row, "a.b", 5) == row | {"a.b": 5}
+  assert with_value(row, "c.d.1", 5) == {"a.b": 1, "c": {"d": [1, 5], "e": 3}}
+  assert with_value(row, "new", 5) == row | {"new": 5}
+  assert value_of(row, "c.d.1") == 2  # the row itself is unchanged
+  with pytest.raises(RowError, match="expected '2' in it"):
+    with_value(row, "c.d.2", 5)

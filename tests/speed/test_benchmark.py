@@ -1,5 +1,7 @@
 """The benchmark's figures, of every layout."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -68,6 +70,66 @@ def test_a_pair_is_a_comparison_and_a_ranking_as_many_as_people_made():
   ties[0, 3] = ties[3, 0] = 1
   assert count_comparisons(Group(**group, kind="ranking", pairs=pairs, ties=ties)) == 3
   assert count_comparisons(Group(**group, kind="outcome")) == 0
+
+
+class Program:
+  """A jitted function that records which programs are compiled of it."""
+
+  def __init__(self, name, compiled):
+    self.name, self.compiled = name, compiled
+
+  def lower(self, *_):
+    return self
+
+  def compile(self):
+    self.compiled.append(self.name)
+    return self
+
+  def memory_analysis(self):
+    return types.SimpleNamespace(temp_size_in_bytes=1)
+
+
+@pytest.mark.parametrize("decorrelation", [0.0, 0.1])
+def test_every_program_of_a_step_is_compiled(decorrelation):
+  compiled = []
+  names = ("accumulate", "apply", "moments")
+  step = types.SimpleNamespace(
+    zeros=lambda: ({}, {}), **{name: Program(name, compiled) for name in names}
+  )
+  batch = jax.numpy.zeros(3)
+  mode = object.__new__(measured._Mode)
+  mode.steps = [0]
+  mode.run = types.SimpleNamespace(
+    micros=lambda step: [types.SimpleNamespace(shape=n) for n in (1, 2)],
+    prepare=lambda step: [(batch, 0)] * 2,
+    objective=types.SimpleNamespace(decorrelation=decorrelation),
+    compiled=step,
+    state={},
+  )
+  found = mode._compile()
+  once = ["apply", *(["accumulate", "moments"] if decorrelation else ["accumulate"]) * 2]
+  assert compiled == once * 2  # anew, and from the cache
+  assert found["programs"] == len(once)
+
+
+@pytest.mark.parametrize(
+  ("text", "implicit", "training", "scoring"),
+  [(None, False, True, True), (object(), False, False, True), (None, True, False, False)],
+)
+def test_a_text_penalty_is_of_training_alone(text, implicit, training, scoring, monkeypatch):
+  """With loss.text_sft training needs all columns of the last layer; scoring does not."""
+  monkeypatch.setattr(measured, "reads_marks_alone", lambda spans, trained: trained and not spans)
+  backbone = types.SimpleNamespace(layers=3)
+  run = types.SimpleNamespace(
+    model=types.SimpleNamespace(
+      network=types.SimpleNamespace(implicit=implicit, frozen=0, backbone=backbone)
+    ),
+    objective=types.SimpleNamespace(text=text),
+    fields=set(),
+    mesh=jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]),
+  )
+  assert measured._alone(run, training=True) is training
+  assert measured._alone(run, training=False) is scoring
 
 
 def test_a_matrix_product_is_timed():

@@ -1,5 +1,7 @@
 """Counted operations against the network's parameters and against the attention mask itself."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,12 +10,19 @@ from flax.traverse_util import flatten_dict
 from rm_jax.batch.group import Group
 from rm_jax.batch.layout import Packing, need, pack, plan
 from rm_jax.batch.pack import assemble, optional_fields
-from rm_jax.models.attention import visible
+from rm_jax.models.attention import visible, within
 from rm_jax.models.config import HeadConfig, LikelihoodHead
 from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
 from rm_jax.pretrained.config import backbone_config
-from rm_jax.speed.flops import Work, forward_flops, layer_weights, step_flops, work
+from rm_jax.speed.flops import (
+  Work,
+  forward_flops,
+  layer_weights,
+  planned_work,
+  step_flops,
+  work,
+)
 
 LLAMA = {
   "model_type": "llama",
@@ -64,6 +73,41 @@ def test_visible_pairs_are_those_of_the_mask(share, causal):
     columns += int((batch.group > 0).sum())
   responses = sum(int(g.length.sum()) for g in some)
   assert work(some, share=share, causal=causal) == Work(columns, seen, responses)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_visible_pairs_within_a_sliding_window_are_those_of_its_mask(share):
+  some = groups()
+  packing = Packing(share=share, row_lengths=(160,))
+  shapes = plan(some, len(some), packing)
+  seen = {4: 0, 9: 0}
+  for micro in pack(range(len(some)), [need(g, packing) for g in some], shapes):
+    batch, _ = assemble(micro, some, packing=packing, fields=optional_fields(some))
+    mask = np.asarray(visible(jax.tree.map(np.asarray, batch), causal=True))
+    mask = mask & (batch.group > 0)[:, :, None]
+    for window in seen:
+      seen[window] += int((mask & np.asarray(within(batch.position, window))).sum())
+  what = work(some, share=share, causal=True, sliding=(9, 0, 4, 9))
+  assert what.near == tuple(seen.items())
+  assert what == dataclasses.replace(work(some, share=share, causal=True), near=what.near)
+  assert seen[4] < seen[9] < what.visible
+
+
+def test_a_layer_with_a_sliding_window_attends_within_it():
+  backbone = dataclasses.replace(backbone_config(LLAMA), sliding_windows=(4, 0, 4))
+  what = planned_work(1, tokens=10, shared=0, ends=[10], causal=True, sliding=(4, 0, 4))
+  assert what == Work(10, 55, 10, ((4, 4 * 5 // 2 + 6 * 4),))
+  linear, near, full = (2 * layer_weights(backbone) * 10, *(4 * 32 * n for n in (34, 55)))
+  assert forward_flops(backbone, 1, what) == linear + near
+  assert forward_flops(backbone, 3, what) == pytest.approx(3 * linear + 2 * near + full)
+  network = Network(backbone, HeadConfig(), frozen=1)
+  assert step_flops(network, what) == pytest.approx(
+    (linear + near) + 3 * (2 * linear + near + full)
+  )
+  # At marks alone the last layer, of a window of 4, computes no attention over all tokens.
+  less = step_flops(network, what) - step_flops(network, what, last_at_marks=True)
+  keys = 2 * (2 * 24 * 16) * 10
+  assert less == pytest.approx(3 * (linear + near - keys))
 
 
 @pytest.mark.parametrize("config", [LLAMA, BERT], ids=["llama", "bert"])

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from rm_jax.batch import layout
+from rm_jax.batch.group import Group
+from rm_jax.batch.layout import need, pack
 from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig
 from rm_jax.models.network import Network
@@ -20,6 +23,7 @@ from rm_jax.pretrained.config import backbone_config
 from rm_jax.reward.architecture import build_network, planned_architecture
 from rm_jax.reward.setup import build_model
 from rm_jax.speed import chips
+from rm_jax.speed import plan as plans
 from rm_jax.speed.abstract import (
   abstract_batch,
   lower_step,
@@ -28,11 +32,12 @@ from rm_jax.speed.abstract import (
 )
 from rm_jax.speed.advice import advice
 from rm_jax.speed.chips import CHIPS, chip_of
+from rm_jax.speed.flops import Work, forward_flops
 from rm_jax.speed.hlo import Program, arrays_of, replica_groups
 from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.speed.plan import plan, table
 from rm_jax.train.datasets import load_data
-from rm_jax.train.run import Run, abstract_state
+from rm_jax.train.run import Run, abstract_state, make_packing
 from rm_jax.workdir.folder import resolve
 from tests.processes import ROOT, command
 from tests.train.runs import small_config
@@ -229,7 +234,8 @@ def test_the_abstract_state_and_batch_are_those_of_a_run(llama_folder, tmp_path)
 
 def test_a_step_is_laid_out_whole(llama_folder):
   config = small_config(llama_folder, steps=1)
-  config.data.batch_groups, config.data.row_lengths, config.data.cells = 100, (512,), 1024
+  config.data.batch_groups, config.data.max_length, config.data.cells = 100, 512, 1024
+  config.data.row_lengths = ()
   mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
   network = build_network(config, planned_architecture(config))
   layout = planned_layout(config, network, mesh, tokens=128, marks=2)
@@ -247,6 +253,39 @@ def test_a_step_is_laid_out_whole(llama_folder):
   assert (other.micros, other.work) == (layout.micros, layout.work)
 
 
+@pytest.mark.parametrize(
+  ("rows", "tokens", "step", "packed"),
+  [
+    ((192,), 96, 16, True),
+    ((192,), 64, 16, True),  # of six rows the last holds one group
+    ((200,), 96, 16, True),
+    ((64, 128), 48, 10, True),
+    ((64, 512, 128), 48, 2, True),  # the shortest row that holds them
+    ((192,), 96, 16, False),
+  ],
+)
+def test_rows_of_given_lengths_are_planned_as_they_run(llama_folder, rows, tokens, step, packed):
+  """Against the shapes that a run packs groups of these sizes into."""
+  config = small_config(llama_folder, steps=1)
+  config.data.batch_groups, config.data.row_lengths, config.data.pack = step, rows, packed
+  mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  network = build_network(config, planned_architecture(config))
+  planned = planned_layout(config, network, mesh, tokens=tokens, marks=2)
+  ids = np.arange(1, tokens * 3 // 4 + 1, dtype=np.int32)
+  two, ends = np.arange(2, dtype=np.int32), np.full(2, len(ids) - 1, np.int32)
+  group = Group((ids, ids), tokens // 2, ends, two, np.float32([1, 0]), ends - tokens // 2 + 1)
+  packing = make_packing(config, network, mesh)
+  needs = [need(group, packing)] * step
+  micros = pack(range(step), needs, layout.plan([group] * step, step, packing))
+  (shape,) = {micro.shape for micro in micros}
+  assert planned.micros == len(micros)
+  assert (planned.shape.rows, planned.shape.columns) == (shape.rows, shape.columns)
+  assert (planned.shape.windows, planned.shape.copies) == (shape.windows, shape.copies)
+  assert planned.shape.groups == max(len(row) for micro in micros for row in micro.rows)
+  with pytest.raises(InputError, match=f"no row for a group of {max(rows) + 1} tokens"):
+    planned_layout(config, network, mesh, tokens=max(rows) + 1, marks=2)
+
+
 def test_a_loss_that_needs_a_margin_has_one_in_the_plan(llama_folder):
   config = small_config(llama_folder, steps=1)
   config.loss.pair = "scaled_logistic"
@@ -257,6 +296,36 @@ def test_a_loss_that_needs_a_margin_has_one_in_the_plan(llama_folder):
   _, _, batch = lower_step(config, network, mesh, layout)
   shape = layout.shape
   assert batch.pair_margin.shape == (shape.rows, shape.groups, 2, 2)
+
+
+def test_the_forward_pass_of_decorrelation_is_counted(llama_folder, monkeypatch):
+  def executed(decorrelation):
+    config = small_config(llama_folder, steps=1)
+    config.optimizer.warmup_steps = 0
+    config.loss.decorrelation = decorrelation
+    # Nothing is compiled: XLA is said to refuse what it is given.
+    monkeypatch.setattr(plans, "_compile", lambda lowered: ({}, {}, dict.fromkeys(lowered, 1.0)))
+    return plan(config, topology="local")["step"]["executed_flops"]  # 0 = rows of 64
+
+  config = small_config(llama_folder, steps=1)
+  mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+  network = build_network(config, planned_architecture(config))
+  layout = planned_layout(config, network, mesh, tokens=64, marks=2)
+  parts = plans.executed_flops(network, layout)
+  shape, c = layout.shape, network.backbone
+  ((length, count),) = shape.windows
+  what = Work(shape.rows * shape.columns, shape.rows * count * length * (length + 1) // 2)
+  assert parts["moments"] == forward_flops(c, c.layers, what)
+  assert executed(0.0) == parts["accumulate"] / 8 * layout.micros
+  assert executed(0.1) == sum(x / 8 for x in parts.values()) * layout.micros
+  # It takes its time in the roofline, too.
+  nothing = {"bytes": 0.0, "collectives": {}}
+  chip = CHIPS["v5e"]
+  options = (layout, network, chip, 0, 8)
+  traffic = dict.fromkeys(("accumulate", "apply", "moments"), nothing)
+  roof = plans._roofline(traffic, parts, *options)
+  peak = chip.bf16_flops / 6
+  assert roof["step_seconds"] == pytest.approx(layout.micros * sum(parts.values()) / peak)
 
 
 @pytest.mark.slow
