@@ -63,11 +63,12 @@ CALIBRATE = flags.DEFINE_bool(
 BENCHMARK = flags.DEFINE_multi_string(
   "benchmark", [], f"NAME=PATH of a published benchmark: {', '.join(BENCHMARKS)}."
 )
+# A best-of-n curve wants two prompts, and three values of n above 1 (`metrics.best_of_n_curve`).
 PROMPTS = flags.DEFINE_integer(
-  "prompts", 32, "Prompts of the generated world that get best-of-n curves.", 1
+  "prompts", 32, "Prompts of the generated world that get best-of-n curves.", 2
 )
 CANDIDATES = flags.DEFINE_integer(
-  "candidates", 1024, "Responses drawn for each of these prompts.", 2
+  "candidates", 1024, "Responses drawn for each of these prompts.", 4
 )
 CACHE = flags.DEFINE_string("cache", "", "Folder of scores; '' = with the other caches, 'none'.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of samples, edits and draws.", 0)
