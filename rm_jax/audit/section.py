@@ -47,7 +47,7 @@ class Settings:
       candidates are drawn.
     prompts: number of prompts drawn from the world, for `overoptimisation`; at least 2.
     candidates: number of responses drawn for each of these prompts; at least 4.
-    seed: of samples, edits, candidates, splits and permutation tests.
+    seed: of all draws but that of `comparisons.compared`, which is always the same.
   """
 
   edited_pairs: int = 500

@@ -47,12 +47,13 @@ class Benchmark:
       hub ids. If `messages` is true, texts become chat messages (for a model with a chat template),
       else strings, the prompt with a line break at its end. `report` counts bad rows or raises at
       the first (see `rm_jax.data.report`). Raises DataError.
-    evaluate: (scorer, items) -> report, with rates as shares and not in %: `score`, the published
-      number (None, with `why`, if there are no items of some part, or it is not defined for these
-      items); its 95 % `interval`; `undefined`, the number of bootstrap resamples in which it is not
-      defined; `n`, the number of items; `subsets` {name: {accuracy, interval, n}}; and the
-      benchmark's own breakdown. The scorer is called once, with each distinct row once. Raises
-      ValueError if there are no items, or the scores are not one finite number for each.
+    evaluate: (scorer, items, seed=0) -> report, with rates as shares and not in %: `score`, the
+      published number (None, with `why`, if there are no items of some part, or it is not defined
+      for these items); its 95 % `interval`; `undefined`, the number of bootstrap resamples in which
+      it is not defined; `n`, the number of items; `subsets` {name: {accuracy, interval, n}}; and
+      the benchmark's own breakdown. `seed` is that of the bootstrap. The scorer is called once,
+      with each distinct row once. Raises ValueError if there are no items, or the scores are not
+      one finite number for each.
   """
 
   name: str

@@ -26,6 +26,8 @@ def objectives(
   weights: Sequence[np.ndarray],
   examples: Sequence[Example],
   attributes: Sequence[str],
+  *,
+  seed: int = 0,
 ) -> dict[str, Any]:
   """The accuracy of each attribute's scores on each source's comparisons.
 
@@ -35,6 +37,7 @@ def objectives(
     weights: for each example float [K, A], the attributes' weights in its rewards.
     examples: those that are pairs or rankings are used.
     attributes: A names.
+    seed: of the intervals.
 
   Returns:
     {accuracy: name -> source, or 'all' for all together -> figure, of the reward (named 'reward')
@@ -70,7 +73,7 @@ def objectives(
 
   def share(of: np.ndarray, where: np.ndarray) -> dict[str, Any]:
     at = np.flatnonzero(where)
-    return figures.share(of[at], [cluster[i] for i in at])
+    return figures.share(of[at], [cluster[i] for i in at], seed=seed)
 
   sources = sorted(set(source))
   whole = np.ones(len(source_N), bool)
@@ -106,7 +109,9 @@ def _measure(subject: Subject) -> dict[str, Any] | None:
   rows = [(e.prompt, response) for e in subject.examples for response in e.responses]
   ends = np.cumsum([len(e.responses) for e in subject.examples])[:-1]
   scores, weights = (np.split(x, ends) for x in subject.scorer.attribute_scores(rows))
-  return objectives(subject.scores, scores, weights, subject.examples, attributes)
+  return objectives(
+    subject.scores, scores, weights, subject.examples, attributes, seed=subject.settings.seed
+  )
 
 
 def _render(page: Writer, found: View) -> None:
