@@ -1,6 +1,7 @@
 """Section `agreement`: accuracy, also by parts of the data; rank correlations; each annotator."""
 
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,12 @@ from rm_jax.types import Example
 # A mask [N] of comparisons -> the figure of their accuracy.
 Part = Callable[[np.ndarray], dict[str, Any]]
 
+# Key of `ceiling` -> its row on the page.
+_OF_TWO = {
+  "people": "two annotators with one another",
+  "model": "the model with one of two annotators",
+  "bound": "any score with one of two, at best",
+}
 _PARTS = 5  # quantile bins of a length gap or a margin
 _LONGEST = 12  # length of the longest list whose best order is searched, in exponential time
 
@@ -46,7 +53,10 @@ def agreement(
       share of all decided comparisons that the best single order of each list agrees with: an upper
       bound for any score, below 1 if comparisons are cyclic,
     judges: if annotators are known, {each: name of an annotator -> accuracy against that one, a
-      figure; and, if any pair was decided by two annotators, ceiling: {people, model, what}}.
+      figure; and, if any pair was decided by two annotators, ceiling: of every two who decided
+      the same pair {people: how often they agree, model: its mean agreement with either, bound: the
+      most that a score can have of the latter, which is above `people` where they disagree, what: a
+      sentence that says so}}.
     If a prompt has three or more responses, in one list or each rated by itself, also
     correlation: {lists: number of them, kendall, spearman: of `ranking.within_and_pooled`, ndcg:
       the figure within lists of the same function with `chance`, the NDCG of a random order, pick:
@@ -213,24 +223,24 @@ def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example], seed: int
     if decided:
       right = [_agrees(s[0] - s[1], said) for s, said, _ in decided]
       out["each"][name] = figures.share(right, [c for _, _, c in decided], seed=seed)
-  # On pairs that two annotators both decided, how often these two agree is the accuracy that a
-  # perfect copy of one of them would have against the other, and that of the model is beside it.
-  pairs = [
-    (s, j[a], j[b], c)
-    for s, j, c in asked
-    for i, a in enumerate(names)
-    for b in names[i + 1 :]
-    if j.get(a, 0.5) != 0.5 and j.get(b, 0.5) != 0.5
-  ]
-  if pairs:
-    clusters = [c for *_, c in pairs]
-    people = [float(a == b) for _, a, b, _ in pairs]
-    model = [(_agrees(s[0] - s[1], a) + _agrees(s[0] - s[1], b)) / 2 for s, a, b, _ in pairs]
+  # How often two annotators agree is what a copy of one of them would reach against the other. A
+  # score is held against both, so that it can agree with them more often than they do: with each
+  # half of the time where they differ. The most it can is to choose as the majority of all does.
+  people, model, bound, clusters = [], [], [], []
+  for score, judges, conversation in asked:
+    said = [judges[name] for name in names if judges.get(name, 0.5) != 0.5]
+    for a, b in itertools.combinations(said, 2):
+      people.append(float(a == b))
+      model.append((_agrees(score[0] - score[1], a) + _agrees(score[0] - score[1], b)) / 2)
+      bound.append(max(said.count(1.0), said.count(0.0)) / len(said))
+      clusters.append(conversation)
+  if people:
     out["ceiling"] = {
       "people": figures.share(people, clusters, seed=seed),
       "model": figures.mean(model, clusters, bounds=(0.0, 1.0), seed=seed),
-      "what": "of two annotators who both chose: how often they choose alike, and how often the "
-      "model does with one of them",
+      "bound": figures.mean(bound, clusters, bounds=(0.5, 1.0), seed=seed),
+      "what": "of two annotators who both chose: how often they choose alike, how often the model "
+      "does with one of them, and how often any score can at best",
     }
   return out
 
@@ -297,8 +307,8 @@ def _render(page: Writer, found: View) -> None:
   for name, one in judges.get("each").items():
     row(f"with {name}", one)
   if "ceiling" in judges:
-    for name in ("people", "model"):
-      row(f"ceiling: {name}", judges["ceiling"][name])
+    for name, what in _OF_TWO.items():
+      row(what, judges["ceiling"][name])
   page.table(("", "value", "n"), ((escaped(a), b, c) for a, b, c in rows))
   if isinstance(found.get("ties").value, dict):
     ties = found["ties"]
