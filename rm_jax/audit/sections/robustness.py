@@ -263,7 +263,8 @@ def _red_team(subject: Subject) -> dict[str, Any]:
     if len({conversation_of(subject.examples[i]) for i in at}) > 1:
       mine = [subject.scores[i] for i in at], [subject.examples[i] for i in at]
       report = evaluate(*mine, seed=subject.settings.seed).report
-      found[name] = {k: report[k] for k in ("accuracy", "interval", "n", "baselines")}
+      kept = ("accuracy", "interval", "n", "method", "why", "baselines")
+      found[name] = {k: report[k] for k in kept if k in report}
   return found
 
 
