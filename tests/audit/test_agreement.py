@@ -10,6 +10,7 @@ from rm_jax.audit import page
 from rm_jax.audit.run import audit
 from rm_jax.audit.scorer import example_scores
 from rm_jax.audit.sections.agreement import SECTION, agreement
+from rm_jax.audit.sections.compare import SECTION as AGAINST
 from rm_jax.audit.sections.compare import compare
 from rm_jax.audit.topics import topics
 from rm_jax.types import Example
@@ -178,6 +179,12 @@ def test_two_models_on_the_same_pairs():
   better = compare(scores, [np.zeros(2)] * 30, examples)
   assert better["difference"] == 0.0
   assert better["alike"]["value"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+
+
+def test_another_model_named_why_is_compared():
+  examples = [pair(i, f"p{i}", "aa", "b") for i in range(3)]
+  found = audit(Fake(length), examples, against={"why": Fake(length)}, sections=[AGAINST])
+  assert found["compare"]["why, a model"]["alike"]["value"] == 1.0
 
 
 def test_steps_are_refused():

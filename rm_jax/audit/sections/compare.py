@@ -62,8 +62,9 @@ def _measure(subject: Subject) -> dict[str, Any]:
     return {"why": "no other model was given"}
   if why := subject.lacks_comparisons():
     return {"why": why}
+  # A report whose only key is 'why' counts as one that measured nothing (`section.silent`).
   return {
-    name: subject.attempt(
+    "why, a model" if name == "why" else name: subject.attempt(
       f"compare with {name}",
       lambda other=other: compare(
         subject.scores,
