@@ -25,7 +25,8 @@ class Item:
 
   Attributes:
     example: prompt and responses, in the order of the file. Labels are 1 for a right response (or
-      step) and 0 for a wrong one. Items of the same `conversation` are resampled together: those
+      step) and 0 for a wrong one, so those of a pair whose second response is right are (0, 1).
+      Items of the same `conversation` are resampled together: those
       whose prompts have the same first human turn, or that are made of the same problem.
     subset: name of the part of the benchmark that it belongs to.
     id: the benchmark's own name of the item; empty for a benchmark whose names are not read.
