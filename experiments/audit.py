@@ -123,22 +123,25 @@ def _examples(
 def _own(
   config: ml_collections.ConfigDict, report: Report, flag: str = "data"
 ) -> tuple[list[Example], list[Example]]:
-  """(a run's training data, of which a part may be set aside for validation; what it held out).
+  """(what a run trained on, what it held out); neither has its validation data.
 
   Args:
     config: of the run.
-    report: counts bad rows.
+    report: counts bad rows, validation data, and what the run left out.
     flag: name of the flag that asks for these data, for the error.
 
   Raises:
     InputError: the config names no data, because --model is not a run's workdir.
-    ValueError, OSError: as `datasets.read_both`.
+    ValueError, OSError: as `datasets.read_both` and `datasets.divided`.
   """
   if not (config.data.train or config.data.sources):
     raise InputError(
       f"--{flag}={HELDOUT} wants a run's workdir, which knows its data; found --model={MODEL.value}"
     )
   train, heldout, _ = datasets.read_both(config, report)
+  train, aside = datasets.divided(config, train, report)
+  for example in aside:
+    report.drop("validated_on", example.origin, "the run evaluated it as it trained", fault=False)
   return train, heldout
 
 

@@ -1,17 +1,48 @@
 """Parts of the command experiments.audit; tests/audit/test_command.py runs it as a whole."""
 
+import types
+
 import pytest
 from absl import flags
 
-from experiments import audit  # noqa: F401  (defines the flags)
+from configs.base import get_config
+from experiments import audit
 from rm_jax.audit.run import audit as measured
 from rm_jax.audit.section import Settings
 from rm_jax.audit.sections import overoptimisation
+from rm_jax.data.report import Report
+from rm_jax.train import datasets
 from rm_jax.world import World
 from tests.audit.planted import length
 from tests.audit.test_page import Fake
 
 WORLD = World()
+
+
+def flag(monkeypatch, **values):
+  """Sets flags of the command: name -> value."""
+  for name, value in values.items():
+    monkeypatch.setattr(audit, name, types.SimpleNamespace(value=value))
+
+
+def test_only_what_a_run_trained_on_is_said_to_be_so(monkeypatch):
+  config = get_config()
+  config.data.train, config.data.heldout = "world:80", "0.25"
+  config.data.validation, config.data.fraction = 0.25, 0.5
+  flag(monkeypatch, DATA="heldout", EXCLUDE=None, LIMIT=0, SEED=0, MODEL="run")
+  report = Report()
+  examples = audit._data(config, report)
+  counts = dict(report.dropped)
+  assert counts.keys() == {"trained_on", "validated_on", "not_in_fraction"}
+  assert len(examples) + sum(counts.values()) == 80
+  assert counts["validated_on"] > 5
+  train, heldout = audit._own(config, Report())
+  assert (len(train), heldout) == (counts["trained_on"], examples)
+  both, held, _ = datasets.read_both(config, Report())
+  kept, aside = datasets.divided(config, both, Report())
+  assert (train, held) == (kept, heldout)
+  assert len(aside) == counts["validated_on"]
+  assert not {e.conversation for e in train} & {e.conversation for e in aside}
 
 
 def test_the_fewest_prompts_and_candidates_have_a_curve():
