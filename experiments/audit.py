@@ -201,20 +201,21 @@ def _reference(
   kept = folder and Reference.load(folder)
   kept = kept if kept and kept.model == scorer.name else None
   own = config.data.train or ", ".join(config.data.sources)
-  # A kept reference named after the run's own data is taken as made by default; any other was asked
-  # for.
-  if kept and not REFERENCE.value and kept.data not in (own, HELD):
+  # What was kept under the name of the held-out data is what the default is, asked for or not. What
+  # earlier versions kept under that of the training data they may have made by default.
+  if kept and not REFERENCE.value and kept.data != HELD and (kept.asked or kept.data != own):
     return kept
   report = Report()
 
-  def made(examples: Sequence[Example], name: str, known: bool) -> Reference:
+  def made(examples: Sequence[Example], name: str, known: bool, asked: bool = False) -> Reference:
     examples = [e for e in examples if e.steps is None]
     _, examples = scorer.model.text_model.tokenise(examples, report)
-    return make_reference(scorer, examples, name, known=known, seed=SEED.value)
+    return make_reference(scorer, examples, name, known=known, asked=asked, seed=SEED.value)
 
   if REFERENCE.value and REFERENCE.value != HELDOUT:
     examples = _examples(REFERENCE.value, config, "train", report)
-    found = made(examples, REFERENCE.value, REFERENCE.value == config.data.train)
+    known = REFERENCE.value == config.data.train
+    found = made(examples, REFERENCE.value, known, asked=True)
     if folder:
       found.save(folder)
     return found
