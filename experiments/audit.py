@@ -63,11 +63,12 @@ CALIBRATE = flags.DEFINE_bool(
 BENCHMARK = flags.DEFINE_multi_string(
   "benchmark", [], f"NAME=PATH of a published benchmark: {', '.join(BENCHMARKS)}."
 )
+# A best-of-n curve wants two prompts, and three values of n above 1 (`metrics.best_of_n_curve`).
 PROMPTS = flags.DEFINE_integer(
-  "prompts", 32, "Prompts of the generated world that get best-of-n curves.", 1
+  "prompts", 32, "Prompts of the generated world that get best-of-n curves.", 2
 )
 CANDIDATES = flags.DEFINE_integer(
-  "candidates", 1024, "Responses drawn for each of these prompts.", 2
+  "candidates", 1024, "Responses drawn for each of these prompts.", 4
 )
 CACHE = flags.DEFINE_string("cache", "", "Folder of scores; '' = with the other caches, 'none'.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of samples, edits and draws.", 0)
@@ -122,22 +123,25 @@ def _examples(
 def _own(
   config: ml_collections.ConfigDict, report: Report, flag: str = "data"
 ) -> tuple[list[Example], list[Example]]:
-  """(a run's training data, of which a part may be set aside for validation; what it held out).
+  """(what a run trained on, what it held out); neither has its validation data.
 
   Args:
     config: of the run.
-    report: counts bad rows.
+    report: counts bad rows, validation data, and what the run left out.
     flag: name of the flag that asks for these data, for the error.
 
   Raises:
     InputError: the config names no data, because --model is not a run's workdir.
-    ValueError, OSError: as `datasets.read_both`.
+    ValueError, OSError: as `datasets.read_both` and `datasets.divided`.
   """
   if not (config.data.train or config.data.sources):
     raise InputError(
       f"--{flag}={HELDOUT} wants a run's workdir, which knows its data; found --model={MODEL.value}"
     )
   train, heldout, _ = datasets.read_both(config, report)
+  train, aside = datasets.divided(config, train, report)
+  for example in aside:
+    report.drop("validated_on", example.origin, "the run evaluated it as it trained", fault=False)
   return train, heldout
 
 
@@ -197,20 +201,21 @@ def _reference(
   kept = folder and Reference.load(folder)
   kept = kept if kept and kept.model == scorer.name else None
   own = config.data.train or ", ".join(config.data.sources)
-  # A kept reference named after the run's own data is taken as made by default; any other was asked
-  # for.
-  if kept and not REFERENCE.value and kept.data not in (own, HELD):
+  # What was kept under the name of the held-out data is what the default is, asked for or not. What
+  # earlier versions kept under that of the training data they may have made by default.
+  if kept and not REFERENCE.value and kept.data != HELD and (kept.asked or kept.data != own):
     return kept
   report = Report()
 
-  def made(examples: Sequence[Example], name: str, known: bool) -> Reference:
+  def made(examples: Sequence[Example], name: str, known: bool, asked: bool = False) -> Reference:
     examples = [e for e in examples if e.steps is None]
     _, examples = scorer.model.text_model.tokenise(examples, report)
-    return make_reference(scorer, examples, name, known=known, seed=SEED.value)
+    return make_reference(scorer, examples, name, known=known, asked=asked, seed=SEED.value)
 
   if REFERENCE.value and REFERENCE.value != HELDOUT:
     examples = _examples(REFERENCE.value, config, "train", report)
-    found = made(examples, REFERENCE.value, REFERENCE.value == config.data.train)
+    known = REFERENCE.value == config.data.train
+    found = made(examples, REFERENCE.value, known, asked=True)
     if folder:
       found.save(folder)
     return found

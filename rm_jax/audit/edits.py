@@ -17,8 +17,7 @@ from rm_jax.data.dialogue import plain, texts_of
 from rm_jax.types import Text
 
 # (prompt, response, rng, responses to other prompts) -> the edited response, or None if the edit
-# does not apply. All texts are strings: of messages, the content of the last one, but in responses
-# to other prompts that of all messages, joined by line breaks.
+# does not apply. All texts are strings: of messages, the content of the last one.
 Change = Callable[[str, str, np.random.Generator, Sequence[str]], str | None]
 
 # Markup at the start of a line: a heading, list item, quote, code fence or table row.
@@ -89,8 +88,7 @@ class Edit:
       others: responses to other prompts, at least one.
     """
     old = last(response)
-    texts = [in_form(other, "", "assistant") for other in others]
-    new = self.change(last(prompt), old, rng, texts)
+    new = self.change(last(prompt), old, rng, [last(other) for other in others])
     return None if new is None or new == old else with_last(response, new)
 
 

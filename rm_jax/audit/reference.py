@@ -32,6 +32,9 @@ class Reference:
       differs and the reference is out of date.
     known: whether the model was trained on the data. `load` takes True for a file without this
       field, as earlier versions wrote them.
+    asked: whether the user named the data, so that no default may replace the reference. Of a file
+      without this field `load` takes what it has `known` for: versions that wrote neither also
+      wrote, without being asked, references of the training data.
   """
 
   scores: np.ndarray
@@ -39,6 +42,7 @@ class Reference:
   data: str
   model: str = ""
   known: bool = True
+  asked: bool = False
 
   def save(self, folder: Path) -> None:
     """Writes `reference.npz` into the model's folder, which must exist."""
@@ -58,7 +62,9 @@ class Reference:
     try:
       with np.load(path) as file:
         known = bool(file["known"]) if "known" in file else True
-        return cls(file["scores"], file["pooled"], str(file["data"]), str(file["model"]), known)
+        asked = bool(file["asked"]) if "asked" in file else "known" in file
+        names = str(file["data"]), str(file["model"])
+        return cls(file["scores"], file["pooled"], *names, known, asked)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       raise InputError(f"{path}: is no reference of scores ({error}); delete it") from error
 
@@ -69,6 +75,7 @@ def make_reference(
   data: str,
   *,
   known: bool = True,
+  asked: bool = False,
   limit: int = 1000,
   seed: int = 0,
 ) -> Reference:
@@ -79,6 +86,7 @@ def make_reference(
     examples: feedback on whole responses.
     data: name of the data.
     known: whether the model was trained on the data.
+    asked: whether the user named the data.
     limit: largest number of rows.
     seed: of the draws.
 
@@ -87,4 +95,4 @@ def make_reference(
   """
   rows = one_each(examples, limit, seed)
   pooled_ND = scorer.pooled(rows)  # before the scores, which this forward pass puts into the cache
-  return Reference(scorer(rows), pooled_ND, data, scorer.name, known)
+  return Reference(scorer(rows), pooled_ND, data, scorer.name, known, asked)

@@ -72,7 +72,7 @@ def example_scores(score: Score, examples: Sequence[Example]) -> list[np.ndarray
   """Scores of each example's responses, float64 [K]; all by one call of `scores_of`."""
   rows = [(e.prompt, response) for e in examples for response in e.responses]
   ends = np.cumsum([len(e.responses) for e in examples])
-  return np.split(scores_of(score, rows), ends[:-1])
+  return np.split(scores_of(score, rows), ends)[:-1]
 
 
 @dataclasses.dataclass
@@ -83,7 +83,7 @@ class Counts:
     asked: rows, counting repetitions.
     distinct: distinct rows over all calls.
     hits: distinct rows whose scores were in the cache file.
-    scored: distinct rows whose scores were not, so that the model had to score them.
+    scored: distinct rows that the model has scored, as their scores were not.
   """
 
   asked: int = 0
@@ -203,15 +203,15 @@ class Scorer:
     return self.model.score_steps(rows, progress=self.progress)
 
   def _ask(self, rows: Sequence[Row]) -> tuple[list[bytes], dict[bytes, Row]]:
-    """(key of each row, {key: row} of the rows whose scores are not cached); updates the counts."""
+    """(key of each row, {key: row} of the rows without cached scores); counts what is asked."""
     keys = [key_of(row) for row in rows]
-    new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._fresh}
-    missing = {key: row for key, row in new.items() if key not in self._known}
+    # Rows that were asked for before may be missing too, if their scoring was interrupted.
+    missing = {k: row for k, row in zip(keys, rows, strict=True) if k not in self._known}
+    new = set(keys) - self._fresh
     self.counts.asked += len(rows)
     self.counts.distinct += len(new)
-    self.counts.hits += len(new) - len(missing)
-    self.counts.scored += len(missing)
-    self._fresh |= new.keys()
+    self.counts.hits += len(new - missing.keys())
+    self._fresh |= new
     return keys, missing
 
   def _keep(self, keys: list[bytes], scores_NM: np.ndarray, rows: dict[bytes, Row]) -> None:
@@ -219,6 +219,7 @@ class Scorer:
       bad = int(np.flatnonzero(~np.isfinite(scores_NM).all(axis=1))[0])
       raise InputError(f"the model gives {scores_NM[bad]} for {rows[keys[bad]]}")
     self._known.update(zip(keys, scores_NM, strict=True))
+    self.counts.scored += len(keys)
     self._write()
 
   def _read(self) -> None:

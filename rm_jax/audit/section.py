@@ -45,9 +45,9 @@ class Settings:
       `overoptimisation` draws candidates from it, whose true reward is known. A string: the data
       are from several worlds, and the string says so; None: no world is known. With either, no
       candidates are drawn.
-    prompts: number of prompts drawn from the world, for `overoptimisation`.
-    candidates: number of responses drawn for each of these prompts.
-    seed: of samples, edits, candidates, splits and permutation tests.
+    prompts: number of prompts drawn from the world, for `overoptimisation`; at least 2.
+    candidates: number of responses drawn for each of these prompts; at least 4.
+    seed: of all draws but that of `comparisons.compared`, which is always the same.
   """
 
   edited_pairs: int = 500

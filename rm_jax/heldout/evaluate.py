@@ -43,6 +43,8 @@ def evaluate(
   examples: Sequence[Example],
   attributes: Sequence[str] = (),
   outputs: Sequence[np.ndarray] | None = None,
+  *,
+  seed: int = 0,
 ) -> Evaluation:
   """Evaluates scores on held-out feedback, one report for each kind of feedback.
 
@@ -52,6 +54,7 @@ def evaluate(
     examples: N examples, in the same order.
     attributes: names of the model's attributes, in order.
     outputs: for each example float [A, M], scores of each attribute; None = not known.
+    seed: of the intervals.
 
   Returns:
     an `Evaluation` of comparisons (pairs and rankings together) if people decided any, else of the
@@ -79,7 +82,7 @@ def evaluate(
   for kind, make in reports.items():
     if kind in chunks:
       mine = chunks[kind]
-      report, drawn = make([scores[i] for i in mine], [examples[i] for i in mine])
+      report, drawn = make([scores[i] for i in mine], [examples[i] for i in mine], seed=seed)
       done[kind] = Evaluation({"kind": kind, **report}, drawn)
   if not done:
     return Evaluation({"kind": "comparison", **pair_report([], []), "undecided": 0}, _UNDRAWN)
@@ -87,13 +90,13 @@ def evaluate(
   report = dict(first.report)
   if len(done) > 1:
     report["kinds"] = {kind: one.report for kind, one in done.items()}
-  if outputs is not None and (found := _objectives(outputs, examples, attributes)):
+  if outputs is not None and (found := _objectives(outputs, examples, attributes, seed)):
     report["objectives"] = found
   return Evaluation(report, first.scores)
 
 
 def _objectives(
-  outputs: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str]
+  outputs: Sequence[np.ndarray], examples: Sequence[Example], attributes: Sequence[str], seed: int
 ) -> dict[str, dict[str, Any]]:
   """Attribute -> the report of its own scores on the judgements that are about it."""
   found = {}
@@ -101,7 +104,7 @@ def _objectives(
     mine = [i for i, e in enumerate(examples) if e.objective == name]
     if mine:
       own = [np.asarray(outputs[i][a]) for i in mine]
-      found[name] = evaluate(own, [examples[i] for i in mine]).report
+      found[name] = evaluate(own, [examples[i] for i in mine], seed=seed).report
   return found
 
 
@@ -133,7 +136,7 @@ def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
 
 
 def comparison_report(
-  scores: Sequence[np.ndarray], examples: Sequence[Example]
+  scores: Sequence[np.ndarray], examples: Sequence[Example], *, seed: int = 0
 ) -> tuple[dict[str, Any], Any]:
   """Report of pairs and rankings: each decided comparison counts as a pair.
 
@@ -162,12 +165,12 @@ def comparison_report(
     if len(example.responses) > 2:
       taus.append(list_correlation(kendall, np.asarray(score), np.asarray(example.labels)))
       lists.append(example.conversation)
-  report = pair_report(pairs, expanded) | {"undecided": undecided}
+  report = pair_report(pairs, expanded, seed=seed) | {"undecided": undecided}
   if not pairs:
     report["why"] = f"people decided none of {undecided} comparisons"
   if taus:
     fine = [(t, c) for t, c in zip(taus, lists, strict=True) if np.isfinite(t)]
-    found = intervals.mean([t for t, _ in fine], [c for _, c in fine], (-1.0, 1.0))
+    found = intervals.mean([t for t, _ in fine], [c for _, c in fine], (-1.0, 1.0), seed=seed)
     report["kendall"] = found | {"undefined": len(taus) - len(fine)}
     if not fine:
       report["kendall"]["why"] = "every list is tied, in its scores or in its gains"
@@ -177,12 +180,15 @@ def comparison_report(
   return report, (("chosen", stacked[:, 0]), ("rejected", stacked[:, 1]))
 
 
-def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
+def pair_report(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], *, seed: int = 0
+) -> dict[str, Any]:
   """Agreement of scores with pairs.
 
   Args:
     scores: for each example float [2], of its chosen and its rejected response.
     examples: pairs with labels (1, 0), in the same order.
+    seed: of the intervals.
 
   Returns:
     {accuracy, interval, n, ties, conversations, loss (Bradley & Terry's, nats), margin (mean score
@@ -208,11 +214,13 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
   def mean(values) -> float | None:
     return float(values.mean()) if len(values) else None
 
-  report = intervals.accuracy(credit, clusters) | {
+  report = intervals.accuracy(credit, clusters, seed=seed) | {
     "loss": mean(np.logaddexp(0.0, -difference)),
     "margin": mean(difference),
     "baselines": {name: mean(rule) for name, rule in rules.items()},
-    "paired": {name: intervals.paired(credit, rule, clusters) for name, rule in rules.items()},
+    "paired": {
+      name: intervals.paired(credit, rule, clusters, seed=seed) for name, rule in rules.items()
+    },
   }
   if examples and all(e.truth is not None for e in examples):
     report["best_reachable"] = best_reachable(examples)
@@ -222,12 +230,12 @@ def pair_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> di
     here = np.flatnonzero(sources == source)
     best = max(("longest", "shortest"), key=lambda name: rules[name][here].mean())
     mine = [clusters[i] for i in here]
-    entry = intervals.accuracy(credit[here], mine)
+    entry = intervals.accuracy(credit[here], mine, seed=seed)
     entry["best_length_rule"] = {
       "rule": best,
       "accuracy": float(rules[best][here].mean()),
       # The better rule is chosen on these pairs, so that the difference is rather too small.
-      **intervals.paired(credit[here], rules[best][here], mine),
+      **intervals.paired(credit[here], rules[best][here], mine, seed=seed),
     }
     report["sources"][source] = entry
   return report

@@ -15,10 +15,12 @@ from rm_jax.metrics.correlation import bootstrap
 _NOTHING = {"interval": None, "why": interval.too_few(0, 0.0)}
 
 
-def accuracy(credits: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
+def accuracy(
+  credits: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0
+) -> dict[str, Any]:
   """As `metrics.agreement.accuracy`; without credits the accuracy is None."""
   if len(clusters):
-    return agreement.accuracy(credits, clusters)
+    return agreement.accuracy(credits, clusters, seed=seed)
   return {"accuracy": None, "n": 0, "ties": 0, "conversations": 0} | _NOTHING
 
 
@@ -28,6 +30,7 @@ def mean(
   bounds: tuple[float, float],
   *,
   share: bool = False,
+  seed: int = 0,
 ) -> dict[str, Any]:
   """The mean of values: {value, n, interval}, with `method` or `why` as `Interval.report` has them.
 
@@ -36,6 +39,7 @@ def mean(
     clusters: N conversations.
     bounds: the smallest and the largest possible value.
     share: whether the mean is a proportion (see `metrics.interval.mean`).
+    seed: of the bootstrap.
 
   Raises:
     ValueError: a value is not finite or outside the bounds.
@@ -43,14 +47,16 @@ def mean(
   if not len(clusters):
     return {"value": None, "n": 0} | _NOTHING
   value_N = interval.vector(values, "values")
-  found = interval.mean(value_N, clusters, bounds=bounds, share=share).report()
+  found = interval.mean(value_N, clusters, bounds=bounds, share=share, seed=seed).report()
   return {"value": float(value_N.mean()), "n": len(value_N)} | found
 
 
-def paired(a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Hashable]) -> dict[str, Any]:
+def paired(
+  a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0
+) -> dict[str, Any]:
   """As `metrics.agreement.paired_difference`; without values the difference is None."""
   if len(clusters):
-    return agreement.paired_difference(a, b, clusters)
+    return agreement.paired_difference(a, b, clusters, seed=seed)
   return {"difference": None} | _NOTHING
 
 
@@ -61,6 +67,7 @@ def statistic(
   undefined: str,
   *,
   scale: str,
+  seed: int = 0,
 ) -> dict[str, Any]:
   """As `metrics.correlation.bootstrap`; without a value `why` is `undefined`, also on empty input.
 
@@ -69,10 +76,10 @@ def statistic(
     arrays: each [N].
     clusters: N conversations.
     undefined: the reason for the report if the statistic is undefined.
-    scale: as `bootstrap` takes it.
+    scale, seed: as `bootstrap` takes them.
   """
   if len(clusters):
-    found = bootstrap(function, arrays, clusters, scale=scale)
+    found = bootstrap(function, arrays, clusters, seed=seed, scale=scale)
   else:
     found = {"value": None, "undefined": 0} | _NOTHING
   if found["value"] is None:

@@ -1,8 +1,9 @@
 """Held-out reports of feedback on single responses and steps: outcomes, ratings, steps, attributes.
 
 Scores of outcomes and steps are log-odds: at 0 a response is as likely right as wrong. Functions in
-`REPORTS` take for each example its scores, float [M] of its marks, and the examples in the same
-order. They return the report, of types that JSON has, and two named sets of scores for a histogram.
+`REPORTS` take for each example its scores, float [M] of its marks, the examples in the same order,
+and the seed of intervals. They return the report, of types that JSON has, and two named sets of
+scores for a histogram.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,9 @@ def _flat(scores: Sequence[np.ndarray], examples: Sequence[Example]):
   return score_N, label_N, clusters
 
 
-def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
+def _binary(
+  score_N: np.ndarray, label_N: np.ndarray, clusters: list[str], seed: int
+) -> dict[str, Any]:
   """Figures of binary labels, a label above 1/2 being good: those that `outcome_report` lists."""
   good_N = label_N > 0.5
   frequent = good_N if good_N.mean() >= 0.5 else ~good_N
@@ -37,17 +40,23 @@ def _binary(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> di
   rules = {"random": agreement.coin(len(good_N)), "most_frequent": frequent.astype(np.float64)}
   probability = np.exp(-np.logaddexp(0.0, -score_N))
   loss = label_N * np.logaddexp(0.0, -score_N) + (1 - label_N) * np.logaddexp(0.0, score_N)
-  return intervals.accuracy(right_N, clusters) | {
+  return intervals.accuracy(right_N, clusters, seed=seed) | {
     "loss": float(loss.mean()),
     "brier": float(np.square(probability - label_N).mean()),
     "base_rate": float(label_N.mean()),
-    "auroc": intervals.statistic(auroc, (score_N, good_N), clusters, _ALIKE, scale="probability"),
+    "auroc": intervals.statistic(
+      auroc, (score_N, good_N), clusters, _ALIKE, scale="probability", seed=seed
+    ),
     "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
-    "paired": {name: intervals.paired(right_N, rule, clusters) for name, rule in rules.items()},
+    "paired": {
+      name: intervals.paired(right_N, rule, clusters, seed=seed) for name, rule in rules.items()
+    },
   }
 
 
-def outcome_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+def outcome_report(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], *, seed: int = 0
+) -> tuple[dict, Drawn]:
   """Report of outcome labels.
 
   Returns:
@@ -57,21 +66,22 @@ def outcome_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) ->
     scores: of good and of bad responses.
   """
   score_N, label_N, clusters = _flat(scores, examples)
-  report = _binary(score_N, label_N, clusters)
+  report = _binary(score_N, label_N, clusters, seed)
   lists = [(s, e) for s, e in zip(scores, examples, strict=True) if len(e.responses) > 1]
   if lists:
-    report["best_of"] = best_of_report(lists)
+    report["best_of"] = best_of_report(lists, seed=seed)
   good = label_N > 0.5
   return report, (("good", score_N[good]), ("bad", score_N[~good]))
 
 
-def best_of_report(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any]:
+def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0) -> dict[str, Any]:
   """How often the highest-scored of several responses is good, next to other ways to pick one.
 
   Among equally scored responses each is picked with the same probability.
 
   Args:
     lists: (scores float [K], example with K responses).
+    seed: of the intervals.
 
   Returns:
     {accuracy, interval, n, baselines, paired, vote, best_author}. The baselines are `random`;
@@ -108,14 +118,14 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]]) -> dict[str, Any
     report["best_author"] = max(right, key=lambda a: np.mean(right[a]))
     rules["best_author"] = right[report["best_author"]]
   clusters = [e.conversation for _, e in lists]
-  found = intervals.mean(picked, clusters, (0.0, 1.0), share=True)
+  found = intervals.mean(picked, clusters, (0.0, 1.0), share=True, seed=seed)
   return report | {
     "kind": "best_of",
     "accuracy": found.pop("value"),
     **found,
     "baselines": {name: float(np.mean(rule)) for name, rule in rules.items()},
     "paired": {
-      name: intervals.paired(picked, rule, clusters)
+      name: intervals.paired(picked, rule, clusters, seed=seed)
       for name, rule in rules.items()
       if name != "oracle"
     },
@@ -141,7 +151,9 @@ def _voted(answers: Sequence[str], votes: np.ndarray, good: np.ndarray) -> float
   return float(np.mean([good[mine].mean() for mine in winners]))
 
 
-def step_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+def step_report(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], *, seed: int = 0
+) -> tuple[dict, Drawn]:
   """Report of step labels.
 
   Returns:
@@ -152,22 +164,24 @@ def step_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tu
     scores: of steps that are right so far and of wrong ones.
   """
   score_N, label_N, clusters = _flat(scores, examples)
-  report = _binary(score_N, label_N, clusters)
+  report = _binary(score_N, label_N, clusters, seed)
   sound = np.asarray([min(e.labels) > 0.5 for e in examples])
   mine = [e.conversation for e in examples]
   why = "all solutions are right, or none is"
   report["solution_auroc"] = {
     how: intervals.statistic(
-      auroc, (solution_scores(scores, how), sound), mine, why, scale="probability"
+      auroc, (solution_scores(scores, how), sound), mine, why, scale="probability", seed=seed
     )
     for how in HOW
   }
-  report["first_error"] = first_error_report(scores, examples)
+  report["first_error"] = first_error_report(scores, examples, seed=seed)
   good = label_N > 0.5
   return report, (("right so far", score_N[good]), ("wrong", score_N[~good]))
 
 
-def first_error_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
+def first_error_report(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], *, seed: int = 0
+) -> dict[str, Any]:
   """How often the first step with a negative score is the first wrong step.
 
   If no step is wrong, no score may be negative (the task of ProcessBench, Zheng et al. 2024).
@@ -196,7 +210,7 @@ def first_error_report(scores: Sequence[np.ndarray], examples: Sequence[Example]
   def mean(where) -> float | None:
     return float(right[where].mean()) if where.any() else None
 
-  found = intervals.mean(right, clusters, (0.0, 1.0), share=True)
+  found = intervals.mean(right, clusters, (0.0, 1.0), share=True, seed=seed)
   return {
     "kind": "first_error",
     "accuracy": found.pop("value"),
@@ -204,11 +218,15 @@ def first_error_report(scores: Sequence[np.ndarray], examples: Sequence[Example]
     "on_erroneous": mean(truth >= 0),
     "on_sound": mean(truth < 0),
     "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
-    "paired": {name: intervals.paired(right, rule, clusters) for name, rule in rules.items()},
+    "paired": {
+      name: intervals.paired(right, rule, clusters, seed=seed) for name, rule in rules.items()
+    },
   }
 
 
-def rating_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[dict, Drawn]:
+def rating_report(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], *, seed: int = 0
+) -> tuple[dict, Drawn]:
   """Report of ratings.
 
   Returns:
@@ -217,10 +235,12 @@ def rating_report(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> 
     scores: of the responses rated above the median, and of the others.
   """
   score_N, label_N, clusters = _flat(scores, examples)
-  return _regression(score_N, label_N, clusters), _halves(score_N, label_N)
+  return _regression(score_N, label_N, clusters, seed), _halves(score_N, label_N)
 
 
-def _regression(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
+def _regression(
+  score_N: np.ndarray, label_N: np.ndarray, clusters: list[str], seed: int
+) -> dict[str, Any]:
   alike = [name for name, x in (("scores", score_N), ("ratings", label_N)) if len(set(x)) < 2]
   why = f"all {' and '.join(alike)} are alike" if alike else "it is defined in no resample"
   return {
@@ -228,7 +248,7 @@ def _regression(score_N: np.ndarray, label_N: np.ndarray, clusters: list[str]) -
     "loss": float(np.square(score_N - label_N).mean()),
     "baselines": {"mean": float(label_N.var())},
     "spearman": intervals.statistic(
-      spearman, (score_N, label_N), clusters, why, scale="correlation"
+      spearman, (score_N, label_N), clusters, why, scale="correlation", seed=seed
     ),
   }
 
@@ -239,7 +259,11 @@ def _halves(score_N: np.ndarray, label_N: np.ndarray) -> Drawn:
 
 
 def attribute_report(
-  scores: Sequence[np.ndarray], examples: Sequence[Example], names: Sequence[str]
+  scores: Sequence[np.ndarray],
+  examples: Sequence[Example],
+  names: Sequence[str],
+  *,
+  seed: int = 0,
 ) -> tuple[dict, Drawn]:
   """Report of ratings on attributes.
 
@@ -247,6 +271,7 @@ def attribute_report(
     scores: for each example float [A, M], the scores of each attribute.
     examples: in the same order.
     names: of the A attributes.
+    seed: of the intervals.
 
   Returns:
     report: `n` responses; `attributes`: for each rated attribute the report of `rating_report`;
@@ -265,7 +290,7 @@ def attribute_report(
     ]
     if rated:
       score_N, label_N = (np.asarray([r[i] for r in rated], np.float64) for i in (0, 1))
-      found[name] = _regression(score_N, label_N, [r[2] for r in rated])
+      found[name] = _regression(score_N, label_N, [r[2] for r in rated], seed)
       drawn = drawn or _halves(score_N, label_N)
   if not found:
     why = f"no response is rated on {', '.join(names)}"

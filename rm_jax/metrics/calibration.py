@@ -229,6 +229,7 @@ def reliability(
   mass: bool = False,
   clusters: Sequence[Hashable] | None = None,
   level: float = 0.95,
+  seed: int = 0,
 ) -> list[dict]:
   """Reliability diagram: predicted probability against observed frequency, by bin.
 
@@ -240,7 +241,7 @@ def reliability(
       quantiles of p; equal edges are merged, so there may be fewer bins.
     clusters: N labels of the clusters that each bin's interval is over (`interval.mean`). Without
       them the interval is Wilson's, which takes the predictions for independent.
-    level: of the intervals.
+    level, seed: of the intervals.
 
   Returns:
     For each bin {low, high, n, confidence, frequency, interval}. It has the predictions in
@@ -262,7 +263,7 @@ def reliability(
       shown = {"interval": list(wilson(total, n, level)) if n else None}
     else:
       mine = [clusters[i] for i in np.flatnonzero(here)]
-      options = {"bounds": (0.0, 1.0), "share": True, "level": level}
+      options = {"bounds": (0.0, 1.0), "share": True, "level": level, "seed": seed}
       shown = interval.mean(y_N[here], mine, **options).report()
     found.append(
       {

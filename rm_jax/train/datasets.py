@@ -411,6 +411,26 @@ def _part(config: Any, train: list[Example], report: Report) -> list[Example]:
   return kept
 
 
+def divided(
+  config: Any, train: list[Example], report: Report
+) -> tuple[list[Example], list[Example]]:
+  """Divides the training examples of `read_both` by data.validation and data.fraction.
+
+  Args:
+    config: the run's.
+    train: the training examples.
+    report: counts those that data.fraction leaves out.
+
+  Returns:
+    (the examples that are trained on, those that are set aside as validation data).
+
+  Raises:
+    DataError: fewer than 2 conversations would be set aside.
+  """
+  train, aside = _set_aside(config, train)
+  return _part(config, train, report), aside
+
+
 class Data(NamedTuple):
   """The data of a config, tokenised.
 
@@ -437,8 +457,7 @@ def load_data(config: Any, model: TextModel) -> Data:
   """
   report = Report(strict=config.data.strict)
   train, held, rates = read_both(config, report)
-  train, aside = _set_aside(config, train)
-  train = _part(config, train, report)
+  train, aside = divided(config, train, report)
   train = _decided(train, config.loss, report)
   _check_fit(train, config.loss)
   kept = cache_folder(config.data.cache)

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rm_jax.audit import page
+from rm_jax.audit.run import audit
 from rm_jax.audit.scorer import example_scores
-from rm_jax.audit.sections.agreement import agreement
+from rm_jax.audit.sections.agreement import SECTION, agreement
+from rm_jax.audit.sections.compare import SECTION as AGAINST
 from rm_jax.audit.sections.compare import compare
 from rm_jax.audit.topics import topics
 from rm_jax.types import Example
 from tests.audit.planted import Counting, length, pair
+from tests.audit.test_page import Fake
 
 
 def test_each_text_is_scored_once():
@@ -106,7 +110,7 @@ def judged_pair(i, judges, first="aaa", second="b"):
   )
 
 
-def test_each_annotator_and_their_ceiling():
+def test_each_annotator_and_what_they_allow():
   examples = [
     judged_pair(0, {"A": 1.0, "B": 1.0}),
     judged_pair(1, {"A": 1.0, "B": 0.0}),
@@ -118,6 +122,50 @@ def test_each_annotator_and_their_ceiling():
   assert found["each"]["B"]["value"] == 1 / 3
   assert found["ceiling"]["people"]["value"] == 2 / 3  # of pairs 0, 1, 3
   assert found["ceiling"]["model"]["value"] == (1 + 0.5 + 0) / 3
+  assert found["ceiling"]["bound"]["value"] == (1 + 1 / 2 + 1) / 3
+
+
+def test_the_bound_is_the_most_that_any_order_reaches():
+  """By trying both orders of every pair, with two to four annotators."""
+  said = [(1, 1), (1, 0), (1, 1, 0), (0, 0, 0), (1, 0, 0, 1), (1, 0, 0, 0), (1, 0.5, 0)]
+  examples = [
+    judged_pair(i, {f"A{k}": float(one) for k, one in enumerate(each)})
+    for i, each in enumerate(said)
+  ]
+
+  def ceiling(first, examples):
+    scores = [np.asarray([first, 0.0])] * len(examples)
+    return agreement(scores, examples)["judges"]["ceiling"]
+
+  total = 0.0
+  for example in examples:
+    one = ceiling(1.0, [example])
+    most = max(one["model"]["value"], ceiling(-1.0, [example])["model"]["value"])
+    assert one["bound"]["value"] == pytest.approx(most)
+    assert one["bound"]["n"] == one["people"]["n"]
+    total += most * one["people"]["n"]
+  found = ceiling(1.0, examples)["bound"]
+  assert found["n"] == 1 + 1 + 3 + 3 + 6 + 6 + 1
+  assert found["value"] == pytest.approx(total / found["n"])
+  # Two annotators who differ on half of the pairs, and a model that is right on the others.
+  halves = ceiling(1.0, examples[:2])
+  assert [halves[k]["value"] for k in ("people", "model", "bound")] == [0.5, 0.75, 0.75]
+
+
+def test_the_page_names_what_is_compared_of_annotators(tmp_path):
+  examples = [judged_pair(i, {"A": 1.0, "B": float(i % 2)}) for i in range(8)]
+  report = audit(Fake(length), examples, sections=[SECTION])
+  about = {"about": {"model": "m", "data": "d"}}
+  assert page.write(tmp_path, about | report, [SECTION]) == {}
+  shown = (tmp_path / "report.html").read_text()
+  for name, what in (
+    ("people", "two annotators with one another"),
+    ("model", "the model with one of two annotators"),
+    ("bound", "any score with one of two, at best"),
+  ):
+    path = f"agreement/judges/ceiling/{name}/value"
+    assert f'<td>{what}</td><td><span data-path="{path}"' in shown
+  assert "ceiling:" not in shown
 
 
 def test_two_models_on_the_same_pairs():
@@ -131,6 +179,12 @@ def test_two_models_on_the_same_pairs():
   better = compare(scores, [np.zeros(2)] * 30, examples)
   assert better["difference"] == 0.0
   assert better["alike"]["value"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+
+
+def test_another_model_named_why_is_compared():
+  examples = [pair(i, f"p{i}", "aa", "b") for i in range(3)]
+  found = audit(Fake(length), examples, against={"why": Fake(length)}, sections=[AGAINST])
+  assert found["compare"]["why, a model"]["alike"]["value"] == 1.0
 
 
 def test_steps_are_refused():

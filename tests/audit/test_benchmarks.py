@@ -642,6 +642,46 @@ def test_bad_rows_are_counted_or_stop_with_file_and_line(tmp_path):
       load(name)
 
 
+def counted(path):
+  """(number of items, report) of a file of LLMBar."""
+  report = Report()
+  return len(BENCHMARKS["llmbar"].load(path, messages=False, report=report)), report
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_a_damaged_gzip_file_is_a_damaged_file(tmp_path, form):
+  rows = [json.dumps(followed(i, 0, 1)) for i in range(4000)]
+  text = f"[\n{','.join(rows)}]" if form == "array" else "\n".join(rows)
+  whole = gzip.compress(text.encode(), mtime=0)
+  path = tmp_path / "Natural.json.gz"
+  for damaged in (whole[:12] + b"\xff" * 8 + whole[20:], whole[: len(whole) // 2]):
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"Natural\.json\.gz:\d+: damaged_file: the gzip stream"):
+      load("llmbar", path)
+  if form == "lines":  # the rows before the damage are read
+    kept, report = counted(path)
+    assert (report.rows, report.dropped) == (kept + 1, {"damaged_file": 1})
+
+
+def test_what_follows_an_array_is_counted(tmp_path):
+  path, good = tmp_path / "Natural.json", json.dumps(followed(1, 0, 1))
+  path.write_text(f"[{good},\n{good}] \n ")
+  assert counted(path)[1].dropped == {}
+  path.write_text(f"[{good},\n{good}]\n[{good}]")
+  kept, report = counted(path)
+  assert (kept, report.rows, report.dropped) == (2, 3, {"damaged_file": 1})
+  (said,) = report.examples["damaged_file"]
+  assert said.startswith(f"{path}:3: ")
+  assert "follows the JSON array; expected the end of the file" in said
+  path.write_text(f"[]\n{good}")
+  with pytest.raises(DataError, match=r"Natural\.json:2: damaged_file: .* follows the JSON array"):
+    load("llmbar", path)
+  path.write_text(f"[{good},\n]")
+  kept, report = counted(path)
+  assert (kept, report.rows, report.dropped) == (1, 2, {"damaged_file": 1})
+  assert report.examples["damaged_file"][0].startswith(f"{path}:2: ")
+
+
 def good_rows():
   """Benchmark -> (name of its file, a good row)."""
   return {

@@ -105,3 +105,14 @@ def test_forms_and_what_holds_for_all():
     edit("typos", "same", "x")
   with pytest.raises(ValueError, match="of kind 'other'"):
     edit("new", "other", "x")
+
+
+def test_another_answer_is_the_last_message_of_another_response():
+  def turn(role, content):
+    return {"role": role, "content": content}
+
+  exchange = (turn("assistant", "Yes."), turn("user", "Sure?"), turn("assistant", "Quite sure."))
+  rng = np.random.default_rng(0)
+  assert EDITS["other_answer"]("q", "Mine.", rng, [exchange]) == "Quite sure."
+  edited = EDITS["other_answer"]("q", exchange, rng, [exchange[:1]])
+  assert edited == (*exchange[:2], turn("assistant", "Yes."))

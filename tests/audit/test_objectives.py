@@ -1,5 +1,7 @@
 """What each attribute of a model prefers, source by source."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,42 @@ def test_each_attribute_is_held_against_each_source():
   (alike,) = found["alike"]
   assert (alike["first"], alike["second"], alike["figure"]["value"]) == ("kind", "safe", 0.0)
   assert found["objectives"] == {"a": ["kind"], "b": ["reward"]}
+
+
+def test_a_source_all_and_an_attribute_reward_hide_no_figure(tmp_path):
+  class Named(Two):
+    attributes = ("reward", "safe")
+
+  named = [
+    dataclasses.replace(
+      e, source="all" if e.source == "a" else "b", objective="reward" if e.objective else ""
+    )
+    for e in examples()
+  ]
+  # The reward prefers what people prefer in source 'all' alone; the attribute 'reward' always does.
+  scorer = Named(lambda rows: [float(("good" in r) == (len(p) < 11)) for p, r in rows])
+  report = audit(scorer, named, sections=[objectives.SECTION])
+  found = report["objectives"]
+  accuracy = {
+    name: {source: figure["value"] for source, figure in one.items()}
+    for name, one in found["accuracy"].items()
+  }
+  assert accuracy == {
+    "reward": {"all, a source": 1.0, "b": 0.0, "all": 10 / 16},
+    "reward, an attribute": {"all, a source": 1.0, "b": 1.0, "all": 1.0},
+    "safe": {"all, a source": 0.0, "b": 0.0, "all": 0.0},
+  }
+  assert found["weight"]["reward, an attribute"] == {"all, a source": 0.75, "b": 0.0}
+  assert found["alike"][0]["first"] == "reward, an attribute"
+  assert found["objectives"] == {"all, a source": ["reward, an attribute"], "b": ["reward"]}
+  about = {"about": {"model": "m", "data": "d"}}
+  assert page.write(tmp_path, about | report, [objectives.SECTION]) == {}
+  shown = (tmp_path / "report.html").read_text()
+  for path in ("reward/all", "reward/all, a source", "reward, an attribute/all"):
+    assert f'data-path="objectives/accuracy/{path}/value"' in shown
+  with_both = [dataclasses.replace(e, source="all, a source") for e in named[:3]]
+  found = audit(scorer, [*named, *with_both], sections=[objectives.SECTION])["objectives"]
+  assert sorted(found["objectives"]) == ["all, a source", "all, a source, a source", "b"]
 
 
 def test_a_tie_of_one_attribute_is_half_alike():

@@ -1,15 +1,19 @@
 """The section `robustness` of planted scorers, and its figures against loops over the pairs."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from rm_jax.audit import page
 from rm_jax.audit.edits import EDITS
-from rm_jax.audit.sections.robustness import robustness
+from rm_jax.audit.run import audit
+from rm_jax.audit.sections.robustness import SECTION, robustness
 from rm_jax.data.dialogue import plain
 from rm_jax.world import World
 from tests.audit.planted import Counting, length, noise, pair, truth
+from tests.audit.test_page import Fake
 
 # In this world layout and tone have no effect on the true reward.
 WORLD = World(layout_weight=0.0, tone_weight=0.0)
@@ -151,3 +155,19 @@ def test_the_sentence_makes_nothing_of_a_few_texts():
     "worse answers are not always scored lower: truncated 50%; with fewer than 30 texts or pairs, "
     "or 5 conversations, to tell by: certainty"
   )
+
+
+def test_of_few_conversations_the_red_team_says_why_it_has_no_interval(tmp_path):
+  examples = [pair(i, f"p{i}", "aaa", "bb", source="hh-harmless-base") for i in range(3)]
+  examples += [pair(10 + i, f"q{i}", "aaa", "bb", source="adversarial") for i in range(8)]
+  examples += [
+    dataclasses.replace(pair(20 + i, f"r{i}", "aaa", "bb", source="adversarial"), labels=(0.0, 1.0))
+    for i in range(4)
+  ]
+  report = audit(Fake(length), examples, sections=[SECTION])
+  few, more = (report["robustness"]["red_team"][name] for name in ("harmless", "adversarial"))
+  assert few["why"] == "3 conversations: an interval wants 5"
+  assert more["method"] == "Wilson's, effective sample size"
+  about = {"about": {"model": "m", "data": "d"}}
+  assert page.write(tmp_path, about | report, [SECTION]) == {}
+  assert f"(no interval: {few['why']})</small> on " in (tmp_path / "report.html").read_text()

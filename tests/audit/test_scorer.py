@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
-from rm_jax.audit.scorer import Scorer, model_hash
+from rm_jax.audit.scorer import Scorer, example_scores, model_hash
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.setup import build_model, init_params
 from tests.train.runs import small_config
@@ -104,6 +104,40 @@ def test_what_was_stopped_goes_on(model, tmp_path, monkeypatch):
   scorer = Scorer(model, folder=tmp_path, progress=False)
   scorer(ROWS)
   assert (scorer.counts.hits, scorer.counts.scored) == (2, 1)
+
+
+def test_a_scorer_goes_on_after_it_was_stopped(model, tmp_path, monkeypatch):
+  monkeypatch.setattr("rm_jax.audit.scorer._CHUNK", 2)
+  real, calls = model.score_members, []
+
+  def stops(rows, **options):
+    calls.append(rows)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return real(rows, **options)
+
+  expected = Scorer(model, folder=None, progress=False)(ROWS)
+  monkeypatch.setattr(model, "score_members", stops)
+  scorer = Scorer(model, folder=None, progress=False)
+  with pytest.raises(KeyboardInterrupt):
+    scorer(ROWS)
+  assert vars(scorer.counts) == {"asked": 4, "distinct": 3, "hits": 0, "scored": 2}
+  np.testing.assert_allclose(scorer(ROWS), expected, atol=1e-6)
+  assert vars(scorer.counts) == {"asked": 8, "distinct": 3, "hits": 0, "scored": 3}
+  assert [len(rows) for rows in calls] == [2, 1, 1]
+  # Features that could not be read are read when they are asked for again.
+  read = model.pooled_and_scores
+  monkeypatch.setattr(model, "pooled_and_scores", stops)
+  calls[:] = calls[:1]
+  with pytest.raises(KeyboardInterrupt):
+    scorer.pooled(CHAT)
+  monkeypatch.setattr(model, "pooled_and_scores", read)
+  assert scorer.pooled(CHAT).shape == (1, 32)
+  assert (scorer.counts.distinct, scorer.counts.scored) == (4, 4)
+
+
+def test_no_example_has_no_scores():
+  assert example_scores(lambda rows: np.zeros(len(rows)), []) == []
 
 
 def test_another_model_has_another_file(model, llama_folder, tmp_path):

@@ -1,23 +1,27 @@
 """The registry of sections: what is listed is measured, drawn and written, and nothing else."""
 
+import dataclasses
 import json
 import pkgutil
 
+import numpy as np
 import pytest
 
 from rm_jax.audit import page
 from rm_jax.audit import sections as package
 from rm_jax.audit.benchmarks.items import make_item
 from rm_jax.audit.plots import Point, points
+from rm_jax.audit.reference import make_reference
 from rm_jax.audit.run import audit
 from rm_jax.audit.section import Section, Settings, sentences
 from rm_jax.audit.sections import SECTIONS
 from rm_jax.audit.writer import View, Writer
 from rm_jax.data.dialogue import plain
+from rm_jax.metrics import interval
 from rm_jax.types import Example
 from rm_jax.world import World
-from tests.audit.planted import length
-from tests.audit.test_page import Fake
+from tests.audit.planted import length, noise
+from tests.audit.test_page import Ensemble, Fake
 
 EXAMPLES = World().pairs("heldout", 12, 0)
 
@@ -85,6 +89,98 @@ def test_the_page_is_a_function_of_report_json(tmp_path):
   report = json.loads((tmp_path / "report.json").read_text())
   drawn = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
   assert page._Page(report, drawn, SECTIONS).html() == (tmp_path / "report.html").read_text()
+
+
+class Every(Ensemble):
+  """An ensemble with attributes, which scores steps too, so that all sections measure it."""
+
+  attributes = ("kind", "safe")
+
+  def attribute_scores(self, rows):
+    said = [[noise(f"{name}{plain(response)}") for name in "ks"] for _, response in rows]
+    return np.asarray(said), np.full((len(rows), 2), 0.5)
+
+  def steps(self, rows):
+    return [np.asarray([noise(step) for step in row["completions"]]) for row in rows]
+
+
+def judged_by_all_kinds():
+  """40 examples of each kind of feedback on whole responses."""
+  pairs = [
+    dataclasses.replace(e, source="adversarial", judges={"A": 1.0, "B": float(i % 2)})
+    for i, e in enumerate(World().pairs("heldout", 40, 0))
+  ]
+  outcomes = [
+    Example(f"o{i}", (f"a {i}", f"b {i}"), (1.0, float(i % 2)), "outcome", conversation=f"o{i}")
+    for i in range(40)
+  ]
+  rated = [
+    Example(
+      f"s{i}",
+      tuple(f"answer {i} {j}" for j in range(8)),
+      tuple(float(i * j % 5) for j in range(8)),
+      "score",
+      conversation=f"s{i}",
+    )
+    for i in range(40)
+  ]
+  return [*pairs, *outcomes, *rated]
+
+
+def items_of(name, label):
+  return [
+    make_item(
+      f"{name} {subset} {i}",
+      (f"a {i}", f"b {i}"),
+      label,
+      subset=subset,
+      origin=f"f:{i}",
+      messages=False,
+    )
+    for subset in ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")
+    for i in range(30)
+  ]
+
+
+def test_every_draw_of_an_audit_has_the_seed_of_its_settings(monkeypatch):
+  score = Every(lambda rows: np.asarray([noise(f"{p} {r}") for p, r in rows]))
+  reference = make_reference(score, World().pairs("heldout", 40, 1), "world", seed=7)
+  steps = [
+    Example(
+      "q", ("a\nb",), (1.0, float(i % 2)), "step", steps=((f"a{i}", "b"),), conversation=f"{i}"
+    )
+    for i in range(40)
+  ]
+  settings = Settings(edited_pairs=40, world=World(), prompts=31, candidates=4, seed=7)
+  drawn, real = [], np.random.default_rng
+
+  def watched(seed=None):
+    drawn.append(seed)
+    return real(seed)
+
+  start = interval.Resampling.__init__
+
+  def few(self, clusters, **options):  # 2 resamples take less time, and have the same seed
+    start(self, clusters, **{**options, "resamples": 2})
+
+  monkeypatch.setattr(np.random, "default_rng", watched)
+  monkeypatch.setattr(interval.Resampling, "__init__", few)
+  found = audit(
+    score,
+    judged_by_all_kinds(),
+    reference=reference,
+    against={"length": Fake(length)},
+    benchmarks={
+      "llmbar": items_of("llmbar", (1, 0)),
+      "gsm8k_best_of_4": items_of("gsm8k", (1, 0)),
+    },
+    settings=settings,
+  )
+  assert "failed" not in found
+  assert not [name for name, part in found.items() if set(part) == {"why"}]
+  assert "failed" not in audit(score, steps, settings=settings)
+  assert len(drawn) > 200
+  assert {np.ravel(seed)[0] for seed in drawn} == {7}
 
 
 def test_a_view_knows_its_path_and_what_is_missing():

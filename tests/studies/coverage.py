@@ -63,6 +63,7 @@ COVERS = {
   "judges/each/*": "accuracy",
   "judges/ceiling/people": "accuracy",
   "judges/ceiling/model": "values/share of quarters",
+  "judges/ceiling/bound": "values/share of quarters",
   "correlation/*/within": "lists/within kendall",
   "correlation/kendall/pooled": "lists/pooled kendall",
   "correlation/spearman/pooled": "lists/pooled spearman",

@@ -135,17 +135,25 @@ def one_hot(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
   return out
 
 
-def by_subset(items: Sequence[Item], credits: npt.ArrayLike) -> dict[str, dict[str, Any]]:
+def by_subset(
+  items: Sequence[Item], credits: npt.ArrayLike, *, seed: int = 0
+) -> dict[str, dict[str, Any]]:
   """Name of each subset -> `rate` of its items, in order of first occurrence."""
   credit_N = np.asarray(credits, np.float64)
   names = np.asarray([item.subset for item in items])
-  return {name: rate_of(items, credit_N, names == name) for name in dict.fromkeys(names.tolist())}
+  return {
+    name: rate_of(items, credit_N, names == name, seed=seed)
+    for name in dict.fromkeys(names.tolist())
+  }
 
 
-def rate_of(items: Sequence[Item], credits: npt.ArrayLike, where: np.ndarray) -> dict[str, Any]:
+def rate_of(
+  items: Sequence[Item], credits: npt.ArrayLike, where: np.ndarray, *, seed: int = 0
+) -> dict[str, Any]:
   """`rate` of the items where a mask [N] is true, with their conversations as clusters."""
   at = np.flatnonzero(where)
-  return rate(np.asarray(credits, np.float64)[at], [items[i].example.conversation for i in at])
+  clusters = [items[i].example.conversation for i in at]
+  return rate(np.asarray(credits, np.float64)[at], clusters, seed=seed)
 
 
 def absent(items: Sequence[Item], order: Sequence[str]) -> list[str]:

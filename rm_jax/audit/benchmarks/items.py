@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class Item:
 
   Attributes:
     example: prompt and responses, in the order of the file. Labels are 1 for a right response (or
-      step) and 0 for a wrong one. Items of the same `conversation` are resampled together: those
+      step) and 0 for a wrong one, so those of a pair whose second response is right are (0, 1).
+      Items of the same `conversation` are resampled together: those
       whose prompts have the same first human turn, or that are made of the same problem.
     subset: name of the part of the benchmark that it belongs to.
     id: the benchmark's own name of the item; empty for a benchmark whose names are not read.
@@ -46,12 +48,13 @@ class Benchmark:
       hub ids. If `messages` is true, texts become chat messages (for a model with a chat template),
       else strings, the prompt with a line break at its end. `report` counts bad rows or raises at
       the first (see `rm_jax.data.report`). Raises DataError.
-    evaluate: (scorer, items) -> report, with rates as shares and not in %: `score`, the published
-      number (None, with `why`, if there are no items of some part, or it is not defined for these
-      items); its 95 % `interval`; `undefined`, the number of bootstrap resamples in which it is not
-      defined; `n`, the number of items; `subsets` {name: {accuracy, interval, n}}; and the
-      benchmark's own breakdown. The scorer is called once, with each distinct row once. Raises
-      ValueError if there are no items, or the scores are not one finite number for each.
+    evaluate: (scorer, items, seed=0) -> report, with rates as shares and not in %: `score`, the
+      published number (None, with `why`, if there are no items of some part, or it is not defined
+      for these items); its 95 % `interval`; `undefined`, the number of bootstrap resamples in which
+      it is not defined; `n`, the number of items; `subsets` {name: {accuracy, interval, n}}; and
+      the benchmark's own breakdown. `seed` is that of the bootstrap. The scorer is called once,
+      with each distinct row once. Raises ValueError if there are no items, or the scores are not
+      one finite number for each.
   """
 
   name: str
@@ -114,19 +117,25 @@ def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
   """Yields (origin, row) of a file.
 
   It reads what `data.read.read_file` reads, and a JSON array of objects, which is the form of
-  several benchmarks' files.
+  several benchmarks' files. Damage to an array ends the reading and counts as one dropped row.
   """
   if file.path.name.lower().endswith(".parquet"):
     yield from read_file(file, report)
     return
   with open(file.path, "rb") as opened:
     zipped = opened.read(2) == b"\x1f\x8b"
+  array, content = False, b""
   with gzip.open(file.path, "rb") if zipped else open(file.path, "rb") as opened:
     try:
       array = opened.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
       content = opened.read() if array and not opened.seek(0) else b""
-    except (EOFError, OSError):  # a damaged gzip file, which `read_file` below reports
-      array = False
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+      if array:
+        report.rows += 1  # Rows cannot be told apart in an array that is not whole.
+        found = f"the gzip stream breaks off ({error}); expected the whole file: fetch it anew"
+        report.drop("damaged_file", f"{file.name}:1", found)
+        return
+      # `read_file` below reports the damage.
   if not array:
     yield from read_file(file, report)
     return
@@ -136,7 +145,8 @@ def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
     raise DataError(f"{file.name}: {error}; expected UTF-8") from error
   decoder = json.JSONDecoder()
   at, line, counted = _SPACE.match(text, text.index("[") + 1).end(), 1, 0
-  while text[at : at + 1] != "]":
+  more = text[at : at + 1] != "]"
+  while more:
     line += text.count("\n", counted, at)
     counted, origin = at, f"{file.name}:{line}"
     report.rows += 1
@@ -156,7 +166,14 @@ def _rows(file: File, report: Report) -> Iterator[tuple[str, Row]]:
       report.drop(error.reason, origin, error.detail)
     else:
       yield origin, row
-    at = after if text[after] == "]" else _SPACE.match(text, after + 1).end()
+    more = text[after] == ","
+    at = _SPACE.match(text, after + 1).end() if more else after
+  rest = _SPACE.match(text, at + 1).end()
+  if rest < len(text):
+    report.rows += 1
+    line += text.count("\n", counted, rest)
+    found = f"{shown(text[rest : rest + 200])} follows the JSON array; expected the end of the file"
+    report.drop("damaged_file", f"{file.name}:{line}", found)
 
 
 def make_item(

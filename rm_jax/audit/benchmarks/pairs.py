@@ -120,9 +120,10 @@ def evaluate_rm_bench(
   with np.errstate(invalid="ignore"):
     by_domain = matrices(terms.sum(axis=0)).reshape(-1, _STYLES, _STYLES)
   mean = by_domain.mean(axis=0)
-  subsets = by_subset(items, wins.mean((1, 2)))
+  subsets = by_subset(items, wins.mean((1, 2)), seed=seed)
   if len({name for name in subsets if name.startswith("safety")}) == 2:
-    subsets["safety"] = rate_of(items, wins.mean((1, 2)), member[:, DOMAINS.index("safety")] > 0)
+    safety = member[:, DOMAINS.index("safety")] > 0
+    subsets["safety"] = rate_of(items, wins.mean((1, 2)), safety, seed=seed)
   return {
     "benchmark": "rm_bench",
     **figure,
@@ -196,7 +197,7 @@ def evaluate_judgebench(
     "benchmark": "judgebench",
     **figure,
     "n": len(items),
-    "subsets": by_subset(items, credit),
+    "subsets": by_subset(items, credit, seed=seed),
     "ties": int(sum(s[0] == s[1] for s in scores)),
   }
 
@@ -282,7 +283,7 @@ def evaluate_llmbar(
     "benchmark": "llmbar",
     **figure,
     "n": len(items),
-    "subsets": by_subset(items, credit),
+    "subsets": by_subset(items, credit, seed=seed),
     "natural": finite(means[0]),
     "adversarial": finite(means[1:].mean()),
     "ties": int(np.count_nonzero(margins == 0)),
@@ -317,7 +318,7 @@ def load_gsm8k(*paths: str | os.PathLike, messages: bool, report: Report) -> lis
   return items
 
 
-def evaluate_gsm8k(score: Score, items: Sequence[Item]) -> dict[str, Any]:
+def evaluate_gsm8k(score: Score, items: Sequence[Item], *, seed: int = 0) -> dict[str, Any]:
   """How often the highest-scored of a problem's four solutions is right; see `Benchmark.evaluate`.
 
   Of tied solutions one would be drawn at random, so the problem counts with the share of them that
@@ -330,7 +331,7 @@ def evaluate_gsm8k(score: Score, items: Sequence[Item]) -> dict[str, Any]:
   """
   scores = response_scores(score, items)
   found = pointwise.best_of_report(
-    [(s, item.example) for s, item in zip(scores, items, strict=True)]
+    [(s, item.example) for s, item in zip(scores, items, strict=True)], seed=seed
   )
   return {
     "benchmark": "gsm8k_best_of_4",

@@ -194,7 +194,7 @@ def evaluate(
     "benchmark": "rewardbench",
     **figure,
     "n": len(items),
-    "subsets": by_subset(items, credit),
+    "subsets": by_subset(items, credit, seed=seed),
     "sections": dict(zip(SECTIONS, parts, strict=False)),
     "prior_sets": parts[-1],
     "ties": int(sum(s[0] == s[1] for s in scores)),
@@ -316,7 +316,7 @@ def evaluate_2(
     "benchmark": "rewardbench2",
     **figure,
     "n": len(items),
-    "subsets": by_subset(items, credit),
+    "subsets": by_subset(items, credit, seed=seed),
     "means": {name: finite(m) for name, m in zip(SUBSETS_2, means, strict=True)},
     "ties": {name: finite(t) for name, t in zip(names, terms, strict=True)},
   }

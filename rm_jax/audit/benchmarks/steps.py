@@ -137,11 +137,11 @@ def evaluate_processbench(
   )
   with np.errstate(invalid="ignore"):
     parts = dict(zip(PARTS, f1(terms.sum(axis=0)), strict=True))
-  subsets = by_subset(items, right)
+  subsets = by_subset(items, right, seed=seed)
   for name, one in subsets.items():
     one["f1"] = finite(parts[name])
-    one["on_erroneous"] = rate_of(items, right, (names == name) & erroneous)
-    one["on_correct"] = rate_of(items, right, (names == name) & ~erroneous)
+    one["on_erroneous"] = rate_of(items, right, (names == name) & erroneous, seed=seed)
+    one["on_correct"] = rate_of(items, right, (names == name) & ~erroneous, seed=seed)
   return {
     "benchmark": "processbench",
     **figure,

@@ -1,7 +1,8 @@
 """Section `agreement`: accuracy, also by parts of the data; rank correlations; each annotator."""
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,28 @@ from rm_jax.metrics.correlation import kendall, spearman
 from rm_jax.metrics.ranking import best_order, ndcg, pick_rate, within_and_pooled
 from rm_jax.types import Example
 
+# A mask [N] of comparisons -> the figure of their accuracy.
+Part = Callable[[np.ndarray], dict[str, Any]]
+
+# Key of `ceiling` -> its row on the page.
+_OF_TWO = {
+  "people": "two annotators with one another",
+  "model": "the model with one of two annotators",
+  "bound": "any score with one of two, at best",
+}
 _PARTS = 5  # quantile bins of a length gap or a margin
 _LONGEST = 12  # length of the longest list whose best order is searched, in exponential time
 
 
-def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
+def agreement(
+  scores: Sequence[np.ndarray], examples: Sequence[Example], *, seed: int = 0
+) -> dict[str, Any]:
   """Measures how far scores agree with people's judgements of whole responses.
 
   Args:
     scores: for each example float [K], of its responses.
     examples: pairs, rankings, outcomes and scores.
+    seed: of the intervals and the topics.
 
   Returns:
     the report of `heldout.evaluate.evaluate`. If there are pairs or rankings, also
@@ -40,7 +53,10 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
       share of all decided comparisons that the best single order of each list agrees with: an upper
       bound for any score, below 1 if comparisons are cyclic,
     judges: if annotators are known, {each: name of an annotator -> accuracy against that one, a
-      figure; and, if any pair was decided by two annotators, ceiling: {people, model, what}}.
+      figure; and, if any pair was decided by two annotators, ceiling: of every two who decided
+      the same pair {people: how often they agree, model: its mean agreement with either, bound: the
+      most that a score can have of the latter, which is above `people` where they disagree, what: a
+      sentence that says so}}.
     If a prompt has three or more responses, in one list or each rated by itself, also
     correlation: {lists: number of them, kendall, spearman: of `ranking.within_and_pooled`, ndcg:
       the figure within lists of the same function with `chance`, the NDCG of a random order, pick:
@@ -55,7 +71,7 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
     raise ValueError(f"examples of kinds {wrong}; expected pairs, rankings, outcomes or scores")
   for one in scores:
     metrics.vector(one, "scores")
-  report = evaluate(scores, examples).report
+  report = evaluate(scores, examples, seed=seed).report
   compared = [i for i, e in enumerate(examples) if e.kind in PREFERENCES]
   if compared:
     mine = [scores[i] for i in compared], [examples[i] for i in compared]
@@ -63,14 +79,14 @@ def agreement(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict
     compared_report = report.get("kinds", {}).get("comparison", report)
     report["ties"] = {"people": compared_report["undecided"], "model": compared_report["ties"]}
     if compared_report["n"]:
-      report["by"] = _slices(*mine)
-    if one_order := _one_order(mine[1]):
+      report["by"] = _slices(*mine, seed)
+    if one_order := _one_order(mine[1], seed):
       report["one_order"] = one_order
-    if judges := _judges(*mine):
+    if judges := _judges(*mine, seed):
       report["judges"] = judges
   lists = _lists(scores, examples)
   if lists[0]:
-    report["correlation"] = _correlation(*lists)
+    report["correlation"] = _correlation(*lists, seed)
   return report
 
 
@@ -97,7 +113,7 @@ def _lists(
   )
 
 
-def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
+def _one_order(examples: Sequence[Example], seed: int) -> dict[str, Any] | None:
   """The largest accuracy that any score can have on all decided comparisons.
 
   It is below 1 if some of them form cycles (a over b, b over c, c over a), since a score puts each
@@ -114,29 +130,30 @@ def _one_order(examples: Sequence[Example]) -> dict[str, Any] | None:
     agreed = best_order(better, len(example.responses))
     right += [1.0] * agreed + [0.0] * (len(better) - agreed)
     clusters += [conversation_of(example)] * len(better)
-  return figures.share(right, clusters)
+  return figures.share(right, clusters, seed=seed)
 
 
-def _correlation(scores: list, gains: list, clusters: list[str]) -> dict[str, Any]:
+def _correlation(scores: list, gains: list, clusters: list[str], seed: int) -> dict[str, Any]:
   """Rank correlations of scores with gains; see `agreement`. `_lists` makes the arguments."""
   least = min(float(g.min()) for g in gains)
   raised = [g - least for g in gains]  # NDCG needs gains of 0 and more
   unread = [np.zeros(len(g)) for g in gains]  # of tied scores NDCG is the mean over all orders
+  both = functools.partial(within_and_pooled, clusters=clusters, seed=seed)
   return {
     "lists": len(scores),
-    "kendall": within_and_pooled(kendall, scores, gains, clusters),
-    "spearman": within_and_pooled(spearman, scores, gains, clusters),
-    "ndcg": within_and_pooled(ndcg, scores, raised, clusters)["within"]
-    | {"chance": within_and_pooled(ndcg, unread, raised, clusters)["within"]["value"]},
-    "pick": pick_rate(scores, gains, clusters),
+    "kendall": both(kendall, scores, gains),
+    "spearman": both(spearman, scores, gains),
+    "ndcg": both(ndcg, scores, raised)["within"]
+    | {"chance": both(ndcg, unread, raised)["within"]["value"]},
+    "pick": pick_rate(scores, gains, clusters, seed=seed),
   }
 
 
 def _slices(
-  scores: Sequence[np.ndarray], examples: Sequence[Example]
+  scores: Sequence[np.ndarray], examples: Sequence[Example], seed: int
 ) -> dict[str, list[dict[str, Any]]]:
   """The accuracy in parts of the comparisons, divided by several properties; see `agreement`."""
-  topic_of = topics([e.prompt for e in examples])
+  topic_of = topics([e.prompt for e in examples], seed=seed)
   credit, cluster, rest = [], [], {"source": [], "topic": [], "length": [], "human": [], "own": []}
   for one, example, topic in zip(scores, examples, topic_of, strict=True):
     lengths = [characters(response) for response in example.responses]
@@ -151,50 +168,46 @@ def _slices(
       gap = example.labels[i] - example.labels[j] if example.margin is None else example.margin
       rest["human"].append(gap if given else None)
       rest["own"].append(abs(one[i] - one[j]))
+
+  def part(here: np.ndarray) -> dict[str, Any]:
+    """The accuracy where a mask [N] is true."""
+    at = np.flatnonzero(here)
+    return figures.share([credit[i] for i in at], [cluster[i] for i in at], seed=seed)
+
   out = {
-    "source": _named(rest["source"], credit, cluster),
-    "topic": _named(rest["topic"], credit, cluster),
-    "length_gap": _binned(rest["length"], credit, cluster, "{:+.0f} to {:+.0f}"),
-    "model_margin": _binned(rest["own"], credit, cluster, "{:.2f} to {:.2f}"),
+    "source": _named(rest["source"], part),
+    "topic": _named(rest["topic"], part),
+    "length_gap": _binned(rest["length"], part, "{:+.0f} to {:+.0f}"),
+    "model_margin": _binned(rest["own"], part, "{:.2f} to {:.2f}"),
   }
   if None not in rest["human"]:
-    out["human_margin"] = _binned(rest["human"], credit, cluster, "{:.2f} to {:.2f}")
+    out["human_margin"] = _binned(rest["human"], part, "{:.2f} to {:.2f}")
   return out
 
 
-def _named(names: Sequence[str], credit: list[float], cluster: list[str]) -> list[dict[str, Any]]:
+def _named(names: Sequence[str], part: Part) -> list[dict[str, Any]]:
   """The accuracy of the comparisons with each name, the most frequent name first."""
   name_N = np.asarray(names)
   found, count = np.unique(name_N, return_counts=True)
   order = sorted(zip(found.tolist(), count.tolist(), strict=True), key=lambda x: (-x[1], x[0]))
-  return [{"name": name, **_part(name_N == name, credit, cluster)} for name, _ in order]
+  return [{"name": name, **part(name_N == name)} for name, _ in order]
 
 
-def _binned(
-  values: Sequence[float], credit: list[float], cluster: list[str], form: str
-) -> list[dict[str, Any]]:
+def _binned(values: Sequence[float], part: Part, form: str) -> list[dict[str, Any]]:
   """The accuracy in quantile bins of the values, lowest values first."""
   value_N = np.asarray(values, np.float64)
   edges = np.unique(np.quantile(value_N, np.linspace(0, 1, _PARTS + 1)))
   if len(edges) < 2:
-    return [
-      {"name": form.format(edges[0], edges[0]), **_part(value_N == edges[0], credit, cluster)}
-    ]
+    return [{"name": form.format(edges[0], edges[0]), **part(value_N == edges[0])}]
   which_N = np.clip(np.searchsorted(edges, value_N, side="left"), 1, len(edges) - 1)
   return [
-    {"name": form.format(edges[b - 1], edges[b]), **_part(which_N == b, credit, cluster)}
+    {"name": form.format(edges[b - 1], edges[b]), **part(which_N == b)}
     for b in range(1, len(edges))
     if (which_N == b).any()
   ]
 
 
-def _part(here: np.ndarray, credit: list[float], cluster: list[str]) -> dict[str, Any]:
-  """The accuracy where a mask [N] is true."""
-  at = np.flatnonzero(here)
-  return figures.share([credit[i] for i in at], [cluster[i] for i in at])
-
-
-def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
+def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example], seed: int) -> dict[str, Any]:
   """Agreement of the model with each annotator, and of the annotators with one another."""
   asked = [
     (one, e.judges, conversation_of(e))
@@ -209,25 +222,25 @@ def _judges(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[s
     decided = [(s, j[name], c) for s, j, c in asked if j.get(name, 0.5) != 0.5]
     if decided:
       right = [_agrees(s[0] - s[1], said) for s, said, _ in decided]
-      out["each"][name] = figures.share(right, [c for _, _, c in decided])
-  # On pairs that two annotators both decided, how often these two agree is the accuracy that a
-  # perfect copy of one of them would have against the other, and that of the model is beside it.
-  pairs = [
-    (s, j[a], j[b], c)
-    for s, j, c in asked
-    for i, a in enumerate(names)
-    for b in names[i + 1 :]
-    if j.get(a, 0.5) != 0.5 and j.get(b, 0.5) != 0.5
-  ]
-  if pairs:
-    clusters = [c for *_, c in pairs]
-    people = [float(a == b) for _, a, b, _ in pairs]
-    model = [(_agrees(s[0] - s[1], a) + _agrees(s[0] - s[1], b)) / 2 for s, a, b, _ in pairs]
+      out["each"][name] = figures.share(right, [c for _, _, c in decided], seed=seed)
+  # How often two annotators agree is what a copy of one of them would reach against the other. A
+  # score is held against both, so that it can agree with them more often than they do: with each
+  # half of the time where they differ. The most it can is to choose as the majority of all does.
+  people, model, bound, clusters = [], [], [], []
+  for score, judges, conversation in asked:
+    said = [judges[name] for name in names if judges.get(name, 0.5) != 0.5]
+    for a, b in itertools.combinations(said, 2):
+      people.append(float(a == b))
+      model.append((_agrees(score[0] - score[1], a) + _agrees(score[0] - score[1], b)) / 2)
+      bound.append(max(said.count(1.0), said.count(0.0)) / len(said))
+      clusters.append(conversation)
+  if people:
     out["ceiling"] = {
-      "people": figures.share(people, clusters),
-      "model": figures.mean(model, clusters, bounds=(0.0, 1.0)),
-      "what": "of two annotators who both chose: how often they choose alike, and how often the "
-      "model does with one of them",
+      "people": figures.share(people, clusters, seed=seed),
+      "model": figures.mean(model, clusters, bounds=(0.0, 1.0), seed=seed),
+      "bound": figures.mean(bound, clusters, bounds=(0.5, 1.0), seed=seed),
+      "what": "of two annotators who both chose: how often they choose alike, how often the model "
+      "does with one of them, and how often any score can at best",
     }
   return out
 
@@ -241,11 +254,11 @@ def _measure(subject: Subject) -> dict[str, Any]:
   why = subject.lacks_comparisons()
   if why and all(e.kind in PREFERENCES for e in subject.examples):
     return {"why": why}
-  return agreement(subject.scores, subject.examples)
+  return agreement(subject.scores, subject.examples, seed=subject.settings.seed)
 
 
 def _measure_steps(subject: Subject) -> dict[str, Any]:
-  return evaluate(subject.scores, subject.examples).report
+  return evaluate(subject.scores, subject.examples, seed=subject.settings.seed).report
 
 
 def _draw(found: Mapping[str, Any]) -> dict[str, Draw]:
@@ -294,8 +307,8 @@ def _render(page: Writer, found: View) -> None:
   for name, one in judges.get("each").items():
     row(f"with {name}", one)
   if "ceiling" in judges:
-    for name in ("people", "model"):
-      row(f"ceiling: {name}", judges["ceiling"][name])
+    for name, what in _OF_TWO.items():
+      row(what, judges["ceiling"][name])
   page.table(("", "value", "n"), ((escaped(a), b, c) for a, b, c in rows))
   if isinstance(found.get("ties").value, dict):
     ties = found["ties"]

@@ -22,7 +22,8 @@ def _measure(subject: Subject) -> dict[str, Any] | None:
 
 def _evaluated(subject: Subject, name: str, items: Sequence[Item]) -> dict[str, Any]:
   one = BENCHMARKS[name]
-  return one.evaluate(subject.scorer if one.scores == "responses" else subject.scorer.steps, items)
+  scorer = subject.scorer if one.scores == "responses" else subject.scorer.steps
+  return one.evaluate(scorer, items, seed=subject.settings.seed)
 
 
 def _render(page: Writer, found: View) -> None:

@@ -40,7 +40,7 @@ def pairs(
     scores: for each example float [K], of its responses.
     examples: of any kind. Comparisons are taken from the pairs and rankings among them; `zero` and
       `spread` are over the responses of all of them.
-    seed: of the split into halves, and of the bootstrap of the fits.
+    seed: of the split into halves, and of the intervals.
 
   Returns:
     {n: comparisons in the half on which errors are measured, fitted_on: comparisons in the other,
@@ -75,16 +75,16 @@ def pairs(
   out = {
     "n": len(tested),
     "fitted_on": int(fit_N.sum()),
-    "before": _pair_errors(tested, kept),
+    "before": _pair_errors(tested, kept, seed),
     "sources": {},
-    "zero": _zero(scores, examples),
+    "zero": _zero(scores, examples, seed),
     "position": "none: the model sees one response at a time, and the data does not say which was "
     "shown first",
   }
   fitted = [c for c, fit in zip(cluster, fit_N, strict=True) if fit]
   out |= {"temperature": None, "after": None} | _scale(difference_N[fit_N], fitted, seed)
   if out["temperature"] is not None:
-    out["after"] = _pair_errors(tested / out["temperature"], kept)
+    out["after"] = _pair_errors(tested / out["temperature"], kept, seed)
   for name in sorted(set(source)):
     mine_N = source_N == name
     own = [c for c, mine in zip(cluster, mine_N, strict=True) if mine]
@@ -96,7 +96,7 @@ def pairs(
   return out
 
 
-def _pair_errors(logit_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
+def _pair_errors(logit_N: np.ndarray, clusters: list[str], seed: int) -> dict[str, Any]:
   """{ece, brier, nll, reliability} of [N] log-odds that the preferred response is preferred.
 
   For ece and reliability each comparison is two predictions, one for each order of its responses;
@@ -104,13 +104,16 @@ def _pair_errors(logit_N: np.ndarray, clusters: list[str]) -> dict[str, Any]:
   """
   p_2N, y_2N = metrics.both_orders(logit_N)
   both = [*clusters, *clusters]
-  ece = metrics.ece(p_2N, y_2N, bins=_BINS, clusters=both)
+  binned = {"bins": _BINS, "clusters": both, "seed": seed}
+  ece = metrics.ece(p_2N, y_2N, **binned)
   return {
     # n counts comparisons, of which each is two predictions.
     "ece": {**ece, "n": len(logit_N), "predictions": ece["n"]},
-    "brier": figures.mean((1 - metrics.sigmoid(logit_N)) ** 2, clusters, bounds=(0.0, 1.0)),
-    "nll": figures.mean(np.logaddexp(0.0, -logit_N), clusters),
-    "reliability": metrics.reliability(p_2N, y_2N, bins=_BINS, clusters=both),
+    "brier": figures.mean(
+      (1 - metrics.sigmoid(logit_N)) ** 2, clusters, bounds=(0.0, 1.0), seed=seed
+    ),
+    "nll": figures.mean(np.logaddexp(0.0, -logit_N), clusters, seed=seed),
+    "reliability": metrics.reliability(p_2N, y_2N, **binned),
   }
 
 
@@ -167,7 +170,7 @@ def _spread(name: str, scores: Sequence[np.ndarray], examples: Sequence[Example]
   return float(np.concatenate(mine).std())
 
 
-def _zero(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str, Any]:
+def _zero(scores: Sequence[np.ndarray], examples: Sequence[Example], seed: int) -> dict[str, Any]:
   """Figure of the mean score over the data, with the names of the data's sources as `reference`.
 
   Preferences do not determine a constant that is added to all scores. Subtracting this mean fixes
@@ -176,7 +179,7 @@ def _zero(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> dict[str
   flat = np.concatenate([np.asarray(one, np.float64) for one in scores])
   cluster = [conversation_of(e) for one, e in zip(scores, examples, strict=True) for _ in one]
   names = sorted({e.source for e in examples})
-  return figures.mean(flat, cluster) | {"reference": ", ".join(names)}
+  return figures.mean(flat, cluster, seed=seed) | {"reference": ", ".join(names)}
 
 
 def labels(
@@ -188,7 +191,7 @@ def labels(
     score_N: [N] log-odds, of outcomes or of steps.
     label_N: [N] in [0, 1].
     clusters: N conversations (for solutions: questions).
-    seed: of the split into halves, and of the bootstrap of the fits.
+    seed: of the split into halves, and of the intervals.
 
   Returns:
     {n: items in the half on which errors are measured, fitted_on: items in the other,
@@ -209,13 +212,14 @@ def labels(
   def by_logit(z_N):
     # The cross-entropy −y log σ(z) − (1 − y) log σ(−z) of label y.
     nll_N = label * np.logaddexp(0.0, -z_N) + (1 - label) * np.logaddexp(0.0, z_N)
-    return errors(metrics.sigmoid(z_N)) | {"nll": figures.mean(nll_N, kept)}
+    return errors(metrics.sigmoid(z_N)) | {"nll": figures.mean(nll_N, kept, seed=seed)}
 
   def errors(p_N):
+    binned = {"bins": _BINS, "clusters": kept, "seed": seed}
     return {
-      "ece": metrics.ece(p_N, label, bins=_BINS, clusters=kept),
-      "brier": figures.mean((p_N - label) ** 2, kept, bounds=(0.0, 1.0)),
-      "reliability": metrics.reliability(p_N, label, bins=_BINS, clusters=kept),
+      "ece": metrics.ece(p_N, label, **binned),
+      "brier": figures.mean((p_N - label) ** 2, kept, bounds=(0.0, 1.0), seed=seed),
+      "reliability": metrics.reliability(p_N, label, **binned),
     }
 
   knots, values = metrics.isotonic(score_N[fit_N], label_N[fit_N])

@@ -20,6 +20,8 @@ def compare(
   scores: Sequence[np.ndarray],
   others: Sequence[np.ndarray],
   examples: Sequence[Example],
+  *,
+  seed: int = 0,
 ) -> dict[str, Any]:
   """The accuracy of one model minus that of another, paired by comparison.
 
@@ -27,6 +29,7 @@ def compare(
     scores: for each example float [K], the model's scores of its responses.
     others: the other model's scores, in the same form.
     examples: of these, pairs and rankings are used.
+    seed: of the intervals.
 
   Returns:
     {difference, interval: of the difference, n: comparisons, alike: figure of the share of
@@ -48,9 +51,9 @@ def compare(
   chosen, rejected, other_chosen, other_rejected = np.asarray(pairs).T
   first, second = credit(chosen, rejected), credit(other_chosen, other_rejected)
   alike = 1 - np.abs(np.subtract(first, second))
-  return intervals.paired(first, second, cluster) | {
+  return intervals.paired(first, second, cluster, seed=seed) | {
     "n": len(pairs),
-    "alike": figures.share(alike, cluster),
+    "alike": figures.share(alike, cluster, seed=seed),
   }
 
 
@@ -59,11 +62,15 @@ def _measure(subject: Subject) -> dict[str, Any]:
     return {"why": "no other model was given"}
   if why := subject.lacks_comparisons():
     return {"why": why}
+  # A report whose only key is 'why' counts as one that measured nothing (`section.silent`).
   return {
-    name: subject.attempt(
+    "why, a model" if name == "why" else name: subject.attempt(
       f"compare with {name}",
       lambda other=other: compare(
-        subject.scores, example_scores(other, subject.examples), subject.examples
+        subject.scores,
+        example_scores(other, subject.examples),
+        subject.examples,
+        seed=subject.settings.seed,
       ),
     )
     for name, other in subject.against.items()

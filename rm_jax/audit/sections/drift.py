@@ -142,7 +142,11 @@ def _mahalanobis(
 
 
 def errors_by_disagreement(
-  members_chosen: np.ndarray, members_rejected: np.ndarray, clusters: Sequence[str]
+  members_chosen: np.ndarray,
+  members_rejected: np.ndarray,
+  clusters: Sequence[str],
+  *,
+  seed: int = 0,
 ) -> dict[str, Any]:
   """How well the disagreement of an ensemble's members predicts its errors.
 
@@ -150,6 +154,7 @@ def errors_by_disagreement(
     members_chosen: float [N, M], scores of the preferred responses by M >= 2 members.
     members_rejected: float [N, M], of the other responses.
     clusters: N conversations.
+    seed: of the intervals.
 
   Returns:
     {auroc: AUROC with which the standard deviation of the members' score differences tells wrong
@@ -171,10 +176,11 @@ def errors_by_disagreement(
     return {"auroc": why, "margin": why, "beyond": why} | counts
   kept = [c for c, decided in zip(clusters, decided_N, strict=True) if decided]
   arrays = deviation_N, -np.abs(mean_N), wrong_N
+  options = {"arrays": arrays, "clusters": kept, "seed": seed}
   found = {
-    "auroc": bootstrap(lambda d, m, w: auroc(d, w), arrays, kept, scale="probability"),
-    "margin": bootstrap(lambda d, m, w: auroc(m, w), arrays, kept, scale="probability"),
-    "beyond": bootstrap(lambda d, m, w: auroc(d, w) - auroc(m, w), arrays, kept),
+    "auroc": bootstrap(lambda d, m, w: auroc(d, w), **options, scale="probability"),
+    "margin": bootstrap(lambda d, m, w: auroc(m, w), **options, scale="probability"),
+    "beyond": bootstrap(lambda d, m, w: auroc(d, w) - auroc(m, w), **options),
   }
   return {name: one | {"n": len(mean_N)} for name, one in found.items()} | counts
 
@@ -215,7 +221,7 @@ def _measure(subject: Subject) -> dict[str, Any]:
     both = members.reshape(len(pairs), 2, -1)
     clusters = [p.conversation for p in pairs]
     if len(set(clusters)) > 1:
-      found["disagreement"] = errors_by_disagreement(both[:, 0], both[:, 1], clusters)
+      found["disagreement"] = errors_by_disagreement(both[:, 0], both[:, 1], clusters, seed=seed)
   return found
 
 

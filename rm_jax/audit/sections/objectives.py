@@ -26,6 +26,8 @@ def objectives(
   weights: Sequence[np.ndarray],
   examples: Sequence[Example],
   attributes: Sequence[str],
+  *,
+  seed: int = 0,
 ) -> dict[str, Any]:
   """The accuracy of each attribute's scores on each source's comparisons.
 
@@ -35,17 +37,22 @@ def objectives(
     weights: for each example float [K, A], the attributes' weights in its rewards.
     examples: those that are pairs or rankings are used.
     attributes: A names.
+    seed: of the intervals.
 
   Returns:
     {accuracy: name -> source, or 'all' for all together -> figure, of the reward (named 'reward')
     and each attribute; weight: attribute -> source -> mean weight; alike: [{first, second,
     figure}], for each two attributes the share of comparisons in which both prefer the same
     response, a tie of one counts half; objectives: source -> what its judgements are said to be
-    about, attributes or 'reward'}. Sources without a decided comparison are left out.
+    about, attributes or 'reward'}. Sources without a decided comparison are left out. A source that
+    is itself named 'all' is called 'all, a source', and an attribute 'reward' 'reward, an
+    attribute'.
 
   Raises:
     ValueError: no decided comparison, or a score that is not finite.
   """
+  called = _called(attributes, "reward", "an attribute")
+  attributes = [called[name] for name in attributes]
   names = ("reward", *attributes)
   credit: list[np.ndarray] = []
   sign: list[np.ndarray] = []
@@ -58,7 +65,8 @@ def objectives(
       continue
     every_KO = np.concatenate([np.asarray(reward)[:, None], of_attributes], axis=1)
     weight.setdefault(example.source, []).append(np.mean(of_weights, axis=0))
-    about.setdefault(example.source, set()).add(example.objective or "reward")
+    objective = example.objective or "reward"
+    about.setdefault(example.source, set()).add(called.get(example.objective, objective))
     for i, j in judged(example)[0]:
       credit.append(agreement.credit(every_KO[i], every_KO[j]))
       sign.append(np.sign(of_attributes[i] - of_attributes[j]))
@@ -70,18 +78,18 @@ def objectives(
 
   def share(of: np.ndarray, where: np.ndarray) -> dict[str, Any]:
     at = np.flatnonzero(where)
-    return figures.share(of[at], [cluster[i] for i in at])
+    return figures.share(of[at], [cluster[i] for i in at], seed=seed)
 
-  sources = sorted(set(source))
+  sources = _called(sorted(set(source)), "all", "a source")
   whole = np.ones(len(source_N), bool)
   return {
     "accuracy": {
-      name: {one: share(credit_NO[:, o], source_N == one) for one in sources}
+      name: {key: share(credit_NO[:, o], source_N == one) for one, key in sources.items()}
       | {"all": share(credit_NO[:, o], whole)}
       for o, name in enumerate(names)
     },
     "weight": {
-      name: {one: float(np.mean(weight[one], axis=0)[a]) for one in sources}
+      name: {key: float(np.mean(weight[one], axis=0)[a]) for one, key in sources.items()}
       for a, name in enumerate(attributes)
     },
     "alike": [
@@ -93,8 +101,19 @@ def objectives(
       for a in range(len(attributes))
       for b in range(a + 1, len(attributes))
     ],
-    "objectives": {one: sorted(about[one]) for one in sources},
+    "objectives": {key: sorted(about[one]) for one, key in sources.items()},
   }
+
+
+def _called(names: Sequence[str], taken: str, what: str) -> dict[str, str]:
+  """Each name -> its key in the report: itself, or, of the name `taken`, it with `what` behind it.
+
+  The key of that name is another one than all names.
+  """
+  key = taken
+  while key == taken or key in names:
+    key += f", {what}"
+  return {name: key if name == taken else name for name in names}
 
 
 def _measure(subject: Subject) -> dict[str, Any] | None:
@@ -106,7 +125,9 @@ def _measure(subject: Subject) -> dict[str, Any] | None:
   rows = [(e.prompt, response) for e in subject.examples for response in e.responses]
   ends = np.cumsum([len(e.responses) for e in subject.examples])[:-1]
   scores, weights = (np.split(x, ends) for x in subject.scorer.attribute_scores(rows))
-  return objectives(subject.scores, scores, weights, subject.examples, attributes)
+  return objectives(
+    subject.scores, scores, weights, subject.examples, attributes, seed=subject.settings.seed
+  )
 
 
 def _render(page: Writer, found: View) -> None:

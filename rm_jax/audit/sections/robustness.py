@@ -261,8 +261,10 @@ def _red_team(subject: Subject) -> dict[str, Any]:
       if name in e.source.lower() and e.kind in PREFERENCES
     ]
     if len({conversation_of(subject.examples[i]) for i in at}) > 1:
-      report = evaluate([subject.scores[i] for i in at], [subject.examples[i] for i in at]).report
-      found[name] = {k: report[k] for k in ("accuracy", "interval", "n", "baselines")}
+      mine = [subject.scores[i] for i in at], [subject.examples[i] for i in at]
+      report = evaluate(*mine, seed=subject.settings.seed).report
+      kept = ("accuracy", "interval", "n", "method", "why", "baselines")
+      found[name] = {k: report[k] for k in kept if k in report}
   return found
 
 
