@@ -53,6 +53,7 @@ FAMILY = Family(
   class_prefix="Gemma2",
   backbone=_backbone,
   exported=_exported,
+  activation="hidden_activation",
   numbers={
     "query_pre_attn_scalar": (1, 2**20),
     "attn_logit_softcapping": (1e-3, 1e6),
