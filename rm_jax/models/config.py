@@ -185,8 +185,8 @@ class HeadConfig:
     count = len(self.attributes)
     if self.outputs < 1 or not 0.0 <= self.dropout < 1.0:
       raise InputError(
-        f"head: {self.outputs} outputs, dropout {self.dropout}; expected 1 or more, and a rate from "
-        "0 and below 1"
+        f"head: {self.outputs} outputs, dropout {self.dropout}; expected 1 or more, and a rate "
+        "from 0 and below 1"
       )
     if self.ensemble and self.outputs < 2:
       raise InputError("head: ensemble is True and outputs 1; expected two members or more")

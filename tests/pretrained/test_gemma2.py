@@ -68,7 +68,7 @@ def test_the_scale_of_attention_is_exported_to_the_last_digit(scalar):
     ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0"),
     ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
     ({"hidden_activation": 5}, "hidden_activation is 5; expected a str"),
-    ({"hidden_activation": "swish42"}, "^config.json: hidden_activation 'swish42' is not supported"),
+    ({"hidden_activation": "swish42"}, "^config.json: hidden_activation 'swish42' is not "),
   ],
 )
 def test_configs_that_are_refused(keys, message):
