@@ -456,13 +456,15 @@ class _Loop:
       outputs if e.kind == "attributes" else rewards
       for e, (rewards, outputs) in zip(examples, both, strict=True)
     ]
-    bad = sum(not np.isfinite(one).all() for one in scores)
+    outputs = [outputs for _, outputs in both]
+    pairs = zip(scores, outputs, strict=True)
+    bad = sum(not all(np.isfinite(one).all() for one in pair) for pair in pairs)
     if bad:
       # The weights are finite (checked after each step) and yet scores overflow. That is reported
       # but does not stop the run: it may recover, or stop by itself.
       why = f"the scores of {bad} of {len(scores)} examples are not finite"
-      return evaluate.Evaluation({"kind": "comparison", "n": 0, "why": why}, ())
-    outputs = [outputs for _, outputs in both]
+      report = {"kind": "comparison", "n": 0, "why": why, "not_finite": bad}
+      return evaluate.Evaluation(report, ())
     return evaluate.evaluate(scores, examples, self.run.model.network.head.attributes, outputs)
 
 
@@ -483,6 +485,7 @@ def _short(report: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
     "kendall",
     "attributes",
     "why",
+    "not_finite",
   )
   out = {name: report[name] for name in names if name in report}
   if whole:

@@ -200,6 +200,34 @@ def test_a_measure_is_larger_where_it_is_better():
     measured(report, "acuracy")
 
 
+def test_scores_that_are_not_finite_have_no_measure(tmp_path):
+  none = {"split": "validation", "n": 0, "why": "..", "not_finite": 2}
+  assert measured(none, "accuracy") is None
+  best = Best(tmp_path, "accuracy", 2)
+  assert best.chosen([none]) is None
+  assert not best.keep(None, none, [none])
+  lines = [none, {"split": "validation", "accuracy": 0.5}, none]
+  assert best.chosen(lines) == lines[1]
+  assert not best.exhausted(lines)
+  assert best.exhausted([*lines, none])
+
+
+@pytest.mark.slow
+def test_an_evaluation_whose_scores_are_not_finite_does_not_end_the_run(
+  llama_folder, tmp_path, monkeypatch
+):
+  judge, times = loop.score_outputs, []
+
+  def infinite_once(*args, **kwargs):
+    times.append(1)
+    return [(x * np.inf if len(times) == 1 else x, y) for x, y in judge(*args, **kwargs)]
+
+  monkeypatch.setattr(loop, "score_outputs", infinite_once)
+  summary = run(configured(llama_folder, steps=4), tmp_path / "run", devices=1)
+  assert [line.get("not_finite") for line in lines_of(tmp_path / "run", "validation")] == [8, None]
+  assert summary["best"]["step"] == 4
+
+
 def test_a_wrong_measure_is_named_before_the_first_step(llama_folder, tmp_path):
   with pytest.raises(InputError, match=r"'acuracy'; the validation data's report has .*accuracy"):
     loop.train(configured(llama_folder, measure="acuracy"), tmp_path / "run")
