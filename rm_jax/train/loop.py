@@ -79,7 +79,12 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   data = load_data(config, model)
   shifted_set = load_shifted(config, model, data.heldout)
   config = resolve(config, len(data.train.groups), workdir)
-  sets = {"training data": data.train, "held-out data": data.heldout}
+  sets = {
+    "training data": data.train,
+    "held-out data": data.heldout,
+    "validation data": data.validation,
+    "shifted data": shifted_set or TokenDataset([], []),
+  }
   check_same(config=plain(config), **{name: one.fingerprint() for name, one in sets.items()})
   with locked(workdir):
     check(workdir, config)
@@ -175,7 +180,11 @@ class _Loop:
     self._served: dict[str, Any] | None = None
     self.skipped = 0  # steps in a row that were skipped
     # Hashes of all tokens and labels, computed once.
-    self.data = {"data": run.train_set.fingerprint(), "heldout": heldout.fingerprint()}
+    self.data = {
+      "data": run.train_set.fingerprint(),
+      "heldout": heldout.fingerprint(),
+      SPLIT: validation.fingerprint(),
+    }
     self.shapes = {
       name: plan_shapes(data.groups, 2048, run.packing) for name, data in self.judged.items()
     }
@@ -271,8 +280,8 @@ class _Loop:
     if found is None:
       return
     self.run.state, position = found
-    for key, name in (("data", "training"), ("heldout", "held-out")):
-      # Old checkpoints have no fingerprint of the held-out data; there it is not compared.
+    for key, name in (("data", "training"), ("heldout", "held-out"), (SPLIT, SPLIT)):
+      # Old checkpoints have no fingerprint of held-out or validation data; there it is not compared.
       if position.get(key, self.data[key]) != self.data[key]:
         raise InputError(
           f"{self.workdir}: its {name} data were other ones ({position[key]}, now "

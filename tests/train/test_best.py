@@ -149,6 +149,21 @@ def test_a_damaged_best_leaves_the_latest(llama_folder, finished, tmp_path):
   assert summary["validation"]["loss"] == last["loss"] != finished[1]["validation"]["loss"]
 
 
+@pytest.mark.slow
+def test_other_validation_labels_are_refused(llama_folder, finished, tmp_path):
+  """Also of the same texts: the best would be chosen by two measures."""
+  shutil.copytree(finished[0], tmp_path / "run")
+  config = configured(llama_folder, steps=28)
+  aside = {e.prompt for e in load_data(config, build_model(config)).validation.examples}
+  path = llama_folder / "train.jsonl"
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  row = next(row for row in rows if row["prompt"] in aside)
+  row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(InputError, match="its validation data were other ones"):
+    run(config, tmp_path / "run", devices=1)
+
+
 def test_validation_conversations_are_set_aside_from_training(llama_folder):
   config = configured(llama_folder, **{"data.heldout": "0.25"})
   data = load_data(config, build_model(config))
