@@ -214,6 +214,30 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(llama_folder, 
   refused("add pairs without an objective", **{"optimizer.mix_rate": 1.0})
 
 
+def test_a_gate_that_would_learn_nothing_is_refused(llama_folder, tmp_path):
+  config = configured(llama_folder, tmp_path, steps=1, gate=True)
+  config.data.objectives = ""
+  rows = [
+    {"prompt": f"{i}x", "response": "ab", "attributes": {"many": i % 3, "few": i % 2}}
+    for i in range(40)
+  ]
+  path = tmp_path / "rated.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with config.unlocked():
+    config.data.sources = {"rated": {"path": str(path)}}
+  with pytest.raises(
+    InputError, match=r"model\.gate is True and the data are ratings on attributes"
+  ):
+    load_data(config, build_model(config))
+  # Pairs, and ratings that are about an objective, train it.
+  config.data.objectives = "rated=many"
+  load_data(config, build_model(config))
+  config.data.objectives = ""
+  with config.unlocked():
+    config.data.sources.pairs = {"path": write(tmp_path / "ys.jsonl", 40, "y", "b")}
+  load_data(config, build_model(config))
+
+
 def test_an_objective_that_the_model_lacks_is_named(llama_folder, tmp_path):
   config = configured(llama_folder, tmp_path, steps=1)
   train, *_ = load_data(config, build_model(config))
