@@ -281,7 +281,7 @@ class _Loop:
       return
     self.run.state, position = found
     for key, name in (("data", "training"), ("heldout", "held-out"), (SPLIT, SPLIT)):
-      # Old checkpoints have no fingerprint of held-out or validation data; there it is not compared.
+      # Old checkpoints have no fingerprint of held-out or validation data: these are not compared.
       if position.get(key, self.data[key]) != self.data[key]:
         raise InputError(
           f"{self.workdir}: its {name} data were other ones ({position[key]}, now "
