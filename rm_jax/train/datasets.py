@@ -311,8 +311,8 @@ def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> Non
     if all(e.kind == "attributes" and not e.objective for e in train.examples):
       raise InputError(
         "model.gate is True and the data are ratings on attributes alone, from which the gate "
-        "learns nothing; add pairs in data.sources, say in data.objectives which attribute a source "
-        "is about, or set model.gate=False"
+        "learns nothing; add pairs in data.sources, say in data.objectives which attribute a "
+        "source is about, or set model.gate=False"
       )
     return
   if config.optimizer.mix_rate and all(
