@@ -130,7 +130,8 @@ class RewardModel:
       steps: how the scores of a solution's steps are read: 'own', 'min' or 'product', see
         `losses.process.so_far`; '' = as saved, else 'own'. A model that was trained on labels that
         stop at the first error is read with 'product' where every step after one counts as wrong.
-      mesh: {'data', 'fsdp', 'tensor'} -> number of devices; by default all are on 'data'.
+      mesh: {'data', 'fsdp', 'tensor'} -> number of devices, 1 where it is not said; by default all
+        are on 'data'.
 
     Raises:
       OSError: what is at a URL cannot be read; FileNotFoundError if `name` is not found.
