@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.batch.group import Group, check_vocabulary, make_group
-from rm_jax.batch.tokenise import Tokens
+from rm_jax.batch.tokenise import Cut, Tokens, cut_message
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
@@ -184,7 +184,7 @@ class RewardModel:
     aggregate: str = "min",
     progress: bool | str = False,
     origins: Sequence[str] = (),
-    cuts: list[int] | None = None,
+    cuts: list[Cut] | None = None,
   ) -> np.ndarray:
     """Rewards of rows, in their order: float32 [N].
 
@@ -202,7 +202,8 @@ class RewardModel:
         log-odds).
       progress: whether to show a progress bar; a string is its label.
       origins: names of the rows in error messages, N strings; by default their numbers.
-      cuts: a list to extend by each row's number of cut tokens; no warning is logged then.
+      cuts: a list to extend by each row's number of cut tokens, the response's included (see
+        `batch.tokenise.Cut`); no warning is logged then.
 
     Raises:
       DataError: a row cannot be scored; the message names it.
@@ -224,7 +225,7 @@ class RewardModel:
     aggregate: str = "min",
     progress: bool | str = False,
     origins: Sequence[str] = (),
-    cuts: list[int] | None = None,
+    cuts: list[Cut] | None = None,
   ) -> np.ndarray:
     """Rewards by each member of an ensemble: float32 [N, M]; M = 1 if the model is no ensemble.
 
@@ -336,7 +337,7 @@ class RewardModel:
     outputs: bool,
     progress: bool | str,
     origins: Sequence[str] | None = None,
-    cuts: list[int] | None = None,
+    cuts: list[Cut] | None = None,
   ) -> list[np.ndarray]:
     """Scores of each row's marks (its response, or its steps), in the order of the rows.
 
@@ -365,7 +366,7 @@ class RewardModel:
     self,
     asked: Sequence[Asked],
     origins: Sequence[str] | None = None,
-    cuts: list[int] | None = None,
+    cuts: list[Cut] | None = None,
   ) -> tuple[list[list[int]], list[Group]]:
     """Tokenises rows and puts those with the same prompt into groups, see `_rows_by_prompt`.
 
@@ -548,20 +549,6 @@ class _RowNumbers(Sequence):
 
   def __getitem__(self, i: int) -> str:
     return f"row {i}"
-
-
-def cut_message(cuts: Sequence[int], max_length: int) -> str:
-  """The warning for rows that were too long.
-
-  Args:
-    cuts: each row's number of cut tokens, at least one of them positive.
-    max_length: the model's limit, in tokens.
-  """
-  found = [cut for cut in cuts if cut]
-  return (
-    f"{len(found)} of {len(cuts)} rows are longer than {max_length} tokens: of their prompts "
-    f"{sum(found)} tokens are left out, the oldest first"
-  )
 
 
 def _rows_by_prompt(
