@@ -4,6 +4,7 @@ Notebooks, audits, curation, and the commands that score text do so through it.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -266,12 +267,13 @@ class RewardModel:
 
     The reward of a row is the sum of its attributes' scores by these weights. They are the same in
     every row, or with a gate (`model.gate`) a function of the row's prompt, with sum 1. Arguments
-    and errors are those of `score_attributes`, but for that of scores that are not finite.
+    and errors are those of `score_attributes`, of weights that are not finite in place of scores.
     """
     asked = self._asked_attributes(rows)
     chunks, groups = self._groups(asked)
     out = np.empty((len(asked), len(self.attributes)), np.float32)
     found = self._run(weigh_groups, groups, "weigh" if progress else "")
+    self._check_finite(found, chunks, asked, _RowNumbers(), "weight")
     for chunk, weights_AK in zip(chunks, found, strict=True):
       out[chunk] = weights_AK.T
     return out
@@ -444,24 +446,29 @@ class RewardModel:
     chunks: Sequence[list[int]],
     asked: Sequence[Asked],
     origins: Sequence[str],
+    what: str = "score",
   ) -> None:
-    """Raises ValueError if a score is not finite, naming the row that causes it, if one does."""
+    """Raises ValueError if a score ('weight': an attribute's weight) is not finite.
+
+    It names the row that causes it, if one does.
+    """
+    again = weigh_groups if what == "weight" else functools.partial(score_groups, outputs=True)
     bad = [i for i, one in enumerate(scores) if not np.isfinite(one).all()]
     # Rows that are packed together can infect one another with NaN, so that each row of a bad group
     # is scored again by itself to find the cause.
     for n in (n for i in bad for n in chunks[i]):
       _, groups = self._groups([asked[n]], [origins[n]], [])
-      (alone,) = self._run(score_groups, groups, "", outputs=True)
+      (alone,) = self._run(again, groups, "")
       if not np.isfinite(alone).all():
-        self._raise_not_finite(origins[n], alone)
+        self._raise_not_finite(origins[n], alone, what)
     if bad:
-      self._raise_not_finite(origins[chunks[bad[0]][0]], scores[bad[0]])
+      self._raise_not_finite(origins[chunks[bad[0]][0]], scores[bad[0]], what)
 
-  def _raise_not_finite(self, origin: str, scores: np.ndarray) -> None:
+  def _raise_not_finite(self, origin: str, scores: np.ndarray, what: str = "score") -> None:
     bad = scores[~np.isfinite(scores)][0]
     whose = self.text_model.source.path if self.text_model.source else "the model"
     raise InputError(
-      f"{origin}: its score is {bad}; expected a finite number: the weights of "
+      f"{origin}: its {what} is {bad}; expected a finite number: the weights of "
       f"{whose} are damaged, or overflow in {self.text_model.network.dtype}"
     )
 
