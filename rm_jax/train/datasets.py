@@ -476,7 +476,7 @@ def data_summary(data: Data, attributes: Sequence[str]) -> dict[str, Any]:
     "train": len(train.groups),
     "heldout": len(heldout.groups),
     **({"validation": len(validation.groups)} if validation.groups else {}),
-    "prompts_cut": sum(g.cut > 0 for g in [*train.groups, *heldout.groups]),
+    "prompts_cut": sum(g.cut > 0 for g in [*train.groups, *heldout.groups, *validation.groups]),
   }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from rm_jax.errors import InputError
 from rm_jax.reward.setup import build_model
-from rm_jax.train.datasets import load_data, load_shifted
+from rm_jax.train.datasets import data_summary, load_data, load_shifted
 from tests.train.runs import small_config
 
 
@@ -20,3 +20,12 @@ def test_shifted_data_of_another_tokenizer_are_refused(llama_folder):
   small = dataclasses.replace(model, network=dataclasses.replace(model.network, backbone=backbone))
   with pytest.raises(InputError, match=r"gives id \d+ and the model has a vocabulary of 5"):
     load_shifted(config, small, heldout)
+
+
+def test_cut_prompts_of_every_set_are_counted(llama_folder):
+  config = small_config(llama_folder, steps=1)
+  config.data.validation, config.data.max_length = 0.25, 20
+  data = load_data(config, build_model(config))
+  cut = [sum(g.cut > 0 for g in one.groups) for one in data[:3]]
+  assert min(cut) > 0
+  assert data_summary(data, ())["prompts_cut"] == sum(cut)
