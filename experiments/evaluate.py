@@ -88,7 +88,7 @@ def main() -> None:
   print(report)
   if cut:
     limit = model.text_model.convention.max_length
-    print(f"{cut} prompts are cut: with a response they are longer than {limit} tokens")
+    print(f"{cut} examples are cut: a prompt with its response is longer than {limit} tokens")
 
 
 if __name__ == "__main__":

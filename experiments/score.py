@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments.launch import COLUMNS_HELP, DTYPES, launch, output_file
-from rm_jax.api import RewardModel, cut_message
+from rm_jax.api import RewardModel
+from rm_jax.batch.tokenise import Cut, cut_message
 from rm_jax.data.columns import check_first, parse_columns, renamed, texts_of_columns
 from rm_jax.data.read import Row, read_rows
 from rm_jax.data.report import DataError, Report, RowError, shown
@@ -32,7 +33,7 @@ AGGREGATE = flags.DEFINE_enum("aggregate", "min", HOW, "How a solution's steps b
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the backbone.")
 MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a row; 0 = the model's own.")
 MARK_CUT = flags.DEFINE_bool(
-  "mark_cut", False, 'Add "cut" to each row: tokens of its prompt that were left out.'
+  "mark_cut", False, 'Add "cut" to each row: tokens of its prompt and response that were left out.'
 )
 ROWS = flags.DEFINE_integer(
   "rows",
@@ -157,7 +158,7 @@ def main() -> None:
         chat_template=CHAT_TEMPLATE.value,
         eos=EOS.value,
       )
-      cuts: list[int] = []
+      cuts: list[Cut] = []
       for rows in parts(read()):
         done, own = len(cuts), []
         rewards = model.score(
@@ -168,7 +169,7 @@ def main() -> None:
           cuts=own,
         )
         for (origin, row), reward, cut in zip(rows, rewards, own, strict=True):
-          mark = {"cut": cut} if MARK_CUT.value else {}
+          mark = {"cut": int(cut)} if MARK_CUT.value else {}
           file.write(written(origin, {**row, "reward": float(reward), **mark}))
         cuts += own
       if len(cuts) != count:

@@ -4,6 +4,7 @@ Notebooks, audits, curation, and the commands that score text do so through it.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from rm_jax.batch.group import Group, check_vocabulary, make_group
-from rm_jax.batch.tokenise import Tokens
+from rm_jax.batch.tokenise import Cut, Tokens, cut_message
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
@@ -130,7 +131,8 @@ class RewardModel:
       steps: how the scores of a solution's steps are read: 'own', 'min' or 'product', see
         `losses.process.so_far`; '' = as saved, else 'own'. A model that was trained on labels that
         stop at the first error is read with 'product' where every step after one counts as wrong.
-      mesh: {'data', 'fsdp', 'tensor'} -> number of devices; by default all are on 'data'.
+      mesh: {'data', 'fsdp', 'tensor'} -> number of devices, 1 where it is not said; by default all
+        are on 'data'.
 
     Raises:
       OSError: what is at a URL cannot be read; FileNotFoundError if `name` is not found.
@@ -183,7 +185,7 @@ class RewardModel:
     aggregate: str = "min",
     progress: bool | str = False,
     origins: Sequence[str] = (),
-    cuts: list[int] | None = None,
+    cuts: list[Cut] | None = None,
   ) -> np.ndarray:
     """Rewards of rows, in their order: float32 [N].
 
@@ -201,7 +203,8 @@ class RewardModel:
         log-odds).
       progress: whether to show a progress bar; a string is its label.
       origins: names of the rows in error messages, N strings; by default their numbers.
-      cuts: a list to extend by each row's number of cut tokens; no warning is logged then.
+      cuts: a list to extend by each row's number of cut tokens, the response's included (see
+        `batch.tokenise.Cut`); no warning is logged then.
 
     Raises:
       DataError: a row cannot be scored; the message names it.
@@ -223,7 +226,7 @@ class RewardModel:
     aggregate: str = "min",
     progress: bool | str = False,
     origins: Sequence[str] = (),
-    cuts: list[int] | None = None,
+    cuts: list[Cut] | None = None,
   ) -> np.ndarray:
     """Rewards by each member of an ensemble: float32 [N, M]; M = 1 if the model is no ensemble.
 
@@ -264,12 +267,13 @@ class RewardModel:
 
     The reward of a row is the sum of its attributes' scores by these weights. They are the same in
     every row, or with a gate (`model.gate`) a function of the row's prompt, with sum 1. Arguments
-    and errors are those of `score_attributes`, but for that of scores that are not finite.
+    and errors are those of `score_attributes`, of weights that are not finite in place of scores.
     """
     asked = self._asked_attributes(rows)
     chunks, groups = self._groups(asked)
     out = np.empty((len(asked), len(self.attributes)), np.float32)
     found = self._run(weigh_groups, groups, "weigh" if progress else "")
+    self._check_finite(found, chunks, asked, _RowNumbers(), "weight")
     for chunk, weights_AK in zip(chunks, found, strict=True):
       out[chunk] = weights_AK.T
     return out
@@ -335,7 +339,7 @@ class RewardModel:
     outputs: bool,
     progress: bool | str,
     origins: Sequence[str] | None = None,
-    cuts: list[int] | None = None,
+    cuts: list[Cut] | None = None,
   ) -> list[np.ndarray]:
     """Scores of each row's marks (its response, or its steps), in the order of the rows.
 
@@ -364,7 +368,7 @@ class RewardModel:
     self,
     asked: Sequence[Asked],
     origins: Sequence[str] | None = None,
-    cuts: list[int] | None = None,
+    cuts: list[Cut] | None = None,
   ) -> tuple[list[list[int]], list[Group]]:
     """Tokenises rows and puts those with the same prompt into groups, see `_rows_by_prompt`.
 
@@ -442,24 +446,29 @@ class RewardModel:
     chunks: Sequence[list[int]],
     asked: Sequence[Asked],
     origins: Sequence[str],
+    what: str = "score",
   ) -> None:
-    """Raises ValueError if a score is not finite, naming the row that causes it, if one does."""
+    """Raises ValueError if a score ('weight': an attribute's weight) is not finite.
+
+    It names the row that causes it, if one does.
+    """
+    again = weigh_groups if what == "weight" else functools.partial(score_groups, outputs=True)
     bad = [i for i, one in enumerate(scores) if not np.isfinite(one).all()]
     # Rows that are packed together can infect one another with NaN, so that each row of a bad group
     # is scored again by itself to find the cause.
     for n in (n for i in bad for n in chunks[i]):
       _, groups = self._groups([asked[n]], [origins[n]], [])
-      (alone,) = self._run(score_groups, groups, "", outputs=True)
+      (alone,) = self._run(again, groups, "")
       if not np.isfinite(alone).all():
-        self._raise_not_finite(origins[n], alone)
+        self._raise_not_finite(origins[n], alone, what)
     if bad:
-      self._raise_not_finite(origins[chunks[bad[0]][0]], scores[bad[0]])
+      self._raise_not_finite(origins[chunks[bad[0]][0]], scores[bad[0]], what)
 
-  def _raise_not_finite(self, origin: str, scores: np.ndarray) -> None:
+  def _raise_not_finite(self, origin: str, scores: np.ndarray, what: str = "score") -> None:
     bad = scores[~np.isfinite(scores)][0]
     whose = self.text_model.source.path if self.text_model.source else "the model"
     raise InputError(
-      f"{origin}: its score is {bad}; expected a finite number: the weights of "
+      f"{origin}: its {what} is {bad}; expected a finite number: the weights of "
       f"{whose} are damaged, or overflow in {self.text_model.network.dtype}"
     )
 
@@ -547,20 +556,6 @@ class _RowNumbers(Sequence):
 
   def __getitem__(self, i: int) -> str:
     return f"row {i}"
-
-
-def cut_message(cuts: Sequence[int], max_length: int) -> str:
-  """The warning for rows that were too long.
-
-  Args:
-    cuts: each row's number of cut tokens, at least one of them positive.
-    max_length: the model's limit, in tokens.
-  """
-  found = [cut for cut in cuts if cut]
-  return (
-    f"{len(found)} of {len(cuts)} rows are longer than {max_length} tokens: of their prompts "
-    f"{sum(found)} tokens are left out, the oldest first"
-  )
 
 
 def _rows_by_prompt(

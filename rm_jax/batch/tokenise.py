@@ -77,6 +77,40 @@ class Convention:
       raise InputError(f"convention.max_length is {self.max_length}; expected tokens, 1 or more")
 
 
+class Cut(int):
+  """How many ids of a text were left out because it was too long: a number, with its parts.
+
+  Attributes:
+    response: how many of them are the response's, and not the prompt's.
+  """
+
+  response: int
+
+  def __new__(cls, total: int, response: int = 0):
+    self = super().__new__(cls, total)
+    self.response = response
+    return self
+
+
+def cut_message(cuts: Sequence[Cut], max_length: int) -> str:
+  """The warning for texts that were too long.
+
+  Args:
+    cuts: of each text, at least one of them positive.
+    max_length: the model's limit, in tokens.
+  """
+  found = [cut for cut in cuts if cut]
+  responses = sum(cut.response for cut in found)
+  said = (
+    f"{len(found)} of {len(cuts)} rows are longer than {max_length} tokens: of their prompts "
+    f"{sum(found) - responses} tokens are left out, the oldest first"
+  )
+  if not responses:
+    return said
+  many = sum(cut.response > 0 for cut in found)
+  return f"{said}, and of {many} responses, too long by themselves, the first {responses} tokens"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tokens:
   """One prompt + response as tokens.
@@ -87,7 +121,7 @@ class Tokens:
     prompt: number of leading ids that are the prompt's.
     marks: int32 [M], indices of the tokens at which rewards are read: one, or one a step.
     token_type: int32 [N] if the tokenizer's pair encoding has it (encoders), else None.
-    cut: number of ids that were left out because the whole was too long.
+    cut: number of ids that were left out because the whole was too long; see `Cut`.
     starts: int32 [M], with mean pooling the first token of each mean (the last is the mark); else
       None.
   """
@@ -96,7 +130,7 @@ class Tokens:
   prompt: int
   marks: np.ndarray
   token_type: np.ndarray | None
-  cut: int
+  cut: Cut
   starts: np.ndarray | None = None
 
 
@@ -298,17 +332,19 @@ class TextEncoder:
   def _finish(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> Tokens | RowError:
     if not len(ids):
       return RowError("no_tokens", "prompt and response give no token; expected text")
-    cut = 0
+    cut = Cut(0)
     if len(ids) > self.convention.max_length:
       full = len(ids)
       try:
-        ids, prompt = self._cut(pair, ids, prompt)
+        ids, prompt, of_response = self._cut(pair, ids, prompt)
       except RowError as error:
         return error
-      cut = full - len(ids)
+      cut = Cut(full - len(ids), of_response)
     return self._sequence(ids, prompt, self._mark(ids), None, cut)
 
-  def _cut(self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int) -> tuple[np.ndarray, int]:
+  def _cut(
+    self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int
+  ) -> tuple[np.ndarray, int, int]:
     """Cuts to `max_length`: the prompt's oldest turns, then its oldest tokens, then the response's.
 
     The end of the response always stays, and so does a BOS of the tokenizer's own where there is
@@ -316,7 +352,7 @@ class TextEncoder:
     turn that is left, system turns aside) stays unless it and the response are too long together.
 
     Returns:
-      (ids, number of leading ids that are the prompt's).
+      (ids, number of leading ids that are the prompt's, number of the response's that are cut).
 
     Raises:
       RowError: the chat template refuses the conversation with other content in that turn.
@@ -340,15 +376,15 @@ class TextEncoder:
       opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
     excess = len(ids) - limit
     if excess <= 0:
-      return ids, prompt
+      return ids, prompt, 0
     if prompt - opening >= excess:
-      return np.concatenate([ids[:opening], ids[opening + excess :]]), prompt - excess
+      return np.concatenate([ids[:opening], ids[opening + excess :]]), prompt - excess, 0
     # The opening and the response are too long together: keep the BOS that the tokenizer itself
     # puts before a text, if it does and there is room for one more token, and the last tokens of
     # the whole. These may begin with the end of the prompt.
     keep = min(common_prefix([ids, self._opening]), limit - 1)
     kept = np.concatenate([ids[:keep], ids[len(ids) - (limit - keep) :]])
-    return kept, max(keep, limit - (len(ids) - prompt))
+    return kept, max(keep, limit - (len(ids) - prompt)), max(0, keep + excess - max(keep, prompt))
 
   # Solutions in steps.
 
@@ -425,7 +461,7 @@ class TextEncoder:
       length -= excess
     marks = np.cumsum([len(part) for part in parts]) - 1
     ids = np.concatenate([*parts, *end])
-    return self._sequence(ids, length, marks.astype(np.int32), None, full - len(ids))
+    return self._sequence(ids, length, marks.astype(np.int32), None, Cut(full - len(ids)))
 
   def _head(self, prompt: Text) -> tuple[list[Message], str]:
     """Returns (the turns of a prompt, [] for a string; its text, up to where the answer begins)."""
@@ -458,14 +494,11 @@ class TextEncoder:
       keep[candidates[:excess]] = False
       prompt = int(np.flatnonzero(side == 1)[0]) if (side == 1).any() else len(ids)
       kept = ids[keep]
-      out.append(
-        self._sequence(
-          kept, int(keep[:prompt].sum()), self._mark(kept), types[keep], len(ids) - len(kept)
-        )
-      )
+      cut = Cut(len(ids) - len(kept), int((~keep[side == 1]).sum()))
+      out.append(self._sequence(kept, int(keep[:prompt].sum()), self._mark(kept), types[keep], cut))
     return out
 
-  def _sequence(self, ids, prompt: int, marks: np.ndarray, token_type, cut: int) -> Tokens:
+  def _sequence(self, ids, prompt: int, marks: np.ndarray, token_type, cut: Cut) -> Tokens:
     starts = None
     if self.convention.pooling == "mean":
       own = np.append(np.int32(prompt), marks[:-1] + 1)

@@ -76,8 +76,18 @@ def separation(
   Returns:
     {auroc, auroc_centered: {value, interval}, heldout, shifted: {n, variance, variance_centered}},
     "centered" as in `member_variance`. An AUROC of 1/2 is no separation. Intervals are 95 %, with
-    conversations as clusters.
+    conversations as clusters. If a score is not finite, values and variances are None, and `why`
+    says so.
   """
+  bad = [sum(not np.isfinite(one).all() for one in some) for some in scores]
+  if any(bad):
+    why = f"the scores of {bad[0]} held-out and {bad[1]} shifted examples are not finite"
+    nothing = {"value": None, "interval": None, "why": why}
+    variances = {"variance": None, "variance_centered": None}
+    return {"auroc": nothing, "auroc_centered": dict(nothing)} | {
+      name: {"n": len(some), **variances}
+      for name, some in zip(("heldout", "shifted"), scores, strict=True)
+    }
   found = [member_variance(one) for one in scores]
   clusters = [e.conversation for data in datasets for e in data.examples]
   is_shifted = np.repeat([False, True], [len(raw) for raw, _ in found])

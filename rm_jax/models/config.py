@@ -145,7 +145,8 @@ class HeadConfig:
 
   Attributes:
     outputs: how many numbers; a reward has one.
-    ensemble: the outputs are members, each of which is a reward, and the reward is their mean.
+    ensemble: the outputs, two or more, are members, each of which is a reward, and the reward is
+      their mean.
     attributes: names of the outputs, each of which is a rating, and the reward is their sum by
       weights.
     mix: the initial values of those weights; training may change them.
@@ -159,7 +160,7 @@ class HeadConfig:
     pooler: whether a dense layer of the model's width with `activation` precedes the output layer
       (as in BERT).
     activation: of the pooler, a name of `layers.ACTIVATIONS`.
-    dropout: dropout rate before the output layer.
+    dropout: dropout rate before the output layer, below 1.
 
   Raises InputError for a value that is not possible, or for fields that contradict one another.
   """
@@ -182,11 +183,14 @@ class HeadConfig:
     for name in ("attributes", "mix"):  # JSON has no tuples
       object.__setattr__(self, name, tuple(getattr(self, name)))
     count = len(self.attributes)
-    if self.outputs < 1 or not 0.0 <= self.dropout <= 1.0:
+    if self.outputs < 1 or not 0.0 <= self.dropout < 1.0:
       raise InputError(
-        f"head: {self.outputs} outputs, dropout {self.dropout}; expected 1 or more, and 0 to 1"
+        f"head: {self.outputs} outputs, dropout {self.dropout}; expected 1 or more, and a rate "
+        "from 0 and below 1"
       )
-    activation(self.activation)
+    if self.ensemble and self.outputs < 2:
+      raise InputError("head: ensemble is True and outputs 1; expected two members or more")
+    activation(self.activation, "head: activation")
     if len(self.mix) != count or (count and (self.outputs != count or self.ensemble)):
       raise InputError(
         f"head: attributes {self.attributes}, mix {self.mix}, {self.outputs} outputs, ensemble "

@@ -54,10 +54,10 @@ REMAT = {
 }
 
 
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-  """The activation that a config.json names. Raises InputError for a name that is not known."""
+def activation(name: str, where: str = "activation") -> Callable[[jax.Array], jax.Array]:
+  """The activation of a name. Raises InputError, which says `where`, for one that is not known."""
   if name not in ACTIVATIONS:
-    raise InputError(f"hidden_act {name!r} is not supported; expected one of {sorted(ACTIVATIONS)}")
+    raise InputError(f"{where} {name!r} is not supported; expected one of {sorted(ACTIVATIONS)}")
   return ACTIVATIONS[name]
 
 

@@ -6,6 +6,7 @@ With the mesh {'data': -1} this is plain data parallelism: the gradients are all
 sharded.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,9 @@ def parse_mesh(text: str) -> dict[str, int]:
   sizes: dict[str, int] = {}
   for part in text.split(","):
     axis, equals, size = (x.strip() for x in part.partition("="))
-    if axis not in AXES or axis in sizes or not equals or not size.lstrip("-").isdigit():
+    known = axis in AXES and axis not in sizes and equals
+    # Not `isdigit`, which is true of '²' too; and int() refuses a text of thousands of digits.
+    if not known or not re.fullmatch(r"-?[0-9]{1,9}", size):
       raise InputError(
         f"--mesh={text}: {part!r} is not as expected; write axis=devices, each of "
         f"{', '.join(AXES)} at most once, as in 'data=2,fsdp=128'"
@@ -47,16 +50,21 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
   gradients are all-reduced (once a micro-batch), and no parameters are all-gathered.
 
   Args:
-    sizes: {'data', 'fsdp', 'tensor'} -> number of devices along the axis; -1, for one axis at most,
-      stands for the number that uses up all devices.
+    sizes: {'data', 'fsdp', 'tensor'} -> number of devices along the axis, 1 for an axis that is not
+      there; -1, for one axis at most, stands for the number that uses up all devices.
     devices: by default all of this run's.
 
   Raises:
-    InputError: the sizes do not multiply to the number of devices, a size is 0 or below -1, or
-      'data' is not a multiple of the number of TPU slices.
+    InputError: there is another axis, a size is no whole number, the sizes do not multiply to the
+      number of devices, a size is 0 or below -1, or 'data' is not a multiple of the number of TPU
+      slices.
   """
   devices = jax.devices() if devices is None else devices
-  wanted = [int(sizes[axis]) for axis in AXES]
+  if other := [axis for axis in sizes if axis not in AXES]:
+    raise InputError(f"mesh {dict(sizes)} has {other}; expected axes of {', '.join(AXES)}")
+  wanted = [sizes.get(axis, 1) for axis in AXES]
+  if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in wanted):
+    raise InputError(f"mesh {dict(sizes)}: expected whole numbers of devices")
   if wanted.count(-1) > 1 or any(n == 0 or n < -1 for n in wanted):
     raise InputError(f"mesh {dict(sizes)}: expected positive sizes, at most one of them -1")
   known = int(np.prod([n for n in wanted if n != -1]))

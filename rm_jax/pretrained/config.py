@@ -39,6 +39,8 @@ _NUMBERS = {
   "attention_probs_dropout_prob": (0.0, 1.0),
   "classifier_dropout": (0.0, 1.0),
 }
+# Of these 1 is refused too: all would be dropped, and what is kept is divided by 1 - rate.
+_RATES = tuple(key for key in _NUMBERS if "dropout" in key)
 _TYPES = {
   "model_type": str,
   "hidden_act": str,
@@ -78,6 +80,9 @@ def check_config(hf: dict[str, Any], where: str = "config.json") -> None:
   for key, (least, most) in (_NUMBERS | dict(family.numbers)).items():
     if hf.get(key) is not None:
       check_number(where, key, hf[key], least, most)
+  for key in _RATES:
+    if hf.get(key) == 1:
+      raise InputError(f"{where}: {key} is {hf[key]}; expected a rate from 0 and below 1")
   for key, of in (_TYPES | dict(family.types)).items():
     value = hf.get(key)
     if value is not None and not isinstance(value, of):
@@ -116,8 +121,10 @@ def backbone_config(hf: dict[str, Any]) -> DecoderConfig | EncoderConfig:
 
   Raises ValueError, which says what is not supported or not possible.
   """
-  backbone = family_of(hf).backbone(_with_defaults(hf))
-  activation(backbone.activation)  # an unknown one is refused now, and not when a step is compiled
+  family = family_of(hf)
+  backbone = family.backbone(_with_defaults(hf))
+  # An unknown one is refused now, and not when a step is compiled.
+  activation(backbone.activation, f"config.json: {family.activation}")
   return backbone
 
 

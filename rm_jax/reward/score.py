@@ -144,12 +144,17 @@ def score_outputs(
   """
   out: list[Any] = [None] * len(groups)
   for (rewards_BGK, scores), index_BG, _ in run_groups(network, "score", params, groups, **options):
-    scores_OBGK = scores[: network.head.outputs] if scores.ndim == 4 else scores[None]
+    scores_OBGK = _of_outputs(network, scores)
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       i = index_BG[b, g]
       marks = len(groups[i].marks)
       out[i] = rewards_BGK[b, g, :marks], scores_OBGK[:, b, g, :marks]
   return out
+
+
+def _of_outputs(network: Network, scores: np.ndarray) -> np.ndarray:
+  """`Network.apply`'s scores as [O, B, G, K], O as in `score_outputs`."""
+  return scores[: network.head.outputs] if scores.ndim == 4 else scores[None]
 
 
 def weigh_groups(
@@ -172,16 +177,17 @@ def pool_groups(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """For each of N groups (pooled hidden states at its marks, float32 [marks, D]; their scores).
 
-  Arguments are those of `score_groups`. Scores are rewards, float32 [marks], or with `outputs` all
-  that `Network.apply` gives at the marks: [marks], or with members or attributes [.., marks].
+  Arguments are those of `score_groups`. Scores are rewards, float32 [marks], or with `outputs` the
+  head's outputs, float32 [O, marks], O as in `score_outputs`.
   """
   out: list[Any] = [None] * len(groups)
   run = run_groups(network, "read", params, groups, **options)
   for (pooled_BGKD, rewards_BGK, scores), index_BG, _ in run:
+    shown = _of_outputs(network, scores) if outputs else rewards_BGK
     for b, g in zip(*np.nonzero(index_BG >= 0), strict=True):
       i = index_BG[b, g]
-      one, marks = scores if outputs else rewards_BGK, len(groups[i].marks)
-      out[i] = pooled_BGKD[b, g, :marks], one[..., b, g, :marks]
+      marks = len(groups[i].marks)
+      out[i] = pooled_BGKD[b, g, :marks], shown[..., b, g, :marks]
   return out
 
 

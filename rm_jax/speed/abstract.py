@@ -19,7 +19,9 @@ from rm_jax.batch.pack import ALWAYS
 from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import BATCH, replicated, rows_multiple
+from rm_jax.reward.architecture import planned_architecture
 from rm_jax.speed.flops import Work, planned_work, sliding_windows
+from rm_jax.train import text_penalty
 from rm_jax.train.objective import Objective
 from rm_jax.train.optimizer import make_optimizer, make_schedule
 from rm_jax.train.run import abstract_state, make_packing
@@ -192,7 +194,8 @@ def lower_step(
   """Lowers the main programs of the real step.
 
   Args:
-    config: see configs/base.py.
+    config: see configs/base.py; its model's config.json is read where the loss needs a
+      language-model head.
     network: the model's.
     mesh: the devices.
     layout: of the step.
@@ -204,11 +207,13 @@ def lower_step(
 
   Raises:
     ValueError: the loss does not learn from this kind of feedback, or the network's parameters do
-      not fit the mesh or optimizer.freeze.
+      not fit the mesh or optimizer.freeze; or as `planned_architecture`.
   """
   objective = Objective(config.loss, {kind})
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer))
   own = jax.eval_shape(lambda: objective.init_params(jax.random.key(0)))
+  if objective.text:
+    own |= text_penalty.planned_head(planned_architecture(config), network)
   state = abstract_state(config, network, own, optimizer, mesh)
   step = compile_step(
     network, objective, optimizer, state, mesh, sources=1, dropout=config.model.dropout

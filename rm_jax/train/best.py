@@ -28,11 +28,14 @@ def measured(report: dict[str, Any], measure: str) -> float | None:
       smaller is better, the figure is returned with the opposite sign.
 
   Returns:
-    the figure; None if the report has it and it is no number, as for lack of data.
+    the figure; None if the report has it and it is no number, as for lack of data, or if it has no
+    figures because scores are not finite (`not_finite` counts their examples).
 
   Raises:
     InputError: the report has no such figure.
   """
+  if report.get("not_finite"):
+    return None
   if not figures.look_up(report, measure):
     known = ", ".join(figures.names(report))
     raise InputError(f"train.best is {measure!r}; the validation data's report has {known}")

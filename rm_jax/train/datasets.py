@@ -307,8 +307,14 @@ def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> Non
       "source has as its objective; "
       + (f"rated are {', '.join(rated)}" if rated else "they have no feedback on attributes")
     )
-  if model.network.head.gate:
-    return  # The mix has no part in the reward, and the gate learns from objectives too.
+  if model.network.head.gate:  # The mix has no part in the reward; the gate learns from objectives.
+    if all(e.kind == "attributes" and not e.objective for e in train.examples):
+      raise InputError(
+        "model.gate is True and the data are ratings on attributes alone, from which the gate "
+        "learns nothing; add pairs in data.sources, say in data.objectives which attribute a "
+        "source is about, or set model.gate=False"
+      )
+    return
   if config.optimizer.mix_rate and all(
     e.kind == "attributes" or e.objective for e in train.examples
   ):
@@ -489,7 +495,7 @@ def data_summary(data: Data, attributes: Sequence[str]) -> dict[str, Any]:
     "train": len(train.groups),
     "heldout": len(heldout.groups),
     **({"validation": len(validation.groups)} if validation.groups else {}),
-    "prompts_cut": sum(g.cut > 0 for g in [*train.groups, *heldout.groups]),
+    "prompts_cut": sum(g.cut > 0 for g in [*train.groups, *heldout.groups, *validation.groups]),
   }
 
 
@@ -505,7 +511,8 @@ def load_shifted(
     pooled: whether the ensemble is made of several runs; then the model itself need not be one.
 
   Raises:
-    ValueError: there is no ensemble, no data are held out to compare with, or no group is left.
+    ValueError: there is no ensemble, no data are held out to compare with, no group is left, or the
+      tokenizer gives a token that the model does not have.
     ValueError, OSError: as `read`.
   """
   if not (name := config.data.shifted):
@@ -522,4 +529,5 @@ def load_shifted(
   found = TokenDataset(*model.tokenise(examples, report, cache_folder(config.data.cache)))
   if not found.groups:
     raise DataError(f"data.shifted is {name!r}: no group is left. {report}")
+  check_vocabulary(found.groups, model.network.backbone.vocab)
   return found

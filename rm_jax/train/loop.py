@@ -79,7 +79,12 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
   data = load_data(config, model)
   shifted_set = load_shifted(config, model, data.heldout)
   config = resolve(config, len(data.train.groups), workdir)
-  sets = {"training data": data.train, "held-out data": data.heldout}
+  sets = {
+    "training data": data.train,
+    "held-out data": data.heldout,
+    "validation data": data.validation,
+    "shifted data": shifted_set or TokenDataset([], []),
+  }
   check_same(config=plain(config), **{name: one.fingerprint() for name, one in sets.items()})
   with locked(workdir):
     check(workdir, config)
@@ -175,7 +180,11 @@ class _Loop:
     self._served: dict[str, Any] | None = None
     self.skipped = 0  # steps in a row that were skipped
     # Hashes of all tokens and labels, computed once.
-    self.data = {"data": run.train_set.fingerprint(), "heldout": heldout.fingerprint()}
+    self.data = {
+      "data": run.train_set.fingerprint(),
+      "heldout": heldout.fingerprint(),
+      SPLIT: validation.fingerprint(),
+    }
     self.shapes = {
       name: plan_shapes(data.groups, 2048, run.packing) for name, data in self.judged.items()
     }
@@ -271,8 +280,8 @@ class _Loop:
     if found is None:
       return
     self.run.state, position = found
-    for key, name in (("data", "training"), ("heldout", "held-out")):
-      # Old checkpoints have no fingerprint of the held-out data; there it is not compared.
+    for key, name in (("data", "training"), ("heldout", "held-out"), (SPLIT, SPLIT)):
+      # Old checkpoints have no fingerprint of held-out or validation data: these are not compared.
       if position.get(key, self.data[key]) != self.data[key]:
         raise InputError(
           f"{self.workdir}: its {name} data were other ones ({position[key]}, now "
@@ -456,13 +465,15 @@ class _Loop:
       outputs if e.kind == "attributes" else rewards
       for e, (rewards, outputs) in zip(examples, both, strict=True)
     ]
-    bad = sum(not np.isfinite(one).all() for one in scores)
+    outputs = [outputs for _, outputs in both]
+    pairs = zip(scores, outputs, strict=True)
+    bad = sum(not all(np.isfinite(one).all() for one in pair) for pair in pairs)
     if bad:
       # The weights are finite (checked after each step) and yet scores overflow. That is reported
       # but does not stop the run: it may recover, or stop by itself.
       why = f"the scores of {bad} of {len(scores)} examples are not finite"
-      return evaluate.Evaluation({"kind": "comparison", "n": 0, "why": why}, ())
-    outputs = [outputs for _, outputs in both]
+      report = {"kind": "comparison", "n": 0, "why": why, "not_finite": bad}
+      return evaluate.Evaluation(report, ())
     return evaluate.evaluate(scores, examples, self.run.model.network.head.attributes, outputs)
 
 
@@ -483,6 +494,7 @@ def _short(report: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
     "kendall",
     "attributes",
     "why",
+    "not_finite",
   )
   out = {name: report[name] for name in names if name in report}
   if whole:

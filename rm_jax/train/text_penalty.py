@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from rm_jax.errors import InputError
 from rm_jax.losses.regularisers import best, text_dpo, text_sft
+from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained.config import tied_head
 from rm_jax.pretrained.hf import LM_HEAD, read_tensor
@@ -78,6 +79,19 @@ def check(config: Any, model: TextModel) -> None:
     check_language_head(model.source, model.network.backbone, said, mend)
 
 
+def _own_head(config: Mapping[str, Any], network: Network) -> bool:
+  """Whether the head is a parameter of the loss: neither the embedding nor the network's own."""
+  return not (tied_head(config) or network.implicit)
+
+
+def planned_head(config: Mapping[str, Any], network: Network) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shape of what `load_head` loads, of a model with this config.json and network."""
+  if not _own_head(config, network):
+    return {}
+  shape = (network.backbone.vocab, network.backbone.width)
+  return {HEAD: jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+
 def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
   """Loads the language-model head of a model that passed `check`.
 
@@ -88,7 +102,7 @@ def load_head(model: TextModel, mesh: Mesh) -> dict[str, jax.Array]:
   Raises:
     WeightsError: as `read_tensor`.
   """
-  if tied_head(model.config) or model.network.implicit:
+  if not _own_head(model.config, model.network):
     return {}
   array = read_tensor(model.source.tensors(), LM_HEAD, str(model.source.path))
   sharding = parameter_shardings({HEAD: array}, mesh)[HEAD]

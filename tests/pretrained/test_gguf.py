@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import transformers
 
+from rm_jax.errors import ReadError
 from rm_jax.pretrained import files, gguf
 
 D, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = 32, 4, 2, 16, 64, 2, 96
@@ -313,6 +314,18 @@ def test_what_is_not_a_file_that_we_read(tmp_path):
     gguf.read(write(tmp_path / "mamba.gguf", "mamba"))
   with pytest.raises(ValueError, match="one of 3 parts"):
     gguf.read(write_model(tmp_path, "llama", {"split.count": 3}))
+
+
+@pytest.mark.parametrize("use", [gguf.read, gguf.tokenizer])
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch, use):
+  path = write_model(tmp_path, "llama")
+
+  def refuse(self, **_):
+    raise PermissionError(13, "Permission denied", str(self))
+
+  monkeypatch.setattr(type(path), "stat", refuse)
+  with pytest.raises(ReadError, match=rf"^{path}: cannot be read \(Permission denied\)"):
+    use(path)
 
 
 # sum(weight * (its flat index mod 101)), by transformers 5.23 with torch (its own GGUF loading),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from rm_jax.errors import InputError, ReadError
 from rm_jax.pretrained import source
 from tests.conftest import LLAMA, decoder_tokenizer
 
@@ -309,6 +310,37 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path):
     source.save_folder(tmp_path, **bad)
   assert contents(tmp_path) == before
   assert {p.name for p in tmp_path.iterdir()} == names
+
+
+def test_all_that_a_save_writes_is_read_back(tmp_path):
+  big = {"i": 1, "head_tensors_of": "A" * 2**21}
+  source.save_folder(tmp_path, **model(1) | {"record": big})
+  assert source.open_source(str(tmp_path)).record == big
+  assert len(source.load_tokenizer(tmp_path)) > 0
+  before = contents(tmp_path)
+  for key, size, most in (("record", 2**24, 2**24), ("config", 2**20, 2**20)):
+    with pytest.raises(InputError, match=rf"json would have \d+ bytes, and at most {most} are"):
+      source.save_folder(tmp_path, **model(2) | {key: {"x": "A" * size}})
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  ("call", "use"),
+  [
+    ("is_dir", source.open_source),
+    ("is_file", source.open_source),
+    ("iterdir", source.load_tokenizer),
+  ],
+)
+def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch, call, use):
+  source.save_folder(tmp_path, **model(1))
+
+  def refuse(self):
+    raise PermissionError(13, "Permission denied", str(self))
+
+  monkeypatch.setattr(Path, call, refuse)
+  with pytest.raises(ReadError, match=rf"^{tmp_path}: cannot be read \(Permission denied\)"):
+    use(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 """Safetensors written and read by `files`: what comes back, and what is refused."""
 
+import errno
 import json
+import resource
+import signal
 
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from rm_jax.errors import ReadError
 from rm_jax.pretrained import files
 
 ARRAYS = {
@@ -160,3 +165,39 @@ def test_closed_files_are_let_go(tmp_path):
     kept = tensors.get("a")
   assert tensors.names() == []
   np.testing.assert_array_equal(kept, np.ones(2))
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise safetensors.SafetensorError(
+      "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
+
+  monkeypatch.setattr(safetensors.numpy, "save_file", full)
+  with pytest.raises(OSError, match=r"No space left on device.*model\.safetensors") as error:
+    files.write_tensors(tmp_path, {"a": np.zeros(3)})
+  assert error.value.errno == errno.ENOSPC
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_library_names_an_error_of_the_system_by_its_number(tmp_path):
+  """A real one: no file of a process may have more bytes than its limit."""
+  kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+  old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, kept[1]))
+  try:
+    with pytest.raises(OSError, match="File too large") as error:
+      files.write_tensors(tmp_path, {"a": np.zeros(10_000)})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    signal.signal(signal.SIGXFSZ, old)
+  assert error.value.errno == errno.EFBIG
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
+  def refuse(self):
+    raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+  monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+  with pytest.raises(ReadError, match=rf"^{tmp_path}: cannot be read \(Permission denied\)"):
+    files.read_tensors(tmp_path)

@@ -38,9 +38,11 @@ from rm_jax.speed.memory import main_memory_bytes
 from rm_jax.speed.plan import plan, table
 from rm_jax.train.datasets import load_data
 from rm_jax.train.run import Run, abstract_state, make_packing
+from rm_jax.train.text_penalty import HEAD
 from rm_jax.workdir.folder import resolve
 from tests.processes import ROOT, command
 from tests.train.runs import small_config
+from tests.train.test_text_penalty import language_model
 
 TEXT = """\
 HloModule jit_step, entry_computation_layout={()->f32[]}
@@ -230,6 +232,27 @@ def test_the_abstract_state_and_batch_are_those_of_a_run(llama_folder, tmp_path)
   planned = abstract_batch(config, network, mesh, micro.shape, needs=run.fields)
   assert jax.tree.structure(planned) == jax.tree.structure(batch)
   assert described(planned) == described(batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_language_model_head_of_a_text_loss_is_in_the_plan(tied, llama_folder, tmp_path):
+  path = language_model(llama_folder, tmp_path, tied=tied, own=not tied)
+  config = small_config(llama_folder, steps=1)
+  config.model.config, config.model.tokenizer, config.model.pretrained = "", "", str(path)
+  config.loss.text_sft = 0.5
+  config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+  mesh, model = make_mesh(config.mesh), build_model(config)
+  config = resolve(config, 8)
+  run = Run(config, mesh, model, load_data(config, model).train)
+  layout = planned_layout(config, model.network, mesh, tokens=64, marks=2)
+  _, planned, _ = lower_step(config, model.network, mesh, layout)
+
+  def described(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+
+  assert described(planned) == described(run.state)
+  assert (HEAD in planned.params) is not tied
 
 
 def test_a_step_is_laid_out_whole(llama_folder):

@@ -149,6 +149,21 @@ def test_a_damaged_best_leaves_the_latest(llama_folder, finished, tmp_path):
   assert summary["validation"]["loss"] == last["loss"] != finished[1]["validation"]["loss"]
 
 
+@pytest.mark.slow
+def test_other_validation_labels_are_refused(llama_folder, finished, tmp_path):
+  """Also of the same texts: the best would be chosen by two measures."""
+  shutil.copytree(finished[0], tmp_path / "run")
+  config = configured(llama_folder, steps=28)
+  aside = {e.prompt for e in load_data(config, build_model(config)).validation.examples}
+  path = llama_folder / "train.jsonl"
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  row = next(row for row in rows if row["prompt"] in aside)
+  row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(InputError, match="its validation data were other ones"):
+    run(config, tmp_path / "run", devices=1)
+
+
 def test_validation_conversations_are_set_aside_from_training(llama_folder):
   config = configured(llama_folder, **{"data.heldout": "0.25"})
   data = load_data(config, build_model(config))
@@ -198,6 +213,34 @@ def test_a_measure_is_larger_where_it_is_better():
   assert measured(report, "kendall") is None
   with pytest.raises(InputError, match=r"'acuracy'.* has accuracy, loss, sources.a.loss"):
     measured(report, "acuracy")
+
+
+def test_scores_that_are_not_finite_have_no_measure(tmp_path):
+  none = {"split": "validation", "n": 0, "why": "..", "not_finite": 2}
+  assert measured(none, "accuracy") is None
+  best = Best(tmp_path, "accuracy", 2)
+  assert best.chosen([none]) is None
+  assert not best.keep(None, none, [none])
+  lines = [none, {"split": "validation", "accuracy": 0.5}, none]
+  assert best.chosen(lines) == lines[1]
+  assert not best.exhausted(lines)
+  assert best.exhausted([*lines, none])
+
+
+@pytest.mark.slow
+def test_an_evaluation_whose_scores_are_not_finite_does_not_end_the_run(
+  llama_folder, tmp_path, monkeypatch
+):
+  judge, times = loop.score_outputs, []
+
+  def infinite_once(*args, **kwargs):
+    times.append(1)
+    return [(x * np.inf if len(times) == 1 else x, y) for x, y in judge(*args, **kwargs)]
+
+  monkeypatch.setattr(loop, "score_outputs", infinite_once)
+  summary = run(configured(llama_folder, steps=4), tmp_path / "run", devices=1)
+  assert [line.get("not_finite") for line in lines_of(tmp_path / "run", "validation")] == [8, None]
+  assert summary["best"]["step"] == 4
 
 
 def test_a_wrong_measure_is_named_before_the_first_step(llama_folder, tmp_path):

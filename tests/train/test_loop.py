@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -433,6 +434,46 @@ def test_other_held_out_data_are_refused(whole, llama_folder, tmp_path):
   write_pairs(llama_folder / "heldout.jsonl", 16, seed=9)
   with pytest.raises(ValueError, match="its held-out data were other ones"):
     run(config, tmp_path / "copy", devices=1)
+
+
+@pytest.mark.parametrize("key", ["data", "heldout", "validation"])
+def test_a_resumed_runs_data_are_compared_where_its_checkpoint_has_them(key, tmp_path):
+  data = {"data": "a", "heldout": "b", "validation": "c"}
+  state = SimpleNamespace(window={}, step=3)
+
+  def resume(position):
+    it = object.__new__(loop._Loop)
+    it.run, it.workdir, it.data = SimpleNamespace(state=state), tmp_path, data
+    it.checkpoints = SimpleNamespace(restore=lambda _: (state, position))
+    it._resume()
+    return it.skipped
+
+  assert resume({**data, "skipped": 2}) == 2
+  old = {name: mark for name, mark in data.items() if name != key}
+  assert resume(old) == 0  # of a version that saved none
+  name = {"data": "training", "heldout": "held-out"}.get(key, key)
+  with pytest.raises(ValueError, match=rf"its {name} data were other ones \(x, now {data[key]}\)"):
+    resume({**data, key: "x"})
+
+
+def test_hosts_with_other_validation_or_shifted_data_are_told(llama_folder, tmp_path, monkeypatch):
+  class Asked(Exception):
+    pass
+
+  def ask(**values):
+    raise Asked(values)
+
+  monkeypatch.setattr(loop, "check_same", ask)
+  config = small_config(llama_folder, steps=1)
+  config.data.validation = 0.25
+  config.model.members, config.data.shifted = 2, config.data.heldout
+  with pytest.raises(Asked) as asked:
+    loop.train(config, tmp_path)
+  seen = asked.value.args[0]
+  assert set(seen) == {
+    *("config", "training data", "held-out data", "validation data", "shifted data")
+  }
+  assert seen["shifted data"] == seen["held-out data"] != seen["validation data"]
 
 
 def test_two_runs_in_one_folder_are_refused_and_a_dead_one_is_not_in_it(tmp_path):

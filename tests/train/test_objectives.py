@@ -5,11 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
-from rm_jax.reward.setup import build_model
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.reward.setup import build_model, init_params
 from rm_jax.storage.files import read_lines
 from rm_jax.train.datasets import load_data
 from rm_jax.train.objective import Objective, gate_loss
@@ -102,6 +104,20 @@ def test_a_gate_reads_the_prompt_and_serves_both(gated):
   np.testing.assert_allclose(weights[0::2], weights[1::2], atol=1e-6)
   alone = np.concatenate([model.attribute_weights([row]) for row in ROWS])
   np.testing.assert_allclose(weights, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_weights_that_are_not_finite_are_refused(gate, llama_folder, tmp_path):
+  built = build_model(configured(llama_folder, tmp_path, steps=1, gate=gate))
+  mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  params = unflatten_dict(init_params(built, mesh, jax.random.key(0), training=True), sep="/")
+  model = RewardModel(built, params, mesh)
+  assert np.isfinite(model.attribute_weights(ROWS[:2])).all()
+  part = params["head"]["gating"]["bias"] if gate else params["head"]["mix"]
+  bad = part.at[0].set(np.nan)
+  params["head"] |= {"gating": params["head"]["gating"] | {"bias": bad}} if gate else {"mix": bad}
+  with pytest.raises(InputError, match=r"^row 0: its weight is nan; expected a finite number"):
+    model.attribute_weights(ROWS[:2])
 
 
 @pytest.mark.slow
@@ -212,6 +228,30 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(llama_folder, 
   refused("model.mix is", **gate, **{"model.mix": (1.0, 2.0)})
   refused("expected two or more attributes", **gate, **{"model.attributes": ("many",)})
   refused("add pairs without an objective", **{"optimizer.mix_rate": 1.0})
+
+
+def test_a_gate_that_would_learn_nothing_is_refused(llama_folder, tmp_path):
+  config = configured(llama_folder, tmp_path, steps=1, gate=True)
+  config.data.objectives = ""
+  rows = [
+    {"prompt": f"{i}x", "response": "ab", "attributes": {"many": i % 3, "few": i % 2}}
+    for i in range(40)
+  ]
+  path = tmp_path / "rated.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with config.unlocked():
+    config.data.sources = {"rated": {"path": str(path)}}
+  with pytest.raises(
+    InputError, match=r"model\.gate is True and the data are ratings on attributes"
+  ):
+    load_data(config, build_model(config))
+  # Pairs, and ratings that are about an objective, train it.
+  config.data.objectives = "rated=many"
+  load_data(config, build_model(config))
+  config.data.objectives = ""
+  with config.unlocked():
+    config.data.sources.pairs = {"path": write(tmp_path / "ys.jsonl", 40, "y", "b")}
+  load_data(config, build_model(config))
 
 
 def test_an_objective_that_the_model_lacks_is_named(llama_folder, tmp_path):

@@ -57,6 +57,7 @@ class Family:
     head: (config.json's dictionary, number of outputs) -> the head of a sequence classifier.
     exported: backbone -> keys of an exported config.json, beside those that all decoders have, that
       leave nothing to the defaults of a reader's version.
+    activation: key of config.json that names the activation of the feed-forward.
     numbers: further numeric keys of config.json -> the least and the most that they may be.
     types: further keys of config.json -> the type of their values.
     prefix: of the backbone's tensors; a base model's file has none.
@@ -75,6 +76,7 @@ class Family:
   backbone: Callable[[Any], DecoderConfig | EncoderConfig]
   head: Callable[[Mapping[str, Any], int], HeadConfig] = _linear_head
   exported: Callable[[Any], dict[str, Any]] = no_window
+  activation: str = "hidden_act"
   numbers: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   types: Mapping[str, type] = dataclasses.field(default_factory=dict)
   prefix: str = "model."

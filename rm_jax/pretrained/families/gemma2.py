@@ -5,6 +5,7 @@ capped; attention and feed-forward are normalised before and after; norms store 
 one; the embedding's output is multiplied by the square root of the width.
 """
 
+import math
 from typing import Any
 
 from rm_jax.errors import InputError
@@ -38,7 +39,7 @@ def _exported(backbone: DecoderConfig) -> dict[str, Any]:
   return {
     "hidden_activation": backbone.activation,
     "attention_bias": backbone.out_bias,
-    "query_pre_attn_scalar": round(backbone.attention_scale**-2),
+    "query_pre_attn_scalar": _pre_attn_scalar(backbone.attention_scale),
     "attn_logit_softcapping": backbone.attention_cap,
     "final_logit_softcapping": backbone.logit_cap,
     "layer_types": kinds,
@@ -48,11 +49,20 @@ def _exported(backbone: DecoderConfig) -> dict[str, Any]:
   }
 
 
+def _pre_attn_scalar(scale: float) -> float:
+  """The number whose power −1/2 is `scale` to the last digit; a whole one where there is one."""
+  near = scale**-2
+  around = (near, math.nextafter(near, 0), math.nextafter(near, math.inf))
+  shorter = (round(near), *(round(near, digits) for digits in range(1, 13)))
+  return next((one for one in (*shorter, *around) if one and one**-0.5 == scale), near)
+
+
 FAMILY = Family(
   model_type="gemma2",
   class_prefix="Gemma2",
   backbone=_backbone,
   exported=_exported,
+  activation="hidden_activation",
   numbers={
     "query_pre_attn_scalar": (1, 2**20),
     "attn_logit_softcapping": (1e-3, 1e6),
