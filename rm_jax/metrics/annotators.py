@@ -310,19 +310,26 @@ def logistic(
   numbers, count = interval.numbered(clusters, len(y_N))
   if count <= x_NF.shape[1]:
     raise ValueError(f"{count} clusters for {x_NF.shape[1]} slopes; expected more clusters")
-  if np.linalg.matrix_rank(x_NF) < x_NF.shape[1]:
+  size_F = np.abs(x_NF).max(axis=0)
+  if not size_F.all() or np.linalg.matrix_rank(x_NF / size_F) < x_NF.shape[1]:
     raise ValueError("the features are collinear (or one is constant); leave one out")
   beta_F = np.zeros(x_NF.shape[1])
   for _ in range(50):
     p_N = 0.5 * (1 + np.tanh(x_NF @ beta_F / 2))
     hessian_FF = (x_NF * (p_N * (1 - p_N))[:, None]).T @ x_NF
-    if np.linalg.cond(hessian_FF) > 1e12:
+    size_F = np.sqrt(np.diag(hessian_FF))
+    if not size_F.all() or np.linalg.cond(_unitless(hessian_FF, size_F)) > 1e12:
       break
     step_F = np.linalg.solve(hessian_FF, x_NF.T @ (y_N - p_N))
     beta_F = beta_F + step_F * min(1.0, 5 / (np.abs(x_NF @ step_F).max() + _TINY))
     if np.abs(x_NF @ step_F).max() < 1e-10:
       return _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level)
   raise ValueError("the features separate the outcomes: no finite slope is most likely")
+
+
+def _unitless(matrix: np.ndarray, size_F: np.ndarray) -> np.ndarray:
+  """A Hessian [..., F, F] of features divided by their sizes: their units do not change it."""
+  return matrix / size_F[:, None] / size_F
 
 
 def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dict]:
@@ -346,7 +353,9 @@ def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dic
     np.add.at(own_CFF, numbers, np.einsum("nf,ng,n->nfg", x_NF, x_NF, p_N * (1 - p_N)))
     left_CFF = hessian_FF - own_CFF
     # The matrix H⁻¹ (H − H_g) is near the identity if cluster g has a small part in H.
-    if (np.linalg.cond(np.linalg.solve(hessian_FF, left_CFF)) > 1e8).any():
+    size_F = np.sqrt(np.diag(hessian_FF))
+    both = (_unitless(matrix, size_F) for matrix in (hessian_FF, left_CFF))
+    if (np.linalg.cond(np.linalg.solve(*both)) > 1e8).any():
       return none("the slopes are not defined without some conversation")
     off_CF = np.linalg.solve(left_CFF, score_CF[:, :, None])[:, :, 0]
     variance_FF = (count - 1) / count * (off_CF.T @ off_CF)

@@ -278,6 +278,26 @@ def test_logistic_against_sklearn_and_a_sandwich_by_hand():
   assert [f["standard_error"] for f in twice] == pytest.approx(error, rel=1e-3)
 
 
+@pytest.mark.parametrize("conversations", [12, 60])
+@pytest.mark.parametrize("unit", [1e-8, 1e-6, 1e5, 1e8])
+def test_logistic_does_not_depend_on_the_units_of_a_feature(unit, conversations):
+  rng = np.random.default_rng(0)
+  x = np.c_[np.ones(120), rng.standard_normal(120)]
+  y = (rng.random(120) < 1 / (1 + np.exp(-x @ [0.3, 1.0]))).astype(float)
+  clusters = (np.arange(120) % conversations).tolist()
+  plain = logistic(x, y, clusters)
+  for column in (0, 1):
+    units = np.where(np.arange(2) == column, unit, 1.0)
+    found = logistic(x * units, y, clusters)
+    for f, want, scale in zip(found, plain, units, strict=True):
+      for key in ("slope", "standard_error", "interval"):
+        assert np.multiply(f[key], scale) == pytest.approx(np.asarray(want[key]), rel=1e-7)
+  with pytest.raises(ValueError, match="collinear"):
+    logistic(np.c_[x, unit * x[:, 1]], y, clusters)
+  with pytest.raises(ValueError, match="separate"):
+    logistic(x * [1, unit], (x[:, 1] > 0).astype(float), clusters)
+
+
 def test_logistic_refuses():
   x = np.c_[np.ones(20), np.arange(20.0)]
   with pytest.raises(ValueError, match="separate"):
