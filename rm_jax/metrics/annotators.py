@@ -40,10 +40,13 @@ def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
       ratings in such units are equal, so that alpha is 0 / 0.
   """
   units_NVV, values_V = _coincidences(ratings, level)
-  alpha = _alpha(units_NVV.sum(axis=0), values_V, level)
+  coincidence_VV = units_NVV.sum(axis=0)
+  alpha = _alpha(coincidence_VV, values_V, level)
   if math.isnan(alpha):
+    (paired, *_) = values_V[coincidence_VV.any(axis=1)]
     raise ValueError(
-      f"all ratings are {values_V[0]:g}: alpha is 0 / 0; expected two values or more"
+      f"all ratings of units with two or more are {paired:g}: alpha is 0 / 0; expected two values "
+      "or more"
     )
   return alpha
 
@@ -255,19 +258,21 @@ def share(
 
   Returns:
     {share, interval, n, clusters, method}. If there is no interval, it is None, `method` is 'none'
-    and `why` gives the reason; without credits `share` is None too, and there is no `why`.
+    and `why` gives the reason; without credits `share` is None too.
 
   Raises:
     ValueError: as `interval.mean`.
   """
   credit_N = np.asarray(credits, np.float64)
-  groups = len(set(clusters))
-  out = {"share": None, "interval": None, "n": len(credit_N), "clusters": groups, "method": "none"}
-  if not len(credit_N):
-    return out
   options = {"bounds": (0.0, 1.0), "share": True, "level": level, "seed": seed}
   found = interval.mean(credit_N, clusters, **options)
-  return out | {"share": float(credit_N.mean()), "method": found.method} | found.report()
+  return {
+    "share": float(credit_N.mean()) if len(credit_N) else None,
+    "interval": None,
+    "n": len(credit_N),
+    "clusters": len(set(clusters)),
+    "method": found.method,
+  } | found.report()
 
 
 def logistic(
@@ -298,10 +303,11 @@ def logistic(
     are too few clusters to estimate them, or, with few, the slopes are not defined without one.
 
   Raises:
-    ValueError: shapes differ, a feature is not finite, an outcome is neither 0 nor 1, there are not
-      more clusters than features, the features are collinear, or they separate the outcomes, so
-      that the likelihood has no maximum at finite slopes.
+    ValueError: shapes differ, a feature is not finite, an outcome is neither 0 nor 1, `level` is
+      out of its range, there are not more clusters than features, the features are collinear, or
+      they separate the outcomes, so that the likelihood has no maximum at finite slopes.
   """
+  interval.check_level(level)
   x_NF, y_N = np.asarray(features, np.float64), np.asarray(outcomes, np.float64)
   if x_NF.ndim != 2 or y_N.shape != x_NF.shape[:1]:
     raise ValueError(f"features {x_NF.shape} and outcomes {y_N.shape}; expected [N, F] and [N]")
