@@ -200,7 +200,15 @@ def _shp(row: Row, origin: str) -> Example:
   return pair_example(row, origin, asked(row["history"], "history"), sides, sign)
 
 
-@register("pandalm", needs=("instruction", "input", "response1", "response2", "annotator1"))
+# The annotators beside annotator1 whose columns may be mapped; more are read under their own names.
+_ANNOTATORS = tuple(f"annotator{n}" for n in range(2, 10))
+
+
+@register(
+  "pandalm",
+  needs=("instruction", "input", "response1", "response2", "annotator1"),
+  optional=_ANNOTATORS,
+)
 def _pandalm(row: Row, origin: str) -> Example:
   """PandaLM's test set (Wang et al. 2023): two answers, and each annotator's verdict.
 
