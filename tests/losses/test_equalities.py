@@ -195,6 +195,17 @@ def test_scaled_logistic_of_one_strength_is_that_times_logistic():
   )
 
 
+@pytest.mark.parametrize(
+  "name", ["logistic", "scaled_logistic", "hinge", "squared_hinge", "exponential"]
+)
+def test_the_margin_of_a_tie_is_not_read(name):
+  tied, margin = jnp.zeros(2), jnp.full((2, 2), 2.0)
+  value, slope = jax.value_and_grad(lambda s: run(name, s, tied, pair_margin=margin))(
+    jnp.asarray([0.3, -1.0])
+  )
+  assert (float(value), slope.tolist()) == (0.0, [0.0, 0.0])
+
+
 def test_smoothing_is_the_same_as_pairs_seen_the_other_way():
   scores, labels = lists(4)
   seen = (labels[:, :, None] > labels[:, None, :]).astype(jnp.float32)
