@@ -2,9 +2,9 @@
 
 An entry is a folder whose name is a hash of what its tokens depend on: the texts, the tokenizer,
 the model's `Convention` (batch/tokenise.py), our code that tokenises, and the versions of the
-libraries tokenizers and transformers. It holds flat arrays and no feedback, which comes from the
-examples: if only labels or weights change, nothing is tokenised again. The arrays of all examples
-stand end to end:
+libraries tokenizers, transformers and Jinja. It holds flat arrays and no feedback, which comes from
+the examples: if only labels or weights change, nothing is tokenised again. The arrays of all
+examples stand end to end:
 
   tokens      int32 [tokens], token ids
   token_type  int32 [tokens], the tokenizer's token types; empty for decoders
@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -162,13 +163,16 @@ def tokenise_cached(
 
 
 def key(examples: Sequence[Example], encoder: TextEncoder) -> str | None:
-  """Name of the examples' entry, a hash (see the module); None for a tokenizer not in Rust."""
-  backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
-  if not hasattr(backend, "to_str"):
-    return None
-  import tokenizers
-  import transformers
+  """Name of the examples' entry, a hash (see the module).
 
+  None for a tokenizer that cannot be written as text, so that nothing tells it from another: one
+  that is not in Rust, or has a component in Python.
+  """
+  backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+  try:
+    written = backend.to_str()
+  except Exception:  # what `tokenizers` raises has no class of its own
+    return None
   tokenizer = encoder.tokenizer
   digest = hashlib.blake2b(digest_size=16)
 
@@ -179,10 +183,9 @@ def key(examples: Sequence[Example], encoder: TextEncoder) -> str | None:
   add(
     [Path(module.__file__).read_text(encoding="utf-8") for module in (group, tokenise, templates)]
   )
-  add(
-    [Path(__file__).read_text(encoding="utf-8"), tokenizers.__version__, transformers.__version__]
-  )
-  add([dataclasses.asdict(encoder.convention), type(tokenizer).__name__, backend.to_str()])
+  versions = map(importlib.metadata.version, ("tokenizers", "transformers", "jinja2"))
+  add([Path(__file__).read_text(encoding="utf-8"), *versions])
+  add([dataclasses.asdict(encoder.convention), type(tokenizer).__name__, written])
   add([tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.pad_token_id])
   add([getattr(tokenizer, name, None) for name in _FLAGS])
   for example in examples:

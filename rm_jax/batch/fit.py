@@ -83,8 +83,8 @@ def _fewest(
     """The rows, beside those in `failed`, that do not fit with `count` windows of lengths[size]."""
     fewer = [*counts[:size], count, *counts[size + 1 :]]
     windows = list(zip(lengths, fewer, strict=True))
-    fits = (r in failed or place_windows(row, windows, alone) for r, row in enumerate(rows))
-    return {r for r, fit in enumerate(fits) if not fit}
+    others = (r for r in range(len(rows)) if r not in failed)
+    return {r for r in others if place_windows(rows[r], windows, alone) is None}
 
   for size in reversed(range(len(lengths))):
     low, high = 0, counts[size]  # bisection; `high` windows are known to be enough

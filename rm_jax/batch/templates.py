@@ -11,7 +11,7 @@ import contextvars
 import functools
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MappingView, Sequence
 from typing import Any
 
 from rm_jax.errors import InputError
@@ -36,8 +36,16 @@ _WIDTHS = ("center", "ljust", "rjust", "zfill")
 # filter counts as one step and cannot be stopped once it runs, so its input is limited.
 _SLOW = ("sort", "unique", "groupby", "dictsort", "urlize")
 _SLOW_LARGEST = 2**17
-# Filters that convert any value to text, and whose input is measured as such.
-_WRITE = ("string", "tojson", "pprint", "urlencode", "xmlattr", "escape", "e", "forceescape")
+# Filters that convert any value to text. Their input and arguments are measured before: the text of
+# lists in lists can be longer than all memory, although each list is made only once.
+_WRITE = (
+  "string", "tojson", "pprint", "urlencode", "xmlattr", "escape", "e", "forceescape", "safe",
+  "lower", "upper", "title", "capitalize", "trim", "striptags", "wordcount", "center", "indent",
+  "wordwrap", "replace", "format", "urlize",
+)  # fmt: skip
+_WRITE_TESTS = ("lower", "upper")  # `x is upper` converts x to text, too.
+# Functions and methods whose error has the text of an argument in its message.
+_REPORT = ("raise_exception", "index")
 
 
 class LimitError(Exception):
@@ -87,12 +95,24 @@ class _Budget:
         total += len(one)
         continue
       total += 32
-      if isinstance(one, Mapping):
+      if one is None or isinstance(one, int | float):
+        pass
+      elif isinstance(one, Mapping):
         waiting += [*one.keys(), *one.values()]
-      elif isinstance(one, list | tuple | set):
+      elif isinstance(one, list | tuple | set | frozenset | MappingView):
         waiting += one
-      self.check(total)
+      elif isinstance(one, _namespace()):  # its __dict__ is hidden from all but `object`
+        waiting.append(object.__getattribute__(one, "__dict__"))
+      self.check(total + len(waiting))
+    self.check(total)
     return total
+
+
+@functools.cache
+def _namespace() -> type:
+  from jinja2.utils import Namespace
+
+  return Namespace
 
 
 _BUDGET: contextvars.ContextVar[_Budget | None] = contextvars.ContextVar("budget", default=None)
@@ -234,9 +254,22 @@ def _environment():
     optimized=False, finalize=finalize, cache_size=0
   )
   environment.__class__ = Counted
+
+  class Measured(environment.undefined):
+    """What is undefined; errors about it have the text of what it was looked up by."""
+
+    __slots__ = ()
+
+    @property
+    def _undefined_message(self):
+      _BUDGET.get().written(self._undefined_name)
+      return super()._undefined_message
+
+  environment.undefined = Measured
   environment.globals = {k: v for k, v in environment.globals.items() if k != "lipsum"}
-  filters = environment.filters
+  filters, tests = environment.filters, environment.tests
   environment.filters = {name: _counted(name, filters[name]) for name in filters}
+  environment.tests = tests | {name: _measured(tests[name]) for name in _WRITE_TESTS}
   return environment
 
 
@@ -271,16 +304,17 @@ def _check_format(budget: _Budget, form: str, *values: Any) -> None:
 
 
 def _check_replace(budget: _Budget, text: str, old: Any = "", new: Any = "", *_count: Any) -> None:
+  budget.written([old, new])
   found = text.count(str(old)) if old else len(text) + 1
   budget.check(len(text) + found * len(str(new)))
 
 
 def _check_join(budget: _Budget, parts: Any, between: Any = "") -> None:
-  budget.check(budget.written(parts) + len(parts) * len(str(between)))
+  budget.check(budget.written([parts, between]) + len(parts) * len(str(between)))
 
 
 def _check_method(budget: _Budget, function: Callable, args: Sequence, kwargs: Mapping) -> Sequence:
-  """Bounds what a string's method will make, before it is called.
+  """Bounds what a string's method, or the message of an error, will be, before the call.
 
   Returns:
     the arguments to call it with (that of `join` becomes a list, to be measured first).
@@ -290,6 +324,8 @@ def _check_method(budget: _Budget, function: Callable, args: Sequence, kwargs: M
   """
   inner = getattr(function, "__wrapped__", function)
   text, name = getattr(inner, "__self__", None), getattr(inner, "__name__", "")
+  if name in _REPORT:
+    budget.written([*args, *kwargs.values()])
   if not isinstance(text, str | bytes):
     return args
   numbers = [x for x in (*args, *kwargs.values()) if isinstance(x, int)]
@@ -309,6 +345,16 @@ def _check_method(budget: _Budget, function: Callable, args: Sequence, kwargs: M
   return args
 
 
+def _measured(test: Callable) -> Callable:
+  """Wraps a test of a value's text, which is measured first."""
+
+  def measured(value):
+    _BUDGET.get().written(value)
+    return test(value)
+
+  return measured
+
+
 def _counted(name: str, function: Callable) -> Callable:
   """Wraps a filter: counts a step, bounds what some filters will make, and charges the result."""
   first = 1 if hasattr(function, "jinja_pass_arg") else 0  # index of the filtered value
@@ -321,9 +367,9 @@ def _counted(name: str, function: Callable) -> Callable:
     value, rest = args[first], [*args[first + 1 :], *kwargs.values()]
     numbers = [x for x in rest if isinstance(x, int)]
     if name in _WRITE:
-      if name in ("tojson", "pprint") and max([0, *numbers]) > 100:
-        raise LimitError(f"it indents by {max(numbers)}; expected at most 100")
-      budget.check(budget.written(value))
+      budget.written([value, *rest])
+    if name in ("tojson", "pprint") and max([0, *numbers]) > 100:
+      raise LimitError(f"it indents by {max(numbers)}; expected at most 100")
     elif name in _SLOW:
       value = args[first] = value if hasattr(value, "__len__") else list(value)
       if len(value) > _SLOW_LARGEST:

@@ -6,7 +6,7 @@ the model, so that a model is given in production what it was given in training.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -116,8 +116,7 @@ class Tokens:
   """One prompt + response as tokens.
 
   Attributes:
-    ids: int32 [N], N at most `Convention.max_length`, or an encoder's special tokens if these are
-      more.
+    ids: int32 [N], N at most `Convention.max_length`.
     prompt: number of leading ids that are the prompt's.
     marks: int32 [M], indices of the tokens at which rewards are read: one, or one a step.
     token_type: int32 [N] if the tokenizer's pair encoding has it (encoders), else None.
@@ -154,8 +153,8 @@ class TextEncoder:
     option: how the caller can set an option, for error messages; {0} is the option's name.
 
   Raises:
-    ValueError: the convention wants an EOS and the tokenizer has none, or the chat template cannot
-      be rendered.
+    ValueError: the convention wants an EOS and the tokenizer has none, an encoder's `max_length`
+      has no room for text beside the special tokens, or the chat template cannot be rendered.
   """
 
   def __init__(self, tokenizer: Any, convention: Convention, *, option: str = "--config.model.{0}"):
@@ -167,6 +166,13 @@ class TextEncoder:
       raise InputError(
         "eos is 'append' and the tokenizer has no eos_token; set "
         f"{option.format('eos')} to 'none', or a tokenizer that has one"
+      )
+    special = tokenizer.num_special_tokens_to_add(pair=True) if convention.encoder else 0
+    if convention.max_length <= special:
+      raise InputError(
+        f"convention.max_length is {convention.max_length}, and the tokenizer puts {special} "
+        "special tokens around a prompt and response; set data.max_length to "
+        f"{special + 1} or more"
       )
     # Lengths are limited by the convention; without this the tokenizer warns of its own limit.
     tokenizer.model_max_length = int(1e30)
@@ -184,7 +190,8 @@ class TextEncoder:
     """Tokenises (prompt, response) pairs; for a pair that cannot be tokenised, the reason.
 
     Raises:
-      ValueError: the texts of a pair are messages and the tokenizer has no chat template.
+      ValueError: the texts of a pair are messages and the tokenizer has no chat template, or
+        several and no default.
     """
     return self.encoded(pairs, self.rendered(pairs))
 
@@ -251,7 +258,7 @@ class TextEncoder:
     """Renders a conversation; `generation` adds the template's opening of the assistant's turn.
 
     Raises:
-      ValueError: the tokenizer has no chat template.
+      ValueError: the tokenizer has no chat template, or several and no default.
       RowError: there are no messages, or the template refuses them or fails.
     """
     if not self.tokenizer.chat_template:
@@ -259,6 +266,13 @@ class TextEncoder:
         "the data holds messages and the tokenizer has no chat template; set "
         f"{self.option.format('chat_template')} to a Jinja template, a file of one, or one of: "
         + ", ".join(TEMPLATES)
+      )
+    named = self.tokenizer.chat_template
+    if isinstance(named, Mapping) and "default" not in named:
+      raise InputError(
+        "the data holds messages and the tokenizer has the chat templates "
+        f"{', '.join(map(repr, named))}, none of them 'default'; set "
+        f"{self.option.format('chat_template')} to a Jinja template or a file of one"
       )
     from jinja2 import TemplateError
 
@@ -404,7 +418,7 @@ class TextEncoder:
 
     Raises:
       ValueError: the model is an encoder, which has a single mark; the separator has no token; or
-        the prompt is messages and the tokenizer has no chat template.
+        the prompt is messages and the tokenizer has no chat template, or several and no default.
     """
     if self.convention.encoder:
       raise InputError(

@@ -261,8 +261,8 @@ def biases(judgements: Judgements) -> dict[str, dict[str, Any]]:
     position: share of pairs in which the first response was chosen. length: share of the pairs with
     unequal numbers of words in which the longer response was chosen. formatting: share of the pairs
     with unequal numbers of Markdown marks in which the response with more was chosen. Each is
-    what `metrics.annotators.share` returns, with beyond_others: {difference, interval, n}, which is
-    None where no other annotator chose.
+    what `metrics.annotators.share` returns, with beyond_others: {difference, interval, n}, with
+    `why` if its interval is None; it is None itself where no other annotator chose.
     logistic: the fit P(first) = sigmoid(position + length · ln(words₁/words₂) + formatting ·
     (marks₁ − marks₂)); for each of the three coefficients what `metrics.annotators.logistic`
     returns, without `formatting` if no pair has unequal numbers of marks; or a string that says why
@@ -306,7 +306,8 @@ def _beyond(credit_NA, chose_NA, at, a: int, clusters: list[str]) -> dict[str, A
   # which knows the bounds, has an interval even where all values are equal.
   found = share((credit_NA[at, a] - mean + 1) / 2, [clusters[i] for i in at])
   interval = found["interval"] and [2 * b - 1 for b in found["interval"]]
-  return {"difference": 2 * found["share"] - 1, "interval": interval, "n": len(at)}
+  entry = {"difference": 2 * found["share"] - 1, "interval": interval, "n": len(at)}
+  return entry if interval else entry | {"why": found["why"]}
 
 
 def _slopes(judgements: Judgements, first_N: np.ndarray, mine: np.ndarray) -> dict[str, Any] | str:

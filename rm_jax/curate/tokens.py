@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rm_jax.data.dialogue import plain
-from rm_jax.metrics.surface import ALONE
+from rm_jax.metrics.surface import ALONE, MARKED
 from rm_jax.types import Text
 
 # Kinds of tokens. If two texts differ in their tokens of a kind other than WORD, they may differ in
@@ -37,7 +37,8 @@ _TOKEN = re.compile(
   r"|(?<=\n)[ \t]+(?=\S)"  # The indentation of a line.
   r"|(?<![\w.])\.\d+|\d+(?:[.,]\d+)+"  # Numbers with a point or commas: .5, 1,000.5.
   rf"|[{ALONE}]"  # One letter of a script without spaces.
-  rf"|[^\W{ALONE}]+(?:['\u2019][^\W\d_{ALONE}]+)*"  # A word or number, with contractions.
+  # A word or number, with contractions.
+  rf"|[^\W{ALONE}]++{MARKED}(?:['\u2019][^\W\d_{ALONE}]++{MARKED})*"
   rf"|[{_SIGNS}]|(?<=\d)!|!(?==)|(?<=\w)#|(?<=\d):(?=\d)|(?<=\[):|:(?=\])"  # A sign.
 )
 # English words of negation, and some frequent ones of the other languages that

@@ -127,8 +127,9 @@ def select(
   folders and files do: a folder is a config, and a file belongs to the split that its own or a
   folder's name contains ('test.jsonl.gz'); if there are shards ('train-00000-of-00002.parquet'),
   only these count, for the split in front of their number. An id that names no split selects
-  'train', or all files if there are no shards and no name contains a split's word. CSV and TSV are
-  left out where there are other files to choose from.
+  'train', or all files if no name contains a split's word and there are no shards, or only shards
+  of one name ('data-00000-of-00002.parquet'). CSV and TSV are left out where there are other files
+  to choose from.
 
   Args:
     dataset: the parsed id.
@@ -149,10 +150,12 @@ def select(
     found = inside
   found = _without_notes(found)
   wanted = dataset.split or "train"
-  if any(_split_of(p) for p in found):  # Shard names are exact: 'train' is not 'train_prefs'.
-    selected = [p for p in found if _split_of(p) == wanted]
-  elif dataset.split is None and not any(_says(p, word) for p in found for word in _WORDS):
+  names = {_split_of(p) for p in found}
+  told = dataset.split or any(_says(p, word) for p in found for word in _WORDS)
+  if len(names) == 1 and not told:
     selected = found
+  elif any(names):  # Shard names are exact: 'train' is not 'train_prefs'.
+    selected = [p for p in found if _split_of(p) == wanted]
   else:
     selected = [p for p in found if _says(p, wanted)]
   if not selected:

@@ -120,7 +120,7 @@ def _example(prompt: Text, chosen: Text, rejected: Text, row: Row, origin: str) 
   """Checks the three texts, reads the optional columns and builds the `Example`.
 
   A preference p other than 1 becomes soft labels (p, 1 − p) and the same in `pairs`; a tie becomes
-  equal labels and `ties`.
+  equal labels and `ties`. The margin of a tie is kept as it was given; no loss reads it.
   """
   _check_differ(chosen, rejected)
   check_prompt(prompt)
@@ -173,7 +173,7 @@ def pair_example(
     sides: the two responses, checked by the caller.
     sign: above 0 where the first is better, below 0 where the second is, 0 for a tie. The better
       one becomes the first of the example.
-    margin: by how much the better one should win; not kept for a tie.
+    margin: by how much the better one should win. That of a tie is kept, and no loss reads it.
     authors: of the two, in the order of `sides`.
     judges: what each annotator said of `sides`: 1.0 the first is better, 0.0 the second, 0.5 a tie.
 
@@ -193,7 +193,7 @@ def pair_example(
     responses=sides,
     labels=(1.0, 0.0) if sign else (0.0, 0.0),
     kind="pair",
-    margin=margin if sign else None,
+    margin=margin,
     weight=weight_of(row),
     origin=origin,
     conversation=conversation_of(prompt),

@@ -192,7 +192,7 @@ def exponential(
   check_range("clamp", clamp, 0.0, float("inf"))
 
   def value(d):
-    below = jnp.minimum(-d, clamp)
+    below = jnp.where(-d > clamp, clamp, -d)  # jnp.minimum halves the slope at the clamp itself
     return jnp.exp(below) + jnp.exp(clamp) * jax.nn.relu(-d - clamp)
 
   return compare(

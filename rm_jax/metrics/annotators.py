@@ -40,10 +40,13 @@ def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
       ratings in such units are equal, so that alpha is 0 / 0.
   """
   units_NVV, values_V = _coincidences(ratings, level)
-  alpha = _alpha(units_NVV.sum(axis=0), values_V, level)
+  coincidence_VV = units_NVV.sum(axis=0)
+  alpha = _alpha(coincidence_VV, values_V, level)
   if math.isnan(alpha):
+    (paired, *_) = values_V[coincidence_VV.any(axis=1)]
     raise ValueError(
-      f"all ratings are {values_V[0]:g}: alpha is 0 / 0; expected two values or more"
+      f"all ratings of units with two or more are {paired:g}: alpha is 0 / 0; expected two values "
+      "or more"
     )
   return alpha
 
@@ -255,19 +258,21 @@ def share(
 
   Returns:
     {share, interval, n, clusters, method}. If there is no interval, it is None, `method` is 'none'
-    and `why` gives the reason; without credits `share` is None too, and there is no `why`.
+    and `why` gives the reason; without credits `share` is None too.
 
   Raises:
     ValueError: as `interval.mean`.
   """
   credit_N = np.asarray(credits, np.float64)
-  groups = len(set(clusters))
-  out = {"share": None, "interval": None, "n": len(credit_N), "clusters": groups, "method": "none"}
-  if not len(credit_N):
-    return out
   options = {"bounds": (0.0, 1.0), "share": True, "level": level, "seed": seed}
   found = interval.mean(credit_N, clusters, **options)
-  return out | {"share": float(credit_N.mean()), "method": found.method} | found.report()
+  return {
+    "share": float(credit_N.mean()) if len(credit_N) else None,
+    "interval": None,
+    "n": len(credit_N),
+    "clusters": len(set(clusters)),
+    "method": found.method,
+  } | found.report()
 
 
 def logistic(
@@ -298,10 +303,11 @@ def logistic(
     are too few clusters to estimate them, or, with few, the slopes are not defined without one.
 
   Raises:
-    ValueError: shapes differ, a feature is not finite, an outcome is neither 0 nor 1, there are not
-      more clusters than features, the features are collinear, or they separate the outcomes, so
-      that the likelihood has no maximum at finite slopes.
+    ValueError: shapes differ, a feature is not finite, an outcome is neither 0 nor 1, `level` is
+      out of its range, there are not more clusters than features, the features are collinear, or
+      they separate the outcomes, so that the likelihood has no maximum at finite slopes.
   """
+  interval.check_level(level)
   x_NF, y_N = np.asarray(features, np.float64), np.asarray(outcomes, np.float64)
   if x_NF.ndim != 2 or y_N.shape != x_NF.shape[:1]:
     raise ValueError(f"features {x_NF.shape} and outcomes {y_N.shape}; expected [N, F] and [N]")
@@ -310,19 +316,26 @@ def logistic(
   numbers, count = interval.numbered(clusters, len(y_N))
   if count <= x_NF.shape[1]:
     raise ValueError(f"{count} clusters for {x_NF.shape[1]} slopes; expected more clusters")
-  if np.linalg.matrix_rank(x_NF) < x_NF.shape[1]:
+  size_F = np.abs(x_NF).max(axis=0)
+  if not size_F.all() or np.linalg.matrix_rank(x_NF / size_F) < x_NF.shape[1]:
     raise ValueError("the features are collinear (or one is constant); leave one out")
   beta_F = np.zeros(x_NF.shape[1])
   for _ in range(50):
     p_N = 0.5 * (1 + np.tanh(x_NF @ beta_F / 2))
     hessian_FF = (x_NF * (p_N * (1 - p_N))[:, None]).T @ x_NF
-    if np.linalg.cond(hessian_FF) > 1e12:
+    size_F = np.sqrt(np.diag(hessian_FF))
+    if not size_F.all() or np.linalg.cond(_unitless(hessian_FF, size_F)) > 1e12:
       break
     step_F = np.linalg.solve(hessian_FF, x_NF.T @ (y_N - p_N))
     beta_F = beta_F + step_F * min(1.0, 5 / (np.abs(x_NF @ step_F).max() + _TINY))
     if np.abs(x_NF @ step_F).max() < 1e-10:
       return _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level)
   raise ValueError("the features separate the outcomes: no finite slope is most likely")
+
+
+def _unitless(matrix: np.ndarray, size_F: np.ndarray) -> np.ndarray:
+  """A Hessian [..., F, F] of features divided by their sizes: their units do not change it."""
+  return matrix / size_F[:, None] / size_F
 
 
 def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dict]:
@@ -346,7 +359,9 @@ def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dic
     np.add.at(own_CFF, numbers, np.einsum("nf,ng,n->nfg", x_NF, x_NF, p_N * (1 - p_N)))
     left_CFF = hessian_FF - own_CFF
     # The matrix H⁻¹ (H − H_g) is near the identity if cluster g has a small part in H.
-    if (np.linalg.cond(np.linalg.solve(hessian_FF, left_CFF)) > 1e8).any():
+    size_F = np.sqrt(np.diag(hessian_FF))
+    both = (_unitless(matrix, size_F) for matrix in (hessian_FF, left_CFF))
+    if (np.linalg.cond(np.linalg.solve(*both)) > 1e8).any():
       return none("the slopes are not defined without some conversation")
     off_CF = np.linalg.solve(left_CFF, score_CF[:, :, None])[:, :, 0]
     variance_FF = (count - 1) / count * (off_CF.T @ off_CF)

@@ -140,6 +140,8 @@ def best_of_n_curve(
     ValueError: as `best_of_n`; ns do not increase or are too few; there are not P cluster labels or
       fewer than 2 clusters; `level` is out of its range, or `resamples` below 2.
   """
+  if resamples < 2:
+    raise ValueError(f"resamples is {resamples}; expected at least 2")
   ns = [int(n) for n in ns]
   ns = ns if 1 in ns else [1, *ns]
   if sorted(set(ns)) != ns or len(ns) < 4:

@@ -251,9 +251,11 @@ def reliability(
     last three are None.
 
   Raises:
-    ValueError: an argument is out of its range.
+    ValueError: an argument is out of its range, or there are not N cluster labels.
   """
   p_N, y_N = _pair(p_N, y_N, "p_N", "y_N", unit=True)
+  if clusters is not None and len(clusters) != len(p_N):
+    raise ValueError(f"{len(clusters)} cluster labels for {len(p_N)} values; expected as many")
   edges, bin_N = _binned(p_N, bins, mass)
   found = []
   for b, (low, high) in enumerate(itertools.pairwise(edges)):

@@ -209,7 +209,7 @@ def ledoit_wolf(x_ND: npt.ArrayLike) -> tuple[np.ndarray, float]:
     (covariance [D, D], s in [0, 1]).
 
   Raises:
-    ValueError: another shape, or a value is not finite.
+    ValueError: another shape, no column, or a value is not finite.
   """
   x_ND = _matrix(x_ND, "x_ND")
   n, d = x_ND.shape
@@ -237,7 +237,8 @@ def mahalanobis(reference_ND: npt.ArrayLike, now_MD: npt.ArrayLike) -> np.ndarra
     now_MD: [M, D].
 
   Raises:
-    ValueError: other shapes, a value is not finite, or the shrunk covariance is singular.
+    ValueError: other shapes, no column, a value is not finite, or the shrunk covariance is
+      singular.
   """
   reference_ND, now_MD = _matrix(reference_ND, "reference_ND"), _matrix(now_MD, "now_MD")
   if reference_ND.shape[1] != now_MD.shape[1]:
@@ -279,10 +280,11 @@ def energy_distance(
     {value, p, n: numbers of rows used}.
 
   Raises:
-    ValueError: other shapes, no rows, a value is not finite, or permutations or limit below 1.
+    ValueError: other shapes, no rows or columns, a value is not finite, or permutations or limit
+      below 1.
   """
   _check_permutations(permutations)
-  flat = np.ndim(a) == 1
+  flat = np.ndim(a) == np.ndim(b) == 1
   a_ND, b_MD = (_matrix(np.reshape(x, (-1, 1)) if flat else x, n) for x, n in ((a, "a"), (b, "b")))
   if not len(a_ND) or not len(b_MD) or a_ND.shape[1] != b_MD.shape[1] or limit < 1:
     raise ValueError(f"a is {a_ND.shape}, b {b_MD.shape}, limit {limit}; expected rows of one D")
@@ -329,8 +331,8 @@ def energy_distance(
 
 def _matrix(x: npt.ArrayLike, name: str) -> np.ndarray:
   array = np.asarray(x, np.float64)
-  if array.ndim != 2:
-    raise ValueError(f"{name} has shape {array.shape}; expected [N, D]")
+  if array.ndim != 2 or not array.shape[1]:
+    raise ValueError(f"{name} has shape {array.shape}; expected [N, D], D at least 1")
   if not np.isfinite(array).all():
     raise ValueError(f"{name} has {(~np.isfinite(array)).sum()} values not finite; expected none")
   return array

@@ -271,16 +271,17 @@ def mean(
 
   A cluster is called *informative* here if one of its values is not the most frequent value.
 
-  - With 30 informative clusters or more (their effective number): `cluster_bootstrap`.
+  - With 30 informative clusters or more (their effective number) whose means are not all equal:
+    `cluster_bootstrap`.
   - With fewer: Student's t with the linearised variance of the ratio Σ sums / Σ sizes; for a
     share, `proportion` with that variance. If there are bounds, t is on the scale of log-odds
     between them, and the variance is at least that of values with a correlation of 0.1 within
     clusters.
-  - With fewer, and if all values are equal (or, unless they are a share, the means of all
-    clusters), no variance can be estimated. With bounds, Wilson's upper bound for 0 of the clusters
-    (their effective number) then limits the share of unseen clusters whose values are at the far
-    end of the bounds; for a share of 0 or 1 this is Wilson's interval over the clusters. Without:
-    none.
+  - If the means of all clusters are equal, however many there are, no variance can be estimated.
+    With bounds, Wilson's upper bound for 0 of the clusters (their effective number) then limits the
+    share of unseen clusters whose values are at the far end of the bounds; for a share of 0 or 1
+    this is Wilson's interval over the clusters, and another share has `proportion` with a variance
+    of 0. Without bounds: none.
   - With fewer than 5 clusters, or fewer than 5 effective ones (`effective`): none.
 
   Args:
@@ -314,10 +315,6 @@ def mean(
   kinds, number_N, many = np.unique(value_N, return_inverse=True, return_counts=True)
   other_N = number_N != np.argmax(many)
   informative_C = np.bincount(cluster_N, weights=other_N, minlength=count) > 0
-  # Unequal sizes are taken to reduce the effective number of informative clusters in the same
-  # proportion as that of all clusters.
-  if informative_C.sum() * worth / count >= FEW:
-    return Interval(cluster_bootstrap(value_N, clusters, level, resamples, seed), BOOTSTRAP)
   middle = float(value_N.mean())
   if bounds is not None:
     middle = min(max(middle, bounds[0]), bounds[1])
@@ -325,6 +322,10 @@ def mean(
   variance = count / (count - 1) * float(left_C @ left_C) / len(value_N) ** 2
   reach = np.ptp(value_N) if bounds is None else bounds[1] - bounds[0]
   flat = variance <= (_TINY * max(reach, abs(middle))) ** 2
+  # Unequal sizes are taken to reduce the effective number of informative clusters in the same
+  # proportion as that of all clusters. Resamples of clusters with one mean would all be equal.
+  if informative_C.sum() * worth / count >= FEW and not flat:
+    return Interval(cluster_bootstrap(value_N, clusters, level, resamples, seed), BOOTSTRAP)
   if bounds is None:
     if flat:
       return Interval.none("all conversations have the same mean: how they differ is not known")

@@ -154,12 +154,8 @@ def pick_rate(
     ValueError: lengths differ, a list is empty, a value is not finite, or `level` or `resamples` is
       out of its range.
   """
-  _as_many(scores, gains, clusters)
-  found = [
-    (*pick(s, g), c)
-    for s, g, c in zip(scores, gains, clusters, strict=True)
-    if np.ptp(vector(g, "gains")) > 0
-  ]
+  lists = _lists(scores, gains, clusters)
+  found = [(*pick(s, g), c) for (s, g), c in zip(lists, clusters, strict=True) if np.ptp(g) > 0]
   right, chance, kept = zip(*found, strict=True) if found else ((), (), ())
   right, chance = np.asarray(right), np.asarray(chance)
   options = {"level": level, "resamples": resamples, "seed": seed}
@@ -208,15 +204,13 @@ def within_and_pooled(
     {within: {value: mean of `list_correlation` over prompts, interval, n: prompts with a value,
     undefined: number of prompts without one, such as those whose gains are all equal; they are left
     out}, pooled: {value, interval, n: responses, undefined: replicates without a value}}. A value
-    or interval that does not exist is None, with `why`; other intervals may have `method`. Without
-    prompts `pooled` has no `undefined`.
+    or interval that does not exist is None, with `why`; other intervals may have `method`.
 
   Raises:
-    ValueError: lengths differ, a value is not finite, or `level` or `resamples` is out of its
-      range.
+    ValueError: lengths differ, a list is empty, a value is not finite, or `level` or `resamples` is
+      out of its range.
   """
-  _as_many(scores, gains, clusters)
-  lists = [_two(s, g) for s, g in zip(scores, gains, strict=True)]
+  lists = _lists(scores, gains, clusters)
   value_P = np.asarray([list_correlation(statistic, *both) for both in lists], np.float64)
   fine_P = np.isfinite(value_P)
   kept = [c for c, fine in zip(clusters, fine_P, strict=True) if fine]
@@ -227,7 +221,7 @@ def within_and_pooled(
   flat = [np.concatenate(side) if lists else np.zeros(0) for side in zip(*lists, strict=True)]
   owners = [c for c, (s, _) in zip(clusters, lists, strict=True) for _ in s]
   if not owners:
-    pooled = {"value": None, "interval": None, "why": "there is no list"}
+    pooled = {"value": None, "interval": None, "undefined": 0, "why": "there is no list"}
   else:
     pooled = bootstrap(statistic, flat, owners, **options, scale="correlation")
     if pooled["value"] is None:
@@ -283,9 +277,17 @@ def _two(scores: npt.ArrayLike, gains: npt.ArrayLike) -> tuple[np.ndarray, np.nd
   return score_K, gain_K
 
 
-def _as_many(scores: Sequence, gains: Sequence, clusters: Sequence) -> None:
+def _lists(
+  scores: Sequence, gains: Sequence, clusters: Sequence
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """The (scores [K], gains [K]) of each prompt, checked: K is at least 1."""
   if not len(scores) == len(gains) == len(clusters):
     raise ValueError(
       f"scores has {len(scores)} lists, gains {len(gains)}, clusters {len(clusters)}; expected as "
       "many"
     )
+  found = [_two(s, g) for s, g in zip(scores, gains, strict=True)]
+  for p, (score_K, _) in enumerate(found):
+    if not len(score_K):
+      raise ValueError(f"scores[{p}] is empty; expected at least one")
+  return found

@@ -13,7 +13,20 @@ import numpy as np
 # Unicode blocks of scripts written without spaces. Each character counts as a word, also in
 # curation; otherwise a whole sentence would be one word.
 ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+")
+# Combining marks, such as the vowel signs of Indic scripts, which are no \w. All are below U+20000
+# but for variation selectors; these and the others at U+FE00 choose a glyph and are in no word.
+_MARKS_OF_LETTERS = "".join(
+  c
+  for c in map(chr, range(0x300, 0x20000))
+  if unicodedata.category(c)[0] == "M" and not re.match(f"[{ALONE}\ufe00-\ufe0f]", c)
+)
+# What continues a word behind its first run of letters: marks, with the joiner that may follow one,
+# and more letters. The first alternative is for speed: a run behind which no mark can be.
+MARKED = (
+  r"(?:(?![\u0300-\U0010ffff])"
+  rf"|(?:[{_MARKS_OF_LETTERS}]+[\u200c\u200d]?[^\W{ALONE}]*)*)"
+)
+_WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]++{MARKED}")
 # Markdown marks. The first pattern matches lines: headings, list items, quotes, code fences, table
 # rows. The second matches spans: bold, inline code, links.
 _MARKS = (
@@ -52,7 +65,7 @@ def normalise(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-  """Words of a text after `normalise`: runs of letters, digits and underscores.
+  """Words of a text after `normalise`: runs of letters, with their marks, digits and underscores.
 
   In scripts without spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each character is a word.
   """

@@ -3,12 +3,14 @@
 import concurrent.futures
 import dataclasses
 import fcntl
+import importlib.metadata
 import os
 import threading
 import time
 
 import numpy as np
 import pytest
+from tokenizers.normalizers import Normalizer
 
 from rm_jax.batch import cache, group
 from rm_jax.batch.cache import key, tokenise_cached
@@ -268,6 +270,32 @@ def test_special_tokens_are_in_the_key():
   assert plain.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
   keys = [key(EXAMPLES, TextEncoder(t, Convention(max_length=64))) for t in (plain, other)]
   assert keys[0] != keys[1]
+
+
+class Same:
+  """A component in Python, which changes nothing."""
+
+  def normalize(self, text):
+    text.map(lambda c: c)
+
+
+def test_a_tokenizer_with_a_component_in_python_is_not_cached(tmp_path):
+  text = encoder()
+  text.tokenizer.backend_tokenizer.normalizer = Normalizer.custom(Same())
+  with pytest.raises(Exception, match="cannot be serialized"):
+    text.tokenizer.backend_tokenizer.to_str()
+  assert key(EXAMPLES, text) is None
+  groups, _ = tokenise_cached(EXAMPLES[4:], text, Report(), folder=tmp_path)
+  assert len(groups) == 1
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("library", ["tokenizers", "transformers", "jinja2"])
+def test_the_versions_of_the_libraries_are_in_the_key(library, monkeypatch):
+  before, version = key(EXAMPLES, encoder()), importlib.metadata.version
+  other = {library: "0"}
+  monkeypatch.setattr(cache.importlib.metadata, "version", lambda n: other.get(n, version(n)))
+  assert key(EXAMPLES, encoder()) != before
 
 
 def _aged(path, days):

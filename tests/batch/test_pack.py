@@ -209,6 +209,14 @@ def test_windows_hold_pieces_without_overlap_or_say_that_they_do_not_fit():
   assert fitted > 50
 
 
+def test_a_row_without_pieces_fits_any_windows():
+  rows = [[300, 100], [300, 40, 40, 40], [200, 200], [310, 90, 30, 30]]
+  assert place_windows([], ((32, 0),)) == []
+  found = choose_windows(rows, 32, 0.0, False)
+  assert found == ((224, 1), (320, 1))
+  assert choose_windows([*rows, []], 32, 0.0, False) == found
+
+
 @pytest.mark.parametrize("how", ["cheapest", "sequences", "alone"])
 @pytest.mark.parametrize("share", [True, False])
 def test_windows_show_each_column_what_the_rule_shows_it(share, how):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -225,6 +226,55 @@ def test_a_template_that_no_conversation_can_be_rendered_by_is_refused_when_load
     TextEncoder(tokenizer, Convention())
   assert time.thread_time() - began < 7
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "use",
+  [
+    *(f"{{{{ b | {name} }}}}" for name in templates._WRITE),
+    "{{ b | replace('0', '1') }}",
+    "{{ b | center(5) }}",
+    "{{ 'x' | replace(b, 'y') }}",
+    "{{ 'x' | replace('x', b) }}",
+    "{{ 'x'.replace('x', b) }}",
+    "{{ '%s' | format(b) }}",
+    "{{ [1, 2] | join(b) }}",
+    "{{ [b] | map('upper') | list }}",
+    "{{ b is upper }}",
+    "{{ [b] | select('lower') | list }}",
+    "{{ 'x' ~ b }}",
+    "{{ namespace(x=b) }}",
+    "{{ namespace(x=b) | upper }}",
+    "{{ {'x': b}.values() }}",
+    "{{ {'x': b}.items() | string }}",
+    "{{ raise_exception(b) }}",
+    "{{ [1].index(b) }}",
+    "{{ {}[b].x }}",
+  ],
+)
+def test_no_text_is_made_before_it_is_measured(use):
+  template = "{% set a = ['x' * 1000] * 1000 %}{% set b = [a] * 12 %}" + use  # 12 MB of text
+  templates._compiled(template)
+  tracemalloc.start()
+  try:
+    with pytest.raises(templates.LimitError, match="it makes a text or a list of"):
+      templates.render(template, [])
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+  finally:
+    tracemalloc.stop()
+
+
+def test_what_is_measured_is_still_written():
+  told = (
+    "{% set b = [[0, 'a'], {'k': none}] %}{{ b | upper }} {{ b is upper }} {{ 'A' is upper }} "
+    "{{ namespace(x=b) }} {{ {'x': b}.values() | lower }} {{ [b, 1] | join(', ') }} "
+    "{{ ' q ' | trim }}{{ 1 | center(3) }}{{ 12 | replace(1, 3) }} {{ {}[b] }}{{ b | wordcount }}"
+  )
+  b = [[0, "a"], {"k": None}]
+  values = str({"x": b}.values()).lower()
+  assert templates.render(told, []) == (
+    f"{str(b).upper()} False True <Namespace {{'x': {b}}}> {values} {b}, 1 q 1 32 4"
+  )
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from rm_jax.batch.tokenise import (
   cut_message,
 )
 from rm_jax.data.report import Report, RowError
+from rm_jax.errors import InputError
 from rm_jax.pretrained.source import load_tokenizer
 from rm_jax.types import Example
 from rm_jax.world import make_tokenizer
@@ -287,6 +288,27 @@ def test_messages_without_a_template_name_the_mend():
   encoder = TextEncoder(decoder_tokenizer(chat=None), Convention())
   with pytest.raises(ValueError, match=r"no chat template; set --config\.model\.chat_template"):
     encoder.sequences([((user("a"),), (assistant("b"),))])
+
+
+def test_templates_without_a_default_are_one_error_and_no_fault_of_each_row():
+  tokenizer = decoder_tokenizer(chat={"rag": CHAT, "tools": CHAT})
+  encoder = TextEncoder(tokenizer, Convention())
+  turns = (user("a"),), (assistant("b"),)
+  found = r"templates 'rag', 'tools', none of them 'default'; set --config\.model\.chat_template to"
+  with pytest.raises(InputError, match=found):
+    encoder.sequences([turns])
+  (strings,) = encoder.sequences([("a", "b")])
+  assert text(tokenizer, strings.ids) == "<s>ab</s>"
+  tokenizer.chat_template = {"rag": "x", "default": CHAT}
+  assert one(tokenizer, *turns).ids.tolist() == one(decoder_tokenizer(), *turns).ids.tolist()
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_an_encoder_has_room_for_text_beside_its_special_tokens(limit):
+  options = {"encoder": True, "eos": "none", "pooling": "first"}
+  with pytest.raises(InputError, match=rf"max_length is {limit}, .* 3 special tokens .* 4 or more"):
+    TextEncoder(encoder_tokenizer(), Convention(max_length=limit, **options))
+  assert len(one(encoder_tokenizer(), "ab", "cd", max_length=4, **options).ids) == 4
 
 
 def test_eos_without_an_eos_token_names_the_mend():

@@ -107,9 +107,19 @@ def test_a_position_bias_and_ties():
     "n": 0,
     "clusters": 0,
     "method": "none",
+    "why": "0 conversations: an interval wants 5",
     "beyond_others": None,
   }
   assert found["a"]["logistic"].startswith("not fitted: the features are collinear")
+
+
+def test_an_interval_that_is_none_says_why():
+  labels, n = np.array([[0, 1], [1, 1]]), np.full((2, 2), 5)
+  judged = Judgements(("a", "b"), labels, n, 0 * n, ["p", "q"], ["1", "2"], [], 2)
+  why = "2 conversations: an interval wants 5"
+  position = biases(judged)["a"]["position"]
+  assert position["why"] == why
+  assert position["beyond_others"] == {"difference": 0.5, "interval": None, "n": 2, "why": why}
 
 
 def test_an_empty_response_has_the_length_of_one_word():

@@ -83,6 +83,7 @@ def test_tokens():
     "<|im_start|>", "user", "  ", "x10", "10am", "\u6211", "\u4eec",
   ]  # fmt: skip
   assert words_of("PARIS \uff30aris", fold=True) == ["paris", "paris"]
+  assert words_of("हिन्दी-भाषा l'हिन्दी's 5") == ["हिन्दी", "-", "भाषा", "l'हिन्दी's", "5"]
   kinds = [kind_of(t) for t in ("a", "x1", "+", "n't", "No", "\t", "_", "<|im_end|>", "\u20ac")]
   assert kinds == [WORD, NUMBER, SIGN, NEGATION, NEGATION, INDENTATION, WORD, WORD, SIGN]
 

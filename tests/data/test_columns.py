@@ -106,6 +106,15 @@ def test_a_named_format_reads_its_own_columns_only():
     check_columns("prompt=a,scores=b", "pair")
 
 
+def test_all_annotators_of_pandalm_may_be_mapped(tmp_path):
+  row = {"instruction": "Sum", "input": "1", "response1": "3", "response2": "4"}
+  path = _file(tmp_path / "a.jsonl", row | {"a1": 1, "a2": 2, "a9": 0})
+  columns = "annotator1=a1,annotator2=a2,annotator9=a9"
+  for format in ("auto", "pandalm"):
+    (example,) = load(path, report=Report(), format=format, columns=columns)
+    assert example.judges == {"annotator1": 1.0, "annotator2": 0.0, "annotator9": 0.5}
+
+
 def test_a_mapped_column_that_the_first_row_lacks_stops_at_once(tmp_path):
   path = _file(tmp_path / "a.jsonl", ROW)
   for columns, message in (

@@ -13,6 +13,7 @@ import pytest
 from rm_jax.data import formats
 from rm_jax.data.dialogue import parse_dialogue
 from rm_jax.data.formats import FORMATS, detect, load, register
+from rm_jax.data.pairs import pair_example
 from rm_jax.data.report import DataError, Report, RowError
 from rm_jax.types import Example
 
@@ -321,6 +322,14 @@ def test_bad_rows_are_counted_and_strict_raises(tmp_path):
 
 def test_null_margin_is_no_margin():
   assert _convert(PAIR | {"margin": None}).margin is None
+
+
+def test_a_ties_margin_is_kept_by_pair_and_by_formats_like_it():
+  row = PAIR | {"tie": True, "margin": 2.0}
+  found = _convert(row)
+  sides = row["chosen"], row["rejected"]
+  assert found.margin == 2.0
+  assert found == pair_example(row, "f:1", row["prompt"], sides, 0.0, margin=2.0)
 
 
 def test_parquet_comes_out_as_json_does(tmp_path):

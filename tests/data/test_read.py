@@ -332,6 +332,21 @@ def test_hub_without_split_names_is_read_whole(cache):
   assert [row["t"] for _, row in _read("org/name")[0]] == [1, 2]
 
 
+def test_hub_shards_of_one_name_that_says_no_split_are_read_whole(cache, tmp_path):
+  both = {f"data-0000{i}-of-00002.parquet": _parquet(tmp_path, [{"t": i}]) for i in range(2)}
+  cache("org/name", both)
+  for name in ("org/name", "org/name:data"):
+    assert [row["t"] for _, row in _read(name)[0]] == [0, 1]
+  with pytest.raises(DataError, match="no file of a split 'train' among data-00000-of-00002"):
+    _read("org/name:train")
+  # Of two names one has to be chosen, and a word of a split in a name is one.
+  cache("org/two", both | {"more-00000-of-00001.parquet": both["data-00000-of-00002.parquet"]})
+  cache("org/test", {"test-00000-of-00001.parquet": both["data-00000-of-00002.parquet"]})
+  for name in ("org/two", "org/test"):
+    with pytest.raises(DataError, match="no file of a split 'train'"):
+      _read(name)
+
+
 def test_hub_csv_where_there_is_nothing_else(cache):
   rows = {"train.csv": b"t\n1\n", "test.tsv.gz": gzip.compress(b"t\n2\n")}
   cache("org/name", rows)

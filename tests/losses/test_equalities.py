@@ -180,7 +180,7 @@ def test_exponential_is_continued_by_its_tangent():
   value, slope = at(jnp.asarray([-clamp, -clamp - 3, -clamp - h, -clamp + h]))
   e = math.exp(clamp)
   np.testing.assert_allclose(value, [e, 4 * e, (1 + h) * e, math.exp(2 - h)], rtol=2e-6)
-  np.testing.assert_allclose(slope[1:], [-e, -e, -math.exp(2 - h)], rtol=2e-6)
+  np.testing.assert_allclose(slope, [-e, -e, -e, -math.exp(2 - h)], rtol=2e-6)
 
 
 def test_scaled_logistic_of_one_strength_is_that_times_logistic():
@@ -193,6 +193,17 @@ def test_scaled_logistic_of_one_strength_is_that_times_logistic():
     lambda s: jnp.abs(strength) * run("logistic", s, labels, **options),
     scores,
   )
+
+
+@pytest.mark.parametrize(
+  "name", ["logistic", "scaled_logistic", "hinge", "squared_hinge", "exponential"]
+)
+def test_the_margin_of_a_tie_is_not_read(name):
+  tied, margin = jnp.zeros(2), jnp.full((2, 2), 2.0)
+  value, slope = jax.value_and_grad(lambda s: run(name, s, tied, pair_margin=margin))(
+    jnp.asarray([0.3, -1.0])
+  )
+  assert (float(value), slope.tolist()) == (0.0, [0.0, 0.0])
 
 
 def test_smoothing_is_the_same_as_pairs_seen_the_other_way():

@@ -81,6 +81,8 @@ def test_ordinal_depends_on_order_and_not_on_distance():
 def test_alpha_refuses():
   with pytest.raises(ValueError, match="0 / 0"):
     krippendorff_alpha([[1, 1], [1, 1]])
+  with pytest.raises(ValueError, match="units with two or more are 2: alpha is 0 / 0"):
+    krippendorff_alpha([[2, 2], [1, NAN]])
   with pytest.raises(ValueError, match="no unit has two ratings"):
     krippendorff_alpha([[1, NAN], [NAN, 2]])
   with pytest.raises(ValueError, match="no unit has two ratings"):
@@ -253,7 +255,16 @@ def test_share():
     "method": "none",
     "why": "1 conversation: an interval wants 5",
   }
-  assert share([], [])["share"] is None
+  assert share([], []) == {
+    "share": None,
+    "interval": None,
+    "n": 0,
+    "clusters": 0,
+    "method": "none",
+    "why": "0 conversations: an interval wants 5",
+  }
+  with pytest.raises(ValueError, match="1 cluster labels for 0 values"):
+    share([], [0])
 
 
 def test_logistic_against_sklearn_and_a_sandwich_by_hand():
@@ -278,6 +289,26 @@ def test_logistic_against_sklearn_and_a_sandwich_by_hand():
   assert [f["standard_error"] for f in twice] == pytest.approx(error, rel=1e-3)
 
 
+@pytest.mark.parametrize("conversations", [12, 60])
+@pytest.mark.parametrize("unit", [1e-8, 1e-6, 1e5, 1e8])
+def test_logistic_does_not_depend_on_the_units_of_a_feature(unit, conversations):
+  rng = np.random.default_rng(0)
+  x = np.c_[np.ones(120), rng.standard_normal(120)]
+  y = (rng.random(120) < 1 / (1 + np.exp(-x @ [0.3, 1.0]))).astype(float)
+  clusters = (np.arange(120) % conversations).tolist()
+  plain = logistic(x, y, clusters)
+  for column in (0, 1):
+    units = np.where(np.arange(2) == column, unit, 1.0)
+    found = logistic(x * units, y, clusters)
+    for f, want, scale in zip(found, plain, units, strict=True):
+      for key in ("slope", "standard_error", "interval"):
+        assert np.multiply(f[key], scale) == pytest.approx(np.asarray(want[key]), rel=1e-7)
+  with pytest.raises(ValueError, match="collinear"):
+    logistic(np.c_[x, unit * x[:, 1]], y, clusters)
+  with pytest.raises(ValueError, match="separate"):
+    logistic(x * [1, unit], (x[:, 1] > 0).astype(float), clusters)
+
+
 def test_logistic_refuses():
   x = np.c_[np.ones(20), np.arange(20.0)]
   with pytest.raises(ValueError, match="separate"):
@@ -286,5 +317,7 @@ def test_logistic_refuses():
     logistic(np.c_[x, x[:, 1]], np.arange(20) % 2, range(20))
   with pytest.raises(ValueError, match="2 clusters for 2 slopes"):
     logistic(x, np.arange(20) % 2, [0, 1] * 10)
+  with pytest.raises(ValueError, match=r"level is 1\.5; expected it in \(0, 1\)"):
+    logistic(x, np.arange(20) % 2, range(20), level=1.5)
   with pytest.raises(ValueError, match="outcomes of 0 and 1"):
     logistic(x, np.full(20, 0.5), range(20))

@@ -228,6 +228,7 @@ def test_curves_against_hand_and_report():
     (lambda p, t: best_of_n_curve(p, t, [1, 4, 2, 8]), "expected increasing"),
     (lambda p, t: best_of_n_curve(p, t, [2, 4, 8], clusters=[1] * 3), r"1 cluster\(s\)"),
     (lambda p, t: best_of_n_curve(p, t, [2, 4, 8], resamples=0), "resamples is 0"),
+    (lambda p, t: best_of_n_curve(p, t, [2, 4, 8], resamples=1), "resamples is 1; .* at least 2"),
     (lambda p, t: fit_gao([0, 1, 1], [0, 1, 1]), "two different above it"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1]), "expected one M"),
     (lambda p, t: fit_gao([0, 1, 2], [0, 1, math.inf]), "not finite"),

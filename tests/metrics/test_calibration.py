@@ -210,6 +210,9 @@ def test_reliability_of_empty_bins_and_of_one_value():
   for measure in (reliability, ece):
     with pytest.raises(ValueError, match="bins is 0; expected at least 1"):
       measure([0.0, 1.0], [0, 1], bins=0)
+    for labels in (["a"], list("abc")):
+      with pytest.raises(ValueError, match=f"{len(labels)} cluster labels for 2 values"):
+        measure([0.0, 1.0], [0, 1], bins=2, clusters=labels)
   found = reliability([0.0, 1.0], [0, 1], bins=3)
   assert [b["n"] for b in found] == [1, 0, 1]
   assert found[1]["frequency"] is found[1]["confidence"] is found[1]["interval"] is None

@@ -157,6 +157,9 @@ def test_mahalanobis_in_standard_deviations_and_refusals():
     mahalanobis([[0.0], [math.inf]], [[5.0]])
   with pytest.raises(ValueError, match=r"1 row\(s\)"):
     ledoit_wolf([[1.0]])
+  for without in (ledoit_wolf, lambda x: mahalanobis(x, x), lambda x: energy_distance(x, x)):
+    with pytest.raises(ValueError, match=r"has shape \(3, 0\); expected \[N, D\], D at least 1"):
+      without(np.zeros((3, 0)))
 
 
 def test_energy_distance_against_scipy_and_by_pairs():
@@ -199,8 +202,10 @@ def test_energy_distance_sees_a_shift_and_is_right_where_there_is_none():
   assert found == energy_distance(x, y, limit=300)
   with pytest.raises(ValueError, match="expected rows of one D"):
     energy_distance(x, y[:, :2])
-  with pytest.raises(ValueError, match=r"b has shape"):
+  with pytest.raises(ValueError, match=r"b has shape \(6,\)"):
     energy_distance(x, y[0])
+  with pytest.raises(ValueError, match=r"a has shape \(6,\)"):
+    energy_distance(x[0], y)
 
 
 @pytest.mark.slow

@@ -91,6 +91,22 @@ def test_all_alike_is_no_certainty():
     interval.mean([0.0, 2.0] * 5, range(10), bounds=(0.0, 1.0))
 
 
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("count", [20, 29, 30, 40, 400])
+def test_equal_means_of_many_clusters_are_no_certainty_either(count, share):
+  values, clusters = [0.0, 1.0] * count, np.repeat(range(count), 2).tolist()
+  low, high = interval.mean(values, clusters, bounds=(0.0, 1.0), share=share).ends
+  most = Z95**2 / (count + Z95**2)
+  if share:
+    wide = interval.proportion(0.5, 0.0, count, 2 * count / 1.1, 0.95)
+    assert (low, high) == pytest.approx(wide.ends)
+  else:
+    assert (low, high) == pytest.approx((0.5 - most / 2, 0.5 + most / 2))
+  unbounded = interval.mean(values, clusters)
+  assert unbounded.ends is None
+  assert "how they differ is not known" in unbounded.why
+
+
 def test_what_rounding_leaves_beyond_a_bound_is_the_bound():
   found = interval.mean([1.0, 1.0 + 2e-16, 1.0, 1.0, 1.0], range(5), bounds=(0.0, 1.0))
   assert found.ends == pytest.approx((1 - Z95**2 / (5 + Z95**2), 1.0))

@@ -121,6 +121,9 @@ def test_pick_rate():
   assert found["why"] == "1 conversation: an interval wants 5"
   with pytest.raises(ValueError, match="clusters 1"):
     pick_rate(scores, gains, ["a"])
+  # A prompt whose gains are all equal is left out only after it was checked.
+  with pytest.raises(ValueError, match="scores has 2 values, gains 1"):
+    pick_rate([[1.0, 2.0]], [[1.0]], ["a"])
 
 
 def test_within_and_pooled_are_different_questions():
@@ -166,6 +169,15 @@ def test_within_and_pooled_count_what_is_not_defined():
   assert "all scores or all gains" in equal["pooled"]["why"]
   with pytest.raises(ValueError, match="scores has 2 values, gains 1"):
     within_and_pooled(spearman, [[1.0, 2.0]], [[1.0]], ["a"])
+  none = within_and_pooled(spearman, [], [], [])
+  assert none["within"]["undefined"] == none["pooled"]["undefined"] == 0
+  assert none["within"].keys() == none["pooled"].keys()
+
+
+def test_a_list_without_responses_is_refused_by_its_index():
+  for rate in (pick_rate, lambda *lists: within_and_pooled(kendall, *lists)):
+    with pytest.raises(ValueError, match=r"scores\[1\] is empty; expected at least one"):
+      rate([[1.0], []], [[1.0], []], [0, 1])
 
 
 def test_of_a_circle_an_order_misses_one():

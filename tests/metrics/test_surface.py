@@ -2,10 +2,13 @@
 
 import itertools
 import random
+import re
+import unicodedata
 
 import pytest
 
 from rm_jax.metrics.surface import (
+  ALONE,
   MEASURES,
   formatting,
   longest_run,
@@ -28,6 +31,25 @@ def test_words():
   assert words("Don't stop, 12.5%!") == ["don", "t", "stop", "12", "5"]
   assert words("我是 Mia。") == ["我", "是", "mia"]
   assert words(" ... ") == []
+
+
+def test_a_mark_belongs_to_the_word_of_its_letter():
+  assert words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+  assert words("தமிழ் மொழி, বাংলা") == ["தமிழ்", "மொழி", "বাংলা"]
+  assert words("ශ්\u200dරී ලංකා") == ["ශ්\u200dරී", "ලංකා"]  # A joiner behind a mark.
+  assert words("\U00011315\U0001133f\U00011328") == ["\U00011315\U0001133f\U00011328"]  # Grantha.
+  assert words("ไม่") == list("ไม่")
+  # A glyph's selector is in no word, nor is a mark without a letter.
+  assert words("1\ufe0f\u20e3 ok \u2764\ufe0f \u0301") == ["1", "ok"]
+
+
+def test_words_of_text_without_marks_are_runs_of_letters():
+  rng = random.Random(0)
+  near = list(map(chr, (*range(32, 0x300), 0x2019, 0x3B1, 0x431, 0x4E00, 0x3042)))
+  near = [c for c in near if not any(map(unicodedata.combining, normalise(c)))]
+  for _ in range(500):
+    text = normalise("".join(rng.choices(near, k=60)))
+    assert words(text) == re.findall(rf"[{ALONE}]|[^\W{ALONE}]+", text)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def _helpsteer2_preference(row: Row, origin: str) -> Example:
     judges = _judges([vote for vote in votes if vote != _IGNORED], name)
   prompt = helpsteer_prompt(row["prompt"])
   return pair_example(
-    row, origin, prompt, sides, -strength, margin=float(abs(strength)), judges=judges
+    row, origin, prompt, sides, -strength, margin=float(abs(strength)) or None, judges=judges
   )
 
 
@@ -70,7 +70,7 @@ def _helpsteer3(row: Row, origin: str) -> Example:
     messages_of(row["context"], "context"),
     sides,
     -strength,
-    margin=float(abs(strength)),
+    margin=float(abs(strength)) or None,
     judges=judges,
   )
 
@@ -185,7 +185,7 @@ def _webgpt(row: Row, origin: str) -> Example:
     raise RowError("wrong_type", f"'question' is {shown(question)}; expected {{full_text}}")
   prompt = asked(question.get("full_text"), "question.full_text")
   sides = answered(row["answer_0"], "answer_0"), answered(row["answer_1"], "answer_1")
-  return pair_example(row, origin, prompt, sides, scores[0], margin=abs(scores[0]))
+  return pair_example(row, origin, prompt, sides, scores[0], margin=abs(scores[0]) or None)
 
 
 @register("shp", needs=("history", "human_ref_A", "human_ref_B", "labels"), last=True)
@@ -200,7 +200,15 @@ def _shp(row: Row, origin: str) -> Example:
   return pair_example(row, origin, asked(row["history"], "history"), sides, sign)
 
 
-@register("pandalm", needs=("instruction", "input", "response1", "response2", "annotator1"))
+# The annotators beside annotator1 whose columns may be mapped; more are read under their own names.
+_ANNOTATORS = tuple(f"annotator{n}" for n in range(2, 10))
+
+
+@register(
+  "pandalm",
+  needs=("instruction", "input", "response1", "response2", "annotator1"),
+  optional=_ANNOTATORS,
+)
 def _pandalm(row: Row, origin: str) -> Example:
   """PandaLM's test set (Wang et al. 2023): two answers, and each annotator's verdict.
 
