@@ -10,7 +10,7 @@ Losses of comparisons also take some of
   ties: float [..., K, K], symmetric; [i, j] = [j, i] is the weight with which the two were seen
     tied, counted once. If None, there are no ties where `pairs` are given, else a tie of weight 1
     wherever labels are equal.
-  pair_margin: float [..., K, K], by how much i should beat j.
+  pair_margin: float [..., K, K], by how much i should beat j where i was preferred to j.
 The diagonal is never read. A loss of comparisons is the weighted mean over the list's comparisons,
 and 0 for a list that has none.
 """

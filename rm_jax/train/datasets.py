@@ -387,7 +387,7 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
 
 
 def _set_aside(config: Any, train: list[Example]) -> tuple[list[Example], list[Example]]:
-  """(training examples, those of the conversations that are set aside as validation data)."""
+  """(training examples that are left, those of the conversations set aside as validation data)."""
   share = config.data.get("validation", 0.0)
   if not share:
     return train, []

@@ -199,9 +199,9 @@ def make_item(
     messages: whether texts become messages.
 
   Raises:
-    RowError: a value is not text, or the prompt not valid messages; the prompt is empty; or it is
-      not a single message and `messages` is false: the benchmarks publish no rule that turns a
-      dialogue into one string.
+    RowError: a value is not text, or the prompt not valid messages; the prompt is empty; or it is a
+      list of other than one message and `messages` is false: the benchmarks publish no rule that
+      turns a dialogue into one string.
   """
   texts = [text_of(r, f"response {i}") for i, r in enumerate(responses)]
   if messages:

@@ -25,8 +25,8 @@ from rm_jax.metrics import agreement, correlation
 from rm_jax.metrics.surface import characters, formatting
 from rm_jax.types import Example, Text
 
-# The text that replaces a removed prompt. It must not be empty, since chat templates and truncation
-# need a prompt, and it asks for nothing in particular.
+# The text that replaces a removed prompt. It asks for nothing in particular. It is not empty, since
+# models are not trained on empty prompts: rows that have one are dropped.
 NEUTRAL = "Please respond."
 # Rule -> (measure of a response, whether the rule prefers the response with more of it).
 RULES: dict[str, tuple[Callable[[str], float], bool]] = {

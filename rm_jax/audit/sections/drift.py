@@ -44,10 +44,11 @@ def drift(
     monitor: {window, tests, alarms} of a `DriftMonitor` that reads the scores as a stream,
     alarm: whether any test or the monitor raised an alarm,
     says: a sentence}.
-    For the energy distance of features, each is divided by its standard deviation in one half of
-    the reference. mahalanobis compares Mahalanobis distances from that half by the KS test: those
-    of the other half against those of the data. Its value is None, with `why`, if no feature varies
-    in the first half.
+    Each feature is divided by its standard deviation in one half of the reference, or by the mean
+    of the others' where it does not vary there. The energy distance of features is that of at most
+    500 rows of each. mahalanobis compares Mahalanobis distances from that half by the KS test:
+    those of the other half against those of the data. Its value is None, with `why`, if no feature
+    varies in the first half.
 
   Raises:
     ValueError: too few rows, features of another dimension or with a singular covariance, or a
