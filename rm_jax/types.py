@@ -167,7 +167,8 @@ class Batch:
   # The tokenizer's token types, which tell a response from its prompt (encoders only).
   token_type: Annotated[jax.Array | None, Spec("BT", optional=True)] = None
   # [i, j]: by how much the score at mark i should be above that at j if i was preferred to j.
-  # A group has one margin, which stands at all of its places.
+  # A group has one margin, which stands at all of its places. The loss `scaled_logistic` takes it
+  # as the strength of the preference instead.
   pair_margin: Annotated[jax.Array | None, Spec("BGKK", np.float32, optional=True)] = None
   # `pairs` [i, j]: the weight with which i was seen preferred to j. `ties`, symmetric: with which
   # the two were seen tied. Where an example has neither, they follow from the order of its labels.

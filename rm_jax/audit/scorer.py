@@ -274,9 +274,9 @@ def key_of(row: Row) -> bytes:
 def model_hash(model: RewardModel) -> str:
   """16 hex digits of a hash of a model, for which scores are cached.
 
-  It is of the parameters, the network, the convention by which text becomes tokens, the tokenizer
-  with its chat template, and the version of JAX. It is not of the devices, on which scores depend
-  by rounding errors.
+  It is of the parameters, the network, the convention by which text becomes tokens, the reference
+  of an implicit reward, the tokenizer with its chat template, and the version of JAX. It is not of
+  the devices, on which scores depend by rounding errors.
   """
   made = model.text_model
   said = {

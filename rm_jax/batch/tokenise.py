@@ -219,7 +219,10 @@ class TextEncoder:
   def encoded(
     self, pairs: Sequence[tuple[Text, Text]], rendered: Sequence[tuple[str, str] | RowError]
   ) -> list[Tokens | RowError]:
-    """Tokenises pairs that were rendered by `rendered`; errors stay in their places."""
+    """Tokenises pairs that `rendered` rendered.
+
+    Its errors stay in their places, and a pair that cannot be tokenised gets one, too.
+    """
     good = [i for i, r in enumerate(rendered) if not isinstance(r, RowError)]
     out: list[Tokens | RowError] = list(rendered)
     encode = self._encode_pairs if self.convention.encoder else self._encode_texts

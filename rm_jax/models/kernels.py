@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 # Values of the config field model.attention.
 CHOICES = ("auto", "xla", "splash", "cudnn")
 # What a network's attention may run on -> how its batches are packed, as arguments of `Packing`.
-# 'interpreted' is 'splash' run by Pallas' interpreter, and 'lengths' is cuDNN's call computed by
-# XLA: with these two, tests on a CPU run the code of 'splash' and 'cudnn'.
+# 'interpreted' is 'splash' run by Pallas' interpreter, and 'lengths' is JAX's call that 'cudnn'
+# makes, computed by XLA: with these two, tests on a CPU run the code of 'splash' and 'cudnn'.
 PACKING: dict[str, dict[str, Any]] = {
   "xla": {},
   # Windows are padded to whole TPU registers, which are 128 lanes wide.

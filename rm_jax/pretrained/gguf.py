@@ -300,7 +300,7 @@ def _rope_scaling(
 
 
 def _table(stored: Gguf, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
-  """GGUF name -> (Hugging Face name, dimensions), of every tensor that the file should hold."""
+  """GGUF name -> (Hugging Face name, a letter a dimension), of each tensor the file should hold."""
   layer = dict(stored.layer)
   if config.get("attention_bias"):
     layer |= tables.GGUF_QKV_BIAS | tables.GGUF_OUT_BIAS

@@ -107,8 +107,8 @@ def make_apply(optimizer: optax.GradientTransformation) -> Callable:
   Divides by the step's weight and updates. A step whose gradient has no finite norm is skipped: it
   only adds 1 to `step` and to the window's 'steps' and 'skipped'. Where the norm is finite the
   update may still overflow, with a learning rate or a decay that could not have worked; `Run.step`
-  checks the new parameters afterwards, since a check here would need both old and new ones in
-  memory.
+  says afterwards whether the new parameters are finite, and the loop raises an error if not; a
+  check here would need both old and new ones in memory.
   """
 
   def apply(state: TrainState, gradients, sums, step_moments=None):

@@ -182,9 +182,10 @@ def best_threshold(scores: Sequence[np.ndarray], truth: Sequence[int]) -> float:
     raise ValueError(f"no threshold can be chosen on {found}; expected both, or give a threshold")
   ends = np.unique([np.min(s) for s in scores] + [x for s in spans.values() for p in s for x in p])
   ends = ends[np.isfinite(ends)]
-  # Thresholds to try. `ends` are the finite ends of all intervals and each solution's lowest score:
-  # one below all of them, one between each two neighbours (the upper one itself where rounding
-  # leaves nothing between), one above all.
+  # Thresholds to try: one below all `ends`, one between each two neighbours (the upper one itself
+  # where rounding leaves nothing between), one above all. `ends` are the finite ends of all
+  # intervals, at which an answer becomes right or wrong, and each solution's lowest score, so that
+  # the first threshold is below all scores.
   middles = ends[:-1] / 2 + ends[1:] / 2
   between = np.where(middles > ends[:-1], middles, ends[1:])
   tried = np.concatenate([[ends[0] - 1], between, [ends[-1] + 1]])

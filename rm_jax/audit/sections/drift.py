@@ -32,7 +32,8 @@ def drift(
     scores: [M], of one response of each conversation, in the order of the data; M at least 20.
     pooled: float [M, D], features of the same responses: the hidden states that the head reads.
     reference: of the same model, with at least 20 rows.
-    seed: of permutation tests and of the split of the reference into halves.
+    seed: of permutation tests, of the rows drawn for the energy distance, and of the split of the
+      reference into halves.
 
   Returns:
     {n: [rows of the reference, M], level: `LEVEL`, reference: name of the reference's data, known:

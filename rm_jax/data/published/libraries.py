@@ -146,9 +146,10 @@ def _looks_like_sharegpt(row: Row) -> bool:
   optional=("system",),
 )
 def _sharegpt(row: Row, origin: str) -> Example:
-  """LLaMA-Factory's preferences in ShareGPT's form: turns {from, value}; `chosen` is better.
+  """LLaMA-Factory's preferences in ShareGPT's form: turns {from, value}.
 
-  `conversations` are the turns before the two answers; `system` is an optional system message.
+  `conversations` are the turns before the two answers, `chosen` (the better one) and `rejected`,
+  which are one turn each; `system` is an optional system message.
   """
   prompt = (*system_of(row.get("system")), *turns_of(row["conversations"], "conversations"))
   chosen, rejected = (_answer(turns_of(row[n], n), n) for n in ("chosen", "rejected"))
