@@ -238,6 +238,7 @@ def test_cut_of_strings_keeps_bos_and_the_end():
 @pytest.mark.parametrize("limit", range(1, 16))
 def test_cut_tokens_are_counted_where_they_were(limit):
   """Of strings, messages and an encoder's pairs: what is left of a response and what is cut."""
+  special = 3  # tokens of an encoder's pair, which no limit may be as low as
   turns = ({"role": "user", "content": "abcdef"},), ({"role": "assistant", "content": "uvwxyz"},)
   for tokenizer, pair, whole in (
     (decoder_tokenizer(), ("abcdef", "uvwxyz"), Convention()),
@@ -245,6 +246,8 @@ def test_cut_tokens_are_counted_where_they_were(limit):
     (decoder_tokenizer(chat=CHAT), turns, Convention()),
     (encoder_tokenizer(), ("abcdef", "uvwxyz"), Convention(encoder=True, pooling="first")),
   ):
+    if whole.encoder and limit <= special:
+      continue
     (full,) = TextEncoder(tokenizer, whole).sequences([pair])
     (cut,) = TextEncoder(tokenizer, dataclasses.replace(whole, max_length=limit)).sequences([pair])
     assert cut.cut == len(full.ids) - len(cut.ids)
