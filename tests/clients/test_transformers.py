@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 INSTALL = "python -m venv tf451 && tf451/bin/pip install torch 'transformers==4.51.3'"
 # Texts that each model scores; RM_JAX_TEST_TEXTS=300 for the figures of docs/exports.md.
-TEXTS = int(os.environ.get("RM_JAX_TEST_TEXTS", "40"))
+TEXTS = int(os.environ.get("RM_JAX_TEST_TEXTS", "12"))
 CLIENTS = {"5": (None, ""), "4.51": ("RM_JAX_TEST_TF451", INSTALL)}
 
 
