@@ -8,15 +8,19 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compilation, and programs this small gain nothing from optimisation. So
-# LLVM's passes are switched off, and so is the MLIR pipeline for fusions, which takes half of the
-# remaining time. jaxlib 0.11 and later has no other pipeline and stops at the unknown flag.
-# .ci/run also runs the README's commands, and these use the default flags.
+# LLVM's passes are switched off, a program is compiled in one part and not in several side by side,
+# and matrix products have one thread. The MLIR pipeline for fusions, which takes half of the
+# remaining time, is off too; jaxlib 0.11 and later has no other pipeline and stops at the unknown
+# flag. .ci/run also runs the README's commands, and these use the default flags.
 os.environ.setdefault(
   "XLA_FLAGS",
-  "--xla_backend_optimization_level=0"
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false"
   + " --xla_cpu_use_fusion_emitters=false"
   * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
+# Lowering writes the Python lines of every operation into a program, which no test reads.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Commands start themselves again to get large pages (`experiments.startup`), which costs 2 s; a
 # test's commands are too short to gain that back. The test of that start unsets this.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
@@ -43,6 +47,19 @@ CHAT = (
   "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>\n{% endfor %}"
   "{% if add_generation_prompt %}<s>assistant:{% endif %}"
 )
+
+
+def pytest_configure(config):
+  """Binds each xdist worker, and what it starts, to a core of its own if there are as many.
+
+  XLA starts a thread for each core that it may use. Two workers that both use two cores took a
+  tenth more CPU time.
+  """
+  worker = getattr(config, "workerinput", None)
+  if worker and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    if worker["workercount"] == len(cores):
+      os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw"))]})
 
 
 def pytest_collection_finish(session):
