@@ -1,12 +1,13 @@
 """The commands as people run them: in processes of their own, with their exit codes and output.
 
-Most of a short command's time is its imports, some five seconds of one core. So a command is forked
+Most of a short command's time is its imports, some three to five seconds. So a command is forked
 from `multiprocessing`'s fork server, which has imported what all commands need and done nothing
 else: there no flag is parsed and no device of JAX is started. With `fork=False` a command is a
 process without it, for tests of what happens at the very start.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -95,9 +96,12 @@ class Command:
     variables = environment(devices) | (variables or {})
     self._said = Path(tempfile.mkdtemp(prefix="command_"))
     streams = [self._said / "out", self._said / "err"]
+    for path in streams:
+      path.touch()  # so that a command which is killed at its start has said nothing
     if fork:
       arguments = (module, flags, str(folder), variables, [str(path) for path in streams])
-      self._process = _server().Process(target=_run, args=arguments)
+      # A daemon ends with the tests. For another process, left by a failed test, they would wait.
+      self._process = _server().Process(target=_run, args=arguments, daemon=True)
       self._process.start()
       return
     with open(streams[0], "wb") as out, open(streams[1], "wb") as err:
@@ -121,7 +125,8 @@ class Command:
   def finish(self):
     """Waits for the end: (exit code, stdout, stderr)."""
     if isinstance(self._process, subprocess.Popen):
-      self._process.wait(timeout=_SECONDS)
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        self._process.wait(_SECONDS)
     else:
       self._process.join(_SECONDS)
     code = self.poll()
