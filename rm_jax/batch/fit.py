@@ -5,7 +5,8 @@ sequences. batch/layout.py says why there are windows. Lengths are in columns, o
 """
 
 import bisect
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -40,6 +41,8 @@ def choose_windows(
     (length, number of windows a row), shortest first.
   """
   pieces = [w for row in rows for w in row]
+  # Rows with pieces of equal lengths need equal windows: each kind of row is laid once.
+  kinds = Counter(tuple(sorted(row)) for row in rows)
   longest = up(max(pieces), align)
   best, least = (), float("inf")
   parts = (*_PARTS, (1, 1.5, 2, 3), (1, 1.5, 2, 3, 4, 6)) if alone else _PARTS
@@ -47,13 +50,15 @@ def choose_windows(
   # longer than half a window cannot share it. Where most pieces are that long, a window should be
   # about as long as one piece.
   spread = [np.quantile(pieces, np.arange(1, n) / n, method="inverted_cdf") for n in (2, 3, 4, 5)]
+  sets = {}  # as a dict, to keep their order: of equally cheap sets the first one is taken
   for found in [*([longest / part for part in few] for few in parts), *spread]:
     lengths = {max(up(length, align), min(longest, 4 * align)) for length in found}
-    lengths = sorted(lengths | {longest})
+    sets[tuple(sorted(lengths | {longest}))] = None
+  for lengths in sets:
     every = [1 if alone else 1 << 30] * len(lengths)
-    laid = [[len(windows) for windows in lay(row, lengths, every)] for row in rows]
+    laid = [[len(windows) for windows in lay(row, lengths, every)] for row in kinds]
     counts = np.max(laid, axis=0).tolist()
-    counts = _fewest(rows, lengths, counts, spare, alone)
+    counts = _fewest(kinds, lengths, counts, spare, alone)
     cost = sum(count * _cost(n) for count, n in zip(counts, lengths, strict=True))
     # Each length is compiled, so that one more must save about 2 %.
     cost *= 1 + 0.02 * sum(map(bool, counts))
@@ -69,29 +74,33 @@ def _cost(length: int) -> float:
 
 
 def _fewest(
-  rows: list[list[int]], lengths: list[int], counts: list[int], spare: float, alone: bool
+  rows: Mapping[tuple[int, ...], int],
+  lengths: Sequence[int],
+  counts: list[int],
+  spare: float,
+  alone: bool,
 ) -> list[int]:
   """Reduces the numbers of windows, the longest first, as far as the rows still fit.
 
-  At most a share `spare` of the rows need not fit. `lengths`, `counts` and the result have an entry
-  for each length of windows.
+  At most a share `spare` of the rows need not fit. `rows` says how many there are of each kind.
+  `lengths`, `counts` and the result have an entry for each length of windows.
   """
-  most = int(spare * len(rows))
-  failed: set[int] = set()
+  most = int(spare * sum(rows.values()))
+  failed: set[tuple[int, ...]] = set()
 
-  def without(size: int, count: int) -> set[int]:
+  def without(size: int, count: int) -> set[tuple[int, ...]]:
     """The rows, beside those in `failed`, that do not fit with `count` windows of lengths[size]."""
     fewer = [*counts[:size], count, *counts[size + 1 :]]
     windows = list(zip(lengths, fewer, strict=True))
-    others = (r for r in range(len(rows)) if r not in failed)
-    return {r for r in others if place_windows(rows[r], windows, alone) is None}
+    others = (row for row in rows if row not in failed)
+    return {row for row in others if place_windows(row, windows, alone) is None}
 
   for size in reversed(range(len(lengths))):
     low, high = 0, counts[size]  # bisection; `high` windows are known to be enough
     while low < high:
       middle = (low + high) // 2
       lost = without(size, middle)
-      if len(failed) + len(lost) > most:
+      if sum(rows[row] for row in failed | lost) > most:
         low = middle + 1
       else:
         high, counts = middle, [*counts[:size], middle, *counts[size + 1 :]]

@@ -8,8 +8,9 @@ The parts of a model, each made of the one before it:
 """
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -396,17 +397,8 @@ def init_params(
   """
   network = model.network
   abstract = flatten_dict(network.abstract(), sep="/")
-  shardings = parameter_shardings(abstract, mesh)
-
-  def random(paths):
-    def make(key):
-      flat = _flat(network.init(key))
-      return {path: flat[path].astype(kept_dtype(network, path)) for path in paths}
-
-    return jax.jit(make, out_shardings={path: shardings[path] for path in paths})(key)
-
   if model.source is None:
-    return random(list(abstract))
+    return _random(network, tuple(abstract), mesh)(key)
   flat, missing = read_params(model, mesh)
   if missing:
     names = [name for path in missing for name in hf.hf_names(network, path)]
@@ -417,8 +409,20 @@ def init_params(
       )
     log.warning("%s: no reward head (%s): a new one is made", model.source.path, ", ".join(names))
   if rest := [path for path in abstract if path not in flat]:
-    flat |= random(rest)
+    flat |= _random(network, tuple(rest), mesh)(key)
   return {path: flat[path] for path in abstract}
+
+
+@functools.lru_cache(maxsize=8)
+def _random(network: Network, paths: tuple[str, ...], mesh: Mesh) -> Callable[[jax.Array], dict]:
+  """key -> the network's random parameters of these paths, jitted; kept for the next model."""
+  shardings = parameter_shardings(flatten_dict(network.abstract(), sep="/"), mesh)
+
+  def make(key):
+    flat = _flat(network.init(key))
+    return {path: flat[path].astype(kept_dtype(network, path)) for path in paths}
+
+  return jax.jit(make, out_shardings={path: shardings[path] for path in paths})
 
 
 def _flat(tree: dict) -> dict[str, Any]:

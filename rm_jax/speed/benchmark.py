@@ -146,6 +146,7 @@ class _Mode:
           lowered.append(run.compiled.moments.lower(run.state, batch, key))
       return [program.compile() for program in lowered]
 
+    jax.clear_caches()  # of what another mode has traced
     cold, compiled = _timed(programs)
     jax.clear_caches()
     cached, _ = _timed(programs)

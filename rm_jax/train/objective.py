@@ -88,6 +88,19 @@ class Objective:
     self.text = TextPenalty(config, kinds)
     self.decorrelation = float(config.decorrelation)
 
+  @functools.cached_property
+  def _key(self) -> tuple:
+    """All that the objective is made of. Options of losses can be lists, which have no hash."""
+    losses = ((kind, loss, repr(options)) for kind, (loss, options) in self._losses.items())
+    text = *self.text.weights.items(), self.text.beta
+    return *losses, *self._penalties, text, self.decorrelation
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Objective) and self._key == other._key
+
+  def __hash__(self) -> int:
+    return hash(self._key)
+
   def numerator(
     self,
     network: Network,

@@ -6,6 +6,7 @@ decay and the learning rate are the same for all.
 Parameters are a flat dict, path -> array; those of the layers are stacked, [layers, ...].
 """
 
+import functools
 import math
 import re
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import FrozenConfigDict
 from optax.contrib import MuonDimensionNumbers as Dimensions
 from optax.contrib import scale_by_muon as orthogonalise
 
@@ -26,9 +28,17 @@ def make_schedule(config: Any) -> optax.Schedule:
   Args:
     config: the `optimizer` part of an experiment's config.
 
+  Returns:
+    the same object for equal configs.
+
   Raises:
     ValueError: the schedule's name is unknown.
   """
+  return _schedule(FrozenConfigDict(config))
+
+
+@functools.lru_cache(maxsize=64)
+def _schedule(config: FrozenConfigDict) -> optax.Schedule:
   peak, warmup, horizon = config.learning_rate, config.warmup_steps, config.decay_steps
   end = peak * config.final_scale
   rest = max(1, horizon - warmup)
@@ -177,9 +187,17 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     config: the `optimizer` part of an experiment's config.
     schedule: from `make_schedule`.
 
+  Returns:
+    the same object for an equal config and schedule, by which `step.compile_step` knows it again.
+
   Raises:
     ValueError: the optimiser's name is unknown.
   """
+  return _optimizer(FrozenConfigDict(config), schedule)
+
+
+@functools.lru_cache(maxsize=64)
+def _optimizer(config: FrozenConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
   scalers = {
     "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
     "adafactor": scale_by_adafactor,

@@ -7,6 +7,7 @@ and passed on as `step_moments`. `run.Run.step` calls these in order.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -180,6 +181,9 @@ def compile_step(
 ) -> Compiled:
   """The step's functions, jitted with the shardings of their results.
 
+  The last few are kept: a run whose arguments are equal, such as one of another seed or one that
+  resumes in the same process, traces and compiles nothing again.
+
   Args:
     network: the model's.
     objective: of the run.
@@ -189,6 +193,14 @@ def compile_step(
     sources: number of data sources, whose metrics are kept apart.
     dropout: whether dropout is on.
   """
+  leaves, tree = jax.tree.flatten(state)
+  kinds = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves)
+  return _compile(network, objective, optimizer, tree, kinds, mesh, sources, dropout)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(network, objective, optimizer, tree, kinds, mesh, sources, dropout) -> Compiled:
+  state = jax.tree.unflatten(tree, kinds)
   everywhere = replicated(mesh)
   params = {path: x.sharding for path, x in state.params.items()}
   shardings = jax.tree.map(lambda x: x.sharding, state)

@@ -105,6 +105,30 @@ def test_options_and_penalties():
   assert float(value[0, 0]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_objectives_are_equal_where_they_minimise_the_same():
+  first = dict(pair="hinge(margin=0.5)", ranking="listnet", l2=0.1, text_sft=0.1)
+  one = objective({"pair"}, **first)
+  same = objective({"pair"}, **first | {"ranking": "plackett_luce"})  # no rankings to learn from
+  assert one == same
+  assert hash(one) == hash(same)
+  others = [
+    dict(pair="hinge(margin=0.4)"),
+    dict(pair="logistic"),
+    dict(l2=0.2),
+    dict(l2=0.0, centering=0.1),
+    dict(text_sft=0.2),
+    dict(text_sft=0.0, text_dpo=0.1),
+    dict(decorrelation=0.1),
+  ]
+  different = [objective({"pair"}, **first | other) for other in others]
+  different.append(objective({"pair", "ranking"}, **first))
+  for other in different:
+    assert one != other
+    assert hash(one) != hash(other)
+  beta = [objective({"pair"}, text_dpo=0.1, text_beta=b) for b in (0.1, 0.2)]
+  assert beta[0] != beta[1]
+
+
 def test_a_loss_may_learn_numbers_of_its_own():
   tied = objective({"pair"}, pair="davidson(tie_rate=0.2)")
   params = tied.init_params(jax.random.key(0))

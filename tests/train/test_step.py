@@ -23,7 +23,9 @@ from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.config import backbone_config
 from rm_jax.reward.score import make_features, score_groups
 from rm_jax.train.objective import Objective
-from rm_jax.train.step import make_accumulate, make_apply
+from rm_jax.train.optimizer import make_optimizer, make_schedule
+from rm_jax.train.run import abstract_state
+from rm_jax.train.step import compile_step, make_accumulate, make_apply
 from rm_jax.train.window import window_metrics, zero_sums, zero_window
 from rm_jax.types import Example
 from rm_jax.workdir.state import TrainState
@@ -225,3 +227,32 @@ def test_apply_divides_once_and_skips_what_is_not_finite():
   metrics = window_metrics(jax.device_get(after.window), ["a"])
   assert metrics["skipped_steps"] == 1
   assert metrics["loss"] == 2.0
+
+
+def test_only_runs_that_are_equal_but_for_data_and_seed_share_programs():
+  def compiled(*, devices=1, sources=1, dropout=False, network=None, **fields):
+    config = get_config()
+    fields = {"optimizer.warmup_steps": 2, "optimizer.decay_steps": 9} | fields
+    config.update_from_flattened_dict(fields)
+    network = network or network_of("llama")
+    mesh = make_mesh({"data": -1}, jax.devices()[:devices])
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer))
+    objective = Objective(config.loss, {"pair"})
+    state = abstract_state(config, network, {}, optimizer, mesh, sources=sources)
+    return compile_step(
+      network, objective, optimizer, state, mesh, sources=sources, dropout=dropout
+    )
+
+  first = compiled()
+  assert compiled(**{"seed": 7, "data.train": "another.jsonl", "train.steps": 9}) is first
+  for different in [
+    dict(devices=2),
+    dict(sources=2),
+    dict(dropout=True),
+    dict(network=network_of("llama", remat="full")),
+    {"loss.pair": "hinge"},
+    {"optimizer.learning_rate": 0.5},
+    {"optimizer.clip": 0.25},
+    {"optimizer.freeze": ("embed",)},
+  ]:
+    assert compiled(**different) is not first, different
