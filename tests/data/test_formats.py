@@ -279,6 +279,7 @@ BAD = [
   ("prompts_differ", {"chosen": H + "1" + A + "a", "rejected": H + "2" + A + "b"}, "same turns"),
   ("malformed_dialogue", CHAT | {"chosen": [bot("a"), user("b")]}, "expected the assistant's"),
   ("malformed_dialogue", {"chosen": A + "a", "rejected": H + "Q" + A + "b"}, "starts '\\n\\nAss"),
+  ("malformed_dialogue", {"chosen": H + "Q" + A + "a", "rejected": "b"}, "starts 'b'"),
   (
     "malformed_dialogue",
     {"chosen": "Human: Q" + A + "a", "rejected": "Human: Q" + A + "b"},

@@ -169,7 +169,7 @@ def test_energy_distance_against_scipy_and_by_pairs():
   a, b = rng.normal(size=70), np.round(rng.normal(size=90) + 0.4, 1)
   value = energy_distance(a, b, permutations=1)["value"]
   assert value == pytest.approx(stats.energy_distance(a, b), rel=1e-12)
-  for d in (1, 5):
+  for d in (1, 2, 5):
     x, y = rng.normal(size=(60, d)) + 100, rng.normal(size=(80, d)) + 100.3
     square = 2 * distance.cdist(x, y).mean() - distance.cdist(x, x).mean()
     square -= distance.cdist(y, y).mean()
