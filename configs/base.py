@@ -54,6 +54,15 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.reference = "start"
   # Log-likelihoods of an implicit reward are divided by the response's number of tokens.
   c.model.normalised = False
+  # How a new head begins: 'random', or as the language model's own 'verdict': the difference of the
+  # logits of two words as the answer to a judge's question, so that the model judges before the
+  # first step. `rm_jax/reward/verdict.py` says more.
+  c.model.head_init = "random"
+  c.model.verdict_words = ("Yes", "No")  # of a good and of a bad response
+  # What a judge is asked of a response, as a further turn of the user's; the reward is read where
+  # the answer to it would begin. '' = nothing is asked, or with a verdict whether the answer is
+  # good.
+  c.model.question = ""
   c.model.layers = 0  # keep this many layers, from the lowest up, and drop the rest; 0 = all
   # This many lowest layers and, if it is not 0, the embedding are not trained.
   c.model.frozen_layers = 0

@@ -15,7 +15,14 @@ import ml_collections
 from absl import flags
 
 from configs.base import get_config
-from experiments.launch import COLUMNS_HELP, DTYPES, launch, output_folder
+from experiments.launch import (
+  COLUMNS_HELP,
+  DTYPES,
+  QUESTION_HELP,
+  VERDICT_HELP,
+  launch,
+  output_folder,
+)
 from rm_jax.api import RewardModel
 from rm_jax.audit import page
 from rm_jax.audit.benchmarks import BENCHMARKS
@@ -80,6 +87,8 @@ CHAT_TEMPLATE = flags.DEFINE_string(
   "For messages: 'hh', Jinja text or a file of it; '' = the model's own. Of --against, those alone "
   "take it that have none.",
 )
+VERDICT = flags.DEFINE_list("verdict", [], VERDICT_HELP)
+QUESTION = flags.DEFINE_string("question", "", QUESTION_HELP)
 EOS = flags.DEFINE_enum(
   "eos",
   "",
@@ -295,7 +304,12 @@ def main() -> None:
   examples = _data(config, report)
   _check_kinds(examples)
   model = RewardModel.from_pretrained(
-    MODEL.value, dtype=DTYPE.value, chat_template=CHAT_TEMPLATE.value, eos=EOS.value
+    MODEL.value,
+    dtype=DTYPE.value,
+    chat_template=CHAT_TEMPLATE.value,
+    eos=EOS.value,
+    verdict=VERDICT.value,
+    question=QUESTION.value,
   )
   examples = _readable(model, examples, report)
   benchmarks = _benchmarks(model)

@@ -9,7 +9,14 @@ every time.
 
 from absl import flags
 
-from experiments.launch import COLUMNS_HELP, DTYPES, launch, output_folder
+from experiments.launch import (
+  COLUMNS_HELP,
+  DTYPES,
+  QUESTION_HELP,
+  VERDICT_HELP,
+  launch,
+  output_folder,
+)
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.choose import sampled, without
@@ -31,6 +38,8 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the back
 CHAT_TEMPLATE = flags.DEFINE_string(
   "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
 )
+VERDICT = flags.DEFINE_list("verdict", [], VERDICT_HELP)
+QUESTION = flags.DEFINE_string("question", "", QUESTION_HELP)
 EOS = flags.DEFINE_enum(
   "eos",
   "",
@@ -69,6 +78,8 @@ def main() -> None:
     chat_template=CHAT_TEMPLATE.value,
     eos=EOS.value,
     steps=STEPS.value,
+    verdict=VERDICT.value,
+    question=QUESTION.value,
   )
   groups, examples = model.text_model.tokenise(examples, report)
   if len({e.conversation for e in examples}) < 2:

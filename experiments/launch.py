@@ -44,6 +44,11 @@ MESH_HELP = (
 COLUMNS_HELP = (
   "Where columns have other names: ours=theirs, as 'prompt=question,chosen=answers.0.text'."
 )
+VERDICT_HELP = (
+  "Two words, as 'Yes,No', by which a language model without a reward head judges each response: "
+  "its reward is the difference of their logits as the answer to --question."
+)
+QUESTION_HELP = "What --verdict answers; '' = whether the response is a good one."
 DTYPES = ("float32", "bfloat16", "float16")  # values of --dtype of score, evaluate and audit
 
 _FLAG_PARSERS = {"absl", "ml_collections"}

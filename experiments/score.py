@@ -14,9 +14,16 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from experiments.launch import COLUMNS_HELP, DTYPES, launch, output_file
+from experiments.launch import (
+  COLUMNS_HELP,
+  DTYPES,
+  QUESTION_HELP,
+  VERDICT_HELP,
+  launch,
+  output_file,
+)
 from rm_jax.api import RewardModel
-from rm_jax.batch.tokenise import Cut, cut_message
+from rm_jax.batch.tokens import Cut, cut_message
 from rm_jax.data.columns import check_first, parse_columns, renamed, texts_of_columns
 from rm_jax.data.read import Row, read_rows
 from rm_jax.data.report import DataError, Report, RowError, shown
@@ -45,6 +52,8 @@ ROWS = flags.DEFINE_integer(
 CHAT_TEMPLATE = flags.DEFINE_string(
   "chat_template", "", "For messages: 'hh', Jinja text or a file of it; '' = the model's own."
 )
+VERDICT = flags.DEFINE_list("verdict", [], VERDICT_HELP)
+QUESTION = flags.DEFINE_string("question", "", QUESTION_HELP)
 EOS = flags.DEFINE_enum(
   "eos",
   "",
@@ -157,6 +166,8 @@ def main() -> None:
         max_length=MAX_LENGTH.value,
         chat_template=CHAT_TEMPLATE.value,
         eos=EOS.value,
+        verdict=VERDICT.value,
+        question=QUESTION.value,
       )
       cuts: list[Cut] = []
       for rows in parts(read()):

@@ -15,9 +15,8 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.batch.group import Group, check_vocabulary, make_group
-from rm_jax.batch.tokenise import Cut, Tokens, cut_message
-from rm_jax.data.dialogue import key_of
+from rm_jax.batch.group import Group, check_vocabulary, rows_by_prompt, unlabelled_group
+from rm_jax.batch.tokens import Cut, cut_message
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
 from rm_jax.errors import InputError
@@ -44,21 +43,13 @@ from rm_jax.reward.setup import (
   without_likelihood,
 )
 from rm_jax.reward.setup import chat_template as template_of
+from rm_jax.reward.verdict import check as check_verdict
+from rm_jax.reward.verdict import question_of
 from rm_jax.storage.remote import local
-from rm_jax.types import Example, Text
 from rm_jax.workdir.folder import is_workdir
 from rm_jax.workdir.load import load_run
 
 log = logging.getLogger(__name__)
-
-# Rows with the same prompt are scored as one group, so that the prompt runs through the network
-# once. Several rows in a group have at most `_GROUP_MARKS` marks (responses, or steps) and at most
-# max(_GROUP_COLUMNS, _GROUP_LENGTHS x its longest sequence) columns (tokens, those of the prompt
-# counted once). Attention's cost grows with the square of the columns, although responses are
-# masked from one another; in a longer group that costs more than sharing the prompt saves.
-_GROUP_MARKS = 8
-_GROUP_COLUMNS = 1024
-_GROUP_LENGTHS = 1.5
 
 
 class RewardModel:
@@ -113,9 +104,11 @@ class RewardModel:
     chat_template: str = "",
     eos: str = "",
     steps: str = "",
+    verdict: Sequence[str] = (),
+    question: str = "",
     mesh: Mapping[str, int] | None = None,
   ) -> "RewardModel":
-    """Loads a model that has a reward head.
+    """Loads a model that has a reward head, or makes one of a language model's own verdict.
 
     Args:
       name: a run's workdir (its best checkpoint is read if it keeps one, else its latest), a folder
@@ -131,6 +124,10 @@ class RewardModel:
       steps: how the scores of a solution's steps are read: 'own', 'min' or 'product', see
         `losses.process.so_far`; '' = as saved, else 'own'. A model that was trained on labels that
         stop at the first error is read with 'product' where every step after one counts as wrong.
+      verdict: two words, such as ('Yes', 'No'), by which a language model without a reward head
+        answers whether a response is good; the reward is the difference of their logits (see
+        `reward.verdict`).
+      question: what it is asked, with `verdict`; '' = whether the answer is good.
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices, 1 where it is not said; by default all
         are on 'data'.
 
@@ -139,7 +136,8 @@ class RewardModel:
       ValueError: it has no reward head, or one of several outputs that are neither members nor
         attributes; or the reference of its implicit reward is not there or has another fingerprint;
         or its tensors do not fit the architecture, or another of its files cannot be used; or
-        `chat_template`, `eos`, `steps` or `mesh` is not one of the above.
+        `verdict` is given and it has a head; or `chat_template`, `eos`, `steps`, `verdict` or
+        `mesh` is not one of the above.
       CheckpointError: it is a workdir and no checkpoint in it can be read, or fits the backbone.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
@@ -154,8 +152,17 @@ class RewardModel:
       raise InputError(f"{name}: its head has {head.outputs} outputs; a reward has one")
     if steps and isinstance(head, HeadConfig):  # an implicit reward is a running sum already
       head = dataclasses.replace(head, steps=steps)
+    words = tuple(verdict)
+    if words:
+      check_verdict(source, head, words, f"verdict is {','.join(map(str, words))}")
+      question = question_of(question, words)
     convention = convention_for(
-      source.config, source.record, tokenizer, eos=eos or "none", max_length=max_length
+      source.config,
+      source.record,
+      tokenizer,
+      eos=eos or "none",
+      max_length=max_length,
+      question=question,
     )
     if eos:
       convention = dataclasses.replace(convention, eos=eos)
@@ -169,6 +176,7 @@ class RewardModel:
       source=source,
       option="{0} of from_pretrained, or --{0} of a command,",
       reference=reference,
+      words=words,
     )
     text_model.text_encoder()  # raises for a chat template that fails, before weights are read
     loaded = reference and load_reference(text_model, devices, reference.name, reference)
@@ -204,7 +212,7 @@ class RewardModel:
       progress: whether to show a progress bar; a string is its label.
       origins: names of the rows in error messages, N strings; by default their numbers.
       cuts: a list to extend by each row's number of cut tokens, the response's included (see
-        `batch.tokenise.Cut`); no warning is logged then.
+        `batch.tokens.Cut`); no warning is logged then.
 
     Raises:
       DataError: a row cannot be scored; the message names it.
@@ -370,7 +378,7 @@ class RewardModel:
     origins: Sequence[str] | None = None,
     cuts: list[Cut] | None = None,
   ) -> tuple[list[list[int]], list[Group]]:
-    """Tokenises rows and puts those with the same prompt into groups, see `_rows_by_prompt`.
+    """Tokenises rows and puts those with the same prompt into groups, see `rows_by_prompt`.
 
     Args:
       asked: N rows.
@@ -397,7 +405,7 @@ class RewardModel:
         raise DataError(f"{origins[i]}: {error}") from error
       if isinstance(tokens[-1], RowError):
         raise DataError(f"{origins[i]}: {tokens[-1].reason}: {tokens[-1].detail}")
-      if self.text_model.network.implicit and without_likelihood(_unlabelled_group(tokens[-1:])):
+      if self.text_model.network.implicit and without_likelihood(unlabelled_group(tokens[-1:])):
         raise DataError(
           f"{origins[i]}: no_likelihood: the response has no token of its own that a language "
           "model would predict; expected some text behind the prompt"
@@ -407,8 +415,8 @@ class RewardModel:
       cuts += cut
     elif any(cut):
       log.warning(cut_message(cut, encoder.convention.max_length))
-    chunks = _rows_by_prompt([a.prompt for a in asked], tokens, self.text_model.network.causal)
-    return chunks, [_unlabelled_group([tokens[i] for i in chunk]) for chunk in chunks]
+    chunks = rows_by_prompt([a.prompt for a in asked], tokens, self.text_model.network.causal)
+    return chunks, [unlabelled_group([tokens[i] for i in chunk]) for chunk in chunks]
 
   def score_groups(
     self, groups: Sequence[Group], *, outputs: bool = False, progress: str = ""
@@ -556,40 +564,3 @@ class _RowNumbers(Sequence):
 
   def __getitem__(self, i: int) -> str:
     return f"row {i}"
-
-
-def _rows_by_prompt(
-  prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool
-) -> list[list[int]]:
-  """Indices of the rows of each group: rows with the same prompt, up to the limits `_GROUP_...`.
-
-  Args:
-    prompts: of N rows.
-    tokens: the rows as tokens.
-    share: whether rows may share a prompt; if not, each row is a group (encoders).
-  """
-  chunks: list[list[int]] = []
-  # prompt -> the last group that was begun with it: (its index in `chunks`, its number of columns,
-  # of marks, and the length of its longest sequence).
-  open_chunk: dict[Any, tuple[int, int, int, int]] = {}
-  for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
-    key = key_of(prompt)
-    at, columns, marks, longest = open_chunk.get(key, (-1, 0, 0, 0))
-    columns, marks = columns + len(one.ids) - one.prompt, marks + len(one.marks)
-    longest = max(longest, len(one.ids))
-    fits = columns <= max(_GROUP_COLUMNS, _GROUP_LENGTHS * longest) and marks <= _GROUP_MARKS
-    # How much of a prompt is cut depends on the response, so that cut prompts are not shared.
-    if share and at >= 0 and not one.cut and fits:
-      chunks[at].append(i)
-      open_chunk[key] = at, columns, marks, longest
-    else:
-      chunks.append([i])
-      if not one.cut:
-        open_chunk[key] = len(chunks) - 1, len(one.ids), len(one.marks), len(one.ids)
-  return chunks
-
-
-def _unlabelled_group(tokens: Sequence[Tokens]) -> Group:
-  """A group of sequences to score: its prompt's text and its labels are placeholders."""
-  marks = sum(len(one.marks) for one in tokens)
-  return make_group(tokens, Example("-", ("-",) * len(tokens), (0.0,) * marks))

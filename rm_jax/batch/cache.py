@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.batch import group, templates, tokenise
+from rm_jax.batch import group, templates, tokenise, tokens, turns
 from rm_jax.batch.group import Group, label, unlabelled
 from rm_jax.batch.tokenise import TextEncoder
 from rm_jax.data.report import Report, RowError
@@ -47,6 +47,8 @@ from rm_jax.types import Example
 
 log = logging.getLogger(__name__)
 
+# What decides a text's tokens: a change of it makes new entries.
+_CODE = (group, templates, tokenise, tokens, turns)
 _HEADER = "header.json"
 _DAY = 24 * 3600.0  # seconds
 _KEPT, _FRESH, _SCRATCH = 60 * _DAY, 7 * _DAY, _DAY
@@ -180,9 +182,7 @@ def key(examples: Sequence[Example], encoder: TextEncoder) -> str | None:
     digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
 
   # The code as well, so that nobody has to remember to invalidate the cache when it changes.
-  add(
-    [Path(module.__file__).read_text(encoding="utf-8") for module in (group, tokenise, templates)]
-  )
+  add([Path(module.__file__).read_text(encoding="utf-8") for module in _CODE])
   versions = map(importlib.metadata.version, ("tokenizers", "transformers", "jinja2"))
   add([Path(__file__).read_text(encoding="utf-8"), *versions])
   add([dataclasses.asdict(encoder.convention), type(tokenizer).__name__, written])

@@ -7,11 +7,13 @@ the model, so that a model is given in production what it was given in training.
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from rm_jax.batch import templates
+from rm_jax.batch.tokens import Cut, Tokens, common_prefix
+from rm_jax.batch.turns import shortened
 from rm_jax.data.report import RowError
 from rm_jax.errors import InputError
 from rm_jax.types import Message, Text
@@ -27,7 +29,6 @@ HH_TEMPLATE = (
   "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 TEMPLATES = {"hh": HH_TEMPLATE}
-Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,13 @@ class Convention:
     bos: 'add' puts what the tokenizer itself puts before a string (its BOS) before a chat
       template's text, unless the text begins with it (not for encoders); 'template' leaves that to
       the template.
+    question: what a judge is asked of the response, as a further turn of the user's, behind which
+      the chat template opens the assistant's turn; the reward is read there, where a language model
+      would write its verdict. To strings these turns are appended as text. '' asks nothing.
 
   Raises:
-    ValueError: `eos`, `pooling` or `bos` is none of these, or `max_length` is below 1.
+    ValueError: `eos`, `pooling` or `bos` is none of these, `max_length` is below 1, or there is a
+      question and the model is an encoder, adds EOS or reads another token than the last.
   """
 
   encoder: bool = False
@@ -64,6 +69,7 @@ class Convention:
   separator: str = "\n"
   date: str = "26 Jul 2024"
   bos: str = "add"
+  question: str = ""
 
   def __post_init__(self):
     for name, value, known in (
@@ -75,73 +81,12 @@ class Convention:
         raise InputError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
     if self.max_length < 1:
       raise InputError(f"convention.max_length is {self.max_length}; expected tokens, 1 or more")
-
-
-class Cut(int):
-  """How many ids of a text were left out because it was too long: a number, with its parts.
-
-  Attributes:
-    response: how many of them are the response's, and not the prompt's.
-  """
-
-  response: int
-
-  def __new__(cls, total: int, response: int = 0):
-    self = super().__new__(cls, total)
-    self.response = response
-    return self
-
-
-def cut_message(cuts: Sequence[Cut], max_length: int) -> str:
-  """The warning for texts that were too long.
-
-  Args:
-    cuts: of each text, at least one of them positive.
-    max_length: the model's limit, in tokens.
-  """
-  found = [cut for cut in cuts if cut]
-  responses = sum(cut.response for cut in found)
-  said = (
-    f"{len(found)} of {len(cuts)} rows are longer than {max_length} tokens: of their prompts "
-    f"{sum(found) - responses} tokens are left out, the oldest first"
-  )
-  if not responses:
-    return said
-  many = sum(cut.response > 0 for cut in found)
-  return f"{said}, and of {many} responses, too long by themselves, the first {responses} tokens"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tokens:
-  """One prompt + response as tokens.
-
-  Attributes:
-    ids: int32 [N], N at most `Convention.max_length`.
-    prompt: number of leading ids that are the prompt's.
-    marks: int32 [M], indices of the tokens at which rewards are read: one, or one a step.
-    token_type: int32 [N] if the tokenizer's pair encoding has it (encoders), else None.
-    cut: number of ids that were left out because the whole was too long; see `Cut`.
-    starts: int32 [M], with mean pooling the first token of each mean (the last is the mark); else
-      None.
-  """
-
-  ids: np.ndarray
-  prompt: int
-  marks: np.ndarray
-  token_type: np.ndarray | None
-  cut: Cut
-  starts: np.ndarray | None = None
-
-
-def common_prefix(sequences: Sequence[np.ndarray]) -> int:
-  """Length of the longest common prefix."""
-  shortest = min(len(s) for s in sequences)
-  first = sequences[0][:shortest]
-  for other in sequences[1:]:
-    differs = np.flatnonzero(first[:shortest] != other[:shortest])
-    if len(differs):
-      shortest = int(differs[0])
-  return shortest
+    if self.question and (self.encoder or self.eos != "none" or self.pooling != "last"):
+      found = f"encoder is {self.encoder}, eos {self.eos!r}, pooling {self.pooling!r}"
+      raise InputError(
+        f"convention.question is {self.question!r:.60} and {found}; expected a decoder, "
+        "eos='none' and pooling='last', since the reward is read where the verdict begins"
+      )
 
 
 class TextEncoder:
@@ -185,6 +130,10 @@ class TextEncoder:
     self._opening = np.asarray(tokenizer("").input_ids, np.int32)
     adds = convention.bos == "add" and not convention.encoder
     self.bos = self._own_opening() if adds else self._opening[:0]
+    self.asking, self.asking_ids = "", self._opening[:0]
+    if convention.question:
+      self.asking = self._asking()
+      (self.asking_ids,) = self._ids([self.asking], special=False)
 
   def sequences(self, pairs: Sequence[tuple[Text, Text]]) -> list[Tokens | RowError]:
     """Tokenises (prompt, response) pairs; for a pair that cannot be tokenised, the reason.
@@ -254,8 +203,60 @@ class TextEncoder:
 
   def _whole(self, prompt: Text, response: Text) -> str:
     if isinstance(prompt, str):
-      return prompt + response
+      return prompt + response  # `_encode_texts` appends the tokens of the question
+    if self.convention.question:
+      return self.render((*prompt, *response, self._question), generation=True)
     return self.render((*prompt, *response))
+
+  @property
+  def _question(self) -> Message:
+    return {"role": "user", "content": self.convention.question}
+
+  def _asking(self) -> str:
+    """What follows a response that is a string: the question and the opening of the verdict.
+
+    It is what the chat template puts behind an assistant's turn, or two paragraphs where there is
+    no template.
+    """
+    if self._has_template():
+      answer = "\u2400"
+      turns = {"role": "user", "content": "a"}, {"role": "assistant", "content": answer}
+      try:
+        return self.render((*turns, self._question), generation=True).rpartition(answer)[2]
+      except RowError as error:
+        raise InputError(f"the judge's question cannot be asked: {error.detail}") from None
+    return f"\n\n{self.convention.question}\n"
+
+  def _has_template(self) -> bool:
+    named = self.tokenizer.chat_template
+    return bool(named) and not (isinstance(named, Mapping) and "default" not in named)
+
+  def verdict_ids(self, words: Sequence[str]) -> tuple[int, ...]:
+    """Of each word the token that a language model would begin it with as its verdict.
+
+    A space is put before the word unless the opening of the verdict ends in white space or in one
+    of the tokenizer's added tokens, or words and spaces have tokens of their own.
+
+    Raises:
+      ValueError: the convention has no question, or two words begin with the same token or with
+        none.
+    """
+    if not self.convention.question:
+      raise ValueError("convention.question is ''; expected one, whose answer the words are")
+    added = tuple(self.tokenizer.get_added_vocab())
+    spaced = not (self.asking[-1:].isspace() or self.asking.endswith(added))
+    for space in (" ", "") if spaced else ("",):
+      texts = [self.asking + space + word for word in words]
+      opening, *whole = self._ids([self.asking, *texts], special=False)
+      starts = [ids[common_prefix([opening, ids]) :][:1].tolist() for ids in whole]
+      found = tuple(i for ids in starts for i in ids)
+      if len(set(found)) == len(words):
+        return found
+    tokens = [self.tokenizer.convert_ids_to_tokens(ids) for ids in starts]
+    raise InputError(
+      f"the verdicts {', '.join(map(repr, words))} begin with the tokens {tokens}; expected words "
+      "that the first token tells apart"
+    )
 
   def render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
     """Renders a conversation; `generation` adds the template's opening of the assistant's turn.
@@ -309,6 +310,9 @@ class TextEncoder:
     whole = self._opened([full for _, full in rendered], special)
     prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
     own = dict(zip(prompts, self._opened(prompts, special), strict=True))
+    if special and self.convention.question:
+      # Tokens of their own, as the EOS that other conventions append is one.
+      whole = [np.concatenate([ids, self.asking_ids]) for ids in whole]
     return [
       self._finish(pair, self._with_eos(ids, full), common_prefix([ids, own[prompt]]))
       for pair, (prompt, full), ids in zip(pairs, rendered, whole, strict=True)
@@ -380,11 +384,11 @@ class TextEncoder:
     if not isinstance(messages, str):
 
       def tokens(turns: list[Message]) -> tuple[np.ndarray, int]:
-        text, own = self.render((*turns, *response)), self.render(turns, generation=True)
+        text, own = self._whole(turns, response), self.render(turns, generation=True)
         whole, own_ids = self._opened([text, own], special=False)
         return self._with_eos(whole, text), common_prefix([whole, own_ids])
 
-      turns, found = _shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
+      turns, found = shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
       ids, prompt = found or (ids, prompt)
       # The opening: BOS, system turns, and the header of the oldest other turn that is left. It is
       # the common prefix with the ids of a rendering in which that turn has other content.
@@ -428,6 +432,11 @@ class TextEncoder:
         "the data holds solutions in steps, and an encoder reads one mark, its first token; set "
         "--config.model.pretrained to a decoder"
       )
+    if self.convention.question:
+      raise InputError(
+        "the data holds solutions in steps, and the model asks a judge's question behind a whole "
+        "response (model.question); expected responses without steps, or model.question=''"
+      )
     separator = self._ids([self.convention.separator], special=False)[0]
     if not len(separator):
       raise InputError(
@@ -459,7 +468,7 @@ class TextEncoder:
     parts, own = whole(head)
     limit, full = self.convention.max_length, tokens(parts)
     if full > limit and turns:
-      _, found = _shortened(
+      _, found = shortened(
         turns,
         lambda shorter: whole(self.render(shorter, generation=True)),
         lambda found: tokens(found[0]) <= limit,
@@ -531,65 +540,3 @@ class TextEncoder:
       real = np.flatnonzero(ids != self.tokenizer.pad_token_id)
       mark = int(real[-1]) if len(real) else 0
     return np.asarray([mark], np.int32)
-
-
-def _without_oldest_turns(turns: list[Message]) -> list[list[Message]]:
-  """The conversation without its oldest exchange, without its oldest two, and so on.
-
-  An exchange is a turn of the role that the conversation opened with, and the turns up to the next
-  one of that role. What is left so opens with that role, as many templates insist. System turns
-  stay in place. The last exchange is never left out.
-  """
-  spoken = [i for i, m in enumerate(turns) if m["role"] != "system"]
-  opener = turns[spoken[0]]["role"] if spoken else ""
-  opens = [i for i in spoken[1:] if turns[i]["role"] == opener]
-  return [[m for i, m in enumerate(turns) if i >= at or m["role"] == "system"] for at in opens]
-
-
-def _shortened(
-  turns: list[Message], read: Callable[[list[Message]], Item], fits: Callable[[Item], bool]
-) -> tuple[list[Message], Item | None]:
-  """Leaves out as few of the oldest exchanges as possible, so that the rest fits.
-
-  If no rest fits, the result is the shortest. Some templates refuse a conversation without its
-  first turn; then the result is the shortest rest that the template renders.
-
-  A long conversation must not be rendered as often as it has turns, so the search begins with the
-  shortest rest, doubles the number of exchanges until the rest no longer fits, and then bisects: no
-  rendering has more than about twice the exchanges that fit.
-
-  Args:
-    turns: of the prompt, which is too long as it is.
-    read: renders and tokenises turns; raises RowError if the template refuses them.
-    fits: whether what `read` returned is short enough. If it is for some turns, it is for fewer.
-
-  Returns:
-    (the turns that are left, `read` of them); all turns and None if no exchange can be left out.
-  """
-  rests = _without_oldest_turns(turns)
-  # `rests[i]` is good if it fits or is refused; all after it, which are shorter, are then good too.
-  known: dict[int, Item | None] = {}
-
-  def good(i: int) -> bool:
-    try:
-      known[i] = read(rests[i])
-    except RowError:
-      known[i] = None
-      return True
-    return fits(known[i])
-
-  # Indices into `rests`: the last that is known not to be good, the first that is known to be.
-  low, high = -1, len(rests)
-  i, width = len(rests) - 1, 1
-  while i >= 0 and good(i):
-    high, i, width = i, i - width, 2 * width
-  low = max(low, i)
-  while high - low > 1:
-    middle = (low + high) // 2
-    if good(middle):
-      high = middle
-    else:
-      low = middle
-  # The first good rest; if the template refused that, or no rest is good, the one before it.
-  best = high if high < len(rests) and known[high] is not None else high - 1
-  return (rests[best], known[best]) if best >= 0 else (turns, None)

@@ -7,7 +7,7 @@ trained with it, and the head where it has members or attributes.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def client_tokenizer(
   tokenizer: Any,
   *,
   chat_template: str | None,
-  append: str | None,
+  append: Sequence[int],
   pad: str | None,
   max_length: int,
   pairs: bool,
@@ -83,7 +83,7 @@ def client_tokenizer(
   Args:
     tokenizer: a fast one (of the `tokenizers` library); it stays as it is.
     chat_template: of the copy.
-    append: token that it appends to every text, or None.
+    append: ids of the tokens that it appends to every text.
     pad: its pad token, added if it is not in the vocabulary; None for none.
     max_length: tokens, its `model_max_length`.
     pairs: whether it gives `token_type_ids` (encoders).
@@ -93,10 +93,12 @@ def client_tokenizer(
   backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
   backend.no_truncation()
   backend.no_padding()
-  if append is not None:
-    ending = [(append, backend.token_to_id(append))]
+  if len(append):
+    tokens = [backend.id_to_token(i) for i in append]
+    name = tokens[0] if len(tokens) == 1 else "ending"  # a template has no place for ":" in a name
+    ending = {"id": name, "ids": list(append), "tokens": tokens}
     last = processors.TemplateProcessing(
-      single=f"$A {append}", pair=f"$A $B:1 {append}:1", special_tokens=ending
+      single=["$A", name], pair=["$A", "$B:1", f"{name}:1"], special_tokens=[ending]
     )
     own = backend.post_processor
     backend.post_processor = last if own is None else processors.Sequence([own, last])

@@ -216,10 +216,10 @@ def _limits(model: TextModel, kinds: Sequence[str]) -> Sequence[str]:
 def _tokenizer(model: TextModel) -> Any:
   tokenizer, convention = model.tokenizer, model.convention
   encoder = model.text_encoder()
-  append = None
+  append = encoder.asking_ids.tolist()
   if encoder.appends:
     (ids,) = tokenizer(["a"]).input_ids
-    append = tokenizer.eos_token if ids[-1] != tokenizer.eos_token_id else None
+    append = [tokenizer.eos_token_id] if ids[-1] != tokenizer.eos_token_id else []
   return clients.client_tokenizer(
     tokenizer,
     chat_template=_template(encoder),
@@ -231,7 +231,7 @@ def _tokenizer(model: TextModel) -> Any:
 
 
 def _template(encoder: TextEncoder) -> str | None:
-  """A chat template that renders a conversation as `TextEncoder` reads it, BOS and EOS included.
+  """A chat template that renders a conversation as `TextEncoder` reads it: with BOS, EOS, question.
 
   For an encoder it is one that refuses every conversation; None if the tokenizer has none.
   """
@@ -241,7 +241,14 @@ def _template(encoder: TextEncoder) -> str | None:
   if encoder.convention.encoder:
     return "{{ raise_exception(" + _quoted(_PAIR_ONLY) + ") }}"
   tokenizer = encoder.tokenizer
-  before = after = ""
+  ask = before = after = ""
+  if question := encoder.convention.question:
+    turn = "{'role': 'user', 'content': " + _quoted(question) + "}"
+    ask = (
+      "{% if not add_generation_prompt %}"
+      "{% set messages = (messages | list) + [" + turn + "] %}"
+      "{% set add_generation_prompt = true %}{% endif %}"
+    )
   if len(encoder.bos):
     bos = _quoted("".join(tokenizer.convert_ids_to_tokens(encoder.bos.tolist())))
     before = "{% if not rm_jax_text.startswith(" + bos + ") %}{{ " + bos + " }}{% endif %}"
@@ -250,13 +257,14 @@ def _template(encoder: TextEncoder) -> str | None:
     ends = f"rm_jax_text.rstrip().endswith({eos})"
     after = "{% if not add_generation_prompt and not " + ends + " %}{{ " + eos + " }}{% endif %}"
   dated = re.search("strftime_now|date_string", own)
-  if not (before or after or dated):
+  if not (ask or before or after or dated):
     return own
   date = "{% set date_string = " + _quoted(encoder.convention.date) + " %}"
   # Jinja drops one newline at the end of a template's source, which here is not its end. The empty
   # strings keep whitespace at either end from being trimmed.
   return (
     (encoder.dated() + date if dated else "")
+    + ask
     + "{% set rm_jax_text %}{{ '' }}"
     + re.sub(r"(\r\n|\r|\n)\Z", "", own)
     + "{{ '' }}{% endset %}"

@@ -32,6 +32,7 @@ from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained import hf
 from rm_jax.pretrained.config import backbone_config, family_of, is_classifier
 from rm_jax.pretrained.source import RECORD, Source, load_tokenizer, parse
+from rm_jax.reward import verdict
 from rm_jax.reward.architecture import architecture, build_network
 from rm_jax.storage.files import expanded
 from rm_jax.storage.remote import local
@@ -76,6 +77,8 @@ class TextModel:
     source: where its weights are; None for random ones.
     option: in error messages, how the caller sets an option; {0} is the option's name.
     reference: of an implicit reward that has one, once it is known; else None.
+    words: the words whose rows of the language-model head a new head is made of, (good, bad); () =
+      a new head is random. See `reward.verdict`.
   """
 
   network: Network
@@ -85,6 +88,7 @@ class TextModel:
   source: Source | None
   option: str = "--config.model.{0}"
   reference: Reference | None = None
+  words: tuple[str, ...] = ()
 
   def text_encoder(self) -> TextEncoder:
     """What turns text into tokens by the model's convention.
@@ -146,6 +150,8 @@ class TextModel:
       # A record without the field means 'template'. So a model of an older version that is saved
       # again has the record that it had.
       del convention["bos"]
+    if not convention["question"]:
+      del convention["question"]
     head = dataclasses.asdict(self.network.head)
     if self.network.implicit:
       read = {
@@ -215,6 +221,7 @@ def convention_for(
   eos: str,
   max_length: int,
   pooling: str = "",
+  question: str = "",
 ) -> Convention:
   """The convention of a checkpoint: as saved with it, else the default of its architecture.
 
@@ -228,10 +235,12 @@ def convention_for(
       It never exceeds the architecture's.
     pooling: 'last' (decoders), 'first' (encoders) or 'mean'; 'hf' only for another library's
       decoder with a head; '' = that of the checkpoint's head, else the architecture's.
+    question: what a judge is asked of each response; '' = as saved, else nothing.
 
   Raises:
     ValueError: `eos` is unknown; `pooling` is not one that the architecture or the checkpoint's
-      head allows; or the record is damaged or contradicts config.json.
+      head allows; there is a question and the checkpoint's head was trained behind another, or
+      `Convention` refuses it; or the record is damaged or contradicts config.json.
   """
   backbone = backbone_config(hf_config)
   positions, decoder = backbone.max_positions, isinstance(backbone, DecoderConfig)
@@ -254,10 +263,17 @@ def convention_for(
       f"model.pooling is {pooling!r}; expected {' or '.join(map(repr, known))}, which "
       + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
     )
+  if question and (record or imported) and question != (saved.question if record else ""):
+    asked = saved.question if record else ""
+    raise InputError(
+      f"model.question is {question!r:.80}, and the checkpoint has a head that was trained behind "
+      f"{asked!r:.80}; expected model.question='', which keeps that, or a language model"
+    )
   if record:
     return dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
   if eos == "auto":
-    eos = "append" if decoder and not imported and tokenizer.eos_token_id is not None else "none"
+    appends = decoder and not (imported or question) and tokenizer.eos_token_id is not None
+    eos = "append" if appends else "none"
   return Convention(
     encoder=not decoder,
     eos=eos,
@@ -266,6 +282,7 @@ def convention_for(
     # A head that another library trained on messages has seen what the chat template renders, and
     # no further BOS from the tokenizer.
     bos="template" if imported and tokenizer.chat_template else "add",
+    question=question,
   )
 
 
@@ -315,6 +332,17 @@ def build_model(
   tokenizer = _tokenizer(c.tokenizer) if c.tokenizer else source.tokenizer()
   network = build_network(config, hf_config, source, mesh=mesh)
   record = source.record if source else {}
+  # Configs of older runs do not have these fields.
+  question, words = c.get("question", ""), ()
+  if c.get("head_init", "random") == "verdict":
+    words, said = tuple(c.verdict_words), "model.head_init is 'verdict'"
+    verdict.check(source, network.head, words, said)
+    if c.layers:
+      raise InputError(
+        f"{said} and model.layers {c.layers}: the language-model head was trained on the output of "
+        "all layers, and would read another's; expected model.layers=0"
+      )
+    question = verdict.question_of(question, words)
   convention = convention_for(
     hf_config,
     record,
@@ -322,6 +350,7 @@ def build_model(
     eos=c.eos,
     max_length=config.data.max_length,
     pooling=c.pooling,
+    question=question,
   )
   if c.chat_template:
     tokenizer.chat_template = chat_template(c.chat_template)
@@ -334,6 +363,7 @@ def build_model(
     convention=convention,
     config=hf_config,
     source=source,
+    words=words,
   )
 
 
@@ -388,8 +418,8 @@ def init_params(
   Args:
     model: from `build_model`.
     mesh: the devices.
-    key: random key for the parameters that are not read: all, or those of a missing head, of a gate
-      and of adapters.
+    key: random key for the parameters that are not read: all, or those of a missing head that is
+      no verdict, of a gate and of adapters.
     training: whether a missing head is initialised, with a warning; if not, it is an error.
 
   Raises:
@@ -400,7 +430,10 @@ def init_params(
   if model.source is None:
     return _random(network, tuple(abstract), mesh)(key)
   flat, missing = read_params(model, mesh)
-  if missing:
+  if missing and model.words:
+    ids = model.text_encoder().verdict_ids(model.words)
+    flat |= verdict.head_params(model.source, flat, ids, mesh)
+  elif missing:
     names = [name for path in missing for name in hf.hf_names(network, path)]
     if not training:
       raise hf.WeightsError(

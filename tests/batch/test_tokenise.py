@@ -11,14 +11,8 @@ import pytest
 import tokenizers
 
 from rm_jax.batch.group import make_group, tokenise
-from rm_jax.batch.tokenise import (
-  HH_TEMPLATE,
-  Convention,
-  Cut,
-  TextEncoder,
-  common_prefix,
-  cut_message,
-)
+from rm_jax.batch.tokenise import HH_TEMPLATE, Convention, TextEncoder
+from rm_jax.batch.tokens import Cut, common_prefix, cut_message
 from rm_jax.data.report import Report, RowError
 from rm_jax.errors import InputError
 from rm_jax.pretrained.source import load_tokenizer
