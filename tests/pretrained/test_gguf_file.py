@@ -83,6 +83,7 @@ HEADER = {
   "an offset": lambda d: replaced(d, "token_embd.weight", 24, u64(2**63)),
   "another offset": lambda d: replaced(d, "token_embd.weight", 24, u64(32)),
   "the version": lambda d: d[:4] + struct.pack(">I", 3) + d[8:],
+  "a key that stands twice": lambda d: d.replace(b".bos_token_id", b".eos_token_id"),
   "nothing": lambda d: b"",
   "a byte more in the data": lambda d: d[:-5000] + b"\0" + d[-5000:],
   "32 bytes more in the data": lambda d: d[:-5000] + bytes(32) + d[-5000:],
