@@ -298,6 +298,7 @@ NOT_RUN = {
   "experiments.train --config=configs/hh_rlhf.py --workdir=runs/hh": "HH-RLHF from the hub",
   "--config.data.train=PATH": "published data that one has to have",
   "--exclude=PATH": "likewise",
+  "--config.model.head_init=verdict": "weights from the hub; tests/reward/test_verdict.py has some",
   "--multihost": "several hosts, of a pod",
   "--topology=v5e": "TPU's compiler, of jax[tpu]: tests/speed/test_plan.py runs it where it is",
   "experiments.sweep": "100 runs; tests/test_sweep.py runs a small one",
