@@ -8,7 +8,7 @@ import pytest
 from configs.base import get_config
 from rm_jax.errors import InputError
 from rm_jax.train import loop
-from rm_jax.workdir.folder import check_place, locked
+from rm_jax.workdir.folder import check_place, locked, resolve
 
 
 def test_a_run_that_finds_the_folder_locked_does_not_remove_it(tmp_path, monkeypatch):
@@ -39,3 +39,19 @@ def test_a_workdir_that_cannot_be_one_is_refused_before_a_model_is_built(tmp_pat
   with pytest.raises(InputError, match=f"{tmp_path} cannot be written in"):
     check_place(tmp_path / "a" / "b")
   assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_values_that_follow_the_data():
+  config = get_config()
+  config.data.batch_groups, config.train.epochs = 32, 2.0
+  config.train.steps = config.optimizer.decay_steps = config.train.eval_every = 0
+  found = resolve(config, groups=1_600)
+  assert (found.train.steps, found.optimizer.decay_steps) == (100, 100)
+  assert found.optimizer.warmup_steps == 3
+  assert (found.train.eval_every, found.train.checkpoint_every) == (20, 20)
+  config.train.epochs = 2.1
+  assert resolve(config, groups=1_600).train.eval_every == 21  # a fifth of 105
+  assert resolve(config, groups=1).train.eval_every == 1
+  config.train.eval_every, config.optimizer.warmup_steps = 7, 0
+  found = resolve(config, groups=1_600)
+  assert (found.train.checkpoint_every, found.optimizer.warmup_steps) == (7, 0)

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rm_jax.parallel.mesh import make_mesh
+from rm_jax.workdir import stores
 from rm_jax.workdir.checkpoints import fingerprint
 from rm_jax.workdir.stores import FirstProcessStore, SharedStore
 
@@ -63,4 +64,19 @@ def test_what_cannot_be_read_or_written_is_an_error_for_all(tmp_path):
     store.save(3, items, {"not JSON": object()})
   assert isinstance(error.value.__cause__, TypeError)
   assert store.read(1, like(items))["position"] == {}
+  store.close()
+
+
+def test_what_only_process_0_cannot_move_is_an_error_for_all(tmp_path, monkeypatch):
+  store = SharedStore(tmp_path / "checkpoints", 2)
+  store.save(1, {"state": {"x": jnp.ones(3)}}, {})
+  (tmp_path / "damaged").write_text("a file where the folder should be")
+  with pytest.raises(OSError, match="damaged"):
+    store.set_aside([1], tmp_path / "damaged")
+  assert store.steps() == [1]
+  # Another process moves nothing and has no error of its own.
+  monkeypatch.setattr(stores, "is_main", lambda: False)
+  monkeypatch.setattr(stores, "broadcast_json", lambda own: own or "process 0 cannot move it")
+  with pytest.raises(OSError, match="process 0 cannot move it"):
+    store.set_aside([1], tmp_path / "damaged")
   store.close()
