@@ -343,6 +343,11 @@ def build_model(
         "all layers, and would read another's; expected model.layers=0"
       )
     question = verdict.question_of(question, words)
+  if question and network.implicit:
+    raise InputError(
+      f"model.question is {question!r:.60} and model.reward 'implicit', which would count the "
+      "likelihood of the question as the response's; expected model.question=''"
+    )
   convention = convention_for(
     hf_config,
     record,

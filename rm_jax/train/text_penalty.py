@@ -44,9 +44,10 @@ def check(config: Any, model: TextModel) -> None:
     model: from `setup.build_model`.
 
   Raises:
-    ValueError: the reward is implicit and the penalty is `text_dpo`; or it is not, and the model is
-      an encoder, or a decoder that caps its logits, or whose language-model head is neither its
-      embedding nor in the checkpoint in the right shape.
+    ValueError: the reward is implicit and the penalty is `text_dpo`; or a judge's question stands
+      behind each response; or the reward is not implicit, and the model is an encoder, or a decoder
+      that caps its logits, or whose language-model head is neither its embedding nor in the
+      checkpoint in the right shape.
   """
   for name, weight in _weights(config).items():
     said, mend = f"loss.{name} is {weight}", f"or set loss.{name}=0"
@@ -59,6 +60,11 @@ def check(config: Any, model: TextModel) -> None:
       raise InputError(
         f"{said}, and a model of type {model.config['model_type']!r} is an encoder, which predicts "
         f"no next token; set model.pretrained to a decoder, {mend}"
+      )
+    if model.convention.question:
+      raise InputError(
+        f"{said}, and a judge's question stands behind each response (model.question), whose "
+        f"likelihood would count as the response's; expected model.question='', {mend}"
       )
     if model.network.implicit:
       continue  # its own likelihoods are read, of capped logits too

@@ -10,6 +10,7 @@ from rm_jax.batch.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.data.report import DataError
 from rm_jax.errors import InputError
 from rm_jax.reward.setup import build_model
+from rm_jax.train import text_penalty
 from tests.conftest import CHAT, decoder_tokenizer, encoder_tokenizer
 from tests.processes import command
 from tests.train.runs import run, small_config
@@ -199,6 +200,10 @@ def test_a_question_alone_may_be_asked(llama_folder, base):
     ({"model.layers": 2}, r"'verdict' and model\.layers 2: the language-model head was trained"),
     ({"model.members": 2}, r"'verdict', and the head has 2 outputs; expected one"),
     ({"model.reward": "implicit"}, r"'verdict', and model\.reward is 'implicit', which has no"),
+    (
+      {"model.reward": "implicit", "model.head_init": "random"},
+      r"question is 'Good\?.* and model\.reward 'implicit', which would count the likelihood",
+    ),
     ({"model.verdict_words": ("Yes",)}, r"by the words \('Yes',\); expected two"),
     ({"model.eos": "append"}, r"question is 'Good\?.*eos 'append'.*expected a decoder, eos='none'"),
     ({"model.pooling": "mean"}, r"pooling 'mean'; expected a decoder"),
@@ -208,6 +213,12 @@ def test_a_question_alone_may_be_asked(llama_folder, base):
 def test_what_makes_no_sense_is_refused(fields, message, llama_folder, base):
   with pytest.raises(InputError, match=message):
     build_model(config_of(llama_folder, base, **fields))
+
+
+def test_text_losses_do_not_learn_the_question(llama_folder, base):
+  config = config_of(llama_folder, base, **{"loss.text_sft": 0.1})
+  with pytest.raises(InputError, match="a judge's question stands behind each response"):
+    text_penalty.check(config.loss, build_model(config))
 
 
 def test_models_without_a_verdict_are_refused(judge, llama_folder, bert_folder, tmp_path):
