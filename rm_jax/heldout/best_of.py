@@ -6,6 +6,8 @@ model's scores, and `best_of` reports on all of them side by side.
 
 import collections
 import dataclasses
+import functools
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -206,14 +208,14 @@ def best_of(
     asked: P problems.
     readings: name -> reading of these problems; may be empty.
     ks: numbers of candidates; none = `default_ks`.
-    main: names of the readings that `says` speaks of; none = all.
+    main: names of the readings that `says` and pictures speak of; none = all.
     seed: of the intervals.
 
   Returns:
     {problems: their number; fewer: problems left out; candidates: {all, fewest, most}; all_right,
     all_wrong: numbers of problems; answers: {none: candidates without a final answer, text: with
     one that is no number, problems: with a candidate that has one}; prefixes, see `_prefixes`; k:
-    {k: {subsets: 'all', or in how many problems they were drawn; rules, readings}}; says:
+    {k: {subsets: 'all', or in how many problems they were drawn; rules, readings}}; main; says:
     sentences}. A rule is {accuracy, interval, n, shared: share of choices that were among several
     alike, paired: differences to {random, majority}}. So are `pick` and, where it votes, `vote` of
     a reading; the pick of a choice step by step has `choices`, the mean number of steps at which
@@ -252,7 +254,8 @@ def best_of(
     "prefixes": _prefixes(mine),
     "k": {str(k): _at(mine, readings, k, seed) for k in ks},
   }
-  return report | {"says": _says(report, main or list(readings))}
+  main = list(main or readings)
+  return report | {"main": main, "says": _says(report, main)}
 
 
 def _of(reading: Reading, kept: Sequence[int]) -> Reading:
@@ -385,16 +388,21 @@ def valued(one: Mapping[str, Any], key: str = "accuracy", form: str = ".3f") -> 
   return f"{one[key]:{form}}" + (f" [{ends[0]:{form}}, {ends[1]:{form}}]" if ends else "")
 
 
+def rows_of(at: Mapping[str, Any]) -> list[tuple[str, ...]]:
+  """The figures of one k of a report, in the order of a table: (name, keys that lead to it)."""
+  rows = [(name, "rules", name) for name in at["rules"]]
+  for name, one in at["readings"].items():
+    rows += [(name, "readings", name, "pick")]
+    rows += [(f"{name}, votes", "readings", name, "vote")] if "vote" in one else []
+  return rows
+
+
 def table(report: Mapping[str, Any]) -> str:
   """The report at its largest k as lines of text, with intervals and paired differences."""
   k, at = list(report["k"].items())[-1]
   rows = [(f"best of {k}", "right", "to random", "to majority")]
-  named = [(name, one) for name, one in at["rules"].items()]
-  for name, one in at["readings"].items():
-    named.append((name, one["pick"]))
-    if "vote" in one:
-      named.append((f"{name}, votes", one["vote"]))
-  for name, one in named:
+  for name, *path in rows_of(at):
+    one = functools.reduce(operator.getitem, path, at)
     beside = (one["paired"].get(other) for other in (RANDOM, MAJORITY))
     rows.append(
       (name, valued(one), *("" if x is None else valued(x, "difference", "+.3f") for x in beside))
