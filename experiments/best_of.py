@@ -178,11 +178,12 @@ def scored(
 
 
 def read_by(
-  model: Model, asked: Sequence[Problem], report: Report
+  model: Model, asked: Sequence[Problem]
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
   """Scores by one model: (of whole solutions, of their steps), index of a problem -> its marks.
 
-  The first is empty for a process reward model, the second for an outcome reward model.
+  The first is empty for a process reward model, the second for an outcome reward model. Problems
+  that the model cannot read are left out, and the reasons printed.
 
   Raises:
     InputError: the model is not what its flag says.
@@ -200,6 +201,7 @@ def read_by(
     wants = "--implicit" if network.implicit else "--prm or --orm"
     raise InputError(f"{given}: the model {says}; expected it as {wants}")
   whole, steps = {}, {}
+  report = Report(strict=STRICT.value, rows=len(asked))
   if model.kind != "prm":
     whole = scored(loaded, model.name, [p.example for p in asked], report)
   if model.kind != "orm":
@@ -207,9 +209,14 @@ def read_by(
       raise InputError(
         f"{given}: an encoder cannot score steps; expected a decoder, or this model as --orm"
       )
+    for p in asked:
+      if p.steps is None:
+        report.drop("several_turns", p.example.origin, "a solution of several turns has no steps")
     mine = [i for i, p in enumerate(asked) if p.steps is not None]
     found = scored(loaded, model.name, [asked[i].in_steps() for i in mine], report)
     steps = {mine[n]: scores for n, scores in found.items()}
+  if report.dropped:
+    print(f"{model.name} cannot read all problems: {report}")
   return whole, steps
 
 
@@ -228,11 +235,14 @@ def main() -> None:
   output = output_folder("output", OUTPUT.value)
   report = Report(strict=STRICT.value)
   found, learned_from = read(asked, report)
-  scores = {model: read_by(model, found, report) for model in asked}
+  scores = {model: read_by(model, found) for model in asked}
   every = set(range(len(found)))
   for model, (whole, steps) in scores.items():
-    every &= set(steps) if model.kind == "prm" else set(whole)
-    every &= set(steps) if model.kind == "implicit" else every
+    every &= set(whole) if model.kind != "prm" else every
+    every &= set(steps) if model.kind != "orm" else every
+  for i in sorted(set(range(len(found))) - every):
+    detail = "not every model can read all of its solutions"
+    report.drop("unreadable", found[i].example.origin, detail, fault=False)
   kept = sorted(every)
   if not kept:
     raise DataError(f"{DATA.value}: no problem is left that all models can read. {report}")
@@ -251,7 +261,6 @@ def main() -> None:
     "model": ", ".join(f"{model.name} ({model.path})" for model in asked),
     "data": DATA.value,
     "problems": len(mine),
-    "unreadable": len(found) - len(mine),
     "dropped": sum(report.dropped.values()),
     "learned_from": "; ".join(
       f"{name}: {'not known' if count is None else count}" for name, count in learned_from.items()

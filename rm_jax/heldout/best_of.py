@@ -177,7 +177,8 @@ def by_steps(name: str, steps: Sequence[Sequence[np.ndarray]]) -> dict[str, Read
 
 
 def _log_sigmoid(scores: np.ndarray) -> np.ndarray:
-  return -np.logaddexp(0.0, -np.asarray(scores, np.float64))
+  with np.errstate(invalid="ignore"):  # `best_of` refuses what is not finite
+    return -np.logaddexp(0.0, -np.asarray(scores, np.float64))
 
 
 def default_ks(counts: Sequence[int]) -> list[int]:
@@ -209,7 +210,7 @@ def best_of(
     readings: name -> reading of these problems; may be empty.
     ks: numbers of candidates; none = `default_ks`.
     main: names of the readings that `says` and pictures speak of; none = all.
-    seed: of the intervals.
+    seed: of the intervals and of random subsets.
 
   Returns:
     {problems: their number; fewer: problems left out; candidates: {all, fewest, most}; all_right,
@@ -305,7 +306,8 @@ def _at(
   def voted(log_weights=None) -> list:
     log_weights = log_weights or [None] * len(asked)
     return [
-      vote(a, r, k, log_weights=w) for a, r, w in zip(answers, right, log_weights, strict=True)
+      vote(a, r, k, log_weights=w, seed=seed)
+      for a, r, w in zip(answers, right, log_weights, strict=True)
     ]
 
   lengths = [np.asarray([characters(x) for x in p.example.responses]) for p in asked]
@@ -341,7 +343,8 @@ def _at(
   for name, reading in readings.items():
     if reading.steps is not None:
       paths = [
-        step_by_step(p.steps, s, r, k) for p, s, r in zip(asked, reading.steps, right, strict=True)
+        step_by_step(p.steps, s, r, k, seed=seed)
+        for p, s, r in zip(asked, reading.steps, right, strict=True)
       ]
       mean = float(np.mean([path.choices for path in paths]))
       out[name] = {"pick": figure(name, paths) | {"choices": mean}}
@@ -390,7 +393,7 @@ def valued(one: Mapping[str, Any], key: str = "accuracy", form: str = ".3f") -> 
 
 def rows_of(at: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """The figures of one k of a report, in the order of a table: (name, keys that lead to it)."""
-  rows = [(name, "rules", name) for name in at["rules"]]
+  rows = [(name.replace("_", " "), "rules", name) for name in at["rules"]]
   for name, one in at["readings"].items():
     rows += [(name, "readings", name, "pick")]
     rows += [(f"{name}, votes", "readings", name, "vote")] if "vote" in one else []

@@ -66,11 +66,11 @@ def exact(n: int, k: int) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def subsets(n: int, k: int) -> np.ndarray:
+def subsets(n: int, k: int, seed: int = 0) -> np.ndarray:
   """All subsets of k of n candidates, or `MOST` random ones if there are more.
 
   Returns:
-    bool [S, n], which candidates each subset has; the same in every call.
+    bool [S, n], which candidates each subset has; with one seed the same in every call.
 
   Raises:
     ValueError: k is not in 1 .. n.
@@ -80,7 +80,7 @@ def subsets(n: int, k: int) -> np.ndarray:
   if exact(n, k):
     chosen_Sk = np.asarray(list(itertools.combinations(range(n), k)))
   else:
-    rng = np.random.default_rng([n, k])
+    rng = np.random.default_rng([seed, n, k])
     chosen_Sk = np.argsort(rng.random((MOST, n)), axis=1)[:, :k]
   mask_SN = np.zeros((len(chosen_Sk), n), bool)
   np.put_along_axis(mask_SN, chosen_Sk, True, axis=1)
@@ -89,9 +89,11 @@ def subsets(n: int, k: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _bits(n: int, k: int) -> tuple[int, ...]:
+def _bits(n: int, k: int, seed: int) -> tuple[int, ...]:
   """`subsets` as integers, whose bit i is candidate i."""
-  return tuple(sum(1 << i for i, one in enumerate(row) if one) for row in subsets(n, k).tolist())
+  return tuple(
+    sum(1 << i for i, one in enumerate(row) if one) for row in subsets(n, k, seed).tolist()
+  )
 
 
 def highest(scores: npt.ArrayLike, right: npt.ArrayLike, k: int) -> Choice:
@@ -121,6 +123,7 @@ def vote(
   k: int,
   *,
   log_weights: npt.ArrayLike | None = None,
+  seed: int = 0,
 ) -> Choice:
   """The final answer with the most votes among k candidates; of its candidates any.
 
@@ -132,6 +135,7 @@ def vote(
     right: [N], 1 if the candidate is right, else 0.
     k: 1 .. N.
     log_weights: [N], finite, logarithms of the weights of the votes; None = each counts 1.
+    seed: of random subsets.
 
   Raises:
     ValueError: lengths differ, a value is not finite, or k is out of its range.
@@ -142,7 +146,7 @@ def vote(
     raise ValueError(
       f"{len(answers)} answers, {len(right_N)} right, {len(log_N)} log_weights; expected as many"
     )
-  mask_SN = subsets(len(answers), k)
+  mask_SN = subsets(len(answers), k, seed)
   known = list(dict.fromkeys(answer for answer in answers if answer is not None))
   any_S = (mask_SN * right_N).sum(axis=1) / k
   if not known:
@@ -179,6 +183,8 @@ def step_by_step(
   scores: Sequence[npt.ArrayLike],
   right: npt.ArrayLike,
   k: int,
+  *,
+  seed: int = 0,
 ) -> Path:
   """Greedy choice step by step among k fixed candidates.
 
@@ -197,6 +203,7 @@ def step_by_step(
       because their scores may differ by rounding.
     right: [N], 1 if the candidate is right, else 0.
     k: 1 .. N.
+    seed: of random subsets, as in `vote`.
 
   Raises:
     ValueError: lengths differ, a candidate has no step, a score is not finite, or k is out of its
@@ -212,7 +219,7 @@ def step_by_step(
     if len(texts) != len(one) or not len(texts):
       raise ValueError(f"candidate {i}: {len(texts)} steps, {len(one)} scores; expected as many")
   tree = _tree([one_line(texts) for texts in steps], score_N, list(range(len(steps))))
-  found = [_walk(tree, mask, right_N) for mask in _bits(len(steps), k)]
+  found = [_walk(tree, mask, right_N) for mask in _bits(len(steps), k, seed)]
   return Path(*map(float, np.mean(found, axis=0)))
 
 

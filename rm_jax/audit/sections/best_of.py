@@ -95,21 +95,20 @@ def _curves(found: Mapping[str, Any]) -> bytes:
   ks = [int(k) for k in found["k"]]
   first = next(iter(found["k"].values()))
 
-  def line(name: str, figures: list, **options) -> None:
-    axis.plot(ks, [one["accuracy"] for one in figures], marker="o", ms=3, label=name, **options)
-    if all(one["interval"] for one in figures):
+  def line(name: str, path: Sequence[str], colour: str, style: str = "-") -> None:
+    figures = [_at(at, path) for at in found["k"].values()]
+    values = [one["accuracy"] for one in figures]
+    axis.plot(ks, values, style, marker="o", ms=3, label=plots.one_line(name)[:34], color=colour)
+    # Bands of the rules as well would hide one another.
+    if style == "-" and all(one["interval"] for one in figures):
       ends = zip(*(one["interval"] for one in figures), strict=True)
-      axis.fill_between(ks, *ends, color=options["color"], alpha=0.12, lw=0)
+      axis.fill_between(ks, *ends, color=colour, alpha=0.12, lw=0)
 
   for name, style in zip(_RULES, (":", "--", "-."), strict=True):
     if name in first["rules"]:
-      line(name, [at["rules"][name] for at in found["k"].values()], ls=style, color=plots.GREY)
+      line(name, ("rules", name), plots.GREY, style)
   for name, colour in zip(found["main"], plots.COLOURS, strict=False):
-    line(
-      plots.one_line(name)[:34],
-      [at["readings"][name]["pick"] for at in found["k"].values()],
-      color=colour,
-    )
+    line(name, ("readings", name, "pick"), colour)
   axis.set_xscale("log", base=2)
   axis.set_xticks(ks, [str(k) for k in ks])
   axis.set(xlabel="candidates", ylabel="share of problems", title="The chosen solution is right")
