@@ -28,7 +28,16 @@ from rm_jax.data import formats
 from rm_jax.data.choose import sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
-from rm_jax.heldout.best_of import Problem, Reading, best_of, by_score, by_steps, problems, table
+from rm_jax.heldout.best_of import (
+  Problem,
+  Reading,
+  best_of,
+  by_score,
+  by_steps,
+  check_ks,
+  problems,
+  table,
+)
 from rm_jax.losses.process import HOW, SO_FAR
 from rm_jax.train import datasets
 from rm_jax.types import Example
@@ -134,22 +143,28 @@ def learned(model: Model) -> set[str] | None:
   return {e.conversation for e in train}
 
 
-def read(asked: Sequence[Model], report: Report) -> tuple[list[Problem], dict[str, int | None]]:
-  """The problems of --data; and of each model how many of them it had learned from, if known.
+def read(
+  asked: Sequence[Model], numbers: Sequence[int], report: Report
+) -> tuple[list[Problem], dict[str, int | None]]:
+  """The problems of --data; and how many of its examples each model has learned from, if known.
 
   Raises:
     DataError: no problem with several solutions is left.
+    InputError: a number of --k is above the candidates of every problem.
   """
   examples = formats.load(DATA.value, report=report, format=FORMAT.value, columns=COLUMNS.value)
   if EXCLUDE.value:
     seen = {e.conversation for e in formats.load(EXCLUDE.value, report=Report())}
     examples = without(examples, seen, EXCLUDE.value, report)
-  counts: dict[str, int | None] = {}
-  for model in asked:
-    mine = learned(model)
-    counts[model.name] = None if mine is None else sum(e.conversation in mine for e in examples)
-    if mine and not KEEP_TRAINED.value:
-      examples = without(examples, mine, f"what {model.name} learned from", report)
+  counts: dict[str, int | None] = {model.name: None for model in asked}
+  if not KEEP_TRAINED.value:
+    seen = {model.name: learned(model) for model in asked}
+    counts = {
+      name: mine if mine is None else sum(e.conversation in mine for e in examples)
+      for name, mine in seen.items()
+    }
+    for name, mine in seen.items():
+      examples = without(examples, mine or (), f"what {name} learned from", report)
   found, left_out = problems(examples)
   for reason, count in left_out.items():
     for _ in range(count):
@@ -161,6 +176,7 @@ def read(asked: Sequence[Model], report: Report) -> tuple[list[Problem], dict[st
       f"{DATA.value}: no problem with several solutions that are labelled right or wrong is left; "
       f"expected some, as in the formats outcomes and gsm8k_solutions (docs/data.md). {report}"
     )
+  check_ks(found, numbers)
   return found, counts
 
 
@@ -234,7 +250,7 @@ def main() -> None:
   asked, numbers = models(), ks()
   output = output_folder("output", OUTPUT.value)
   report = Report(strict=STRICT.value)
-  found, learned_from = read(asked, report)
+  found, learned_from = read(asked, numbers, report)
   scores = {model: read_by(model, found) for model in asked}
   every = set(range(len(found)))
   for model, (whole, steps) in scores.items():
@@ -262,10 +278,11 @@ def main() -> None:
     "data": DATA.value,
     "problems": len(mine),
     "dropped": sum(report.dropped.values()),
-    "learned_from": "; ".join(
-      f"{name}: {'not known' if count is None else count}" for name, count in learned_from.items()
+    "left_out_as_learned": "nothing"
+    if KEEP_TRAINED.value
+    else ", ".join(
+      f"{name} {'not known' if count is None else count}" for name, count in learned_from.items()
     ),
-    "those_learned_from": "kept" if KEEP_TRAINED.value else "left out",
   }
   sections = [section.SECTION]
   failed = page.write(output, {"about": about, "best_of": result}, sections, title="Best of n")
@@ -273,7 +290,7 @@ def main() -> None:
   print(*result["says"], sep="\n")
   print(report)
   for name, count in learned_from.items():
-    if count is None:
+    if count is None and not KEEP_TRAINED.value:
       print(f"{name}: not known what it learned from; --exclude=FILE leaves out what it has seen")
   print(f"{OUTPUT.value}/report.html")
   if failed:

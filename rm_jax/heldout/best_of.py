@@ -191,6 +191,17 @@ def default_ks(counts: Sequence[int]) -> list[int]:
   return [k for k in (2**i for i in range(most.bit_length())) if k < most] + [most]
 
 
+def check_ks(asked: Sequence[Problem], ks: Sequence[int]) -> None:
+  """Raises InputError if there is no problem, a k is below 1, or none has so many candidates."""
+  if not asked or min(ks, default=1) < 1:
+    raise InputError(
+      f"k is {list(ks)} of {len(asked)} problems; expected 1 or more, and some problems"
+    )
+  most = max(len(p.right) for p in asked)
+  if max(ks, default=1) > most:
+    raise InputError(f"k is {max(ks)} and a problem has at most {most} candidates; expected fewer")
+
+
 def best_of(
   asked: Sequence[Problem],
   readings: Mapping[str, Reading],
@@ -226,16 +237,11 @@ def best_of(
     `best_author`, the one who is right most often here, whom only the labels tell.
 
   Raises:
-    InputError: no problem has as many candidates as the largest k, a k is below 1, or a score is
-      not finite.
+    InputError: as `check_ks`, or a score is not finite.
   """
-  ks = sorted(set(ks)) or (default_ks([len(p.right) for p in asked]) if asked else [])
-  if not asked or ks[0] < 1:
-    raise InputError(f"k is {ks} of {len(asked)} problems; expected 1 or more, and some problems")
+  check_ks(asked, ks)
+  ks = sorted(set(ks)) or default_ks([len(p.right) for p in asked])
   kept = [i for i, problem in enumerate(asked) if len(problem.right) >= ks[-1]]
-  if not kept:
-    most = max(len(p.right) for p in asked)
-    raise InputError(f"k is {ks[-1]} and a problem has at most {most} candidates; expected as many")
   _check_finite(asked, readings)
   mine = [asked[i] for i in kept]
   readings = {name: _of(reading, kept) for name, reading in readings.items()}
