@@ -93,6 +93,17 @@ def test_labelled_steps():
   assert "all of its steps" in found["right"]
 
 
+def test_an_example_may_have_several_solutions_in_steps():
+  steps = (("a", "x", "x"), ("a", "b"))
+  examples = [
+    Example(f"p{i}", ("axx", "ab"), (1.0, 0.0, 0.0, 1.0, 1.0), "step", steps=steps)
+    for i in range(6)
+  ]
+  at = audit(Steps(length), examples, sections=ONLY)["best_of"]["k"]["2"]
+  assert at["readings"]["the model, min"]["pick"]["accuracy"] == 1.0
+  assert at["rules"]["random"]["accuracy"] == 0.5
+
+
 def test_it_is_silent_with_a_reason():
   single = [dataclasses.replace(e, responses=e.responses[:1], labels=(1.0,)) for e in solutions()]
   for examples in (World().pairs("heldout", 12, 0), single):

@@ -106,6 +106,9 @@ def test_a_report_by_hand():
     "oracle": 1.0,
   }
   assert at["rules"]["majority"]["shared"] == 0.5
+  assert {name: set(one["paired"]) for name, one in at["rules"].items()} == {
+    name: {"random", "majority"} - {name} for name in rules
+  }
   assert at["readings"]["good"]["pick"]["accuracy"] == 1.0
   assert at["readings"]["bad"]["pick"]["accuracy"] == 0.0
   # σ(5) beats σ(0) + σ(0.1)? 0.993 < 1.025: no; with a second vote it does.
@@ -152,6 +155,13 @@ def test_steps_are_read_in_all_ways():
     "prm, last",
     "step by step",
   ]
+
+
+def test_solutions_that_differ_in_white_space_alone_are_the_same():
+  one = outcomes(0, ["a\nb", "a \n b", "c"], [1, 1, 0])
+  two = outcomes(1, ["a\nb", "a\nc", "d"], [1, 1, 0])
+  report = best_of(problems([one, two])[0], {})
+  assert report["prefixes"] == {"problems": 2, "alike": 1, "first_steps": 2.0}
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
