@@ -206,8 +206,8 @@ def step_by_step(
     seed: of random subsets, as in `vote`.
 
   Raises:
-    ValueError: lengths differ, a candidate has no step, a score is not finite, or k is out of its
-      range.
+    ValueError: lengths differ, a candidate has no step, a score is not finite, `right` has other
+      values, or k is out of its range.
   """
   right_N = vector(right, "right")
   score_N = [vector(one, f"scores[{i}]") for i, one in enumerate(scores)]
@@ -215,11 +215,15 @@ def step_by_step(
     raise ValueError(
       f"{len(steps)} steps, {len(score_N)} scores, {len(right_N)} right; expected as many"
     )
+  if not np.isin(right_N, (0.0, 1.0)).all():
+    raise ValueError(f"right is {right_N.tolist()}; expected 0 and 1")
   for i, (texts, one) in enumerate(zip(steps, score_N, strict=True)):
     if len(texts) != len(one) or not len(texts):
       raise ValueError(f"candidate {i}: {len(texts)} steps, {len(one)} scores; expected as many")
   tree = _tree([one_line(texts) for texts in steps], score_N, list(range(len(steps))))
-  found = [_walk(tree, mask, right_N) for mask in _bits(len(steps), k, seed)]
+  right = sum(1 << i for i in np.flatnonzero(right_N).tolist())
+  known: dict = {}
+  found = [_walk(tree, mask, right, known) for mask in _bits(len(steps), k, seed)]
   return Path(*map(float, np.mean(found, axis=0)))
 
 
@@ -248,15 +252,28 @@ def _tree(steps: list, scores: list, mine: list[int], done: int = 0) -> _Node:
   return _Node(tuple(tuple(blocks[score]) for score in sorted(blocks, reverse=True)))
 
 
-def _walk(node: _Node, mask: int, right_N: np.ndarray) -> tuple[float, float, float]:
-  """(right, shared, choices) of the candidates in `mask` from a node on."""
+def _walk(node: _Node, mask: int, right: int, known: dict) -> tuple[float, float, float]:
+  """(right, shared, choices) of the candidates in `mask` from a node on.
+
+  Args:
+    node: of the tree.
+    mask: candidates that are in, as bits; not 0.
+    right: the right candidates, as bits.
+    known: results by (node, mask), since many subsets come down to the same few candidates.
+  """
   if not node.blocks:
-    inside = [i for i in range(len(right_N)) if mask >> i & 1]
-    return float(right_N[inside].mean()), 0.0, 0.0
-  there = [[(bits & mask, child) for bits, child in block] for block in node.blocks]
-  there = [[one for one in block if one[0]] for block in there]
-  options = sum(map(len, there))
-  best = next(block for block in there if block)
-  found = np.mean([_walk(child, bits, right_N) for bits, child in best], axis=0)
-  shared = 1.0 if len(best) > 1 else float(found[1])
-  return float(found[0]), shared, float(found[2]) + (options > 1)
+    return (mask & right).bit_count() / mask.bit_count(), 0.0, 0.0
+  key = id(node), mask
+  if key in known:
+    return known[key]
+  best, options = [], 0
+  for block in node.blocks:
+    there = [(bits & mask, child) for bits, child in block if bits & mask]
+    best, options = best or there, options + len(there)
+    if options > 1:
+      break
+  parts = [_walk(child, bits, right, known) for bits, child in best]
+  means = [sum(column) / len(parts) for column in zip(*parts, strict=True)]
+  shared = 1.0 if len(best) > 1 else means[1]
+  known[key] = means[0], shared, means[2] + (options > 1)
+  return known[key]

@@ -158,7 +158,7 @@ def test_steps_are_read_in_all_ways():
 
 
 def test_solutions_that_differ_in_white_space_alone_are_the_same():
-  one = outcomes(0, ["a\nb", "a \n b", "c"], [1, 1, 0])
+  one = outcomes(0, ["a x\nb", "a  x \n b", "c"], [1, 1, 0])
   two = outcomes(1, ["a\nb", "a\nc", "d"], [1, 1, 0])
   report = best_of(problems([one, two])[0], {})
   assert report["prefixes"] == {"problems": 2, "alike": 1, "first_steps": 2.0}

@@ -150,6 +150,7 @@ def test_draws_of_many_subsets_are_near_the_closed_form():
     (lambda: vote(["a", "b"], [0, 1], 0), "k is 0; expected 1 to 2"),
     (lambda: vote(["a", "b"], [0, 1], 1, log_weights=[0, -np.inf]), "log_weights\\[1\\] is -inf"),
     (lambda: step_by_step([["a"], []], [[1.0], []], [0, 1], 1), "candidate 1: 0 steps"),
+    (lambda: step_by_step([["a"]], [[1.0]], [0.5], 1), "right is \\[0.5\\]; expected 0 and 1"),
     (lambda: step_by_step([["a"]], [[np.inf]], [1], 1), "scores\\[0\\]\\[0\\] is inf"),
   ],
 )
