@@ -180,26 +180,36 @@ def read(
   return found, counts
 
 
+class Scored(NamedTuple):
+  """Scores by one model: index of a problem -> those of its marks, float64 [M].
+
+  Attributes:
+    whole: of whole solutions; empty for a process reward model.
+    steps: of their steps; empty for an outcome reward model.
+    cut: number of problems whose texts the model has read cut, as they are too long for it.
+  """
+
+  whole: dict[int, np.ndarray]
+  steps: dict[int, np.ndarray]
+  cut: int
+
+
 def scored(
   model: RewardModel, name: str, examples: Sequence[Example], report: Report
-) -> dict[int, np.ndarray]:
-  """Index of each example that the model can read -> the scores of its marks, float64 [M].
+) -> tuple[dict[int, np.ndarray], int]:
+  """({index of each example that the model can read: scores}, number of those that are cut).
 
   The others are dropped and counted in `report`.
   """
   place = {id(example): i for i, example in enumerate(examples)}
   groups, kept = model.text_model.tokenise(examples, report)
   scores = model.score_groups(groups, progress=name)
-  return {place[id(e)]: np.asarray(s, np.float64) for e, s in zip(kept, scores, strict=True)}
+  found = {place[id(e)]: np.asarray(s, np.float64) for e, s in zip(kept, scores, strict=True)}
+  return found, sum(group.cut > 0 for group in groups)
 
 
-def read_by(
-  model: Model, asked: Sequence[Problem]
-) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-  """Scores by one model: (of whole solutions, of their steps), index of a problem -> its marks.
-
-  The first is empty for a process reward model, the second for an outcome reward model. Problems
-  that the model cannot read are left out, and the reasons printed.
+def read_by(model: Model, asked: Sequence[Problem]) -> Scored:
+  """Scores by one model of the problems that it can read; why it cannot read others is printed.
 
   Raises:
     InputError: the model is not what its flag says.
@@ -216,10 +226,11 @@ def read_by(
     says = "has an implicit reward" if network.implicit else "has a reward head"
     wants = "--implicit" if network.implicit else "--prm or --orm"
     raise InputError(f"{given}: the model {says}; expected it as {wants}")
-  whole, steps = {}, {}
+  whole, steps, cuts = {}, {}, [0]
   report = Report(strict=STRICT.value, rows=len(asked))
   if model.kind != "prm":
-    whole = scored(loaded, model.name, [p.example for p in asked], report)
+    whole, cut = scored(loaded, model.name, [p.example for p in asked], report)
+    cuts.append(cut)
   if model.kind != "orm":
     if not network.causal:
       raise InputError(
@@ -229,11 +240,12 @@ def read_by(
       if p.steps is None:
         report.drop("several_turns", p.example.origin, "a solution of several turns has no steps")
     mine = [i for i, p in enumerate(asked) if p.steps is not None]
-    found = scored(loaded, model.name, [asked[i].in_steps() for i in mine], report)
+    found, cut = scored(loaded, model.name, [asked[i].in_steps() for i in mine], report)
+    cuts.append(cut)
     steps = {mine[n]: scores for n, scores in found.items()}
   if report.dropped:
     print(f"{model.name} cannot read all problems: {report}")
-  return whole, steps
+  return Scored(whole, steps, max(cuts))
 
 
 def readings(
@@ -253,7 +265,7 @@ def main() -> None:
   found, learned_from = read(asked, numbers, report)
   scores = {model: read_by(model, found) for model in asked}
   every = set(range(len(found)))
-  for model, (whole, steps) in scores.items():
+  for model, (whole, steps, _) in scores.items():
     every &= set(whole) if model.kind != "prm" else every
     every &= set(steps) if model.kind != "orm" else every
   for i in sorted(set(range(len(found))) - every):
@@ -264,7 +276,7 @@ def main() -> None:
     raise DataError(f"{DATA.value}: no problem is left that all models can read. {report}")
   mine = [found[i] for i in kept]
   made: dict[str, Reading] = {}
-  for model, (whole, steps) in scores.items():
+  for model, (whole, steps, _) in scores.items():
     ends = [np.cumsum([len(s) for s in p.steps])[:-1] if p.steps else [] for p in mine]
     made |= readings(
       model,
@@ -278,6 +290,7 @@ def main() -> None:
     "data": DATA.value,
     "problems": len(mine),
     "dropped": sum(report.dropped.values()),
+    "cut": ", ".join(f"{model.name} {one.cut}" for model, one in scores.items()),
     "left_out_as_learned": "nothing"
     if KEEP_TRAINED.value
     else ", ".join(
@@ -289,6 +302,9 @@ def main() -> None:
   print(table(result))
   print(*result["says"], sep="\n")
   print(report)
+  for model, one in scores.items():
+    if one.cut:
+      print(f"{model.name}: {one.cut} problems are cut: a text is longer than the model reads")
   for name, count in learned_from.items():
     if count is None and not KEEP_TRAINED.value:
       print(f"{name}: not known what it learned from; --exclude=FILE leaves out what it has seen")

@@ -180,3 +180,22 @@ def test_a_run_whose_data_are_gone_is_an_error_unless_it_may_keep_them(outcome, 
   assert "the data that it learned from cannot be read" in found["refused"][2]
   assert found["kept"][0] == 0, found["kept"][2]
   assert f"right among 3 candidates of {PROBLEMS} problems" in found["kept"][1]
+
+
+def test_problems_that_are_cut_or_too_long_are_counted(outcome, tmp_path):
+  data = write_problems(tmp_path / "x.jsonl", 7)
+  long = "y" * 600  # the model reads 512 tokens
+  with data.open("a") as file:
+    for prompt, responses in (("cut " * 150, ["a\nb", "c\nd"]), ("too long", [long, "c"])):
+      row = {"prompt": prompt, "responses": responses, "labels": [True, False]}
+      file.write(json.dumps(row) + "\n")
+  models = [f"--prm={outcome}", f"--orm={outcome}", "--keep_trained"]
+  code, out, err = finish(
+    command("best_of", f"--data={data}", *models, f"--output={tmp_path / 'o'}", "--k=2")
+  )
+  assert code == 0, err
+  about = json.loads((tmp_path / "o" / "report.json").read_text())["about"]
+  assert (about["problems"], about["dropped"]) == (8, 1)
+  assert about["cut"] == "prm 1, orm 2"
+  assert "prm cannot read all problems: 8 of 9 rows kept\n  dropped 1: steps_too_long" in out
+  assert "orm: 2 problems are cut" in out
