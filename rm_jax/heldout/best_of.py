@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 
   Attributes:
     example: of kind 'outcome', with K >= 2 responses, each labelled 1 (right) or 0, and their final
-      answers as `data.answers` writes them.
+      answers as `data.answers` writes them; without those where the data judge steps.
     steps: for each candidate the texts of its steps: those that the data have, else the lines of
       the response that are not blank. None where a response is of several messages.
     places: for each candidate (index of its example in the data, of the response in that).
@@ -108,9 +108,7 @@ def _problem(examples: Sequence[Example], places: tuple[tuple[int, int], ...]) -
       start = sum(counts[:r])
       labels.append(min(example.labels[start : start + counts[r]]))
       steps.append(example.steps[r])
-    given = example.answers
-    text = texts_of(response)[-1]
-    answers.append(final_answer(text) if given is None else canonical(given[r] or ""))
+    answers.append(_answer(example, r))
   whole = dataclasses.replace(
     first,
     kind="outcome",
@@ -122,6 +120,19 @@ def _problem(examples: Sequence[Example], places: tuple[tuple[int, int], ...]) -
     steps=None,
   )
   return Problem(whole, None if None in steps else tuple(steps), places)
+
+
+def _answer(example: Example, r: int) -> str | None:
+  """The final answer of a response; None of a solution that is judged by steps.
+
+  Such solutions often stop at the first error, as in PRM800K, so that one with an answer is right,
+  and votes of those that have one would know the labels.
+  """
+  if example.steps is not None:
+    return None
+  if example.answers is not None:
+    return canonical(example.answers[r] or "")
+  return final_answer(texts_of(example.responses[r])[-1])
 
 
 def _lines(response: Text) -> tuple[str, ...] | None:

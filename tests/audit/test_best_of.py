@@ -93,13 +93,16 @@ def test_labelled_steps():
   assert "all of its steps" in found["right"]
 
 
-def test_an_example_may_have_several_solutions_in_steps():
+def test_an_example_may_have_several_solutions_in_steps(tmp_path):
   steps = (("a", "x", "x"), ("a", "b"))
   examples = [
     Example(f"p{i}", ("axx", "ab"), (1.0, 0.0, 0.0, 1.0, 1.0), "step", steps=steps)
     for i in range(6)
   ]
-  at = audit(Steps(length), examples, sections=ONLY)["best_of"]["k"]["2"]
+  found = audit(Steps(length), examples, sections=ONLY)["best_of"]
+  page.write(tmp_path, {"about": {"model": "m", "data": "d"}, "best_of": found}, ONLY)
+  assert "candidates has a final answer that could vote" in (tmp_path / "report.html").read_text()
+  at = found["k"]["2"]
   assert at["readings"]["the model, min"]["pick"]["accuracy"] == 1.0
   assert at["rules"]["random"]["accuracy"] == 0.5
 

@@ -119,14 +119,19 @@ def _curves(found: Mapping[str, Any]) -> bytes:
 def _render(page: Writer, found: View) -> None:
   k, at = list(found["k"].items())[-1]
   answers, candidates, prefixes = found["answers"], found["candidates"], found["prefixes"]
+  said = (
+    f"Of the {page.value(candidates['all'])} candidates {page.value(answers['none'])} have no final "
+    f"answer, and so no vote; {page.value(answers['text'])} have one that is no number."
+    if answers["problems"].value
+    else f"None of the {page.value(candidates['all'])} candidates has a final answer that could "
+    "vote."
+  )
   page.add(
     f"<p>{page.value(found['problems'])} problems of {page.value(candidates['fewest'])} to "
     f"{page.value(candidates['most'])} candidates; all are right in "
     f"{page.value(found['all_right'])} problems, none in {page.value(found['all_wrong'])}. "
-    f"{page.value(found['fewer'])} problems have fewer than {escaped(k)} and are left out. Of the "
-    f"{page.value(candidates['all'])} candidates {page.value(answers['none'])} have no final "
-    f"answer, and so no vote; {page.value(answers['text'])} have one that is no number. Two "
-    f"different solutions have the same first step in {page.value(prefixes['alike'])} of "
+    f"{page.value(found['fewer'])} problems have fewer than {escaped(k)} and are left out. {said} "
+    f"Two different solutions have the same first step in {page.value(prefixes['alike'])} of "
     f"{page.value(prefixes['problems'])} problems.</p>"
   )
   if "right" in found:
