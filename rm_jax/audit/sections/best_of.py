@@ -120,8 +120,8 @@ def _render(page: Writer, found: View) -> None:
   k, at = list(found["k"].items())[-1]
   answers, candidates, prefixes = found["answers"], found["candidates"], found["prefixes"]
   said = (
-    f"Of the {page.value(candidates['all'])} candidates {page.value(answers['none'])} have no final "
-    f"answer, and so no vote; {page.value(answers['text'])} have one that is no number."
+    f"Of the {page.value(candidates['all'])} candidates {page.value(answers['none'])} have no "
+    f"final answer, and so no vote; {page.value(answers['text'])} have one that is no number."
     if answers["problems"].value
     else f"None of the {page.value(candidates['all'])} candidates has a final answer that could "
     "vote."
