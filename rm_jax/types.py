@@ -67,7 +67,8 @@ class Example:
     steps: for each response the texts of its steps, which make up the response; None where
       responses are not in steps.
     authors: who wrote each response (a model, a system), for reports only. None where not known.
-    answers: the final answer of each response, for majority votes; None where there is none.
+    answers: the final answer of each response, for majority votes, None of one that has none; None
+      where answers are not known.
     judges: for two responses, what each annotator said, by name: 1.0 the first is better, 0.0 the
       second, 0.5 a tie. For reports only; None where it is not known who said what.
     attributes: for each response its ratings, name -> a finite number, without those that nobody
@@ -90,7 +91,7 @@ class Example:
   ties: Matrix | None = None
   steps: tuple[tuple[str, ...], ...] | None = None
   authors: tuple[str, ...] | None = None
-  answers: tuple[str, ...] | None = None
+  answers: tuple[str | None, ...] | None = None
   judges: dict[str, float] | None = None
   attributes: tuple[dict[str, float], ...] | None = None
   objective: str = ""

@@ -301,6 +301,7 @@ NOT_RUN = {
   "--config.model.head_init=verdict": "weights from the hub; tests/reward/test_verdict.py has some",
   "--multihost": "several hosts, of a pod",
   "--topology=v5e": "TPU's compiler, of jax[tpu]: tests/speed/test_plan.py runs it where it is",
+  "experiments.best_of": "several models; tests/test_best_of.py runs it",
   "experiments.sweep": "100 runs; tests/test_sweep.py runs a small one",
 }
 

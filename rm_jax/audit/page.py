@@ -16,7 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def write(
-  folder: Path, report: Mapping[str, Any], sections: Sequence[Section] = SECTIONS
+  folder: Path,
+  report: Mapping[str, Any],
+  sections: Sequence[Section] = SECTIONS,
+  *,
+  title: str = "Audit",
 ) -> dict[str, str]:
   """Writes report.json, report.html and the pictures as PNG files.
 
@@ -27,6 +31,7 @@ def write(
     report: the sections' reports, as `run.audit` returns them, with the key `about`: {model, data,
       ...} for the table at the top of the page, and optionally `scorer`: counts for the same table.
     sections: the sections that the page shows, in this order.
+    title: what the page is, of the model.
 
   Returns:
     {name of a picture or part of the page that could not be made: error}. All others are written.
@@ -45,7 +50,7 @@ def write(
   for name in before - drawn.keys():
     (folder / f"{name}.png").unlink(missing_ok=True)
   write_json(folder / "report.json", report)
-  page = _Page(report, drawn, sections)
+  page = _Page(report, drawn, sections, title)
   write_atomically(folder / "report.html", page.html())
   return failed | page.failed
 
@@ -94,9 +99,14 @@ class _Page(Writer):
   """
 
   def __init__(
-    self, report: Mapping[str, Any], drawn: Mapping[str, bytes], sections: Sequence[Section]
+    self,
+    report: Mapping[str, Any],
+    drawn: Mapping[str, bytes],
+    sections: Sequence[Section],
+    title: str = "Audit",
   ):
     super().__init__(drawn)
+    self.title = escaped(f"{title} of {report['about']['model']}")
     self.report, self.sections = View(report), [s for s in sections if s.name in report]
     self.failed: dict[str, str] = {}
 
@@ -110,9 +120,8 @@ class _Page(Writer):
         self.add(f"<p class=why>Not measured: {escaped(found.value['why'])}.</p>")
       else:
         self._guarded(section.name, lambda s=section, found=found: self._body(s, found))
-    title = escaped(f"Audit of {self.report.value['about']['model']}")
     return (
-      f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{title}</title>"
+      f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{self.title}</title>"
       '<meta name=viewport content="width=device-width, initial-scale=1">'
       f'<link rel=icon href="data:,"><style>{STYLE}</style></head><body>\n'
       + "\n".join(self.parts)
@@ -132,7 +141,7 @@ class _Page(Writer):
 
   def _head(self) -> None:
     about = self.report["about"]
-    self.add(f"<h1>Audit of {escaped(about.value['model'])}</h1>")
+    self.add(f"<h1>{self.title}</h1>")
     self.add(
       f"<p>On {escaped(about.value['data'])}. Intervals are 95 %, over conversations: of 30 and "
       "more by the bootstrap, of fewer by Student's t or Wilson's, of fewer than 5 there is "

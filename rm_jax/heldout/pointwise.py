@@ -15,6 +15,7 @@ from rm_jax.heldout import intervals
 from rm_jax.losses.process import HOW
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import auroc, spearman
+from rm_jax.metrics.selection import highest, vote
 from rm_jax.reward.score import solution_scores
 from rm_jax.types import Example
 
@@ -94,29 +95,26 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0
     all examples have the same authors.
   """
   good_L = [np.asarray(e.labels) > 0.5 for _, e in lists]
-  picked = [good[s == np.max(s)].mean() for good, (s, _) in zip(good_L, lists, strict=True)]
+  examples = [e for _, e in lists]
+  count = [len(good) for good in good_L]
+  picked = [highest(s, g, k).right for (s, _), g, k in zip(lists, good_L, count, strict=True)]
   rules = {
     "random": [good.mean() for good in good_L],
     "oracle": [float(good.any()) for good in good_L],
   }
   report = {}
-  if all(e.answers for _, e in lists):
-    votes = [np.exp(-np.logaddexp(0.0, -np.asarray(s, np.float64))) for s, _ in lists]
-    examples = [e for _, e in lists]
+  if all(e.answers for e in examples):
+    answers = [e.answers for e in examples]
     rules["majority"] = [
-      _voted(e.answers, np.ones(len(g)), g) for e, g in zip(examples, good_L, strict=True)
+      vote(a, g, k).right for a, g, k in zip(answers, good_L, count, strict=True)
     ]
-    voted = [_voted(e.answers, v, g) for e, v, g in zip(examples, votes, good_L, strict=True)]
+    voted = [
+      vote(a, g, k, log_weights=-np.logaddexp(0.0, -np.asarray(s, np.float64))).right
+      for (s, _), a, g, k in zip(lists, answers, good_L, count, strict=True)
+    ]
     report["vote"] = float(np.mean(voted))
-  if len({frozenset(e.authors or ()) for _, e in lists}) == 1 and lists[0][1].authors:
-    right = {
-      author: [
-        float(good[e.authors.index(author)]) for good, (_, e) in zip(good_L, lists, strict=True)
-      ]
-      for author in lists[0][1].authors
-    }
-    report["best_author"] = max(right, key=lambda a: np.mean(right[a]))
-    rules["best_author"] = right[report["best_author"]]
+  if best := best_author(examples):
+    report["best_author"], rules["best_author"] = best
   clusters = [e.conversation for _, e in lists]
   found = intervals.mean(picked, clusters, (0.0, 1.0), share=True, seed=seed)
   return report | {
@@ -132,23 +130,20 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0
   }
 
 
-def _voted(answers: Sequence[str], votes: np.ndarray, good: np.ndarray) -> float:
-  """Share of good responses among those with the answer of most votes.
+def best_author(examples: Sequence[Example]) -> tuple[str, list[float]] | None:
+  """The author who is right most often, and for each example whether that one is right.
 
-  Args:
-    answers: final answers of K responses.
-    votes: float [K], the weight of each response's vote.
-    good: bool [K].
-
-  Returns:
-    the share; if several answers have the most votes, the mean of their shares.
+  None unless all examples of outcomes, at least one, have responses of the same authors.
   """
-  total: dict[str, float] = {}
-  for answer, vote in zip(answers, votes, strict=True):
-    total[answer] = total.get(answer, 0.0) + float(vote)
-  most = max(total.values())
-  winners = [np.asarray([a == w for a in answers]) for w, v in total.items() if v == most]
-  return float(np.mean([good[mine].mean() for mine in winners]))
+  named = {frozenset(e.authors or ()) for e in examples}
+  if len(named) != 1 or not examples[0].authors:
+    return None
+  right = {
+    author: [float(e.labels[e.authors.index(author)] > 0.5) for e in examples]
+    for author in examples[0].authors
+  }
+  best = max(right, key=lambda author: np.mean(right[author]))
+  return best, right[best]
 
 
 def step_report(

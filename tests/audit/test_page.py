@@ -127,6 +127,7 @@ def test_every_number_on_the_page_is_the_reports(report, tmp_path):
     "drift",
     "hacking",
     "overoptimisation",
+    "best_of",
     "rules",
   }
 

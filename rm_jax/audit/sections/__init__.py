@@ -9,6 +9,7 @@ from rm_jax.audit.section import Section
 from rm_jax.audit.sections import (
   agreement,
   benchmarks,
+  best_of,
   calibration,
   compare,
   controls,
@@ -30,6 +31,7 @@ SECTIONS: tuple[Section, ...] = (
   drift.SECTION,
   hacking.SECTION,
   overoptimisation.SECTION,
+  best_of.SECTION,
   rules.SECTION,
   benchmarks.SECTION,
 )

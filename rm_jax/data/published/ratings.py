@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import random
 
+from rm_jax.data.answers import final_answer
 from rm_jax.data.dialogue import choice_of, number_of, parse_dialogue, probability_of, text_of
 from rm_jax.data.feedback import (
   answer_of,
@@ -249,7 +250,7 @@ def _gsm8k_solutions(row: Row, origin: str) -> Example:
   """GSM8K (Cobbe et al. 2021): the solutions of four models, each right or wrong.
 
   Their order is shuffled by a hash of the question, so that a solution's place does not tell which
-  model wrote it. The final answer is what follows the last 'A:'.
+  model wrote it. Final answers are read by `data.answers.final_answer`.
   """
   question = question_of(row["question"], "question")
   order = list(_SYSTEMS)
@@ -259,7 +260,7 @@ def _gsm8k_solutions(row: Row, origin: str) -> Example:
     raise RowError("wrong_type", "a solution is not {solution, is_correct}; expected all four so")
   responses = tuple(answer_of(s.get("solution"), True, "solution") for s in solutions)
   labels = [probability_of(s["is_correct"], "is_correct") for s in solutions]
-  answers = tuple(_final_answer(r) for r in responses)
+  answers = tuple(map(final_answer, responses))
   return example_of(
     row,
     origin,
@@ -270,15 +271,6 @@ def _gsm8k_solutions(row: Row, origin: str) -> Example:
     authors=tuple(order),
     answers=answers,
   )
-
-
-def _final_answer(solution: str) -> str:
-  """What follows the last 'A:', without commas and a final full stop; else the whole solution.
-
-  A solution without 'A:' then agrees with no other text when answers are counted as votes.
-  """
-  _, mark, answer = solution.rpartition("A:")
-  return answer.strip().rstrip(".").replace(",", "") if mark else solution
 
 
 @register("summ_human", needs=("doc_id", "src", "ref_summ", "responses"))
