@@ -20,12 +20,13 @@ from rm_jax.batch.tokenise import Cut, Tokens, cut_message
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
+from rm_jax.declared import parse
 from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig, LikelihoodHead
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.config import backbone_config, head_config, tied_head
-from rm_jax.pretrained.source import RECORD, Source, open_source, parse, save_folder
+from rm_jax.pretrained.source import RECORD, Source, open_source, save_folder
 from rm_jax.reward.export import export
 from rm_jax.reward.reference import LoadedReference, load_reference
 from rm_jax.reward.score import (
