@@ -12,21 +12,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.batch.group import Group, check_vocabulary, make_group
-from rm_jax.batch.tokenise import Cut, Tokens, cut_message
-from rm_jax.data.dialogue import key_of
+from rm_jax.batch.group import Group, check_vocabulary
+from rm_jax.batch.together import rows_by_prompt, unlabelled_group
+from rm_jax.batch.tokenise import Cut, cut_message
+from rm_jax.data.dialogue import plain
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
-from rm_jax.declared import parse
 from rm_jax.errors import InputError
-from rm_jax.models.config import HeadConfig, LikelihoodHead
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.network import Network
+from rm_jax.parallel.fingerprint import fingerprint_of
 from rm_jax.parallel.mesh import make_mesh
-from rm_jax.pretrained.config import backbone_config, head_config, tied_head
-from rm_jax.pretrained.source import RECORD, Source, open_source, save_folder
+from rm_jax.pretrained.config import backbone_config
+from rm_jax.pretrained.source import SHAPING, Source, open_source, read_json, save_folder
 from rm_jax.reward.export import export
 from rm_jax.reward.reference import LoadedReference, load_reference
 from rm_jax.reward.score import (
@@ -38,28 +39,20 @@ from rm_jax.reward.score import (
   weigh_groups,
 )
 from rm_jax.reward.setup import (
-  Reference,
   TextModel,
   convention_for,
   init_params,
+  saved_head,
   without_likelihood,
 )
 from rm_jax.reward.setup import chat_template as template_of
+from rm_jax.shaping.chain import Chain, Shaped, chain_of, declared
+from rm_jax.shaping.stages import Responses, below_mean
 from rm_jax.storage.remote import local
-from rm_jax.types import Example, Text
 from rm_jax.workdir.folder import is_workdir
 from rm_jax.workdir.load import load_run
 
 log = logging.getLogger(__name__)
-
-# Rows with the same prompt are scored as one group, so that the prompt runs through the network
-# once. Several rows in a group have at most `_GROUP_MARKS` marks (responses, or steps) and at most
-# max(_GROUP_COLUMNS, _GROUP_LENGTHS x its longest sequence) columns (tokens, those of the prompt
-# counted once). Attention's cost grows with the square of the columns, although responses are
-# masked from one another; in a longer group that costs more than sharing the prompt saves.
-_GROUP_MARKS = 8
-_GROUP_COLUMNS = 1024
-_GROUP_LENGTHS = 1.5
 
 
 class RewardModel:
@@ -80,6 +73,7 @@ class RewardModel:
     params: nested dict of arrays on the mesh, as `text_model.network` takes it.
     mesh: the devices.
     reference: that an implicit reward is relative to; None where the model has none.
+    shaping: the chain that makes shaped scores; None = there is none.
 
   Raises ValueError if the model or the arguments lack a reference that the other has.
   `from_pretrained` makes one from files.
@@ -91,6 +85,7 @@ class RewardModel:
     params: dict,
     mesh: Mesh,
     reference: LoadedReference | None = None,
+    shaping: Chain | None = None,
   ):
     if ("reference" in text_model.network.needs) != (reference is not None):
       raise ValueError(f"reference is {reference}; expected one where the network's head has it")
@@ -98,6 +93,7 @@ class RewardModel:
     self.params = params
     self.mesh = mesh
     self.reference = reference
+    self.shaping = shaping
 
   @property
   def attributes(self) -> tuple[str, ...]:
@@ -114,6 +110,7 @@ class RewardModel:
     chat_template: str = "",
     eos: str = "",
     steps: str = "",
+    shaping: str = "",
     mesh: Mapping[str, int] | None = None,
   ) -> "RewardModel":
     """Loads a model that has a reward head.
@@ -132,6 +129,8 @@ class RewardModel:
       steps: how the scores of a solution's steps are read: 'own', 'min' or 'product', see
         `losses.process.so_far`; '' = as saved, else 'own'. A model that was trained on labels that
         stop at the first error is read with 'product' where every step after one counts as wrong.
+      shaping: declares the chain of shaped scores, with all its numbers, as in 'clip(low=-2,
+        high=2), tanh' (see `shaping.chain.declared`); '' = as saved with the model, if it was.
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices, 1 where it is not said; by default all
         are on 'data'.
 
@@ -140,7 +139,7 @@ class RewardModel:
       ValueError: it has no reward head, or one of several outputs that are neither members nor
         attributes; or the reference of its implicit reward is not there or has another fingerprint;
         or its tensors do not fit the architecture, or another of its files cannot be used; or
-        `chat_template`, `eos`, `steps` or `mesh` is not one of the above.
+        `chat_template`, `eos`, `steps`, `shaping` or `mesh` is not one of the above.
       CheckpointError: it is a workdir and no checkpoint in it can be read, or fits the backbone.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
@@ -150,7 +149,7 @@ class RewardModel:
     source = open_source(str(path / "model" if trained else name))
     tokenizer = source.tokenizer()
     backbone = backbone_config(source.config)
-    head, reference = _head(source)
+    head, reference = saved_head(source)
     if head.outputs != 1 and not head.ensemble and not head.attributes:
       raise InputError(f"{name}: its head has {head.outputs} outputs; a reward has one")
     if steps and isinstance(head, HeadConfig):  # an implicit reward is a running sum already
@@ -172,17 +171,19 @@ class RewardModel:
       reference=reference,
     )
     text_model.text_encoder()  # raises for a chat template that fails, before weights are read
+    chain = declared(shaping, "shaping (--shaping)") if shaping else _saved_chain(source)
     loaded = reference and load_reference(text_model, devices, reference.name, reference)
     if not trained:
       flat = init_params(text_model, devices, jax.random.key(0), training=False)
-      return cls(text_model, unflatten_dict(flat, sep="/"), devices, loaded)
-    return cls(*load_run(path, text_model, devices), devices, loaded)
+      return cls(text_model, unflatten_dict(flat, sep="/"), devices, loaded, chain)
+    return cls(*load_run(path, text_model, devices), devices, loaded, chain)
 
   def score(
     self,
     rows: Iterable[Mapping[str, Any]],
     *,
     lower: float = 0.0,
+    shaped: bool = False,
     aggregate: str = "min",
     progress: bool | str = False,
     origins: Sequence[str] = (),
@@ -199,6 +200,8 @@ class RewardModel:
       lower: for an ensemble: the reward is the members' mean minus `lower` standard deviations, a
         conservative reward to optimise against (Coste et al. 2023, "Reward Model Ensembles Help
         Mitigate Overoptimization").
+      shaped: whether to apply the model's chain of shaping (`shaping`; docs/scoring.md), which has
+        `lower` as a stage.
       aggregate: how the scores of a solution's steps become its score: 'min', 'product', 'mean' or
         'last' (see `losses.process.aggregate`; 'product' is a log-probability, the others are
         log-odds).
@@ -209,16 +212,55 @@ class RewardModel:
 
     Raises:
       DataError: a row cannot be scored; the message names it.
-      ValueError: `lower` is set and the model is not an ensemble; `aggregate` is unknown; a score
-        is not finite; there are messages and no chat template; or the tokenizer gives an id outside
-        the model's vocabulary.
+      ValueError: `lower` is set and the model is not an ensemble, or `shaped` is, too; `shaped` is
+        set and the model has no chain; `aggregate` is unknown; a score is not finite (of a shaped
+        one the message names the stage); there are messages and no chat template; or the tokenizer
+        gives an id outside the model's vocabulary.
     """
-    scores_NM = self.score_members(
-      rows, aggregate=aggregate, progress=progress, origins=origins, cuts=cuts
-    )
-    if lower and scores_NM.shape[1] == 1:
-      raise ValueError(f"lower is {lower} and the model has one member; expected an ensemble")
-    return scores_NM.mean(axis=1) - np.float32(lower) * scores_NM.std(axis=1)
+    options = dict(aggregate=aggregate, progress=progress, origins=origins, cuts=cuts)
+    if shaped and lower:
+      raise ValueError(
+        f"lower is {lower} and shaped is true; expected lower as a stage of the chain"
+      )
+    if shaped:
+      return self._shaped(list(rows), **options).scores
+    scores_NM = self.score_members(rows, **options)
+    return below_mean(scores_NM, lower) if lower else scores_NM.mean(axis=1)
+
+  def explain(self, rows: Iterable[Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    """How each row's shaped score came about, a dict for each row: see `Shaped.explained`.
+
+    Arguments and errors are those of `score` with `shaped`.
+    """
+    return self._shaped(list(rows), **options).explained()
+
+  def _shaped(
+    self, rows: Sequence[Mapping[str, Any]], *, origins: Sequence[str] = (), **options: Any
+  ) -> Shaped:
+    whose = self.text_model.source.path if self.text_model.source else "the model"
+    if self.shaping is None:
+      raise InputError(
+        f"{whose} has no chain of shaping: expected {SHAPING} in it, which experiments.audit "
+        "--calibrate --shape='normalise, clip' makes, or a chain by shaping= of from_pretrained"
+      )
+    fitted = self.shaping.fitted
+    if fitted and fitted.weights and fitted.weights != self.weights:
+      log.warning(
+        "%s: THE SHAPED SCORES MAY BE WRONG: their chain was fitted with other weights, on %s; "
+        "experiments.audit --calibrate --shape fits it again",
+        whose,
+        fitted.data,
+      )
+    scores_NM = self.score_members(rows, origins=origins, **options)
+    origins = origins or _RowNumbers()
+    asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]
+    texts = [plain(a.response) if a.steps is None else "".join(a.steps) for a in asked]
+    return self.shaping.shape(Responses(scores_NM, texts), origins)
+
+  @property
+  def weights(self) -> str:
+    """16 hex digits of a hash of the parameters."""
+    return fingerprint_of(flatten_dict(self.params, sep="/"))
 
   def score_members(
     self,
@@ -371,7 +413,7 @@ class RewardModel:
     origins: Sequence[str] | None = None,
     cuts: list[Cut] | None = None,
   ) -> tuple[list[list[int]], list[Group]]:
-    """Tokenises rows and puts those with the same prompt into groups, see `_rows_by_prompt`.
+    """Tokenises rows and puts those with the same prompt into groups, see `rows_by_prompt`.
 
     Args:
       asked: N rows.
@@ -398,7 +440,7 @@ class RewardModel:
         raise DataError(f"{origins[i]}: {error}") from error
       if isinstance(tokens[-1], RowError):
         raise DataError(f"{origins[i]}: {tokens[-1].reason}: {tokens[-1].detail}")
-      if self.text_model.network.implicit and without_likelihood(_unlabelled_group(tokens[-1:])):
+      if self.text_model.network.implicit and without_likelihood(unlabelled_group(tokens[-1:])):
         raise DataError(
           f"{origins[i]}: no_likelihood: the response has no token of its own that a language "
           "model would predict; expected some text behind the prompt"
@@ -408,8 +450,8 @@ class RewardModel:
       cuts += cut
     elif any(cut):
       log.warning(cut_message(cut, encoder.convention.max_length))
-    chunks = _rows_by_prompt([a.prompt for a in asked], tokens, self.text_model.network.causal)
-    return chunks, [_unlabelled_group([tokens[i] for i in chunk]) for chunk in chunks]
+    chunks = rows_by_prompt([a.prompt for a in asked], tokens, self.text_model.network.causal)
+    return chunks, [unlabelled_group([tokens[i] for i in chunk]) for chunk in chunks]
 
   def score_groups(
     self, groups: Sequence[Group], *, outputs: bool = False, progress: str = ""
@@ -499,7 +541,9 @@ class RewardModel:
     model was trained with one. `from_pretrained` loads it too, and reads from the record
     (rm_jax.json) how text becomes tokens. The safetensors file has one output: of an ensemble the
     mean of its members, of attributes their mix; the record keeps each one's own weights. A warning
-    is logged for each of `Export.limits`; docs/exports.md says how to call the model then.
+    is logged for each of `Export.limits`; docs/exports.md says how to call the model then. The
+    model's chain of shaping, if it has one, is written too; not with `mix`, by which its scores are
+    others.
 
     Args:
       path: the folder, which is made.
@@ -516,7 +560,10 @@ class RewardModel:
       self.params,
       kinds=source.record.get("kinds", ()) if source else (),
       mix=mix,
+      shaped=self.shaping is not None and mix is None,
     )
+    if self.shaping and mix is not None:
+      log.warning("%s: without the chain of shaping, whose numbers are of another mix", path)
     for limit in made.limits:
       log.warning("%s: %s", path, limit)
     save_folder(
@@ -525,28 +572,17 @@ class RewardModel:
       tokenizer=made.tokenizer,
       record=made.record,
       tensors=made.tensors.items(),
+      shaping=self.shaping.record() if self.shaping and mix is None else None,
     )
 
 
-def _head(source: Source) -> tuple[HeadConfig | LikelihoodHead, Reference | None]:
-  """(the head's config, from our record or else from config.json; an implicit reward's reference).
-
-  A head has no dropout, for scoring.
-  """
-  where = f"{source.path / RECORD}: "
-  if "implicit" in source.record:
-    said = source.record["implicit"]
-    if not isinstance(said, dict) or not said.keys() <= {"beta", "normalised", "reference"}:
-      raise InputError(f"{where}implicit is {said!r:.200}; expected beta, normalised, reference")
-    fields = {name: value for name, value in said.items() if name != "reference"}
-    reference = said.get("reference")
-    if reference is not None:
-      reference = parse(Reference, reference, where + "implicit.reference")
-    known = {"reference": reference is not None, "tied": tied_head(source.config)}
-    return parse(LikelihoodHead, fields | known, where + "implicit"), reference
-  saved = source.record.get("head")
-  head = parse(HeadConfig, saved, where + "head") if saved else head_config(source.config)
-  return dataclasses.replace(head, dropout=0.0), None
+def _saved_chain(source: Source) -> Chain | None:
+  """The chain that is saved with a model. Raises InputError where it cannot be used."""
+  path = source.path / SHAPING
+  # A dangling link is read too, which raises: without its chain a model gives other shaped scores.
+  if path.exists() or path.is_symlink():
+    return chain_of(read_json(path), str(path))
+  return None
 
 
 class _RowNumbers(Sequence):
@@ -557,40 +593,3 @@ class _RowNumbers(Sequence):
 
   def __getitem__(self, i: int) -> str:
     return f"row {i}"
-
-
-def _rows_by_prompt(
-  prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool
-) -> list[list[int]]:
-  """Indices of the rows of each group: rows with the same prompt, up to the limits `_GROUP_...`.
-
-  Args:
-    prompts: of N rows.
-    tokens: the rows as tokens.
-    share: whether rows may share a prompt; if not, each row is a group (encoders).
-  """
-  chunks: list[list[int]] = []
-  # prompt -> the last group that was begun with it: (its index in `chunks`, its number of columns,
-  # of marks, and the length of its longest sequence).
-  open_chunk: dict[Any, tuple[int, int, int, int]] = {}
-  for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
-    key = key_of(prompt)
-    at, columns, marks, longest = open_chunk.get(key, (-1, 0, 0, 0))
-    columns, marks = columns + len(one.ids) - one.prompt, marks + len(one.marks)
-    longest = max(longest, len(one.ids))
-    fits = columns <= max(_GROUP_COLUMNS, _GROUP_LENGTHS * longest) and marks <= _GROUP_MARKS
-    # How much of a prompt is cut depends on the response, so that cut prompts are not shared.
-    if share and at >= 0 and not one.cut and fits:
-      chunks[at].append(i)
-      open_chunk[key] = at, columns, marks, longest
-    else:
-      chunks.append([i])
-      if not one.cut:
-        open_chunk[key] = len(chunks) - 1, len(one.ids), len(one.marks), len(one.ids)
-  return chunks
-
-
-def _unlabelled_group(tokens: Sequence[Tokens]) -> Group:
-  """A group of sequences to score: its prompt's text and its labels are placeholders."""
-  marks = sum(len(one.marks) for one in tokens)
-  return make_group(tokens, Example("-", ("-",) * len(tokens), (0.0,) * marks))

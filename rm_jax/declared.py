@@ -1,6 +1,7 @@
 """What files and flags declare, as Python values: records of JSON, and names with options."""
 
 import ast
+import dataclasses
 import math
 import types
 import typing
@@ -26,7 +27,8 @@ def parse(cls: type[T], value: Any, where: str) -> T:
   """
   if not isinstance(value, dict):
     raise InputError(f"{where} is {value!r:.80}; expected an object")
-  hints = typing.get_type_hints(cls)
+  declared = typing.get_type_hints(cls)
+  hints = {field.name: declared[field.name] for field in dataclasses.fields(cls)}
   if unknown := sorted(value.keys() - hints.keys()):
     raise InputError(
       f"{where} has {', '.join(unknown)!r:.80}, which we do not know; expected of "
@@ -43,8 +45,7 @@ def parse(cls: type[T], value: Any, where: str) -> T:
     allowed = [typing.get_origin(of) or of for of in parts]
     found = one if many and isinstance(one, list | tuple) else [one]
     good = all(type(x) in allowed or (float in allowed and type(x) is int) for x in found)
-    # JSON as Python reads it has NaN and infinities.
-    good &= all(math.isfinite(x) for x in found if type(x) is float)
+    good = good and all(_finite(x) for x in found if type(x) in (int, float))
     if not good or many != isinstance(one, list | tuple):
       names = " or ".join(of.__name__ for of in allowed)
       expected = f"a list of {names}" if many else f"a {names}"
@@ -53,6 +54,14 @@ def parse(cls: type[T], value: Any, where: str) -> T:
     return cls(**value)
   except (TypeError, ValueError) as error:
     raise InputError(f"{where}: {one_line(error)}") from error
+
+
+def _finite(x: int | float) -> bool:
+  """Whether a number is finite as a float: JSON as Python reads it has NaN, infinities, 10^400."""
+  try:
+    return math.isfinite(x)
+  except OverflowError:
+    return False
 
 
 def parse_calls(text: str, expected: str) -> list[tuple[str, dict[str, Any]]]:

@@ -10,8 +10,8 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
-from rm_jax.api import _rows_by_prompt
 from rm_jax.batch.group import tokenise
+from rm_jax.batch.together import rows_by_prompt
 from rm_jax.batch.tokenise import Tokens
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
@@ -495,8 +495,8 @@ def sequence(prompt, response):
 )
 def test_responses_share_a_prompt_as_far_as_that_saves(prompt, response, expected):
   tokens = [sequence(prompt, response)] * 6
-  assert _rows_by_prompt(["p"] * 6, tokens, True) == expected
-  assert _rows_by_prompt(["p"] * 6, tokens, False) == [[i] for i in range(6)]
+  assert rows_by_prompt(["p"] * 6, tokens, True) == expected
+  assert rows_by_prompt(["p"] * 6, tokens, False) == [[i] for i in range(6)]
 
 
 def test_a_template_that_cannot_be_rendered_names_what_sets_another(llama_folder):

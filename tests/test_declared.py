@@ -41,6 +41,7 @@ def test_a_record_becomes_its_dataclass():
     ({"size": None}, "f: k.size is None"),
     ({"size": -1}, "f: k: size is -1"),
     ({"rate": float("nan")}, "f: k.rate is nan"),
+    ({"rate": 10**400}, "f: k.rate is 1000"),
     ({"rate": "1"}, "f: k.rate is '1'; expected a float"),
     ({"on": 1}, "f: k.on is 1; expected a bool or NoneType"),
     ({"weights": 1.0}, "f: k.weights is 1.0; expected a list of float"),

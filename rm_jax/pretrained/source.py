@@ -27,6 +27,7 @@ from rm_jax.storage.files import expanded
 
 CONFIG = "config.json"
 RECORD = "rm_jax.json"
+SHAPING = "shaping.json"  # the chain of `rm_jax/shaping` between scores and reinforcement learning
 # Names of the folder, inside the one that is saved to, in which files are written, and of the same
 # folder once all of them are there.
 _WRITING, _WRITTEN = ".rm_jax-writing-", ".rm_jax-written"
@@ -243,14 +244,15 @@ def save_folder(
   tokenizer: Any,
   record: dict[str, Any],
   tensors: Iterable[tuple[str, np.ndarray]] | None = None,
+  shaping: dict[str, Any] | None = None,
 ) -> None:
   """Writes a Hugging Face folder with our record; without `tensors`, all but the weights.
 
   A model that was there is replaced as a whole, even if the process is killed: all files are
   written and flushed to the disk in a folder inside, one rename of that folder commits them, and
   then they are moved to their places. `recover` completes a move that was interrupted. Files that
-  are no part of a model (a README, a calibration) stay as they are, and without `tensors` weights
-  too.
+  are no part of a model (a README, a calibration) stay as they are, and without `tensors` the
+  weights and a chain of shaping, which was fitted on them.
 
   Raises OSError where it cannot be written, and ValueError as `files.write_tensors`, for a file of
   the tokenizer whose name `recover` would refuse, or for a config or record of more bytes than
@@ -266,6 +268,8 @@ def save_folder(
     tokenizer.save_pretrained(scratch)
     _write(scratch / RECORD, record)
     _write(scratch / CONFIG, config)
+    if shaping is not None:
+      _write(scratch / SHAPING, shaping)
     if tensors is not None:
       files.write_tensors(scratch, dict(tensors))
     names = sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file())
@@ -372,8 +376,11 @@ def _move(written: Path, path: Path, names: list[str], weights: bool) -> None:
 
 
 def _model_files(path: Path, weights: bool) -> set[str]:
-  """Names of the files in a folder that are part of a saved model; its weights if asked for."""
-  patterns = _MODEL_FILES + (files.WEIGHTS if weights else ())
+  """Names of the files in a folder that are part of a saved model.
+
+  Its weights, and the chain of shaping that was fitted on them, if asked for.
+  """
+  patterns = _MODEL_FILES + ((*files.WEIGHTS, SHAPING) if weights else ())
   return {str(file.relative_to(path)) for pattern in patterns for file in path.glob(pattern)}
 
 

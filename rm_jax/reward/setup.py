@@ -26,12 +26,18 @@ from rm_jax.batch.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.data.report import Report
 from rm_jax.declared import parse
 from rm_jax.errors import InputError
-from rm_jax.models.config import DecoderConfig
+from rm_jax.models.config import DecoderConfig, HeadConfig, LikelihoodHead
 from rm_jax.models.lora import is_base
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained import hf
-from rm_jax.pretrained.config import backbone_config, family_of, is_classifier
+from rm_jax.pretrained.config import (
+  backbone_config,
+  family_of,
+  head_config,
+  is_classifier,
+  tied_head,
+)
 from rm_jax.pretrained.source import RECORD, Source, load_tokenizer
 from rm_jax.reward.architecture import architecture, build_network
 from rm_jax.storage.files import expanded
@@ -428,3 +434,24 @@ def _random(network: Network, paths: tuple[str, ...], mesh: Mesh) -> Callable[[j
 
 def _flat(tree: dict) -> dict[str, Any]:
   return flatten_dict(tree, sep="/")
+
+
+def saved_head(source: Source) -> tuple[HeadConfig | LikelihoodHead, Reference | None]:
+  """(the head's config, from our record or else from config.json; an implicit reward's reference).
+
+  A head has no dropout, for scoring. Raises ValueError where the record cannot be used.
+  """
+  where = f"{source.path / RECORD}: "
+  if "implicit" in source.record:
+    said = source.record["implicit"]
+    if not isinstance(said, dict) or not said.keys() <= {"beta", "normalised", "reference"}:
+      raise InputError(f"{where}implicit is {said!r:.200}; expected beta, normalised, reference")
+    fields = {name: value for name, value in said.items() if name != "reference"}
+    reference = said.get("reference")
+    if reference is not None:
+      reference = parse(Reference, reference, where + "implicit.reference")
+    known = {"reference": reference is not None, "tied": tied_head(source.config)}
+    return parse(LikelihoodHead, fields | known, where + "implicit"), reference
+  saved = source.record.get("head")
+  head = parse(HeadConfig, saved, where + "head") if saved else head_config(source.config)
+  return dataclasses.replace(head, dropout=0.0), None
