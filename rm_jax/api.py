@@ -251,6 +251,7 @@ class RewardModel:
         whose,
         fitted.data,
       )
+    log.info("%s: shaped by %s: %s", whose, self.shaping.digest, self.shaping)
     scores_NM = self.score_members(rows, origins=origins, **options)
     origins = origins or _RowNumbers()
     asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]

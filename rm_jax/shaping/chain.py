@@ -135,14 +135,16 @@ class Chain:
     raw_N = responses.raw
     _check(raw_N, "the model", origins)
     score_N, after = raw_N.astype(np.float64), {}
+    reasons: list[tuple[str, ...]] = [()] * len(raw_N)
     for stage in self.stages:
       with np.errstate(over="ignore", invalid="ignore"):  # what overflows is an error here
-        score_N = stage.apply(score_N, responses)
+        if isinstance(stage, Filters):
+          reasons = stage.reasons(responses)  # kept, because reading the texts takes time
+          score_N = stage.penalised(score_N, reasons)
+        else:
+          score_N = stage.apply(score_N, responses)
       _check(score_N, f"the stage {stage.name!r} of the chain", origins)
       after[stage.name] = score_N
-    last = self.stages[-1]
-    filtered = isinstance(last, Filters)
-    reasons = last.reasons(responses) if filtered else [()] * len(raw_N)
     return Shaped(raw_N, after, tuple(reasons))
 
 

@@ -83,6 +83,15 @@ class Sample:
   rated: np.ndarray
   labels: np.ndarray
 
+  @property
+  def judged(self) -> np.ndarray:
+    """Float64 [N], how each response was judged among those to its prompt: the comparisons that it
+    won minus those that it lost, plus its label."""
+    count = len(self.prompts)
+    judged_N = np.bincount(self.better, minlength=count) - np.bincount(self.worse, minlength=count)
+    labels_N = np.bincount(self.rated, self.labels, minlength=count)
+    return judged_N + labels_N
+
 
 class Stage(Protocol):
   """What a stage is.
@@ -91,11 +100,13 @@ class Stage(Protocol):
     name: in records and texts.
     monotone: whether the score after it is a non-decreasing function of the score before it, the
       same for all responses. Such a stage changes no comparison, unless it makes a tie.
+    affine: whether it is a straight line of that score, which changes no correlation, either.
     estimates: names of the fields that are taken from data where they are not declared.
   """
 
   name: ClassVar[str]
   monotone: ClassVar[bool]
+  affine: ClassVar[bool]
   estimates: ClassVar[tuple[str, ...]]
 
   def apply(self, score_N: np.ndarray, responses: Responses) -> np.ndarray:
@@ -110,8 +121,10 @@ class Stage(Protocol):
 
 
 class _Declared:
-  """What a stage is whose numbers are all declared."""
+  """A stage's attributes by default, and its `estimated` where all its numbers are declared."""
 
+  monotone: ClassVar[bool] = False
+  affine: ClassVar[bool] = False
   estimates: ClassVar[tuple[str, ...]] = ()
 
   def estimated(self, score_N: np.ndarray, sample: Sample) -> dict[str, Any]:
@@ -149,7 +162,6 @@ class Lower(_Declared):
   deviations: float = 1.0
 
   name: ClassVar[str] = "lower"
-  monotone: ClassVar[bool] = False
 
   def __post_init__(self):
     if not self.deviations >= 0:
@@ -161,7 +173,7 @@ class Lower(_Declared):
 
 
 @dataclasses.dataclass(frozen=True)
-class Normalise:
+class Normalise(_Declared):
   """(score − mean) / deviation. Both are the sample's, which then has mean 0 and deviation 1.
 
   Attributes:
@@ -174,6 +186,7 @@ class Normalise:
 
   name: ClassVar[str] = "normalise"
   monotone: ClassVar[bool] = True
+  affine: ClassVar[bool] = True
   estimates: ClassVar[tuple[str, ...]] = ("mean", "deviation")
 
   def __post_init__(self):
@@ -194,7 +207,7 @@ class Normalise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrate:
+class Calibrate(_Declared):
   """score / temperature + bias, so that scores, or their differences, are log-odds.
 
   The sample's comparisons decide the temperature, by which σ of a difference is the probability
@@ -212,6 +225,7 @@ class Calibrate:
 
   name: ClassVar[str] = "calibrate"
   monotone: ClassVar[bool] = True
+  affine: ClassVar[bool] = True
   estimates: ClassVar[tuple[str, ...]] = ("temperature", "bias")
 
   def __post_init__(self):
@@ -238,16 +252,18 @@ class Calibrate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decorrelate:
+class Decorrelate(_Declared):
   """score − slope · (characters − mean): without the straight line that length explains of it.
 
-  The slope is that of least squares within prompts: of each response's score and length, as
-  differences from their means over the prompt's responses. Between prompts, length and score go
-  together for other reasons. Only where no prompt has two responses of different lengths the slope
-  is that over all responses. The mean is that of the sample's lengths.
+  The slope is that of least squares of a score on its length at equal judgement: on length and
+  `Sample.judged` together, both as differences from their means over the responses to one prompt,
+  because between prompts length and score go together for other reasons. In a pair it is the slope
+  of the score's difference (chosen minus rejected) on that of length, beside a constant. Only where
+  no prompt has two responses of different lengths it is the slope over all responses. The mean is
+  that of the sample's lengths.
 
-  What length and quality have in common is removed, too: where longer responses are better, this
-  costs agreement, which the audit measures.
+  A judgement says which response is better and not by how much: where longer responses are better
+  by more, some of that is removed, too. The audit measures what it costs in agreement.
 
   Attributes:
     slope: score a character.
@@ -258,7 +274,6 @@ class Decorrelate:
   mean: float = 0.0
 
   name: ClassVar[str] = "decorrelate"
-  monotone: ClassVar[bool] = False
   estimates: ClassVar[tuple[str, ...]] = ("slope", "mean")
 
   def apply(self, score_N: np.ndarray, responses: Responses) -> np.ndarray:
@@ -267,19 +282,22 @@ class Decorrelate:
   def estimated(self, score_N: np.ndarray, sample: Sample) -> dict[str, Any]:
     length_N = sample.responses.lengths
     for groups in (sample.prompts, np.zeros_like(sample.prompts)):
-      inside_N = length_N - _group_means(length_N, groups)
-      if (below := inside_N @ inside_N) > 0:
-        return {"slope": float(inside_N @ score_N / below), "mean": float(length_N.mean())}
+      inside_N2 = np.stack([_inside(x_N, groups) for x_N in (length_N, sample.judged)], axis=1)
+      spread_2 = inside_N2.std(axis=0)
+      if spread_2[0] > 0:
+        inside_N2 /= np.where(spread_2 > 0, spread_2, 1)
+        slope_2, *_ = np.linalg.lstsq(inside_N2, _inside(score_N, groups), rcond=1e-9)
+        return {"slope": float(slope_2[0] / spread_2[0]), "mean": float(length_N.mean())}
     raise InputError(
       f"decorrelate: the {len(score_N)} responses that it is fitted on have one length; expected "
       "several"
     )
 
 
-def _group_means(value_N: np.ndarray, groups: np.ndarray) -> np.ndarray:
-  """For each value the mean over its group, float64 [N]."""
+def _inside(value_N: np.ndarray, groups: np.ndarray) -> np.ndarray:
+  """Each value minus the mean over its group, float64 [N]."""
   _, at = np.unique(groups, return_inverse=True)
-  return (np.bincount(at, value_N) / np.bincount(at))[at]
+  return value_N - (np.bincount(at, value_N) / np.bincount(at))[at]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +346,7 @@ class Tanh(_Declared):
 
 
 @dataclasses.dataclass(frozen=True)
-class Filters(Limits):
+class Filters(_Declared, Limits):
   """A response that a rule catches gets the penalty, or keeps its score where that is lower.
 
   The last stage, if there is one, so that the penalty is what reinforcement learning reads. The
@@ -352,7 +370,6 @@ class Filters(Limits):
   languages: tuple[str, ...] = ()
 
   name: ClassVar[str] = "filters"
-  monotone: ClassVar[bool] = False
   estimates: ClassVar[tuple[str, ...]] = ("penalty", "low", "high", "languages")
 
   def __post_init__(self):
@@ -365,7 +382,11 @@ class Filters(Limits):
       raise ValueError(f"low .. high is {self.low} .. {self.high}; expected low <= high")
 
   def apply(self, score_N: np.ndarray, responses: Responses) -> np.ndarray:
-    caught_N = np.array([bool(found) for found in self.reasons(responses)], bool)
+    return self.penalised(score_N, self.reasons(responses))
+
+  def penalised(self, score_N: np.ndarray, reasons: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """The scores [N] after the stage, given what `reasons` found."""
+    caught_N = np.array([bool(found) for found in reasons], bool)
     return np.where(caught_N, np.minimum(score_N, self.penalty), score_N)
 
   def reasons(self, responses: Responses) -> list[tuple[str, ...]]:
@@ -375,6 +396,13 @@ class Filters(Limits):
       self._reasons(float(raw), text)
       for raw, text in zip(responses.raw, responses.texts, strict=True)
     ]
+
+  @property
+  def reasons_there_are(self) -> tuple[str, ...]:
+    """Names of the rules that can catch a response."""
+    rules = {"language": bool(self.languages), "below": self.low is not None}
+    rules["above"] = self.high is not None
+    return (*self.flags(""), *(name for name, on in rules.items() if on))
 
   def _reasons(self, raw: float, text: str) -> tuple[str, ...]:
     found = [name for name, caught in self.flags(text).items() if caught]

@@ -18,6 +18,7 @@ from rm_jax.audit.sections import (
   overoptimisation,
   robustness,
   rules,
+  shaping,
 )
 
 SECTIONS: tuple[Section, ...] = (
@@ -30,6 +31,7 @@ SECTIONS: tuple[Section, ...] = (
   drift.SECTION,
   hacking.SECTION,
   overoptimisation.SECTION,
+  shaping.SECTION,
   rules.SECTION,
   benchmarks.SECTION,
 )
