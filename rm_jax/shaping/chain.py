@@ -133,7 +133,7 @@ class Chain:
         member.
     """
     raw_N = responses.raw
-    _check(raw_N, "the model", origins)
+    _check(raw_N, "the model", "", origins)
     score_N, after = raw_N.astype(np.float64), {}
     reasons: list[tuple[str, ...]] = [()] * len(raw_N)
     for stage in self.stages:
@@ -143,20 +143,20 @@ class Chain:
           score_N = stage.penalised(score_N, reasons)
         else:
           score_N = stage.apply(score_N, responses)
-      _check(score_N, f"the stage {stage.name!r} of the chain", origins)
+      mend = f": fit the chain again, or declare other numbers than {stage!r:.200}"
+      _check(score_N, f"the stage {stage.name!r} of the chain", mend, origins)
       after[stage.name] = score_N
     return Shaped(raw_N, after, tuple(reasons))
 
 
-def _check(score_N: np.ndarray, source: str, origins: Sequence[str] | None) -> None:
+def _check(score_N: np.ndarray, source: str, mend: str, origins: Sequence[str] | None) -> None:
   with np.errstate(over="ignore"):
     finite_N = np.isfinite(score_N.astype(np.float32))
   if not finite_N.all():
     bad = int(np.flatnonzero(~finite_N)[0])
     origin = f"row {bad}" if origins is None else origins[bad]
-    raise InputError(
-      f"{origin}: {source} gives the score {score_N[bad]}; expected a finite number of float32"
-    )
+    found = f"{origin}: {source} gives the score {score_N[bad]}"
+    raise InputError(f"{found}; expected a finite number of float32{mend}")
 
 
 def check_order(names: Sequence[str], where: str = "the chain") -> None:
