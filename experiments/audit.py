@@ -294,13 +294,7 @@ def _check_kinds(examples: Sequence[Example]) -> None:
 
 
 def _keep_chain(model: RewardModel, folder: Path, found: Mapping[str, Any]) -> None:
-  """Writes the chain that the section `shaping` reports to a model's folder.
-
-  Raises:
-    InputError: it reports none.
-  """
-  if "chain" not in found:
-    raise InputError(f"no chain is kept: --shape={SHAPE.value}: {found['why']}")
+  """Writes the chain that the section `shaping` reports to a model's folder."""
   chain = chain_of(found["chain"], "the chain")
   if chain.fitted:
     fitted = dataclasses.replace(chain.fitted, data=DATA.value, weights=model.weights)
@@ -371,13 +365,16 @@ def main() -> None:
     for line in sentences(section):
       print(f"{name}: {line}")
   print(f"{OUTPUT.value}/report.html")
-  if CALIBRATE.value and planned:
+  unshaped = planned and found["shaping"].get("why")
+  if CALIBRATE.value and planned and not unshaped:
     _keep_chain(model, folder, found["shaping"])
   if CALIBRATE.value:
     calibration.store(folder, found["calibration"], DATA.value)
   if failed:
     said = "; ".join(f"{name}: {why}" for name, why in failed.items())
     raise InputError(f"{OUTPUT.value}/report.html is written, without what failed: {said}")
+  if unshaped:
+    raise InputError(f"--shape={SHAPE.value}: {unshaped}. {OUTPUT.value}/report.html is written")
 
 
 if __name__ == "__main__":
