@@ -137,7 +137,7 @@ class Chain:
     score_N, after = raw_N.astype(np.float64), {}
     reasons: list[tuple[str, ...]] = [()] * len(raw_N)
     for stage in self.stages:
-      with np.errstate(over="ignore", invalid="ignore"):  # what overflows is an error here
+      with np.errstate(over="ignore"):  # what overflows is an error here
         if isinstance(stage, Filters):
           reasons = stage.reasons(responses)  # kept, because reading the texts takes time
           score_N = stage.penalised(score_N, reasons)

@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -65,6 +66,7 @@ def test_the_record_and_the_text_give_the_chain_again(whole):
   assert chain_of(declared(str(whole)).record(), "f").fitted is None
   new = responses(np.random.default_rng(1).normal(1, 2, (50, 3)), ["Is it? " * 9] * 50)
   np.testing.assert_array_equal(again.shape(new).scores, whole.shape(new).scores)
+  assert len(whole.digest) == 12
   assert again.digest == whole.digest == declared(str(whole)).digest
   assert declared("clip(low=-1, high=1)").digest != declared("clip(low=-1, high=2)").digest
 
@@ -113,10 +115,20 @@ def test_equal_scores_stay_equal(whole):
 )
 def test_a_score_that_is_not_finite_names_the_stage(stages, score, message):
   made = Chain(tuple(stages))
-  with pytest.raises(InputError, match=message):
-    made.shape(responses([0.0, score]))
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")  # no warning of numpy beside the error
+    with pytest.raises(InputError, match=message):
+      made.shape(responses([0.0, score]))
   with pytest.raises(InputError, match=message.replace("row ", "f:")):
     made.shape(responses([0.0, score]), ["f:0", "f:1"])
+
+
+@pytest.mark.parametrize(
+  "stages", [(), (Clip(), Clip(0, 1)), (Clip(), Lower()), (Filters(), Clip())]
+)
+def test_stages_in_another_order_are_no_chain(stages):
+  with pytest.raises(InputError, match=r"^the chain has "):
+    Chain(stages)
 
 
 def test_a_lower_bound_wants_an_ensemble(whole):

@@ -1,5 +1,7 @@
 """Each stage of a chain: what it computes, and the numbers that it takes from a sample."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,21 @@ def test_decorrelation_takes_what_length_explains_at_equal_judgement_within_prom
   assert Decorrelate(3.0, 4.0).apply(np.array([1.5]), responses([0], ["four"])) == [1.5]
 
 
+def test_decorrelation_at_equal_labels():
+  # Right answers have one character more and are half a point better: no preference for length.
+  length = np.tile([3, 2], 6) + np.repeat(np.arange(6) % 3, 2)
+  length[::4] += 1  # of every other prompt two characters, so that the two can be told apart
+  label = np.tile([1.0, 0.0], 6)
+  score = 0.5 * label + np.repeat(np.arange(6.0), 2)
+  texts = ["x" * n for n in length]
+  sample = Sample(responses(score, texts), np.arange(12) // 2, NONE, NONE, np.arange(12), label)
+  np.testing.assert_array_equal(sample.judged, label)
+  assert Decorrelate().estimated(score, sample)["slope"] == pytest.approx(0, abs=1e-9)
+  # Comparisons and labels add up.
+  both = dataclasses.replace(sample, better=np.array([0, 2]), worse=np.array([1, 0]))
+  assert both.judged.tolist() == [1, -1, 2, *label[3:]]
+
+
 def test_decorrelation_over_all_responses_where_prompts_have_one():
   score = np.array([1.0, 3.0, 2.0, 6.0])
   texts = ["x" * n for n in (1, 3, 2, 6)]
@@ -114,6 +131,11 @@ def test_decorrelation_over_all_responses_where_prompts_have_one():
   assert Decorrelate().estimated(score, alone) == pytest.approx({"slope": 1.0, "mean": 3.0})
   with pytest.raises(InputError, match="the 2 responses that it is fitted on have one length"):
     Decorrelate().estimated(np.array([1.0, 2.0]), pairs([1.0, 2.0], ["ab", "cd"]))
+
+
+def test_which_stages_only_rise_and_which_are_straight_lines():
+  assert {n for n, s in STAGES.items() if s.monotone} == {"normalise", "calibrate", "clip", "tanh"}
+  assert {n for n, s in STAGES.items() if s.affine} == {"normalise", "calibrate"}
 
 
 @pytest.mark.parametrize("stage", [Normalise(3, 2), Calibrate(0.3, 1), Clip(-1, 2), Tanh(1.5)])
@@ -193,6 +215,10 @@ def test_what_filters_take_from_a_sample():
   assert found["penalty"] == -3
   assert (found["low"], found["high"]) == pytest.approx((10 - 2.4, 10 + 2.4))
   assert found["languages"] == ("English", "German")
+  for count, bound in ((99, None), (100, 1.0)):  # `FEWEST`
+    alike = np.ones(count)
+    sample = Sample(responses(alike), np.arange(count), NONE, NONE, NONE, np.zeros(0))
+    assert Filters().estimated(alike, sample)["high"] == bound
   few = pairs([1.0, 2.0], ["The cat is on the mat.", "42"])
   found = Filters().estimated(np.array([1.0, 2.0]), few)
   assert found == {"penalty": 1.0, "low": None, "high": None, "languages": ("English",)}
