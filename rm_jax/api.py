@@ -94,6 +94,7 @@ class RewardModel:
     self.mesh = mesh
     self.reference = reference
     self.shaping = shaping
+    self._fits: tuple[Chain, dict] | None = None  # a chain, and parameters it was compared with
 
   @property
   def attributes(self) -> tuple[str, ...]:
@@ -244,7 +245,9 @@ class RewardModel:
         "--calibrate --shape='normalise, clip' makes, or a chain by shaping= of from_pretrained"
       )
     fitted = self.shaping.fitted
-    if fitted and fitted.weights and fitted.weights != self.weights:
+    seen = self._fits and self._fits[0] is self.shaping and self._fits[1] is self.params
+    self._fits = self.shaping, self.params
+    if not seen and fitted and fitted.weights and fitted.weights != self.weights:
       log.warning(
         "%s: THE SHAPED SCORES MAY BE WRONG: their chain was fitted with other weights, on %s; "
         "experiments.audit --calibrate --shape fits it again",

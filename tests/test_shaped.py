@@ -4,6 +4,7 @@ import json
 import logging
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -110,8 +111,6 @@ def test_without_a_chain_nothing_is_written_and_shaped_scores_are_refused(ensemb
 def test_a_run_that_goes_on_keeps_its_chain_and_other_weights_are_told(ensemble, tmp_path, caplog):
   ensemble.save_pretrained(tmp_path / "model")
   source = RewardModel.from_pretrained(tmp_path / "model")
-  import ml_collections
-
   claim(tmp_path, ml_collections.ConfigDict({"data": {}}), source.text_model)
   assert (tmp_path / "model" / SHAPING).exists()
   caplog.clear()
@@ -121,6 +120,9 @@ def test_a_run_that_goes_on_keeps_its_chain_and_other_weights_are_told(ensemble,
   assert not caplog.records
   source.score(ROWS[:1], shaped=True)
   assert "THE SHAPED SCORES MAY BE WRONG: their chain was fitted with other weights" in caplog.text
+  caplog.clear()
+  source.score(ROWS[:1], shaped=True)
+  assert not caplog.records  # it is told once
 
 
 def test_lower_is_a_stage_of_a_shaped_score(ensemble):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -129,10 +130,11 @@ def test_filters_end_an_exploit_and_say_of_what():
   assert change["value"] == pytest.approx(difference)
 
 
-def test_a_plan_is_fitted_on_one_half_and_measured_on_the_other():
+def test_a_plan_is_fitted_on_one_half_and_measured_on_the_other(tmp_path):
   planned = plan("normalise, clip, filters", "--shape")
   settings = Settings(shaping=planned, seed=3)
-  found = audit(Fake(noisy(truth(WORLD), 0.5)), PAIRS, settings=settings, sections=ONLY)["shaping"]
+  made = audit(Fake(noisy(truth(WORLD), 0.5)), PAIRS, settings=settings, sections=ONLY)
+  found = made["shaping"]
   mine = halves([e.conversation for e in PAIRS], 3)
   half = [e for e, is_mine in zip(PAIRS, mine, strict=True) if is_mine]
   sample = sample_of(members(noisy(truth(WORLD), 0.5)), half)
@@ -144,6 +146,13 @@ def test_a_plan_is_fitted_on_one_half_and_measured_on_the_other():
   assert other["mean"]["interval"][0] < 0 < other["mean"]["interval"][1]
   assert 0.8 < other["deviation"] < 1.2
   assert (found["fitted_on"], found["conversations"]) == (len(half), len(PAIRS) - len(half))
+  _, others = fit(members(length), PAIRS, plan("normalise", "--shape"), seed=3)
+  assert others == [e for e in PAIRS if e not in half]
+  assert page.write(tmp_path, {"about": {"model": "m", "data": "d"}, **made}, ONLY) == {}
+  shown = (tmp_path / "report.html").read_text()
+  assert re.search(r"The chain, fitted on <span[^>]*>75</span> other conversations, on", shown)
+  assert "<th>filtered by</th><th>of all</th><th>of the top-scored</th>" in shown
+  assert 'data-path="shaping/filtered/any/top/value"' in shown
 
 
 def test_a_sample_knows_who_won_and_which_prompts_are_equal():

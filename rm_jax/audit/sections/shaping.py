@@ -319,7 +319,7 @@ def _changed(page: Writer, one: View, key: str = "value") -> str:
 
 
 def _render(page: Writer, found: View) -> None:
-  where = f"{page.value(found['responses'])} responses of {page.value(found['conversations'])} "
+  where = f"{page.value(found['responses'])} responses of {page.value(found['conversations'])}"
   fitted = "saved with the model"
   if found.value["fitted_on"] is not None:
     fitted = f"fitted on {page.value(found['fitted_on'])} other conversations"
@@ -341,9 +341,17 @@ def _render(page: Writer, found: View) -> None:
       for name, one in found["stages"].items()
     ),
   )
-  page.add("<p>Partial rank correlation with measures of the text, given quality:</p>")
+  tables = [one["hacking"] for one in found["stages"].value.values()]
+  # Of a measure that is the same for all texts there is nothing to show.
+  measures = [
+    name for name in MEASURES if any(one.get(name, {}).get("value") is not None for one in tables)
+  ]
+  page.add(
+    "<p>Partial rank correlation with measures of the text, given quality, after each stage that can "
+    "change it:</p>"
+  )
   page.table(
-    ("after", *MEASURES),
+    ("after", *measures),
     (
       (
         escaped(name),
@@ -351,7 +359,7 @@ def _render(page: Writer, found: View) -> None:
           page.figure(one["hacking"][measure])
           if measure in one["hacking"]
           else _changed(page, one["hacking"])
-          for measure in MEASURES
+          for measure in measures
         ),
       )
       for name, one in found["stages"].items()
