@@ -346,26 +346,18 @@ def _render(page: Writer, found: View) -> None:
   measures = [
     name for name in MEASURES if any(one.get(name, {}).get("value") is not None for one in tables)
   ]
-  page.add(
-    "<p>Partial rank correlation with measures of the text, given quality, after each stage that can "
-    "change it:</p>"
-  )
-  page.table(
-    ("after", *measures),
-    (
+  if measures:
+    page.add(
+      "<p>Partial rank correlation of the score with measures of the text, given quality:</p>"
+    )
+    page.table(
+      ("after", *measures),
       (
-        escaped(name),
-        *(
-          page.figure(one["hacking"][measure])
-          if measure in one["hacking"]
-          else _changed(page, one["hacking"])
-          for measure in measures
-        ),
-      )
-      for name, one in found["stages"].items()
-      if "keeps" not in one["hacking"]
-    ),
-  )
+        (escaped(name), *(page.figure(one["hacking"][measure]) for measure in measures))
+        for name, one in found["stages"].items()
+        if measures[0] in one["hacking"]  # else the stage changes none, or the data have no quality
+      ),
+    )
   if found.value["filtered"]:
     page.table(
       ("filtered by", "of all", "of the top-scored"),
