@@ -7,9 +7,11 @@ Each distinct text is scored once and its score is kept, by default in ~/.cache/
 interrupted audit continues where it stopped.
 """
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -34,6 +36,9 @@ from rm_jax.audit.sections import calibration, drift
 from rm_jax.data.choose import sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
+from rm_jax.pretrained.source import SHAPING
+from rm_jax.shaping.chain import chain_of, plan
+from rm_jax.storage.files import write_json
 from rm_jax.train import datasets
 from rm_jax.train.datasets import true_world
 from rm_jax.types import Example
@@ -65,7 +70,13 @@ REFERENCE = flags.DEFINE_string(
   "is the training data, which the model may have memorised.",
 )
 CALIBRATE = flags.DEFINE_bool(
-  "calibrate", False, "Keep the calibration of the scores in the model's folder."
+  "calibrate", False, "Keep the calibration of the scores, and --shape, in the model's folder."
+)
+SHAPE = flags.DEFINE_string(
+  "shape",
+  "",
+  "Chain of shaping to fit on half of the conversations and to measure on the others, as in "
+  "'normalise, clip(low=-5, high=5), filters'; --calibrate keeps it. '' = the model's own, if any.",
 )
 BENCHMARK = flags.DEFINE_multi_string(
   "benchmark", [], f"NAME=PATH of a published benchmark: {', '.join(BENCHMARKS)}."
@@ -283,15 +294,28 @@ def _check_kinds(examples: Sequence[Example]) -> None:
       f"{DATA.value} has feedback on attributes, which an audit does not read; "
       "experiments.evaluate reports on it"
     )
+  if "step" in kinds and SHAPE.value:
+    raise DataError(f"--shape is fitted on whole responses, and {DATA.value} has steps")
   if "step" in kinds and AGAINST.value:
     raise DataError(f"--against compares whole responses, and {DATA.value} has steps")
   if "step" in kinds and len(kinds) > 1:
     raise DataError(f"{DATA.value} has {sorted(kinds)}; expected steps alone, or whole responses")
 
 
+def _keep_chain(model: RewardModel, folder: Path, found: Mapping[str, Any]) -> None:
+  """Writes the chain that the section `shaping` reports to a model's folder."""
+  chain = chain_of(found["chain"], "the chain")
+  if chain.fitted:
+    fitted = dataclasses.replace(chain.fitted, data=DATA.value, weights=model.weights)
+    chain = dataclasses.replace(chain, fitted=fitted)
+  write_json(folder / SHAPING, chain.record())
+  print(f"{folder / SHAPING}: {chain}")
+
+
 def main() -> None:
   for given in BENCHMARK.value:
     _named(given)
+  planned = plan(SHAPE.value, "--shape") if SHAPE.value else None
   if REFERENCE.value == DATA.value == HELDOUT:
     raise InputError(f"--reference={HELDOUT} is --data itself; expected other data of one of them")
   output, folder = output_folder("output", OUTPUT.value), _folder(MODEL.value)
@@ -333,6 +357,7 @@ def main() -> None:
     benchmarks=benchmarks,
     settings=Settings(
       edited_pairs=EDITS.value,
+      shaping=planned or model.shaping,
       world=None if in_steps else true_world(names, config),
       prompts=PROMPTS.value,
       candidates=CANDIDATES.value,
@@ -354,11 +379,16 @@ def main() -> None:
     for line in sentences(section):
       print(f"{name}: {line}")
   print(f"{OUTPUT.value}/report.html")
+  unshaped = planned and found["shaping"].get("why")
+  if CALIBRATE.value and planned and not unshaped:
+    _keep_chain(model, folder, found["shaping"])
   if CALIBRATE.value:
     calibration.store(folder, found["calibration"], DATA.value)
   if failed:
     said = "; ".join(f"{name}: {why}" for name, why in failed.items())
     raise InputError(f"{OUTPUT.value}/report.html is written, without what failed: {said}")
+  if unshaped:
+    raise InputError(f"--shape={SHAPE.value}: {unshaped}. {OUTPUT.value}/report.html is written")
 
 
 if __name__ == "__main__":

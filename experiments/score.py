@@ -29,6 +29,7 @@ from rm_jax.data.read import Row, read_rows
 from rm_jax.data.report import DataError, Report, RowError, shown
 from rm_jax.data.requests import COLUMNS as READS
 from rm_jax.data.requests import read_row
+from rm_jax.errors import InputError
 from rm_jax.losses.process import HOW
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
@@ -39,6 +40,15 @@ OUTPUT = flags.DEFINE_string("output", None, "JSON lines file that gets the rows
 AGGREGATE = flags.DEFINE_enum("aggregate", "min", HOW, "How a solution's steps become its reward.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Compute dtype of the backbone.")
 MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Tokens of a row; 0 = the model's own.")
+SHAPED = flags.DEFINE_bool(
+  "shaped",
+  False,
+  'Write the score that the model\'s chain of shaping gives as "reward", and add "raw_reward", '
+  '"reasons" (rules that caught the response) and "shaping" (a hash of the chain).',
+)
+SHAPING = flags.DEFINE_string(
+  "shaping", "", "Chain for --shaped, as in 'clip(low=-2, high=2), tanh'; '' = the model's own."
+)
 MARK_CUT = flags.DEFINE_bool(
   "mark_cut", False, 'Add "cut" to each row: tokens of its prompt and response that were left out.'
 )
@@ -154,7 +164,24 @@ def check_rows() -> int:
   return count
 
 
+def rewards_of(model: RewardModel, rows: list[Row], **options) -> list[Row]:
+  """The columns that are added to each row: its reward, and with --shaped how it came about."""
+  if not SHAPED.value:
+    return [{"reward": float(reward)} for reward in model.score(rows, **options)]
+  return [
+    {
+      "reward": one["shaped"],
+      "raw_reward": one["raw"],
+      "reasons": one["reasons"],
+      "shaping": model.shaping.digest,
+    }
+    for one in model.explain(rows, **options)
+  ]
+
+
 def main() -> None:
+  if SHAPING.value and not SHAPED.value:
+    raise InputError(f"--shaping={SHAPING.value} is for --shaped, which is not set")
   output = output_file("output", OUTPUT.value)
   count = check_rows()
   part_of_it = output.with_name(f".{output.name}.{os.getpid()}.part")
@@ -168,11 +195,15 @@ def main() -> None:
         eos=EOS.value,
         verdict=VERDICT.value,
         question=QUESTION.value,
+        shaping=SHAPING.value,
       )
+      if SHAPED.value and model.shaping:
+        print(f"shaped by {model.shaping.digest}: {model.shaping}")
       cuts: list[Cut] = []
       for rows in parts(read()):
         done, own = len(cuts), []
-        rewards = model.score(
+        rewards = rewards_of(
+          model,
           [asked(row, origin) for origin, row in rows],
           aggregate=AGGREGATE.value,
           progress=f"rows {done + 1} to {done + len(rows)} of {count}",
@@ -181,7 +212,7 @@ def main() -> None:
         )
         for (origin, row), reward, cut in zip(rows, rewards, own, strict=True):
           mark = {"cut": int(cut)} if MARK_CUT.value else {}
-          file.write(written(origin, {**row, "reward": float(reward), **mark}))
+          file.write(written(origin, {**row, **reward, **mark}))
         cuts += own
       if len(cuts) != count:
         raise DataError(f"{INPUT.value}: {count} rows when checked and {len(cuts)} when scored")

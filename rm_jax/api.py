@@ -3,7 +3,6 @@
 Notebooks, audits, curation, and the commands that score text do so through it.
 """
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,20 +11,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.batch.group import Group, check_vocabulary, rows_by_prompt, unlabelled_group
+from rm_jax.batch.group import Group, check_vocabulary
+from rm_jax.batch.together import rows_by_prompt, unlabelled_group
 from rm_jax.batch.tokens import Cut, cut_message
+from rm_jax.data.dialogue import plain
 from rm_jax.data.report import DataError, RowError
 from rm_jax.data.requests import Asked, read_row
 from rm_jax.errors import InputError
-from rm_jax.models.config import HeadConfig, LikelihoodHead
-from rm_jax.models.network import Network
+from rm_jax.parallel.fingerprint import fingerprint_of
 from rm_jax.parallel.mesh import make_mesh
-from rm_jax.pretrained.config import backbone_config, head_config, tied_head
-from rm_jax.pretrained.source import RECORD, Source, open_source, parse, save_folder
+from rm_jax.pretrained.source import SHAPING, Source, open_source, read_json, save_folder
 from rm_jax.reward.export import export
+from rm_jax.reward.loaded import text_model_of
 from rm_jax.reward.reference import LoadedReference, load_reference
 from rm_jax.reward.score import (
   default_packing,
@@ -35,16 +35,9 @@ from rm_jax.reward.score import (
   solution_scores,
   weigh_groups,
 )
-from rm_jax.reward.setup import (
-  Reference,
-  TextModel,
-  convention_for,
-  init_params,
-  without_likelihood,
-)
-from rm_jax.reward.setup import chat_template as template_of
-from rm_jax.reward.verdict import check as check_verdict
-from rm_jax.reward.verdict import question_of
+from rm_jax.reward.setup import TextModel, init_params, without_likelihood
+from rm_jax.shaping.chain import Chain, Shaped, chain_of, declared
+from rm_jax.shaping.stages import Responses, below_mean
 from rm_jax.storage.remote import local
 from rm_jax.workdir.folder import is_workdir
 from rm_jax.workdir.load import load_run
@@ -70,6 +63,7 @@ class RewardModel:
     params: nested dict of arrays on the mesh, as `text_model.network` takes it.
     mesh: the devices.
     reference: that an implicit reward is relative to; None where the model has none.
+    shaping: the chain that makes shaped scores; None = there is none.
 
   Raises ValueError if the model or the arguments lack a reference that the other has.
   `from_pretrained` makes one from files.
@@ -81,6 +75,7 @@ class RewardModel:
     params: dict,
     mesh: Mesh,
     reference: LoadedReference | None = None,
+    shaping: Chain | None = None,
   ):
     if ("reference" in text_model.network.needs) != (reference is not None):
       raise ValueError(f"reference is {reference}; expected one where the network's head has it")
@@ -88,6 +83,8 @@ class RewardModel:
     self.params = params
     self.mesh = mesh
     self.reference = reference
+    self.shaping = shaping
+    self._fits: tuple[Chain, dict] | None = None  # a chain, and parameters it was compared with
 
   @property
   def attributes(self) -> tuple[str, ...]:
@@ -106,6 +103,7 @@ class RewardModel:
     steps: str = "",
     verdict: Sequence[str] = (),
     question: str = "",
+    shaping: str = "",
     mesh: Mapping[str, int] | None = None,
   ) -> "RewardModel":
     """Loads a model that has a reward head, or makes one of a language model's own verdict.
@@ -128,6 +126,8 @@ class RewardModel:
         answers whether a response is good; the reward is the difference of their logits (see
         `reward.verdict`).
       question: what it is asked, with `verdict`; '' = whether the answer is good.
+      shaping: declares the chain of shaped scores, with all its numbers, as in 'clip(low=-2,
+        high=2), tanh' (see `shaping.chain.declared`); '' = as saved with the model, if it was.
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices, 1 where it is not said; by default all
         are on 'data'.
 
@@ -136,8 +136,8 @@ class RewardModel:
       ValueError: it has no reward head, or one of several outputs that are neither members nor
         attributes; or the reference of its implicit reward is not there or has another fingerprint;
         or its tensors do not fit the architecture, or another of its files cannot be used; or
-        `verdict` is given and it has a head; or `chat_template`, `eos`, `steps`, `verdict` or
-        `mesh` is not one of the above.
+        `verdict` is given and it has a head; or `chat_template`, `eos`, `steps`, `verdict`,
+        `shaping` or `mesh` is not one of the above.
       CheckpointError: it is a workdir and no checkpoint in it can be read, or fits the backbone.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
@@ -145,51 +145,30 @@ class RewardModel:
     path = Path(name)
     trained = is_workdir(path)
     source = open_source(str(path / "model" if trained else name))
-    tokenizer = source.tokenizer()
-    backbone = backbone_config(source.config)
-    head, reference = _head(source)
-    if head.outputs != 1 and not head.ensemble and not head.attributes:
-      raise InputError(f"{name}: its head has {head.outputs} outputs; a reward has one")
-    if steps and isinstance(head, HeadConfig):  # an implicit reward is a running sum already
-      head = dataclasses.replace(head, steps=steps)
-    words = tuple(verdict)
-    if words:
-      check_verdict(source, head, words, f"verdict is {','.join(map(str, words))}")
-      question = question_of(question, words)
-    convention = convention_for(
-      source.config,
-      source.record,
-      tokenizer,
-      eos=eos or "none",
+    text_model = text_model_of(
+      source,
+      dtype=dtype,
       max_length=max_length,
+      chat_template=chat_template,
+      eos=eos,
+      steps=steps,
+      words=verdict,
       question=question,
     )
-    if eos:
-      convention = dataclasses.replace(convention, eos=eos)
-    if chat_template:
-      tokenizer.chat_template = template_of(chat_template)
-    text_model = TextModel(
-      network=Network(backbone, head, dtype=dtype),
-      tokenizer=tokenizer,
-      convention=convention,
-      config=source.config,
-      source=source,
-      option="{0} of from_pretrained, or --{0} of a command,",
-      reference=reference,
-      words=words,
-    )
-    text_model.text_encoder()  # raises for a chat template that fails, before weights are read
+    reference = text_model.reference
+    chain = declared(shaping, "shaping (--shaping)") if shaping else _saved_chain(source)
     loaded = reference and load_reference(text_model, devices, reference.name, reference)
     if not trained:
       flat = init_params(text_model, devices, jax.random.key(0), training=False)
-      return cls(text_model, unflatten_dict(flat, sep="/"), devices, loaded)
-    return cls(*load_run(path, text_model, devices), devices, loaded)
+      return cls(text_model, unflatten_dict(flat, sep="/"), devices, loaded, chain)
+    return cls(*load_run(path, text_model, devices), devices, loaded, chain)
 
   def score(
     self,
     rows: Iterable[Mapping[str, Any]],
     *,
     lower: float = 0.0,
+    shaped: bool = False,
     aggregate: str = "min",
     progress: bool | str = False,
     origins: Sequence[str] = (),
@@ -206,6 +185,8 @@ class RewardModel:
       lower: for an ensemble: the reward is the members' mean minus `lower` standard deviations, a
         conservative reward to optimise against (Coste et al. 2023, "Reward Model Ensembles Help
         Mitigate Overoptimization").
+      shaped: whether to apply the model's chain of shaping (`shaping`; docs/scoring.md), which has
+        `lower` as a stage.
       aggregate: how the scores of a solution's steps become its score: 'min', 'product', 'mean' or
         'last' (see `losses.process.aggregate`; 'product' is a log-probability, the others are
         log-odds).
@@ -216,16 +197,58 @@ class RewardModel:
 
     Raises:
       DataError: a row cannot be scored; the message names it.
-      ValueError: `lower` is set and the model is not an ensemble; `aggregate` is unknown; a score
-        is not finite; there are messages and no chat template; or the tokenizer gives an id outside
-        the model's vocabulary.
+      ValueError: `lower` is set and the model is not an ensemble, or `shaped` is, too; `shaped` is
+        set and the model has no chain; `aggregate` is unknown; a score is not finite (of a shaped
+        one the message names the stage); there are messages and no chat template; or the tokenizer
+        gives an id outside the model's vocabulary.
     """
-    scores_NM = self.score_members(
-      rows, aggregate=aggregate, progress=progress, origins=origins, cuts=cuts
-    )
-    if lower and scores_NM.shape[1] == 1:
-      raise ValueError(f"lower is {lower} and the model has one member; expected an ensemble")
-    return scores_NM.mean(axis=1) - np.float32(lower) * scores_NM.std(axis=1)
+    options = dict(aggregate=aggregate, progress=progress, origins=origins, cuts=cuts)
+    if shaped and lower:
+      raise ValueError(
+        f"lower is {lower} and shaped is true; expected lower as a stage of the chain"
+      )
+    if shaped:
+      return self._shaped(list(rows), **options).scores
+    scores_NM = self.score_members(rows, **options)
+    return below_mean(scores_NM, lower) if lower else scores_NM.mean(axis=1)
+
+  def explain(self, rows: Iterable[Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    """How each row's shaped score came about, a dict for each row: see `Shaped.explained`.
+
+    Arguments and errors are those of `score` with `shaped`.
+    """
+    return self._shaped(list(rows), **options).explained()
+
+  def _shaped(
+    self, rows: Sequence[Mapping[str, Any]], *, origins: Sequence[str] = (), **options: Any
+  ) -> Shaped:
+    whose = self.text_model.source.path if self.text_model.source else "the model"
+    if self.shaping is None:
+      raise InputError(
+        f"{whose} has no chain of shaping: expected {SHAPING} in it, which experiments.audit "
+        "--calibrate --shape='normalise, clip' makes, or a chain by shaping= of from_pretrained"
+      )
+    fitted = self.shaping.fitted
+    seen = self._fits and self._fits[0] is self.shaping and self._fits[1] is self.params
+    self._fits = self.shaping, self.params
+    if not seen and fitted and fitted.weights and fitted.weights != self.weights:
+      log.warning(
+        "%s: THE SHAPED SCORES MAY BE WRONG: their chain was fitted with other weights, on %s; "
+        "experiments.audit --calibrate --shape fits it again",
+        whose,
+        fitted.data,
+      )
+    log.info("%s: shaped by %s: %s", whose, self.shaping.digest, self.shaping)
+    scores_NM = self.score_members(rows, origins=origins, **options)
+    origins = origins or _RowNumbers()
+    asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]
+    texts = [plain(a.response) if a.steps is None else "".join(a.steps) for a in asked]
+    return self.shaping.shape(Responses(scores_NM, texts), origins)
+
+  @property
+  def weights(self) -> str:
+    """16 hex digits of a hash of the parameters."""
+    return fingerprint_of(flatten_dict(self.params, sep="/"))
 
   def score_members(
     self,
@@ -506,7 +529,9 @@ class RewardModel:
     model was trained with one. `from_pretrained` loads it too, and reads from the record
     (rm_jax.json) how text becomes tokens. The safetensors file has one output: of an ensemble the
     mean of its members, of attributes their mix; the record keeps each one's own weights. A warning
-    is logged for each of `Export.limits`; docs/exports.md says how to call the model then.
+    is logged for each of `Export.limits`; docs/exports.md says how to call the model then. The
+    model's chain of shaping, if it has one, is written too; not with `mix`, by which its scores are
+    others.
 
     Args:
       path: the folder, which is made.
@@ -523,7 +548,10 @@ class RewardModel:
       self.params,
       kinds=source.record.get("kinds", ()) if source else (),
       mix=mix,
+      shaped=self.shaping is not None and mix is None,
     )
+    if self.shaping and mix is not None:
+      log.warning("%s: without the chain of shaping, whose numbers are of another mix", path)
     for limit in made.limits:
       log.warning("%s: %s", path, limit)
     save_folder(
@@ -532,28 +560,17 @@ class RewardModel:
       tokenizer=made.tokenizer,
       record=made.record,
       tensors=made.tensors.items(),
+      shaping=self.shaping.record() if self.shaping and mix is None else None,
     )
 
 
-def _head(source: Source) -> tuple[HeadConfig | LikelihoodHead, Reference | None]:
-  """(the head's config, from our record or else from config.json; an implicit reward's reference).
-
-  A head has no dropout, for scoring.
-  """
-  where = f"{source.path / RECORD}: "
-  if "implicit" in source.record:
-    said = source.record["implicit"]
-    if not isinstance(said, dict) or not said.keys() <= {"beta", "normalised", "reference"}:
-      raise InputError(f"{where}implicit is {said!r:.200}; expected beta, normalised, reference")
-    fields = {name: value for name, value in said.items() if name != "reference"}
-    reference = said.get("reference")
-    if reference is not None:
-      reference = parse(Reference, reference, where + "implicit.reference")
-    known = {"reference": reference is not None, "tied": tied_head(source.config)}
-    return parse(LikelihoodHead, fields | known, where + "implicit"), reference
-  saved = source.record.get("head")
-  head = parse(HeadConfig, saved, where + "head") if saved else head_config(source.config)
-  return dataclasses.replace(head, dropout=0.0), None
+def _saved_chain(source: Source) -> Chain | None:
+  """The chain that is saved with a model. Raises InputError where it cannot be used."""
+  path = source.path / SHAPING
+  # A dangling link is read too, which raises: without its chain a model gives other shaped scores.
+  if path.exists() or path.is_symlink():
+    return chain_of(read_json(path), str(path))
+  return None
 
 
 class _RowNumbers(Sequence):

@@ -10,7 +10,8 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
-from rm_jax.batch.group import rows_by_prompt, tokenise
+from rm_jax.batch.group import tokenise
+from rm_jax.batch.together import rows_by_prompt
 from rm_jax.batch.tokens import Tokens
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError

@@ -26,6 +26,7 @@ from rm_jax.audit.reference import Reference
 from rm_jax.audit.scorer import Scorer, example_scores
 from rm_jax.audit.writer import View, Writer
 from rm_jax.heldout.evaluate import judged
+from rm_jax.shaping.chain import Chain, Plan
 from rm_jax.shaping.limits import Limits
 from rm_jax.types import Example
 from rm_jax.world import World
@@ -41,6 +42,8 @@ class Settings:
     edited_pairs: largest number of pairs that are scored again with edited responses or with other
       prompts.
     limits: limits on responses and scores; see the section `rules`.
+    shaping: the model's chain of shaping, or a plan of one to be fitted, for the section `shaping`;
+      None = there is none, and no such section.
     world: the generated world that the data, or some of them, are from. The section
       `overoptimisation` draws candidates from it, whose true reward is known. A string: the data
       are from several worlds, and the string says so; None: no world is known. With either, no
@@ -52,6 +55,7 @@ class Settings:
 
   edited_pairs: int = 500
   limits: Limits = dataclasses.field(default_factory=Limits)
+  shaping: Chain | Plan | None = None
   world: World | str | None = None
   prompts: int = 32
   candidates: int = 1024

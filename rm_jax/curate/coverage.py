@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from rm_jax.curate.language import guess_language
 from rm_jax.data.dialogue import key_of, plain
 from rm_jax.data.verdict import preferred_first, verdict
+from rm_jax.metrics.language import guess_language
 from rm_jax.metrics.surface import words
 from rm_jax.types import Example, Text
 

@@ -9,19 +9,17 @@ import dataclasses
 import fcntl
 import functools
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
-import types
-import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from rm_jax.declared import one_line
 from rm_jax.errors import InputError
 from rm_jax.pretrained import clients, files, gguf
 from rm_jax.pretrained.config import check_config
@@ -29,6 +27,7 @@ from rm_jax.storage.files import expanded
 
 CONFIG = "config.json"
 RECORD = "rm_jax.json"
+SHAPING = "shaping.json"  # the chain of `rm_jax/shaping` between scores and reinforcement learning
 # Names of the folder, inside the one that is saved to, in which files are written, and of the same
 # folder once all of them are there.
 _WRITING, _WRITTEN = ".rm_jax-writing-", ".rm_jax-written"
@@ -51,7 +50,6 @@ _MODEL_FILES = (
   "merges.txt",
   "tokenizer.model",
 )
-T = TypeVar("T")
 # The most bytes of a config.json; of a record, in which a head of several outputs is stored as
 # well; and of a tokenizer's file (Gemma's has 33 MB).
 _MOST_JSON = 2**20
@@ -123,50 +121,6 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
-def parse(cls: type[T], value: Any, where: str) -> T:
-  """A dataclass from a record's JSON object.
-
-  Args:
-    cls: a dataclass whose fields are of plain types, unions of them, or a tuple of one of them.
-    value: what was read.
-    where: the file and key, for the message.
-
-  Raises:
-    ValueError: it is no object, lacks a field, or has a key that is not a field or a value of
-      another type or not finite; or the dataclass itself raises ValueError. The message names
-      `where`.
-  """
-  if not isinstance(value, dict):
-    raise InputError(f"{where} is {value!r:.80}; expected an object")
-  hints = typing.get_type_hints(cls)
-  if unknown := sorted(value.keys() - hints.keys()):
-    raise InputError(
-      f"{where} has {', '.join(unknown)!r:.80}, which we do not know; expected of "
-      f"{', '.join(hints)}. Was it saved by a newer version?"
-    )
-  for key, one in value.items():
-    hint = hints[key]
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    many = origin is tuple  # tuple[of, ...]
-    if many:
-      parts = parts[:1]
-    elif origin not in (typing.Union, types.UnionType):
-      parts = (hint,)
-    allowed = [typing.get_origin(of) or of for of in parts]
-    found = one if many and isinstance(one, list | tuple) else [one]
-    good = all(type(x) in allowed or (float in allowed and type(x) is int) for x in found)
-    # JSON as Python reads it has NaN and infinities.
-    good &= all(math.isfinite(x) for x in found if type(x) is float)
-    if not good or many != isinstance(one, list | tuple):
-      names = " or ".join(of.__name__ for of in allowed)
-      expected = f"a list of {names}" if many else f"a {names}"
-      raise InputError(f"{where}.{key} is {one!r:.80}; expected {expected}")
-  try:
-    return cls(**value)
-  except (TypeError, ValueError) as error:
-    raise InputError(f"{where}: {_one_line(error)}") from error
-
-
 def _find(name: str) -> Path:
   # Not `files.resolve`, which wants weights: a tokenizer's folder has none, and a run's weights are
   # in its checkpoints.
@@ -227,7 +181,7 @@ def load_tokenizer(name: str | Path) -> Any:
   except BaseException as error:
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
       raise
-    why, mend = _one_line(error), ""
+    why, mend = one_line(error), ""
     if "trust_remote_code" in str(error):
       why = "tokenizer_config.json or config.json has it made by Python of its own, by auto_map"
       mend = "; we run none: where you trust it, save it as a tokenizer.json with transformers"
@@ -283,12 +237,6 @@ def _check_tokenizer_files(path: Path) -> None:
     )
 
 
-def _one_line(error: BaseException) -> str:
-  """The text of an error on one line, cut after 300 characters; its class if it has no text."""
-  said = " ".join(str(error).split()) or type(error).__name__
-  return said if len(said) <= 300 else said[:300] + " ..."
-
-
 def save_folder(
   path: Path,
   *,
@@ -296,14 +244,15 @@ def save_folder(
   tokenizer: Any,
   record: dict[str, Any],
   tensors: Iterable[tuple[str, np.ndarray]] | None = None,
+  shaping: dict[str, Any] | None = None,
 ) -> None:
   """Writes a Hugging Face folder with our record; without `tensors`, all but the weights.
 
   A model that was there is replaced as a whole, even if the process is killed: all files are
   written and flushed to the disk in a folder inside, one rename of that folder commits them, and
   then they are moved to their places. `recover` completes a move that was interrupted. Files that
-  are no part of a model (a README, a calibration) stay as they are, and without `tensors` weights
-  too.
+  are no part of a model (a README, a calibration) stay as they are, and without `tensors` the
+  weights and a chain of shaping, which was fitted on them.
 
   Raises OSError where it cannot be written, and ValueError as `files.write_tensors`, for a file of
   the tokenizer whose name `recover` would refuse, or for a config or record of more bytes than
@@ -319,6 +268,8 @@ def save_folder(
     tokenizer.save_pretrained(scratch)
     _write(scratch / RECORD, record)
     _write(scratch / CONFIG, config)
+    if shaping is not None:
+      _write(scratch / SHAPING, shaping)
     if tensors is not None:
       files.write_tensors(scratch, dict(tensors))
     names = sorted(str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file())
@@ -425,8 +376,11 @@ def _move(written: Path, path: Path, names: list[str], weights: bool) -> None:
 
 
 def _model_files(path: Path, weights: bool) -> set[str]:
-  """Names of the files in a folder that are part of a saved model; its weights if asked for."""
-  patterns = _MODEL_FILES + (files.WEIGHTS if weights else ())
+  """Names of the files in a folder that are part of a saved model.
+
+  Its weights, and the chain of shaping that was fitted on them, if asked for.
+  """
+  patterns = _MODEL_FILES + ((*files.WEIGHTS, SHAPING) if weights else ())
   return {str(file.relative_to(path)) for pattern in patterns for file in path.glob(pattern)}
 
 

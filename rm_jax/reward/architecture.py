@@ -7,6 +7,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from rm_jax.declared import parse
 from rm_jax.errors import InputError
 from rm_jax.models import kernels
 from rm_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig, LikelihoodHead
@@ -14,7 +15,7 @@ from rm_jax.models.lora import Lora
 from rm_jax.models.network import Network
 from rm_jax.pretrained.config import backbone_config, head_config, is_classifier, tied_head
 from rm_jax.pretrained.hf import LM_HEAD
-from rm_jax.pretrained.source import RECORD, Source, open_source, parse, read_json
+from rm_jax.pretrained.source import RECORD, Source, open_source, read_json
 from rm_jax.storage.remote import local
 
 

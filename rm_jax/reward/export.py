@@ -30,6 +30,10 @@ _PAIR_ONLY = (
   "this encoder reads a pair, which a chat template cannot render: tokenise (prompt, response) as "
   "docs/exports.md of rm_jax has it, or read the folder with rm_jax"
 )
+_SHAPED = (
+  "a chain of shaping is saved with the model, which transformers does not apply: its scores are "
+  "the model's own. RewardModel.score(rows, shaped=True) applies it"
+)
 # Texts whose tokens, ours and the export's, are compared when a model is saved.
 _PROBES = (("Is 3 < 5?\n", " Yes, it is."), ("  Über 日本 12 ", "no\n\n"), ("a", "b"))
 
@@ -59,6 +63,7 @@ def export(
   *,
   kinds: Sequence[str] = (),
   mix: Mapping[str, float] | None = None,
+  shaped: bool = False,
 ) -> Export:
   """Makes a model's export.
 
@@ -67,10 +72,14 @@ def export(
     params: nested dict.
     kinds: of feedback that it was trained on, where known.
     mix: attribute -> its weight in the reward; None = the model's own mix.
+    shaped: whether a chain of shaping is saved beside it.
 
   Raises:
     ValueError: as `RewardModel.save_pretrained`.
   """
+  if shaped:
+    made = export(model, params, kinds=kinds, mix=mix)
+    return dataclasses.replace(made, limits=(*made.limits, _SHAPED))
   network = model.network
   if network.implicit:
     return _language_model(model, params, kinds=kinds, mix=mix)

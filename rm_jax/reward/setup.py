@@ -24,14 +24,19 @@ from rm_jax.batch.cache import tokenise_cached
 from rm_jax.batch.group import Group
 from rm_jax.batch.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.data.report import Report
+from rm_jax.declared import parse
 from rm_jax.errors import InputError
 from rm_jax.models.config import DecoderConfig
 from rm_jax.models.lora import is_base
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import parameter_shardings
 from rm_jax.pretrained import hf
-from rm_jax.pretrained.config import backbone_config, family_of, is_classifier
-from rm_jax.pretrained.source import RECORD, Source, load_tokenizer, parse
+from rm_jax.pretrained.config import (
+  backbone_config,
+  family_of,
+  is_classifier,
+)
+from rm_jax.pretrained.source import RECORD, Source, load_tokenizer
 from rm_jax.reward import verdict
 from rm_jax.reward.architecture import architecture, build_network
 from rm_jax.storage.files import expanded

@@ -16,11 +16,12 @@ from rm_jax.batch.group import check_vocabulary
 from rm_jax.data import formats
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, Report
+from rm_jax.declared import parse_call
 from rm_jax.errors import InputError
 from rm_jax.pretrained.config import is_classifier
 from rm_jax.reward.setup import TextModel
 from rm_jax.storage.remote import local
-from rm_jax.train.parse import parse_call, parse_loss, uses_ties
+from rm_jax.train.parse import parse_loss, uses_ties
 from rm_jax.types import KINDS, Example
 from rm_jax.world import World
 

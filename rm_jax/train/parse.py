@@ -1,6 +1,5 @@
 """Losses as configs write them: names with options, such as 'hinge(margin=0.5)'."""
 
-import ast
 import functools
 import types
 import typing
@@ -9,27 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rm_jax.declared import parse_call
 from rm_jax.errors import InputError, UserError
 from rm_jax.losses import LOSSES, Loss
 from rm_jax.types import ARRAYS
-
-
-def parse_call(text: str, expected: str) -> tuple[str, dict[str, Any]]:
-  """'hinge' or 'hinge(margin=0.5)' -> (name, options). Options are Python literals.
-
-  Raises:
-    ValueError: the text is not of that form; the message is `expected`.
-  """
-  try:
-    node = ast.parse(text, mode="eval").body
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-  # Python raises TypeError for '{[]: 1}', and the last two for thousands of nested brackets.
-  except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-    raise InputError(expected) from error
-  if not isinstance(call.func, ast.Name) or call.args or None in options:
-    raise InputError(expected)
-  return call.func.id, options
 
 
 def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:

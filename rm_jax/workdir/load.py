@@ -9,10 +9,11 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from rm_jax.declared import parse
 from rm_jax.errors import InputError
 from rm_jax.models.lora import Lora, is_base, merged
 from rm_jax.parallel.mesh import parameter_shardings
-from rm_jax.pretrained.source import RECORD, open_source, parse
+from rm_jax.pretrained.source import RECORD, open_source
 from rm_jax.reward.setup import TextModel, kept_dtype, read_params
 from rm_jax.storage.remote import local
 from rm_jax.workdir.checkpoints import CheckpointError, Checkpoints

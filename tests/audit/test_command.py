@@ -73,6 +73,51 @@ def test_a_page_of_a_run(workdir, tmp_path):
   assert again == report
 
 
+def test_a_chain_is_fitted_kept_and_used_to_score(workdir, tmp_path):
+  data = write_pairs(tmp_path / "held.jsonl", 30, seed=3)
+  shape = "--shape=decorrelate, normalise, clip(low=-1, high=1), filters(max_characters=9)"
+  model, cache = f"--model={workdir}", f"--cache={tmp_path / 'scores'}"
+  flags = (model, f"--data={data}", cache)
+  kept = workdir / "model" / "shaping.json"
+  # The scores of so small a run get no comparison wrong: a chain without a temperature is kept.
+  code, out, err = audit(tmp_path, *flags, shape, "--calibrate")
+  assert "error: nothing is kept, for pairs cannot be calibrated: difference_N is" in err
+  assert f"{kept}: decorrelate(slope=" in out
+  report = json.loads((tmp_path / "out" / "report.json").read_text())["shaping"]
+  chain = json.loads(kept.read_text())
+  assert chain["stages"] == report["chain"]["stages"]
+  assert chain["fitted"]["data"] == str(data)
+  assert (chain["fitted"]["conversations"], report["conversations"]) == (15, 15)
+  loaded = RewardModel.from_pretrained(workdir)
+  assert chain["fitted"]["weights"] == loaded.weights
+
+  rows = [{"prompt": "a ", "response": "aab"}, {"prompt": "a ", "response": "ab" * 9}]
+  source, output = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
+  source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  flags = (model, f"--input={source}", f"--output={output}")
+  code, out, err = command("score", *flags, "--shaped").finish()
+  assert code == 0, err
+  assert f"shaped by {loaded.shaping.digest}: decorrelate(slope=" in out
+  explained = loaded.explain(rows)
+  assert [one["reasons"] for one in explained] == [[], ["long"]]
+  for found, row, one in zip(read_lines(output), rows, explained, strict=True):
+    assert found.pop("reward") == pytest.approx(one["shaped"], abs=1e-6)
+    assert found.pop("raw_reward") == pytest.approx(one["raw"], abs=1e-6)
+    assert found == {**row, "reasons": one["reasons"], "shaping": loaded.shaping.digest}
+  code, _, err = command("score", *flags, "--shaped", "--shaping=clip(low=0, high=1e-9)").finish()
+  assert code == 0, err
+  assert all(0 <= row["reward"] <= 1e-9 for row in read_lines(output))
+  kept.unlink()
+  cases = {
+    "has no chain of shaping: expected shaping.json in it, which experiments": ["--shaped"],
+    "--shaping=tanh is for --shaped, which is not set": ["--shaping=tanh"],
+  }
+  cases = {expected: [*flags, *more] for expected, more in cases.items()}
+  for expected, (code, _, err) in attempts("score", cases).items():
+    assert code == 1
+    assert expected in err
+
+
 def test_flags_have_their_old_names_too(workdir, tmp_path):
   data = write_pairs(tmp_path / "held.jsonl", 12, seed=3)
   flags = (f"--model={workdir}", f"--data={data}", "--cache=none", "--sample=3")
@@ -173,6 +218,7 @@ def test_mistakes_stop_before_anything_is_scored(workdir, tmp_path):
     "--calibrate: no/body is no folder": ["--model=no/body", f"--data={data}", "--calibrate"],
     "which an audit does not read": [model, f"--data={rated}"],
     "missing: no such file or folder": [model, f"--data={data}", "--against=missing"],
+    "--shape has the stage 'squash'; expected": [model, f"--data={data}", "--shape=squash"],
   }
   cache = f"--cache={tmp_path / 'scores'}"
   flags = {name: [*some, cache, f"--output={tmp_path / 'out'}"] for name, some in cases.items()}

@@ -18,6 +18,7 @@ from rm_jax.audit.sections import SECTIONS
 from rm_jax.audit.writer import View, Writer
 from rm_jax.data.dialogue import plain
 from rm_jax.metrics import interval
+from rm_jax.shaping.chain import plan
 from rm_jax.types import Example
 from rm_jax.world import World
 from tests.audit.planted import length, noise
@@ -151,7 +152,14 @@ def test_every_draw_of_an_audit_has_the_seed_of_its_settings(monkeypatch):
     )
     for i in range(40)
   ]
-  settings = Settings(edited_pairs=40, world=World(), prompts=31, candidates=4, seed=7)
+  settings = Settings(
+    edited_pairs=40,
+    shaping=plan("lower, normalise, decorrelate, filters", "--shape"),
+    world=World(),
+    prompts=31,
+    candidates=4,
+    seed=7,
+  )
   drawn, real = [], np.random.default_rng
 
   def watched(seed=None):

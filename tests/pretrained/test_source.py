@@ -2,7 +2,6 @@
 
 import builtins
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -101,53 +100,6 @@ def test_a_tokenizer_is_saved_as_it_was(tmp_path):
   for file in (tmp_path / "b").iterdir():
     assert (tmp_path / "c" / file.name).read_bytes() == file.read_bytes()
   assert not json.loads((tmp_path / "c" / "tokenizer_config.json").read_text())["local_files_only"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-  name: str = "a"
-  size: int = 1
-  rate: float = 0.5
-  on: bool | None = None
-  weights: tuple[float, ...] = ()
-  more: dict[str, int] | None = None
-
-  def __post_init__(self):
-    if self.size < 1:
-      raise ValueError(f"size is {self.size}")
-
-
-def test_a_record_becomes_its_dataclass():
-  assert source.parse(Record, {}, "f: k") == Record()
-  said = {"name": "b", "size": 2, "rate": 1, "on": False, "weights": [1, 2.5], "more": {"a": 1}}
-  expected = Record("b", 2, 1, False, [1, 2.5], {"a": 1})
-  assert source.parse(Record, said, "f: k") == expected
-
-
-@pytest.mark.parametrize(
-  ("said", "message"),
-  [
-    (None, "f: k is None; expected an object"),
-    ([], r"f: k is \[\]; expected an object"),
-    ({"x": 1, "y": 2}, "f: k has 'x, y', which we do not know; expected of name, size"),
-    ({"name": 5}, "f: k.name is 5; expected a str"),
-    ({"size": 1.0}, "f: k.size is 1.0; expected a int"),
-    ({"size": True}, "f: k.size is True"),
-    ({"size": None}, "f: k.size is None"),
-    ({"size": -1}, "f: k: size is -1"),
-    ({"rate": float("nan")}, "f: k.rate is nan"),
-    ({"rate": "1"}, "f: k.rate is '1'; expected a float"),
-    ({"on": 1}, "f: k.on is 1; expected a bool or NoneType"),
-    ({"weights": 1.0}, "f: k.weights is 1.0; expected a list of float"),
-    ({"weights": [1.0, "x"]}, "f: k.weights is"),
-    ({"weights": [float("inf")]}, "f: k.weights is"),
-    ({"more": [1]}, "f: k.more is"),
-    ({"name": "x" * 9999, "size": "y" * 9999}, r"^.{0,200}$"),
-  ],
-)
-def test_a_record_that_is_none(said, message):
-  with pytest.raises(ValueError, match=message):
-    source.parse(Record, said, "f: k")
 
 
 def contents(path):

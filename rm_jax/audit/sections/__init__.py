@@ -19,6 +19,7 @@ from rm_jax.audit.sections import (
   overoptimisation,
   robustness,
   rules,
+  shaping,
 )
 
 SECTIONS: tuple[Section, ...] = (
@@ -32,6 +33,7 @@ SECTIONS: tuple[Section, ...] = (
   hacking.SECTION,
   overoptimisation.SECTION,
   best_of.SECTION,
+  shaping.SECTION,
   rules.SECTION,
   benchmarks.SECTION,
 )

@@ -90,6 +90,17 @@ def world_candidates(
     ValueError: no prompt, or one that is not from the world; fewer than 2 candidates; scores that
       are not finite or of another shape.
   """
+  responses, true_PN = draw(world, prompts, candidates=candidates, seed=seed)
+  return _scored(score, members, prompts, responses, true_PN, [plain(p) for p in prompts])
+
+
+def draw(
+  world: World, prompts: Sequence[Text], *, candidates: int, seed: int = 0
+) -> tuple[list[list[Text]], np.ndarray]:
+  """(candidates of each prompt, [P] lists of N; their true rewards, float64 [P, N]).
+
+  Arguments and errors are those of `world_candidates`.
+  """
   if not prompts or candidates < 2:
     raise ValueError(
       f"{len(prompts)} prompts of {candidates} candidates; expected some prompts, of at least 2"
@@ -101,7 +112,7 @@ def world_candidates(
     drawn.append(world.sample(prompt, candidates, np.random.default_rng([seed, *own])))
   responses = [[candidate.response for candidate in row] for row in drawn]
   true_PN = np.array([[candidate.reward for candidate in row] for row in drawn], np.float64)
-  return _scored(score, members, prompts, responses, true_PN, [plain(p) for p in prompts])
+  return responses, true_PN
 
 
 def rated_candidates(
@@ -243,17 +254,23 @@ def _measure(subject: Subject) -> dict[str, Any]:
 
 def _curve(drawn: Candidates, seed: int) -> dict[str, Any]:
   """{prompts, candidates, distinct: numbers of them, variants: {name of a proxy: its curve}}."""
-  count = drawn.true.shape[1]
-  ns = [n for n in _NS if n < count] + [count]
   return {
     "prompts": len(drawn.true),
-    "candidates": count,
+    "candidates": drawn.true.shape[1],
     "distinct": drawn.distinct,
     "variants": {
-      name: best_of_n_curve(proxy, drawn.true, ns, clusters=drawn.clusters, seed=seed)
-      for name, proxy in drawn.proxies.items()
+      name: curve(proxy, drawn.true, drawn.clusters, seed) for name, proxy in drawn.proxies.items()
     },
   }
+
+
+def curve(
+  proxy_PN: np.ndarray, true_PN: np.ndarray, clusters: Sequence[str], seed: int
+) -> dict[str, Any]:
+  """`metrics.best_of_n_curve` for n from 1 to all N candidates of each of P prompts."""
+  count = true_PN.shape[1]
+  ns = [n for n in _NS if n < count] + [count]
+  return best_of_n_curve(proxy_PN, true_PN, ns, clusters=clusters, seed=seed)
 
 
 def _picture_of(name: str) -> str:

@@ -4,7 +4,7 @@ Optimisation picks what scores highest, so the share among the top-scored matter
 are those of shaping/limits.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,16 +65,7 @@ def flagged(
     hit |= {"below": score_N < bounds[0], "above": score_N > bounds[1]}
   hit["any"] = np.any(list(hit.values()), axis=0)
 
-  def among_top(score_N, hit_N) -> float:
-    high_N = figures.top_weights(score_N, top)
-    return float((high_N * hit_N).sum() / high_N.sum())
-
-  found = {}
-  for name, hit_N in hit.items():
-    found[name] = {
-      "all": figures.share(hit_N, clusters, seed=seed),
-      "top": figures.top_share(among_top, score_N, hit_N, clusters, top=top, seed=seed),
-    }
+  found = shares(score_N, hit, clusters, top=top, seed=seed)
   if bounds is None:
     why = figures.none("no reference scores were given", len(rows))
     found |= {"below": {"all": why, "top": why}, "above": {"all": why, "top": why}}
@@ -87,6 +78,39 @@ def flagged(
     else dict(zip(("below", "above"), expected_outside(len(reference), limits), strict=True)),
     "rules": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(limits).items()},
     "flags": found,
+  }
+
+
+def shares(
+  score_N: np.ndarray,
+  hit: Mapping[str, np.ndarray],
+  clusters: Sequence[str],
+  *,
+  top: float = 0.1,
+  seed: int = 0,
+) -> dict[str, dict]:
+  """The share of responses that each rule hits.
+
+  Args:
+    score_N: [N].
+    hit: name of a rule -> bool [N].
+    clusters: N conversations.
+    top, seed: as `flagged`'s.
+
+  Returns:
+    name -> {all, top}, figures of the share among all and among the top-scored.
+  """
+
+  def among_top(score_N, hit_N) -> float:
+    high_N = figures.top_weights(score_N, top)
+    return float((high_N * hit_N).sum() / high_N.sum())
+
+  return {
+    name: {
+      "all": figures.share(hit_N, clusters, seed=seed),
+      "top": figures.top_share(among_top, score_N, hit_N, clusters, top=top, seed=seed),
+    }
+    for name, hit_N in hit.items()
   }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rm_jax.curate.language import guess_language, guess_script
+from rm_jax.metrics.language import guess_language, guess_script
 
 
 @pytest.mark.parametrize(
