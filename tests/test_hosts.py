@@ -55,14 +55,15 @@ def alone(llama_folder, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_two_processes_are_one_run_that_resumes(shared, alone, llama_folder, data, tmp_path):
+def test_two_processes_are_one_run(shared, alone, llama_folder, data, tmp_path):
   workdir, other = tmp_path / "run", tmp_path / "run" if shared else tmp_path / "other"
-  for steps in (6, 12):
+  # The next test resumes a run whose processes share a folder.
+  for steps in (12,) if shared else (6, 12):
     fields = {"train.steps": steps}
     results = [p.finish() for p in both(llama_folder, data, [workdir, other], **fields)]
     for code, _, err in results:
       assert code == 0, err
-    assert "resumed at step 6" in err or steps == 6
+    assert "resumed at step 6" in err or steps == 6 or shared
   assert shared or not other.exists()
   (_, spoken, _), (_, silent, _) = results
   assert "held-out accuracy" in spoken

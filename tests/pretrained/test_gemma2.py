@@ -11,6 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.base import get_config
+from rm_jax.batch.tokenise import Convention
 from rm_jax.errors import InputError
 from rm_jax.models.lora import Lora, merged
 from rm_jax.parallel.axes import logical_axes
@@ -133,6 +134,7 @@ def test_text_losses_are_refused():
 
   class Asked:
     config = hf_config("gemma2")
+    convention = Convention()
 
   model = Asked()
   model.network = network

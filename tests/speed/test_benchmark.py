@@ -23,7 +23,7 @@ def config_for(folder, data, **fields):
   c.data.batch_groups = 32
   c.data.cells = 1024
   c.data.row_lengths = (128,)
-  c.benchmark.steps, c.benchmark.turns = 2, 2
+  c.benchmark.steps, c.benchmark.turns = 1, 2
   c.update_from_flattened_dict(fields)
   return c
 
