@@ -197,6 +197,7 @@ def test_steps_are_scored_as_they_are_trained(model):
 
 
 @pytest.mark.parametrize("how", ["min", "product"])
+@pytest.mark.slow
 def test_steps_are_read_as_the_solution_so_far(model, how, tmp_path):
   rows = solutions(seed=2)
   own = decoder(model).score_steps(rows)

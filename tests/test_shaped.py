@@ -167,6 +167,7 @@ def test_a_damaged_chain_is_told_when_the_model_is_loaded(ensemble, tmp_path, te
     RewardModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_export_of_another_mix_has_no_chain(tmp_path, caplog):
   model = modelled(tmp_path / "m", decoder_tokenizer(), attributes=("a", "b"))
   model.shaping = declared("clip(low=-0.1, high=0.1)")

@@ -40,6 +40,7 @@ def test_a_term_is_counted_across_lines_and_not_inside_another_word():
   assert found["sharded"] == 0
 
 
+@pytest.mark.slow
 def test_the_population_is_sorted_by_file_and_is_not_empty():
   found = texts(ROOT)
   assert [file for file, _, _ in found] == sorted(file for file, _, _ in found)

@@ -22,6 +22,7 @@ def judged_pairs(scale, n=4000, seed=0, source="s"):
 
 
 @pytest.mark.parametrize("scale", [5.0, 0.2])
+@pytest.mark.slow
 def test_a_mis_scaled_model_is_calibrated_on_the_other_half(scale):
   found = calibration.pairs(*judged_pairs(scale))
   assert found["temperature"] == pytest.approx(scale, rel=0.12)
@@ -33,6 +34,7 @@ def test_a_mis_scaled_model_is_calibrated_on_the_other_half(scale):
   assert found["n"] + found["fitted_on"] == 4000
 
 
+@pytest.mark.slow
 def test_scale_drift_between_sources():
   (one, ones), (two, twos) = judged_pairs(1.0, source="x"), judged_pairs(3.0, source="y", seed=1)
   found = calibration.pairs([*one, *two], [*ones, *twos])["sources"]
@@ -53,6 +55,7 @@ def test_a_model_that_is_wrong_has_no_temperature():
     calibration.store(None, {"why": "ratings are no probabilities"}, "d")
 
 
+@pytest.mark.slow
 def test_the_zero_is_the_mean_on_named_data(tmp_path):
   scores, examples = judged_pairs(2.0)
   found = calibration.pairs([s + 7 for s in scores], examples)
@@ -62,6 +65,7 @@ def test_the_zero_is_the_mean_on_named_data(tmp_path):
   assert (kept["pairs"]["zero"], kept["pairs"]["reference"]) == (found["zero"]["value"], "s")
 
 
+@pytest.mark.slow
 def test_temperatures_have_intervals():
   scores, examples = judged_pairs(4.0)
   found = calibration.pairs(scores, examples)
@@ -78,6 +82,7 @@ def test_temperatures_have_intervals():
   assert near["undefined"] > 0
 
 
+@pytest.mark.slow
 def test_labels_get_slope_and_bias(tmp_path):
   rng = np.random.default_rng(0)
   logit = rng.normal(size=6000)
@@ -108,6 +113,7 @@ def test_no_comparison_is_an_error():
     calibration.pairs([np.zeros(1)], [Example("p", ("a",), (1.0,), "outcome")])
 
 
+@pytest.mark.slow
 def test_comparisons_are_counted_once_and_bins_are_over_conversations():
   scores, examples = judged_pairs(1.0, n=400)
   found = calibration.pairs(scores, examples)["before"]

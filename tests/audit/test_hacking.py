@@ -224,6 +224,7 @@ def _texts(rng, name):
 
 
 @pytest.mark.parametrize("conversations", [20, 40])
+@pytest.mark.slow
 def test_noise_is_not_accused(conversations):
   """At a level of 0.05, more than 8 of 60 pages of noise name a measure once in 100 times."""
   accused = 0

@@ -313,6 +313,7 @@ def test_more_special_tokens_are_no_hindrance():
   assert encoder.render([{"role": "user", "content": "a"}]) == "<s>a"
 
 
+@pytest.mark.slow
 def test_long_conversations_are_within_the_limits():
   messages = [
     {"role": ("user", "assistant")[n % 2], "content": "some words " * 40} for n in range(2001)

@@ -40,6 +40,7 @@ def jaccard(a, b):
   return len(np.intersect1d(a, b)) / len(np.union1d(a, b)) if len(a) or len(b) else 1.0
 
 
+@pytest.mark.slow
 def test_the_join_misses_no_similar_row():
   """Candidates against a comparison of all pairs, on sets that share much and that share little."""
   rng = np.random.default_rng(0)

@@ -17,6 +17,7 @@ from rm_jax.types import Example
 from tests.curate.planted import measure, plant
 
 
+@pytest.mark.slow
 def test_planted_faults_are_found(tmp_path):
   """The bounds are over 3 standard errors at n = 2000 below the values measured at n = 4000.
 

@@ -131,6 +131,7 @@ def world(seed, kind, prompts=60, candidates=128):
   return quality + 100 * exploit, np.where(exploit, -LOSS, quality)
 
 
+@pytest.mark.slow
 def test_planted_worlds_are_told_apart():
   """150 audits each: none peaks with a light-tailed error; exploits give the formula's peak."""
   truth = [true_of_exploit(n) - true_of_exploit(1) for n in NS]

@@ -83,6 +83,7 @@ def prompt_state(network, params, group):
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert"])
+@pytest.mark.slow
 def test_the_weights_are_a_softmax_of_the_prompts_own_state(arch):
   network = gated(arch)
   params = random_params(network)
@@ -110,6 +111,7 @@ def test_sharing_and_packing_change_no_weight(packed):
 
 
 @pytest.mark.parametrize("arch", ["llama", "bert"])
+@pytest.mark.slow
 def test_the_gate_does_not_train_the_backbone(arch):
   network = gated(arch)
   params = random_params(network)
@@ -123,6 +125,7 @@ def test_the_gate_does_not_train_the_backbone(arch):
   assert np.abs(gradient["head"]["gating"]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_pooled_scores_are_those_of_the_outputs():
   """Without the gate's log-weights, and with an axis of outputs also where there is one."""
   mesh = make_mesh({"data": 1}, jax.devices()[:1])

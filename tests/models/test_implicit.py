@@ -149,6 +149,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("layout", ["padded", "shared"])
+@pytest.mark.slow
 def test_rewards_are_those_of_all_logits(case, layout):
   network = CASES[case]
   params = params_of(network)
@@ -159,6 +160,7 @@ def test_rewards_are_those_of_all_logits(case, layout):
   assert np.concatenate(expected).std() > 0.05
 
 
+@pytest.mark.slow
 def test_capped_logits_are_capped():
   network = network_of("gemma2")
   assert network.backbone.logit_cap
@@ -221,6 +223,7 @@ def assert_same_gradients(got, expected):
 
 
 @pytest.mark.parametrize("case", ["tied", "untied"])
+@pytest.mark.slow
 def test_loss_and_gradient_are_dpos_written_out(case):
   network = CASES[case]
   groups, sequences, references = pairs()
@@ -241,6 +244,7 @@ def test_loss_and_gradient_are_dpos_written_out(case):
   assert np.abs(gradient["backbone/layers/q/kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_the_likelihood_of_the_best_response_may_be_kept_up_beside_it():
   network = CASES["untied"]
   groups, sequences, references = pairs()

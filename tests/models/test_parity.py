@@ -51,6 +51,7 @@ def test_a_missing_head_is_reported(case):
   [(case, "copies" if case.arch == "bert" else "shared") for case in _GRADIENTS],
   ids=str,
 )
+@pytest.mark.slow
 def test_gradients_of_every_parameter_equal_torch(case, name):
   """The loss is the sum of the scores; the oracle runs each sequence by itself."""
   model, network, params, _ = oracle.loaded(case)

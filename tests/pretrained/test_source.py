@@ -48,6 +48,7 @@ def plant(folder, ran):
   (folder / "evil.py").write_text(EVIL.format(ran=str(ran)))
 
 
+@pytest.mark.slow
 def test_python_in_a_folder_does_not_run_after_a_yes(tmp_path):
   folder, ran = tmp_path / "model", tmp_path / "ran"
   folder.mkdir()

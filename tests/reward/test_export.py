@@ -181,6 +181,7 @@ def test_a_clients_config_is_of_the_same_backbone(beside):
   assert not {"auto_map", "dtype"} & written.keys()
 
 
+@pytest.mark.slow
 def test_the_pad_token_is_one_that_no_text_ends_in(tmp_path):
   plain = exported(modelled(tmp_path / "a", decoder_tokenizer()))
   assert plain.config["pad_token_id"] == 0
@@ -205,6 +206,7 @@ def test_the_pad_token_is_one_that_no_text_ends_in(tmp_path):
   assert bert.tokenizer.model_input_names == ["input_ids", "token_type_ids", "attention_mask"]
 
 
+@pytest.mark.slow
 def test_members_and_attributes_are_one_row(tmp_path):
   rm = modelled(tmp_path / "a", decoder_tokenizer(), members=3)
   kernel_DO = np.asarray(rm.params["head"]["out"]["kernel"])

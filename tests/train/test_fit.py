@@ -56,6 +56,7 @@ def test_what_a_loss_cannot_use_is_refused_before_the_folder_is_made(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_margins_that_are_there_are_used(llama_folder, tmp_path):
   rows = [*pairs(8, margin=0.0), *pairs(8, margin=2.0)]
   losses = {"pair": "scaled_logistic"}

@@ -281,6 +281,7 @@ def test_unpaired_outcomes_are_learned_from(loss, llama_folder, untied, tmp_path
   assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_response_without_a_token_of_its_own_is_dropped_and_counted(
   llama_folder, untied, tmp_path
 ):

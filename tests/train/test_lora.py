@@ -58,6 +58,7 @@ def test_merged_is_the_same_function(config, frozen):
   assert not any("/lower/" in p for p in flat if not is_base(p))
 
 
+@pytest.mark.slow
 def test_before_the_first_step_nothing_has_changed():
   backbone = backbone_config(LLAMA)
   some = layout("shared", "llama").batch

@@ -97,6 +97,7 @@ def test_a_kind_that_the_data_have_not_costs_nothing():
   objective({"pair"}, step="no such loss")
 
 
+@pytest.mark.slow
 def test_options_and_penalties():
   batch = make_batch([("pair", [1.0, 0.0])])
   scores = jnp.asarray([[[1.5, 0.5]]])

@@ -137,6 +137,7 @@ def test_muon_makes_each_layers_kernel_orthogonal_and_leaves_the_rest_to_adam():
       assert size.max() < 1.3, path
 
 
+@pytest.mark.slow
 def test_adafactor_keeps_a_small_part_of_what_adam_keeps():
   config = options(name="adafactor", schedule="constant", warmup_steps=0, clip=0.0)
   up, q = "backbone/layers/up/kernel", "backbone/layers/q/kernel"
