@@ -1,5 +1,7 @@
 """The study that draws comments and docstrings finds each of them once, and no other text."""
 
+import pytest
+
 from tests.studies.words import ROOT, comments, docstrings, occurrences, texts
 
 SOURCE = '''"""Module."""
