@@ -230,6 +230,12 @@ def test_annotators_of_pandalm(tmp_path):
   assert read_one(tmp_path, row | {"input": ""}).prompt == "Sum\n\n"
   with pytest.raises(DataError, match=r"'annotator2' is 3; expected 0 \(tie\), 1 or 2"):
     read_one(tmp_path, row | {"annotator2": 3})
+  assert read_one(tmp_path, row | {"annotator1": None}).judges.keys() == {
+    "annotator2",
+    "annotator3",
+  }
+  with pytest.raises(DataError, match="no annotator says anything; expected at least one"):
+    read_one(tmp_path, row | dict.fromkeys(("annotator1", "annotator2", "annotator3")))
 
 
 def test_llmbar_says_which_of_two_follows_the_instruction(tmp_path):

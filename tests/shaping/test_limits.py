@@ -36,6 +36,12 @@ def test_bad_limits():
     Limits(min_characters=5, max_characters=4)
   with pytest.raises(ValueError, match="max_repetition is 2"):
     Limits(max_repetition=2)
+  with pytest.raises(ValueError, match="max_run 0; expected"):
+    Limits(max_run=0)
+  with pytest.raises(ValueError, match=r"quantiles are \(0.5, 0.5\)"):
+    Limits(quantiles=(0.5, 0.5))
+  # The ends of what is allowed.
+  Limits(quantiles=(0.0, 1.0), min_characters=0, max_characters=0, max_repetition=1.0, max_run=1)
 
 
 def test_limits_are_quantiles_of_the_reference():

@@ -67,6 +67,16 @@ def test_what_cannot_be_read_or_written_is_an_error_for_all(tmp_path):
   store.close()
 
 
+@pytest.mark.parametrize("store", [SharedStore, FirstProcessStore])
+def test_the_folder_is_made(store, tmp_path):
+  made = store(tmp_path / "new" / "checkpoints", 2)
+  assert (tmp_path / "new" / "checkpoints").is_dir()
+  assert made.steps() == []
+  made.save(1, trees(), {"n": 1})
+  assert made.read(1, like(trees()))["position"] == {"n": 1}
+  made.close()
+
+
 def test_what_only_process_0_cannot_move_is_an_error_for_all(tmp_path, monkeypatch):
   store = SharedStore(tmp_path / "checkpoints", 2)
   store.save(1, {"state": {"x": jnp.ones(3)}}, {})
