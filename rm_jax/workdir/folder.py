@@ -40,10 +40,13 @@ _BEFORE: dict[str, Any] = {
   "model.attention": "auto",
   "model.beta": 0.1,
   "model.gate": False,
+  "model.head_init": "random",
   "model.normalised": False,
+  "model.question": "",
   "model.reference": "start",
   "model.reward": "head",
   "model.steps": "own",
+  "model.verdict_words": ["Yes", "No"],
   "train.best": "",
   "train.patience": 0,
 }

@@ -1,5 +1,6 @@
 """A run's folder is locked for one run."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from configs.base import get_config
 from rm_jax.errors import InputError
 from rm_jax.train import loop
-from rm_jax.workdir.folder import check_place, locked, resolve
+from rm_jax.workdir.folder import _differences, check_place, flat, locked, plain, resolve
 
 
 def test_a_run_that_finds_the_folder_locked_does_not_remove_it(tmp_path, monkeypatch):
@@ -39,6 +40,16 @@ def test_a_workdir_that_cannot_be_one_is_refused_before_a_model_is_built(tmp_pat
   with pytest.raises(InputError, match=f"{tmp_path} cannot be written in"):
     check_place(tmp_path / "a" / "b")
   assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_field_that_older_runs_do_not_have_is_as_they_ran():
+  """Otherwise a run of an earlier version would be one of another config, and could not go on."""
+  path = Path(__file__).parents[1] / "golden/4f9e290/llama/run/config.json"
+  saved = flat(json.loads(path.read_text()))
+  now = flat(plain(get_config()))
+  new = {key: value for key, value in now.items() if key not in saved}
+  assert new
+  assert not _differences(saved, saved | new, ())
 
 
 def test_values_that_follow_the_data():
