@@ -99,7 +99,8 @@ class TextEncoder:
 
   Raises:
     ValueError: the convention wants an EOS and the tokenizer has none, an encoder's `max_length`
-      has no room for text beside the special tokens, or the chat template cannot be rendered.
+      has no room for text beside the special tokens, there is no room beside the question, or the
+      chat template cannot be rendered.
   """
 
   def __init__(self, tokenizer: Any, convention: Convention, *, option: str = "--config.model.{0}"):
@@ -134,6 +135,12 @@ class TextEncoder:
     if convention.question:
       self.asking = self._asking()
       (self.asking_ids,) = self._ids([self.asking], special=False)
+      if len(self.asking_ids) >= convention.max_length:
+        raise InputError(
+          f"convention.max_length is {convention.max_length}, and the judge's question takes "
+          f"{len(self.asking_ids)} tokens; expected room for a response before it: a larger "
+          "data.max_length, or a shorter question"
+        )
 
   def sequences(self, pairs: Sequence[tuple[Text, Text]]) -> list[Tokens | RowError]:
     """Tokenises (prompt, response) pairs; for a pair that cannot be tokenised, the reason.

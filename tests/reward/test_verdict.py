@@ -123,6 +123,11 @@ def test_what_is_too_long_is_cut_before_the_question():
     assert tokens.cut > 0
 
 
+def test_a_question_without_room_for_a_response_is_refused():
+  with pytest.raises(InputError, match="max_length is 20, and the judge's question takes"):
+    judging(max_length=20)
+
+
 def test_saved_untrained_it_judges_alike_and_in_transformers(judge, tmp_path):
   judge.save_pretrained(tmp_path)
   again = RewardModel.from_pretrained(tmp_path)
