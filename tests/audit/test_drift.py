@@ -64,6 +64,19 @@ def test_false_alarms_are_no_more_than_the_level():
   assert monitors <= 3
 
 
+def test_wide_heavy_tailed_features_that_have_not_moved_raise_no_alarm():
+  """Scaled by the standard deviations of half of the reference their mean p was 0.07, not 0.5."""
+  p = []
+  for seed in range(6):
+    rng = np.random.default_rng(seed)
+    features = rng.standard_t(3, size=(80, 512))
+    scores = rng.normal(size=80)
+    reference = Reference(scores[:40], features[:40].astype(np.float32), "held-out pairs")
+    found = drift(scores[40:], features[40:], reference, seed=seed)
+    p.append(found["features"]["energy"]["p"])
+  assert np.mean(p) > 0.15
+
+
 def test_kept_with_the_model_and_read_again(tmp_path):
   one = reference(np.random.default_rng(0))
   assert Reference.load(tmp_path) is None
