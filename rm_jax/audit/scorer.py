@@ -148,9 +148,9 @@ class Scorer:
 
     Args:
       rows: the rows whose features are returned.
-      beside: further rows of the same prompts whose scores will be needed later. Those that are not
-        cached are scored in the same pass, in which responses to a prompt can share the computation
-        of it if the model is a decoder.
+      beside: rows of the same prompts whose scores will be needed later; some may be among `rows`.
+        Those that are not cached are scored in the same pass, in which responses to a prompt can
+        share the computation of it if the model is a decoder.
 
     Raises:
       DataError, InputError: as `members`.
@@ -166,7 +166,7 @@ class Scorer:
       pooled_ND, scores_NM = self.model.pooled_and_scores(
         [_asked(new[k]) for k in chunk], progress=self.progress
       )
-      # Of `beside` only scores are kept: features are D numbers a row, and a score is one.
+      # Features, D numbers a row, are kept for `rows` alone; scores, one a member, for all.
       self._pooled |= {k: one for k, one in zip(chunk, pooled_ND, strict=True) if k in unread}
       at = [n for n, key in enumerate(chunk) if key in missing]
       self._keep([chunk[n] for n in at], scores_NM[at], missing)

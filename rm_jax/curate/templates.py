@@ -25,8 +25,9 @@ def template_tokens(
   1. An n-gram of `LENGTH` tokens is common if it occurs in at least `MANY` documents, and in at
      least half as many as each n-gram that it overlaps. The second condition excludes an n-gram
      that reaches from a template into its slot, over a word that is frequent there.
-  2. Consecutive common n-grams form a run. An end of a run is open if no single token stands next
-     to it in at least half of the documents with the n-gram at this end: a slot begins there.
+  2. Consecutive common n-grams form a run, which also breaks between two of which one is in more
+     than twice as many documents as the other. An end of a run is open if no single token stands
+     next to it in at least half of the documents with the n-gram at this end: a slot begins there.
   3. A text with an uncommon token next to an open end was made from a template, and all its runs
      belong to the template. In a text without such a token only runs with an open end do: the text
      is a template without content, or a slightly changed copy of a frequent text.

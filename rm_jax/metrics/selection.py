@@ -90,7 +90,7 @@ def subsets(n: int, k: int, seed: int = 0) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _bits(n: int, k: int, seed: int) -> tuple[int, ...]:
-  """`subsets` as integers, whose bit i is candidate i."""
+  """`subsets` as integers: bit i is 1 where candidate i is in the subset."""
   return tuple(
     sum(1 << i for i, one in enumerate(row) if one) for row in subsets(n, k, seed).tolist()
   )

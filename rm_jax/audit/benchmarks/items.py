@@ -1,4 +1,4 @@
-"""Items of published benchmarks, and readers of files in their published layout."""
+"""What all benchmarks share: the records `Item` and `Benchmark`, and how files become items."""
 
 import dataclasses
 import gzip

@@ -26,7 +26,7 @@ from rm_jax.metrics.surface import characters, formatting
 from rm_jax.types import Example, Text
 
 # The text that replaces a removed prompt. It asks for nothing in particular. It is not empty, since
-# models are not trained on empty prompts: rows that have one are dropped.
+# no model is trained here on empty prompts: the readers of data drop rows that have one.
 NEUTRAL = "Please respond."
 # Rule -> (measure of a response, whether the rule prefers the response with more of it).
 RULES: dict[str, tuple[Callable[[str], float], bool]] = {

@@ -185,6 +185,6 @@ def _rope(hf: Any) -> Rope:
 
 def check_number(where: str, key: str, value: Any, least: float, most: float) -> None:
   """Raises ValueError where a value is no finite number in a range."""
-  # A comparison with NaN is false, so that NaN is refused too.
+  # `not least <= value <= most` refuses NaN too, for which all comparisons are false.
   if type(value) not in (int, float) or not least <= value <= most or not math.isfinite(value):
     raise InputError(f"{where}: {key} is {value!r:.80}; expected a number, {least:g} to {most:g}")
