@@ -283,6 +283,17 @@ def test_every_interval_of_a_report_is_simulated():
   assert simulated <= {cell["name"] for cell in coverage.cells()}
 
 
+@pytest.mark.parametrize("name", sorted({cell["name"] for cell in coverage.cells()}))
+def test_every_simulation_runs_on_the_code_as_it_is(name):
+  accuracies = {"size": 1, "mean": 0.75} if name in ("accuracy", "paired") else {}
+  cell = {"name": name, "clusters": 10, "runs": 1, **accuracies}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(coverage, "_MANY", 200)  # the truth, which takes the most time
+    rows = coverage.simulate(cell, 0)
+  assert rows
+  assert all("passes" in row for row in rows)
+
+
 def test_the_method_is_named_that_made_the_interval():
   # Very many clusters, of which a few outweigh the rest.
   labels = [*np.repeat(range(6), 200), *range(6, 300)]

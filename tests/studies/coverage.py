@@ -238,7 +238,7 @@ def pairs(rng, clusters: int, seed: int) -> Found:
   difference = _differences(rng, clusters).ravel()
   mine = _labels(clusters, 2)
   scale = calibration._scale(difference, mine, seed)
-  errors = calibration._pair_errors(difference, mine)
+  errors = calibration._pair_errors(difference, mine, seed)
   found = {"temperature": scale["interval"]}
   found |= {name: errors[name]["interval"] for name in ("ece", "brier", "nll")}
   for b in (5, 8):
@@ -260,12 +260,12 @@ def labels(rng, clusters: int, seed: int) -> Found:
     except ValueError:  # There is no fit, and the page says why.
       found[name] = None
   p = fits.sigmoid(score)
-  found["ece"] = fits.ece(p, label, bins=10, clusters=mine)["interval"]
-  found["brier"] = figures.mean((p - label) ** 2, mine, bounds=(0.0, 1.0))["interval"]
+  found["ece"] = fits.ece(p, label, bins=10, clusters=mine, seed=seed)["interval"]
+  found["brier"] = figures.mean((p - label) ** 2, mine, bounds=(0.0, 1.0), seed=seed)["interval"]
   nll = label * np.logaddexp(0.0, -score) + (1 - label) * np.logaddexp(0.0, score)
-  found["nll"] = figures.mean(nll, mine)["interval"]
+  found["nll"] = figures.mean(nll, mine, seed=seed)["interval"]
   for b in (4, 7):
-    found[f"reliability {b}"] = fits.reliability(p, label, clusters=mine)[b]["interval"]
+    found[f"reliability {b}"] = fits.reliability(p, label, clusters=mine, seed=seed)[b]["interval"]
   return found
 
 
@@ -273,7 +273,9 @@ def disagreement(rng, clusters: int, seed: int) -> Found:
   good = np.abs(_normal(rng, clusters, 3)).reshape(-1, 1)
   spread = np.exp(0.5 * _normal(rng, clusters, 3)).reshape(-1, 1)
   chosen = good + 1.5 * spread * rng.normal(size=(3 * clusters, 4))
-  found = drift.errors_by_disagreement(chosen, np.zeros_like(chosen), _labels(clusters, 3))
+  found = drift.errors_by_disagreement(
+    chosen, np.zeros_like(chosen), _labels(clusters, 3), seed=seed
+  )
   return {name: found[name]["interval"] for name in ("auroc", "margin", "beyond")}
 
 
