@@ -184,6 +184,9 @@ class Batch:
   attributes: Annotated[jax.Array | None, Spec("BGKA", np.float32, np.nan, optional=True)] = None
   # Which of the model's attributes the group's judgement is about, -1 = the reward as a whole.
   objective: Annotated[jax.Array | None, Spec("BG", empty=-1, optional=True)] = None
+  # Marks of responses to other prompts, from which a loss's reference point is estimated
+  # (`batch.mismatch`). They have no labels: `with_feedback` leaves them out.
+  mismatched: Annotated[jax.Array | None, Spec("BGK", np.bool_, optional=True)] = None
   # Column of the prompt's last token, for a head that weighs its attributes by the prompt.
   prompt_end: Annotated[jax.Array | None, Spec("BGK", optional=True)] = None
   # Weight of the group for each member of an ensemble: how often the member's bootstrap sample of
@@ -204,6 +207,12 @@ class Batch:
   # are counted as if laid end to end. A column of a shared prompt may be copied into several
   # windows, so it has up to C places; -1 where it has fewer.
   places: jax.Array | None = None
+
+  def with_feedback(self) -> "Batch":
+    """The batch whose `where` is of the marks that have feedback."""
+    if self.mismatched is None:
+      return self
+    return dataclasses.replace(self, where=self.where & ~self.mismatched)
 
 
 ARRAYS: dict[str, Spec] = {

@@ -43,6 +43,7 @@ class Group:
       model has no attributes.
     objective: index of the model's attribute that the judgement is about; None = the reward.
     token_type: K arrays int32 [N_k], or None.
+    mismatched: bool [M], marks of responses to other prompts (see `batch.mismatch`), or None.
     starts: int32 [M], for mean pooling, index in its own sequence of the first token of the mean
       whose last token is the mark; None with other pooling.
     cut: number of ids that were left out because a sequence was too long.
@@ -63,6 +64,7 @@ class Group:
   attributes: np.ndarray | None = None
   objective: int | None = None
   token_type: tuple[np.ndarray, ...] | None = None
+  mismatched: np.ndarray | None = None
   starts: np.ndarray | None = None
   cut: int = 0
 

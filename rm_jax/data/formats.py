@@ -314,7 +314,10 @@ def split(
     return list(examples), []
   place = {e.conversation: _place(e.conversation, seed) for e in examples}
   if len(place) < 2:
-    raise DataError(f"{len(place)} conversation(s) cannot be split in two; expected at least 2")
+    raise DataError(
+      f"{len(place)} conversation(s) cannot be split in two by a fraction of {fraction}; expected "
+      "at least 2: give more data, or do not split them (a fraction of 0)"
+    )
   order = sorted(place, key=place.__getitem__)
   held = {c for c in order[:-1] if place[c] < fraction} or {order[0]}
   train = [e for e in examples if e.conversation not in held]

@@ -4,7 +4,7 @@ The last axis of scores and labels is the list: a prompt's responses, or the ste
 """
 
 from rm_jax.losses import regularisers
-from rm_jax.losses.registry import LOSSES, Loss
+from rm_jax.losses.registry import LOSSES, Loss, asks_for_baseline, with_baseline
 
 # Penalties on a list's scores, called as f(scores, where=where). The objective adds each with its
 # weight in the config. `rm_jax.train.text_penalty` applies those on the likelihood of text.
@@ -14,4 +14,4 @@ REGULARISERS = {
   "spread": regularisers.spread,
 }
 
-__all__ = ["LOSSES", "REGULARISERS", "Loss"]
+__all__ = ["LOSSES", "REGULARISERS", "Loss", "asks_for_baseline", "with_baseline"]

@@ -63,7 +63,7 @@ def kto(
   labels: jax.Array,
   *,
   where: jax.Array,
-  baseline: float = 0.0,
+  baseline: float | str | jax.Array = 0.0,
   desirable: float = 1.0,
   undesirable: float = 1.0,
 ) -> jax.Array:
@@ -76,11 +76,11 @@ def kto(
 
   In the paper s is the implicit reward β · log(π / π_ref), and z₀ is β times the divergence of the
   model from its reference, estimated at each step from responses paired with other prompts, without
-  a gradient. Here z₀ is a number; with 0, which is its value at the start, this is the variant
-  that TRL calls 'apo_zero_unpaired'.
+  a gradient. In training that is baseline='batch' (see `batch.mismatch`). With a z₀ of 0, its value
+  at the start, this is the variant that TRL calls 'apo_zero_unpaired'.
 
   Args: as in `bce`, but scores are of any scale, and
-    baseline: z₀, in units of score.
+    baseline: z₀, in units of score; a number, or float [] without a gradient.
     desirable, undesirable: λ_D and λ_U, at least 0; the paper advises values with which the good
       and the bad outcomes of the data weigh about equally.
 
@@ -88,6 +88,8 @@ def kto(
     float32 [...], mean over the list's items (Ethayarajh et al. 2024, "KTO: Model Alignment as
     Prospect Theoretic Optimization", eq. 8, which adds the constant λ_y).
   """
+  if isinstance(baseline, str):
+    raise InputError(f"baseline is {baseline!r}; expected a number, or 'batch' (in training)")
   check_range("desirable", desirable, 0.0, float("inf"))
   check_range("undesirable", undesirable, 0.0, float("inf"))
   scores = real_scores(scores, labels, where)

@@ -98,6 +98,16 @@ class Loss:
     return self.init_params(key, **{k: v for k, v in options.items() if k in mine})
 
 
+def asks_for_baseline(options: dict[str, Any]) -> bool:
+  """Whether a loss's reference point is to be estimated at each step (see `batch.mismatch`)."""
+  return options.get("baseline") == "batch"
+
+
+def with_baseline(options: dict[str, Any], baseline: Any) -> dict[str, Any]:
+  """The options with the estimated reference point, where they ask for it."""
+  return {**options, "baseline": baseline} if asks_for_baseline(options) else options
+
+
 def _defaults(function: Callable | None) -> dict[str, Any]:
   if function is None:
     return {}

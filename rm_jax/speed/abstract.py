@@ -69,7 +69,8 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
 class Layout:
   """The layout of a planned step: `micros` micro-batches of `shape`.
 
-  `work` is that of the whole step, without padding (see `flops.Work`).
+  `work` is the size of the whole step's input without padding: tokens, (query, key) pairs that
+  attend, and predicted tokens (see `flops.Work`).
   """
 
   shape: Shape
@@ -202,8 +203,8 @@ def lower_step(
     kind: of the feedback.
 
   Returns:
-    ({'accumulate', 'apply' and, with decorrelation, 'moments': a lowered program}, the abstract
-    state, the abstract batch).
+    ({'accumulate', 'apply' and, if a step looks ahead (see `Objective`), 'moments': a lowered
+    program}, the abstract state, the abstract batch).
 
   Raises:
     ValueError: the loss does not learn from this kind of feedback, or the network's parameters do
@@ -229,13 +230,16 @@ def lower_step(
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for name, x in sums.items()
   }
   bits = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
-  step_moments = None
-  if objective.decorrelation:
-    step_moments = jax.ShapeDtypeStruct((6,), jnp.float32, sharding=everywhere)
+  ahead = None
+  if objective.looks_ahead:
+    ahead = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+      jax.eval_shape(step.ahead, state, batch, bits),
+    )
   lowered = {}
   with jax.set_mesh(mesh):
-    lowered["accumulate"] = step.accumulate.lower(state, gradients, sums, batch, bits, step_moments)
-    lowered["apply"] = step.apply.lower(state, gradients, sums, step_moments)
-    if step_moments is not None:
-      lowered["moments"] = step.moments.lower(state, batch, bits)
+    lowered["accumulate"] = step.accumulate.lower(state, gradients, sums, batch, bits, ahead)
+    lowered["apply"] = step.apply.lower(state, gradients, sums, ahead)
+    if ahead is not None:
+      lowered["moments"] = step.ahead.lower(state, batch, bits)
   return lowered, state, batch

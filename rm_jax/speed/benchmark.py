@@ -125,7 +125,7 @@ class _Mode:
   def _compile(self) -> dict[str, float]:
     """Compiles a step's programs twice: first anew, then from JAX's cache.
 
-    These are `apply`, and for each shape `accumulate` and, with decorrelation, `moments`.
+    These are `apply`, and for each shape `accumulate` and, where the objective needs it, `ahead`.
 
     Returns:
       number of programs, seconds of each time, and an estimate of the peak of device memory.
@@ -136,14 +136,18 @@ class _Mode:
       for micro, placed in zip(run.micros(step), run.prepare(step), strict=True):
         first.setdefault(micro.shape, placed)
     gradients, sums = run.compiled.zeros()
-    total = jnp.zeros(6, jnp.float32) if run.objective.decorrelation else None
+    ahead = None
+    if run.objective.looks_ahead:
+      batch, key = next(iter(first.values()))
+      sums_ahead = jax.eval_shape(run.compiled.ahead, run.state, batch, key)
+      ahead = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums_ahead)
 
     def programs() -> list[Any]:
-      lowered = [run.compiled.apply.lower(run.state, gradients, sums, total)]
+      lowered = [run.compiled.apply.lower(run.state, gradients, sums, ahead)]
       for batch, key in first.values():
-        lowered.append(run.compiled.accumulate.lower(run.state, gradients, sums, batch, key, total))
-        if total is not None:
-          lowered.append(run.compiled.moments.lower(run.state, batch, key))
+        lowered.append(run.compiled.accumulate.lower(run.state, gradients, sums, batch, key, ahead))
+        if ahead is not None:
+          lowered.append(run.compiled.ahead.lower(run.state, batch, key))
       return [program.compile() for program in lowered]
 
     jax.clear_caches()  # of what another mode has traced

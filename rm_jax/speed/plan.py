@@ -10,8 +10,8 @@ parameters, the layout, and tokens per second are of all devices together:
 - custom kernels: the calls that stand in the compiled text; one inside a loop counts once;
 - operations: computed from shapes, including those inside attention kernels. The model's operations
   (`flops.step_flops`), which MFU is about, are for tokens without padding; the executed operations
-  include padding, what rematerialisation computes again, and the forward pass of `moments`, which
-  decorrelation needs before the gradients;
+  include padding, what rematerialisation computes again, and the forward pass of `moments`, for
+  what an objective needs to know of the whole step before the gradients;
 - seconds: a roofline. For each program the largest of its times for operations, main memory,
   collectives and the network between slices, each by the chip's peak figures (`chips`). It is a
   lower bound: a real step is slower.
@@ -67,7 +67,7 @@ def executed_flops(network: Network, layout: Layout) -> dict[str, float]:
 
   Returns:
     {'accumulate', 'moments': operations of that program, which runs once for each micro-batch}. A
-    step without decorrelation has no 'moments', which is a forward pass.
+    step that does not look ahead (see `train.objective`) has no 'moments', which is a forward pass.
   """
   B, T = layout.shape.rows, layout.shape.columns
   windows = layout.shape.windows or ((T, 1),)

@@ -13,11 +13,13 @@ import numpy as np
 from rm_jax.batch.cache import cache_folder
 from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import check_vocabulary
+from rm_jax.batch.mismatch import Mismatched
 from rm_jax.data import formats
 from rm_jax.data.dialogue import key_of
 from rm_jax.data.report import DataError, Report
 from rm_jax.declared import parse_call
 from rm_jax.errors import InputError
+from rm_jax.losses import asks_for_baseline
 from rm_jax.pretrained.config import is_classifier
 from rm_jax.reward.setup import TextModel
 from rm_jax.storage.remote import local
@@ -369,7 +371,7 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   else:
     # Audits read configs of older runs, which do not have the field.
     seed = config.data.get("split_seed", -1)
-    train, held = formats.split(train, share, config.seed if seed < 0 else seed)
+    train, held = _split(train, share, config.seed if seed < 0 else seed, "data.heldout")
     conversations = len({e.conversation for e in held})
     if share and conversations < 2:
       total = conversations + len({e.conversation for e in train})
@@ -387,6 +389,16 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
   return train, held, rates
 
 
+def _split(
+  examples: list[Example], share: float, seed: int, field: str
+) -> tuple[list[Example], list[Example]]:
+  """`formats.split`, whose errors name the field of the config."""
+  try:
+    return formats.split(examples, share, seed)
+  except DataError as error:
+    raise DataError(f"{field} is {share}: {error}") from error
+
+
 def _set_aside(config: Any, train: list[Example]) -> tuple[list[Example], list[Example]]:
   """(training examples that are left, those of the conversations set aside as validation data)."""
   share = config.data.get("validation", 0.0)
@@ -396,7 +408,7 @@ def _set_aside(config: Any, train: list[Example]) -> tuple[list[Example], list[E
   # Another seed than the held-out data's. Both take the conversations with the lowest places (see
   # `formats.split`), and with the same seed the held-out data would have taken these already. The
   # seed of `_part` is another one, too.
-  train, aside = formats.split(train, share, -1 - seed)
+  train, aside = _split(train, share, -1 - seed, "data.validation")
   if (found := len({e.conversation for e in aside})) < 2:
     raise DataError(
       f"data.validation is {share}, which sets aside {found} conversation(s); expected at least 2: "
@@ -411,7 +423,8 @@ def _part(config: Any, train: list[Example], report: Report) -> list[Example]:
   if share == 1.0:
     return train
   seed = config.seed if config.data.split_seed < 0 else config.data.split_seed
-  rest, kept = formats.split(train, share, -1 - 2**32 - seed)  # a seed of no other split
+  # A seed of no other split.
+  rest, kept = _split(train, share, -1 - 2**32 - seed, "data.fraction")
   for example in rest:
     detail = f"data.fraction is {share}"
     report.drop("not_in_fraction", example.origin, detail, fault=False)
@@ -436,6 +449,21 @@ def divided(
   """
   train, aside = _set_aside(config, train)
   return _part(config, train, report), aside
+
+
+def _with_mismatched(config: Any, model: TextModel, train: TokenDataset) -> TokenDataset:
+  """The training data, with responses to other prompts if the loss of outcomes needs them."""
+  if not any(e.kind == "outcome" for e in train.examples):
+    return train
+  if not asks_for_baseline(parse_loss(config.loss.outcome, "loss.outcome")[1]):
+    return train
+  groups = Mismatched(
+    train.groups,
+    [e.conversation for e in train.examples],
+    max_length=model.convention.max_length,
+    seed=config.seed,
+  )
+  return dataclasses.replace(train, groups=groups)
 
 
 class Data(NamedTuple):
@@ -477,6 +505,7 @@ def load_data(config: Any, model: TextModel) -> Data:
     raise DataError(f"data.heldout is {config.data.heldout}: no group of it is left. {report}")
   if aside and not datasets[2].groups:
     raise DataError(f"data.validation is {config.data.validation}: no group is left. {report}")
+  datasets[0] = _with_mismatched(config, model, datasets[0])
   _check_weights(datasets[0].examples)
   _check_attributes(config, model, datasets[0])
   for one in datasets:

@@ -17,6 +17,7 @@ import numpy as np
 from rm_jax.data.columns import Given
 from rm_jax.data.formats import FORMATS, check_columns
 from rm_jax.errors import InputError
+from rm_jax.losses import asks_for_baseline
 from rm_jax.losses.process import SO_FAR
 from rm_jax.models.layers import REMAT
 from rm_jax.models.lora import MAPS
@@ -190,6 +191,18 @@ def _check_columns(data: Any) -> None:
     check_columns(columns, format, where)
 
 
+def _check_baseline(config: Any, field: str) -> None:
+  """Raises InputError unless the reward is a likelihood beside a reference's."""
+  reward, reference = (config.model.get(name) for name in ("reward", "reference"))
+  if reward != "implicit" or reference == "none":
+    raise InputError(
+      f"--config.{field}={config.loss[field.partition('.')[2]]!r}: baseline='batch' estimates how "
+      "far the model has moved from its reference, and --config.model.reward is "
+      f"{reward!r}, --config.model.reference {reference!r}; expected 'implicit' and a reference, "
+      "or a number for the baseline"
+    )
+
+
 def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | None = None) -> None:
   """Checks the fields of a config; of data.sources only the columns.
 
@@ -226,7 +239,10 @@ def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | No
   make_optimizer(optimizer, make_schedule(optimizer))
   for kind in KINDS:
     if kind in config.loss:
-      check_loss(*parse_loss(config.loss[kind], f"loss.{kind}"), f"loss.{kind}", kind)
+      loss, options = parse_loss(config.loss[kind], f"loss.{kind}")
+      check_loss(loss, options, f"loss.{kind}", kind)
+      if asks_for_baseline(options):
+        _check_baseline(config, f"loss.{kind}")
   try:
     World(**config.data.world)
   except (TypeError, ValueError) as error:

@@ -12,11 +12,14 @@ The objective of a step with groups g of weight w_g is
 Scores are the reward's, or those of the one attribute that the judgement is about
 (`Example.objective`); ratings on attributes train the scores of all that are rated. In an ensemble,
 loss and penalties on scores are the mean over the members, each with its own scores and weights
-(`Batch.members`). The config's `loss` part has the losses and the weights. `Objective.numerator` is
-the sum over one micro-batch; the step adds up its gradient over micro-batches (gradient
-accumulation, see `step`) and divides once by the weight of all groups, `mean_gradient`. So but for
-rounding and dropout the numbers do not depend on how a step's groups are laid into micro-batches,
-rows and devices.
+(`Batch.members`). The config's `loss` part has the losses and the weights.
+
+`Objective.numerator` is the sum over one micro-batch; the step adds up its gradient over
+micro-batches (gradient accumulation, see `step`) and divides once by the weight of all groups,
+`mean_gradient`. Two things have to be known of the whole step before any gradient, and take a
+forward pass of their own (`Objective.ahead`): the moments that corr(score, length) is made of, and
+KTO's reference point. So but for rounding and dropout the numbers do not depend on how a step's
+groups are laid into micro-batches, rows and devices.
 """
 
 import functools
@@ -27,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from rm_jax.errors import InputError
-from rm_jax.losses import LOSSES, REGULARISERS
+from rm_jax.losses import LOSSES, REGULARISERS, asks_for_baseline, with_baseline
 from rm_jax.losses.compare import mean_where
 from rm_jax.losses.likelihood import response_log_likelihood
 from rm_jax.losses.moments import linearised, moments
@@ -68,6 +71,9 @@ class Objective:
   Attributes:
     text: the penalty on text; false where the config asks for none.
     decorrelation: weight of the squared correlation of score with length.
+    mismatched: whether the reference point of outcomes is estimated at each step, from responses to
+      other prompts (`batch.mismatch`).
+    looks_ahead: whether a step needs `ahead`.
   """
 
   def __init__(self, config: Any, kinds: Iterable[str]):
@@ -87,6 +93,8 @@ class Objective:
     ]
     self.text = TextPenalty(config, kinds)
     self.decorrelation = float(config.decorrelation)
+    self.mismatched = any(asks_for_baseline(options) for _, options in self._losses.values())
+    self.looks_ahead = bool(self.decorrelation) or self.mismatched
 
   @functools.cached_property
   def _key(self) -> tuple:
@@ -109,7 +117,7 @@ class Objective:
     *,
     sources: int,
     key: jax.Array | None = None,
-    step_moments: jax.Array | None = None,
+    ahead: dict[str, jax.Array] | None = None,
   ) -> tuple[jax.Array, Scored]:
     """A micro-batch's part of the numerator Σ_g w_g · L_g, and of decorrelation (see the module).
 
@@ -119,8 +127,7 @@ class Objective:
       batch: the micro-batch.
       sources: S, the number of data sources, whose metrics are kept apart.
       key: random key of dropout; None turns dropout off.
-      step_moments: float32 [6], the sum of `moments` over the whole step; None without
-        decorrelation.
+      ahead: the sum of `ahead` over the whole step; None where it is not needed.
 
     Returns:
       (float32 [] to take the gradient of; its value is Σ_g w_g · L_g only without decorrelation,
@@ -138,16 +145,19 @@ class Objective:
       scores, h_BTD = network.apply_with_hidden(params, batch, key)
       head_VD = head_of(params, loss_params)
       likelihood = functools.partial(response_log_likelihood, h_BTD, head_VD, batch)
+    batch, ahead = batch.with_feedback(), ahead or {}
     rewards_BGK = network.reward(params, scores)
     judged_BGK = network.judged(params, scores, batch)
+    baseline = baseline_of(ahead["mismatched"]) if "mismatched" in ahead else None
 
     if network.head.ensemble:  # each member learns by itself, from a bootstrap sample if it has one
-      loss_MBG = jax.vmap(lambda s: self(s, batch, loss_params))(scores)
+      loss_MBG = jax.vmap(lambda s: self(s, batch, loss_params, baseline=baseline))(scores)
       if batch.members is not None:
         loss_MBG *= jnp.moveaxis(batch.members, -1, 0)
       loss_BG = jnp.mean(loss_MBG, axis=0)
     else:
-      loss_BG = self(judged_BGK, batch, loss_params, scores[: len(network.head.attributes)])
+      attributes_ABGK = scores[: len(network.head.attributes)]
+      loss_BG = self(judged_BGK, batch, loss_params, attributes_ABGK, baseline=baseline)
     if network.head.gate and batch.objective is not None:
       loss_BG += gate_loss(scores, batch)
 
@@ -159,8 +169,8 @@ class Objective:
     # Σ_g w_g · L_g, summed within each source first, since the log tells sources apart.
     loss_S = sum_by_source(batch.weight * loss_BG, batch.source, sources)
     value = jnp.sum(loss_S)
-    if step_moments is not None:
-      value += self.decorrelate(rewards_BGK, batch, step_moments)
+    if "length" in ahead:
+      value += self.decorrelate(rewards_BGK, batch, ahead["length"])
     return value, Scored(judged_BGK, loss_S, text)
 
   def __call__(
@@ -169,6 +179,8 @@ class Objective:
     batch: Batch,
     params: dict[str, dict] | None = None,
     attributes_ABGK: jax.Array | None = None,
+    *,
+    baseline: jax.Array | None = None,
   ) -> jax.Array:
     """The loss of each group's kind, and the penalties on its scores: L_g without text and gate.
 
@@ -177,6 +189,7 @@ class Objective:
       batch: the labels.
       params: kind -> the parameters that its loss learns.
       attributes_ABGK: scores of each attribute, where the data have feedback on attributes.
+      baseline: float32 [], the reference point of a loss that asks for one of the step.
 
     Returns:
       float32 [B, G].
@@ -187,7 +200,7 @@ class Objective:
     value_BG = jnp.zeros(scores_BGK.shape[:-1], jnp.float32)
     for kind, (loss, options) in self._losses.items():
       mine_BG = batch.kind == KINDS.index(kind)
-      function = loss.bind(**options)
+      function = loss.bind(**with_baseline(options, baseline))
       given = {name: getattr(batch, name) for name in loss.uses}
       if loss.init_params is not None:
         given["params"] = params[kind]
@@ -202,6 +215,23 @@ class Objective:
       check_output(here, value_BG.shape, f"penalty {getattr(penalty, '__name__', penalty)!r}")
       value_BG += weight * here
     return value_BG
+
+  def ahead(self, rewards_BGK: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """A micro-batch's part of the sums that a step needs before its gradient.
+
+    Returns:
+      {'length': `moments`, 'mismatched': float32 [2], Σ_g w_g r_g over responses to other prompts
+      and Σ_g w_g}; of the two those that the objective needs.
+    """
+    sums = {}
+    if self.decorrelation:
+      sums["length"] = self.moments(rewards_BGK, batch.with_feedback())
+    if self.mismatched:
+      where_BGK = batch.where & batch.mismatched
+      weight_BGK = jnp.where(where_BGK, batch.weight[..., None], 0.0)
+      reward_BGK = jnp.where(where_BGK, rewards_BGK, 0.0)
+      sums["mismatched"] = jnp.stack([jnp.sum(weight_BGK * reward_BGK), jnp.sum(weight_BGK)])
+    return sums
 
   def moments(self, scores_BGK: jax.Array, batch: Batch) -> jax.Array:
     """A micro-batch's part of the sums that make the correlation with length, float32 [6].
@@ -227,6 +257,7 @@ class Objective:
   def needs(self) -> set[str]:
     """Optional arrays of a batch that the objective cannot do without."""
     needs = {name for loss, _ in self._losses.values() for name in loss.needs}
+    needs |= {"mismatched"} if self.mismatched else set()
     return needs | {"previous"} if self.text else needs
 
   def init_params(self, key: jax.Array) -> dict[str, jax.Array]:
@@ -236,6 +267,12 @@ class Objective:
       for kind, (loss, options) in self._losses.items()
       for name, value in loss.init(key, **options).items()
     }
+
+
+def baseline_of(total: jax.Array) -> jax.Array:
+  """KTO's z₀ of a step, from its sum of `Objective.ahead`: a divergence, so never below 0."""
+  reward, weight = total
+  return jnp.maximum(reward / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 
 def gate_loss(scores: jax.Array, batch: Batch) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rm_jax.declared import parse_call
 from rm_jax.errors import InputError, UserError
-from rm_jax.losses import LOSSES, Loss
+from rm_jax.losses import LOSSES, Loss, with_baseline
 from rm_jax.types import ARRAYS
 
 
@@ -80,6 +80,7 @@ def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> No
     if loss.init_params is not None:
       given["params"] = params
     where = array(K, dtype=jnp.bool_)
+    options = with_baseline(options, 0.0)
     # Options are bound and not traced: losses compare them with their bounds, in Python.
     out = jax.eval_shape(
       lambda s, y, w, g: loss.bind(**options)(s, y, where=w, **g), scores, scores, where, given

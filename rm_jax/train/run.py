@@ -226,14 +226,14 @@ class Run:
     """
     compiled = self.compiled
     gradients, sums = compiled.zeros()
-    step_moments = None
-    if self.objective.decorrelation:
-      parts = [compiled.moments(self.state, batch, bits) for batch, bits in micros]
+    ahead = None
+    if self.objective.looks_ahead:
+      parts = [compiled.ahead(self.state, batch, bits) for batch, bits in micros]
       # Not `sum`, which begins with Python's 0: adding that to an array is a transfer from the
       # host, which the loop forbids during a step (`jax.transfer_guard` in train/loop.py).
-      step_moments = functools.reduce(jnp.add, parts)
+      ahead = functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
     for batch, bits in micros:
-      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, step_moments)
-    sums = compiled.checked(self.state.window, sums, step_moments)
-    self.state, pulse = compiled.apply(self.state, gradients, sums, step_moments)
+      gradients, sums = compiled.accumulate(self.state, gradients, sums, batch, bits, ahead)
+    sums = compiled.checked(self.state.window, sums, ahead)
+    self.state, pulse = compiled.apply(self.state, gradients, sums, ahead)
     return pulse | {"finite": compiled.finite(self.state.params)}

@@ -2,8 +2,8 @@
 
     zeros -> accumulate (once for each micro-batch) -> checked -> apply
 
-`objective` says what is minimised. With decorrelation the micro-batches' `moments` are summed first
-and passed on as `step_moments`. `run.Run.step` calls these in order.
+`objective` says what is minimised. Where it needs sums over the whole step before the gradient, the
+micro-batches' `ahead` are added up first. `run.Run.step` calls these in order.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from rm_jax.workdir.state import TrainState
 def make_accumulate(
   network: Network, objective: Objective, *, sources: int, dropout: bool
 ) -> Callable:
-  """(state, gradients, sums, batch, key bits, step_moments) -> (gradients, sums).
+  """(state, gradients, sums, batch, key bits, ahead) -> (gradients, sums).
 
   Adds a micro-batch's gradient of `Objective.numerator` and its sums for the metrics. The random
   key is given as its bits, because several processes can only make a global array of plain numbers.
@@ -41,7 +41,7 @@ def make_accumulate(
     dropout: whether dropout is on.
   """
 
-  def accumulate(state: TrainState, gradients, sums, batch: Batch, bits, step_moments=None):
+  def accumulate(state: TrainState, gradients, sums, batch: Batch, bits, ahead=None):
     key = jax.random.wrap_key_data(bits)
 
     def numerator(params):
@@ -52,9 +52,11 @@ def make_accumulate(
         batch,
         sources=sources,
         key=key if dropout else None,
-        step_moments=step_moments,
+        ahead=ahead,
       )
-      return value, batch_sums(scored.judged, scored.loss, batch, sources, scored.text)
+      return value, batch_sums(
+        scored.judged, scored.loss, batch.with_feedback(), sources, scored.text
+      )
 
     # The backward pass adds each parameter's gradient into its buffer as soon as it is known.
     # Adding two trees of gradients afterwards would hold both in memory.
@@ -66,16 +68,21 @@ def make_accumulate(
   return accumulate
 
 
-def make_moments(network: Network, objective: Objective, *, dropout: bool) -> Callable:
-  """(state, batch, key bits) -> float32 [6], `Objective.moments` by a forward pass of its own."""
+def make_ahead(network: Network, objective: Objective, *, dropout: bool) -> Callable:
+  """(state, batch, key bits) -> `Objective.ahead`, by a forward pass of its own."""
 
-  def moments(state: TrainState, batch: Batch, bits) -> jax.Array:
+  def ahead(state: TrainState, batch: Batch, bits) -> dict[str, jax.Array]:
     key = jax.random.wrap_key_data(bits)
     params = state.all_params()
     scores = network.apply(params, batch, key if dropout else None)
-    return objective.moments(network.reward(params, scores), batch)
+    return objective.ahead(network.reward(params, scores), batch)
 
-  return moments
+  return ahead
+
+
+def correlation_square(ahead: dict[str, jax.Array] | None) -> jax.Array:
+  """float32 []: the squared correlation of score and length over the step; 0 if it is not known."""
+  return penalty(ahead["length"]) if ahead and "length" in ahead else jnp.float32(0)
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -85,25 +92,27 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def checked(
-  window: dict[str, jax.Array], sums: dict[str, jax.Array], step_moments: jax.Array | None = None
+  window: dict[str, jax.Array],
+  sums: dict[str, jax.Array],
+  ahead: dict[str, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
   """The step's sums, with weight NaN if something is not finite, so that `apply` skips the step.
 
-  Looked at are the step's sums added to the window's, and the step's moments and their penalty. A
-  gradient divided by NaN is not finite, which `apply` sees. The gradient alone would not tell: a
+  Looked at are the step's sums added to the window's, the sums of `ahead`, and the penalty on them.
+  A gradient divided by NaN is not finite, which `apply` sees. The gradient alone would not tell: a
   loss of infinity, such as one with a margin of 1e39, can have a finite gradient.
 
   This is a program of its own, because inside `apply` XLA would fuse it with the gradient's norm
   and round that differently.
   """
   added = {name: window[name] + value for name, value in sums.items()}
-  whole = () if step_moments is None else (step_moments, penalty(step_moments))
+  whole = (ahead, correlation_square(ahead)) if ahead else ()
   fine = all_finite((added, whole))
   return sums | {"weight": jnp.where(fine, sums["weight"], jnp.nan)}
 
 
 def make_apply(optimizer: optax.GradientTransformation) -> Callable:
-  """(state, gradients, sums, step_moments) -> (state, {'skipped': float32 [], 1 or 0}).
+  """(state, gradients, sums, ahead) -> (state, {'skipped': float32 [], 1 or 0}).
 
   Divides by the step's weight and updates. A step whose gradient has no finite norm is skipped: it
   only adds 1 to `step` and to the window's 'steps' and 'skipped'. Where the norm is finite the
@@ -112,7 +121,7 @@ def make_apply(optimizer: optax.GradientTransformation) -> Callable:
   check here would need both old and new ones in memory.
   """
 
-  def apply(state: TrainState, gradients, sums, step_moments=None):
+  def apply(state: TrainState, gradients, sums, ahead=None):
     mean = mean_gradient(gradients, sums["weight"])
     norm = optax.tree.norm(mean)
     fine = jnp.isfinite(norm)
@@ -126,9 +135,7 @@ def make_apply(optimizer: optax.GradientTransformation) -> Callable:
       "gradient_norm": jnp.where(fine, norm, 0.0),
       "skipped": 1.0 - fine,
       "steps": jnp.float32(1),
-      "length_correlation_square": (
-        jnp.float32(0) if step_moments is None else penalty(step_moments)
-      ),
+      "length_correlation_square": correlation_square(ahead),
     }
     # A skipped step adds only its counts to the window: if a loss that is not finite were added,
     # the losses of the window's other steps would be lost.
@@ -155,7 +162,7 @@ class Compiled:
   Attributes:
     zeros: () -> (gradients, sums) before the first micro-batch.
     accumulate: from `make_accumulate`; donates the buffers of gradients and sums.
-    moments: from `make_moments`.
+    ahead: from `make_ahead`.
     checked: `checked`.
     apply: from `make_apply`; donates the state's buffers.
     finite: `all_finite`.
@@ -163,7 +170,7 @@ class Compiled:
 
   zeros: Callable
   accumulate: Callable
-  moments: Callable
+  ahead: Callable
   checked: Callable
   apply: Callable
   finite: Callable
@@ -211,12 +218,12 @@ def _compile(network, objective, optimizer, tree, kinds, mesh, sources, dropout)
     return {path: jnp.zeros(*shape) for path, shape in shapes.items()}, zero_sums(sources)
 
   accumulate = make_accumulate(network, objective, sources=sources, dropout=dropout)
-  moments = make_moments(network, objective, dropout=dropout)
+  ahead = make_ahead(network, objective, dropout=dropout)
   apply = make_apply(optimizer)
   return Compiled(
     zeros=jax.jit(zeros, out_shardings=(params, sums)),
     accumulate=jax.jit(accumulate, donate_argnums=(1, 2), out_shardings=(params, sums)),
-    moments=jax.jit(moments, out_shardings=everywhere),
+    ahead=jax.jit(ahead, out_shardings=everywhere),
     checked=jax.jit(checked, out_shardings=sums),
     apply=jax.jit(apply, donate_argnums=(0,), out_shardings=(shardings, {"skipped": everywhere})),
     finite=jax.jit(all_finite, out_shardings=everywhere),

@@ -1,6 +1,7 @@
 """TRL's DPOTrainer and our trainer, with an implicit reward, take the same steps."""
 
 import gzip
+import itertools
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs.base import get_config
 from rm_jax.batch.iterate import step_groups
+from rm_jax.batch.mismatch import partners
 from rm_jax.data import formats
 from rm_jax.data.report import Report
 from rm_jax.reward.setup import build_model
@@ -87,17 +89,21 @@ def config_of(model, file, *, steps, batch, **fields):
   return c
 
 
-def runs_of_trl(config, runs, model, reference, rows, tmp_path):
-  """The steps of each of TRL's runs, which read the rows in our order."""
-  file = tmp_path / "rows.jsonl"
-  groups, _ = build_model(config).tokenise(formats.load(str(file), report=Report()), Report())
+def our_order(config, rows):
+  """The order in which our run reads the rows."""
   everything, size = [np.arange(len(rows))], config.data.batch_groups
-  order = np.concatenate(
+  return np.concatenate(
     [
       step_groups(step, everything, [1.0], size=size, seed=config.seed)
       for step in range(config.train.steps)
     ]
   )
+
+
+def runs_of_trl(config, runs, model, reference, rows, order, tmp_path):
+  """The steps of each of TRL's runs, which read the rows in this order."""
+  file = tmp_path / "rows.jsonl"
+  groups, _ = build_model(config).tokenise(formats.load(str(file), report=Report()), Report())
   in_order = write(tmp_path / "in_our_order.jsonl", [rows[i] for i in order])
   options = tmp_path / "options.json"
   options.write_text(json.dumps(runs))
@@ -154,10 +160,20 @@ OUTCOMES = {
       "undesirable_weight": 0.7,
     },
   ),
+  "KTO": (
+    {"loss.outcome": "kto(baseline='batch', desirable=1.5, undesirable=0.7)"},
+    {
+      "trainer": "kto",
+      "loss_type": "kto",
+      "train_sampling_strategy": "sequential",
+      "desirable_weight": 1.5,
+      "undesirable_weight": 0.7,
+    },
+  ),
 }
 
 
-def one_step(case, losses, rows, llama_folder, tmp_path):
+def one_step(case, losses, rows, llama_folder, tmp_path, order=our_order):
   """All rows in one step, relative to other weights than the model's own."""
   assert len(rows) == PAIRS
   model = CASES[case][1](tmp_path / "model", llama_folder)
@@ -169,7 +185,8 @@ def one_step(case, losses, rows, llama_folder, tmp_path):
   ]
   steps = {"per_device_train_batch_size": PAIRS, "max_steps": 1, "trainer": "dpo", "beta": BETA}
   runs = [TRL | steps | options for _, options in losses.values()]
-  theirs = runs_of_trl(configs[0], runs, model, reference, rows, tmp_path)
+  order = order(configs[0], rows)
+  theirs = runs_of_trl(configs[0], runs, model, reference, rows, order, tmp_path)
   for i, (name, config, trl) in enumerate(zip(losses, configs, theirs, strict=True)):
     compare(f"{case}, {name}", lines_of(config, tmp_path / f"run{i}"), trl, 1e-5)
 
@@ -180,13 +197,21 @@ def test_losses_and_gradients_are_those_of_trl(case, llama_folder, tmp_path):
 
 
 def test_unpaired_outcomes_are_those_of_trl(llama_folder, tmp_path):
-  case = "HH-RLHF, TinyStories"
+  """TRL pairs each row's prompt with the completion of the row before it."""
+  sides = itertools.cycle(SIDES)
   rows = [
     {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
-    for row in dialogues()[: PAIRS // 2]
-    for side in SIDES
+    for row, side in zip(dialogues()[:PAIRS], sides, strict=False)
   ]
-  one_step(case, OUTCOMES, rows, llama_folder, tmp_path)
+  assert len({row["prompt"] for row in rows}) == PAIRS
+
+  def circle(config, rows):
+    order = np.random.default_rng(config.seed).permutation(len(rows))
+    before = partners([row["prompt"] for row in rows], config.seed)
+    np.testing.assert_array_equal(before[order], np.roll(order, 1))
+    return order
+
+  one_step("HH-RLHF, TinyStories", OUTCOMES, rows, llama_folder, tmp_path, circle)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -199,5 +224,5 @@ def test_twenty_steps_are_those_of_trl(case, llama_folder, tmp_path):
   file = write(tmp_path / "rows.jsonl", rows)
   config = config_of(model, file, steps=20, batch=8)
   runs = [TRL | {"trainer": "dpo", "beta": BETA}]
-  (theirs,) = runs_of_trl(config, runs, model, model, rows, tmp_path)
+  (theirs,) = runs_of_trl(config, runs, model, model, rows, our_order(config, rows), tmp_path)
   compare(case, lines_of(config, tmp_path / "run"), theirs, 1e-4)

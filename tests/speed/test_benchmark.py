@@ -78,6 +78,9 @@ class Program:
   def __init__(self, name, compiled):
     self.name, self.compiled = name, compiled
 
+  def __call__(self, *_):
+    return {"sum": jax.numpy.zeros(6)}
+
   def lower(self, *_):
     return self
 
@@ -89,10 +92,10 @@ class Program:
     return types.SimpleNamespace(temp_size_in_bytes=1)
 
 
-@pytest.mark.parametrize("decorrelation", [0.0, 0.1])
-def test_every_program_of_a_step_is_compiled(decorrelation):
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_every_program_of_a_step_is_compiled(looks_ahead):
   compiled = []
-  names = ("accumulate", "apply", "moments")
+  names = ("accumulate", "apply", "ahead")
   step = types.SimpleNamespace(
     zeros=lambda: ({}, {}), **{name: Program(name, compiled) for name in names}
   )
@@ -102,12 +105,12 @@ def test_every_program_of_a_step_is_compiled(decorrelation):
   mode.run = types.SimpleNamespace(
     micros=lambda step: [types.SimpleNamespace(shape=n) for n in (1, 2)],
     prepare=lambda step: [(batch, 0)] * 2,
-    objective=types.SimpleNamespace(decorrelation=decorrelation),
+    objective=types.SimpleNamespace(looks_ahead=looks_ahead),
     compiled=step,
     state={},
   )
   found = mode._compile()
-  once = ["apply", *(["accumulate", "moments"] if decorrelation else ["accumulate"]) * 2]
+  once = ["apply", *(["accumulate", "ahead"] if looks_ahead else ["accumulate"]) * 2]
   assert compiled == once * 2  # anew, and from the cache
   assert found["programs"] == len(once)
 

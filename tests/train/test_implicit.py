@@ -11,9 +11,11 @@ from safetensors.numpy import load_file
 
 from rm_jax import RewardModel
 from rm_jax.data.report import DataError, Report
+from rm_jax.errors import InputError
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines
 from rm_jax.train import loop
+from rm_jax.train.fields import check_fields
 from rm_jax.types import Example
 from tests.train.runs import run, small_config
 from tests.train.test_kinds import outcome
@@ -279,6 +281,44 @@ def test_unpaired_outcomes_are_learned_from(loss, llama_folder, untied, tmp_path
   lines = train_lines(tmp_path / "run")
   assert lines[0]["loss"] == pytest.approx({"kto": 0.5, "bce": np.log(2)}[loss], abs=1e-6)
   assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+@pytest.mark.slow
+def test_ktos_reference_point_is_the_same_however_a_step_is_laid_out(
+  llama_folder, untied, tmp_path
+):
+  rng = np.random.default_rng(0)
+  path = tmp_path / "outcomes.jsonl"
+  path.write_text("".join(json.dumps(outcome(rng, i)) + "\n" for i in range(48)))
+  fields = {"loss.outcome": "kto(baseline='batch')", "data.train": str(path), "data.heldout": "0.2"}
+  layouts = {
+    "one micro-batch": (1, {}),
+    "padded micro-batches of one row": (1, {"data.pack": False, "data.cells": 1}),
+    "prompts not shared, 8 devices": (8, {"data.share": False}),
+    "frozen layers kept": (1, {"model.frozen_layers": 1}),
+    "fixed": (1, {"loss.outcome": "kto"}),
+  }
+  lines = {}
+  for name, (devices, more) in layouts.items():
+    config = config_of(llama_folder, untied, steps=8, **fields | more)
+    run(config, tmp_path / name, devices=devices)
+    lines[name] = train_lines(tmp_path / name)
+  first = lines.pop("one micro-batch")
+  frozen, fixed = lines.pop("frozen layers kept"), lines.pop("fixed")
+  assert first[0]["loss"] == pytest.approx(0.5, abs=1e-6)  # it is its own reference, and z0 is 0
+  assert abs(first[-1]["loss"] - fixed[-1]["loss"]) > 1e-3
+  assert frozen[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+  for other in lines.values():
+    for a, b in zip(first, other, strict=True):
+      for what in ("loss", "gradient_norm", "accuracy", "score_mean"):
+        assert b[what] == pytest.approx(a[what], rel=1e-4, abs=1e-6), what
+
+
+@pytest.mark.parametrize("more", [{"model.reward": "head"}, {"model.reference": "none"}])
+def test_a_reference_point_without_a_reference_is_refused(more, llama_folder, untied):
+  config = config_of(llama_folder, untied, **{"loss.outcome": "kto(baseline='batch')"} | more)
+  with pytest.raises(InputError, match=r"loss.outcome=.*expected 'implicit' and a reference"):
+    check_fields(config)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from configs.base import get_config
 from rm_jax.errors import InputError
 from rm_jax.losses import LOSSES, Loss
 from rm_jax.losses.moments import penalty
-from rm_jax.train.objective import Objective
+from rm_jax.train.objective import Objective, baseline_of
 from rm_jax.train.parse import check_loss, parse_loss, uses_ties
 from rm_jax.train.window import batch_sums, sum_by_source, window_metrics, zero_sums, zero_window
 from rm_jax.types import KINDS, Batch
@@ -236,6 +236,46 @@ def test_decorrelation_over_micro_batches_is_that_of_the_whole_step():
   expected = jax.grad(whole)(scores)
   assert np.abs(expected).max() > 1e-3
   np.testing.assert_allclose(jax.grad(sum_of_parts)(scores), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("shift", "least"), [(-5.0, 0.0), (2.0, 1.0)])
+def test_kto_refers_to_the_mean_of_responses_to_other_prompts_over_the_whole_step(shift, least):
+  rng = np.random.default_rng(0)
+  scores = rng.normal(size=(1, 6, 2)).astype(np.float32)
+  scores[..., 1] += shift
+  weight = np.asarray([[1.0, 2.0, 1.0, 0.5, 1.0, 3.0]])
+  labels = rng.integers(0, 2, 6)
+  batch = make_batch(
+    [("outcome", [float(y), 0.0]) for y in labels],
+    weight=jnp.asarray(weight),
+    mismatched=jnp.broadcast_to(jnp.asarray([False, True]), (1, 6, 2)),
+  )
+  both = objective({"outcome"}, outcome="kto(baseline='batch', desirable=1.5)")
+  assert both.looks_ahead
+  assert both.needs == {"mismatched"}
+
+  def part(where):
+    cut = jax.tree.map(lambda x: x[:, where] if x.ndim > 1 and x.shape[1] == 6 else x, batch)
+    return both.ahead(jnp.asarray(scores[:, where]), cut)
+
+  total = part(slice(0, 2))["mismatched"] + part(slice(2, 6))["mismatched"]
+  z0 = max(0.0, float((weight * scores[..., 1]).sum() / weight.sum()))
+  assert z0 >= least
+  assert (z0 == 0) == (shift < 0)
+  found = both(jnp.asarray(scores), batch.with_feedback(), baseline=baseline_of(total))
+  margin = scores[..., 0].astype(np.float64) - z0
+  good, bad = 1.5 / (1 + np.exp(margin)), 1 / (1 + np.exp(-margin))
+  np.testing.assert_allclose(found, np.where(labels == 1, good, bad), rtol=1e-6)
+  sums = sums_of(jnp.asarray(scores), found, batch.with_feedback(), 1)
+  right = (scores[0, :, 0] > 0) == (labels == 1)
+  assert float(sums["accuracy"].sum()) == pytest.approx((weight[0] * right).sum())
+
+
+def test_only_training_estimates_a_reference_point():
+  with pytest.raises(InputError, match="baseline is 'batch'"):
+    LOSSES["kto"](jnp.ones(1), jnp.ones(1), where=jnp.ones(1, bool), baseline="batch")
+  with pytest.raises(InputError, match=r"loss.outcome: baseline is 'step'; expected a number"):
+    check_loss(*parse_loss("kto(baseline='step')", "loss.outcome"), "loss.outcome", "outcome")
 
 
 @pytest.mark.parametrize("name", LOSSES)
