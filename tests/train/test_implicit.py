@@ -296,17 +296,15 @@ def test_ktos_reference_point_is_the_same_however_a_step_is_laid_out(
     "padded micro-batches of one row": (1, {"data.pack": False, "data.cells": 1}),
     "prompts not shared, 8 devices": (8, {"data.share": False}),
     "frozen layers kept": (1, {"model.frozen_layers": 1}),
-    "fixed": (1, {"loss.outcome": "kto"}),
   }
   lines = {}
   for name, (devices, more) in layouts.items():
-    config = config_of(llama_folder, untied, steps=8, **fields | more)
+    config = config_of(llama_folder, untied, steps=5, **fields | more)
     run(config, tmp_path / name, devices=devices)
     lines[name] = train_lines(tmp_path / name)
   first = lines.pop("one micro-batch")
-  frozen, fixed = lines.pop("frozen layers kept"), lines.pop("fixed")
+  frozen = lines.pop("frozen layers kept")
   assert first[0]["loss"] == pytest.approx(0.5, abs=1e-6)  # it is its own reference, and z0 is 0
-  assert abs(first[-1]["loss"] - fixed[-1]["loss"]) > 1e-3
   assert frozen[0]["loss"] == pytest.approx(0.5, abs=1e-6)
   for other in lines.values():
     for a, b in zip(first, other, strict=True):
