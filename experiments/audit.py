@@ -30,7 +30,7 @@ from rm_jax.audit import page
 from rm_jax.audit.benchmarks import BENCHMARKS
 from rm_jax.audit.reference import Reference, make_reference
 from rm_jax.audit.run import audit
-from rm_jax.audit.scorer import Scorer
+from rm_jax.audit.scorer import Scorer, model_hash
 from rm_jax.audit.section import Settings, sentences
 from rm_jax.audit.sections import calibration, drift
 from rm_jax.data.choose import sampled, without
@@ -219,7 +219,8 @@ def _reference(
   is there; one of the training data, by default, is not written.
   """
   kept = folder and Reference.load(folder)
-  kept = kept if kept and kept.model == scorer.name else None
+  if kept and kept.model not in (scorer.name, model_hash(scorer.model, ordered=False)):
+    kept = None
   own = config.data.train or ", ".join(config.data.sources)
   # What was kept under the name of the held-out data is what the default is, asked for or not. What
   # earlier versions kept under that of the training data they may have made by default.

@@ -231,7 +231,8 @@ class RewardModel:
     fitted = self.shaping.fitted
     seen = self._fits and self._fits[0] is self.shaping and self._fits[1] is self.params
     self._fits = self.shaping, self.params
-    if not seen and fitted and fitted.weights and fitted.weights != self.weights:
+    saved = fitted.weights if fitted and not seen else ""
+    if saved and self._fingerprint(saved) != saved:
       log.warning(
         "%s: THE SHAPED SCORES MAY BE WRONG: their chain was fitted with other weights, on %s; "
         "experiments.audit --calibrate --shape fits it again",
@@ -247,8 +248,11 @@ class RewardModel:
 
   @property
   def weights(self) -> str:
-    """16 hex digits of a hash of the parameters."""
-    return fingerprint_of(flatten_dict(self.params, sep="/"))
+    """The parameters' fingerprint, by which a chain of shaping knows what it was fitted for."""
+    return self._fingerprint()
+
+  def _fingerprint(self, saved: str = "") -> str:
+    return fingerprint_of(flatten_dict(self.params, sep="/"), saved)
 
   def score_members(
     self,

@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
+from flax.traverse_util import flatten_dict
 
 from rm_jax.api import RewardModel
 from rm_jax.errors import InputError
-from rm_jax.parallel.fingerprint import fingerprint
+from rm_jax.parallel.fingerprint import checksums, fingerprint
 from rm_jax.storage.files import home
 from rm_jax.types import Example, Text
 
@@ -229,7 +230,7 @@ class Scorer:
         if "pooled" in file:
           self._pooled = _unstacked(file["pooled_keys"], file["pooled"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-      log.warning("%s: cannot be read (%s): its texts are scored anew", self._path, error)
+      log.warning("%s: cannot all be read (%s): the rest is scored anew", self._path, error)
 
   def _write(self) -> None:
     if self._path is None:
@@ -271,16 +272,23 @@ def key_of(row: Row) -> bytes:
   return hashlib.sha256(json.dumps(row, ensure_ascii=False).encode()).digest()[:16]
 
 
-def model_hash(model: RewardModel) -> str:
+def model_hash(model: RewardModel, *, ordered: bool = True) -> str:
   """16 hex digits of a hash of a model, for which scores are cached.
 
   It is of the parameters, the network, the convention by which text becomes tokens, the reference
   of an implicit reward, the tokenizer with its chat template, and the version of JAX. It is not of
   the devices, on which scores depend by rounding errors.
+
+  Args:
+    model: the model.
+    ordered: False for the hash of earlier versions, which two models share whose parameters differ
+      only in the order of an array's numbers, such as the weights of two attributes.
   """
   made = model.text_model
   said = {
-    "parameters": fingerprint(model.params),
+    "parameters": checksums(flatten_dict(model.params, sep="/"))
+    if ordered
+    else fingerprint(model.params),
     "network": repr(made.network),
     "record": made.record(),
     "tokenizer": made.tokenizer.backend_tokenizer.to_str(),

@@ -62,20 +62,21 @@ class LoadedReference:
     return likelihoods_of(self.network, self.params, groups, **options)
 
 
-def start_record(model: TextModel, params: dict) -> Reference:
+def start_record(model: TextModel, params: dict, saved: str = "") -> Reference:
   """What is recorded of a model's own start, where that is the reference.
 
   Args:
     model: with a source.
     params: nested dict, before the first step. Adapters, which add nothing then, are left out.
+    saved: a fingerprint to compare with, as in `fingerprint_of`.
   """
   flat = {p: x for p, x in flatten_dict(params, sep="/").items() if is_base(p)}
   dtype = model.network.lora.base_dtype if model.network.lora else "float32"
-  return Reference(lasting_name(model.source), fingerprint_of(flat), dtype)
+  return Reference(lasting_name(model.source), fingerprint_of(flat, saved), dtype)
 
 
 def load_reference(
-  model: TextModel, mesh: Mesh, name: str, record: Reference | None = None
+  model: TextModel, mesh: Mesh, name: str, record: Reference | None = None, *, saved: str = ""
 ) -> LoadedReference:
   """Reads a reference from where it is.
 
@@ -84,6 +85,7 @@ def load_reference(
     mesh: the devices.
     name: folder, hub id or GGUF file of a language model.
     record: what a saved model says of its reference; None: it is new.
+    saved: where it is new, a fingerprint to compare with, as in `fingerprint_of`.
 
   Raises:
     InputError: it is not there or cannot be read, is no language model, has a tokenizer of other
@@ -99,7 +101,8 @@ def load_reference(
   flat, _ = read_params(one, mesh)
   dtype = record.dtype if record else "float32"
   flat = {path: x.astype(jnp.dtype(dtype)) for path, x in flat.items()}
-  found = Reference(lasting_name(source), fingerprint_of(flat), dtype)
+  saved = record.fingerprint if record else saved
+  found = Reference(lasting_name(source), fingerprint_of(flat, saved), dtype)
   if record and record.fingerprint != found.fingerprint:
     raise InputError(
       f"{name}: its weights have the fingerprint {found.fingerprint}, and the model was trained "

@@ -228,12 +228,13 @@ class _Loop:
         `load_reference`), or a log-likelihood is not finite.
     """
     run = self.run
+    known = (earlier_record(self.workdir) or {}).get("implicit", {}).get("reference")
+    saved = known["fingerprint"] if known else ""
     if start is None:
-      loaded = load_reference(run.model, run.mesh, self.config.model.reference)
+      loaded = load_reference(run.model, run.mesh, self.config.model.reference, saved=saved)
       record = loaded.record
     else:
-      record = start_record(run.model, start)
-    known = (earlier_record(self.workdir) or {}).get("implicit", {}).get("reference")
+      record = start_record(run.model, start, saved)
     if known and known != dataclasses.asdict(record):
       raise InputError(
         f"{self.workdir}: its reward is relative to the reference {known}, and now it would be to "

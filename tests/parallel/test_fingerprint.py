@@ -26,6 +26,22 @@ def test_a_flipped_bit_and_another_name_are_seen():
   assert fingerprint([STACK]) != fingerprint([other])
 
 
+def test_exchanged_numbers_are_seen():
+  """Scores of a model whose attributes weigh (1, 2) were taken for those of one with (2, 1)."""
+  one = {"head/mix": np.asarray([1.0, 2.0], np.float32)} | PARAMS
+  other = one | {"head/mix": np.asarray([2.0, 1.0], np.float32)}
+  layers = one | {"backbone/layers/q/kernel": STACK[::-1].copy()}
+  turned = one | {"backbone/layers/q/kernel": STACK[:, :, ::-1].copy()}
+  assert len({fingerprint_of(x) for x in (one, other, layers, turned)}) == 4
+
+
+def test_a_fingerprint_of_an_earlier_version_is_compared_in_its_form():
+  saved = "5d037db0d87b23c3"
+  assert fingerprint_of(PARAMS, saved) == saved
+  other = PARAMS | {"backbone/norm/scale": np.zeros(8, np.float32)}
+  assert fingerprint_of(other, saved) == fingerprint_of(other) != saved
+
+
 def test_a_stack_of_frozen_layers_is_a_part_of_the_whole():
   divided = {
     "backbone/lower/q/kernel": STACK[:2],
