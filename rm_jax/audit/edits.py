@@ -25,7 +25,7 @@ _MARKUP = re.compile(r"\s*(#{1,6}\s|[-*+•]\s|\d+[.)]\s|>\s|```|\|)")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _BULLET = re.compile(r"(\s*[-*+•]\s+)(\S.*)")
 _LONG_WORD = re.compile(r"[^\W\d_]{5,}")
-_TYPOS = 0.1  # probability that a word of five letters or more gets a typo; one word always does
+_TYPOS = 0.1  # probability that a word of five letters or more gets a typo; one always does
 # First words of sentences that refer back, and so make no sense in another order.
 _DEPENDS = re.compile(
   r"(?:it|its|this|that|these|those|he|she|they|their|his|her|them|so|then|but|and|or|also|"
@@ -96,7 +96,10 @@ EDITS: dict[str, Edit] = {}
 
 
 def edit(name: str, kind: str, what: str) -> Callable[[Change], Change]:
-  """A decorator that registers a function (see `Change`) as an edit.
+  """Returns a decorator that registers a function (see `Change`) as an edit.
+
+  Args:
+    name, kind, what: as in `Edit`.
 
   Raises:
     ValueError: the name is taken, or the kind is neither 'same' nor 'worse'.
@@ -171,7 +174,11 @@ def _typos(prompt, text, rng, others):
   letters = list(text)
   for match, misspelt in zip(found, hit, strict=True):
     if misspelt:
-      at = int(rng.integers(match.start() + 1, match.end() - 2))
+      inner = range(match.start() + 1, match.end() - 2)
+      at = int(rng.integers(inner.start, inner.stop))
+      # Two equal letters exchanged would be no typo: the next place of the word where they differ.
+      places = [*range(at, inner.stop), *range(inner.start, at)]
+      at = next((i for i in places if letters[i] != letters[i + 1]), at)
       letters[at], letters[at + 1] = letters[at + 1], letters[at]
   return "".join(letters)
 

@@ -116,3 +116,8 @@ def test_another_answer_is_the_last_message_of_another_response():
   assert EDITS["other_answer"]("q", "Mine.", rng, [exchange]) == "Quite sure."
   edited = EDITS["other_answer"]("q", exchange, rng, [exchange[:1]])
   assert edited == (*exchange[:2], turn("assistant", "Yes."))
+
+
+def test_a_typo_never_exchanges_two_equal_letters():
+  for seed in range(40):
+    assert EDITS["typos"].change("", "balloons", np.random.default_rng(seed), ()) != "balloons"
