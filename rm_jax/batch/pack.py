@@ -200,8 +200,9 @@ def _values(
 def _where(name: str, value: Any, marks: int) -> tuple[slice, ...]:
   """The index, after [b, g], at which a group's value is written into an array.
 
-  On each K axis it is the group's `marks` first places, on any other axis all of it. A value with
-  fewer axes than the array, such as one number for the group, fills all places of the missing axes.
+  On each K axis it is the first `marks` places, one for each mark of the group; on any other axis
+  all of it. A value may lack the array's last axes, as the one margin of a group does: it then
+  fills these wholly, places of padding included.
   """
   axes = ARRAYS[name].axes[2 : 2 + np.ndim(value)]
   return tuple(slice(marks) if axis == "K" else slice(None) for axis in axes)

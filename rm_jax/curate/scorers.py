@@ -23,6 +23,7 @@ from rm_jax.data.report import DataError
 from rm_jax.data.verdict import chance
 from rm_jax.errors import InputError
 from rm_jax.metrics.surface import words
+from rm_jax.storage.files import write_atomically
 from rm_jax.train import loop
 from rm_jax.train.fields import check_fields
 from rm_jax.types import Example, Text
@@ -277,10 +278,10 @@ class ConfigScorer:
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
-  """Writes pairs as JSON lines of the format 'pair', unless the file has this content already.
+  """Writes comparisons of two responses as JSON lines of the format 'pair'.
 
-  A tie has the column `tie`, and a pair whose first response is not surely the better one has
-  `preference`.
+  A tie has the column `tie`. Where the first response is better with another probability than 1,
+  `preference` has it, an even vote's 1/2 included; ties among several judgements count half.
   """
   lines = []
   for e in examples:
@@ -292,9 +293,7 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
     elif p != 1:
       row["preference"] = p
     lines.append(json.dumps(row if e.margin is None else row | {"margin": e.margin}) + "\n")
-  text = "".join(lines)
-  if not path.exists() or path.read_text(encoding="utf-8") != text:
-    path.write_text(text, encoding="utf-8")
+  write_atomically(path, "".join(lines))
 
 
 def _plain(text: Text) -> str | list[dict[str, str]]:

@@ -61,7 +61,7 @@ class Format:
     return frozenset((*needs, *self.optional, "weight"))
 
   def missing(self, row: Row) -> list[str]:
-    """Those of `needs` that a row lacks."""
+    """Those of `needs` that a row lacks; of 'a|b' it needs one."""
     return [need for need in self.needs if not any(c in row for c in need.split("|"))]
 
 

@@ -69,7 +69,7 @@ class Loss:
     return {**_options(self.function), **_options(self.init_params)}
 
   def problem(self, labels: Sequence[float], margin: float | None, options: dict[str, Any]) -> str:
-    """What in a group's labels and margin the loss cannot use with these options; '' if nothing."""
+    """Says what the loss, with these options, cannot use of a group's labels and margin, or ''."""
     return "" if self.refuse is None else self.refuse(labels, margin, **options)
 
   def check(self, options: dict[str, Any]) -> None:

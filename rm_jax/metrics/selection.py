@@ -1,10 +1,12 @@
 """Choosing one of several candidate solutions of a problem: by score, by vote, step by step.
 
-Each function takes one problem's N candidates and gives the probability that the choice among k of
-them is right, and that it is shared. It is the expectation over all subsets of k candidates, which
-is an unbiased estimate for k fresh ones (as `metrics.best_of_n`, which has the closed form for the
-highest score). A choice is shared where several have the highest score, or as many votes: each of
-them is then chosen with the same probability.
+`highest`, `vote` and `step_by_step` take one problem's N candidates and give the probability that
+the choice among k of them is right, and the probability that it is shared. Both are expectations
+over all subsets of k candidates, which are unbiased estimates for k fresh ones; where there are
+more than `MOST` subsets, `vote` and `step_by_step` take as many random ones (`highest` has a closed
+form, that of `metrics.best_of_n`). A choice is shared where several candidates have the highest
+score, several answers the most votes, several of a step's options the highest score, or no
+candidate has an answer: each is then chosen with the same probability.
 
   >>> right = [0.0, 1.0, 1.0]
   >>> highest([0.9, 0.2, 0.1], right, 2)  # (0 + 0 + 1) / 3, over the subsets 01, 02, 12
@@ -12,11 +14,11 @@ them is then chosen with the same probability.
   >>> vote(["4", "5", "5"], right, 3)
   Choice(right=1.0, shared=0.0)
 
-Cobbe et al. (2021), Training verifiers to solve math word problems (the highest score; votes of the
-best). Wang et al. (2023), Self-consistency improves chain of thought reasoning (the majority). Li
-et al. (2023), Making language models better reasoners with step-aware verifier, and Wang et al.
-(2024), Math-Shepherd (votes weighted by a verifier). Snell et al. (2024), Scaling LLM test-time
-compute optimally (choice step by step).
+Cobbe et al. (2021), Training verifiers to solve math word problems (the highest score). Wang et al.
+(2023), Self-consistency improves chain of thought reasoning (the majority). Li et al. (2023),
+Making language models better reasoners with step-aware verifier, and Wang et al. (2024),
+Math-Shepherd (votes weighted by a verifier). Snell et al. (2024), Scaling LLM test-time compute
+optimally (choice step by step).
 """
 
 import functools

@@ -40,9 +40,9 @@ _LANES = 128
 # The most columns of a block of queries or keys. Smaller blocks read keys and values more often;
 # larger ones need more of the chip's own memory (VMEM) for their logits.
 _BLOCK = 512
-# The most blocks of keys for which one kernel computes the whole gradient. It keeps one partial
-# gradient of the queries for each block of keys, and with more blocks that memory costs more than
-# the products that the fusion saves.
+# The most blocks of keys for which one kernel computes the whole gradient. It writes one partial
+# gradient of the queries for each block of keys, and saves a second computation of the logits. From
+# how many blocks on the writing takes longer is an estimate; it was not measured on a chip.
 _FUSED = 4
 
 

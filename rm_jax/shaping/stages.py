@@ -385,7 +385,7 @@ class Filters(_Declared, Limits):
     return self.penalised(score_N, self.reasons(responses))
 
   def penalised(self, score_N: np.ndarray, reasons: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """The scores [N] after the stage, given what `reasons` found."""
+    """The scores [N] after the stage, from those before it and what `reasons` found."""
     caught_N = np.array([bool(found) for found in reasons], bool)
     return np.where(caught_N, np.minimum(score_N, self.penalty), score_N)
 

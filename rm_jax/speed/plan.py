@@ -331,7 +331,7 @@ def _gib(value: float) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-  """The main figures of `plan`, and its advice, as text."""
+  """The main figures of a report of `plan`, and its advice, as lines of text."""
   memory, step, line = report["memory"], report["step"], report["layout"]
   mesh = ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
   of = "" if memory["hbm_bytes"] is None else f" of {_gib(memory['hbm_bytes'])}"
@@ -361,7 +361,7 @@ def table(report: dict[str, Any]) -> str:
     hours = "" if roof["hours"] is None else f", {roof['hours']:.2f} h for {roof['steps']} steps"
     out.append(
       f"roofline: at least {roof['step_seconds']:.3f} s a step, bound by {roof['bound']} "
-      f"({seconds}); at most {speed}{hours}"
+      f"({seconds}){hours}; at most {speed}"
     )
   if largest := report["largest_all_gather"]:
     stacks = report["whole_stacks_gathered"]

@@ -434,18 +434,22 @@ def _part(config: Any, train: list[Example], report: Report) -> list[Example]:
 def divided(
   config: Any, train: list[Example], report: Report
 ) -> tuple[list[Example], list[Example]]:
-  """Divides the training examples of `read_both` by data.validation and data.fraction.
+  """Sets aside data.validation of the training examples, and keeps data.fraction of the others.
+
+  Both are shares of conversations. Since validation data are set aside first, they do not change
+  with data.fraction.
 
   Args:
     config: the run's.
-    train: the training examples.
+    train: the training examples of `read_both`.
     report: counts those that data.fraction leaves out.
 
   Returns:
     (the examples that are trained on, those that are set aside as validation data).
 
   Raises:
-    DataError: fewer than 2 conversations would be set aside.
+    DataError: data.validation is not 0 and would set aside fewer than 2 conversations; or as
+      `formats.split`.
   """
   train, aside = _set_aside(config, train)
   return _part(config, train, report), aside

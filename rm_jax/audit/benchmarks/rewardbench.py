@@ -244,15 +244,16 @@ def evaluate_2(
   """RewardBench 2's score: the mean of its six subsets; see `Benchmark.evaluate`.
 
   In five subsets an item counts 1/k if the chosen response is one of k that share the highest
-  score, else 0. In Ties, let g = min(right) − max(wrong) be the gap of a prompt and s = max(right)
-  − min(right) the spread of a tied one. The mean of Ties is
+  score, else 0. In Ties, let g be the lowest score of a right response minus the highest of a wrong
+  one, the gap of a prompt, and s the highest minus the lowest score of the right responses of a
+  'tied' prompt, its spread. The mean of Ties is
 
     0.3 P(g_tied > 0) + 0.3 P(g_ref > 0) + 0.2 P(g_tied > s) + 0.2 P(min(g_ref, g_tied) > s)
       + 0.01 mean tanh(min(g_ref, g_tied) / s − 1)
 
   The last three terms are over the numbers N of ids for which there are both 'ref:N' and 'tied:N';
-  a tanh of 0/0 counts as 0. So the mean of Ties can reach 1.01. In `subsets`, the accuracy of Ties
-  is P(g > 0) over all its prompts.
+  a tanh of 0/0 counts as 0, and one of a gap above 0 divided by a spread of 0 as 1, so that the
+  mean of Ties can reach 1.01. In `subsets`, the accuracy of Ties is P(g > 0) over all its prompts.
 
   Returns:
     what `Benchmark.evaluate` says, with `means` {subset: the mean that enters the score} and `ties`

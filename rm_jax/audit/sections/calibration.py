@@ -1,8 +1,9 @@
 """Section `calibration`: whether scores or their differences are log-odds; fits to make them so.
 
 A temperature (comparisons) or Platt's slope and bias (outcomes and steps) is fitted on one half of
-the conversations, and errors are measured on the other half. Only the temperatures of single
-sources, which stand beside it, are fitted on all of a source's comparisons.
+the conversations, as is isotonic regression, and errors are measured on the other half. From all of
+the data are only the mean score (`zero`) and the temperatures of single sources, which stand beside
+the common one.
 
 Guo et al. (2017), On calibration of modern neural networks. Platt (1999), Probabilistic outputs for
 support vector machines.

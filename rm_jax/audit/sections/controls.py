@@ -26,7 +26,8 @@ from rm_jax.metrics.surface import characters, formatting
 from rm_jax.types import Example, Text
 
 # The text that replaces a removed prompt. It asks for nothing in particular. It is not empty, since
-# no model is trained here on empty prompts: the readers of data drop rows that have one.
+# a model has hardly seen an empty prompt: the readers of data refuse rows that have one, and only a
+# response that fills the whole length leaves no room for its prompt.
 NEUTRAL = "Please respond."
 # Rule -> (measure of a response, whether the rule prefers the response with more of it).
 RULES: dict[str, tuple[Callable[[str], float], bool]] = {

@@ -15,8 +15,9 @@ from rm_jax.metrics import drift as metrics
 from rm_jax.metrics.correlation import auroc, bootstrap
 from rm_jax.metrics.monitor import DriftMonitor
 
-# If nothing has drifted, the five tests together raise a false alarm with at most this probability,
-# and so does the monitor by itself.
+# If nothing has drifted, the five tests together raise a false alarm with at most this probability.
+# So does the monitor by itself if the data are in random order. Where they are not, as where one
+# source follows another, its alarm says that the order matters, and not that the data have moved.
 LEVEL = 0.01
 FEWEST = 20  # conversations that the data and the reference each need to be compared
 _MOST = 1000  # largest number of conversations of the data that are compared

@@ -33,9 +33,11 @@ def _linear_head(hf: Mapping[str, Any], outputs: int) -> HeadConfig:
 
 
 def no_window(backbone: DecoderConfig) -> dict[str, Any]:
-  """Keys of config.json that say that no layer has a sliding window; {} where some layer has one.
+  """Keys of config.json that say that no layer has a sliding window.
 
-  transformers 4.51 applies `sliding_window` whatever `use_sliding_window` says.
+  {} where some layer has one, so that the checkpoint's own keys stay. `sliding_window` has to be
+  None too, since attention masks in transformers 4.51 apply it even where `use_sliding_window` is
+  False.
   """
   return {} if backbone.sliding_windows else {"sliding_window": None, "use_sliding_window": False}
 

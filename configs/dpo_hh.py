@@ -1,0 +1,22 @@
+"""DPO on Anthropic's HH-RLHF: SmolLM2-135M's own likelihoods as the reward.
+
+  python -m experiments.train --config=configs/dpo_hh.py --workdir=runs/dpo_hh
+
+The data, the split and the template are those of configs/hh_rlhf.py, which trains a head. An
+implicit reward needs the language-model head and so all 30 layers: the lowest 24 are frozen and run
+once over the data. The reference is the model before its first step. On an accelerator train all
+layers: --config.model.frozen_layers=0 --config.model.dtype=bfloat16.
+"""
+
+import ml_collections
+
+from configs import hh_rlhf
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = hh_rlhf.get_config()
+  c.model.reward = "implicit"
+  c.model.layers = 0  # all 30
+  c.model.frozen_layers = 24
+  c.optimizer.learning_rate = 1e-4
+  return c
