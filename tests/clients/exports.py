@@ -105,6 +105,11 @@ MODELS = {
 }
 
 
+def one_device():
+  """The mesh that a client's machine has; programs for eight devices compile for longer."""
+  return make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+
+
 def made(name, folder, noise=0.2, head_scale=0.25):
   """A `RewardModel` of MODELS with random weights, by default with scores of size one.
 
@@ -125,7 +130,7 @@ def made(name, folder, noise=0.2, head_scale=0.25):
     c.model[key] = value
   c.data.max_length = 256
   built = build_model(c)
-  mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+  mesh = one_device()
   params = init_params(built, mesh, jax.random.key(0), training=True)
   params = {
     p: x + noise * jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x.shape)
