@@ -37,7 +37,8 @@ Score = Callable[[Sequence[Row]], npt.ArrayLike]
 # that the solution is right up to and including each step.
 ScoreSteps = Callable[[Sequence[dict[str, Any]]], Sequence[npt.ArrayLike]]
 
-# The cache file is written after at most so many new rows, so an interruption loses no more scores.
+# The cache file is written after at most this many new rows, so that an interruption loses the
+# scores of no more.
 _CHUNK = 8192
 
 
@@ -149,9 +150,9 @@ class Scorer:
 
     Args:
       rows: the rows whose features are returned.
-      beside: rows of the same prompts whose scores will be needed later; some may be among `rows`.
-        Those that are not cached are scored in the same pass, in which responses to a prompt can
-        share the computation of it if the model is a decoder.
+      beside: rows of the same prompts whose scores will be needed later; they may repeat `rows`.
+        Those without cached scores are scored along with `rows`, if there are any, in passes of
+        `_CHUNK` rows, in which a decoder can compute a prompt once for all its responses.
 
     Raises:
       DataError, InputError: as `members`.

@@ -177,7 +177,10 @@ def _prompt_end(group: Group, start: int, offsets: np.ndarray, shared: int) -> n
 def _values(
   group: Group, start: int, offsets: np.ndarray, fields: frozenset[str], *, share: bool
 ) -> dict[str, Any]:
-  """Name of an array of `Batch` that has the axes B and G -> the value that the group gives it."""
+  """{name: value} of the arrays of `Batch` with axes B and G; None = the group has none.
+
+  `assemble` adds source, members and reference, which are not the group's own.
+  """
   shared = group.shared if share else 0
   values = {name: getattr(group, name) for name in FROM_GROUPS & fields if name != "token_type"}
   if "starts" in fields:

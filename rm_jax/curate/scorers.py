@@ -246,11 +246,17 @@ class ConfigScorer:
   """
 
   def __init__(self, config: Any, workdir: str | Path):
-    check_fields(config)  # now, and not at the first fold
+    # `loop.train` would check them only at the first fold, after all rows were read and compared.
+    check_fields(config)
     if objectives := config.data.get("objectives", ""):
       raise InputError(
         f"--denoise_config.data.objectives={objectives!r}: expected '', since it is about sources "
         "and the pairs of a fold are in one file without them; give '' and no model.attributes"
+      )
+    if config.model.attributes:
+      raise InputError(
+        f"--denoise_config.model.attributes={tuple(config.model.attributes)}: expected (), since "
+        "the pairs of a fold rate no attributes"
       )
     self.config = config
     self.workdir = Path(workdir)

@@ -65,7 +65,7 @@ class Loss:
 
   @property
   def options(self) -> dict[str, Any]:
-    """Options of the function and of init_params -> default (or `REQUIRED`)."""
+    """Name of each option, of the function and of init_params -> its default (or `REQUIRED`)."""
     return {**_options(self.function), **_options(self.init_params)}
 
   def problem(self, labels: Sequence[float], margin: float | None, options: dict[str, Any]) -> str:

@@ -280,7 +280,11 @@ def _two(scores: npt.ArrayLike, gains: npt.ArrayLike) -> tuple[np.ndarray, np.nd
 def _lists(
   scores: Sequence, gains: Sequence, clusters: Sequence
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """The (scores [K], gains [K]) of each prompt, checked: K is at least 1."""
+  """The (scores [K], gains [K]) of each prompt.
+
+  Raises ValueError unless there are as many lists as clusters, and both of a prompt are finite and
+  of one length, at least 1.
+  """
   if not len(scores) == len(gains) == len(clusters):
     raise ValueError(
       f"scores has {len(scores)} lists, gains {len(gains)}, clusters {len(clusters)}; expected as "

@@ -37,8 +37,9 @@ PACKING: dict[str, dict[str, Any]] = {
   "lengths": dict(windows="alone"),
 }
 _LANES = 128
-# The most columns of a block of queries or keys. Smaller blocks read keys and values more often;
-# larger ones need more of the chip's own memory (VMEM) for their logits.
+# The most columns of a block, of queries and of keys alike. With smaller blocks of queries, keys
+# and values are read more often; larger blocks need more of the chip's own memory (VMEM) for their
+# logits, queries × keys.
 _BLOCK = 512
 # The most blocks of keys for which one kernel computes the whole gradient. It writes one partial
 # gradient of the queries for each block of keys, and saves a second computation of the logits. From

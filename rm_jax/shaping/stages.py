@@ -174,7 +174,10 @@ class Lower(_Declared):
 
 @dataclasses.dataclass(frozen=True)
 class Normalise(_Declared):
-  """(score − mean) / deviation. Both are the sample's, which then has mean 0 and deviation 1.
+  """(score − mean) / deviation.
+
+  Numbers that are not declared are those of the sample's scores. If neither is, the sample has mean
+  0 and deviation 1 afterwards.
 
   Attributes:
     mean: subtracted.

@@ -355,8 +355,8 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     train, rates = _read_sources(config, report)
   train = _with_objectives(config, train, trained=True)
   share = _share(config)
-  # A source with the rate 0 beside others is not trained on. If data.heldout is a fraction, some of
-  # it is held out all the same, to see how the model does on it.
+  # A source with the rate 0, where another has more, is not trained on. A fraction data.heldout is
+  # taken of all sources, this one too, to see how the model does on a source that it does not know.
   unseen = {name for name, rate in rates.items() if not rate} if any(rates.values()) else set()
   rates = {name: rate for name, rate in rates.items() if name not in unseen}
   if share is None:

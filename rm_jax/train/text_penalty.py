@@ -32,7 +32,7 @@ HEAD = "loss/text/embedding"
 
 
 def _weights(config: Any) -> dict[str, float]:
-  """Name -> weight of the penalties that a config turns on."""
+  """Name -> weight of the text penalties that are not 0 in the `loss` part of a config."""
   return {name: float(config[name]) for name in ("text_sft", "text_dpo") if config[name]}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rm_jax.audit.benchmarks import BENCHMARKS
-from rm_jax.audit.benchmarks.figures import published
+from rm_jax.audit.benchmarks.figures import published, rate
 from rm_jax.audit.benchmarks.rewardbench import CORE
 from rm_jax.audit.benchmarks.steps import best_threshold
 from rm_jax.data.report import DataError, Report
@@ -203,6 +203,11 @@ def test_rewardbench_2(tmp_path):
   assert report["score"] == pytest.approx((3 / 4 + 1 / 4 + 0 + 1 / 3 + 1 + ties) / 6)
   assert report["subsets"]["Ties"]["accuracy"] == (2 + 3) / 9
   assert report["subsets"]["Factuality"]["n"] == 2
+  # 'ref:N' and 'tied:N' are one cluster, in the subset's interval as in the score's.
+  credit = [1, 1, 1, 1, 0, 0, 1, 0, 0]
+  pairs = [0, 0, 1, 1, 2, 2, 3, 3, 4]
+  assert report["subsets"]["Ties"]["interval"] == rate(credit, pairs)["interval"]
+  assert rate(credit, pairs)["interval"] != rate(credit, range(9))["interval"]
 
 
 def test_rewardbench_2_refuses_what_its_formula_is_not_of(tmp_path):

@@ -114,3 +114,19 @@ def test_few_pairs_do_not_tell_whether_the_prompt_is_read():
   assert "; of 150 pairs it is not told whether it reads the prompt: " in some["says"]
   assert few["sample"]["swapped"]["remains"]["value"] is None
   assert "whether it reads the prompt is not told: the accuracy with the prompt" in few["says"]
+
+
+def test_a_sample_of_one_conversation_gets_the_prompt_of_another():
+  asked = Counting(length)
+  found = controls(asked, PAIRS, sample=1)
+  assert found["sample"]["pairs"] == 1
+  assert found["sample"]["swapped"]["difference"]["value"] == 0
+
+
+def test_what_remains_of_an_accuracy_below_chance_means_nothing():
+  found = controls(lambda rows: -np.asarray(truth(WORLD)(rows)), PAIRS, sample=200)
+  assert found["sample"]["model"]["interval"][1] < 0.5
+  for name in ("removed", "swapped"):
+    remains = found["sample"][name]["remains"]
+    assert remains["value"] is None
+    assert remains["why"] == "the accuracy with the prompt is below chance"

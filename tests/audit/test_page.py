@@ -218,6 +218,17 @@ def test_a_reference_too_small_to_compare_with_leaves_the_rest_of_the_page():
   assert found["agreement"]["n"] == 30
 
 
+def test_an_ensembles_disagreement_needs_no_reference(tmp_path):
+  scorer, examples = Ensemble(noisy(truth(WORLD), 1.0)), WORLD.pairs("heldout", 60, 0)
+  found = audit(scorer, examples, settings=Settings(edited_pairs=10))
+  assert found["drift"]["why"].startswith("no reference is kept")
+  assert found["drift"]["disagreement"]["auroc"]["n"] > 0
+  page.write(tmp_path, {"about": {"model": "m", "data": "d", "examples": 60}, **found})
+  shown = (tmp_path / "report.html").read_text()
+  assert "Not measured: no reference is kept" in shown
+  assert 'data-path="drift/disagreement/auroc/value"' in shown
+
+
 @pytest.mark.slow
 def test_an_ensembles_disagreement_is_of_pairs_drawn_from_all(tmp_path, monkeypatch):
   monkeypatch.setattr(drift, "_ENSEMBLE_PAIRS", 40)

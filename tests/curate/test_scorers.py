@@ -73,6 +73,10 @@ def test_a_fold_is_read_by_its_own_names(tmp_path, monkeypatch):
 
 def test_a_wrong_config_is_refused_before_the_first_fold(tmp_path):
   config = get_config()
+  config.model.attributes = ("help",)
+  with pytest.raises(InputError, match=r"--denoise_config.model.attributes=\('help',\): expected"):
+    ConfigScorer(config, tmp_path)
+  config.model.attributes = ()
   config.optimizer.b1 = 1.5
   with pytest.raises(InputError, match=r"--config\.optimizer\.b1=1\.5: expected"):
     ConfigScorer(config, tmp_path)

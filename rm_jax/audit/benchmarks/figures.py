@@ -136,24 +136,40 @@ def one_hot(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
 
 
 def by_subset(
-  items: Sequence[Item], credits: npt.ArrayLike, *, seed: int = 0
+  items: Sequence[Item],
+  credits: npt.ArrayLike,
+  *,
+  seed: int = 0,
+  clusters: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """Name of each subset -> `rate` of its items, in order of first occurrence."""
+  """Name of each subset -> `rate` of its items, in order of first occurrence.
+
+  Args:
+    items: of the benchmark.
+    credits: [N], of each item.
+    seed: of the intervals.
+    clusters: [N], what is resampled together; None = the items' conversations.
+  """
   credit_N = np.asarray(credits, np.float64)
   names = np.asarray([item.subset for item in items])
   return {
-    name: rate_of(items, credit_N, names == name, seed=seed)
+    name: rate_of(items, credit_N, names == name, seed=seed, clusters=clusters)
     for name in dict.fromkeys(names.tolist())
   }
 
 
 def rate_of(
-  items: Sequence[Item], credits: npt.ArrayLike, where: np.ndarray, *, seed: int = 0
+  items: Sequence[Item],
+  credits: npt.ArrayLike,
+  where: np.ndarray,
+  *,
+  seed: int = 0,
+  clusters: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-  """`rate` of the items where a mask [N] is true, with their conversations as clusters."""
+  """`rate` of the items where a mask [N] is true; clusters as in `by_subset`."""
   at = np.flatnonzero(where)
-  clusters = [items[i].example.conversation for i in at]
-  return rate(np.asarray(credits, np.float64)[at], clusters, seed=seed)
+  clusters = clusters or [item.example.conversation for item in items]
+  return rate(np.asarray(credits, np.float64)[at], [clusters[i] for i in at], seed=seed)
 
 
 def absent(items: Sequence[Item], order: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the records `Item` and `Benchmark`, and how files become items."""
+"""The records `Item` and `Benchmark`, and what loaders use: files, rows, items."""
 
 import dataclasses
 import gzip

@@ -251,16 +251,16 @@ def evaluate_2(
     0.3 P(g_tied > 0) + 0.3 P(g_ref > 0) + 0.2 P(g_tied > s) + 0.2 P(min(g_ref, g_tied) > s)
       + 0.01 mean tanh(min(g_ref, g_tied) / s − 1)
 
-  The last three terms are over the numbers N of ids for which there are both 'ref:N' and 'tied:N';
-  a tanh of 0/0 counts as 0, and one of a gap above 0 divided by a spread of 0 as 1, so that the
-  mean of Ties can reach 1.01. In `subsets`, the accuracy of Ties is P(g > 0) over all its prompts.
+  P is a share of prompts. The last three terms are over the N that have both a 'ref:N' and a
+  'tied:N'. Where s is 0, the tanh counts as the sign of the gap: 1, 0 or −1. So the mean of Ties
+  lies between −0.01 and 1.01. In `subsets`, the accuracy of Ties is P(g > 0) over all its prompts.
 
   Returns:
     what `Benchmark.evaluate` says, with `means` {subset: the mean that enters the score} and `ties`
     {name: one of the five terms above, without its weight}.
 
   Raises:
-    ValueError: two items of Ties have the same id.
+    ValueError: an id of Ties is of another form, or two items have the same.
   """
   scores = response_scores(score, items)
   right = [int(sum(item.example.labels)) for item in items]
@@ -274,6 +274,8 @@ def evaluate_2(
   ids = [_TIES_ID.fullmatch(item.id) if item.subset == "Ties" else None for item in items]
   ref = np.asarray([bool(m) and m[1] == "ref" for m in ids])
   tied = of_ties & ~ref
+  if strange := [item.id for item, m, t in zip(items, ids, of_ties, strict=True) if t and not m]:
+    raise ValueError(f"items has the id {strange[0]!r} in Ties; expected 'ref:N' or 'tied:N'")
   if len({m[0] for m in ids if m}) < of_ties.sum():
     raise ValueError("items has an id of Ties twice; expected each once")
   gap_of = {m[2]: g for m, g, r in zip(ids, gap, ref, strict=True) if r}
@@ -301,7 +303,9 @@ def evaluate_2(
 
   table = np.concatenate([member * credit[:, None], member, np.stack(ties, axis=-1)], axis=1)
   # The prompts with the ids 'tied:N' and 'ref:N' are resampled together.
-  clusters = [m[2] if m else item.example.conversation for item, m in zip(items, ids, strict=True)]
+  clusters = [
+    f"Ties {m[2]}" if m else item.example.conversation for item, m in zip(items, ids, strict=True)
+  ]
   figure = published(
     table,
     clusters,
@@ -317,7 +321,7 @@ def evaluate_2(
     "benchmark": "rewardbench2",
     **figure,
     "n": len(items),
-    "subsets": by_subset(items, credit, seed=seed),
+    "subsets": by_subset(items, credit, seed=seed, clusters=clusters),
     "means": {name: finite(m) for name, m in zip(SUBSETS_2, means, strict=True)},
     "ties": {name: finite(t) for name, t in zip(names, terms, strict=True)},
   }

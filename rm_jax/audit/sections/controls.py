@@ -90,11 +90,11 @@ def controls(
   """
   pairs = comparisons(examples)
   few = sampled(pairs, sample, seed)
-  partner = elsewhere([p.conversation for p in few], seed)
+  others = _elsewhere(few, pairs, seed)
   empty = [p._replace(prompt=neutral(p.prompt)) for p in few]
   swapped = [
-    p._replace(prompt=in_form(few[j].prompt, p.prompt, "user"))
-    for p, j in zip(few, partner, strict=True)
+    p._replace(prompt=in_form(other.prompt, p.prompt, "user"))
+    for p, other in zip(few, others, strict=True)
   ]
   parts = (pairs, few, empty, swapped)
   rows = [(p.prompt, text) for part in parts for p in part for text in (p.chosen, p.rejected)]
@@ -139,6 +139,16 @@ def controls(
   return {**found, "says": _says(found)}
 
 
+def _elsewhere(
+  few: Sequence[Comparison], pairs: Sequence[Comparison], seed: int
+) -> list[Comparison]:
+  """For each of a sample of the pairs one of another conversation; of the sample, if it has any."""
+  if len({p.conversation for p in few}) > 1:
+    return [few[j] for j in elsewhere([p.conversation for p in few], seed)]
+  others = [p for p in pairs if p.conversation != few[0].conversation]
+  return [others[j] for j in np.random.default_rng(seed).integers(len(others), size=len(few))]
+
+
 def _measured(pairs: Sequence[Comparison], measure: Callable[[str], float]) -> np.ndarray:
   return np.array(
     [[measure(plain(p.chosen)), measure(plain(p.rejected))] for p in pairs], np.float64
@@ -177,14 +187,15 @@ def _less(a_N, b_N, clusters: list[str], seed: int) -> dict:
 def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) -> dict:
   """(accuracy without the prompt − 1/2) / (accuracy with it − 1/2), as a figure.
 
-  Not defined if `accuracy`, the figure of the accuracy with the prompt, has no interval or one that
-  contains 1/2.
+  Not defined if `accuracy`, the figure of the accuracy with the prompt, has no interval, or if its
+  interval is not above 1/2.
   """
   if accuracy["interval"] is None:
     return figures.none(accuracy["why"], len(with_N))
   low, high = accuracy["interval"]
-  if low <= 0.5 <= high:
-    return figures.none("the accuracy with the prompt is not told from chance", len(with_N))
+  if low <= 0.5:
+    how = "not told from chance" if high >= 0.5 else "below chance"
+    return figures.none(f"the accuracy with the prompt is {how}", len(with_N))
 
   def ratio(part_N, whole_N) -> float:
     below = whole_N.mean() - 0.5

@@ -1,4 +1,7 @@
-"""Section `drift`: whether the data differ from a reference, by their scores and features."""
+"""Section `drift`: whether the data differ from a reference in the model's scores and features.
+
+Of an ensemble also whether its members' disagreement predicts its errors, which needs no reference.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +13,7 @@ from rm_jax.audit.comparisons import each_comparison, one_each, sampled
 from rm_jax.audit.reference import Reference
 from rm_jax.audit.scorer import Row, key_of
 from rm_jax.audit.section import Section, Subject
-from rm_jax.audit.writer import View, Writer
+from rm_jax.audit.writer import View, Writer, escaped
 from rm_jax.metrics import drift as metrics
 from rm_jax.metrics.correlation import auroc, bootstrap
 from rm_jax.metrics.monitor import DriftMonitor
@@ -215,27 +218,47 @@ def _prepare(subject: Subject) -> None:
 
 def _measure(subject: Subject) -> dict[str, Any]:
   reference, scorer, seed = subject.reference, subject.scorer, subject.settings.seed
+  disagreement = _disagreement(subject)
   if reference is None:
-    return {"why": "no reference is kept with the model; --reference=DATA makes one"}
+    return {"why": "no reference is kept with the model; --reference=DATA makes one"} | disagreement
   rows = _rows(subject)
   if min(len(rows), len(reference.scores)) < FEWEST:
     return {
       "why": f"{len(rows)} conversations against {len(reference.scores)} of {reference.data}; a "
       f"comparison of distributions wants {FEWEST} of each"
-    }
-  found = drift(scorer(rows), scorer.pooled(rows), reference, seed=seed)
-  if scorer.outputs > 1 and (compared := list(each_comparison(subject.examples))):
-    # A random sample and not the first pairs, because data come source by source.
-    pairs = sampled(compared, _ENSEMBLE_PAIRS, seed)
-    members = scorer.members([(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)])
-    both = members.reshape(len(pairs), 2, -1)
-    clusters = [p.conversation for p in pairs]
-    if len(set(clusters)) > 1:
-      found["disagreement"] = errors_by_disagreement(both[:, 0], both[:, 1], clusters, seed=seed)
-  return found
+    } | disagreement
+  return drift(scorer(rows), scorer.pooled(rows), reference, seed=seed) | disagreement
+
+
+def _disagreement(subject: Subject) -> dict[str, Any]:
+  """{'disagreement': `errors_by_disagreement`}, or {} without an ensemble or without pairs."""
+  scorer, seed = subject.scorer, subject.settings.seed
+  if scorer.outputs == 1 or not (compared := list(each_comparison(subject.examples))):
+    return {}
+  # A random sample and not the first pairs, because data come source by source.
+  pairs = sampled(compared, _ENSEMBLE_PAIRS, seed)
+  clusters = [p.conversation for p in pairs]
+  if len(set(clusters)) < 2:
+    return {}
+  members = scorer.members([(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)])
+  both = members.reshape(len(pairs), 2, -1)
+  return {"disagreement": errors_by_disagreement(both[:, 0], both[:, 1], clusters, seed=seed)}
 
 
 def _render(page: Writer, found: View) -> None:
+  if "why" in found:
+    page.add(f"<p class=why>Not measured: {escaped(found['why'].value)}.</p>")
+  else:
+    _render_distances(page, found)
+  if "disagreement" in found:
+    one = found["disagreement"]
+    page.add(
+      "<p>Its errors (0.5 = not told): by the members' disagreement AUROC "
+      f"{page.figure(one['auroc'])}, by a small margin alone {page.figure(one['margin'])}.</p>"
+    )
+
+
+def _render_distances(page: Writer, found: View) -> None:
   page.table(
     ("", "distance", "p", "alarm"),
     (
@@ -249,12 +272,6 @@ def _render(page: Writer, found: View) -> None:
     f"<p>Monitor: {page.value(monitor['tests'])} windows of {page.value(monitor['window'])}, "
     f"{len(monitor.value['alarms'])} alarms.</p>"
   )
-  if "disagreement" in found:
-    one = found["disagreement"]
-    page.add(
-      "<p>Its errors (0.5 = not told): by the members' disagreement AUROC "
-      f"{page.figure(one['auroc'])}, by a small margin alone {page.figure(one['margin'])}.</p>"
-    )
 
 
 SECTION = Section("drift", "Drift", _measure, _render, prepare=_prepare)
