@@ -68,8 +68,9 @@ class Duplicates:
     near: examples that are near an earlier one and not in `exact`. If a match's `differs` is '',
       its earlier example is not itself in `exact`, nor in `near` with a `differs` of ''.
     reversed: examples with an earlier example's prompt and responses, equal or near, but with the
-      other response chosen: the two contradict each other. Examples in `exact`, or in `near` with a
-      `differs` of '', are left out: what contradicts the example that they repeat contradicts them.
+      other response chosen: the two contradict each other. Where the texts are equal either may be
+      in `near` as well. Of near ones, examples in `exact`, or in `near` with a `differs` of '', are
+      left out: what contradicts the example that they repeat contradicts them.
   """
 
   exact: list[Match]
@@ -138,13 +139,11 @@ def find_duplicates(
       [dataclasses.replace(m, index=single[m.index], of=single[m.of]) for m in found]
       for found in search.run(progress)
     )
-  # A near duplicate need not be reported as a contradiction: what contradicts the example that it
-  # repeats contradicts it too (see `pipeline`, which drops it or takes it along).
-  gone = {m.index for m in near if not m.differs}
+  # Equal texts with opposite labels contradict each other whatever else either of them is near to.
   reversed_of = {}
   for (prompt, chosen, rejected, tie), i in first.items():
     j = None if tie else first.get((prompt, rejected, chosen, tie))
-    if j is not None and j < i and not {i, j} & gone:
+    if j is not None and j < i:
       reversed_of[i] = Match(i, j, 1.0)
   for match in against:
     reversed_of.setdefault(match.index, match)

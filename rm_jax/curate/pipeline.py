@@ -319,13 +319,16 @@ def _duplicates(ledger: Ledger, options: Options, progress: bool) -> None:
       detail += f", similarity {match.similarity:.3f}{_but(match)}"
     goes = options.duplicates == "drop" and not match.differs
     (ledger.drop if goes else ledger.note)(kept[match.index], reason, detail)
-  # What contradicts an example also contradicts its copies. Where these are dropped, they are gone.
+  # What contradicts an example also contradicts its copies. Where these are dropped, they are gone;
+  # so may be one of two rows of equal texts, if it is near another row.
   copies: dict[int, list[int]] = {}
   if options.duplicates == "keep":
     for match in [*found.exact, *found.near]:
       if not match.differs:
         copies.setdefault(match.of, []).append(match.index)
   gone: set[int] = set()
+  if options.duplicates == "drop":
+    gone |= {match.index for match in found.near if not match.differs}
   for match in found.reversed:
     later, earlier = ([i, *copies.get(i, ())] for i in (match.index, match.of))
     sides = [(mine, match.of) for mine in later] + [(mine, match.index) for mine in earlier]

@@ -451,3 +451,29 @@ def test_a_rule_that_drops_more_than_half_stops(tmp_path):
   (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
   with pytest.raises(pipeline.LargeDropError, match=r"^contamination would drop 1 of 1 rows"):
     pipeline.curate(ledgers.read(tmp_path / "in.jsonl"), pipeline.Options(), heldout=held)
+
+
+@pytest.mark.parametrize("policy", ["drop_both", "keep_first"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_near_duplicate_does_not_hide_an_exact_contradiction(policy, beside):
+  """The second row is near the first; the third has its very texts, the label turned round."""
+  said = "please tell me how tall the tower in the old town is, for my {} on famous buildings"
+  a, b = (
+    "It is about three hundred metres tall, they say.",
+    "Nobody in this town knows that at all.",
+  )
+  texts = [("homework", a, b)] * beside + [("essay", a, b), ("essay", b, a)]
+  rows = [{"prompt": said.format(x), "chosen": c, "rejected": r} for x, c, r in texts]
+  examples = [
+    Example(
+      r["prompt"], (r["chosen"], r["rejected"]), (1.0, 0.0), origin=f"f:{i}", conversation="p"
+    )
+    for i, r in enumerate(rows)
+  ]
+  book = ledgers.Ledger(rows, examples)
+  options = pipeline.Options(reversed=policy, allow_large_drop=True)
+  report = pipeline.curate(book, options)
+  dropped = {e["origin"]: e["reason"] for e in report["listed"]["dropped"]}
+  assert dropped[f"f:{len(rows) - 1}"] == "contradictory"
+  if beside:
+    assert dropped["f:1"] == "near_duplicate"
