@@ -4,6 +4,7 @@ Each row has two responses, and a column for each annotator that says which resp
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from rm_jax.metrics.annotators import (
   logistic,
   share,
 )
+from rm_jax.metrics.interval import Interval, Resampling
 from rm_jax.metrics.surface import formatting, normalise, words
 
 # An annotator's reliability is estimated only if they are one of three annotators of whom each two
@@ -179,8 +181,9 @@ def reliability(
   such that each two of the three judged `ENOUGH` rows in common. The judgements of any other
   annotator are left out of the fit, and the report has a reason in place of their numbers.
 
-  Intervals are percentiles over bootstrap resamples of clusters (prompts). Each resample is fitted
-  anew by EM that starts from the majority vote; those that lack an annotator are left out.
+  Intervals are over bootstrap resamples of clusters (prompts): percentiles, or Student's t over few
+  clusters (see `interval.Resampling`). Each resample is fitted anew by EM that starts from the
+  majority vote; one that lacks an annotator has no value.
 
   Args:
     judgements: of any number of annotators.
@@ -190,8 +193,8 @@ def reliability(
   Returns:
     {classes, prior, annotators: {name: {reliability, interval, confusion}, or a string that says
     why there are no numbers}, interval_method, resamples: number of those that were fitted,
-    log_likelihood, iterations, converged}. An interval is None if no resample was fitted, as where
-    there is one cluster only. If the fit would include no annotator, the reason as a string.
+    log_likelihood, iterations, converged}. An interval that does not exist is None, with `why`, as
+    over fewer than 5 clusters. If the fit would include no annotator, the reason as a string.
 
   Raises:
     DataError: there is no judgement, or all are of one class.
@@ -211,32 +214,34 @@ def reliability(
   kept_N = (label_NA >= 0).any(axis=1)
   label_NA = label_NA[kept_N]
   fit = dawid_skene(label_NA, len(used), seed=seed)
-  rng = np.random.default_rng(seed)
-  members: dict[str, list[int]] = {}
-  for i, row in enumerate(np.flatnonzero(kept_N).tolist()):
-    members.setdefault(judgements.clusters[row], []).append(i)
-  groups = [np.asarray(m) for m in members.values()]
-  drawn = []
-  for _ in tqdm(range(resamples if len(groups) > 1 else 0), desc="reliability", disable=None):
-    at = np.concatenate([groups[g] for g in rng.integers(len(groups), size=len(groups))])
+  clusters = [judgements.clusters[row] for row in np.flatnonzero(kept_N)]
+  resampling = Resampling(clusters, resamples=max(1, resamples), seed=seed, bootstrap=True)
+  count = resampling.replicates if resamples else 0
+  drawn_RA = np.full((count, label_NA.shape[1]), np.nan)
+  rows = itertools.islice(resampling.rows(), count)
+  for r, at in enumerate(tqdm(rows, total=count, desc="reliability", disable=None)):
     if (label_NA[at] >= 0).any(axis=0).all():
       again = dawid_skene(label_NA[at], len(used), starts=1, tolerance=1e-6, seed=seed)
-      drawn.append(again.reliability)
-  bounds = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else None
+      drawn_RA[r] = again.reliability
   names = [CLASSES[k] for k in used]
   found: dict[str, Any] = dict.fromkeys(named, reason)
   for a, at in enumerate(np.flatnonzero(counted_A).tolist()):
+    value = float(fit.reliability[a])
+    if resamples:
+      interval = resampling.interval(value, drawn_RA[:, a], scale="probability")
+    else:
+      interval = Interval.none("no resamples were asked for")
     found[named[at]] = {
-      "reliability": float(fit.reliability[a]),
-      "interval": None if bounds is None else [float(b) for b in bounds[:, a]],
+      "reliability": value,
+      **interval.report(),
       "confusion": {names[k]: _named(names, fit.confusion[a, k]) for k in range(len(names))},
     }
   return {
     "classes": names,
     "prior": _named(names, fit.prior),
     "annotators": found,
-    "interval_method": "cluster bootstrap, refitted" if drawn else "none",
-    "resamples": len(drawn),
+    "interval_method": "cluster bootstrap, refitted" if count else "none",
+    "resamples": int(np.isfinite(drawn_RA).all(axis=1).sum()),
     "log_likelihood": fit.log_likelihood[-1],
     "iterations": len(fit.log_likelihood),
     "converged": fit.converged,

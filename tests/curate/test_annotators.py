@@ -211,3 +211,22 @@ def test_no_judgement_is_refused():
   j = Judgements(("x", "y"), nothing, sides, sides, list("abc"), list("abc"), [], 3)
   with pytest.raises(DataError, match="there is no judgement"):
     reliability(j)
+
+
+@pytest.mark.parametrize(("prompts", "given"), [(2, False), (4, False), (8, True)])
+def test_reliability_over_few_prompts_has_an_honest_interval_or_none(prompts, given):
+  """Percentiles over two prompts once said 0.598 [0.604, 0.702], without the estimate in it."""
+  rng = np.random.default_rng(0)
+  truth = rng.integers(2, size=120)
+  labels = np.where(rng.random((120, 3)) < 0.75, truth[:, None], 1 - truth[:, None])
+  n, clusters = np.full((120, 2), 5), [f"{i % prompts}" for i in range(120)]
+  rows = [f"{i}" for i in range(120)]
+  judgements = Judgements(("a", "b", "c"), labels, n, 0 * n, clusters, rows, [], 120)
+  for one in reliability(judgements, resamples=40)["annotators"].values():
+    if given:
+      low, high = one["interval"]
+      assert low <= one["reliability"] <= high
+      assert one["method"] == "Student's t, cluster bootstrap"
+    else:
+      assert one["interval"] is None
+      assert f"{prompts} conversations" in one["why"]
