@@ -227,11 +227,15 @@ def _with_objectives(config: Any, examples: list[Example], *, trained: bool) -> 
 
 
 def _distinct(examples: list[Example], report: Report) -> list[Example]:
-  """Drops examples with the texts of an earlier one of the same kind, whatever their labels."""
+  """Drops examples with the texts of an earlier one, of the same kind and about the same objective.
+
+  Their labels make no difference.
+  """
   seen: dict[tuple, Example] = {}
   for example in examples:
     texts = tuple(map(key_of, (example.prompt, *example.responses)))
-    first = seen.setdefault((example.kind, texts, example.steps), example)
+    key = example.kind, example.objective, texts, example.steps
+    first = seen.setdefault(key, example)
     if first is not example:
       same = "the same" if first.labels == example.labels else "other"
       detail = f"the texts of {first.origin}, with {same} labels"

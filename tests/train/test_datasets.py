@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from rm_jax.data.report import Report
 from rm_jax.errors import InputError
 from rm_jax.reward.setup import build_model
-from rm_jax.train.datasets import data_summary, load_data, load_shifted
+from rm_jax.train.datasets import _distinct, data_summary, load_data, load_shifted
+from rm_jax.types import Example
 from tests.train.runs import small_config
 
 
@@ -29,3 +31,10 @@ def test_cut_prompts_of_every_set_are_counted(llama_folder):
   cut = [sum(g.cut > 0 for g in one.groups) for one in data[:3]]
   assert min(cut) > 0
   assert data_summary(data, ())["prompts_cut"] == sum(cut)
+
+
+def test_judgements_of_two_objectives_on_the_same_texts_are_no_repeats():
+  helpful = Example("p", ("a", "b"), (1.0, 0.0), objective="helpful")
+  harmless = dataclasses.replace(helpful, objective="harmless")
+  again = dataclasses.replace(helpful, origin="f:3")
+  assert _distinct([helpful, harmless, again], Report()) == [helpful, harmless]
