@@ -84,6 +84,28 @@ def test_lists_have_rank_correlations_as_scipy_has_them():
   assert found["pick"]["n"] + found["pick"]["undefined"] == 30
 
 
+def test_scales_of_several_sources_are_not_mixed():
+  """One list of a source that begins at -5 once raised the others' NDCG from 0.43 to 0.97."""
+  few = [
+    Example(
+      f"p{i}", tuple("abcd"), (1.0, 0.0, 0.0, 0.0), "ranking", source="a", conversation=f"{i}"
+    )
+    for i in range(6)
+  ]
+  wrong = [np.asarray([0.0, 1.0, 2.0, 3.0])] * 6
+  other = Example(
+    "q", tuple("abcd"), (-5.0, 0.0, 3.0, 5.0), "ranking", source="b", conversation="q"
+  )
+  alone = agreement(wrong, few)["correlation"]
+  both = agreement([*wrong, np.arange(4.0)], [*few, other])["correlation"]
+  assert alone["ndcg"]["value"] == pytest.approx(1 / np.log2(5))
+  assert both["ndcg"]["value"] == pytest.approx((6 / np.log2(5) + 1) / 7)
+  assert alone["kendall"]["pooled"]["value"] is not None
+  for name in ("kendall", "spearman"):
+    assert both[name]["pooled"]["value"] is None
+    assert "on 2 scales" in both[name]["pooled"]["why"]
+
+
 def test_ratings_of_one_prompt_are_a_list():
   examples = [
     Example(f"p{i // 3}", ("a" * (i % 3 + 1),), (float(i % 3),), "score", conversation=f"c{i // 3}")

@@ -190,7 +190,7 @@ def test_outcomes_and_stars_of_one_prompt_are_no_list():
       ]
     )
   ]
-  _, gains, _ = agreement._lists([np.array([float(i)]) for i in range(9)], examples)
+  gains = agreement._lists([np.array([float(i)]) for i in range(9)], examples).gains
   assert [g.tolist() for g in gains] == [[1, 0, 1], [5, 9, 7], [50, 90, 70]]
 
 

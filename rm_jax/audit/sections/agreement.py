@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,31 +85,45 @@ def agreement(
     if judges := _judges(*mine, seed):
       report["judges"] = judges
   lists = _lists(scores, examples)
-  if lists[0]:
-    report["correlation"] = _correlation(*lists, seed)
+  if lists.scores:
+    report["correlation"] = _correlation(lists, seed)
   return report
 
 
-def _lists(
-  scores: Sequence[np.ndarray], examples: Sequence[Example]
-) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-  """([scores], [gains], [conversation]) of the lists of at least three responses to one prompt."""
+class _Lists(NamedTuple):
+  """The lists of at least three responses to one prompt: of each its scores, gains, and so on.
+
+  Attributes:
+    scores: float64 [K].
+    gains: float64 [K].
+    conversations: of each list.
+    scales: (kind, source) of each: gains of one kind and source alone are comparable.
+  """
+
+  scores: list[np.ndarray]
+  gains: list[np.ndarray]
+  conversations: list[str]
+  scales: list[tuple[str, str]]
+
+
+def _lists(scores: Sequence[np.ndarray], examples: Sequence[Example]) -> _Lists:
   together: dict[Hashable, tuple[list, list]] = {}
   for i, (one, example) in enumerate(zip(scores, examples, strict=True)):
     # A ranking is one example, but the ratings of a prompt's responses may be an example each and
     # have to be put together. Only ratings of one kind and source are on a common scale: one source
     # may say right or wrong, and another give three of five stars.
+    scale = example.kind, example.source
     alone = example.kind in ("outcome", "score") and len(example.responses) == 1
-    scale = (example.kind, example.source) if alone else i
-    key = (conversation_of(example), repr(example.prompt), scale)
+    key = (conversation_of(example), repr(example.prompt), scale, -1 if alone else i)
     mine = together.setdefault(key, ([], []))
     mine[0].extend(np.asarray(one, np.float64))
     mine[1].extend(example.labels)
-  kept = [(s, g, key[0]) for key, (s, g) in together.items() if len(s) > 2]
-  return (
-    [np.asarray(s) for s, _, _ in kept],
-    [np.asarray(g, np.float64) for _, g, _ in kept],
-    [conversation for _, _, conversation in kept],
+  kept = [(key, s, g) for key, (s, g) in together.items() if len(s) > 2]
+  return _Lists(
+    [np.asarray(s) for _, s, _ in kept],
+    [np.asarray(g, np.float64) for _, _, g in kept],
+    [key[0] for key, _, _ in kept],
+    [key[2] for key, _, _ in kept],
   )
 
 
@@ -133,12 +147,25 @@ def _one_order(examples: Sequence[Example], seed: int) -> dict[str, Any] | None:
   return figures.share(right, clusters, seed=seed)
 
 
-def _correlation(scores: list, gains: list, clusters: list[str], seed: int) -> dict[str, Any]:
-  """Rank correlations of scores with gains; see `agreement`. `_lists` makes the arguments."""
-  least = min(float(g.min()) for g in gains)
-  raised = [g - least for g in gains]  # NDCG needs gains of 0 and more
+def _correlation(lists: _Lists, seed: int) -> dict[str, Any]:
+  """Rank correlations of scores with gains; see `agreement`."""
+  scores, gains, clusters, scales = lists
+  # NDCG needs gains of 0 and more. The lowest of a scale is its 0: with that of all data, a list of
+  # a scale that begins higher would have gains that are nearly equal, and any order a high NDCG.
+  least: dict[tuple[str, str], float] = {}
+  for g, scale in zip(gains, scales, strict=True):
+    least[scale] = min(least.get(scale, np.inf), float(g.min()))
+  raised = [g - least[scale] for g, scale in zip(gains, scales, strict=True)]
   unread = [np.zeros(len(g)) for g in gains]  # of tied scores NDCG is the mean over all orders
-  both = functools.partial(within_and_pooled, clusters=clusters, seed=seed)
+
+  def both(statistic, scores, gains):
+    found = within_and_pooled(statistic, scores, gains, clusters=clusters, seed=seed)
+    if len(least) > 1:
+      n = sum(map(len, scores))
+      why = f"the gains are on {len(least)} scales (kinds and sources), which cannot be compared"
+      found["pooled"] = figures.none(why, n)
+    return found
+
   return {
     "lists": len(scores),
     "kendall": both(kendall, scores, gains),
