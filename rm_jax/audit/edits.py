@@ -37,7 +37,7 @@ _YES = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
 _VERB = (
   r"is|are|was|were|will|can|could|should|would|must|has|have|had|does|do|did|might|am|need|may"
 )
-_NOT = re.compile(rf"\b({_VERB})(n't|n\u2019t| not)\b", re.IGNORECASE)
+_NOT = re.compile(rf"\b(?:({_VERB})(?:n't|n\u2019t| not)|won(?:'|\u2019)t)\b", re.IGNORECASE)
 # A verb followed by a pronoun begins a question ("is it"), which is no statement to negate.
 _POSITIVE = re.compile(rf"\b({_VERB})\b(?!['\u2019]|\s+(?:i|you|he|she|it|we|they|there)\b)", re.I)
 _CANNOT = re.compile(r"\b(can)(?:not|'t|\u2019t)\b", re.IGNORECASE)
@@ -252,9 +252,11 @@ def _certainty(prompt, text, rng, others):
 def _negated(prompt, text, rng, others):
   if yes := _YES.match(text):
     return text[: yes.start(1)] + {"yes": "No", "no": "Yes"}[yes[1].lower()] + text[yes.end(1) :]
-  negative, positive = _CANNOT.search(text) or _NOT.search(text), _POSITIVE.search(text)
+  found = [match for match in (_CANNOT.search(text), _NOT.search(text)) if match]
+  negative, positive = min(found, key=re.Match.start, default=None), _POSITIVE.search(text)
   if negative and (not positive or negative.start() <= positive.start()):
-    return text[: negative.end(1)] + text[negative.end() :]
+    verb = negative[1] or ("Will" if negative[0][0].isupper() else "will")  # won't
+    return text[: negative.start()] + verb + text[negative.end() :]
   return f"{text[: positive.end()]} not{text[positive.end() :]}" if positive else None
 
 
