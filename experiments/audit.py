@@ -215,12 +215,12 @@ def _reference(
   ignored.
 
   A new reference of data that --reference names is written to the model's folder. One of the
-  held-out data is written only if no conversation was left out and no reference that was asked for
-  is there; one of the training data, by default, is not written.
+  held-out data is written only if no conversation was left out, and the model's present state has
+  no other reference that was asked for; one of the training data, by default, is not written.
   """
   kept = folder and Reference.load(folder)
-  if kept and kept.model not in (scorer.name, model_hash(scorer.model, ordered=False)):
-    kept = None
+  if kept and kept.model != scorer.name:  # perhaps it is named as earlier versions did
+    kept = kept if kept.model == model_hash(scorer.model, ordered=False) else None
   own = config.data.train or ", ".join(config.data.sources)
   # What was kept under the name of the held-out data is what the default is, asked for or not. What
   # earlier versions kept under that of the training data they may have made by default.
@@ -235,7 +235,8 @@ def _reference(
 
   if REFERENCE.value and REFERENCE.value != HELDOUT:
     examples = _examples(REFERENCE.value, config, "train", report)
-    known = REFERENCE.value == config.data.train
+    sources = [source.get("path") for source in config.data.sources.values()]
+    known = REFERENCE.value in (config.data.train, *sources)
     found = made(examples, REFERENCE.value, known, asked=True)
     if folder:
       found.save(folder)
@@ -253,7 +254,7 @@ def _reference(
   found = made(fresh, HELD, known=False)
   # It may replace a reference of the training data, which was made by default, but none of other
   # data, which was asked for.
-  if folder and whole and (kept is None or kept.data == own):
+  if folder and whole and (kept is None or (kept.data == own and not kept.asked)):
     found.save(folder)
   return found
 

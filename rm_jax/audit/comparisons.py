@@ -116,6 +116,20 @@ def sampled(items: Sequence[_Item], sample: int, seed: int) -> list[_Item]:
   return [items[i] for i in np.sort(at)]
 
 
+def of_others(few: Sequence[Comparison], all: Sequence[Comparison], seed: int) -> list[Comparison]:
+  """For each of a sample of comparisons one of another conversation; of the sample, if it has any.
+
+  Raises:
+    ValueError: all comparisons are of one conversation.
+  """
+  if len({p.conversation for p in few}) > 1:
+    return [few[j] for j in elsewhere([p.conversation for p in few], seed)]
+  others = [p for p in all if p.conversation != few[0].conversation]
+  if not others:
+    raise ValueError("1 conversation(s); another one's text needs at least 2")
+  return [others[j] for j in np.random.default_rng(seed).integers(len(others), size=len(few))]
+
+
 def elsewhere(conversations: Sequence[str], seed: int) -> list[int]:
   """For each item the index of another item, drawn from a different conversation.
 

@@ -6,6 +6,7 @@ data that the run held out.
 """
 
 import dataclasses
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,8 @@ class Reference:
     known: whether the model was trained on the data. `load` takes True for a file without this
       field, as earlier versions wrote them.
     asked: whether the user named the data, so that no default may replace the reference. Of a file
-      without this field `load` takes what it has `known` for: versions that wrote neither also
-      wrote, without being asked, references of the training data.
+      without this field `load` takes whether it has the field `known`: versions that wrote neither
+      also wrote, without being asked, references of the training data.
   """
 
   scores: np.ndarray
@@ -45,9 +46,14 @@ class Reference:
   asked: bool = False
 
   def save(self, folder: Path) -> None:
-    """Writes `reference.npz` into the model's folder, which must exist."""
-    with (Path(folder) / FILE).open("wb") as file:
+    """Writes `reference.npz` into the model's folder, which must exist.
+
+    It is written under another name and renamed, so that an interrupted write leaves the old one.
+    """
+    part = Path(folder) / (FILE + ".part")
+    with part.open("wb") as file:
       np.savez(file, **dataclasses.asdict(self))
+    os.replace(part, Path(folder) / FILE)
 
   @classmethod
   def load(cls, folder: Path) -> "Reference | None":

@@ -239,7 +239,8 @@ class Plan:
       fitted: says what it is.
 
     Raises:
-      InputError: the sample does not determine a number; or as `Chain.shape`.
+      InputError: the sample does not determine a number, or one that does not go with a declared
+        one; or as `Chain.shape`.
     """
     stages: list[Stage] = []
     for cls, given in self.stages:
@@ -250,7 +251,13 @@ class Plan:
       if cls.name in self.missing:
         found = cls(**given).estimated(score_N, sample)
         options = {name: found[name] for name in self.missing[cls.name]} | given
-      stages.append(cls(**options))
+      try:
+        stages.append(cls(**options))
+      except ValueError as error:
+        raise InputError(
+          f"{cls.name}: a number that was fitted does not go with a declared one ({error}); "
+          "declare both, or neither"
+        ) from error
     return Chain(tuple(stages), fitted if self.missing else None)
 
 

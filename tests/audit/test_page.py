@@ -251,3 +251,17 @@ def test_an_ensembles_disagreement_is_of_pairs_drawn_from_all(tmp_path, monkeypa
   shown = (tmp_path / "report.html").read_text()
   for name in ("auroc", "margin"):
     assert f'data-path="drift/disagreement/{name}/value"' in shown
+
+
+def test_an_interrupted_write_leaves_the_old_reference(tmp_path, monkeypatch):
+  made = make_reference(Fake(length), WORLD.pairs("heldout", 30, 0), "d", limit=25)
+  made.save(tmp_path)
+
+  def killed(file, **arrays):
+    file.write(b"PK")
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(np, "savez", killed)
+  with pytest.raises(KeyboardInterrupt):
+    made.save(tmp_path)
+  assert Reference.load(tmp_path).data == "d"

@@ -171,3 +171,9 @@ def test_of_few_conversations_the_red_team_says_why_it_has_no_interval(tmp_path)
   about = {"about": {"model": "m", "data": "d"}}
   assert page.write(tmp_path, about | report, [SECTION]) == {}
   assert f"(no interval: {few['why']})</small> on " in (tmp_path / "report.html").read_text()
+
+
+def test_a_sample_of_one_conversation_borrows_from_the_others():
+  found = robustness(length, PAIRS, sample=1)
+  assert found["pairs"] == 1
+  assert found["edits"]["off_topic"]["n"] + found["edits"]["off_topic"]["not_applicable"] == 1

@@ -224,3 +224,8 @@ def test_records_of_no_filters(key, value, message):
 def test_the_example_in_the_docstring():
   tried = doctest.testmod(module, extraglobs={"Responses": Responses})
   assert (tried.failed, tried.attempted > 0) == (0, True)
+
+
+def test_a_fitted_number_that_does_not_go_with_a_declared_one_names_the_stage():
+  with pytest.raises(InputError, match="filters: a number that was fitted does not go with a decl"):
+    plan("filters(low=100)", "--shape").fit(sample_of(), FITTED)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rm_jax.audit import figures, plots
-from rm_jax.audit.comparisons import Comparison, comparisons, elsewhere, sampled
+from rm_jax.audit.comparisons import Comparison, comparisons, of_others, sampled
 from rm_jax.audit.edits import in_form
 from rm_jax.audit.scorer import Score, scores_of
 from rm_jax.audit.section import Draw, Section, Subject
@@ -62,7 +62,7 @@ def controls(
 
   The rules are applied to all comparisons. In a sample of the comparisons the model scores the
   responses again, with a neutral prompt (`neutral`) and with the prompt of another conversation
-  (`comparisons.elsewhere`) in place of their own.
+  (`comparisons.of_others`) in place of their own.
 
   Args:
     score: rows of (prompt, response) -> float [N].
@@ -90,7 +90,7 @@ def controls(
   """
   pairs = comparisons(examples)
   few = sampled(pairs, sample, seed)
-  others = _elsewhere(few, pairs, seed)
+  others = of_others(few, pairs, seed)
   empty = [p._replace(prompt=neutral(p.prompt)) for p in few]
   swapped = [
     p._replace(prompt=in_form(other.prompt, p.prompt, "user"))
@@ -137,16 +137,6 @@ def controls(
     "sample": entry,
   }
   return {**found, "says": _says(found)}
-
-
-def _elsewhere(
-  few: Sequence[Comparison], pairs: Sequence[Comparison], seed: int
-) -> list[Comparison]:
-  """For each of a sample of the pairs one of another conversation; of the sample, if it has any."""
-  if len({p.conversation for p in few}) > 1:
-    return [few[j] for j in elsewhere([p.conversation for p in few], seed)]
-  others = [p for p in pairs if p.conversation != few[0].conversation]
-  return [others[j] for j in np.random.default_rng(seed).integers(len(others), size=len(few))]
 
 
 def _measured(pairs: Sequence[Comparison], measure: Callable[[str], float]) -> np.ndarray:

@@ -16,7 +16,7 @@ from rm_jax.audit.comparisons import (
   Comparison,
   comparisons,
   conversation_of,
-  elsewhere,
+  of_others,
   sampled,
 )
 from rm_jax.audit.edits import EDITS, Edit
@@ -75,18 +75,19 @@ def robustness(
     says: a sentence}. change, moved, flips and lower are figures (`audit.figures`).
 
   Raises:
-    ValueError: no comparison, a sample below 1 or of fewer than 2 conversations, an unknown edit,
+    ValueError: no comparison, or all of one conversation; a sample below 1, an unknown edit,
       or a score that is not finite.
   """
   unknown = sorted(set(edits) - set(EDITS))
   if unknown:
     raise ValueError(f"edits: {unknown}; expected some of {list(EDITS)}")
-  pairs = sampled(comparisons(examples), sample, seed)
-  partner = elsewhere([p.conversation for p in pairs], seed)
+  every = comparisons(examples)
+  pairs = sampled(every, sample, seed)
+  others = of_others(pairs, every, seed)
   rows = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
   made = {}
   for name in edits:
-    made[name] = _edited(EDITS[name], pairs, partner, seed)
+    made[name] = _edited(EDITS[name], pairs, others, seed)
     rows += [(pairs[i].prompt, text) for i, _, text in made[name]]
   scores = scores_of(score, rows)
   old_N2, new_M = np.split(scores, [2 * len(pairs)])
@@ -100,7 +101,9 @@ def robustness(
   return {"pairs": len(pairs), "seed": seed, "unit": unit, "edits": found, "says": _says(found)}
 
 
-def _edited(edit: Edit, pairs: Sequence[Comparison], partner: list[int], seed: int) -> list[tuple]:
+def _edited(
+  edit: Edit, pairs: Sequence[Comparison], others: Sequence[Comparison], seed: int
+) -> list[tuple]:
   """(index of the pair, 0 for chosen or 1 for rejected, edited response) where the edit applies."""
   made = []
   for i, pair in enumerate(pairs):
@@ -108,7 +111,7 @@ def _edited(edit: Edit, pairs: Sequence[Comparison], partner: list[int], seed: i
       if side and edit.kind == "worse":
         continue
       rng = np.random.default_rng([seed, zlib.crc32(edit.name.encode()), i, side])
-      new = edit(pair.prompt, response, rng, [pairs[partner[i]].chosen])
+      new = edit(pair.prompt, response, rng, [others[i].chosen])
       if new is not None:
         made.append((i, side, new))
   return made
