@@ -58,7 +58,8 @@ def agreement(
       most that a score can have of the latter, which is above `people` where they disagree, what: a
       sentence that says so}}.
     If a prompt has three or more responses, in one list or each rated by itself, also
-    correlation: {lists: number of them, kendall, spearman: of `ranking.within_and_pooled`, ndcg:
+    correlation: {lists: number of them, kendall, spearman: of `ranking.within_and_pooled`, without
+      a pooled value where the lists are of several kinds or sources; ndcg:
       the figure within lists of the same function with `chance`, the NDCG of a random order, pick:
       how often the response with the highest score is one with the highest rating, of
       `ranking.pick_rate`}.
