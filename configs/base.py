@@ -149,7 +149,8 @@ def get_config() -> ml_collections.ConfigDict:
   # the command line, 'prompt=question,chosen=answers.0.text'; None = they have our names.
   c.data.columns = config_dict.placeholder(object)
   c.data.strict = False  # stop at the first row that cannot be used, instead of counting it
-  c.data.deduplicate = False  # drop an example whose texts are those of an earlier one
+  # Drop an example whose texts are those of an earlier one, of the same kind and objective.
+  c.data.deduplicate = False
   # Number of examples to read of each source of training data that is no generated world, from the
   # first on; 0 = all.
   c.data.limit = 0

@@ -25,7 +25,7 @@ from rm_jax.api import RewardModel
 from rm_jax.audit import page
 from rm_jax.audit.sections import best_of as section
 from rm_jax.data import formats
-from rm_jax.data.choose import sampled, without
+from rm_jax.data.choose import conversations_in, sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
 from rm_jax.heldout.best_of import (
@@ -152,9 +152,10 @@ def read(
     DataError: no problem with several solutions is left.
     InputError: a number of --k is above the candidates of every problem.
   """
-  examples = formats.load(DATA.value, report=report, format=FORMAT.value, columns=COLUMNS.value)
+  options = dict(format=FORMAT.value, columns=COLUMNS.value)
+  examples = formats.load(DATA.value, report=report, **options)
   if EXCLUDE.value:
-    seen = {e.conversation for e in formats.load(EXCLUDE.value, report=Report())}
+    seen = conversations_in(EXCLUDE.value, **options)
     examples = without(examples, seen, EXCLUDE.value, report)
   counts: dict[str, int | None] = {model.name: None for model in asked}
   if not KEEP_TRAINED.value:

@@ -19,7 +19,7 @@ from experiments.launch import (
 )
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
-from rm_jax.data.choose import sampled, without
+from rm_jax.data.choose import conversations_in, sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.heldout.evaluate import evaluate, summary_table
 from rm_jax.heldout.shown import as_text
@@ -69,7 +69,7 @@ def main() -> None:
   options = dict(format=FORMAT.value, columns=COLUMNS.value)
   examples = formats.load(DATA.value, report=report, **options)
   if EXCLUDE.value:
-    seen = {e.conversation for e in formats.load(EXCLUDE.value, report=Report())}
+    seen = conversations_in(EXCLUDE.value, **options)
     examples = without(examples, seen, EXCLUDE.value, report)
   examples = sampled(examples, LIMIT.value, report)
   model = RewardModel.from_pretrained(

@@ -1,10 +1,41 @@
 """Leaves out examples that a command is not asked about, each counted under its reason."""
 
+import logging
 import random
 from collections.abc import Collection, Sequence
 
-from rm_jax.data.report import Report
+from rm_jax.data import formats
+from rm_jax.data.report import DataError, Report
 from rm_jax.types import Example
+
+log = logging.getLogger(__name__)
+
+
+def conversations_in(path: str, *, format: str = "auto", columns: str = "") -> set[str]:
+  """The conversations of data that are to be left out, as those that are judged are read.
+
+  Args:
+    path: file, folder or hub id.
+    format, columns: as `formats.load` takes them, of the data that they are left out of. A file
+      that does not have these columns is read by our own names.
+
+  Raises:
+    DataError, OSError: as `formats.load`.
+  """
+  report = Report()
+  try:
+    examples = formats.load(path, report=report, format=format, columns=columns)
+  except DataError as error:
+    if not columns:
+      raise
+    report = Report()
+    try:
+      examples = formats.load(path, report=report)
+    except DataError:
+      raise error from None
+  if report.dropped:
+    log.warning("%s: what cannot be read of it is not left out: %s", path, report)
+  return {e.conversation for e in examples}
 
 
 def without(
