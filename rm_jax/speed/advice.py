@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from rm_jax.batch.fit import up
+
 
 def advice(config: Any, report: dict[str, Any]) -> list[str]:
   """Changes to a plan that needs more memory than its chip has.
@@ -34,11 +36,17 @@ def _temporaries(config: Any, report: dict[str, Any]) -> list[str]:
   if config.model.remat != "full":
     lines.append(f"{size}: model.remat=full keeps each layer's input alone")
   rows = layout["rows"] // (mesh["data"] * mesh["fsdp"])
+  longest = up(config.data.max_length, 128)
   if rows > 1:
     cells = max(1, rows // 2) * layout["columns"]
     lines.append(
       f"{size} for {rows} rows of {layout['columns']} tokens: data.cells={cells} "
       "halves them, in more micro-batches"
+    )
+  elif config.data.pack and not config.data.row_lengths and layout["columns"] > longest:
+    lines.append(
+      f"{size} for a row of {layout['columns']} tokens, which holds several groups: "
+      f"data.cells={layout['columns'] // 2} halves it, in more micro-batches"
     )
   else:
     smaller = "shorter data.row_lengths" if config.data.row_lengths else "a smaller data.max_length"

@@ -118,6 +118,11 @@ class _Mode:
       # The reference's log-likelihoods, which training computes once, before its steps. Zeros will
       # do, since no figure of the benchmark depends on the values.
       self.run.references = [np.zeros(len(g.marks), np.float32) for g in data.groups]
+    if config.model.frozen_layers and config.model.keep_features:
+      # Likewise the output of the frozen layers. A view of one zero takes no memory.
+      zero = np.zeros((), jnp.dtype(model.network.dtype))
+      share, width = self.run.packing.share, model.network.backbone.width
+      self.run.features = [np.broadcast_to(zero, (g.columns(share), width)) for g in data.groups]
     self.steps = list(range(steps))
     self.turns: list[dict[str, float]] = []
     self.compiled = self._compile()

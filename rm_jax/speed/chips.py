@@ -26,6 +26,7 @@ Looked up on 28 November 2026. Where two pages differ, both figures are given.
 """
 
 import dataclasses
+import re
 
 import jax
 
@@ -68,19 +69,27 @@ CHIPS = {
   "h200": Chip("h200", 141e9, 989e12, 4.8e12, 900e9 / 2, 400 * GBIT),
 }
 
-# Part of `Device.device_kind` -> key in `CHIPS`; the first match counts.
+# Words of `Device.device_kind` -> key in `CHIPS`; the first match counts.
 _KINDS = (
   ("v6", "v6e"),
+  ("v6e", "v6e"),
   ("v5 lite", "v5e"),
   ("v5e", "v5e"),
   ("v5", "v5p"),
+  ("v5p", "v5p"),
   ("v4", "v4"),
   ("h200", "h200"),
   ("h100", "h100"),
 )
+# Cards of the same names with other memory and fewer operations a second; the table has SXM ones.
+_OTHERS = re.compile(r"\b(pcie|nvl)\b")
 
 
 def chip_of(device: jax.Device) -> Chip | None:
   """The figures of a device's chip; None for a CPU and for chips that are not in the table."""
   kind = device.device_kind.lower()
-  return next((CHIPS[name] for word, name in _KINDS if word in kind), None)
+  if _OTHERS.search(kind):
+    return None
+  # Whole words: 'gh200' is another chip than 'h200'.
+  found = (name for words, name in _KINDS if re.search(rf"\b{words}\b", kind))
+  return next((CHIPS[name] for name in found), None)

@@ -57,13 +57,18 @@ def shard_bytes(tree: Any) -> float:
   )
 
 
-def executed_flops(network: Network, layout: Layout) -> dict[str, float]:
+def executed_flops(network: Network, layout: Layout, *, kept: bool = False) -> dict[str, float]:
   """Operations of a micro-batch on all devices, including padding and rematerialisation.
 
   Attention counts as half of the square of each window if it is causal, whatever a layer's sliding
   window: XLA computes the square and masks it. Attention's backward pass computes the logits again,
   as does that of a language-model head (`losses.likelihood`), and with remat 'full' every trained
   layer runs a second forward pass.
+
+  Args:
+    network: the model's.
+    layout: of the step.
+    kept: whether the frozen layers' output is kept, so that no step runs them.
 
   Returns:
     {'accumulate', 'moments': operations of that program, which runs once for each micro-batch}. A
@@ -79,9 +84,10 @@ def executed_flops(network: Network, layout: Layout) -> dict[str, float]:
   if network.remat == "full":
     again += forward_flops(backbone, trained, Work(B * T, B * square))
   forward = forward_flops(backbone, backbone.layers, Work(B * T, B * square))
+  frozen = forward_flops(backbone, network.frozen, Work(B * T, B * square)) if kept else 0.0
   return {
-    "accumulate": step_flops(network, linear) + step_flops(network, attention) + again,
-    "moments": forward + head_flops(network, linear),
+    "accumulate": step_flops(network, linear) + step_flops(network, attention) + again - frozen,
+    "moments": forward + head_flops(network, linear) - frozen,
   }
 
 
@@ -268,7 +274,7 @@ def plan(
   traffic = {name: _traffic(text) for name, text in texts.items()}
   flops = {
     name: value / over.size
-    for name, value in executed_flops(network, layout).items()
+    for name, value in executed_flops(network, layout, kept=batch.hidden is not None).items()
     if name in lowered
   }
   gathers = [c for t in texts.values() for c in t.collectives() if c.kind == "all-gather"]

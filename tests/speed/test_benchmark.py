@@ -9,8 +9,12 @@ import pytest
 
 from configs import benchmark as config_file
 from configs.base import get_config
+from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import Group
+from rm_jax.data.formats import load
+from rm_jax.data.report import Report
 from rm_jax.errors import InputError
+from rm_jax.reward.setup import build_model
 from rm_jax.speed import benchmark as measured
 from rm_jax.speed.benchmark import MODES, benchmark, count_comparisons, matmul_flops, table
 from tests.train.runs import write_pairs
@@ -166,3 +170,18 @@ def test_a_config_without_the_benchmarks_fields_is_refused():
   config = get_config()
   with pytest.raises(InputError, match=r"no benchmark\.modes, benchmark\.steps, benchmark.turns"):
     benchmark(config)
+
+
+@pytest.mark.slow
+def test_steps_of_frozen_layers_are_those_of_training(llama_folder, tmp_path, monkeypatch):
+  """Training keeps the frozen layers' output and runs them once."""
+  write_pairs(tmp_path / "pairs.jsonl", 40)
+  monkeypatch.setattr(measured._Mode, "_compile", lambda self: {})
+  config = config_for(llama_folder, tmp_path / "pairs.jsonl", **{"model.frozen_layers": 1})
+  config.train.steps, config.optimizer.decay_steps, config.optimizer.warmup_steps = 1, 1, 0
+  model = build_model(config)
+  data = TokenDataset(*model.tokenise(load(config.data.train, report=Report()), Report()))
+  mesh = measured.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  mode = measured._Mode(config, mesh, model, data, 1)
+  batch, _ = mode.run.prepare(0)[0]
+  assert batch.hidden.shape == (*batch.tokens.shape, model.network.backbone.width)

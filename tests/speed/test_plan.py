@@ -339,6 +339,11 @@ def test_the_forward_pass_of_decorrelation_is_counted(llama_folder, monkeypatch)
   ((length, count),) = shape.windows
   what = Work(shape.rows * shape.columns, shape.rows * count * length * (length + 1) // 2)
   assert parts["moments"] == forward_flops(c, c.layers, what)
+  # Layers whose output is kept are not run.
+  some = dataclasses.replace(network, frozen=1)
+  runs, kept = (plans.executed_flops(some, layout, kept=kept) for kept in (False, True))
+  for name in ("accumulate", "moments"):
+    assert runs[name] - kept[name] == pytest.approx(forward_flops(c, 1, what))
   assert executed(0.0) == parts["accumulate"] / 8 * layout.micros
   assert executed(0.1) == sum(x / 8 for x in parts.values()) * layout.micros
   # It takes its time in the roofline, too.
@@ -412,6 +417,10 @@ def test_advice_names_what_is_largest(llama_folder):
   assert "data=1,fsdp=8" in lines[1]
   assert "saves about 16.00 GiB" in lines[1]
   assert any("adafactor" in line for line in lines)
+  # One long row of several groups is not made shorter by shorter texts.
+  long, config.data.row_lengths = {"rows": 8, "columns": 16384}, ()
+  lines = advice(config, report | {"layout": long})
+  assert any("data.cells=8192 halves it" in line for line in lines)
   memory |= {"arguments_bytes": gib, "temporaries_bytes": 32 * gib}
   lines = advice(config, report)
   assert "model.remat=full" in lines[1]
@@ -491,6 +500,10 @@ def test_chips_are_known_by_their_names():
     device = Device(0, 1)
     device.device_kind = kind
     assert chip_of(device) is CHIPS[name]
+  for kind in ("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA GH200 480GB", "NVIDIA GB200"):
+    device = Device(0, 1)
+    device.device_kind = kind
+    assert chip_of(device) is None, kind
   assert chip_of(jax.devices()[0]) is None
 
 
