@@ -119,11 +119,13 @@ def _scorer(report: Path):
   return ContentModel(progress=True) if SCORER.value == "content" else None
 
 
-def _check_output(output: Path, given: Path) -> None:
-  """Raises DataError if the output is the input, or in its folder: it would be input next time."""
-  output, given = output.resolve(), expanded(given).resolve()
-  if output == given or given in output.parents:
-    raise DataError(f"--output={output} is --input, or lies in it; write somewhere else")
+def _check_output(flag: str, output: Path) -> None:
+  """Raises DataError if a file to write is one to read, or in its folder: it would be read next."""
+  read = {"input": INPUT.value, "heldout": HELDOUT.value}
+  output = output.resolve()
+  for name, given in read.items():
+    if given and (output == (path := expanded(Path(given)).resolve()) or path in output.parents):
+      raise DataError(f"--{flag}={output} is --{name}, or lies in it; write somewhere else")
 
 
 # Flags that only cleaning reads, and those that only the report on annotators does.
@@ -148,6 +150,7 @@ def _check_flags() -> None:
 def main() -> None:
   _check_flags()
   report_path = output_file("report", REPORT.value)
+  _check_output("report", report_path)
   if ANNOTATORS.value:
     judgements = annotators.read_judgements(
       INPUT.value,
@@ -169,7 +172,9 @@ def main() -> None:
       f"--denoise={options.denoise} needs --denoise_scorer=content or --denoise_config=FILE"
     )
   output = Path(OUTPUT.value)
-  _check_output(output, Path(INPUT.value))
+  _check_output("output", output)
+  if output.resolve() == report_path.resolve():
+    raise DataError(f"--output and --report are both {output}; write one of them somewhere else")
   ledger.check_output(output)
   how = dict(format=FORMAT.value, columns=COLUMNS.value)
   heldout, heldout_report = None, Report(strict=STRICT.value)

@@ -104,11 +104,16 @@ def _sweep(folder: Path) -> None:
       shutil.rmtree(left, ignore_errors=True)
 
 
-def _copy(files: Any, path: str, name: str, found: dict[str, dict[str, Any]]) -> Path:
-  """The local copy of the objects `found` below a path, made if the cache does not have it."""
-  versions = {
+def _versions(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+  """Name of each object -> what tells its version."""
+  return {
     below: {key: str(info[key]) for key in _VERSION if key in info} for below, info in found.items()
   }
+
+
+def _copy(files: Any, path: str, name: str, found: dict[str, dict[str, Any]]) -> Path:
+  """The local copy of the objects `found` below a path, made if the cache does not have it."""
+  versions = _versions(found)
   text = json.dumps([name, versions], sort_keys=True)
   folder = home() / "remote" / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
   target = folder / PurePosixPath(path).name
@@ -125,6 +130,9 @@ def _copy(files: Any, path: str, name: str, found: dict[str, dict[str, Any]]) ->
       files.get_file("/".join([path.rstrip("/"), below]).rstrip("/"), str(to))
       if to.stat().st_size != info["size"]:
         raise OSError(f"{below or path}: {to.stat().st_size} bytes came; expected {info['size']}")
+    # Objects of equal size may have been replaced meanwhile, some before and some after their copy.
+    if _versions(_listed(files, path)) != versions:
+      raise OSError("it was changed while it was copied; copy it again")
     try:
       # The renaming is atomic. It fails if another process has made the same copy in the meantime;
       # that copy is then used, and this one is deleted.

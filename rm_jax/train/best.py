@@ -12,7 +12,7 @@ from typing import Any
 
 from rm_jax.errors import InputError
 from rm_jax.heldout import figures
-from rm_jax.workdir.checkpoints import Checkpoints
+from rm_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from rm_jax.workdir.folder import BEST
 from rm_jax.workdir.state import TrainState
 
@@ -96,6 +96,27 @@ class Best:
       return False
     self.checkpoints.replace(state, {"measure": self.measure, "value": value})
     return True
+
+  def restore(self, state: TrainState, line: dict[str, Any]) -> dict[str, Any]:
+    """The network's parameters, nested, of the best checkpoint, placed as in `state`.
+
+    Args:
+      state: the run's.
+      line: from `chosen`.
+
+    Raises:
+      CheckpointError: there is none that can be read; or it is of another step than the line, and
+        is moved away. So it is where a run was killed after a new best, resumed from before it, and
+        ended earlier or came to another figure there.
+    """
+    params = self.checkpoints.restore_model(state)
+    if (found := self.checkpoints.step) != line["step"]:
+      self.checkpoints.set_aside()
+      raise CheckpointError(
+        f"the checkpoint in {self.checkpoints.directory} is of step {found}, and by metrics.jsonl "
+        f"the best is that of step {line['step']}, which is there no more: it was moved away"
+      )
+    return params
 
   @staticmethod
   def _lines(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

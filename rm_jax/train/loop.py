@@ -309,7 +309,8 @@ class _Loop:
       self._judge(writers, first)
     if self._exhausted():
       last = first
-    clock = Clock(self.config.data.batch_groups)
+    seen = int(jax.device_get(self.run.state.window["tokens"]))  # before a run was resumed
+    clock = Clock(self.config.data.batch_groups, seen)
     start = min(first, last)
     bar = tqdm(total=last, initial=start, desc="train", unit="step", disable=not is_main())
     pulse = None
@@ -399,7 +400,7 @@ class _Loop:
       self.validation = self._lines()[-1]
     if self.best and (line := self.best.chosen(self._lines())):
       try:
-        self._served = self.best.checkpoints.restore_model(self.run.state)
+        self._served = self.best.restore(self.run.state, line)
         self.validation = line
         self.chosen = {
           "step": self.best.checkpoints.step,

@@ -45,10 +45,11 @@ class Clock:
 
   Args:
     groups: number of groups in a step.
+    tokens: that are in the metrics' window already, of steps before a run was resumed.
   """
 
-  def __init__(self, groups: int):
-    self._groups = groups
+  def __init__(self, groups: int, tokens: int = 0):
+    self._groups, self._tokens = groups, tokens
     self._seconds = 0.0
     self._steps = 0
     self._last: float | None = None
@@ -78,11 +79,12 @@ class Clock:
     """Speed since the last call; 'pairs_per_second' counts groups, of whatever kind.
 
     Args:
-      tokens: that were trained on since then, without padding.
+      tokens: of the metrics' window that ends now, without padding.
     """
     now = time.perf_counter()
     seconds, steps = max(1e-9, now - self._window), self._window_steps
-    self._window, self._window_steps = now, 0
+    tokens -= self._tokens
+    self._window, self._window_steps, self._tokens = now, 0, 0
     return {
       "seconds": round(seconds, 3),
       "pairs_per_second": round(steps * self._groups / seconds, 2),

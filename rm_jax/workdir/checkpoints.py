@@ -181,6 +181,14 @@ class Checkpoints:
     )
     return restored, found["position"]
 
+  def set_aside(self) -> None:
+    """Moves all checkpoints to the folder '<directory>.damaged'.
+
+    Raises:
+      CheckpointError: they cannot be moved.
+    """
+    self._set_aside_after(-1)
+
   def _set_aside_after(self, step: int) -> None:
     """Moves the steps after `step` to the folder of damaged ones."""
     later = [s for s in self.steps() if s > step]

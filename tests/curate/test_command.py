@@ -1,11 +1,13 @@
 """`python -m experiments.curate` as a real process: one good run of each kind, and mistakes."""
 
 import json
+import types
 
 import pytest
 
+from experiments import curate
 from rm_jax.data.formats import load
-from rm_jax.data.report import Report
+from rm_jax.data.report import DataError, Report
 from tests.curate.planted import plant
 from tests.processes import attempts, command
 from tests.train.runs import write_pairs
@@ -113,6 +115,10 @@ def test_mistakes_stop_at_once_with_one_message(tmp_path):
       "csv",
     ),
     "output over input": ([f"--input={folder}", f"--output={folder}/out.jsonl"], "lies in it"),
+    "output over heldout": (
+      [f"--input={data}", out, f"--heldout={tmp_path}/out.jsonl"],
+      "is --heldout",
+    ),
     "a policy that is none": ([f"--input={data}", out, "--duplicates=perhaps"], "perhaps"),
     "a number out of range": ([f"--input={data}", out, "--near=2"], "near is 2.0"),
     "a flag that is none": ([f"--input={data}", out, "--nearly=1"], "nearly"),
@@ -163,3 +169,12 @@ def test_columns_of_other_names_are_curated_and_kept(tmp_path):
   kept = [json.loads(line) for line in output.read_text().splitlines()]
   assert kept == [{"q": str(i), "a": f"good answer {i}", "b": f"bad answer {i}"} for i in (7, 8, 9)]
   assert [e.prompt for e in load(output, report=Report(), columns=columns)] == ["7", "8", "9"]
+
+
+def test_a_report_overwrites_nothing_that_is_read(tmp_path, monkeypatch):
+  for name, value in {"INPUT": f"{tmp_path}/rows.json", "HELDOUT": f"{tmp_path}/held"}.items():
+    monkeypatch.setattr(curate, name, types.SimpleNamespace(value=value))
+  for path in ("rows.json", "held", "held/report.json"):
+    with pytest.raises(DataError, match=r"--report=.* is --(input|heldout), or lies in it"):
+      curate._check_output("report", tmp_path / path)
+  curate._check_output("report", tmp_path / "report.json")

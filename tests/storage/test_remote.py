@@ -53,6 +53,25 @@ def test_a_copy_is_made_once_and_again_when_it_changed(bucket, monkeypatch):
   assert (single.name, single.read_bytes()) == ("one.txt", b"one")
 
 
+def test_what_is_replaced_while_it_is_copied_is_no_copy(bucket, monkeypatch):
+  """Objects of equal size: the first would be the old one and the second the new one."""
+  bucket.pipe({"/b/m/a.bin": b"old-a", "/b/m/b.bin": b"old-b"})
+  get = type(bucket).get_file
+
+  def replaced(self, path, to, **options):
+    get(self, path, to, **options)
+    if path.endswith("a.bin"):
+      time.sleep(0.01)  # versions are told by the time, which must differ
+      self.pipe({"/b/m/a.bin": b"new-a", "/b/m/b.bin": b"new-b"})
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(bucket), "get_file", replaced)
+    with pytest.raises(remote.ReadError, match="it was changed while it was copied"):
+      local("memory://b/m")
+  there = remote.Path(local("memory://b/m"))
+  assert [(there / name).read_bytes() for name in ("a.bin", "b.bin")] == [b"new-a", b"new-b"]
+
+
 def test_a_stale_unfinished_copy_is_deleted_and_a_live_one_is_not(bucket, tmp_path):
   bucket.pipe("/b/f", b"1")
   left, comes = (tmp_path / "cache" / "remote" / f".tmp-{name}" for name in ("left", "comes"))

@@ -150,6 +150,25 @@ def test_a_damaged_best_leaves_the_latest(llama_folder, finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_best_of_another_step_than_its_line_is_moved_away(llama_folder, finished, tmp_path):
+  """As where a run was killed after a new best and then ended before it."""
+  shutil.copytree(finished[0], tmp_path / "run")
+  step = finished[1]["best"]["step"]
+  best = tmp_path / "run" / "best"
+  (best / f"{step}").rename(best / f"{step + 1}")
+  summary = run(configured(llama_folder), tmp_path / "run", devices=1)
+  assert "best" not in summary
+  assert not list(best.glob("[0-9]*"))
+  assert (tmp_path / "run" / "best.damaged" / f"{step + 1}").is_dir()
+  last = lines_of(tmp_path / "run", "validation")[-1]
+  assert summary["validation"]["loss"] == last["loss"] != finished[1]["validation"]["loss"]
+  assert (
+    RewardModel.from_pretrained(tmp_path / "run").score(ROWS)
+    != RewardModel.from_pretrained(finished[0]).score(ROWS)
+  ).any()
+
+
+@pytest.mark.slow
 def test_other_validation_labels_are_refused(llama_folder, finished, tmp_path):
   """Also of the same texts: the best would be chosen by two measures."""
   shutil.copytree(finished[0], tmp_path / "run")

@@ -17,7 +17,7 @@ from configs.base import get_config
 from rm_jax import RewardModel
 from rm_jax.batch import cache
 from rm_jax.storage.files import read_lines
-from rm_jax.train import loop
+from rm_jax.train import loop, progress
 from rm_jax.train import run as run_parts
 from rm_jax.train.run import Run
 from rm_jax.workdir import folder as workdirs
@@ -507,3 +507,15 @@ def test_what_a_bad_disk_made_of_the_metrics_is_passed_over(tmp_path, caplog):
   path.write_bytes(b"\n".join(lines)[:-4])
   assert [x["step"] for x in read_lines(path)] == [0, 4]
   assert "lines [2, 3, 4] cannot be read" in caplog.text
+
+
+def test_tokens_of_before_a_resume_are_not_in_its_speed(monkeypatch):
+  """With log_every=100, resumed after step 99, the first line said a hundred times the speed."""
+  now = iter([0.0, 1.0, 2.0, 5.0, 7.0])
+  monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
+  clock = progress.Clock(4, 99_000)
+  clock.tick()
+  first = clock.window(100_000)
+  assert (first["tokens_per_second"], first["pairs_per_second"]) == (500.0, 2.0)
+  clock.tick()
+  assert clock.window(1_000)["tokens_per_second"] == 200.0
