@@ -122,6 +122,26 @@ def test_steps_and_the_first_error():
   assert "on 3 solutions" in table
 
 
+def test_a_score_of_zero_is_half_right():
+  labels = (1.0, 1.0, 1.0, 0.0)
+  examples = [example(i, ("a",), (y,), "outcome") for i, y in enumerate(labels)]
+  report = evaluate([np.zeros(1)] * 4, examples).report
+  assert (report["accuracy"], report["ties"], report["auroc"]["value"]) == (0.5, 4, 0.5)
+  assert report["paired"]["random"]["difference"] == 0
+
+
+def test_a_step_of_score_zero_is_as_likely_the_first_error_as_not():
+  labels = [(1.0, 0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]
+  examples = [example(i, ("-",), y, "step", steps=(("-",) * len(y),)) for i, y in enumerate(labels)]
+  scores = [np.asarray(s) for s in ([1.0, 0.0, -1.0], [0.0, -1.0], [0.0, -0.0], [0.0, -1.0])]
+  report = evaluate(scores, examples).report
+  # Of nine steps five have score 0; of the other four all are right but the last.
+  assert (report["accuracy"], report["ties"]) == ((5 / 2 + 3) / 9, 5)
+  first = report["first_error"]
+  assert first["accuracy"] == (1 / 2 + 1 / 2 + 1 / 4 + 1 / 2) / 4
+  assert (first["on_erroneous"], first["on_sound"]) == (1 / 2, 1 / 4)
+
+
 def test_a_solutions_score_by_each_rule():
   # A right solution of three middling steps; one that breaks after a good start; one almost right.
   steps = [[1.0, 1.0, 1.0], [5.0, -2.0], [0.0, 3.0]]
