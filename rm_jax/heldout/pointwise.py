@@ -89,7 +89,7 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0
   Returns:
     {accuracy, interval, n, baselines, paired, vote, best_author}. The baselines are `random`;
     `oracle`, whether any response is good; `majority`, a response with the most frequent final
-    answer; and `best_author`, always the response of the author who is right most often here, whom
+    answer; and `best_author`, always a response of the author who is right most often here, whom
     only the labels tell. The report's own `best_author` is that author's name. `vote` is the
     accuracy of the final answer whose responses have the largest sum of probabilities of being
     right (the verifier's voting of Cobbe et al. 2021, "Training Verifiers to Solve Math Word
@@ -133,17 +133,20 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0
 
 
 def best_author(examples: Sequence[Example]) -> tuple[str, list[float]] | None:
-  """The author who is right most often, and for each example whether that one is right.
+  """The author who is right most often, and for each example how often that one is right.
 
-  None unless all examples of outcomes, at least one, have responses of the same authors.
+  Of several responses of one author to a prompt each is picked with the same probability. None
+  unless all examples of outcomes, at least one, have responses of the same authors.
   """
   named = {frozenset(e.authors or ()) for e in examples}
   if len(named) != 1 or not examples[0].authors:
     return None
-  right = {
-    author: [float(e.labels[e.authors.index(author)] > 0.5) for e in examples]
-    for author in examples[0].authors
-  }
+
+  def share(example: Example, author: str) -> float:
+    mine = [y > 0.5 for a, y in zip(example.authors, example.labels, strict=True) if a == author]
+    return sum(mine) / len(mine)
+
+  right = {author: [share(e, author) for e in examples] for author in examples[0].authors}
   best = max(right, key=lambda author: np.mean(right[author]))
   return best, right[best]
 

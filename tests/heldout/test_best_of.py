@@ -227,6 +227,9 @@ def test_the_best_author_is_named_where_all_have_the_same():
   best = report["k"]["2"]["rules"]["best_author"]
   assert (best["author"], best["accuracy"]) == ("x", 1.0)
   assert "best_author" not in report["k"]["1"]["rules"]
+  alike = [outcomes(i, ["A: 1", "A: 2"], [i % 2, 1], authors=("x", "x")) for i in range(6)]
+  best = best_of(problems(alike)[0], {}, ks=[2])["k"]["2"]["rules"]["best_author"]
+  assert best["accuracy"] == (1 / 2 + 1) / 2
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

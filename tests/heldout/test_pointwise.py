@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rm_jax.heldout.evaluate import evaluate, judged, summary_table
+from rm_jax.heldout.pointwise import best_author
 from rm_jax.reward.score import solution_scores
 from rm_jax.types import Example
 
@@ -90,6 +91,20 @@ def test_best_of_n_beside_votes_and_authors():
   # First: 2 σ(-3) < σ(2), so that 8 wins and is wrong. Second: the highest score is the right one.
   assert best["vote"] == 0.5
   assert set(best["paired"]) == {"random", "majority", "best_author"}
+
+
+def test_several_responses_of_an_author_count_alike():
+  for labels in ((0.0, 1.0), (1.0, 0.0)):
+    alone = example(0, ("a", "b"), labels, "outcome", authors=("m", "m"))
+    assert best_author([alone]) == ("m", [0.5])
+  examples = [
+    example(0, ("a", "b", "c"), (1.0, 0.0, 0.0), "outcome", authors=("m", "m", "n")),
+    example(1, ("a", "b", "c"), (0.0, 1.0, 1.0), "outcome", authors=("m", "n", "n")),
+  ]
+  # m is right in 1/2 and 0 of its responses, n in 0 and 1.
+  assert best_author(examples) == ("n", [0.0, 1.0])
+  best = evaluate([np.zeros(3)] * 2, examples).report["best_of"]
+  assert best["baselines"]["best_author"] == 0.5
 
 
 def test_steps_and_the_first_error():
