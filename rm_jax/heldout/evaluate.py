@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rm_jax.data.feedback import outweighs
 from rm_jax.errors import InputError
 from rm_jax.heldout import intervals, pointwise
 from rm_jax.metrics import agreement
@@ -115,8 +116,9 @@ def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
   """The comparisons of an example that people decided, and the number of undecided ones.
 
   If several people compared two responses, the majority of those who preferred one of them decides.
-  With equal numbers for either side, or none, the comparison is undecided. Where `pairs` and `ties`
-  are None the labels decide each comparison, unless they are equal.
+  With numbers for either side that are equal but for rounding, or none, the comparison is
+  undecided. Where `pairs` and `ties` are None the labels decide each comparison, unless they are
+  equal.
 
   Returns:
     ([(index of the better response, index of the worse)], number of undecided comparisons).
@@ -130,7 +132,8 @@ def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
     value = example.pairs or zero
     ties = example.ties or zero
     asked = [[value[i][j] + value[j][i] + ties[i][j] for j in range(count)] for i in range(count)]
-  better = [(i, j) for i in range(count) for j in range(count) if value[i][j] > value[j][i]]
+  every = range(count)
+  better = [(i, j) for i in every for j in every if outweighs(value[i][j], value[j][i])]
   total = sum(asked[i][j] > 0 for i in range(count) for j in range(i))
   return better, total - len(better)
 

@@ -1,10 +1,13 @@
 """Reports of rankings, outcomes, ratings and steps, on scores whose agreement is known by hand."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
+from rm_jax.audit.comparisons import compared
+from rm_jax.data.feedback import comparisons_of, win_rates
 from rm_jax.heldout.evaluate import evaluate, judged, summary_table
 from rm_jax.heldout.pointwise import best_author
 from rm_jax.reward.score import solution_scores
@@ -27,6 +30,18 @@ def test_a_majority_decides_and_what_is_undecided_is_counted():
     ties=((0, 0, 0), (0, 0, 1), (0, 1, 0)),
   )
   assert judged(asked) == ([(0, 1)], 2)  # a and c have equal votes, b and c a tie
+
+
+def test_equal_sums_of_probabilities_are_undecided_in_any_order():
+  said = [[0, 1, 0], [0, 1, 0.8], [0, 1, 0.9], [0, 1, 0.3]]
+  for order in itertools.permutations(said):
+    pairs, ties = comparisons_of(list(order), 2)
+    one = example(0, ("a", "b"), win_rates(pairs, ties), "ranking", pairs=pairs, ties=ties)
+    assert judged(one) == ([], 1)
+    assert compared(one) == []
+  pairs, ties = comparisons_of([*said, [0, 1, 0.51], [1, 0, 0.5]], 2)
+  one = example(0, ("a", "b"), win_rates(pairs, ties), "ranking", pairs=pairs, ties=ties)
+  assert judged(one) == (compared(one), 0) == ([(0, 1)], 0)
 
 
 def test_rankings():
