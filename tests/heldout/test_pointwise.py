@@ -10,6 +10,7 @@ from rm_jax.audit.comparisons import compared
 from rm_jax.data.feedback import comparisons_of, win_rates
 from rm_jax.heldout.evaluate import evaluate, judged, summary_table
 from rm_jax.heldout.pointwise import best_author
+from rm_jax.metrics.correlation import kendall
 from rm_jax.reward.score import solution_scores
 from rm_jax.types import Example
 
@@ -57,6 +58,33 @@ def test_rankings():
   assert report["baselines"]["longest"] == 0.5
   assert report["kendall"]["value"] == pytest.approx((1 / 3 + 2 / math.sqrt(2 * 3)) / 2)
   assert [name for name, _ in found.scores] == ["chosen", "rejected"]
+
+
+def compared_list(count, said):
+  pairs, ties = comparisons_of(said, count)
+  labels = win_rates(pairs, ties)
+  return example(0, tuple("abcd"[:count]), labels, "ranking", pairs=pairs, ties=ties)
+
+
+def test_kendall_is_over_what_was_compared():
+  alone = compared_list(3, [[0, 1, 1.0]])
+  for scores, tau in (((2, 1, 1.5), 1), ((2, 1, 5), 1), ((1, 2, 5), -1), ((1, 1, 5), 0)):
+    assert evaluate([np.asarray(scores, float)], [alone]).report["kendall"]["value"] == tau
+  # The win rates are 1/2, 3/4 and 0. Of the two pairs that were compared the first is discordant.
+  some = compared_list(3, [[0, 1, "tie"], [1, 2, 1.0]])
+  assert evaluate([np.asarray([3.0, 2.0, 1.0])], [some]).report["kendall"]["value"] == (1 - 1) / 2
+  # The first two scores are equal: one concordant pair of √(1 · 2).
+  tau = evaluate([np.asarray([2.0, 2.0, 1.0])], [some]).report["kendall"]["value"]
+  assert tau == pytest.approx(1 / math.sqrt(2))
+  # A list in which nothing was decided has none.
+  tied = compared_list(3, [[0, 1, "tie"]])
+  found = evaluate([np.asarray([0.0, 2.0, 1.0])], [tied]).report["kendall"]
+  assert (found["value"], found["undefined"]) == (None, 1)
+  # Where all were compared, it is that of the whole list.
+  whole = compared_list(4, [[i, j, float(i < j)] for i in range(4) for j in range(i)])
+  scores = np.asarray([1.0, 1.0, 0.0, 3.0])
+  found = evaluate([scores], [whole]).report["kendall"]["value"]
+  assert found == kendall(scores, whole.labels)
 
 
 def test_outcomes_and_best_of_n():
