@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rm_jax.data.dialogue import plain
+from rm_jax.data.feedback import outweighs
 from rm_jax.types import Example, Text
 
 # Kinds of feedback in which people compared responses; in the others they judged each by itself.
@@ -44,9 +45,9 @@ def conversation_of(example: Example) -> str:
 def compared(example: Example) -> list[tuple[int, int]]:
   """The comparisons of one example: indices of (preferred, other) among its responses.
 
-  Response i is preferred to j if `example.pairs` has more weight for i over j than for j over i or,
-  where it is None, if i has the higher label. A tie gives no comparison, and neither does an
-  example of kind 'step' or 'attributes'.
+  Response i is preferred to j if `example.pairs` has more weight for i over j than for j over i, by
+  more than rounding, or, where it is None, if i has the higher label. A tie gives no comparison,
+  and neither does an example of kind 'step' or 'attributes'.
 
   K responses have up to K (K − 1) / 2 comparisons. If K is above 17, each response is compared with
   16 others, drawn at random but the same in every call, so that the cost is linear in K.
@@ -67,7 +68,7 @@ def compared(example: Example) -> list[tuple[int, int]]:
     asked = ((i, j) for pair in both for i, j in (pair, pair[::-1]))
   if seen is None:
     return [(i, j) for i, j in asked if label[i] > label[j]]
-  return [(i, j) for i, j in asked if seen[i][j] > seen[j][i]]
+  return [(i, j) for i, j in asked if outweighs(seen[i][j], seen[j][i])]
 
 
 def quality_of(example: Example) -> Sequence[float] | None:

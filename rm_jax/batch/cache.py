@@ -1,10 +1,11 @@
 """A cache of tokens on disk, memory-mapped, so that the same texts are tokenised once.
 
-An entry is a folder whose name is a hash of what its tokens depend on: the texts, the tokenizer,
-the model's `Convention` (batch/tokenise.py), our code that tokenises, and the versions of the
-libraries tokenizers, transformers and Jinja. It holds flat arrays and no feedback, which comes from
-the examples: if only labels or weights change, nothing is tokenised again. The arrays of all
-examples stand end to end:
+An entry is a folder whose name is a hash of what its tokens depend on: the texts and whether they
+are compared (of which those that are all alike are dropped), the tokenizer, the model's
+`Convention` (batch/tokenise.py), our code that tokenises, and the versions of the libraries
+tokenizers, transformers and Jinja. It holds flat arrays and no feedback, which comes from the
+examples: if only labels or weights change, nothing is tokenised again. The arrays of all examples
+stand end to end:
 
   tokens      int32 [tokens], token ids
   token_type  int32 [tokens], the tokenizer's token types; empty for decoders
@@ -189,7 +190,7 @@ def key(examples: Sequence[Example], encoder: TextEncoder) -> str | None:
   add([tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.pad_token_id])
   add([getattr(tokenizer, name, None) for name in _FLAGS])
   for example in examples:
-    add([example.prompt, example.responses, example.steps])
+    add([example.prompt, example.responses, example.steps, example.kind in group.COMPARED])
   return digest.hexdigest()
 
 

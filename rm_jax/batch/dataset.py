@@ -10,6 +10,7 @@ from rm_jax.batch.group import Group
 from rm_jax.errors import InputError
 from rm_jax.types import Example
 
+_NAMED = "2:"  # begins a fingerprint in which each part has its name and its length
 # Optional fields of feedback, in the order in which they are hashed. A field that is added to
 # `Group` with default None is hashed without a change here. The margin is left out because it is
 # hashed with kind and weight, and `starts` and `token_type` because they are no feedback.
@@ -70,12 +71,39 @@ class TokenDataset:
     rated_A = sum(np.isfinite(g.attributes).sum(axis=0) for g in self.groups)
     return dict(zip(attributes, rated_A.tolist(), strict=True))
 
-  def fingerprint(self) -> str:
+  def fingerprint(self, saved: str = "") -> str:
     """A hash of all token ids and their feedback, so that a run does not resume on other data.
 
-    Checkpoints hold it, so it must stay what it was for data of old checkpoints: a new field adds
-    nothing to the hash where it is None.
+    It is '2:' and 24 hex digits. Checkpoints hold it, so it must stay what it was for data of old
+    checkpoints: a new field adds nothing to the hash where it is None.
+
+    Args:
+      saved: a fingerprint to compare with, which is returned if it is these data's. Earlier
+        versions saved one of another form, which does not know marks, sources, nor where one
+        response ends and the next begins.
     """
+    if saved and not saved.startswith(_NAMED) and saved == self._unnamed():
+      return saved
+    digest = hashlib.blake2b(digest_size=12)
+    for group in self.groups:
+      feedback = {name: getattr(group, name) for name in _FEEDBACK}
+      parts = {
+        **{f"ids {k}": ids for k, ids in enumerate(group.ids)},
+        "marks": group.marks,
+        "response": group.response,
+        "labels": group.labels,
+        **{n: np.asarray(x, np.float32) for n, x in feedback.items() if x is not None},
+      }
+      # The sizes say where each part ends in the bytes that follow.
+      sizes = [(name, part.dtype.str, part.shape) for name, part in parts.items()]
+      margin = group.pair_margin or 0.0
+      digest.update(repr((group.kind, group.source, group.weight, margin, sizes)).encode())
+      for part in parts.values():
+        digest.update(part.tobytes())
+    return _NAMED + digest.hexdigest()
+
+  def _unnamed(self) -> str:
+    """The fingerprint of earlier versions."""
     digest = hashlib.blake2b(digest_size=12)
     for group in self.groups:
       for ids in group.ids:

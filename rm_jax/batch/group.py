@@ -15,6 +15,7 @@ from rm_jax.types import Example
 
 Item = TypeVar("Item")
 _CHUNK = 512  # examples that are rendered, and then encoded, together
+COMPARED = ("pair", "ranking")  # kinds whose feedback compares the responses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,9 +177,10 @@ def tokenise(
 ) -> tuple[list[Group], list[Example]]:
   """Examples -> groups, and the examples that they came from, in order.
 
-  Dropped and counted in `report`: text that cannot be tokenised; groups of several sequences that
-  are all equal once tokenised (as where the difference was cut away), since their scores would be
-  equal whatever is learned; and feedback on none of the model's attributes.
+  Dropped and counted in `report`: text that cannot be tokenised; comparisons of sequences that are
+  all equal once tokenised (as where the difference was cut away), since their scores would be equal
+  whatever is learned, while labels of single responses still say what the score should be; and
+  feedback on none of the model's attributes.
 
   Args:
     examples: of any kind.
@@ -245,9 +247,10 @@ def keep(
 def unlabelled(examples: Sequence[Example], encoder: TextEncoder) -> Iterator[Group | RowError]:
   """For each example a group that has its tokens and no labels, or why it has to be dropped.
 
-  The result does not depend on the feedback, so that it can be cached. A thread renders the chat
-  template for the next chunks while the tokenizer encodes this one: rendering is Python, and a
-  tokenizer in Rust releases Python's lock while it works.
+  Of the feedback the result depends on whether the kind is one of `COMPARED`, and on nothing else,
+  so that it can be cached. A thread renders the chat template for the next chunks while the
+  tokenizer encodes this one: rendering is Python, and a tokenizer in Rust releases Python's lock
+  while it works.
 
   Raises:
     ValueError: as `tokenise`.
@@ -268,7 +271,11 @@ def unlabelled(examples: Sequence[Example], encoder: TextEncoder) -> Iterator[Gr
       error = next((s for s in mine if isinstance(s, RowError)), None)
       if error is not None:
         yield error
-      elif len(mine) > 1 and all(np.array_equal(s.ids, mine[0].ids) for s in mine[1:]):
+      elif (
+        example.kind in COMPARED
+        and len(mine) > 1
+        and all(np.array_equal(s.ids, mine[0].ids) for s in mine[1:])
+      ):
         yield RowError(
           "identical_after_tokenising",
           f"the {len(mine)} responses are the same {len(mine[0].ids)} tokens"

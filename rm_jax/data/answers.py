@@ -21,9 +21,13 @@ _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's annotations of a calculator
 _AROUND = re.compile(r"^(?:\$\$|\$|\\\(|\\\[|\*\*)|(?:\$\$|\$|\\\)|\\\]|\*\*)$")
 _SIGNS = str.maketrans({"−": "-", "–": "-", "\u00a0": " ", "\u202f": " "})
 _CURRENCY = re.compile(r"^([+-]?)[ ]?(?:\\?\$|€|£|¥|₹)[ ]?")
-_LATEX_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?")
-_FRACTION = re.compile(r"[+-]?[0-9]+[ ]?/[ ]?[0-9]+")
+_FRACTION = re.compile(r"([+-]?)([0-9]+)[ ]?/[ ]?([0-9]+)")
+_LATEX_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
+# A whole number and a fraction, 2 1/2 or 2\frac{1}{2}: their sum.
+_WHOLE = r"([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+_MIXED = re.compile(_WHOLE + r"[ ]([1-9][0-9]*)/([0-9]+)")
+_LATEX_MIXED = re.compile(_WHOLE + r"[ ]?\\[dt]?frac\{([1-9][0-9]*)\}\{([0-9]+)\}")
 # Numbers with more digits are compared as text: exact arithmetic with them would cost time, and a
 # sample that repeats a digit until it is cut off has hundreds.
 _DIGITS = 40
@@ -39,11 +43,12 @@ def final_answer(solution: str) -> str | None:
     solution: any text.
 
   Returns:
-    A number as the shortest fraction, such as '1000' (from 1,000 and $1000.00) or '1/2' (from 0.5,
-    2/4 and \\frac{1}{2}); signs of currency and the thousands' commas do not matter. Any other
-    answer as its text in lower case without a full stop at the end, such as '18 dollars', '50%' and
-    '10 + x': no number is guessed from the middle of a text. None where no mark is found (unless
-    the whole solution is a number), or nothing is behind the last one, as in one that was cut off.
+    A number as the shortest fraction, such as '1000' (from 1,000 and $1000.00), '1/2' (from 0.5,
+    2/4 and \\frac{1}{2}) or '5/2' (from the mixed numbers 2 1/2 and 2\\frac{1}{2}); signs of
+    currency and the thousands' commas do not matter. Any other answer as its text in lower case
+    without a full stop at the end, such as '18 dollars', '50%', '10 + x' and 'x\\frac{1}{2}': no
+    number is guessed from the middle of a text. None where no mark is found (unless the whole
+    solution is a number), or nothing is behind the last one, as in one that was cut off.
   """
   found = None
   for found in _MARK.finditer(solution):  # noqa: B007 (the last one is wanted)
@@ -66,7 +71,6 @@ def canonical(answer: str) -> str | None:
     text = text.removesuffix(".").strip()
     text = _CURRENCY.sub(r"\1", text) if _CURRENCY.match(text) and text[-1] not in "$" else text
     text = _AROUND.sub("", text).strip()
-  text = _LATEX_FRACTION.sub(r"\1\2/\3", text)
   return _number(text) or (text.casefold() if any(map(str.isalnum, text)) else None)
 
 
@@ -77,9 +81,19 @@ def _number(text: str) -> str | None:
     return None
   if _NUMBER.fullmatch(text):
     return str(Fraction(text.replace(",", "")))
-  if _FRACTION.fullmatch(text):
-    above, below = text.replace(" ", "").split("/")
-    return str(Fraction(int(above), int(below))) if int(below) else None
+  if found := _FRACTION.fullmatch(text) or _LATEX_FRACTION.fullmatch(text):
+    sign, above, below = found[1], int(found[2]), int(found[3])
+    return str(Fraction(-above if sign == "-" else above, below)) if below else None
+  if found := _MIXED.fullmatch(text) or _LATEX_MIXED.fullmatch(text):
+    sign, whole, above, below = (
+      found[1],
+      int(found[2].replace(",", "")),
+      *map(int, found.group(3, 4)),
+    )
+    # A number before a fraction of 1 or more is a factor rather than a summand.
+    if above < below:
+      number = whole + Fraction(above, below)
+      return str(-number if sign == "-" else number)
   return None
 
 

@@ -236,6 +236,15 @@ def comparisons_of(value: object, count: int) -> tuple[Matrix, Matrix]:
   return tuple(map(tuple, pairs)), tuple(map(tuple, ties))
 
 
+def outweighs(one: float, other: float) -> bool:
+  """Whether a sum of probabilities is above another by more than rounding.
+
+  0.8 + 0.9 + 0.3 and 0.2 + 0.1 + 0.7 + 1 are both 2, but as floats they may differ in their last
+  digit, which depends on the order of the summands.
+  """
+  return one - other > 1e-9 * (one + other)
+
+
 def win_rates(pairs: Matrix, ties: Matrix) -> list[float]:
   """For each response the share of its comparisons that it won; a tie counts as half a win.
 

@@ -3,7 +3,8 @@
 A cell is text, for CSV has nothing else. One rule says what it stands for:
 
 - In a column that holds texts (`TEXTS`, by its name), a cell stays the text that it is: a prompt
-  "7" is the text "7". Only a JSON list of messages, or one message, is read as such.
+  "7" is the text "7". Only JSON messages are read as such: a list of them, or one, which is a list
+  of one if it is {role, content}, and itself if it is the {from, value} that some layouts have.
 - In every other column a cell that is JSON (a number, true or false, null, a list, an object, a
   string in its quotes) is that value, an empty cell is null, and any other cell stays text. True
   and TRUE are true, and False and FALSE false, since pandas and spreadsheets write them so.
@@ -28,7 +29,8 @@ TEXTS = re.compile(
   r"history|context|problem|text|src|prediction|human_ref)(?:[ _]?\d+|_[a-zA-Z])?"
 )
 _BOOLS = {"True": True, "TRUE": True, "False": False, "FALSE": False}
-_MESSAGES = ({"role", "content"}, {"from", "value"})
+_ROLE = {"role", "content"}
+_MESSAGES = (_ROLE, {"from", "value"})
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 _LARGEST = 2**30  # Characters of a field. The csv module's own limit is 131,072, less than a book.
@@ -97,7 +99,9 @@ def cell_of(cell: str, text: bool) -> object:
   if text:
     value = _json(cell) if cell.lstrip().startswith(("[", "{")) else None
     some = value if isinstance(value, list) else [value]
-    return value if some and all(map(_is_message, some)) else cell
+    if not some or not all(map(_is_message, some)):
+      return cell
+    return some if some[0].keys() >= _ROLE else value
   if not cell.strip():
     return None
   return _BOOLS[cell] if cell in _BOOLS else _json(cell)

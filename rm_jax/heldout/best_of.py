@@ -198,7 +198,7 @@ def default_ks(counts: Sequence[int]) -> list[int]:
   Args:
     counts: number of candidates of each problem; at least one, each 2 or more.
   """
-  most = int(np.quantile(counts, 0.1, method="lower"))
+  most = int(sorted(counts)[len(counts) // 10])
   return [k for k in (2**i for i in range(most.bit_length())) if k < most] + [most]
 
 

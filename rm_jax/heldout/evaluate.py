@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rm_jax.data.feedback import outweighs
 from rm_jax.errors import InputError
 from rm_jax.heldout import intervals, pointwise
 from rm_jax.metrics import agreement
@@ -115,8 +116,9 @@ def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
   """The comparisons of an example that people decided, and the number of undecided ones.
 
   If several people compared two responses, the majority of those who preferred one of them decides.
-  With equal numbers for either side, or none, the comparison is undecided. Where `pairs` and `ties`
-  are None the labels decide each comparison, unless they are equal.
+  With numbers for either side that are equal but for rounding, or none, the comparison is
+  undecided. Where `pairs` and `ties` are None the labels decide each comparison, unless they are
+  equal.
 
   Returns:
     ([(index of the better response, index of the worse)], number of undecided comparisons).
@@ -130,7 +132,8 @@ def judged(example: Example) -> tuple[list[tuple[int, int]], int]:
     value = example.pairs or zero
     ties = example.ties or zero
     asked = [[value[i][j] + value[j][i] + ties[i][j] for j in range(count)] for i in range(count)]
-  better = [(i, j) for i in range(count) for j in range(count) if value[i][j] > value[j][i]]
+  every = range(count)
+  better = [(i, j) for i in every for j in every if outweighs(value[i][j], value[j][i])]
   total = sum(asked[i][j] > 0 for i in range(count) for j in range(i))
   return better, total - len(better)
 
@@ -143,8 +146,9 @@ def comparison_report(
   Returns:
     `pair_report`'s report with `undecided`, the number of comparisons that people left undecided,
     and for lists of three or more responses `kendall`, the mean over lists of Kendall's τ-b between
-    scores and labels: {value, interval, n: lists that have one, undefined: the others, which are
-    left out}; and the scores for the histogram, as `Evaluation` has them.
+    scores and labels, over the comparisons that people made (see `_tau`): {value, interval, n:
+    lists that have one, undefined: the others, which are left out}; and the scores for the
+    histogram, as `Evaluation` has them.
   """
   pairs, expanded, undecided, taus, lists = [], [], 0, [], []
   for score, example in zip(scores, examples, strict=True):
@@ -163,7 +167,7 @@ def comparison_report(
         )
       )
     if len(example.responses) > 2:
-      taus.append(list_correlation(kendall, np.asarray(score), np.asarray(example.labels)))
+      taus.append(_tau(np.asarray(score), example))
       lists.append(example.conversation)
   report = pair_report(pairs, expanded, seed=seed) | {"undecided": undecided}
   if not pairs:
@@ -178,6 +182,32 @@ def comparison_report(
     return report, _UNDRAWN
   stacked = np.stack(pairs)
   return report, (("chosen", stacked[:, 0]), ("rejected", stacked[:, 1]))
+
+
+def _tau(score_K: np.ndarray, example: Example) -> float:
+  """Kendall's τ-b of scores and labels over the pairs of responses that were compared.
+
+    (concordant − discordant) / √((pairs − ties in scores)(pairs − ties in labels))
+
+  Where comparisons were observed, labels are win rates, and that of a response without a comparison
+  is 1/2, which says nothing. Pairs that nobody compared are left out of all counts. If every
+  response was compared with every other one, this is the τ-b of the whole list.
+
+  Returns:
+    the correlation: 0 where equal scores rank nothing, NaN where the labels rank nothing.
+  """
+  label_K = np.asarray(example.labels, np.float64)
+  if example.pairs is None and example.ties is None:
+    return list_correlation(kendall, score_K, label_K)
+  seen = sum(np.asarray(m, np.float64) for m in (example.pairs, example.ties) if m is not None)
+  asked = (seen + seen.T) > 0
+  equal = np.isclose(label_K[:, None], label_K, rtol=1e-9, atol=1e-12)  # but for rounding
+  sign_score, sign_label = (np.sign(x[:, None] - x) * asked for x in (score_K, label_K))
+  sign_label = np.where(equal, 0.0, sign_label)
+  if not sign_label.any():
+    return float("nan")
+  below = np.sqrt(float(np.count_nonzero(sign_score)) * np.count_nonzero(sign_label))
+  return float((sign_score * sign_label).sum() / below) if below else 0.0
 
 
 def pair_report(

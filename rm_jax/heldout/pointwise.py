@@ -1,9 +1,10 @@
 """Held-out reports of feedback on single responses and steps: outcomes, ratings, steps, attributes.
 
-Scores of outcomes and steps are log-odds: at 0 a response is as likely right as wrong. Functions in
-`REPORTS` take for each example its scores, float [M] of its marks, the examples in the same order,
-and the seed of intervals. They return the report, of types that JSON has, and two named sets of
-scores for a histogram.
+Scores of outcomes and steps are log-odds: at exactly 0 a response or step is as likely right as
+wrong, and either answer has half the credit, as equal scores of a pair have. Functions in `REPORTS`
+take for each example its scores, float [M] of its marks, the examples in the same order, and the
+seed of intervals. They return the report, of types that JSON has, and two named sets of scores for
+a histogram.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def _binary(
   """Figures of binary labels, a label above 1/2 being good: those that `outcome_report` lists."""
   good_N = label_N > 0.5
   frequent = good_N if good_N.mean() >= 0.5 else ~good_N
-  right_N = ((score_N > 0) == good_N).astype(np.float64)
+  right_N = np.where(score_N == 0, 0.5, (score_N > 0) == good_N)
   rules = {"random": agreement.coin(len(good_N)), "most_frequent": frequent.astype(np.float64)}
   probability = np.exp(-np.logaddexp(0.0, -score_N))
   loss = label_N * np.logaddexp(0.0, -score_N) + (1 - label_N) * np.logaddexp(0.0, score_N)
@@ -61,9 +62,10 @@ def outcome_report(
   """Report of outcome labels.
 
   Returns:
-    report: `accuracy` at score 0 with its `interval`, `auroc`, `loss` (cross entropy, nats),
-      `brier`, `base_rate` (the mean label), `baselines` {random, most_frequent} and `paired`
-      differences to them; and `best_of`, see `best_of_report`, if prompts have several responses.
+    report: `accuracy`, of a score above 0 meaning good, with its `interval` and `ties`, the number
+      of scores of 0, which count half; `auroc`, `loss` (cross entropy, nats), `brier`, `base_rate`
+      (the mean label), `baselines` {random, most_frequent} and `paired` differences to them; and
+      `best_of`, see `best_of_report`, if prompts have several responses.
     scores: of good and of bad responses.
   """
   score_N, label_N, clusters = _flat(scores, examples)
@@ -87,7 +89,7 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0
   Returns:
     {accuracy, interval, n, baselines, paired, vote, best_author}. The baselines are `random`;
     `oracle`, whether any response is good; `majority`, a response with the most frequent final
-    answer; and `best_author`, always the response of the author who is right most often here, whom
+    answer; and `best_author`, always a response of the author who is right most often here, whom
     only the labels tell. The report's own `best_author` is that author's name. `vote` is the
     accuracy of the final answer whose responses have the largest sum of probabilities of being
     right (the verifier's voting of Cobbe et al. 2021, "Training Verifiers to Solve Math Word
@@ -131,17 +133,20 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0
 
 
 def best_author(examples: Sequence[Example]) -> tuple[str, list[float]] | None:
-  """The author who is right most often, and for each example whether that one is right.
+  """The author who is right most often, and for each example how often that one is right.
 
-  None unless all examples of outcomes, at least one, have responses of the same authors.
+  Of several responses of one author to a prompt each is picked with the same probability. None
+  unless all examples of outcomes, at least one, have responses of the same authors.
   """
   named = {frozenset(e.authors or ()) for e in examples}
   if len(named) != 1 or not examples[0].authors:
     return None
-  right = {
-    author: [float(e.labels[e.authors.index(author)] > 0.5) for e in examples]
-    for author in examples[0].authors
-  }
+
+  def share(example: Example, author: str) -> float:
+    mine = [y > 0.5 for a, y in zip(example.authors, example.labels, strict=True) if a == author]
+    return sum(mine) / len(mine)
+
+  right = {author: [share(e, author) for e in examples] for author in examples[0].authors}
   best = max(right, key=lambda author: np.mean(right[author]))
   return best, right[best]
 
@@ -179,7 +184,9 @@ def first_error_report(
 ) -> dict[str, Any]:
   """How often the first step with a negative score is the first wrong step.
 
-  If no step is wrong, no score may be negative (the task of ProcessBench, Zheng et al. 2024).
+  If no step is wrong, no score may be negative (the task of ProcessBench, Zheng et al. 2024). A
+  step with score 0 is read as wrong with probability 1/2, so that a solution's credit is the
+  probability of the right answer.
 
   Returns:
     {accuracy, interval, n, on_erroneous, on_sound (accuracies on solutions with and without an
@@ -191,10 +198,15 @@ def first_error_report(
     found = np.flatnonzero(wrong)
     return int(found[0]) if len(found) else -1
 
+  def credit(score, at: int) -> float:
+    """The probability that step `at` is the first one read as wrong; of -1, that none is."""
+    wrong = np.heaviside(-np.asarray(score, np.float64), 0.5)
+    sound = np.prod(1 - (wrong if at < 0 else wrong[:at]))
+    return float(sound if at < 0 else sound * wrong[at])
+
   truth = np.asarray([first(np.asarray(e.labels) <= 0.5) for e in examples])
-  answer = np.asarray([first(np.asarray(s) < 0) for s in scores])
   count = np.asarray([len(e.labels) for e in examples])
-  right = (answer == truth).astype(np.float64)
+  right = np.asarray([credit(s, at) for s, at in zip(scores, truth.tolist(), strict=True)])
   clusters = [e.conversation for e in examples]
   rules = {
     "last_step": (truth == count - 1).astype(np.float64),

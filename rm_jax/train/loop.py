@@ -179,12 +179,9 @@ class _Loop:
     self.validation: dict[str, Any] | None = None
     self._served: dict[str, Any] | None = None
     self.skipped = 0  # steps in a row that were skipped
+    self.hashed = {"data": run.train_set, "heldout": heldout, SPLIT: validation}
     # Hashes of all tokens and labels, computed once.
-    self.data = {
-      "data": run.train_set.fingerprint(),
-      "heldout": heldout.fingerprint(),
-      SPLIT: validation.fingerprint(),
-    }
+    self.data = {name: one.fingerprint() for name, one in self.hashed.items()}
     self.shapes = {
       name: plan_shapes(data.groups, 2048, run.packing) for name, data in self.judged.items()
     }
@@ -283,9 +280,10 @@ class _Loop:
     self.run.state, position = found
     for key, name in (("data", "training"), ("heldout", "held-out"), (SPLIT, SPLIT)):
       # Old checkpoints have no fingerprint of held-out or validation data: these are not compared.
-      if position.get(key, self.data[key]) != self.data[key]:
+      saved = position.get(key, self.data[key])
+      if saved != self.data[key] and saved != self.hashed[key].fingerprint(saved):
         raise InputError(
-          f"{self.workdir}: its {name} data were other ones ({position[key]}, now "
+          f"{self.workdir}: its {name} data were other ones ({saved}, now "
           f"{self.data[key]}); give the same data, or another --workdir"
         )
     self.skipped = position.get("skipped", 0)

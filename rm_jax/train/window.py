@@ -56,7 +56,8 @@ def batch_sums(
   comparisons, and of all tokens.
 
   'accuracy' is over the comparisons of pairs and rankings (equal scores count half) and over the
-  marks of outcomes and steps (right if the score is on the same side of 0 as the label is of 1/2).
+  marks of outcomes and steps (right if the score is on the same side of 0 as the label is of 1/2; a
+  score of exactly 0 counts half, as in the held-out report).
   'judged' is the weight of the groups that have either, 'compared' of those with comparisons, and
   'text_weight' of those whose best response has a likelihood.
 
@@ -77,7 +78,7 @@ def batch_sums(
   good = (difference > 0) + 0.5 * (difference == 0)
   accuracy = mean_by(good, pairs, (-2, -1))
   pointwise = _is(batch, "outcome", "step")
-  right = (scores_BGK > 0) == (batch.labels > 0.5)
+  right = jnp.where(scores_BGK == 0, 0.5, (scores_BGK > 0) == (batch.labels > 0.5))
   accuracy = jnp.where(pointwise, mean_where(right, batch.where, (-1,)), accuracy)
   weight = batch.weight
   text_BG, has_text_BG = (0.0, jnp.zeros_like(compared)) if text is None else text

@@ -104,6 +104,22 @@ def test_ratings_are_chosen_for_the_model_at_hand(tmp_path):
     tokenise_cached(examples, encoder(), Report(), folder=tmp_path)
 
 
+def test_alike_responses_are_kept_where_they_are_not_compared(tmp_path):
+  labels = {"pair": (1.0, 0.0), "outcome": (1.0, 1.0), "ranking": (2.0, 1.0), "score": (2.0, 3.0)}
+  for kind, label in labels.items():
+    example = Example("q ", ("same", "same"), label, kind, origin="f:1")
+    want, report = Report(), Report()
+    expected, _ = group.tokenise([example], encoder(), want)
+    # All kinds share the folder: an entry of one kind must not decide for another.
+    found, _ = tokenise_cached([example], encoder(), report, folder=tmp_path)
+    compared = kind in ("pair", "ranking")
+    assert report.dropped == want.dropped == ({"identical_after_tokenising": 1} if compared else {})
+    assert len(found) == len(expected) == 1 - compared
+    for one, other in zip(expected, found, strict=True):
+      same(one, other)
+  assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 2
+
+
 def test_what_tokens_depend_on_is_in_the_key():
   keys = {
     "plain": key(EXAMPLES, encoder()),

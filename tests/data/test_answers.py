@@ -67,6 +67,29 @@ def test_what_else_an_answer_may_be(solution, expected):
 
 
 @pytest.mark.parametrize(
+  ("answer", "expected"),
+  [
+    (r"2\frac{1}{2}", "5/2"),
+    (r"-2\frac{1}{2}", "-5/2"),
+    (r"$-2 \tfrac{1}{2}$", "-5/2"),
+    (r"1,000\dfrac{1}{2}", "2001/2"),
+    ("2 1/2", "5/2"),
+    (r"-\frac{2}{4}", "-1/2"),
+    # No mixed numbers, and never the text of another answer.
+    (r"2\frac{5}{3}", r"2\frac{5}{3}"),
+    (r"2\frac{1}{0}", r"2\frac{1}{0}"),
+    ("1 000/2000", "1 000/2000"),
+    (r"2^\frac{1}{2}", r"2^\frac{1}{2}"),
+    (r"2^\frac12", r"2^\frac12"),
+    (r"x\frac{1}{2}", r"x\frac{1}{2}"),
+  ],
+)
+def test_a_number_before_a_fraction_is_a_mixed_number(answer, expected):
+  assert canonical(answer) == expected
+  assert final_answer(rf"so \boxed{{{answer}}}") == expected
+
+
+@pytest.mark.parametrize(
   "solution",
   ["", "It is 18", "A:", "A: 3\nA:", "####", "A: $", "A: ...", "\\boxed{3", "Q&A: 4", "So, +"],
 )

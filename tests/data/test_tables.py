@@ -1,5 +1,6 @@
 """CSV and TSV: every row is read or counted, and a cell stands for what its column holds."""
 
+import csv
 import gzip
 import json
 
@@ -132,6 +133,21 @@ def test_a_cell_of_a_column_of_texts_stays_text_unless_it_is_messages():
   messages = [{"role": "user", "content": "Q"}]
   assert cell_of(json.dumps(messages), True) == messages
   assert cell_of(json.dumps({"from": "gpt", "value": "a"}), True) == {"from": "gpt", "value": "a"}
+
+
+def test_one_message_is_a_list_of_one(tmp_path):
+  asked = {"role": "user", "content": "Q"}
+  one, other = ({"role": "assistant", "content": text} for text in "ab")
+  assert cell_of(json.dumps(asked), True) == [asked]
+  assert cell_of(json.dumps(asked), False) == asked
+  path = tmp_path / "x.csv"
+  rows = [("prompt", "chosen", "rejected"), tuple(map(json.dumps, (asked, one, other)))]
+  rows.append((json.dumps(asked | {"content": "P"}), "a", json.dumps([other])))
+  with path.open("w", newline="") as file:
+    csv.writer(file).writerows(rows)
+  first, second = load(path, report=Report())
+  assert (first.prompt, first.responses) == ((asked,), ((one,), (other,)))
+  assert second.responses == first.responses
 
 
 def test_which_columns_hold_texts(tmp_path):

@@ -205,6 +205,10 @@ def test_all_k_are_of_the_same_problems():
   assert default_ks([2, 3, 4, 5]) == [1, 2]
   assert default_ks([2, *[8] * 20]) == [1, 2, 4, 8]
   assert default_ks([7, 7]) == [1, 2, 4, 7]
+  # Nine in ten have four, in ten problems as in twenty; of eleven with two of two they do not.
+  assert default_ks([2, *[4] * 9]) == [1, 2, 4]
+  assert default_ks([2, 2, *[4] * 18]) == [1, 2, 4]
+  assert default_ks([2, 2, *[4] * 9]) == [1, 2]
   report = best_of(asked, by_score("m", [np.arange(len(p.right)) for p in asked]), ks=[2, 4])
   assert (report["problems"], report["fewer"]) == (2, 2)
   assert report["k"]["2"]["rules"]["random"]["n"] == 2
@@ -227,6 +231,9 @@ def test_the_best_author_is_named_where_all_have_the_same():
   best = report["k"]["2"]["rules"]["best_author"]
   assert (best["author"], best["accuracy"]) == ("x", 1.0)
   assert "best_author" not in report["k"]["1"]["rules"]
+  alike = [outcomes(i, ["A: 1", "A: 2"], [i % 2, 1], authors=("x", "x")) for i in range(6)]
+  best = best_of(problems(alike)[0], {}, ks=[2])["k"]["2"]["rules"]["best_author"]
+  assert best["accuracy"] == (1 / 2 + 1) / 2
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

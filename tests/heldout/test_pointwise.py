@@ -1,11 +1,16 @@
 """Reports of rankings, outcomes, ratings and steps, on scores whose agreement is known by hand."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
+from rm_jax.audit.comparisons import compared
+from rm_jax.data.feedback import comparisons_of, win_rates
 from rm_jax.heldout.evaluate import evaluate, judged, summary_table
+from rm_jax.heldout.pointwise import best_author
+from rm_jax.metrics.correlation import kendall
 from rm_jax.reward.score import solution_scores
 from rm_jax.types import Example
 
@@ -28,6 +33,18 @@ def test_a_majority_decides_and_what_is_undecided_is_counted():
   assert judged(asked) == ([(0, 1)], 2)  # a and c have equal votes, b and c a tie
 
 
+def test_equal_sums_of_probabilities_are_undecided_in_any_order():
+  said = [[0, 1, 0], [0, 1, 0.8], [0, 1, 0.9], [0, 1, 0.3]]
+  for order in itertools.permutations(said):
+    pairs, ties = comparisons_of(list(order), 2)
+    one = example(0, ("a", "b"), win_rates(pairs, ties), "ranking", pairs=pairs, ties=ties)
+    assert judged(one) == ([], 1)
+    assert compared(one) == []
+  pairs, ties = comparisons_of([*said, [0, 1, 0.51], [1, 0, 0.5]], 2)
+  one = example(0, ("a", "b"), win_rates(pairs, ties), "ranking", pairs=pairs, ties=ties)
+  assert judged(one) == (compared(one), 0) == ([(0, 1)], 0)
+
+
 def test_rankings():
   examples = [
     example(0, ("a", "bb", "ccc"), (3.0, 2.0, 1.0), "ranking"),
@@ -41,6 +58,33 @@ def test_rankings():
   assert report["baselines"]["longest"] == 0.5
   assert report["kendall"]["value"] == pytest.approx((1 / 3 + 2 / math.sqrt(2 * 3)) / 2)
   assert [name for name, _ in found.scores] == ["chosen", "rejected"]
+
+
+def compared_list(count, said):
+  pairs, ties = comparisons_of(said, count)
+  labels = win_rates(pairs, ties)
+  return example(0, tuple("abcd"[:count]), labels, "ranking", pairs=pairs, ties=ties)
+
+
+def test_kendall_is_over_what_was_compared():
+  alone = compared_list(3, [[0, 1, 1.0]])
+  for scores, tau in (((2, 1, 1.5), 1), ((2, 1, 5), 1), ((1, 2, 5), -1), ((1, 1, 5), 0)):
+    assert evaluate([np.asarray(scores, float)], [alone]).report["kendall"]["value"] == tau
+  # The win rates are 1/2, 3/4 and 0. Of the two pairs that were compared the first is discordant.
+  some = compared_list(3, [[0, 1, "tie"], [1, 2, 1.0]])
+  assert evaluate([np.asarray([3.0, 2.0, 1.0])], [some]).report["kendall"]["value"] == (1 - 1) / 2
+  # The first two scores are equal: one concordant pair of √(1 · 2).
+  tau = evaluate([np.asarray([2.0, 2.0, 1.0])], [some]).report["kendall"]["value"]
+  assert tau == pytest.approx(1 / math.sqrt(2))
+  # A list in which nothing was decided has none.
+  tied = compared_list(3, [[0, 1, "tie"]])
+  found = evaluate([np.asarray([0.0, 2.0, 1.0])], [tied]).report["kendall"]
+  assert (found["value"], found["undefined"]) == (None, 1)
+  # Where all were compared, it is that of the whole list.
+  whole = compared_list(4, [[i, j, float(i < j)] for i in range(4) for j in range(i)])
+  scores = np.asarray([1.0, 1.0, 0.0, 3.0])
+  found = evaluate([scores], [whole]).report["kendall"]["value"]
+  assert found == kendall(scores, whole.labels)
 
 
 def test_outcomes_and_best_of_n():
@@ -92,6 +136,20 @@ def test_best_of_n_beside_votes_and_authors():
   assert set(best["paired"]) == {"random", "majority", "best_author"}
 
 
+def test_several_responses_of_an_author_count_alike():
+  for labels in ((0.0, 1.0), (1.0, 0.0)):
+    alone = example(0, ("a", "b"), labels, "outcome", authors=("m", "m"))
+    assert best_author([alone]) == ("m", [0.5])
+  examples = [
+    example(0, ("a", "b", "c"), (1.0, 0.0, 0.0), "outcome", authors=("m", "m", "n")),
+    example(1, ("a", "b", "c"), (0.0, 1.0, 1.0), "outcome", authors=("m", "n", "n")),
+  ]
+  # m is right in 1/2 and 0 of its responses, n in 0 and 1.
+  assert best_author(examples) == ("n", [0.0, 1.0])
+  best = evaluate([np.zeros(3)] * 2, examples).report["best_of"]
+  assert best["baselines"]["best_author"] == 0.5
+
+
 def test_steps_and_the_first_error():
   def solution(i, labels):
     steps = tuple(f"s{j}" for j in range(len(labels)))
@@ -120,6 +178,26 @@ def test_steps_and_the_first_error():
   table = summary_table(report)
   assert "first error: held-out accuracy 0.667" in table
   assert "on 3 solutions" in table
+
+
+def test_a_score_of_zero_is_half_right():
+  labels = (1.0, 1.0, 1.0, 0.0)
+  examples = [example(i, ("a",), (y,), "outcome") for i, y in enumerate(labels)]
+  report = evaluate([np.zeros(1)] * 4, examples).report
+  assert (report["accuracy"], report["ties"], report["auroc"]["value"]) == (0.5, 4, 0.5)
+  assert report["paired"]["random"]["difference"] == 0
+
+
+def test_a_step_of_score_zero_is_as_likely_the_first_error_as_not():
+  labels = [(1.0, 0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]
+  examples = [example(i, ("-",), y, "step", steps=(("-",) * len(y),)) for i, y in enumerate(labels)]
+  scores = [np.asarray(s) for s in ([1.0, 0.0, -1.0], [0.0, -1.0], [0.0, -0.0], [0.0, -1.0])]
+  report = evaluate(scores, examples).report
+  # Of nine steps five have score 0; of the other four all are right but the last.
+  assert (report["accuracy"], report["ties"]) == ((5 / 2 + 3) / 9, 5)
+  first = report["first_error"]
+  assert first["accuracy"] == (1 / 2 + 1 / 2 + 1 / 4 + 1 / 2) / 4
+  assert (first["on_erroneous"], first["on_sound"]) == (1 / 2, 1 / 4)
 
 
 def test_a_solutions_score_by_each_rule():

@@ -19,10 +19,11 @@ def test_a_constant_of_the_prompt_is_no_centered_variance():
   # Two members that differ by 2 in both scores; two that differ in the second score only.
   raw, centered = member_variance([np.asarray([[0, 1], [2, 3.0]]), np.asarray([[0, 1], [0, 3.0]])])
   np.testing.assert_allclose(raw, [1.0, 0.5])
-  # (0, 1) -> (-1/2, 1/2) and (0, 3) -> (-3/2, 3/2): variance 1/4 at each mark.
-  np.testing.assert_allclose(centered, [0.0, 0.25])
-  _, alone = member_variance([np.asarray([[1.0], [5.0]])])
-  assert alone == 0
+  # (0, 1) -> (-1/2, 1/2) and (0, 3) -> (-3/2, 3/2): variance 1/4 at each mark, times 2 / (2 - 1).
+  np.testing.assert_allclose(centered, [0.0, 0.5])
+  raw, centered = member_variance([np.asarray([[1.0], [5.0]])])
+  assert raw == 4
+  assert np.isnan(centered)
 
 
 def test_separation():
@@ -37,6 +38,36 @@ def test_separation():
   assert found["shifted"]["variance"] > 4 * found["heldout"]["variance"]
   low, high = separation((held, same), sets)["auroc"]["interval"]
   assert low < 0.5 < high
+
+
+def test_the_number_of_marks_is_no_disagreement():
+  rng = np.random.default_rng(0)
+  pairs = [rng.normal(0, 1, (8, 2)) for _ in range(300)]
+  lists = [rng.normal(0, 1, (8, 8)) for _ in range(300)]
+  sets = dataset("h", 300), dataset("s", 300)
+  found = separation((pairs, lists), sets)
+  # The variance is 7/8. What is left of 1/2 is from the smaller spread of the lists' variances.
+  assert found["heldout"]["variance_centered"] == pytest.approx(7 / 8, abs=0.08)
+  assert found["shifted"]["variance_centered"] == pytest.approx(7 / 8, abs=0.08)
+  assert 0.5 < found["auroc_centered"]["value"] < 0.6
+  assert "one_mark" not in found["shifted"]
+
+
+def test_groups_of_one_mark_are_counted_and_left_out():
+  rng = np.random.default_rng(0)
+  held = [rng.normal(0, 1, (4, 2)) for _ in range(20)]
+  alone = [rng.normal(0, 3, (4, 1)) for _ in range(20)]
+  sets = dataset("h", 20), dataset("s", 20)
+  found = separation((held, alone), sets)
+  assert found["auroc"]["value"] > 0.7
+  centered = found["auroc_centered"]
+  assert (centered["value"], centered["interval"]) == (None, None)
+  assert "in groups of several marks" in centered["why"]
+  assert found["shifted"]["one_mark"] == found["shifted"]["n"] == 20
+  assert found["shifted"]["variance_centered"] is None
+  found = separation((held, [*alone[:10], *held[:10]]), sets)
+  assert 0.3 < found["auroc_centered"]["value"] < 0.7
+  assert found["shifted"]["one_mark"] == 10
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -16,12 +16,17 @@ import pytest
 from configs.base import get_config
 from rm_jax import RewardModel
 from rm_jax.batch import cache
+from rm_jax.batch.dataset import TokenDataset
+from rm_jax.batch.group import make_group
+from rm_jax.batch.tokenise import Convention, TextEncoder
 from rm_jax.storage.files import read_lines
 from rm_jax.train import loop, progress
 from rm_jax.train import run as run_parts
 from rm_jax.train.run import Run
+from rm_jax.types import Example
 from rm_jax.workdir import folder as workdirs
 from rm_jax.workdir.checkpoints import CheckpointError
+from tests.conftest import decoder_tokenizer
 from tests.train.runs import flip_a_byte, run, small_config, write_pairs
 
 
@@ -436,14 +441,25 @@ def test_other_held_out_data_are_refused(whole, llama_folder, tmp_path):
     run(config, tmp_path / "copy", devices=1)
 
 
+def one_group(label):
+  example = Example("a", ("b",), (float(label),), "score")
+  encoder = TextEncoder(decoder_tokenizer(), Convention())
+  return make_group(encoder.sequences([("a", "b")]), example)
+
+
 @pytest.mark.parametrize("key", ["data", "heldout", "validation"])
 def test_a_resumed_runs_data_are_compared_where_its_checkpoint_has_them(key, tmp_path):
-  data = {"data": "a", "heldout": "b", "validation": "c"}
+  hashed = {
+    name: TokenDataset([one_group(label)], [])
+    for label, name in enumerate(("data", "heldout", "validation"))
+  }
+  data = {name: one.fingerprint() for name, one in hashed.items()}
   state = SimpleNamespace(window={}, step=3)
 
   def resume(position):
     it = object.__new__(loop._Loop)
-    it.run, it.workdir, it.data = SimpleNamespace(state=state), tmp_path, data
+    it.run, it.workdir = SimpleNamespace(state=state), tmp_path
+    it.hashed, it.data = hashed, data
     it.checkpoints = SimpleNamespace(restore=lambda _: (state, position))
     it._resume()
     return it.skipped
@@ -451,9 +467,14 @@ def test_a_resumed_runs_data_are_compared_where_its_checkpoint_has_them(key, tmp
   assert resume({**data, "skipped": 2}) == 2
   old = {name: mark for name, mark in data.items() if name != key}
   assert resume(old) == 0  # of a version that saved none
+  assert resume({**data, key: hashed[key]._unnamed()}) == 0  # of a version with another form
   name = {"data": "training", "heldout": "held-out"}.get(key, key)
   with pytest.raises(ValueError, match=rf"its {name} data were other ones \(x, now {data[key]}\)"):
     resume({**data, key: "x"})
+  other = TokenDataset([one_group(7)], [])
+  for mark in (other.fingerprint(), other._unnamed()):
+    with pytest.raises(ValueError, match=rf"its {name} data were other ones \({mark}, now"):
+      resume({**data, key: mark})
 
 
 def test_hosts_with_other_validation_or_shifted_data_are_told(llama_folder, tmp_path, monkeypatch):

@@ -9,12 +9,13 @@ import pytest
 
 from configs.base import get_config
 from rm_jax.errors import InputError
+from rm_jax.heldout.pointwise import outcome_report
 from rm_jax.losses import LOSSES, Loss
 from rm_jax.losses.moments import penalty
 from rm_jax.train.objective import Objective, baseline_of
 from rm_jax.train.parse import check_loss, parse_loss, uses_ties
 from rm_jax.train.window import batch_sums, sum_by_source, window_metrics, zero_sums, zero_window
-from rm_jax.types import KINDS, Batch
+from rm_jax.types import KINDS, Batch, Example
 
 
 def nll(x):
@@ -184,6 +185,15 @@ def test_metrics_count_each_kind_by_what_it_has():
   only = make_batch([("score", [1.0])])
   alone = sums_of(jnp.ones((1, 1, 1)), jnp.ones((1, 1)), only, 1)
   assert window_metrics(jax.device_get(zero_window(1) | alone), ["a"])["accuracy"] is None
+
+
+def test_a_score_of_zero_is_half_right_as_in_the_held_out_report():
+  batch = make_batch([("outcome", [1.0, 0.0]), ("step", [0.0, 1.0])])
+  scores = jnp.asarray([[[0.0, -0.0], [0.0, 1.0]]])
+  sums = sums_of(scores, jnp.ones((1, 2)), batch, 1)
+  assert sums["accuracy"] == 1 / 2 + 3 / 4
+  report = outcome_report([np.zeros(2)], [Example("p", ("a", "b"), (1.0, 0.0), "outcome")])[0]
+  assert report["accuracy"] == 1 / 2
 
 
 def test_sources_are_counted_each_by_itself_and_sum_to_the_whole():
