@@ -1,13 +1,11 @@
 """`python -m experiments.curate` as a real process: one good run of each kind, and mistakes."""
 
 import json
-import types
 
 import pytest
 
-from experiments import curate
 from rm_jax.data.formats import load
-from rm_jax.data.report import DataError, Report
+from rm_jax.data.report import Report
 from tests.curate.planted import plant
 from tests.processes import attempts, command
 from tests.train.runs import write_pairs
@@ -171,10 +169,20 @@ def test_columns_of_other_names_are_curated_and_kept(tmp_path):
   assert [e.prompt for e in load(output, report=Report(), columns=columns)] == ["7", "8", "9"]
 
 
-def test_a_report_overwrites_nothing_that_is_read(tmp_path, monkeypatch):
-  for name, value in {"INPUT": f"{tmp_path}/rows.json", "HELDOUT": f"{tmp_path}/held"}.items():
-    monkeypatch.setattr(curate, name, types.SimpleNamespace(value=value))
-  for path in ("rows.json", "held", "held/report.json"):
-    with pytest.raises(DataError, match=r"--report=.* is --(input|heldout), or lies in it"):
-      curate._check_output("report", tmp_path / path)
-  curate._check_output("report", tmp_path / "report.json")
+def test_a_report_overwrites_nothing_that_is_read(tmp_path):
+  rows, _, _ = plant(60)
+  data = lines(tmp_path / "rows.jsonl", rows)
+  out = f"--output={tmp_path}/out.jsonl"
+  results = attempts(
+    "curate",
+    {
+      "input": [f"--input={data}", out, f"--report={data}"],
+      "heldout": [f"--input={data}", out, f"--heldout={tmp_path}", f"--report={tmp_path}/r.json"],
+      "output": [f"--input={data}", out, f"--report={tmp_path}/out.jsonl"],
+    },
+  )
+  for name, (code, _, err) in results.items():
+    assert code != 0, name
+    said = "are both" if name == "output" else f"is --{name}, or lies in it"
+    assert said in err, (name, err)
+  assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows)
