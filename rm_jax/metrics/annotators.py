@@ -63,7 +63,8 @@ def alpha_interval(
 
   Args:
     ratings, level: of `krippendorff_alpha`.
-    clusters: N labels; units with the same label are drawn, or left out, together.
+    clusters: N labels; units with the same label are drawn, or left out, together. Clusters without
+      a unit of two ratings do not count.
     confidence: in (0, 1).
     resamples: number of bootstrap resamples; with few clusters there is a jackknife instead. A
       replicate whose ratings are all equal has no alpha; with too many of these there is no
@@ -75,9 +76,14 @@ def alpha_interval(
       `resamples` is out of its range.
   """
   alpha = krippendorff_alpha(ratings, level)
-  units_NVV, values_V = _coincidences(ratings, level)
-  if len(clusters) != len(units_NVV):
-    raise ValueError(f"{len(clusters)} cluster labels for {len(units_NVV)} units; expected as many")
+  rating_NA = np.asarray(ratings, np.float64)
+  if len(clusters) != len(rating_NA):
+    raise ValueError(f"{len(clusters)} cluster labels for {len(rating_NA)} units; expected as many")
+  # A cluster whose units all have fewer than two ratings has no part in alpha. If it counted, few
+  # clusters would pass for many.
+  paired_N = (~np.isnan(rating_NA)).sum(axis=1) >= 2
+  clusters = [label for label, paired in zip(clusters, paired_N, strict=True) if paired]
+  units_NVV, values_V = _coincidences(rating_NA[paired_N], level)
   plan = interval.Resampling(clusters, level=confidence, resamples=resamples, seed=seed)
   cluster_CVV = np.zeros((plan.count, *units_NVV.shape[1:]))
   np.add.at(cluster_CVV, plan.cluster_N, units_NVV)

@@ -137,6 +137,15 @@ def test_alpha_interval_resamples_clusters():
     alpha_interval(said, range(39))
 
 
+def test_units_of_one_rating_do_not_count_as_clusters():
+  rng = np.random.default_rng(0)
+  said = rng.integers(0, 2, (8, 2)).astype(float)
+  alone = np.c_[rng.integers(0, 2, 40), np.full(40, NAN)]
+  few = alpha_interval(said, range(8))
+  assert few.method == "Student's t, cluster jackknife"
+  assert alpha_interval(np.r_[alone, said], range(48)) == few
+
+
 def simulate(n, confusions, prior, seed=0, missing=0.0):
   rng = np.random.default_rng(seed)
   truth = rng.choice(len(prior), n, p=prior)
