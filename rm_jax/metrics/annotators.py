@@ -39,14 +39,12 @@ def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
     ValueError: the shape or level is wrong, a rating is infinite, no unit has two ratings, or all
       ratings in such units are equal, so that alpha is 0 / 0.
   """
-  units_NVV, values_V = _coincidences(ratings, level)
-  coincidence_VV = units_NVV.sum(axis=0)
-  alpha = _alpha(coincidence_VV, values_V, level)
+  units = _Units(ratings, level)
+  alpha = units.alpha(units.weight_N)
   if math.isnan(alpha):
-    (paired, *_) = values_V[coincidence_VV.any(axis=1)]
     raise ValueError(
-      f"all ratings of units with two or more are {paired:g}: alpha is 0 / 0; expected two values "
-      "or more"
+      f"all ratings of units with two or more are {units.values_V[0]:g}: alpha is 0 / 0; expected "
+      "two values or more"
     )
   return alpha
 
@@ -76,21 +74,17 @@ def alpha_interval(
       `resamples` is out of its range.
   """
   alpha = krippendorff_alpha(ratings, level)
-  rating_NA = np.asarray(ratings, np.float64)
-  if len(clusters) != len(rating_NA):
-    raise ValueError(f"{len(clusters)} cluster labels for {len(rating_NA)} units; expected as many")
+  units = _Units(ratings, level)
+  if len(clusters) != len(units.paired_N):
+    raise ValueError(
+      f"{len(clusters)} cluster labels for {len(units.paired_N)} units; expected as many"
+    )
   # A cluster whose units all have fewer than two ratings has no part in alpha. If it counted, few
   # clusters would pass for many.
-  paired_N = (~np.isnan(rating_NA)).sum(axis=1) >= 2
-  clusters = [label for label, paired in zip(clusters, paired_N, strict=True) if paired]
-  units_NVV, values_V = _coincidences(rating_NA[paired_N], level)
+  clusters = [label for label, paired in zip(clusters, units.paired_N, strict=True) if paired]
   plan = interval.Resampling(clusters, level=confidence, resamples=resamples, seed=seed)
-  cluster_CVV = np.zeros((plan.count, *units_NVV.shape[1:]))
-  np.add.at(cluster_CVV, plan.cluster_N, units_NVV)
   alphas = [
-    _alpha(np.tensordot(times_C, cluster_CVV, 1), values_V, level)
-    for times_RC in plan.times()
-    for times_C in times_RC
+    units.alpha(times_C[plan.cluster_N]) for times_RC in plan.times() for times_C in times_RC
   ]
   # 1 − alpha is a ratio of disagreements and so never negative, for which `plan.interval` has the
   # scale 'positive'. Alpha itself can be negative.
@@ -100,40 +94,84 @@ def alpha_interval(
   return interval.Interval((1 - found.ends[1], 1 - found.ends[0]), found.method)
 
 
-def _coincidences(ratings: npt.ArrayLike, level: str) -> tuple[np.ndarray, np.ndarray]:
-  """(coincidences of each unit [N, V, V], the V distinct ratings in increasing order)."""
-  rating_NA = np.asarray(ratings, np.float64)
-  if level not in LEVELS:
-    raise ValueError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
-  if rating_NA.ndim != 2:
-    raise ValueError(f"ratings have shape {rating_NA.shape}; expected [units, annotators]")
-  if np.isinf(rating_NA).any():
-    raise ValueError("a rating is infinite; expected numbers, or NaN where missing")
-  there_NA = ~np.isnan(rating_NA)
-  values_V = np.unique(rating_NA[there_NA])
-  counts_NV = np.stack([(rating_NA == v).sum(axis=1) for v in values_V], 1) if len(values_V) else 0
-  size_N = there_NA.sum(axis=1)
-  if not (size_N >= 2).any():
-    raise ValueError("no unit has two ratings; expected some that annotators share")
-  pairs_NVV = counts_NV[:, :, None] * (counts_NV[:, None, :] - np.eye(len(values_V)))
-  return pairs_NVV / np.maximum(size_N - 1, 1)[:, None, None], values_V
+class _Units:
+  """The units of two ratings or more, from which alpha is computed with any weights of the units.
 
+  No matrix of coincidences is made, which would take V² numbers for V distinct ratings. Let u be
+  the ratings of a unit, m of them, and x_c the number on which δ²_ck = (x_c − x_k)²: the rating
+  itself (interval), or the mean rank of the rating (ordinal). Then
 
-def _alpha(coincidence_VV: np.ndarray, values_V: np.ndarray, level: str) -> float:
-  """Alpha of a coincidence matrix; NaN if the expected disagreement is 0."""
-  n_V = coincidence_VV.sum(axis=1)
-  if level == "nominal":
-    square_VV = 1.0 - np.eye(len(values_V))
-  elif level == "interval":
-    square_VV = (values_V[:, None] - values_V[None, :]) ** 2
-  else:
-    # Σ_{g=c..k} n_g − (n_c + n_k) / 2 = middle_k − middle_c.
-    middle_V = np.cumsum(n_V) - n_V / 2
-    square_VV = (middle_V[:, None] - middle_V[None, :]) ** 2
-  expected = float(n_V @ square_VV @ n_V)
-  if not expected:
-    return math.nan
-  return 1 - (n_V.sum() - 1) * float((coincidence_VV * square_VV).sum()) / expected
+    Σ_ck o_ck δ²_ck = Σ_units 2 m/(m − 1) Σ_{c in u} (x_c − x̄_u)²,
+    Σ_ck n_c n_k δ²_ck = 2 n Σ_c n_c (x_c − x̄)²
+
+  For nominal ratings the first sum is Σ_units (m² − Σ_c m_c²)/(m − 1), where m_c of the unit's
+  ratings are c, and the second n² − Σ_c n_c².
+
+  Attributes:
+    paired_N: bool [N], whether a unit has two ratings; the M that have are used.
+    values_V: float64 [V], their distinct ratings in increasing order.
+    weight_N: ones [M], the weights of the data as they are.
+  """
+
+  def __init__(self, ratings: npt.ArrayLike, level: str):
+    """Raises ValueError as `krippendorff_alpha`, but for equal ratings."""
+    rating_NA = np.asarray(ratings, np.float64)
+    if level not in LEVELS:
+      raise ValueError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
+    if rating_NA.ndim != 2:
+      raise ValueError(f"ratings have shape {rating_NA.shape}; expected [units, annotators]")
+    if np.isinf(rating_NA).any():
+      raise ValueError("a rating is infinite; expected numbers, or NaN where missing")
+    self.paired_N = (~np.isnan(rating_NA)).sum(axis=1) >= 2
+    if not self.paired_N.any():
+      raise ValueError("no unit has two ratings; expected some that annotators share")
+    rating_NA = rating_NA[self.paired_N]
+    self._level, self._there_NA = level, ~np.isnan(rating_NA)
+    self._size_N = self._there_NA.sum(axis=1)
+    self.weight_N = np.ones(len(rating_NA))
+    self.values_V = np.unique(rating_NA[self._there_NA])
+    # Where a rating is missing the index is that of any value; `_there_NA` leaves it out.
+    self._index_NA = np.searchsorted(self.values_V, np.where(self._there_NA, rating_NA, np.inf))
+    self._index_NA = np.minimum(self._index_NA, len(self.values_V) - 1)
+    # In units of their range, so that squares neither overflow nor vanish.
+    self._x_V = (self.values_V - self.values_V[0]) / (np.ptp(self.values_V) or 1.0)
+    # Of ordinal ratings x depends on the weights.
+    self._apart_N = None
+    if level != "ordinal":
+      self._apart_N = self._unlike() if level == "nominal" else self._scatter(self._x_V)
+
+  def alpha(self, weight_N: np.ndarray) -> float:
+    """Alpha if unit i is there weight_N[i] times; NaN if all ratings are equal."""
+    weight_NA = np.broadcast_to(weight_N[:, None], self._index_NA.shape)
+    n_V = np.bincount(self._index_NA[self._there_NA], weight_NA[self._there_NA], len(self.values_V))
+    if np.count_nonzero(n_V) < 2:
+      return math.nan
+    n = float(n_V.sum())
+    x_V, apart_N = self._x_V, self._apart_N
+    if apart_N is None:
+      # Σ_{g=c..k} n_g − (n_c + n_k) / 2 = middle_k − middle_c.
+      x_V = np.cumsum(n_V) - n_V / 2
+      apart_N = self._scatter(x_V)
+    if self._level == "nominal":
+      expected = n * n - float(n_V @ n_V)
+    else:
+      expected = 2 * n * float(n_V @ (x_V - n_V @ x_V / n) ** 2)
+    return 1 - (n - 1) * float(weight_N @ apart_N) / expected
+
+  def _scatter(self, x_V: np.ndarray) -> np.ndarray:
+    """Σ (x_c − x_k)² over the ordered pairs of each unit's ratings, divided by m − 1."""
+    x_NA = x_V[self._index_NA]
+    mean_N1 = x_NA.mean(axis=1, where=self._there_NA, keepdims=True)
+    square_N = np.square(x_NA - mean_N1).sum(axis=1, where=self._there_NA)
+    return 2 * self._size_N / (self._size_N - 1) * square_N
+
+  def _unlike(self) -> np.ndarray:
+    """The number of ordered pairs of different ratings in each unit, divided by m − 1."""
+    unlike_N = np.zeros(len(self._size_N))
+    for index_N, there_N in zip(self._index_NA.T, self._there_NA.T, strict=True):
+      other_NA = (self._index_NA != index_N[:, None]) & self._there_NA
+      unlike_N += other_NA.sum(axis=1) * there_N
+    return unlike_N / (self._size_N - 1)
 
 
 @dataclasses.dataclass(frozen=True)

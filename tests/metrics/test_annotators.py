@@ -56,6 +56,55 @@ def test_alpha_of_all_pairs_directly():
   assert krippendorff_alpha(ratings, "interval") == pytest.approx(1 - observed / chance)
 
 
+def of_coincidences(ratings, level):
+  """Alpha from the matrix of coincidences, as Krippendorff (2011) writes it."""
+  values = np.unique(ratings[~np.isnan(ratings)])
+  o = np.zeros((len(values), len(values)))
+  for unit in ratings:
+    at = np.searchsorted(values, unit[~np.isnan(unit)])
+    for i in range(len(at)):
+      for j in range(len(at)):
+        if i != j:
+          o[at[i], at[j]] += 1 / (len(at) - 1)
+  n = o.sum(axis=1)
+  ranked = np.array([[n[min(c, k) : max(c, k) + 1].sum() - (n[c] + n[k]) / 2 for k in range(len(n))]
+                     for c in range(len(n))])  # fmt: skip
+  apart = {
+    "nominal": 1 - np.eye(len(n)),
+    "ordinal": ranked**2,
+    "interval": (values[:, None] - values) ** 2,
+  }[level]
+  return 1 - (n.sum() - 1) * (o * apart).sum() / (n @ apart @ n)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_alpha_is_that_of_the_coincidences(level):
+  rng = np.random.default_rng(4)
+  for unit in (1.0, 0.1, 1e9):
+    ratings = np.round(rng.normal(size=(15, 4)) * 2) * unit + unit * 10
+    ratings[rng.random(ratings.shape) < 0.4] = NAN
+    for some in (ratings, FOUR):
+      assert krippendorff_alpha(some, level) == pytest.approx(
+        of_coincidences(some, level), abs=1e-12
+      )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_alpha_of_many_distinct_ratings_takes_no_matrix_of_them(level):
+  rng = np.random.default_rng(5)
+  truth = rng.normal(size=(30_000, 1))
+  said = truth + rng.normal(size=(30_000, 2))  # 60,000 ratings, all different.
+  alpha = krippendorff_alpha(said, level)
+  if level == "nominal":
+    assert alpha == pytest.approx(0, abs=1e-4)
+  else:
+    assert alpha == pytest.approx(
+      0.5 if level == "interval" else 6 / math.pi * math.asin(0.25), abs=0.02
+    )
+  few = said[:50] * 1e-170  # Squares of these are 0 in float64.
+  assert krippendorff_alpha(few, level) == pytest.approx(krippendorff_alpha(said[:50], level))
+
+
 def test_alpha_at_its_ends():
   agree = np.array([[0, 0], [1, 1], [2, 2]], float)
   for level in LEVELS:
