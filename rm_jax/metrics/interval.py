@@ -39,7 +39,7 @@ _CORRELATION = 0.1
 # With this many clusters or more, however unequal their sizes, the jackknife would take too long,
 # and bootstrap replicates are used.
 _UNEVEN = 200
-_TINY = 1e-12  # Differences below this fraction of a scale are rounding errors.
+TINY = 1e-12  # Differences below this fraction of a scale are rounding errors.
 
 BOOTSTRAP = "cluster bootstrap"
 STUDENT = "Student's t over clusters"
@@ -321,7 +321,7 @@ def mean(
   left_C = np.bincount(cluster_N, weights=value_N - middle, minlength=count)
   variance = count / (count - 1) * float(left_C @ left_C) / len(value_N) ** 2
   reach = np.ptp(value_N) if bounds is None else bounds[1] - bounds[0]
-  flat = variance <= (_TINY * max(reach, abs(middle))) ** 2
+  flat = variance <= (TINY * max(reach, abs(middle))) ** 2
   # Unequal sizes are taken to reduce the effective number of informative clusters in the same
   # proportion as that of all clusters. Resamples of clusters with one mean would all be equal.
   if informative_C.sum() * worth / count >= FEW and not flat:
@@ -477,7 +477,7 @@ class Resampling:
       return Interval.none(f"it is not defined in {lost} of {self.replicates} resamples")
     if self.bootstraps and self.worth >= FEW:
       low, high = np.quantile(fine_R, [(1 - self._level) / 2, (1 + self._level) / 2])
-      if high - low <= _TINY * max(abs(value), 1e-300):
+      if high - low <= TINY * max(abs(value), 1e-300):
         return Interval.none("it is the same in all resamples: how conversations differ is unknown")
       return Interval((float(low), float(high)), BOOTSTRAP)
     if lost and not self.bootstraps:
@@ -488,7 +488,7 @@ class Resampling:
     if not math.isfinite(middle) or not np.isfinite(away_R).all():
       return Interval.none("it is at the end of its range, with or without some conversation")
     error = math.sqrt(self.variance(away_R))
-    if error <= _TINY * max(abs(middle), 1e-300):
+    if error <= TINY * max(abs(middle), 1e-300):
       return Interval.none("it is the same without any conversation: how they differ is unknown")
     half = student(self._level, self.worth - 1) * error
     with np.errstate(over="ignore"):

@@ -71,6 +71,8 @@ def test_temperature_finds_the_scale_and_undoes_it(temperature):
     ([1.0, -1.0], "mean 0.0 over 2 pairs"),
     ([0.1, -1.0], "expected it above 0"),
     ([0.0, 0.0], "expected it above 0"),
+    ([-0.4, -0.6, 0.3, -0.2, 0.9], "expected it above 0"),  # 0, but for the sum's rounding errors.
+    ([0.9, -0.3, -0.2, -0.7, 0.3], "expected it above 0"),
     ([], "over 0 pairs"),
     ([1.0, 0.0], "never below 0"),
     ([1.0, math.nan], r"difference_N\[1\] is nan"),
