@@ -55,8 +55,8 @@ def fit_temperature(difference_N: npt.ArrayLike) -> float:
   Raises:
     ValueError: there is no pair, or a difference is not finite; or no T in (0, ∞) maximises the
       likelihood. Either the mean difference is not above 0 (by more than rounding errors), so that
-      the best 1/T is not positive: on average the model does not prefer the chosen responses. Or no difference is below 0, so
-      that the likelihood grows as T goes to 0: perhaps there are too few pairs, or the model was
+      the best 1/T is not positive: on average the model does not prefer the chosen responses. Or
+      no difference is below 0, so that the likelihood grows as T goes to 0: perhaps there are too few pairs, or the model was
       trained on them.
   """
   d_N = vector(difference_N, "difference_N")
