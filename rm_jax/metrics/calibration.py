@@ -56,8 +56,8 @@ def fit_temperature(difference_N: npt.ArrayLike) -> float:
     ValueError: there is no pair, or a difference is not finite; or no T in (0, ∞) maximises the
       likelihood. Either the mean difference is not above 0 (by more than rounding errors), so that
       the best 1/T is not positive: on average the model does not prefer the chosen responses. Or
-      no difference is below 0, so that the likelihood grows as T goes to 0: perhaps there are too few pairs, or the model was
-      trained on them.
+      no difference is below 0, so that the likelihood grows as T goes to 0: perhaps there are too
+      few pairs, or the model was trained on them.
   """
   d_N = vector(difference_N, "difference_N")
   scale = np.abs(d_N).max() if d_N.any() else 1.0
@@ -104,9 +104,9 @@ def fit_platt(
     (a, b). a is negative if higher scores go with lower labels, which the caller should report.
 
   Raises:
-    ValueError: there is not one maximum at a finite (a, b), because all scores are equal, all
-      labels are 0 or all are 1, or a threshold separates the labels; it is not found in 200 steps;
-      lengths differ, or an argument is out of its range.
+    ValueError: there is not one maximum at a finite (a, b), because all scores are equal, or,
+      without `smooth`, all labels are 0, all are 1, or a threshold separates them; it is not found
+      in 200 steps; lengths differ, or an argument is out of its range.
   """
   s_N, y_N = _pair(score_N, label_N, "score_N", "label_N")
   if smooth:

@@ -126,6 +126,17 @@ def test_platt_smoothed_has_a_fit_where_a_threshold_separates():
     fit_platt([0.0, 1.0], [0.5, 1.0], smooth=True)
 
 
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_platt_smoothed_has_a_fit_of_one_kind_of_label_and_none_of_one_score(label):
+  a, b = fit_platt([1.0, 2.0, 3.0], [label] * 3, smooth=True)
+  assert sigmoid(a * 2 + b) == pytest.approx(4 / 5 if label else 1 / 5, rel=1e-9)
+  assert a == pytest.approx(0, abs=1e-9)
+  with pytest.raises(ValueError, match="expected both kinds"):
+    fit_platt([1.0, 2.0, 3.0], [label] * 3)
+  with pytest.raises(ValueError, match="3 values, all equal"):
+    fit_platt([2.0] * 3, [0.0, label, 1.0], smooth=True)
+
+
 def test_platt_of_what_all_but_separates():
   """One label of 400 is on the wrong side of a wide gap: undamped Newton steps diverge."""
   score = np.concatenate([np.linspace(-9, -8, 200), np.linspace(8, 9, 200), [-8.2]])
