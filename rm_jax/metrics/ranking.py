@@ -104,8 +104,10 @@ def ndcg(
     raise ValueError(f"gains_K has {gain_K.min()}; expected 0 or more")
   if k is not None and k < 1:
     raise ValueError(f"k is {k}; expected at least 1")
-  if exponential:
-    gain_K = np.exp2(gain_K) - 1
+  if exponential and gain_K.size:
+    # Gains of 2^1024 overflow. NDCG does not depend on their unit, so large ones are in another.
+    unit = max(np.floor(gain_K.max()) - 1000, 0.0)
+    gain_K = np.exp2(gain_K - unit) - np.exp2(-unit)
   discount_K = 1 / np.log2(np.arange(len(gain_K)) + 2)
   discount_K[len(gain_K) if k is None else k :] = 0
   best = np.sort(gain_K)[::-1] @ discount_K

@@ -31,6 +31,16 @@ def test_partial_of_one_by_its_formula(ranked):
   assert abs(expected) < 0.25  # The raw correlation was due to z.
 
 
+def test_ndcg_of_exponential_gains_that_would_overflow():
+  # The first place has 2^-2 of the largest gain, the second all of it, the third almost nothing.
+  for most in (900.0, 1023.0, 1024.0, 1e5):
+    found = ndcg([3, 2, 1], [most - 2, most, 0.0], exponential=True)
+    expected = (0.25 + 1 / math.log2(3)) / (1 + 0.25 / math.log2(3))
+    assert found == pytest.approx(expected, rel=1e-14)
+  assert math.isnan(ndcg([1, 2], [0, 0], exponential=True))
+  assert math.isnan(ndcg([], [], exponential=True))
+
+
 def test_partial_of_a_constant_is_nan_whatever_rounding_leaves():
   rng = np.random.default_rng(0)
   given, y = rng.normal(size=(2, 6))
