@@ -96,7 +96,7 @@ def separation(
     variance = np.concatenate([pair[at] for pair in found])
     why = "nothing is held out, or nothing is shifted"
     report[name] = intervals.statistic(
-      auroc, (variance, is_shifted), clusters, why, scale="probability"
+      auroc, (variance, is_shifted), clusters, why, scale="probability", classes=is_shifted
     )
   for name, (raw, centered) in zip(("heldout", "shifted"), found, strict=True):
     report[name] = {

@@ -39,6 +39,9 @@ _CORRELATION = 0.1
 # With this many clusters or more, however unequal their sizes, the jackknife would take too long,
 # and bootstrap replicates are used.
 _UNEVEN = 200
+# The same if two classes are compared. Resamples of a rare class often have a statistic at the end
+# of its range, of which no interval can be made, so the jackknife may take longer.
+_RARE = 2000
 TINY = 1e-12  # Differences below this fraction of a scale are rounding errors.
 
 BOOTSTRAP = "cluster bootstrap"
@@ -367,14 +370,20 @@ class Resampling:
     clusters as there are, with replacement. The interval is between percentiles.
   - With fewer: jackknife replicates, which leave one cluster out each. The interval is Student's t
     with the jackknife's standard error, on a scale on which the statistic's error is about normal.
-  - With fewer effective ones but `_UNEVEN` clusters or more: bootstrap replicates, as there would
-    be too many of the jackknife, and Student's t with the bootstrap's standard error. So it is with
-    few clusters if the caller asks for bootstrap replicates.
+  - With fewer effective ones but `_UNEVEN` clusters or more (`_RARE` if there are classes):
+    bootstrap replicates, as there would be too many of the jackknife, and Student's t with the
+    bootstrap's standard error. So it is with few clusters if the caller asks for bootstrap
+    replicates.
   - With fewer than the least number: no replicates and no interval.
+
+  A statistic that compares two classes of rows, such as AUROC, knows no more than the rarer class
+  tells it: of 5 bad responses among 10,000 it is as uncertain as of 5 numbers. Such a caller passes
+  `classes`, and these limits and Student's degrees of freedom are by the effective number of
+  clusters of the rarer class.
 
   Attributes:
     count: number of clusters.
-    worth: their effective number.
+    worth: their effective number, or that of the rarer class.
     why: the reason why there is no interval; '' if there may be one.
     replicates: number of replicates.
     cluster_N: int64 [N], the cluster of each row.
@@ -390,6 +399,7 @@ class Resampling:
     seed: int = 0,
     least: int = LEAST,
     bootstrap: bool = False,
+    classes: npt.ArrayLike | None = None,
   ):
     """Makes the plan.
 
@@ -401,17 +411,28 @@ class Resampling:
       least: smallest number of clusters that an interval of this statistic needs.
       bootstrap: bootstrap even with few clusters, for callers that need the joint distribution of
         several statistics over the replicates.
+      classes: [N], labels of what the statistic compares, such as right and wrong; or None.
 
     Raises:
-      ValueError: `level` or `resamples` is out of its range.
+      ValueError: `level` or `resamples` is out of its range, or there are not N classes.
     """
     check_level(level)
     _check_resamples(resamples)
     self.cluster_N, self.count = numbered(clusters, len(clusters))
-    self.worth = effective(np.bincount(self.cluster_N, minlength=self.count))
+    size_C = np.bincount(self.cluster_N, minlength=self.count)
+    self.worth = effective(size_C)
     self.why = too_few(self.count, self.worth, least)
+    if classes is not None:
+      class_N, number = numbered(np.asarray(classes).tolist(), len(self.cluster_N))
+      for one in range(number):
+        own_C = np.bincount(self.cluster_N[class_N == one], minlength=self.count)
+        worth = effective(own_C)
+        if worth < self.worth:
+          self.worth = worth
+          why = too_few(int(np.count_nonzero(own_C)), worth, least)
+          self.why = self.why or (why and f"of the rarer class, {why}")
     self._level, self._seed = level, seed
-    many = self.worth >= FEW or self.count >= _UNEVEN
+    many = self.worth >= FEW or self.count >= (_UNEVEN if classes is None else _RARE)
     self.bootstraps = not self.why and (many or bootstrap)
     self.replicates = 0 if self.why else resamples if self.bootstraps else self.count
 
