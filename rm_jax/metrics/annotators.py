@@ -363,6 +363,11 @@ def logistic(
   size_F = np.abs(x_NF).max(axis=0)
   if not size_F.all() or np.linalg.matrix_rank(x_NF / size_F) < x_NF.shape[1]:
     raise ValueError("the features are collinear (or one is constant); leave one out")
+  # Slopes are fitted to orthogonal combinations of the features, and turned back. Of features that
+  # are far from 0 compared with their spread, such as times in seconds, the Hessian itself is too
+  # near to singular.
+  x_NF, turn_FF = np.linalg.qr(x_NF / size_F)
+  turn_FF = turn_FF * size_F
   beta_F = np.zeros(x_NF.shape[1])
   for _ in range(50):
     p_N = 0.5 * (1 + np.tanh(x_NF @ beta_F / 2))
@@ -373,7 +378,7 @@ def logistic(
     step_F = np.linalg.solve(hessian_FF, x_NF.T @ (y_N - p_N))
     beta_F = beta_F + step_F * min(1.0, 5 / (np.abs(x_NF @ step_F).max() + _TINY))
     if np.abs(x_NF @ step_F).max() < 1e-10:
-      return _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level)
+      return _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level, turn_FF)
   raise ValueError("the features separate the outcomes: no finite slope is most likely")
 
 
@@ -382,15 +387,23 @@ def _unitless(matrix: np.ndarray, size_F: np.ndarray) -> np.ndarray:
   return matrix / size_F[:, None] / size_F
 
 
-def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dict]:
-  """The intervals of `logistic` at its solution; `numbers` [N] is the cluster of each row."""
+def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float, turn_FF) -> list[dict]:
+  """The intervals of `logistic` at its solution.
+
+  Args:
+    beta_F, hessian_FF, x_NF, p_N, y_N: of the solution, for orthogonal features x.
+    numbers: [N], the cluster of each row.
+    level: confidence.
+    turn_FF: x @ turn_FF are the caller's features.
+  """
+  slope_F = np.linalg.solve(turn_FF, beta_F)
   count = int(numbers.max()) + 1
   size_C = np.bincount(numbers)
   worth = interval.effective(size_C)
 
   def none(why: str) -> list[dict]:
     return [
-      {"slope": float(b), "interval": None, "standard_error": None, "why": why} for b in beta_F
+      {"slope": float(b), "interval": None, "standard_error": None, "why": why} for b in slope_F
     ]
 
   if why := interval.too_few(count, worth):
@@ -413,9 +426,10 @@ def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dic
     inverse_FF = np.linalg.inv(hessian_FF)
     variance_FF = inverse_FF @ (score_CF.T @ score_CF) @ inverse_FF * count / (count - 1)
   reach = interval.student(level, worth - 1 if few else math.inf)
-  error_F = np.sqrt(np.diag(variance_FF))
+  turned_FF = np.linalg.solve(turn_FF, np.linalg.solve(turn_FF, variance_FF).T)
+  error_F = np.sqrt(np.diag(turned_FF))
   return [
     {"slope": float(b), "interval": [float(b - reach * e), float(b + reach * e)],
      "standard_error": float(e)}
-    for b, e in zip(beta_F, error_F, strict=True)
+    for b, e in zip(slope_F, error_F, strict=True)
   ]  # fmt: skip

@@ -367,6 +367,21 @@ def test_logistic_does_not_depend_on_the_units_of_a_feature(unit, conversations)
     logistic(x * [1, unit], (x[:, 1] > 0).astype(float), clusters)
 
 
+@pytest.mark.parametrize("conversations", [12, 60])
+def test_logistic_of_a_feature_that_is_far_from_0(conversations):
+  """Times in seconds: the slope is that of the times after the first, for any labels."""
+  rng = np.random.default_rng(0)
+  after = np.round(rng.normal(size=120) * 100)
+  y = rng.integers(0, 2, 120)
+  clusters = (np.arange(120) % conversations).tolist()
+  ones = np.ones(120)
+  plain = logistic(np.c_[ones, after], y, clusters)[1]
+  for features, at in ((np.c_[ones, 1.7e9 + after], 1), (np.c_[1.7e9 + after, ones], 0)):
+    found = logistic(features, y, clusters)[at]
+    for key in ("slope", "standard_error", "interval"):
+      assert found[key] == pytest.approx(plain[key], rel=1e-6)
+
+
 def test_logistic_refuses():
   x = np.c_[np.ones(20), np.arange(20.0)]
   with pytest.raises(ValueError, match="separate"):
