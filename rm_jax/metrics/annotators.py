@@ -349,7 +349,8 @@ def logistic(
   Raises:
     ValueError: shapes differ, a feature is not finite, an outcome is neither 0 nor 1, `level` is
       out of its range, there are not more clusters than features, the features are collinear, or
-      they separate the outcomes, so that the likelihood has no maximum at finite slopes.
+      they separate the outcomes (or all but, so that 50 Newton steps find no maximum of the
+      likelihood at finite slopes).
   """
   interval.check_level(level)
   x_NF, y_N = np.asarray(features, np.float64), np.asarray(outcomes, np.float64)
@@ -368,6 +369,11 @@ def logistic(
   # near to singular.
   x_NF, turn_FF = np.linalg.qr(x_NF / size_F)
   turn_FF = turn_FF * size_F
+
+  def loss(beta_F: np.ndarray) -> float:
+    z_N = x_NF @ beta_F
+    return float((np.logaddexp(0.0, z_N) - y_N * z_N).sum())
+
   beta_F = np.zeros(x_NF.shape[1])
   for _ in range(50):
     p_N = 0.5 * (1 + np.tanh(x_NF @ beta_F / 2))
@@ -376,7 +382,11 @@ def logistic(
     if not size_F.all() or np.linalg.cond(_unitless(hessian_FF, size_F)) > 1e12:
       break
     step_F = np.linalg.solve(hessian_FF, x_NF.T @ (y_N - p_N))
-    beta_F = beta_F + step_F * min(1.0, 5 / (np.abs(x_NF @ step_F).max() + _TINY))
+    # Newton's step is halved until it is no worse; the last term allows for rounding errors.
+    size, before = 1.0, loss(beta_F)
+    while loss(beta_F + size * step_F) > before * (1 + 1e-13):
+      size /= 2
+    beta_F = beta_F + size * step_F
     if np.abs(x_NF @ step_F).max() < 1e-10:
       return _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level, turn_FF)
   raise ValueError("the features separate the outcomes: no finite slope is most likely")

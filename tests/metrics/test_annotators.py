@@ -382,6 +382,30 @@ def test_logistic_of_a_feature_that_is_far_from_0(conversations):
       assert found[key] == pytest.approx(plain[key], rel=1e-6)
 
 
+def test_logistic_has_slopes_unless_the_outcomes_are_separated():
+  """Heavy-tailed features, against a linear programme that looks for a separating direction."""
+  optimize = pytest.importorskip("scipy.optimize", reason="scipy is the oracle")
+  rng = np.random.default_rng(0)
+  told = []
+  for _ in range(40):
+    n = int(rng.integers(20, 60))
+    x = np.c_[np.ones(n), rng.standard_t(1.2, size=(n, 2)) * 10.0 ** rng.integers(-3, 4, 2)]
+    logit = x @ (3 * rng.normal(size=3) / np.abs(x).mean(axis=0))
+    y = (rng.random(n) < 1 / (1 + np.exp(-np.clip(logit, -500, 500)))).astype(float)
+    unit = x / np.abs(x).max(axis=0)
+    signed = unit * (2 * y - 1)[:, None]
+    most = optimize.linprog(-signed.sum(axis=0), -signed, np.zeros(n), bounds=[(-1, 1)] * 3).fun
+    told.append(-most > 1e-9)
+    if told[-1]:
+      with pytest.raises(ValueError, match="separate"):
+        logistic(x, y, range(n))
+    else:
+      slopes = [f["slope"] for f in logistic(x, y, range(n))]
+      p = 0.5 * (1 + np.tanh(x @ slopes / 2))
+      assert unit.T @ (y - p) == pytest.approx(0, abs=1e-8)
+  assert 5 < sum(told) < 35
+
+
 def test_logistic_refuses():
   x = np.c_[np.ones(20), np.arange(20.0)]
   with pytest.raises(ValueError, match="separate"):
