@@ -11,6 +11,8 @@ clusters (conversations).
   itself uncertain, so the interval is Wilson's with an effective sample size.
 - With fewer than `LEAST` clusters: none by default, and the reason is given instead.
 
+Of a statistic that compares two classes, such as AUROC, the clusters of the rarer class count.
+
 `tests/studies/coverage.py` measures how often each method covers the truth.
 
 Cameron, Gelbach and Miller (2008), Bootstrap-based improvements for inference with clustered
