@@ -68,6 +68,7 @@ def statistic(
   *,
   scale: str,
   seed: int = 0,
+  classes: npt.ArrayLike | None = None,
 ) -> dict[str, Any]:
   """As `metrics.correlation.bootstrap`; without a value `why` is `undefined`, also on empty input.
 
@@ -76,10 +77,10 @@ def statistic(
     arrays: each [N].
     clusters: N conversations.
     undefined: the reason for the report if the statistic is undefined.
-    scale, seed: as `bootstrap` takes them.
+    scale, seed, classes: as `bootstrap` takes them.
   """
   if len(clusters):
-    found = bootstrap(function, arrays, clusters, seed=seed, scale=scale)
+    found = bootstrap(function, arrays, clusters, seed=seed, scale=scale, classes=classes)
   else:
     found = {"value": None, "undefined": 0} | _NOTHING
   if found["value"] is None:

@@ -47,7 +47,7 @@ def _binary(
     "brier": float(np.square(probability - label_N).mean()),
     "base_rate": float(label_N.mean()),
     "auroc": intervals.statistic(
-      auroc, (score_N, good_N), clusters, _ALIKE, scale="probability", seed=seed
+      auroc, (score_N, good_N), clusters, _ALIKE, scale="probability", seed=seed, classes=good_N
     ),
     "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
     "paired": {
@@ -168,10 +168,9 @@ def step_report(
   sound = np.asarray([min(e.labels) > 0.5 for e in examples])
   mine = [e.conversation for e in examples]
   why = "all solutions are right, or none is"
+  options = {"scale": "probability", "seed": seed, "classes": sound}
   report["solution_auroc"] = {
-    how: intervals.statistic(
-      auroc, (solution_scores(scores, how), sound), mine, why, scale="probability", seed=seed
-    )
+    how: intervals.statistic(auroc, (solution_scores(scores, how), sound), mine, why, **options)
     for how in HOW
   }
   report["first_error"] = first_error_report(scores, examples, seed=seed)

@@ -113,7 +113,12 @@ def separation(
       why += ", in groups of several marks: one mark minus its mean is 0"
     mine = [clusters[i] for i in kept]
     report[name] = intervals.statistic(
-      auroc, (variance[kept], is_shifted[kept]), mine, why, scale="probability"
+      auroc,
+      (variance[kept], is_shifted[kept]),
+      mine,
+      why,
+      scale="probability",
+      classes=is_shifted[kept],
     )
   for name, (raw, centered) in zip(("heldout", "shifted"), found, strict=True):
     several = centered[~np.isnan(centered)]

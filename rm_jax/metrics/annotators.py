@@ -39,14 +39,12 @@ def krippendorff_alpha(ratings: npt.ArrayLike, level: str = "nominal") -> float:
     ValueError: the shape or level is wrong, a rating is infinite, no unit has two ratings, or all
       ratings in such units are equal, so that alpha is 0 / 0.
   """
-  units_NVV, values_V = _coincidences(ratings, level)
-  coincidence_VV = units_NVV.sum(axis=0)
-  alpha = _alpha(coincidence_VV, values_V, level)
+  units = _Units(ratings, level)
+  alpha = units.alpha(units.weight_N)
   if math.isnan(alpha):
-    (paired, *_) = values_V[coincidence_VV.any(axis=1)]
     raise ValueError(
-      f"all ratings of units with two or more are {paired:g}: alpha is 0 / 0; expected two values "
-      "or more"
+      f"all ratings of units with two or more are {units.values_V[0]:g}: alpha is 0 / 0; expected "
+      "two values or more"
     )
   return alpha
 
@@ -63,7 +61,8 @@ def alpha_interval(
 
   Args:
     ratings, level: of `krippendorff_alpha`.
-    clusters: N labels; units with the same label are drawn, or left out, together.
+    clusters: N labels; units with the same label are drawn, or left out, together. Clusters without
+      a unit of two ratings do not count.
     confidence: in (0, 1).
     resamples: number of bootstrap resamples; with few clusters there is a jackknife instead. A
       replicate whose ratings are all equal has no alpha; with too many of these there is no
@@ -75,16 +74,17 @@ def alpha_interval(
       `resamples` is out of its range.
   """
   alpha = krippendorff_alpha(ratings, level)
-  units_NVV, values_V = _coincidences(ratings, level)
-  if len(clusters) != len(units_NVV):
-    raise ValueError(f"{len(clusters)} cluster labels for {len(units_NVV)} units; expected as many")
+  units = _Units(ratings, level)
+  if len(clusters) != len(units.paired_N):
+    raise ValueError(
+      f"{len(clusters)} cluster labels for {len(units.paired_N)} units; expected as many"
+    )
+  # A cluster whose units all have fewer than two ratings has no part in alpha. If it counted, few
+  # clusters would pass for many.
+  clusters = [label for label, paired in zip(clusters, units.paired_N, strict=True) if paired]
   plan = interval.Resampling(clusters, level=confidence, resamples=resamples, seed=seed)
-  cluster_CVV = np.zeros((plan.count, *units_NVV.shape[1:]))
-  np.add.at(cluster_CVV, plan.cluster_N, units_NVV)
   alphas = [
-    _alpha(np.tensordot(times_C, cluster_CVV, 1), values_V, level)
-    for times_RC in plan.times()
-    for times_C in times_RC
+    units.alpha(times_C[plan.cluster_N]) for times_RC in plan.times() for times_C in times_RC
   ]
   # 1 − alpha is a ratio of disagreements and so never negative, for which `plan.interval` has the
   # scale 'positive'. Alpha itself can be negative.
@@ -94,40 +94,84 @@ def alpha_interval(
   return interval.Interval((1 - found.ends[1], 1 - found.ends[0]), found.method)
 
 
-def _coincidences(ratings: npt.ArrayLike, level: str) -> tuple[np.ndarray, np.ndarray]:
-  """(coincidences of each unit [N, V, V], the V distinct ratings in increasing order)."""
-  rating_NA = np.asarray(ratings, np.float64)
-  if level not in LEVELS:
-    raise ValueError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
-  if rating_NA.ndim != 2:
-    raise ValueError(f"ratings have shape {rating_NA.shape}; expected [units, annotators]")
-  if np.isinf(rating_NA).any():
-    raise ValueError("a rating is infinite; expected numbers, or NaN where missing")
-  there_NA = ~np.isnan(rating_NA)
-  values_V = np.unique(rating_NA[there_NA])
-  counts_NV = np.stack([(rating_NA == v).sum(axis=1) for v in values_V], 1) if len(values_V) else 0
-  size_N = there_NA.sum(axis=1)
-  if not (size_N >= 2).any():
-    raise ValueError("no unit has two ratings; expected some that annotators share")
-  pairs_NVV = counts_NV[:, :, None] * (counts_NV[:, None, :] - np.eye(len(values_V)))
-  return pairs_NVV / np.maximum(size_N - 1, 1)[:, None, None], values_V
+class _Units:
+  """The units of two ratings or more, from which alpha is computed with any weights of the units.
 
+  No matrix of coincidences is made, which would take V² numbers for V distinct ratings. Let u be
+  the ratings of a unit, m of them, and x_c the number on which δ²_ck = (x_c − x_k)²: the rating
+  itself (interval), or the mean rank of the rating (ordinal). Then
 
-def _alpha(coincidence_VV: np.ndarray, values_V: np.ndarray, level: str) -> float:
-  """Alpha of a coincidence matrix; NaN if the expected disagreement is 0."""
-  n_V = coincidence_VV.sum(axis=1)
-  if level == "nominal":
-    square_VV = 1.0 - np.eye(len(values_V))
-  elif level == "interval":
-    square_VV = (values_V[:, None] - values_V[None, :]) ** 2
-  else:
-    # Σ_{g=c..k} n_g − (n_c + n_k) / 2 = middle_k − middle_c.
-    middle_V = np.cumsum(n_V) - n_V / 2
-    square_VV = (middle_V[:, None] - middle_V[None, :]) ** 2
-  expected = float(n_V @ square_VV @ n_V)
-  if not expected:
-    return math.nan
-  return 1 - (n_V.sum() - 1) * float((coincidence_VV * square_VV).sum()) / expected
+    Σ_ck o_ck δ²_ck = Σ_units 2 m/(m − 1) Σ_{c in u} (x_c − x̄_u)²,
+    Σ_ck n_c n_k δ²_ck = 2 n Σ_c n_c (x_c − x̄)²
+
+  For nominal ratings the first sum is Σ_units (m² − Σ_c m_c²)/(m − 1), where m_c of the unit's
+  ratings are c, and the second n² − Σ_c n_c².
+
+  Attributes:
+    paired_N: bool [N], whether a unit has two ratings; the M that have are used.
+    values_V: float64 [V], their distinct ratings in increasing order.
+    weight_N: ones [M], the weights of the data as they are.
+  """
+
+  def __init__(self, ratings: npt.ArrayLike, level: str):
+    """Raises ValueError as `krippendorff_alpha`, but for equal ratings."""
+    rating_NA = np.asarray(ratings, np.float64)
+    if level not in LEVELS:
+      raise ValueError(f"level is {level!r}; expected one of {', '.join(LEVELS)}")
+    if rating_NA.ndim != 2:
+      raise ValueError(f"ratings have shape {rating_NA.shape}; expected [units, annotators]")
+    if np.isinf(rating_NA).any():
+      raise ValueError("a rating is infinite; expected numbers, or NaN where missing")
+    self.paired_N = (~np.isnan(rating_NA)).sum(axis=1) >= 2
+    if not self.paired_N.any():
+      raise ValueError("no unit has two ratings; expected some that annotators share")
+    rating_NA = rating_NA[self.paired_N]
+    self._level, self._there_NA = level, ~np.isnan(rating_NA)
+    self._size_N = self._there_NA.sum(axis=1)
+    self.weight_N = np.ones(len(rating_NA))
+    self.values_V = np.unique(rating_NA[self._there_NA])
+    # Where a rating is missing the index is that of any value; `_there_NA` leaves it out.
+    self._index_NA = np.searchsorted(self.values_V, np.where(self._there_NA, rating_NA, np.inf))
+    self._index_NA = np.minimum(self._index_NA, len(self.values_V) - 1)
+    # In units of their range, so that squares neither overflow nor vanish.
+    self._x_V = (self.values_V - self.values_V[0]) / (np.ptp(self.values_V) or 1.0)
+    # Of ordinal ratings x depends on the weights.
+    self._apart_N = None
+    if level != "ordinal":
+      self._apart_N = self._unlike() if level == "nominal" else self._scatter(self._x_V)
+
+  def alpha(self, weight_N: np.ndarray) -> float:
+    """Alpha if unit i is there weight_N[i] times; NaN if all ratings are equal."""
+    weight_NA = np.broadcast_to(weight_N[:, None], self._index_NA.shape)
+    n_V = np.bincount(self._index_NA[self._there_NA], weight_NA[self._there_NA], len(self.values_V))
+    if np.count_nonzero(n_V) < 2:
+      return math.nan
+    n = float(n_V.sum())
+    x_V, apart_N = self._x_V, self._apart_N
+    if apart_N is None:
+      # Σ_{g=c..k} n_g − (n_c + n_k) / 2 = middle_k − middle_c.
+      x_V = np.cumsum(n_V) - n_V / 2
+      apart_N = self._scatter(x_V)
+    if self._level == "nominal":
+      expected = n * n - float(n_V @ n_V)
+    else:
+      expected = 2 * n * float(n_V @ (x_V - n_V @ x_V / n) ** 2)
+    return 1 - (n - 1) * float(weight_N @ apart_N) / expected
+
+  def _scatter(self, x_V: np.ndarray) -> np.ndarray:
+    """Σ (x_c − x_k)² over the ordered pairs of each unit's ratings, divided by m − 1."""
+    x_NA = x_V[self._index_NA]
+    mean_N1 = x_NA.mean(axis=1, where=self._there_NA, keepdims=True)
+    square_N = np.square(x_NA - mean_N1).sum(axis=1, where=self._there_NA)
+    return 2 * self._size_N / (self._size_N - 1) * square_N
+
+  def _unlike(self) -> np.ndarray:
+    """The number of ordered pairs of different ratings in each unit, divided by m − 1."""
+    unlike_N = np.zeros(len(self._size_N))
+    for index_N, there_N in zip(self._index_NA.T, self._there_NA.T, strict=True):
+      other_NA = (self._index_NA != index_N[:, None]) & self._there_NA
+      unlike_N += other_NA.sum(axis=1) * there_N
+    return unlike_N / (self._size_N - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +349,8 @@ def logistic(
   Raises:
     ValueError: shapes differ, a feature is not finite, an outcome is neither 0 nor 1, `level` is
       out of its range, there are not more clusters than features, the features are collinear, or
-      they separate the outcomes, so that the likelihood has no maximum at finite slopes.
+      they separate the outcomes (or all but, so that 50 Newton steps find no maximum of the
+      likelihood at finite slopes).
   """
   interval.check_level(level)
   x_NF, y_N = np.asarray(features, np.float64), np.asarray(outcomes, np.float64)
@@ -319,6 +364,16 @@ def logistic(
   size_F = np.abs(x_NF).max(axis=0)
   if not size_F.all() or np.linalg.matrix_rank(x_NF / size_F) < x_NF.shape[1]:
     raise ValueError("the features are collinear (or one is constant); leave one out")
+  # Slopes are fitted to orthogonal combinations of the features, and turned back. Of features that
+  # are far from 0 compared with their spread, such as times in seconds, the Hessian itself is too
+  # near to singular.
+  x_NF, turn_FF = np.linalg.qr(x_NF / size_F)
+  turn_FF = turn_FF * size_F
+
+  def loss(beta_F: np.ndarray) -> float:
+    z_N = x_NF @ beta_F
+    return float((np.logaddexp(0.0, z_N) - y_N * z_N).sum())
+
   beta_F = np.zeros(x_NF.shape[1])
   for _ in range(50):
     p_N = 0.5 * (1 + np.tanh(x_NF @ beta_F / 2))
@@ -327,9 +382,13 @@ def logistic(
     if not size_F.all() or np.linalg.cond(_unitless(hessian_FF, size_F)) > 1e12:
       break
     step_F = np.linalg.solve(hessian_FF, x_NF.T @ (y_N - p_N))
-    beta_F = beta_F + step_F * min(1.0, 5 / (np.abs(x_NF @ step_F).max() + _TINY))
+    # Newton's step is halved until it is no worse; the last term allows for rounding errors.
+    size, before = 1.0, loss(beta_F)
+    while loss(beta_F + size * step_F) > before * (1 + 1e-13):
+      size /= 2
+    beta_F = beta_F + size * step_F
     if np.abs(x_NF @ step_F).max() < 1e-10:
-      return _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level)
+      return _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level, turn_FF)
   raise ValueError("the features separate the outcomes: no finite slope is most likely")
 
 
@@ -338,15 +397,23 @@ def _unitless(matrix: np.ndarray, size_F: np.ndarray) -> np.ndarray:
   return matrix / size_F[:, None] / size_F
 
 
-def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dict]:
-  """The intervals of `logistic` at its solution; `numbers` [N] is the cluster of each row."""
+def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float, turn_FF) -> list[dict]:
+  """The intervals of `logistic` at its solution.
+
+  Args:
+    beta_F, hessian_FF, x_NF, p_N, y_N: of the solution, for orthogonal features x.
+    numbers: [N], the cluster of each row.
+    level: confidence.
+    turn_FF: x @ turn_FF are the caller's features.
+  """
+  slope_F = np.linalg.solve(turn_FF, beta_F)
   count = int(numbers.max()) + 1
   size_C = np.bincount(numbers)
   worth = interval.effective(size_C)
 
   def none(why: str) -> list[dict]:
     return [
-      {"slope": float(b), "interval": None, "standard_error": None, "why": why} for b in beta_F
+      {"slope": float(b), "interval": None, "standard_error": None, "why": why} for b in slope_F
     ]
 
   if why := interval.too_few(count, worth):
@@ -369,9 +436,10 @@ def _wald(beta_F, hessian_FF, x_NF, p_N, y_N, numbers, level: float) -> list[dic
     inverse_FF = np.linalg.inv(hessian_FF)
     variance_FF = inverse_FF @ (score_CF.T @ score_CF) @ inverse_FF * count / (count - 1)
   reach = interval.student(level, worth - 1 if few else math.inf)
-  error_F = np.sqrt(np.diag(variance_FF))
+  turned_FF = np.linalg.solve(turn_FF, np.linalg.solve(turn_FF, variance_FF).T)
+  error_F = np.sqrt(np.diag(turned_FF))
   return [
     {"slope": float(b), "interval": [float(b - reach * e), float(b + reach * e)],
      "standard_error": float(e)}
-    for b, e in zip(beta_F, error_F, strict=True)
+    for b, e in zip(slope_F, error_F, strict=True)
   ]  # fmt: skip

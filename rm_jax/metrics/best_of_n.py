@@ -17,8 +17,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rm_jax.metrics.interval import FEW, Resampling, student
+from rm_jax.metrics.interval import FEW, TINY, Resampling, student
 
+_ALIKE = "it is the same in all resamples: how conversations differ is unknown"
 _CONVERSATIONS = 10  # With fewer conversations, `peak` does not say whether there is a peak.
 
 
@@ -304,9 +305,10 @@ def peak(
     level: of the band.
 
   Returns:
-    {peaks: bool, or None with too few conversations, n: the n with the highest mean, n_interval: of
-    that n over resamples, drop: {value, interval} from there to the largest n, statement: the
-    verdict in words}.
+    {peaks: bool, or None with too few conversations or if the drop is the same in all resamples, n:
+    the n with the highest mean, n_interval: of that n over resamples, drop: {value, interval} from
+    there to the largest n; the interval is None, with `why`, if the drop is the same in all
+    resamples; statement: the verdict in words}.
 
   Raises:
     ValueError: shapes do not fit, ns do not increase, or there are fewer than 2 n or resamples.
@@ -330,13 +332,19 @@ def peak(
     wider = student(level, count - 1) / student(level, math.inf)
     error_M = error_M * math.sqrt(count / (count - 1)) * wider
   off_RM = np.abs(draws_RD - drop_M)
-  off_RM = np.divide(off_RM, spread_M, out=np.zeros_like(off_RM), where=spread_M > 0)
+  # A spread that is rounding errors is that of prompts that are all alike.
+  differs_M = spread_M > TINY * np.abs(true_M).max()
+  off_RM = np.divide(off_RM, spread_M, out=np.zeros_like(off_RM), where=differs_M)
   c = float(np.quantile(off_RM.max(axis=1), level))
   best = int(np.argmax(true_M))
   tops = np.asarray(ns)[np.argmax(draws_RM, axis=1)]
   ends = np.quantile(tops, [(1 - level) / 2, (1 + level) / 2], method="nearest")
   value = float(drop_M[best]) if best < len(drop_M) else 0.0
   half = c * float(error_M[best]) if best < len(drop_M) else 0.0
+  figure = {"value": value, "interval": [value - half, value + half]}
+  alike = value > 0 and not differs_M[best]
+  if alike:
+    figure |= {"interval": None, "why": _ALIKE}
   peaks = value - half > 0
   drop = f"the drop from there to n = {ns[-1]} is {value:.3g} [{value - half:.3g}, "
   drop += f"{value + half:.3g}]"
@@ -344,6 +352,10 @@ def peak(
     peaks = None
     statement = f"{conversations:.3g} conversations do not tell whether the true reward peaks"
     statement += f"; a curve wants {_CONVERSATIONS}"
+  elif alike:
+    peaks = None
+    statement = f"the true reward is highest at n = {ns[best]}, but whether it peaks is not known: "
+    statement += f"the drop from there to n = {ns[-1]} is {value:.3g}, and {_ALIKE}"
   elif peaks:
     statement = f"the true reward peaks at n = {ns[best]} ({drop})"
   else:
@@ -354,7 +366,7 @@ def peak(
     "peaks": peaks,
     "n": ns[best],
     "n_interval": [int(n) for n in ends],
-    "drop": {"value": value, "interval": [value - half, value + half]},
+    "drop": figure,
     "statement": statement,
   }
 

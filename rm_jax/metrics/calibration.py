@@ -54,28 +54,29 @@ def fit_temperature(difference_N: npt.ArrayLike) -> float:
 
   Raises:
     ValueError: there is no pair, or a difference is not finite; or no T in (0, ∞) maximises the
-      likelihood. Either the mean difference is not above 0, so that the best 1/T is not positive:
-      on average the model does not prefer the chosen responses. Or no difference is below 0, so
-      that the likelihood grows as T goes to 0: perhaps there are too few pairs, or the model was
-      trained on them.
+      likelihood. Either the mean difference is not above 0 (by more than rounding errors), so that
+      the best 1/T is not positive: on average the model does not prefer the chosen responses. Or
+      no difference is below 0, so that the likelihood grows as T goes to 0: perhaps there are too
+      few pairs, or the model was trained on them.
   """
   d_N = vector(difference_N, "difference_N")
-  if d_N.size == 0 or d_N.sum() <= 0:
+  scale = np.abs(d_N).max() if d_N.any() else 1.0
+  unit_N = d_N / scale
+  # A sum that is 0 but for rounding errors has a sign that depends on the scale.
+  if unit_N.sum() <= interval.TINY * np.abs(unit_N).sum():
     mean = d_N.mean() if d_N.size else float("nan")
     raise ValueError(
-      f"difference_N has mean {mean} over {d_N.size} pairs; expected it above 0: no temperature "
-      "makes scores that prefer the rejected responses right"
+      f"difference_N has mean {mean} over {d_N.size} pairs; expected it above 0 (by more than "
+      "rounding errors): no temperature makes scores that prefer the rejected responses right"
     )
   if d_N.min() >= 0:
     raise ValueError(
       f"difference_N is never below 0 in {d_N.size} pairs: the likelihood has no maximum, it grows "
       "as T goes to 0; expected at least one pair that the scores get wrong"
     )
-  scale = np.abs(d_N).max()
-  d_N = d_N / scale
 
   def slope(beta: float) -> float:
-    return float((d_N * sigmoid(-beta * d_N)).sum())
+    return float((unit_N * sigmoid(-beta * unit_N)).sum())
 
   low = high = 1.0
   while slope(high) > 0:
@@ -103,9 +104,9 @@ def fit_platt(
     (a, b). a is negative if higher scores go with lower labels, which the caller should report.
 
   Raises:
-    ValueError: there is not one maximum at a finite (a, b), because all scores are equal, all
-      labels are 0 or all are 1, or a threshold separates the labels; it is not found in 200 steps;
-      lengths differ, or an argument is out of its range.
+    ValueError: there is not one maximum at a finite (a, b), because all scores are equal, or,
+      without `smooth`, all labels are 0, all are 1, or a threshold separates them; it is not found
+      in 200 steps; lengths differ, or an argument is out of its range.
   """
   s_N, y_N = _pair(score_N, label_N, "score_N", "label_N")
   if smooth:

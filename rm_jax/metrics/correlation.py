@@ -122,6 +122,7 @@ def bootstrap(
   *,
   scale: str = "plain",
   least: int = interval.LEAST,
+  classes: npt.ArrayLike | None = None,
 ) -> dict:
   """Any statistic with its interval over whole clusters, by `interval.Resampling`.
 
@@ -135,6 +136,8 @@ def bootstrap(
     seed: of the draws.
     scale: one of `interval.SCALES`, on which the statistic's error is about normal.
     least: smallest number of clusters that an interval needs.
+    classes: [N], labels of the classes that the statistic compares, if it does, as AUROC does with
+      good and bad rows. The rarer one then decides whether clusters are few.
 
   Returns:
     {value, interval: [low, high], undefined: replicates without a value}, and `method` if it is not
@@ -150,7 +153,8 @@ def bootstrap(
       f"arrays of {[len(a) for a in arrays]} rows, {len(clusters)} cluster labels; expected as many"
     )
   value = float(statistic(*arrays))
-  plan = interval.Resampling(clusters, level=level, resamples=resamples, seed=seed, least=least)
+  options = {"level": level, "resamples": resamples, "seed": seed, "least": least}
+  plan = interval.Resampling(clusters, classes=classes, **options)
   if not np.isfinite(value):
     why = "not defined for these data"
     return {"value": None, "interval": None, "undefined": plan.replicates, "why": why}

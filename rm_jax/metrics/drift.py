@@ -150,6 +150,10 @@ def psi(
 ) -> dict:
   """Population stability index: Σ_b (q_b − p_b) log(q_b / p_b) over quantile bins of the reference.
 
+  A value that 1/bins of the reference or more share, and that is one of its quantiles, has a bin of
+  its own: in a bin with the values below it, it could move there unseen. Bins that are empty in
+  both samples are left out.
+
   A half is added to every count, so that an empty bin gives a finite number. The usual thresholds
   0.1 and 0.25 ignore the sample sizes. Without any drift the index is (bins − 1)(1/N + 1/M) on
   average (returned as `expected`; Yurdakul and Naranjo 2020). p says how often it is at least as
@@ -158,11 +162,13 @@ def psi(
   Args:
     reference: [N], at least `bins`.
     now: [M], at least one.
-    bins: number of bins; equal quantiles are merged, so there may be fewer.
+    bins: number of bins, at least 2. Equal quantiles are merged and shared values have their own
+      bins, so another number may be used.
     permutations, seed: of `permutation_p`. Each split has quantiles of its own.
 
   Returns:
-    {value, p, expected, n: [N, M], bins: number of bins used}.
+    {value, p, expected, n: [N, M], bins: number of bins that have a value of the
+    reference}.
 
   Raises:
     ValueError: too few values, a value is not finite, bins is below 2, or permutations below 1.
@@ -175,16 +181,22 @@ def psi(
     )
   inner = np.linspace(0, 1, bins + 1)[1:-1]
 
-  def shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    count = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1) + 0.5
-    return count / count.sum()
+  def counts(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    edges = np.unique(np.quantile(a, inner))
+    equal = (a == edges[:, None]).sum(axis=1)
+    atoms = edges[(equal > 1) & (equal * bins >= len(a))]
+    # A bin is (the edge before, edge]; one that ends at an atom is divided into its inside and it.
+    place = (np.searchsorted(edges, x) + np.searchsorted(atoms, x, "right") for x in (a, b))
+    most = len(edges) + len(atoms) + 1
+    return tuple(np.bincount(at, minlength=most) for at in place)
 
   def index(a: np.ndarray, b: np.ndarray) -> float:
-    edges = np.unique(np.quantile(a, inner))
-    p, q = shares(a, edges), shares(b, edges)
+    count_a, count_b = counts(a, b)
+    some = (count_a > 0) | (count_b > 0)
+    p, q = ((count[some] + 0.5) / (count[some] + 0.5).sum() for count in (count_a, count_b))
     return float(((q - p) * np.log(q / p)).sum())
 
-  used = len(np.unique(np.quantile(a_N, inner))) + 1
+  used = int(np.count_nonzero(counts(a_N, b_M)[0]))
   return {
     "value": index(a_N, b_M),
     "p": permutation_p(index, a_N, b_M, permutations=permutations, seed=seed),

@@ -11,6 +11,8 @@ clusters (conversations).
   itself uncertain, so the interval is Wilson's with an effective sample size.
 - With fewer than `LEAST` clusters: none by default, and the reason is given instead.
 
+Of a statistic that compares two classes, such as AUROC, the clusters of the rarer class count.
+
 `tests/studies/coverage.py` measures how often each method covers the truth.
 
 Cameron, Gelbach and Miller (2008), Bootstrap-based improvements for inference with clustered
@@ -39,7 +41,10 @@ _CORRELATION = 0.1
 # With this many clusters or more, however unequal their sizes, the jackknife would take too long,
 # and bootstrap replicates are used.
 _UNEVEN = 200
-_TINY = 1e-12  # Differences below this fraction of a scale are rounding errors.
+# The same if two classes are compared. Resamples of a rare class often have a statistic at the end
+# of its range, of which no interval can be made, so the jackknife may take longer.
+_RARE = 2000
+TINY = 1e-12  # Differences below this fraction of a scale are rounding errors.
 
 BOOTSTRAP = "cluster bootstrap"
 STUDENT = "Student's t over clusters"
@@ -321,7 +326,7 @@ def mean(
   left_C = np.bincount(cluster_N, weights=value_N - middle, minlength=count)
   variance = count / (count - 1) * float(left_C @ left_C) / len(value_N) ** 2
   reach = np.ptp(value_N) if bounds is None else bounds[1] - bounds[0]
-  flat = variance <= (_TINY * max(reach, abs(middle))) ** 2
+  flat = variance <= (TINY * max(reach, abs(middle))) ** 2
   # Unequal sizes are taken to reduce the effective number of informative clusters in the same
   # proportion as that of all clusters. Resamples of clusters with one mean would all be equal.
   if informative_C.sum() * worth / count >= FEW and not flat:
@@ -367,14 +372,20 @@ class Resampling:
     clusters as there are, with replacement. The interval is between percentiles.
   - With fewer: jackknife replicates, which leave one cluster out each. The interval is Student's t
     with the jackknife's standard error, on a scale on which the statistic's error is about normal.
-  - With fewer effective ones but `_UNEVEN` clusters or more: bootstrap replicates, as there would
-    be too many of the jackknife, and Student's t with the bootstrap's standard error. So it is with
-    few clusters if the caller asks for bootstrap replicates.
+  - With fewer effective ones but `_UNEVEN` clusters or more (`_RARE` if there are classes):
+    bootstrap replicates, as there would be too many of the jackknife, and Student's t with the
+    bootstrap's standard error. So it is with few clusters if the caller asks for bootstrap
+    replicates.
   - With fewer than the least number: no replicates and no interval.
+
+  A statistic that compares two classes of rows, such as AUROC, knows no more than the rarer class
+  tells it: of 5 bad responses among 10,000 it is as uncertain as of 5 numbers. Such a caller passes
+  `classes`, and these limits and Student's degrees of freedom are by the effective number of
+  clusters of the rarer class.
 
   Attributes:
     count: number of clusters.
-    worth: their effective number.
+    worth: their effective number, or that of the rarer class.
     why: the reason why there is no interval; '' if there may be one.
     replicates: number of replicates.
     cluster_N: int64 [N], the cluster of each row.
@@ -390,6 +401,7 @@ class Resampling:
     seed: int = 0,
     least: int = LEAST,
     bootstrap: bool = False,
+    classes: npt.ArrayLike | None = None,
   ):
     """Makes the plan.
 
@@ -401,17 +413,28 @@ class Resampling:
       least: smallest number of clusters that an interval of this statistic needs.
       bootstrap: bootstrap even with few clusters, for callers that need the joint distribution of
         several statistics over the replicates.
+      classes: [N], labels of what the statistic compares, such as right and wrong; or None.
 
     Raises:
-      ValueError: `level` or `resamples` is out of its range.
+      ValueError: `level` or `resamples` is out of its range, or there are not N classes.
     """
     check_level(level)
     _check_resamples(resamples)
     self.cluster_N, self.count = numbered(clusters, len(clusters))
-    self.worth = effective(np.bincount(self.cluster_N, minlength=self.count))
+    size_C = np.bincount(self.cluster_N, minlength=self.count)
+    self.worth = effective(size_C)
     self.why = too_few(self.count, self.worth, least)
+    if classes is not None:
+      class_N, number = numbered(np.asarray(classes).tolist(), len(self.cluster_N))
+      for one in range(number):
+        own_C = np.bincount(self.cluster_N[class_N == one], minlength=self.count)
+        worth = effective(own_C)
+        if worth < self.worth:
+          self.worth = worth
+          why = too_few(int(np.count_nonzero(own_C)), worth, least)
+          self.why = self.why or (why and f"of the rarer class, {why}")
     self._level, self._seed = level, seed
-    many = self.worth >= FEW or self.count >= _UNEVEN
+    many = self.worth >= FEW or self.count >= (_UNEVEN if classes is None else _RARE)
     self.bootstraps = not self.why and (many or bootstrap)
     self.replicates = 0 if self.why else resamples if self.bootstraps else self.count
 
@@ -477,7 +500,7 @@ class Resampling:
       return Interval.none(f"it is not defined in {lost} of {self.replicates} resamples")
     if self.bootstraps and self.worth >= FEW:
       low, high = np.quantile(fine_R, [(1 - self._level) / 2, (1 + self._level) / 2])
-      if high - low <= _TINY * max(abs(value), 1e-300):
+      if high - low <= TINY * max(abs(value), 1e-300):
         return Interval.none("it is the same in all resamples: how conversations differ is unknown")
       return Interval((float(low), float(high)), BOOTSTRAP)
     if lost and not self.bootstraps:
@@ -488,7 +511,7 @@ class Resampling:
     if not math.isfinite(middle) or not np.isfinite(away_R).all():
       return Interval.none("it is at the end of its range, with or without some conversation")
     error = math.sqrt(self.variance(away_R))
-    if error <= _TINY * max(abs(middle), 1e-300):
+    if error <= TINY * max(abs(middle), 1e-300):
       return Interval.none("it is the same without any conversation: how they differ is unknown")
     half = student(self._level, self.worth - 1) * error
     with np.errstate(over="ignore"):

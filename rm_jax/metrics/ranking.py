@@ -30,7 +30,8 @@ def partial(
     ranked: replace all variables by their ranks first, which gives Spearman's partial ρ.
 
   Returns:
-    r in [−1, 1]; NaN if x or y is exactly a linear function of the given variables, or constant.
+    r in [−1, 1]; NaN if x or y is a linear function of the given variables, or constant, but for
+    rounding errors.
 
   Raises:
     ValueError: shapes differ, a value is not finite, or N is below C + 3. With fewer rows the
@@ -48,10 +49,14 @@ def partial(
   columns = [vector(g, f"given_NC[:, {c}]") for c, g in enumerate(given_NC.T)]
   if ranked:
     x_N, y_N, *columns = (ranks(v) for v in (x_N, y_N, *columns))
+  # What a constant leaves when its mean is subtracted is rounding errors, which may correlate.
+  if _constant(x_N) or _constant(y_N):
+    return float("nan")
+  columns = [v for v in columns if not _constant(v)]
   x_N, y_N, *columns = (v - v.mean() for v in (x_N, y_N, *columns))
   # The columns are scaled to a common size, because `lstsq` ignores directions whose singular
   # values are rounding errors beside the largest: a variable of tiny values could be ignored.
-  others = [v / np.abs(v).max() for v in columns if np.abs(v).max() > 0]
+  others = [v / np.abs(v).max() for v in columns]
   left = []
   for v_N in (x_N, y_N):
     residual = v_N
@@ -63,6 +68,11 @@ def partial(
       return float("nan")
     left.append(residual / np.sqrt(residual @ residual))
   return float(np.clip(left[0] @ left[1], -1.0, 1.0))
+
+
+def _constant(v_N: np.ndarray) -> bool:
+  """Whether values are equal but for rounding errors."""
+  return bool(np.ptp(v_N) <= interval.TINY * np.abs(v_N).max())
 
 
 def ndcg(
@@ -94,8 +104,10 @@ def ndcg(
     raise ValueError(f"gains_K has {gain_K.min()}; expected 0 or more")
   if k is not None and k < 1:
     raise ValueError(f"k is {k}; expected at least 1")
-  if exponential:
-    gain_K = np.exp2(gain_K) - 1
+  if exponential and gain_K.size:
+    # Gains of 2^1024 overflow. NDCG does not depend on their unit, so large ones are in another.
+    unit = max(np.floor(gain_K.max()) - 1000, 0.0)
+    gain_K = np.exp2(gain_K - unit) - np.exp2(-unit)
   discount_K = 1 / np.log2(np.arange(len(gain_K)) + 2)
   discount_K[len(gain_K) if k is None else k :] = 0
   best = np.sort(gain_K)[::-1] @ discount_K

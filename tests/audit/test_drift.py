@@ -134,3 +134,12 @@ def test_disagreement_tells_errors():
   assert (tied["ties"], tied["wrong"], tied["auroc"]["n"]) == (1, 1, 2)
   flat = errors_by_disagreement(np.ones((4, 2)), np.zeros((4, 2)), list("abcd"))
   assert flat["auroc"]["value"] is None
+
+
+def test_few_errors_among_many_pairs_are_few():
+  rng = np.random.default_rng(0)
+  chosen = np.where(np.arange(60) < 4, -3.0, 3.0)[:, None] + rng.normal(size=(60, 4)) * 0.5
+  found = errors_by_disagreement(chosen, np.zeros((60, 4)), [f"c{i}" for i in range(60)])
+  assert found["wrong"] == 4
+  for name in ("auroc", "margin", "beyond"):
+    assert found[name]["why"] == "of the rarer class, 4 conversations: an interval wants 5"

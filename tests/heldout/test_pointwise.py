@@ -277,3 +277,20 @@ def test_several_kinds_stand_beside_one_another():
   assert report["accuracy"] == 0.5
   assert report["kinds"]["outcome"]["accuracy"] == 0.5
   assert "outcome: held-out accuracy 0.500" in summary_table(report)
+
+
+def test_auroc_of_three_bad_among_forty_has_no_interval():
+  rng = np.random.default_rng(0)
+  outcomes = [example(i, ("a",), (float(i > 2),), "outcome") for i in range(40)]
+  steps = [
+    Example("p", ("ab",), (1.0, float(i > 2)), "step", steps=(("a", "b"),), conversation=f"c{i}")
+    for i in range(40)
+  ]
+  reports = [
+    evaluate([rng.normal(size=len(e.labels)) for e in some], some).report
+    for some in (outcomes, steps)
+  ]
+  solutions = reports[1]["solution_auroc"]
+  for found in (reports[0]["auroc"], reports[1]["auroc"], *solutions.values()):
+    assert found["interval"] is None
+    assert found["why"] == "of the rarer class, 3 conversations: an interval wants 5"

@@ -70,6 +70,14 @@ def test_groups_of_one_mark_are_counted_and_left_out():
   assert found["shifted"]["one_mark"] == 10
 
 
+def test_few_shifted_prompts_are_few_however_many_are_held_out():
+  rng = np.random.default_rng(0)
+  held, wide = ([rng.normal(0, 1, (4, 2)) for _ in range(n)] for n in (60, 4))
+  found = separation((held, wide), (dataset("h", 60), dataset("s", 4)))
+  for name in ("auroc", "auroc_centered"):
+    assert found[name]["why"] == "of the rarer class, 4 conversations: an interval wants 5"
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_scores_that_are_not_finite_are_told(bad):
   good = [np.ones((2, 2)), np.zeros((2, 2))]

@@ -56,6 +56,55 @@ def test_alpha_of_all_pairs_directly():
   assert krippendorff_alpha(ratings, "interval") == pytest.approx(1 - observed / chance)
 
 
+def of_coincidences(ratings, level):
+  """Alpha from the matrix of coincidences, as Krippendorff (2011) writes it."""
+  values = np.unique(ratings[~np.isnan(ratings)])
+  o = np.zeros((len(values), len(values)))
+  for unit in ratings:
+    at = np.searchsorted(values, unit[~np.isnan(unit)])
+    for i in range(len(at)):
+      for j in range(len(at)):
+        if i != j:
+          o[at[i], at[j]] += 1 / (len(at) - 1)
+  n = o.sum(axis=1)
+  ranked = np.array([[n[min(c, k) : max(c, k) + 1].sum() - (n[c] + n[k]) / 2 for k in range(len(n))]
+                     for c in range(len(n))])  # fmt: skip
+  apart = {
+    "nominal": 1 - np.eye(len(n)),
+    "ordinal": ranked**2,
+    "interval": (values[:, None] - values) ** 2,
+  }[level]
+  return 1 - (n.sum() - 1) * (o * apart).sum() / (n @ apart @ n)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_alpha_is_that_of_the_coincidences(level):
+  rng = np.random.default_rng(4)
+  for unit in (1.0, 0.1, 1e9):
+    ratings = np.round(rng.normal(size=(15, 4)) * 2) * unit + unit * 10
+    ratings[rng.random(ratings.shape) < 0.4] = NAN
+    for some in (ratings, FOUR):
+      assert krippendorff_alpha(some, level) == pytest.approx(
+        of_coincidences(some, level), abs=1e-12
+      )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_alpha_of_many_distinct_ratings_takes_no_matrix_of_them(level):
+  rng = np.random.default_rng(5)
+  truth = rng.normal(size=(30_000, 1))
+  said = truth + rng.normal(size=(30_000, 2))  # 60,000 ratings, all different.
+  alpha = krippendorff_alpha(said, level)
+  if level == "nominal":
+    assert alpha == pytest.approx(0, abs=1e-4)
+  else:
+    assert alpha == pytest.approx(
+      0.5 if level == "interval" else 6 / math.pi * math.asin(0.25), abs=0.02
+    )
+  few = said[:50] * 1e-170  # Squares of these are 0 in float64.
+  assert krippendorff_alpha(few, level) == pytest.approx(krippendorff_alpha(said[:50], level))
+
+
 def test_alpha_at_its_ends():
   agree = np.array([[0, 0], [1, 1], [2, 2]], float)
   for level in LEVELS:
@@ -135,6 +184,15 @@ def test_alpha_interval_resamples_clusters():
   assert few.ends[0] < krippendorff_alpha(said[:12]) < few.ends[1] < 1
   with pytest.raises(ValueError, match="39 cluster labels for 40"):
     alpha_interval(said, range(39))
+
+
+def test_units_of_one_rating_do_not_count_as_clusters():
+  rng = np.random.default_rng(0)
+  said = rng.integers(0, 2, (8, 2)).astype(float)
+  alone = np.c_[rng.integers(0, 2, 40), np.full(40, NAN)]
+  few = alpha_interval(said, range(8))
+  assert few.method == "Student's t, cluster jackknife"
+  assert alpha_interval(np.r_[alone, said], range(48)) == few
 
 
 def simulate(n, confusions, prior, seed=0, missing=0.0):
@@ -307,6 +365,45 @@ def test_logistic_does_not_depend_on_the_units_of_a_feature(unit, conversations)
     logistic(np.c_[x, unit * x[:, 1]], y, clusters)
   with pytest.raises(ValueError, match="separate"):
     logistic(x * [1, unit], (x[:, 1] > 0).astype(float), clusters)
+
+
+@pytest.mark.parametrize("conversations", [12, 60])
+def test_logistic_of_a_feature_that_is_far_from_0(conversations):
+  """Times in seconds: the slope is that of the times after the first, for any labels."""
+  rng = np.random.default_rng(0)
+  after = np.round(rng.normal(size=120) * 100)
+  y = rng.integers(0, 2, 120)
+  clusters = (np.arange(120) % conversations).tolist()
+  ones = np.ones(120)
+  plain = logistic(np.c_[ones, after], y, clusters)[1]
+  for features, at in ((np.c_[ones, 1.7e9 + after], 1), (np.c_[1.7e9 + after, ones], 0)):
+    found = logistic(features, y, clusters)[at]
+    for key in ("slope", "standard_error", "interval"):
+      assert found[key] == pytest.approx(plain[key], rel=1e-6)
+
+
+def test_logistic_has_slopes_unless_the_outcomes_are_separated():
+  """Heavy-tailed features, against a linear programme that looks for a separating direction."""
+  optimize = pytest.importorskip("scipy.optimize", reason="scipy is the oracle")
+  rng = np.random.default_rng(0)
+  told = []
+  for _ in range(40):
+    n = int(rng.integers(20, 60))
+    x = np.c_[np.ones(n), rng.standard_t(1.2, size=(n, 2)) * 10.0 ** rng.integers(-3, 4, 2)]
+    logit = x @ (3 * rng.normal(size=3) / np.abs(x).mean(axis=0))
+    y = (rng.random(n) < 1 / (1 + np.exp(-np.clip(logit, -500, 500)))).astype(float)
+    unit = x / np.abs(x).max(axis=0)
+    signed = unit * (2 * y - 1)[:, None]
+    most = optimize.linprog(-signed.sum(axis=0), -signed, np.zeros(n), bounds=[(-1, 1)] * 3).fun
+    told.append(-most > 1e-9)
+    if told[-1]:
+      with pytest.raises(ValueError, match="separate"):
+        logistic(x, y, range(n))
+    else:
+      slopes = [f["slope"] for f in logistic(x, y, range(n))]
+      p = 0.5 * (1 + np.tanh(x @ slopes / 2))
+      assert unit.T @ (y - p) == pytest.approx(0, abs=1e-8)
+  assert 5 < sum(told) < 35
 
 
 def test_logistic_refuses():

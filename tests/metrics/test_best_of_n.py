@@ -196,6 +196,25 @@ def test_a_peak_that_is_not_shown_is_no_finding_of_none():
   )
 
 
+@pytest.mark.parametrize("unit", [1.0, 0.1, 1e9])
+def test_a_drop_that_is_the_same_for_all_prompts_is_no_certainty(unit):
+  proxy = np.tile(np.arange(16.0), (12, 1))
+  true = np.tile(-np.abs(np.arange(16.0) - 9) * unit / 3, (12, 1))
+  found = best_of_n_curve(proxy, true, [1, 2, 4, 8, 16], resamples=100)
+  peaked = found["peak"]
+  assert peaked["peaks"] is None
+  assert peaked["drop"]["value"] > 0
+  assert peaked["drop"]["interval"] is None
+  assert "how conversations differ is unknown" in peaked["drop"]["why"]
+  assert "whether it peaks is not known" in peaked["statement"]
+  assert found["true"][2]["interval"] is None  # as of each point
+  few = best_of_n_curve(proxy[:6], true[:6], [1, 2, 4, 8, 16], resamples=100)["peak"]
+  assert (few["peaks"], few["drop"]["interval"]) == (None, None)
+  # Where nothing falls there is nothing to be unsure of.
+  rises = best_of_n_curve(proxy, proxy, [1, 2, 4, 8, 16], resamples=100)["peak"]
+  assert (rises["peaks"], rises["drop"]["interval"]) == (False, [0.0, 0.0])
+
+
 def test_curves_against_hand_and_report():
   proxy, true = world(0, "light", prompts=40)
   found = best_of_n_curve(proxy, true, NS[1:], clusters=[i // 2 for i in range(40)])

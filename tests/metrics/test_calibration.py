@@ -71,6 +71,8 @@ def test_temperature_finds_the_scale_and_undoes_it(temperature):
     ([1.0, -1.0], "mean 0.0 over 2 pairs"),
     ([0.1, -1.0], "expected it above 0"),
     ([0.0, 0.0], "expected it above 0"),
+    ([-0.4, -0.6, 0.3, -0.2, 0.9], "expected it above 0"),  # 0, but for the sum's rounding errors.
+    ([0.9, -0.3, -0.2, -0.7, 0.3], "expected it above 0"),
     ([], "over 0 pairs"),
     ([1.0, 0.0], "never below 0"),
     ([1.0, math.nan], r"difference_N\[1\] is nan"),
@@ -122,6 +124,17 @@ def test_platt_smoothed_has_a_fit_where_a_threshold_separates():
   assert sigmoid([b, a + b]) == pytest.approx([1 / 4, 4 / 5], rel=1e-9)  # Platt's targets.
   with pytest.raises(ValueError, match="expected 0 or 1 where smooth"):
     fit_platt([0.0, 1.0], [0.5, 1.0], smooth=True)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_platt_smoothed_has_a_fit_of_one_kind_of_label_and_none_of_one_score(label):
+  a, b = fit_platt([1.0, 2.0, 3.0], [label] * 3, smooth=True)
+  assert sigmoid(a * 2 + b) == pytest.approx(4 / 5 if label else 1 / 5, rel=1e-9)
+  assert a == pytest.approx(0, abs=1e-9)
+  with pytest.raises(ValueError, match="expected both kinds"):
+    fit_platt([1.0, 2.0, 3.0], [label] * 3)
+  with pytest.raises(ValueError, match="3 values, all equal"):
+    fit_platt([2.0] * 3, [0.0, label, 1.0], smooth=True)
 
 
 def test_platt_of_what_all_but_separates():

@@ -110,15 +110,36 @@ def test_psi_by_hand():
   assert found["expected"] == pytest.approx(3 * (1 / 8 + 1 / 5))
   assert (found["n"], found["bins"]) == ([8, 5], 4)
   assert found["p"] < 0.05
-  # Equal quantiles are merged into one edge, with a bin up to 0 and one above it.
+  # Equal quantiles are merged. 0 has its own bin, and above it is one that the reference does not
+  # fill.
   found = psi([0.0] * 9, [0.0, 1.0], bins=4, permutations=9)
   p, q = (9.5 / 10, 0.5 / 10), (1.5 / 3, 1.5 / 3)
-  assert found["bins"] == 2
+  assert (found["bins"], found["expected"]) == (1, 0)
   assert found["value"] == pytest.approx(
     sum((x - y) * math.log(x / y) for x, y in zip(p, q, strict=True))
   )
   with pytest.raises(ValueError, match="bins is 10 for 3 reference values and 1 now"):
     psi([1.0, 2.0, 3.0], [1.0])
+
+
+def test_psi_sees_what_leaves_a_value_that_many_share():
+  found = psi([5.0] * 100, [1.0] * 100, permutations=99)
+  assert found["value"] == pytest.approx(2 * 100 / 101 * math.log(201))
+  assert found["p"] == 1 / 100
+  rest = np.tile(np.arange(1.0, 6), 8)
+  then, now = (np.append(np.full(60, low), rest) for low in (0.0, -3.0))
+  for bins in (2, 10):
+    assert psi(then, now, bins=bins, permutations=99)["p"] == 1 / 100
+  same = psi(then, then, permutations=9)
+  assert (same["value"], same["p"]) == (0, 1)
+
+
+def test_psi_of_ratings_has_a_bin_for_each():
+  """As many rows in each sample: without drift the mean is that of the reference's five bins."""
+  rng = np.random.default_rng(0)
+  found = [psi(*rng.integers(1, 6, (2, 500)).astype(float), permutations=1) for _ in range(300)]
+  assert {one["bins"] for one in found} == {5}
+  assert np.mean([one["value"] for one in found]) == pytest.approx(4 * 2 / 500, rel=0.15)
 
 
 def test_psi_expected_is_its_mean_where_nothing_moved():

@@ -16,7 +16,7 @@ from rm_jax.audit.sections.agreement import agreement
 from rm_jax.audit.sections.compare import compare
 from rm_jax.heldout.evaluate import evaluate
 from rm_jax.heldout.shift import separation
-from rm_jax.metrics import interval
+from rm_jax.metrics import correlation, interval
 from rm_jax.metrics.agreement import accuracy, paired_difference
 from rm_jax.metrics.best_of_n import best_of_n_curve
 from rm_jax.types import Example
@@ -174,6 +174,47 @@ def test_correlations_stay_in_their_range():
   assert -1 < low < 0.95 < high < 1
   found = plan.interval(1.0, [1.0, 1.0, 0.9, 1.0, 1.0, 1.0], "correlation")
   assert "end of its range" in found.why
+
+
+def test_the_rarer_class_decides_whether_conversations_are_few():
+  def plan(bad, count=100, size=1, **options):
+    good = np.arange(count * size) // size >= bad
+    clusters = (np.arange(count * size) // size).tolist()
+    return interval.Resampling(clusters, classes=good, **options)
+
+  assert plan(4).why == "of the rarer class, 4 conversations: an interval wants 5"
+  assert plan(97).why == "of the rarer class, 3 conversations: an interval wants 5"
+  assert plan(4, least=3).why == ""
+  few = plan(8, size=3)
+  assert (few.worth, few.count, few.bootstraps, few.replicates) == (8, 100, False, 100)
+  many = plan(30)
+  assert (many.worth, many.bootstraps) == (30, True)
+  # Enough of both: as without classes.
+  for mine, other in zip(many.draws(), interval.Resampling(range(100)).draws(), strict=True):
+    assert mine.tolist() == other.tolist()
+  # Both classes in each conversation: their sizes count as those of conversations do.
+  both = interval.Resampling(np.repeat(range(10), 3).tolist(), classes=[0, 1, 1] * 10)
+  assert both.worth == 10
+  one = interval.Resampling(range(10), classes=["good"] * 10)
+  assert (one.worth, one.why) == (10, "")
+  with pytest.raises(ValueError, match="9 cluster labels for 10"):
+    interval.Resampling(range(10), classes=[True] * 9)
+
+
+def test_auroc_of_a_rare_class_covers():
+  """In 60 simulations of 5 bad of 60; 0.95 less two standard errors is 0.89. Percentiles: 0.75."""
+  truth = 0.5 * (1 + math.erf(1.0))  # Φ(2 / √2) for normal scores that are 2 apart.
+  held, given = 0, 0
+  good = np.arange(60) >= 5
+  for run in range(60):
+    score = np.random.default_rng(run).normal(size=60) + 2 * good
+    options = {"scale": "probability", "classes": good, "resamples": 60}
+    ends = correlation.bootstrap(correlation.auroc, (score, good), range(60), **options)["interval"]
+    if ends is not None:
+      given += 1
+      held += ends[0] <= truth <= ends[1]
+  assert given >= 45
+  assert held / given >= 0.89
 
 
 @pytest.mark.parametrize("mean", [0.75, 0.95])

@@ -31,6 +31,28 @@ def test_partial_of_one_by_its_formula(ranked):
   assert abs(expected) < 0.25  # The raw correlation was due to z.
 
 
+def test_ndcg_of_exponential_gains_that_would_overflow():
+  # The first place has 2^-2 of the largest gain, the second all of it, the third almost nothing.
+  for most in (900.0, 1023.0, 1024.0, 1e5):
+    found = ndcg([3, 2, 1], [most - 2, most, 0.0], exponential=True)
+    expected = (0.25 + 1 / math.log2(3)) / (1 + 0.25 / math.log2(3))
+    assert found == pytest.approx(expected, rel=1e-14)
+  assert math.isnan(ndcg([1, 2], [0, 0], exponential=True))
+  assert math.isnan(ndcg([], [], exponential=True))
+
+
+def test_partial_of_a_constant_is_nan_whatever_rounding_leaves():
+  rng = np.random.default_rng(0)
+  given, y = rng.normal(size=(2, 6))
+  level = [0.1] * 6  # Its mean is 0.1 + 1e-17.
+  assert math.isnan(partial(level, level, given))
+  assert math.isnan(partial(level, y, given))
+  assert math.isnan(partial(y, [0.3, 0.1 + 0.2] * 3, given))
+  # A constant among the given variables explains nothing.
+  x = rng.normal(size=6)
+  assert partial(x, y, np.stack([given, level], axis=1)) == partial(x, y, given)
+
+
 def test_partial_of_several_is_in_the_inverse_covariance():
   rng = np.random.default_rng(1)
   data = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) * [1, 1, 1e6, 1e-6, 1] + 7

@@ -213,7 +213,7 @@ def auroc(rng, clusters: int, seed: int) -> Found:
   good = (score + 1.2 * _normal(rng, clusters, 4)) > 0
   found = correlation.bootstrap(
     correlation.auroc, (score.ravel(), good.ravel()), _labels(clusters, 4), seed=seed,
-    scale="probability",
+    scale="probability", classes=good.ravel(),
   )  # fmt: skip
   return {"auroc": found["interval"]}
 

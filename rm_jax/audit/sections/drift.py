@@ -189,7 +189,7 @@ def errors_by_disagreement(
     return {"auroc": why, "margin": why, "beyond": why} | counts
   kept = [c for c, decided in zip(clusters, decided_N, strict=True) if decided]
   arrays = deviation_N, -np.abs(mean_N), wrong_N
-  options = {"arrays": arrays, "clusters": kept, "seed": seed}
+  options = {"arrays": arrays, "clusters": kept, "classes": wrong_N, "seed": seed}
   found = {
     "auroc": bootstrap(lambda d, m, w: auroc(d, w), **options, scale="probability"),
     "margin": bootstrap(lambda d, m, w: auroc(m, w), **options, scale="probability"),
