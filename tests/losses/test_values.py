@@ -208,6 +208,7 @@ def test_margins_are_a_pairs_own_and_never_broadcast():
     ("logistic", {"smoothing": 0.5}),
     ("logistic", {"smoothing": -0.1}),
     ("exponential", {"clamp": -1.0}),
+    ("exponential", {"clamp": 88.73}),  # e^88.73 is no float32
     ("noisy_logistic", {"rate": 0.5}),
     ("unbiased_logistic", {"rate": 0.5}),
     ("listnet", {"temperature": -1.0}),
@@ -222,6 +223,12 @@ def test_options_out_of_range_are_errors(name, options):
   scores, labels = (jnp.asarray(x) for x in PAIR)
   with pytest.raises(ValueError, match="|".join(options)):
     LOSSES[name](scores, labels, where=jnp.ones(2, bool), **options)
+
+
+def test_the_largest_clamp_has_a_value():
+  scores, labels = (jnp.asarray(x) for x in PAIR)
+  loss = LOSSES["exponential"](scores, labels, where=jnp.ones(2, bool), clamp=88.71)
+  assert float(loss) == pytest.approx(math.exp(-0.7))
 
 
 @pytest.mark.parametrize("name", ["logistic", "scaled_logistic", "davidson", "rao_kupper"])
