@@ -137,7 +137,9 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x_ND = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    scale_D = self.scale[...] + self.offset if self.offset else self.scale[...]
+    scale_D = self.scale[...]
+    if self.offset:  # a scale that is stored in bfloat16 (LoRA's base) is not rounded to it again
+      scale_D = scale_D.astype(jnp.float32) + self.offset
     return _rms_norm(x_ND, scale_D, self.epsilon).astype(self.dtype).reshape(x.shape)
 
 
