@@ -35,6 +35,7 @@ from rm_jax.pretrained.config import (
   backbone_config,
   family_of,
   is_classifier,
+  skipped_token,
 )
 from rm_jax.pretrained.source import RECORD, Source, load_tokenizer
 from rm_jax.reward import verdict
@@ -155,8 +156,9 @@ class TextModel:
       # A record without the field means 'template'. So a model of an older version that is saved
       # again has the record that it had.
       del convention["bos"]
-    if not convention["question"]:
-      del convention["question"]
+    for name in ("question", "pad"):
+      if convention[name] in ("", None):
+        del convention[name]
     head = dataclasses.asdict(self.network.head)
     if self.network.implicit:
       read = {
@@ -288,6 +290,7 @@ def convention_for(
     # no further BOS from the tokenizer.
     bos="template" if imported and tokenizer.chat_template else "add",
     question=question,
+    pad=skipped_token(hf_config) if usual == "hf" else None,
   )
 
 
@@ -323,7 +326,8 @@ def build_model(
   Args:
     config: an experiment's, see configs/base.py.
     mesh: the devices, which decide the attention kernel; see `architecture.build_network`.
-    earlier: the record (rm_jax.json) of a run that is resumed: its setting of BOS is kept.
+    earlier: the record (rm_jax.json) of a run that is resumed: its settings of BOS and of the token
+      that its pooling passes over are kept.
 
   Raises:
     FileNotFoundError: the model or the tokenizer that the config names is not found.
@@ -365,8 +369,9 @@ def build_model(
   if c.chat_template:
     tokenizer.chat_template = chat_template(c.chat_template)
   if earlier:
-    bos = earlier.get("convention", {}).get("bos", "template")
-    convention = dataclasses.replace(convention, bos=bos)
+    saved = earlier.get("convention", {})
+    kept = {"bos": saved.get("bos", "template"), "pad": saved.get("pad")}
+    convention = dataclasses.replace(convention, **kept)
   return TextModel(
     network=network,
     tokenizer=tokenizer,

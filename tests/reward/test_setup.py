@@ -35,9 +35,18 @@ def test_convention_of_each_kind_of_checkpoint():
   assert (ours.encoder, ours.eos, ours.pooling, ours.max_length) == (False, "append", "last", 512)
   classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
   theirs = convention_for(classifier, {}, decoder_tokenizer(), **options)
-  assert (theirs.eos, theirs.pooling) == ("none", "hf")
+  assert (theirs.eos, theirs.pooling, theirs.pad) == ("none", "hf", 0)
+  for pad, skipped in ((2, 2), (None, -1), (-1, -1)):  # whatever the tokenizer's is
+    got = convention_for(classifier | {"pad_token_id": pad}, {}, decoder_tokenizer(), **options)
+    assert got.pad == skipped
+  # What config.json leaves out is as transformers has it for the family.
+  silent = {key: value for key, value in classifier.items() if key != "pad_token_id"}
+  assert convention_for(silent, {}, decoder_tokenizer(), **options).pad == -1
+  with pytest.raises(ValueError, match=r"config\.json: .*pad_token_id"):
+    convention_for(classifier | {"pad_token_id": "</s>"}, {}, decoder_tokenizer(), **options)
   bert = convention_for(BERT, {}, encoder_tokenizer(), **options)
   assert (bert.encoder, bert.eos, bert.pooling, bert.max_length) == (True, "none", "first", 256)
+  assert (ours.pad, bert.pad) == (None, None)
   saved = {"convention": {"eos": "none", "pooling": "last", "max_length": 100, "date": "x"}}
   again = convention_for(LLAMA, saved, decoder_tokenizer(), **options)
   assert (again.eos, again.date, again.max_length) == ("none", "x", 512)
@@ -72,6 +81,22 @@ def test_a_run_that_goes_on_keeps_the_bos_that_it_had(llama_folder, tmp_path):
   assert old.convention.bos == "template"
   assert json.loads(json.dumps(old.record())) == record
   assert build_model(config, earlier=earlier_record(tmp_path / "new")).convention.bos == "add"
+
+
+def test_a_run_that_goes_on_passes_over_the_token_that_it_did(llama_folder, tmp_path):
+  """A run of an earlier version over the tokenizer's pad token, which its record does not name."""
+  classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+  (tmp_path / "config.json").write_text(json.dumps(classifier | {"pad_token_id": 2}))
+  config = small_config(llama_folder, steps=1)
+  config.model.config, config.model.eos = str(tmp_path / "config.json"), "none"
+  new = build_model(config)
+  assert (new.convention.pooling, new.convention.pad) == ("hf", 2)
+  record = new.record()
+  assert build_model(config, earlier=record).convention == new.convention
+  del record["convention"]["pad"]
+  old = build_model(config, earlier=record)
+  assert old.convention == dataclasses.replace(new.convention, pad=None)
+  assert old.record() == record
 
 
 def test_pooling_is_the_architectures_own_the_mean_or_the_trained_heads():
