@@ -236,8 +236,9 @@ def convention_for(
     hf_config: config.json's dictionary.
     record: rm_jax.json's dictionary; empty if there is none.
     tokenizer: the model's.
-    eos: 'append', 'none' or 'auto' (append if the tokenizer has an EOS and the checkpoint is a
-      decoder without a reward head). A saved convention takes precedence.
+    eos: 'append', 'none' or 'auto' (append if the tokenizer has an EOS, the checkpoint is a
+      decoder without a reward head, and there is no question). A saved convention takes precedence,
+      except where a question is new.
     max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
       It never exceeds the architecture's.
     pooling: 'last' (decoders), 'first' (encoders) or 'mean'; 'hf' only for another library's
@@ -245,39 +246,48 @@ def convention_for(
     question: what a judge is asked of each response; '' = as saved, else nothing.
 
   Raises:
-    ValueError: `eos` is unknown; `pooling` is not one that the architecture or the checkpoint's
-      head allows; there is a question and the checkpoint's head was trained behind another, or
-      `Convention` refuses it; or the record is damaged or contradicts config.json.
+    ValueError: `pooling` is not one that the architecture or the checkpoint's head allows; the
+      checkpoint has a head and there is a question behind which it was not trained; `Convention`
+      refuses `eos`, `max_length`, or a question beside them; the record is damaged, or contradicts
+      config.json; or that is one that `backbone_config` or `skipped_token` refuses.
   """
   backbone = backbone_config(hf_config)
   positions, decoder = backbone.max_positions, isinstance(backbone, DecoderConfig)
   imported = is_classifier(hf_config)
+  # What a run with an implicit reward saved is a language model: a new head may read it as it asks.
+  headed = imported or (bool(record) and "implicit" not in record)
+  asked = ""
   usual = ("hf" if imported else "last") if decoder else "first"
   if record:
     found = record.get("convention")
     # A record without `bos` is of a version that added no BOS to the text of a chat template.
     found = {"bos": "template"} | found if isinstance(found, dict) else found
     saved = parse(Convention, found, f"{RECORD}: convention")
-    usual = record["convention"].get("pooling", usual)
+    usual, asked = record["convention"].get("pooling", usual), saved.question
     if saved.encoder == decoder:
       raise InputError(
         f"{RECORD}: convention.encoder is {saved.encoder} and config.json's model_type is "
         f"{hf_config['model_type']!r}; expected {not decoder}"
       )
-  known = (usual,) if record or imported else (usual, "mean")
+  known = (usual,) if headed else (usual, "mean")
   if pooling not in ("", *known):
     raise InputError(
       f"model.pooling is {pooling!r}; expected {' or '.join(map(repr, known))}, which "
       + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
     )
-  if question and (record or imported) and question != (saved.question if record else ""):
-    asked = saved.question if record else ""
+  if question and headed and question != asked:
     raise InputError(
       f"model.question is {question!r:.80}, and the checkpoint has a head that was trained behind "
       f"{asked!r:.80}; expected model.question='', which keeps that, or a language model"
     )
   if record:
-    return dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
+    saved = dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
+    if headed:
+      return saved
+    fields = {"pooling": pooling or usual}
+    if question:  # behind which no EOS is appended, unless one asks for it
+      fields |= {"question": question, "eos": "none" if eos == "auto" else eos}
+    return dataclasses.replace(saved, **fields)
   if eos == "auto":
     appends = decoder and not (imported or question) and tokenizer.eos_token_id is not None
     eos = "append" if appends else "none"

@@ -121,6 +121,33 @@ def test_pooling_is_the_architectures_own_the_mean_or_the_trained_heads():
     convention_for(classifier, {}, decoder_tokenizer(), pooling="mean", **options)
 
 
+def implicit_record(**convention):
+  """The record of a language model that a run with an implicit reward saved."""
+  said = {"eos": "append", "separator": "\n\n", "max_length": 64, "bos": "add"} | convention
+  return {"convention": said, "implicit": {"beta": 0.1, "normalised": False, "reference": None}}
+
+
+def test_a_new_head_on_what_an_implicit_run_saved_is_read_as_one_asks():
+  """It is a language model: the record has no head that was trained behind a question."""
+  record, tokenizer = implicit_record(), decoder_tokenizer()
+  saved = convention_for(LLAMA, record, tokenizer, eos="auto", max_length=0)
+  assert (saved.eos, saved.pooling, saved.max_length) == ("append", "last", 64)
+
+  def read(eos="auto", **fields):
+    return convention_for(LLAMA, record, tokenizer, eos=eos, max_length=0, **fields)
+
+  assert read(pooling="mean") == dataclasses.replace(saved, pooling="mean")
+  # Behind a question no EOS is appended, as on a language model of another library.
+  assert read(question="Good?") == dataclasses.replace(saved, question="Good?", eos="none")
+  assert read(question="Good?", eos="none").eos == "none"
+  with pytest.raises(ValueError, match=r"question is 'Good\?'.*pooling 'mean'"):
+    read(question="Good?", pooling="mean")
+  with pytest.raises(ValueError, match=r"question is 'Good\?'.*eos 'append'"):
+    read(question="Good?", eos="append")
+  with pytest.raises(ValueError, match="'first'; expected 'last' or 'mean', which its archit"):
+    read(pooling="first")
+
+
 def test_chat_template_by_name_text_and_file(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=1)
   config.model.chat_template = "hh"
