@@ -238,6 +238,31 @@ def test_members_and_attributes_are_one_row(tmp_path):
     RewardModel.from_pretrained(tmp_path / "saved")
 
 
+def test_training_from_one_attribute_begins_at_its_reward(tmp_path):
+  rm = modelled(tmp_path / "m", decoder_tokenizer(), attributes=("harm",), mix=(-1.0,))
+  rm.save_pretrained(tmp_path / "saved")
+
+  def head(**fields):
+    c = small_config(tmp_path / "m", steps=1)
+    c.model.config = c.model.tokenizer = ""
+    c.model.pretrained = str(tmp_path / "saved")
+    c.model.update(fields)
+    return build_model(c).network.head
+
+  kept = RewardModel.from_pretrained(tmp_path / "saved").text_model.network.head
+  assert (kept.attributes, tuple(kept.mix)) == (("harm",), (-1.0,))
+  assert dataclasses.replace(head(attributes=("harm",)), dropout=0.0) == kept
+  assert head(attributes=("harm",), mix=(2.0,)).mix == (2.0,)
+  message = r"attribute 'harm', with the weight -1\.0 .* expected model\.attributes=\('harm',\)"
+  with pytest.raises(ValueError, match=message):
+    head()
+  # Where the weight is 1 the reward is the output itself, and only its name is lost.
+  record = json.loads((tmp_path / "saved" / RECORD).read_text())
+  record["head"]["mix"] = [1.0]
+  (tmp_path / "saved" / RECORD).write_text(json.dumps(record))
+  assert head().attributes == ()
+
+
 def test_what_the_files_cannot_say_is_named(tmp_path):
   rm = modelled(tmp_path / "a", decoder_tokenizer(chat=None))
   assert exported(rm).limits == ()
