@@ -224,6 +224,12 @@ def _limits(model: TextModel, kinds: Sequence[str]) -> Sequence[str]:
       f"conversations over {convention.max_length} tokens are cut by whole turns, oldest first; "
       "transformers reads them whole, or with truncation=True cuts their oldest tokens"
     )
+  if convention.encoder:
+    yield (
+      f"pairs over {convention.max_length} tokens lose the prompt's oldest tokens first; "
+      "transformers does so with truncation='only_first', which fails where the response leaves "
+      "the prompt no token, and with truncation=True cuts both"
+    )
   if model.tokenizer.chat_template and convention.encoder:
     yield (
       "messages become a pair (prompt, response), which apply_chat_template cannot give: it "

@@ -83,6 +83,32 @@ def test_a_long_string_is_cut_as_we_cut_it(tmp_path):
     assert len(got) == 9
 
 
+def test_a_long_pair_is_cut_as_we_cut_it_where_only_the_first_is_cut(tmp_path):
+  rm = modelled(tmp_path / "m", encoder_tokenizer(), BERT)
+  model = rm.text_model
+  rm.text_model = dataclasses.replace(
+    model, convention=dataclasses.replace(model.convention, max_length=12)
+  )
+  out = exported(rm)
+  for pair in (("abcdefgh", "uvwxyz"), ("abcdef", "uvwxyz"), ("abc", "uvw")):
+    (expected,) = rm.text_model.text_encoder().sequences([pair])
+    got = out.tokenizer(*pair, truncation="only_first")
+    assert (got.input_ids, got.token_type_ids) == (
+      expected.ids.tolist(),
+      expected.token_type.tolist(),
+    )
+  # With True the response is cut, too, which is what the limit is about.
+  assert out.tokenizer("abcdefgh", "uvwxyz", truncation=True).input_ids != ours(
+    rm, "abcdefgh", "uvwxyz"
+  )
+  (limit,) = out.limits
+  assert "pairs over 12 tokens lose the prompt's oldest tokens first" in limit
+  assert "truncation='only_first'" in limit
+  # A response that is too long by itself has no counterpart there.
+  with pytest.raises(Exception, match="too short"):
+    out.tokenizer("ab", "lmnopqrstuvwxyz", truncation="only_first")
+
+
 def test_several_templates_of_which_none_is_the_default(tmp_path):
   tokenizer = decoder_tokenizer(chat=None)
   tokenizer.chat_template = {"rag": CHAT, "tool_use": CHAT}
@@ -273,7 +299,8 @@ def test_what_the_files_cannot_say_is_named(tmp_path):
   mean = exported(modelled(tmp_path / "c", decoder_tokenizer(chat=None), pooling="mean")).limits
   assert "the mean over a response" in mean[0]
   bert = exported(modelled(tmp_path / "d", encoder_tokenizer(), BERT, chat_template="hh"))
-  assert "messages become a pair" in bert.limits[0]
+  assert "pairs over 256 tokens" in bert.limits[0]
+  assert "messages become a pair" in bert.limits[1]
   with pytest.raises(Exception, match="a chat template cannot render"):
     bert.tokenizer.apply_chat_template(TURNS)
 
