@@ -114,7 +114,9 @@ def _turned_product(x_ND: jax.Array, g_NF: jax.Array, *, options: tuple) -> jax.
 
 
 class RMSNorm(nnx.Module):
-  """x / sqrt(mean(x²) + epsilon) · (offset + scale) over the last axis, in float32.
+  """x / sqrt(mean(x²) + epsilon) · (offset + scale) over the last axis.
+
+  In float32 whatever the input's dtype is and that in which the scale is stored.
 
   Zhang & Sennrich 2019, equation 4. On CPU its means are matrix products with a constant vector:
   XLA takes six to fifteen times as long there over reductions of these shapes, which flax's RMSNorm

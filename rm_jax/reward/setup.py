@@ -445,10 +445,14 @@ def init_params(
     mesh: the devices.
     key: random key for the parameters that are not read: all, or those of a missing head that is
       no verdict, of a gate and of adapters.
-    training: whether a missing head is initialised, with a warning; if not, it is an error.
+    training: whether a missing head is initialised at random, with a warning; if not, it is an
+      error. A model with `words` gets their verdict for a head in either case, without a warning.
 
   Raises:
-    WeightsError, InputError: as `read_params`; or there is no head and `training` is false.
+    WeightsError: as `read_params` and `verdict.head_params`; or there is no head, no `words`, and
+      `training` is false.
+    InputError: as `read_params`; or, with `words`, as `TextModel.text_encoder` and
+      `TextEncoder.verdict_ids`.
   """
   network = model.network
   abstract = flatten_dict(network.abstract(), sep="/")
