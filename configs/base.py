@@ -31,13 +31,13 @@ def get_config() -> ml_collections.ConfigDict:
   # '' = the tokenizer's own template.
   c.model.chat_template = ""
   # End-of-sequence token after a response: 'append', 'none', or 'auto', which appends it in
-  # decoders whose tokenizer has one, unless the checkpoint already is a sequence classifier. A
-  # model that rm_jax saved keeps what was saved with it.
+  # decoders whose tokenizer has one, unless the checkpoint already is a sequence classifier or a
+  # question is asked. A model that rm_jax saved keeps what was saved with it.
   c.model.eos = "auto"
   # Pooling, the hidden state that the head reads: of the 'last' token (decoders), of the 'first'
-  # token (encoders), or the 'mean' over the response's tokens; 'hf', the last token that is no
-  # padding, is that of a decoder that is a sequence classifier already. '' = the architecture's
-  # usual one, or the one that the checkpoint's head was trained with.
+  # token (encoders), or the 'mean' over the response's tokens; 'hf', the last token that is not
+  # config.json's pad token, is that of a decoder that is a sequence classifier already. '' = the
+  # architecture's usual one, or the one that the checkpoint's head was trained with.
   c.model.pooling = ""
   # How the scores of a solution's steps are read: 'own', each by itself; or the solution's up to
   # each step, by the least score so far ('min') or the product of the probabilities ('product').

@@ -17,7 +17,8 @@ from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.hf import WeightsError, export_params
-from rm_jax.pretrained.source import save_folder
+from rm_jax.pretrained.source import RECORD, save_folder
+from rm_jax.reward.export import export
 from rm_jax.reward.setup import build_model, init_params
 from rm_jax.types import Example
 from tests.conftest import LLAMA, decoder_tokenizer
@@ -391,14 +392,18 @@ def test_imported_classifier_keeps_its_head_and_pooling(tmp_path):
     assert got == pytest.approx(score, abs=2e-5)
 
 
-def classifier(folder, *, chat=None, pad="<pad>"):
-  """A classifier that transformers saved, with random weights; its config does not tell of EOS."""
+def classifier(folder, *, chat=None, pad="<pad>", **said):
+  """A classifier that transformers saved, with random weights; its config does not tell of EOS.
+
+  The pad token of its config.json is the tokenizer's, unless `said` has another.
+  """
   torch = pytest.importorskip("torch", reason="torch makes the checkpoint")
   from transformers import LlamaConfig, LlamaForSequenceClassification
 
   torch.manual_seed(0)
   tokenizer = decoder_tokenizer(chat=chat, pad=pad)
-  config = LlamaConfig(**LLAMA | {"pad_token_id": tokenizer.pad_token_id, "num_labels": 1})
+  said = {"pad_token_id": tokenizer.pad_token_id} | said
+  config = LlamaConfig(**LLAMA | {"num_labels": 1} | said)
   theirs = LlamaForSequenceClassification(config).eval()
   torch.nn.init.normal_(theirs.score.weight)
   theirs.save_pretrained(folder)
@@ -462,6 +467,64 @@ def test_what_others_trained_is_saved_with_its_own_rule(pad, tmp_path):
     with torch.no_grad():
       logits = theirs(**inputs).logits[:, 0].numpy()
     np.testing.assert_allclose(logits, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("skipped", [None, 0, 2, -1, 280, "d"])
+@pytest.mark.parametrize("pad", [None, "<pad>", "</s>"])
+def test_the_token_that_others_skip_is_that_of_config_json(pad, skipped, tmp_path):
+  """Whatever the tokenizer's pad token is: transformers' classifiers do not know the tokenizer."""
+  if skipped == "d":  # no special token
+    skipped = decoder_tokenizer().convert_tokens_to_ids("d")
+  theirs, tokenizer = classifier(tmp_path / "theirs", pad=pad, pad_token_id=skipped)
+  import torch
+
+  responses = ["cd", "cd</s>", "c<pad>", "</s></s>", "<pad>"]
+  expected = []
+  for response in responses:
+    inputs = tokenizer("ab" + response, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+      expected.append(theirs(**inputs).logits.item())
+  rows = [{"prompt": "ab", "response": response} for response in responses]
+  model = RewardModel.from_pretrained(tmp_path / "theirs")
+  scores = model.score(rows)
+  np.testing.assert_allclose(scores, expected, atol=2e-5)
+  model.save_pretrained(tmp_path / "saved")
+  np.testing.assert_array_equal(RewardModel.from_pretrained(tmp_path / "saved").score(rows), scores)
+  # Nor do they know it of the export, one by one or, where it has such a pad token, in a batch.
+  from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+  theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+  tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+  texts = ["abcd", "abcd</s>", "ab</s></s>"]
+  one_by_one = [tokenizer([text], return_tensors="pt") for text in texts]
+  padded = tokenizer.pad_token_id == theirs.config.pad_token_id
+  special = [None, -1, 280, 2, *([0] if pad == "<pad>" else [])]
+  assert padded is (skipped in special)
+  batch = [tokenizer(texts, return_tensors="pt", padding=True)] if padded else []
+  for parts in (one_by_one, batch):
+    with torch.no_grad():
+      got = [x for part in parts for x in theirs(**part).logits[:, 0].tolist()]
+    np.testing.assert_allclose(got, [*scores[:2], scores[3]][: len(got)], atol=2e-5)
+  limits = export(model.text_model, model.params).limits
+  assert any("and of a padded batch reads padding" in limit for limit in limits) is not padded
+
+
+def test_a_folder_of_an_earlier_version_skips_the_tokenizers_pad_token(tmp_path):
+  classifier(tmp_path / "theirs", pad="</s>", pad_token_id=0)
+  model = RewardModel.from_pretrained(tmp_path / "theirs")
+  model.save_pretrained(tmp_path / "saved")
+  path = tmp_path / "saved" / RECORD
+  record = json.loads(path.read_text())
+  assert record["convention"].pop("pad") == 0
+  path.write_text(json.dumps(record))
+  old = RewardModel.from_pretrained(tmp_path / "saved")
+  assert old.text_model.convention.pad is None
+  assert json.loads(json.dumps(old.text_model.record()["convention"])) == record["convention"]
+  plain, ended = ({"prompt": "ab", "response": r} for r in ("cd", "cd</s>"))
+  np.testing.assert_array_equal(old.score([plain]), model.score([plain]))
+  for pads, same in ((old, True), (model, False)):
+    (short,), (long,) = pads.score([plain]), pads.score([ended])
+    assert (abs(short - long) < 1e-5) == same
 
 
 def test_scoring_without_a_head_is_an_error(llama_folder, tmp_path):

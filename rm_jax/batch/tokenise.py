@@ -41,10 +41,10 @@ class Convention:
     eos: 'append' adds the tokenizer's EOS behind a response that does not already end in it (not
       for encoders); 'none' adds nothing.
     pooling: where the reward of a response is read. 'last': the last token; 'first': the first
-      token; 'hf': the rightmost token that is not the pad token, as Hugging Face's sequence
-      classifiers do; 'mean': the mean over the response's own tokens including its EOS (an
-      encoder's last separator). In solutions in steps, 'mean' is over the tokens of each step, and
-      else each step's last token is read.
+      token; 'hf': the rightmost token that is not `pad`, or the first where all are, as Hugging
+      Face's sequence classifiers of decoders do; 'mean': the mean over the response's own tokens
+      including its EOS (an encoder's last separator). In solutions in steps, 'mean' is over the
+      tokens of each step, and else each step's last token is read.
     max_length: the most tokens of one prompt + response; what is longer is cut, the prompt first.
     separator: text that follows every step of a solution, the last one included; its last token is
       the step's mark.
@@ -56,6 +56,9 @@ class Convention:
     question: what a judge is asked of the response, as a further turn of the user's, behind which
       the chat template opens the assistant's turn; the reward is read there, where a language model
       would write its verdict. To strings these turns are appended as text. '' asks nothing.
+    pad: with pooling 'hf', the id of the token that is passed over at the end of a text, -1 for
+      none: config.json's `pad_token_id`, which need not be the tokenizer's pad token. None, as in
+      the records of earlier versions: the tokenizer's, or none where it has none.
 
   Raises:
     ValueError: `eos`, `pooling` or `bos` is none of these, `max_length` is below 1, or there is a
@@ -70,6 +73,7 @@ class Convention:
   date: str = "26 Jul 2024"
   bos: str = "add"
   question: str = ""
+  pad: int | None = None
 
   def __post_init__(self):
     for name, value, known in (
@@ -543,7 +547,9 @@ class TextEncoder:
     mark = len(ids) - 1
     if self.convention.pooling == "first":
       mark = 0
-    elif self.convention.pooling == "hf" and self.tokenizer.pad_token_id is not None:
-      real = np.flatnonzero(ids != self.tokenizer.pad_token_id)
+    elif self.convention.pooling == "hf":
+      pad = self.convention.pad
+      pad = self.tokenizer.pad_token_id if pad is None else pad
+      real = np.flatnonzero(ids != (-1 if pad is None else pad))
       mark = int(real[-1]) if len(real) else 0
     return np.asarray([mark], np.int32)

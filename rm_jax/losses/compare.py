@@ -12,7 +12,7 @@ Losses of comparisons also take some of
     wherever labels are equal.
   pair_margin: float [..., K, K], by how much i should beat j where i was preferred to j.
 The diagonal is never read. A loss of comparisons is the weighted mean over the list's comparisons,
-and 0 for a list that has none.
+0 for a list that has none, and NaN where a weight between two items is NaN.
 """
 
 from collections.abc import Callable
@@ -51,12 +51,15 @@ def real_scores(scores: jax.Array, labels: jax.Array, where: jax.Array) -> jax.A
 
 
 def mean_by(values: jax.Array, weights: jax.Array, axis: tuple[int, ...]) -> jax.Array:
-  """Σ w v / Σ w over `axis`, or 0 if Σ w is 0. Entries of weight 0 add no value and no gradient."""
+  """Σ w v / Σ w over `axis`, or 0 if Σ w is 0. Entries of weight 0 add no value and no gradient.
+
+  Weights of which one is NaN, or whose sum is infinite, have no mean: it is NaN.
+  """
   total = jnp.sum(weights, axis=axis, keepdims=True)
   # The weights are divided by their total before the sum: for K² values near float32's largest
   # number, Σ w v would overflow, although the mean does not.
-  share = weights / jnp.where(total > 0, total, 1.0)
-  return jnp.sum(jnp.where(share > 0, share * values, 0.0), axis=axis)
+  share = weights / jnp.where(total <= 0, 1.0, total)
+  return jnp.sum(jnp.where(share <= 0, 0.0, share * values), axis=axis)
 
 
 def mean_where(values: jax.Array, where: jax.Array, axis: tuple[int, ...]) -> jax.Array:

@@ -184,12 +184,12 @@ def exponential(
   it would be if the loss were cut off there.
 
   Args: as in `logistic`, with this in place of `smoothing`:
-    clamp: c >= 0.
+    clamp: c in [0, 88.72): eᶜ is finite in float32.
 
   Returns:
     float32 [...], mean over the list's comparisons (Freund et al. 2003, RankBoost).
   """
-  check_range("clamp", clamp, 0.0, float("inf"))
+  check_range("clamp", clamp, 0.0, 88.72)  # below the logarithm of the largest float32
 
   def value(d):
     below = jnp.where(-d > clamp, clamp, -d)  # jnp.minimum halves the slope at the clamp itself

@@ -114,7 +114,9 @@ def _turned_product(x_ND: jax.Array, g_NF: jax.Array, *, options: tuple) -> jax.
 
 
 class RMSNorm(nnx.Module):
-  """x / sqrt(mean(x²) + epsilon) · (offset + scale) over the last axis, in float32.
+  """x / sqrt(mean(x²) + epsilon) · (offset + scale) over the last axis.
+
+  In float32 whatever the input's dtype is and that in which the scale is stored.
 
   Zhang & Sennrich 2019, equation 4. On CPU its means are matrix products with a constant vector:
   XLA takes six to fifteen times as long there over reductions of these shapes, which flax's RMSNorm
@@ -137,7 +139,9 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x_ND = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    scale_D = self.scale[...] + self.offset if self.offset else self.scale[...]
+    scale_D = self.scale[...]
+    if self.offset:  # a scale that is stored in bfloat16 (LoRA's base) is not rounded to it again
+      scale_D = scale_D.astype(jnp.float32) + self.offset
     return _rms_norm(x_ND, scale_D, self.epsilon).astype(self.dtype).reshape(x.shape)
 
 

@@ -138,6 +138,20 @@ def tied_head(hf: dict[str, Any]) -> bool:
   return bool(_with_defaults(hf).tie_word_embeddings)
 
 
+def skipped_token(hf: dict[str, Any]) -> int:
+  """Id of the token that transformers' sequence classifiers pass over at the end of a text.
+
+  It is the pad token of config.json, whatever the tokenizer's is; -1 where it has none, and the
+  last token is read (`GenericForSequenceClassification` in transformers' modeling_layers.py).
+
+  Raises ValueError for what is no id.
+  """
+  found = _with_defaults(hf).pad_token_id
+  if found is not None and type(found) is not int:
+    raise InputError(f"config.json: pad_token_id is {found!r:.80}; expected a whole number or null")
+  return -1 if found is None else found
+
+
 def head_config(hf: dict[str, Any]) -> HeadConfig:
   """The config of a checkpoint's own head if it is a classifier, else of a new one of one output.
 

@@ -218,7 +218,7 @@ def _config(path: str | os.PathLike, file: gguf_file.File) -> tuple[dict[str, An
   kv_heads = keys.take("attention.head_count_kv", int, heads)
   head_dim = keys.take("attention.key_length", int, hidden // heads)
   embedding = tensors.get("token_embd.weight")
-  rows = embedding.shape[0] if embedding and embedding.shape else 0
+  rows = embedding.shape[0] if embedding else 0
   config = {
     "model_type": name,
     "architectures": [_READ[name].language_model],

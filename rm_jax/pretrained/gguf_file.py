@@ -205,8 +205,8 @@ class File:
     name = self._text()
     self._what = f"tensor {name}"
     dims = self._number("I")
-    if dims > _MOST_DIMS:
-      raise InputError(f"{self._what} has {dims} dimensions; expected at most {_MOST_DIMS}")
+    if not 1 <= dims <= _MOST_DIMS:
+      raise InputError(f"{self._what} has {dims} dimensions; expected 1 to {_MOST_DIMS}")
     shape = tuple(self._number("Q") for _ in range(dims))[::-1]
     number, start = self._number("I"), self._number("Q")
     try:
@@ -214,7 +214,7 @@ class File:
     except ValueError as error:
       raise InputError(f"{self._what} is stored as type {number}, which is none") from error
     block, nbytes = GGML_QUANT_SIZES[kind]
-    if shape and shape[-1] % block:
+    if shape[-1] % block:
       raise InputError(
         f"{self._what} has rows of {shape[-1]}, no multiple of {kind.name}'s {block}"
       )

@@ -187,6 +187,13 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
         "checkpoint of the language model, or of a classifier with num_labels 1; or name the "
         "outputs in model.attributes"
       )
+    if saved and tuple(saved.mix) not in ((), (1.0,)):
+      (name,), (weight,) = saved.attributes, saved.mix
+      raise InputError(
+        f"{c.pretrained}: its head has the attribute {name!r}, with the weight {weight} in the "
+        f"reward, and without it training would begin at another; expected model.attributes="
+        f"({name!r},), which keeps the weight unless model.mix has one"
+      )
     return head
   labels = hf_config.get("id2label") or {}
   labels = (saved.attributes if saved else ()) or tuple(labels[i] for i in sorted(labels, key=int))

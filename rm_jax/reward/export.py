@@ -110,11 +110,20 @@ def export(
     )
     return Export(config, model.tokenizer, record, tensors, tuple(limits))
   tokenizer = _tokenizer(model)
-  if (pad := tokenizer.pad_token_id) is not None:
+  pad, skipped = tokenizer.pad_token_id, model.convention.pad
+  if pad is not None:
     config["pad_token_id"] = pad
     if pad >= network.backbone.vocab:
       (name,) = hf.hf_names(network, "backbone/embed/embedding")
       _make_room(config, tensors, name, pad, network.backbone.vocab)
+  if _skips_text(model) and pad != skipped:
+    config["pad_token_id"] = skipped
+    limits.append(
+      f"the score is read at the last token that is not {skipped} "
+      f"({tokenizer.convert_ids_to_tokens(skipped)!r}), which is no special token and so not the "
+      "tokenizer's pad token: transformers scores one text at a time, and of a padded batch reads "
+      "padding"
+    )
   record["tokenizer"] = clients.tokenizer_record(model.tokenizer, tokenizer)
   limits += _differences(model, tokenizer)
   return Export(config, tokenizer, record, tensors, tuple(limits))
@@ -215,6 +224,12 @@ def _limits(model: TextModel, kinds: Sequence[str]) -> Sequence[str]:
       f"conversations over {convention.max_length} tokens are cut by whole turns, oldest first; "
       "transformers reads them whole, or with truncation=True cuts their oldest tokens"
     )
+  if convention.encoder:
+    yield (
+      f"pairs over {convention.max_length} tokens lose the prompt's oldest tokens first; "
+      "transformers does so with truncation='only_first', which fails where the response leaves "
+      "the prompt no token, and with truncation=True cuts both"
+    )
   if model.tokenizer.chat_template and convention.encoder:
     yield (
       "messages become a pair (prompt, response), which apply_chat_template cannot give: it "
@@ -288,15 +303,25 @@ def _quoted(text: str) -> str:
   return json.dumps(text, ensure_ascii=False)
 
 
+def _skips_text(model: TextModel) -> bool:
+  """Whether the pooling passes over a token of the vocabulary, which is chosen by config.json."""
+  pad = model.convention.pad
+  return model.convention.pooling == "hf" and pad is not None and 0 <= pad < len(model.tokenizer)
+
+
 def _pad(model: TextModel) -> str | None:
   """The export's pad token: one that no text ends in, because transformers' pooling skips it.
 
-  If the pooling is not 'last', the tokenizer keeps the pad token that it has: 'hf' was trained with
-  transformers' rule, 'first' reads no token at the end, and of 'mean' transformers gives other
-  scores whatever the pad token is.
+  So it is where the pooling is 'last', or 'hf' without a token that is passed over. With 'hf' it is
+  else that token, if it is a special one. Otherwise the tokenizer keeps the pad token that it has:
+  'first' reads no token at the end, and of 'mean' transformers gives other scores whatever it is.
   """
-  tokenizer = model.tokenizer
-  if model.convention.pooling != "last" and tokenizer.pad_token_id is not None:
+  tokenizer, convention = model.tokenizer, model.convention
+  if _skips_text(model):
+    token = tokenizer.backend_tokenizer.get_added_tokens_decoder().get(convention.pad)
+    return token.content if token and token.special else tokenizer.pad_token
+  chosen = convention.pooling == "last" or convention.pad is not None
+  if not chosen and tokenizer.pad_token_id is not None:
     return tokenizer.pad_token
   template = clients.template_of(tokenizer) or ""
   taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, None}

@@ -46,6 +46,11 @@ def text_model_of(
   if words:
     verdict.check(source, head, words, f"verdict is {','.join(map(str, words))}")
     question = verdict.question_of(question, words)
+  if question and isinstance(head, LikelihoodHead):
+    raise InputError(
+      f"question is {question!r:.60} and the reward of {source.path} is implicit, which would "
+      "count the likelihood of the question as the response's; expected question=''"
+    )
   convention = convention_for(
     source.config,
     source.record,

@@ -35,6 +35,7 @@ from rm_jax.pretrained.config import (
   backbone_config,
   family_of,
   is_classifier,
+  skipped_token,
 )
 from rm_jax.pretrained.source import RECORD, Source, load_tokenizer
 from rm_jax.reward import verdict
@@ -155,8 +156,9 @@ class TextModel:
       # A record without the field means 'template'. So a model of an older version that is saved
       # again has the record that it had.
       del convention["bos"]
-    if not convention["question"]:
-      del convention["question"]
+    for name in ("question", "pad"):
+      if convention[name] in ("", None):
+        del convention[name]
     head = dataclasses.asdict(self.network.head)
     if self.network.implicit:
       read = {
@@ -234,8 +236,9 @@ def convention_for(
     hf_config: config.json's dictionary.
     record: rm_jax.json's dictionary; empty if there is none.
     tokenizer: the model's.
-    eos: 'append', 'none' or 'auto' (append if the tokenizer has an EOS and the checkpoint is a
-      decoder without a reward head). A saved convention takes precedence.
+    eos: 'append', 'none' or 'auto' (append if the tokenizer has an EOS, the checkpoint is a
+      decoder without a reward head, and there is no question). A saved convention takes precedence,
+      except where a question is new.
     max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
       It never exceeds the architecture's.
     pooling: 'last' (decoders), 'first' (encoders) or 'mean'; 'hf' only for another library's
@@ -243,39 +246,48 @@ def convention_for(
     question: what a judge is asked of each response; '' = as saved, else nothing.
 
   Raises:
-    ValueError: `eos` is unknown; `pooling` is not one that the architecture or the checkpoint's
-      head allows; there is a question and the checkpoint's head was trained behind another, or
-      `Convention` refuses it; or the record is damaged or contradicts config.json.
+    ValueError: `pooling` is not one that the architecture or the checkpoint's head allows; the
+      checkpoint has a head and there is a question behind which it was not trained; `Convention`
+      refuses `eos`, `max_length`, or a question beside them; the record is damaged, or contradicts
+      config.json; or that is one that `backbone_config` or `skipped_token` refuses.
   """
   backbone = backbone_config(hf_config)
   positions, decoder = backbone.max_positions, isinstance(backbone, DecoderConfig)
   imported = is_classifier(hf_config)
+  # What a run with an implicit reward saved is a language model: a new head may read it as it asks.
+  headed = imported or (bool(record) and "implicit" not in record)
+  asked = ""
   usual = ("hf" if imported else "last") if decoder else "first"
   if record:
     found = record.get("convention")
     # A record without `bos` is of a version that added no BOS to the text of a chat template.
     found = {"bos": "template"} | found if isinstance(found, dict) else found
     saved = parse(Convention, found, f"{RECORD}: convention")
-    usual = record["convention"].get("pooling", usual)
+    usual, asked = record["convention"].get("pooling", usual), saved.question
     if saved.encoder == decoder:
       raise InputError(
         f"{RECORD}: convention.encoder is {saved.encoder} and config.json's model_type is "
         f"{hf_config['model_type']!r}; expected {not decoder}"
       )
-  known = (usual,) if record or imported else (usual, "mean")
+  known = (usual,) if headed else (usual, "mean")
   if pooling not in ("", *known):
     raise InputError(
       f"model.pooling is {pooling!r}; expected {' or '.join(map(repr, known))}, which "
       + ("the checkpoint's head was trained with" if len(known) == 1 else "its architecture can do")
     )
-  if question and (record or imported) and question != (saved.question if record else ""):
-    asked = saved.question if record else ""
+  if question and headed and question != asked:
     raise InputError(
       f"model.question is {question!r:.80}, and the checkpoint has a head that was trained behind "
       f"{asked!r:.80}; expected model.question='', which keeps that, or a language model"
     )
   if record:
-    return dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
+    saved = dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
+    if headed:
+      return saved
+    fields = {"pooling": pooling or usual}
+    if question:  # behind which no EOS is appended, unless one asks for it
+      fields |= {"question": question, "eos": "none" if eos == "auto" else eos}
+    return dataclasses.replace(saved, **fields)
   if eos == "auto":
     appends = decoder and not (imported or question) and tokenizer.eos_token_id is not None
     eos = "append" if appends else "none"
@@ -288,6 +300,7 @@ def convention_for(
     # no further BOS from the tokenizer.
     bos="template" if imported and tokenizer.chat_template else "add",
     question=question,
+    pad=skipped_token(hf_config) if usual == "hf" else None,
   )
 
 
@@ -323,7 +336,8 @@ def build_model(
   Args:
     config: an experiment's, see configs/base.py.
     mesh: the devices, which decide the attention kernel; see `architecture.build_network`.
-    earlier: the record (rm_jax.json) of a run that is resumed: its setting of BOS is kept.
+    earlier: the record (rm_jax.json) of a run that is resumed: its settings of BOS and of the token
+      that its pooling passes over are kept.
 
   Raises:
     FileNotFoundError: the model or the tokenizer that the config names is not found.
@@ -365,8 +379,9 @@ def build_model(
   if c.chat_template:
     tokenizer.chat_template = chat_template(c.chat_template)
   if earlier:
-    bos = earlier.get("convention", {}).get("bos", "template")
-    convention = dataclasses.replace(convention, bos=bos)
+    saved = earlier.get("convention", {})
+    kept = {"bos": saved.get("bos", "template"), "pad": saved.get("pad")}
+    convention = dataclasses.replace(convention, **kept)
   return TextModel(
     network=network,
     tokenizer=tokenizer,
@@ -430,10 +445,14 @@ def init_params(
     mesh: the devices.
     key: random key for the parameters that are not read: all, or those of a missing head that is
       no verdict, of a gate and of adapters.
-    training: whether a missing head is initialised, with a warning; if not, it is an error.
+    training: whether a missing head is initialised at random, with a warning; if not, it is an
+      error. A model with `words` gets their verdict for a head in either case, without a warning.
 
   Raises:
-    WeightsError, InputError: as `read_params`; or there is no head and `training` is false.
+    WeightsError: as `read_params` and `verdict.head_params`; or there is no head, no `words`, and
+      `training` is false.
+    InputError: as `read_params`; or, with `words`, as `TextModel.text_encoder` and
+      `TextEncoder.verdict_ids`.
   """
   network = model.network
   abstract = flatten_dict(network.abstract(), sep="/")

@@ -80,6 +80,11 @@ def test_hf_pooling_skips_what_equals_the_pad_token():
   with_eos = one(tokenizer, "ab", "cd</s>", eos="none", pooling="hf")
   assert with_eos.ids[-1] == EOS
   assert with_eos.marks.tolist() == [len(with_eos.ids) - 2]
+  # The token of the convention is skipped, and not the tokenizer's where it names one.
+  for pad, back in ((EOS, 2), (0, 1), (-1, 1), (10**12, 1)):
+    got = one(tokenizer, "ab", "cd</s>", eos="none", pooling="hf", pad=pad)
+    assert got.marks.tolist() == [len(got.ids) - back]
+  assert one(decoder_tokenizer(), "", "<pad><pad>", pooling="hf", eos="none", pad=0).marks == 0
   # Ours reads the mark that was decided, whatever the pad token is.
   assert one(tokenizer, "ab", "cd", pooling="last").marks.tolist() == [len("<abcd>") - 1]
 

@@ -1,5 +1,6 @@
 """The value of every registered loss on small lists, written as its formula."""
 
+import functools
 import math
 
 import jax
@@ -207,6 +208,7 @@ def test_margins_are_a_pairs_own_and_never_broadcast():
     ("logistic", {"smoothing": 0.5}),
     ("logistic", {"smoothing": -0.1}),
     ("exponential", {"clamp": -1.0}),
+    ("exponential", {"clamp": 88.73}),  # e^88.73 is no float32
     ("noisy_logistic", {"rate": 0.5}),
     ("unbiased_logistic", {"rate": 0.5}),
     ("listnet", {"temperature": -1.0}),
@@ -221,6 +223,27 @@ def test_options_out_of_range_are_errors(name, options):
   scores, labels = (jnp.asarray(x) for x in PAIR)
   with pytest.raises(ValueError, match="|".join(options)):
     LOSSES[name](scores, labels, where=jnp.ones(2, bool), **options)
+
+
+def test_the_largest_clamp_has_a_value():
+  scores, labels = (jnp.asarray(x) for x in PAIR)
+  loss = LOSSES["exponential"](scores, labels, where=jnp.ones(2, bool), clamp=88.71)
+  assert float(loss) == pytest.approx(math.exp(-0.7))
+
+
+@pytest.mark.parametrize("name", ["logistic", "scaled_logistic", "davidson", "rao_kupper"])
+def test_a_weight_that_is_nan_is_a_loss_that_is_nan(name):
+  scores, where = jnp.asarray([1.2, 0.5, 0.1]), jnp.ones(3, bool)
+  pairs = jnp.zeros((3, 3)).at[0, 1].set(2.0).at[1, 2].set(2.0)
+  extra = {"params": {"log_tie": jnp.float32(0.0)}} if name in ("davidson", "rao_kupper") else {}
+  if name == "scaled_logistic":
+    extra = {"pair_margin": jnp.ones((3, 3))}
+  loss = functools.partial(LOSSES[name], scores, jnp.zeros(3), **extra)
+  assert math.isfinite(loss(where=where, pairs=pairs))
+  damaged = pairs.at[2, 0].set(nan)
+  assert math.isnan(loss(where=where, pairs=damaged))
+  # Padding's own weight is never read.
+  assert math.isfinite(loss(where=where.at[2].set(False), pairs=damaged))
 
 
 def test_a_strength_that_is_missing_is_an_error():

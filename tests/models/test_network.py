@@ -534,3 +534,15 @@ def test_the_decoders_norm_is_flaxs():
 
   for mine, flaxs in zip(gradients(layers.RMSNorm), gradients(nnx.RMSNorm), strict=True):
     np.testing.assert_allclose(mine, flaxs, rtol=1e-5, atol=1e-5 * float(jnp.abs(flaxs).max()))
+
+
+def test_a_norm_adds_its_offset_in_float32():
+  """A frozen base in bfloat16 (LoRA) has its scales so: the sum is not rounded to it again."""
+  norm = layers.RMSNorm(64, epsilon=1e-6, dtype=jnp.float32, rngs=nnx.Rngs(0), offset=1.0)
+  scale_D = (0.3 * jax.random.normal(jax.random.key(0), (64,))).astype(jnp.bfloat16)
+  x_BD = jax.random.normal(jax.random.key(1), (4, 64))
+  graph, state = nnx.split(norm)
+  state["scale"] = state["scale"].replace(scale_D)
+  x, scale = np.asarray(x_BD, np.float64), np.asarray(scale_D, np.float64)
+  expected = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6) * (1 + scale)
+  np.testing.assert_allclose(nnx.merge(graph, state)(x_BD), expected, rtol=1e-6)

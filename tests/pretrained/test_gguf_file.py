@@ -101,6 +101,16 @@ def test_what_does_not_fit_is_one_error(good, tmp_path, what):
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("dims", [0, 5])
+def test_a_tensor_has_one_to_four_dimensions(tmp_path, dims):
+  """Of a file that is whole otherwise."""
+  tensors = test_gguf.converted("llama", test_gguf.hf_tensors("llama"))
+  tensors["token_embd.weight"] = np.ones((1,) * dims, np.float32)
+  path = test_gguf.write_model(tmp_path, "llama", tensors=tensors)
+  with pytest.raises(InputError, match=f"embd.weight has {dims} dimensions; expected 1 to 4"):
+    gguf.read(path)
+
+
 def test_a_type_that_there_is_none_of_is_named(good, tmp_path):
   path = tmp_path / "m.gguf"
   path.write_bytes(HEADER["a type"](good[1]))

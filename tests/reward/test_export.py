@@ -83,6 +83,32 @@ def test_a_long_string_is_cut_as_we_cut_it(tmp_path):
     assert len(got) == 9
 
 
+def test_a_long_pair_is_cut_as_we_cut_it_where_only_the_first_is_cut(tmp_path):
+  rm = modelled(tmp_path / "m", encoder_tokenizer(), BERT)
+  model = rm.text_model
+  rm.text_model = dataclasses.replace(
+    model, convention=dataclasses.replace(model.convention, max_length=12)
+  )
+  out = exported(rm)
+  for pair in (("abcdefgh", "uvwxyz"), ("abcdef", "uvwxyz"), ("abc", "uvw")):
+    (expected,) = rm.text_model.text_encoder().sequences([pair])
+    got = out.tokenizer(*pair, truncation="only_first")
+    assert (got.input_ids, got.token_type_ids) == (
+      expected.ids.tolist(),
+      expected.token_type.tolist(),
+    )
+  # With True the response is cut, too, which is what the limit is about.
+  assert out.tokenizer("abcdefgh", "uvwxyz", truncation=True).input_ids != ours(
+    rm, "abcdefgh", "uvwxyz"
+  )
+  (limit,) = out.limits
+  assert "pairs over 12 tokens lose the prompt's oldest tokens first" in limit
+  assert "truncation='only_first'" in limit
+  # A response that is too long by itself has no counterpart there.
+  with pytest.raises(Exception, match="too short"):
+    out.tokenizer("ab", "lmnopqrstuvwxyz", truncation="only_first")
+
+
 def test_several_templates_of_which_none_is_the_default(tmp_path):
   tokenizer = decoder_tokenizer(chat=None)
   tokenizer.chat_template = {"rag": CHAT, "tool_use": CHAT}
@@ -238,6 +264,31 @@ def test_members_and_attributes_are_one_row(tmp_path):
     RewardModel.from_pretrained(tmp_path / "saved")
 
 
+def test_training_from_one_attribute_begins_at_its_reward(tmp_path):
+  rm = modelled(tmp_path / "m", decoder_tokenizer(), attributes=("harm",), mix=(-1.0,))
+  rm.save_pretrained(tmp_path / "saved")
+
+  def head(**fields):
+    c = small_config(tmp_path / "m", steps=1)
+    c.model.config = c.model.tokenizer = ""
+    c.model.pretrained = str(tmp_path / "saved")
+    c.model.update(fields)
+    return build_model(c).network.head
+
+  kept = RewardModel.from_pretrained(tmp_path / "saved").text_model.network.head
+  assert (kept.attributes, tuple(kept.mix)) == (("harm",), (-1.0,))
+  assert dataclasses.replace(head(attributes=("harm",)), dropout=0.0) == kept
+  assert head(attributes=("harm",), mix=(2.0,)).mix == (2.0,)
+  message = r"attribute 'harm', with the weight -1\.0 .* expected model\.attributes=\('harm',\)"
+  with pytest.raises(ValueError, match=message):
+    head()
+  # Where the weight is 1 the reward is the output itself, and only its name is lost.
+  record = json.loads((tmp_path / "saved" / RECORD).read_text())
+  record["head"]["mix"] = [1.0]
+  (tmp_path / "saved" / RECORD).write_text(json.dumps(record))
+  assert head().attributes == ()
+
+
 def test_what_the_files_cannot_say_is_named(tmp_path):
   rm = modelled(tmp_path / "a", decoder_tokenizer(chat=None))
   assert exported(rm).limits == ()
@@ -248,7 +299,8 @@ def test_what_the_files_cannot_say_is_named(tmp_path):
   mean = exported(modelled(tmp_path / "c", decoder_tokenizer(chat=None), pooling="mean")).limits
   assert "the mean over a response" in mean[0]
   bert = exported(modelled(tmp_path / "d", encoder_tokenizer(), BERT, chat_template="hh"))
-  assert "messages become a pair" in bert.limits[0]
+  assert "pairs over 256 tokens" in bert.limits[0]
+  assert "messages become a pair" in bert.limits[1]
   with pytest.raises(Exception, match="a chat template cannot render"):
     bert.tokenizer.apply_chat_template(TURNS)
 

@@ -35,9 +35,18 @@ def test_convention_of_each_kind_of_checkpoint():
   assert (ours.encoder, ours.eos, ours.pooling, ours.max_length) == (False, "append", "last", 512)
   classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
   theirs = convention_for(classifier, {}, decoder_tokenizer(), **options)
-  assert (theirs.eos, theirs.pooling) == ("none", "hf")
+  assert (theirs.eos, theirs.pooling, theirs.pad) == ("none", "hf", 0)
+  for pad, skipped in ((2, 2), (None, -1), (-1, -1)):  # whatever the tokenizer's is
+    got = convention_for(classifier | {"pad_token_id": pad}, {}, decoder_tokenizer(), **options)
+    assert got.pad == skipped
+  # What config.json leaves out is as transformers has it for the family.
+  silent = {key: value for key, value in classifier.items() if key != "pad_token_id"}
+  assert convention_for(silent, {}, decoder_tokenizer(), **options).pad == -1
+  with pytest.raises(ValueError, match=r"config\.json: .*pad_token_id"):
+    convention_for(classifier | {"pad_token_id": "</s>"}, {}, decoder_tokenizer(), **options)
   bert = convention_for(BERT, {}, encoder_tokenizer(), **options)
   assert (bert.encoder, bert.eos, bert.pooling, bert.max_length) == (True, "none", "first", 256)
+  assert (ours.pad, bert.pad) == (None, None)
   saved = {"convention": {"eos": "none", "pooling": "last", "max_length": 100, "date": "x"}}
   again = convention_for(LLAMA, saved, decoder_tokenizer(), **options)
   assert (again.eos, again.date, again.max_length) == ("none", "x", 512)
@@ -74,6 +83,22 @@ def test_a_run_that_goes_on_keeps_the_bos_that_it_had(llama_folder, tmp_path):
   assert build_model(config, earlier=earlier_record(tmp_path / "new")).convention.bos == "add"
 
 
+def test_a_run_that_goes_on_passes_over_the_token_that_it_did(llama_folder, tmp_path):
+  """A run of an earlier version over the tokenizer's pad token, which its record does not name."""
+  classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+  (tmp_path / "config.json").write_text(json.dumps(classifier | {"pad_token_id": 2}))
+  config = small_config(llama_folder, steps=1)
+  config.model.config, config.model.eos = str(tmp_path / "config.json"), "none"
+  new = build_model(config)
+  assert (new.convention.pooling, new.convention.pad) == ("hf", 2)
+  record = new.record()
+  assert build_model(config, earlier=record).convention == new.convention
+  del record["convention"]["pad"]
+  old = build_model(config, earlier=record)
+  assert old.convention == dataclasses.replace(new.convention, pad=None)
+  assert old.record() == record
+
+
 def test_pooling_is_the_architectures_own_the_mean_or_the_trained_heads():
   options = dict(eos="auto", max_length=1024)
   for config, tokenizer, own in (
@@ -94,6 +119,33 @@ def test_pooling_is_the_architectures_own_the_mean_or_the_trained_heads():
   classifier = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
   with pytest.raises(ValueError, match="is 'mean'; expected 'hf', which the checkpoint's head"):
     convention_for(classifier, {}, decoder_tokenizer(), pooling="mean", **options)
+
+
+def implicit_record(**convention):
+  """The record of a language model that a run with an implicit reward saved."""
+  said = {"eos": "append", "separator": "\n\n", "max_length": 64, "bos": "add"} | convention
+  return {"convention": said, "implicit": {"beta": 0.1, "normalised": False, "reference": None}}
+
+
+def test_a_new_head_on_what_an_implicit_run_saved_is_read_as_one_asks():
+  """It is a language model: the record has no head that was trained behind a question."""
+  record, tokenizer = implicit_record(), decoder_tokenizer()
+  saved = convention_for(LLAMA, record, tokenizer, eos="auto", max_length=0)
+  assert (saved.eos, saved.pooling, saved.max_length) == ("append", "last", 64)
+
+  def read(eos="auto", **fields):
+    return convention_for(LLAMA, record, tokenizer, eos=eos, max_length=0, **fields)
+
+  assert read(pooling="mean") == dataclasses.replace(saved, pooling="mean")
+  # Behind a question no EOS is appended, as on a language model of another library.
+  assert read(question="Good?") == dataclasses.replace(saved, question="Good?", eos="none")
+  assert read(question="Good?", eos="none").eos == "none"
+  with pytest.raises(ValueError, match=r"question is 'Good\?'.*pooling 'mean'"):
+    read(question="Good?", pooling="mean")
+  with pytest.raises(ValueError, match=r"question is 'Good\?'.*eos 'append'"):
+    read(question="Good?", eos="append")
+  with pytest.raises(ValueError, match="'first'; expected 'last' or 'mean', which its archit"):
+    read(pooling="first")
 
 
 def test_chat_template_by_name_text_and_file(llama_folder, tmp_path):

@@ -2,14 +2,17 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
 from rm_jax.batch.tokenise import TEMPLATES, Convention, TextEncoder
 from rm_jax.data.report import DataError
 from rm_jax.errors import InputError
-from rm_jax.reward.setup import build_model
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.reward.setup import build_model, init_params
 from rm_jax.train import text_penalty
 from tests.conftest import CHAT, decoder_tokenizer, encoder_tokenizer
 from tests.processes import command
@@ -17,6 +20,12 @@ from tests.train.runs import run, small_config
 from tests.train.test_text_penalty import language_model, train_lines
 
 QUESTION = "Good? Yes or No."
+IMPLICIT = {
+  "model.reward": "implicit",
+  "model.reference": "none",
+  "model.head_init": "random",
+  "model.question": "",
+}
 STRINGS = [
   {"prompt": "0.1 ab ", "response": "aab"},
   {"prompt": "0.1 ab ", "response": "bb"},
@@ -218,6 +227,27 @@ def test_a_question_alone_may_be_asked(llama_folder, base):
 def test_what_makes_no_sense_is_refused(fields, message, llama_folder, base):
   with pytest.raises(InputError, match=message):
     build_model(config_of(llama_folder, base, **fields))
+
+
+def test_a_verdict_of_what_an_implicit_run_saved(llama_folder, base, judge, tmp_path):
+  config = config_of(llama_folder, base, **IMPLICIT)
+  mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+
+  def model_of(config):
+    model = build_model(config)
+    params = init_params(model, mesh, jax.random.key(0), training=True)
+    return RewardModel(model, unflatten_dict(params, sep="/"), mesh)
+
+  model_of(config).save_pretrained(tmp_path)
+  again = model_of(config_of(llama_folder, tmp_path))
+  np.testing.assert_array_equal(again.score(STRINGS), judge.score(STRINGS))
+  mean = {"model.head_init": "random", "model.question": "", "model.pooling": "mean"}
+  assert build_model(config_of(llama_folder, tmp_path, **mean)).convention.pooling == "mean"
+  # Scored as it is, a question would be counted as the response's.
+  with pytest.raises(
+    InputError, match=r"question is 'Good\?'.*implicit.*likelihood of the question"
+  ):
+    RewardModel.from_pretrained(tmp_path, question="Good?")
 
 
 def test_text_losses_do_not_learn_the_question(llama_folder, base):
