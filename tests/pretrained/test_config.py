@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from rm_jax.pretrained.config import backbone_config, check_config
+from rm_jax.pretrained.config import backbone_config, check_config, skipped_token
 from tests.models import oracle
 
 
@@ -66,3 +66,10 @@ def test_a_config_of_an_architecture_that_we_do_not_know_is_looked_at_for_sizes_
     ValueError, match=r"here: num_hidden_layers is 3e\+08; expected at most 10000"
   ):
     check_config({"model_type": "deberta", "num_hidden_layers": 3 * 10**8}, "here")
+
+
+@pytest.mark.parametrize(("kind", "left_out"), [("llama", -1), ("qwen3", -1), ("gemma2", 0)])
+def test_a_classifiers_skipped_token_is_transformers_own(kind, left_out):
+  assert skipped_token({"model_type": kind}) == left_out
+  for said, expected in ((None, -1), (7, 7), (-1, -1)):
+    assert skipped_token({"model_type": kind, "pad_token_id": said}) == expected
