@@ -99,6 +99,9 @@ def config_of(folder: Path, steps: int, **fields: Any) -> Any:
   return config
 
 
+_TREES: dict[str, Any] = {}  # 'params' and 'train' -> Orbax's metadata of their arrays
+
+
 def contents(workdir: Path) -> dict[str, bytes]:
   """A run's state by name: metrics.jsonl, and the position and arrays of the latest checkpoint."""
   steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
@@ -108,7 +111,11 @@ def contents(workdir: Path) -> dict[str, bytes]:
   reader = ocp.PyTreeCheckpointer()
   for item in ("params", "train"):
     found = reader.metadata(str(latest / item))
-    tree = found.item_metadata.tree if hasattr(found, "item_metadata") else found
+    found = getattr(found, "item_metadata", found)
+    # Orbax has no metadata of a checkpoint whose file of shardings is damaged, which nothing needs
+    # to read it. All checkpoints of the study have the same arrays.
+    tree = _TREES[item] if found is None else getattr(found, "tree", found)
+    _TREES[item] = tree
     plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     arrays = reader.restore(str(latest / item), restore_args=plain)
     for path, array in jax.tree_util.tree_flatten_with_path(arrays)[0]:
