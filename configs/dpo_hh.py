@@ -10,13 +10,8 @@ layers: --config.model.frozen_layers=0 --config.model.dtype=bfloat16.
 
 import ml_collections
 
-from configs import hh_rlhf
+from configs import dpo_world, hh_rlhf
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = hh_rlhf.get_config()
-  c.model.reward = "implicit"
-  c.model.layers = 0  # all 30
-  c.model.frozen_layers = 24
-  c.optimizer.learning_rate = 1e-4
-  return c
+  return dpo_world.implicit(hh_rlhf.get_config())

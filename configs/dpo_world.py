@@ -12,10 +12,14 @@ import ml_collections
 from configs import quickstart
 
 
-def get_config() -> ml_collections.ConfigDict:
-  c = quickstart.get_config()
+def implicit(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config with SmolLM2-135M's likelihoods in place of a head."""
   c.model.reward = "implicit"
   c.model.layers = 0  # all 30
   c.model.frozen_layers = 24
   c.optimizer.learning_rate = 1e-4
   return c
+
+
+def get_config() -> ml_collections.ConfigDict:
+  return implicit(quickstart.get_config())

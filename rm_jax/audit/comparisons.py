@@ -117,7 +117,9 @@ def sampled(items: Sequence[_Item], sample: int, seed: int) -> list[_Item]:
   return [items[i] for i in np.sort(at)]
 
 
-def of_others(few: Sequence[Comparison], all: Sequence[Comparison], seed: int) -> list[Comparison]:
+def of_others(
+  few: Sequence[Comparison], every: Sequence[Comparison], seed: int
+) -> list[Comparison]:
   """For each of a sample of comparisons one of another conversation; of the sample, if it has any.
 
   Raises:
@@ -125,7 +127,7 @@ def of_others(few: Sequence[Comparison], all: Sequence[Comparison], seed: int) -
   """
   if len({p.conversation for p in few}) > 1:
     return [few[j] for j in elsewhere([p.conversation for p in few], seed)]
-  others = [p for p in all if p.conversation != few[0].conversation]
+  others = [p for p in every if p.conversation != few[0].conversation]
   if not others:
     raise ValueError("1 conversation(s); another one's text needs at least 2")
   return [others[j] for j in np.random.default_rng(seed).integers(len(others), size=len(few))]

@@ -33,6 +33,7 @@ def conversations_in(path: str, *, format: str = "auto", columns: str = "") -> s
       examples = formats.load(path, report=report)
     except DataError:
       raise error from None
+    log.warning("%s: is read by our own names, not by %r: %s", path, columns, error)
   if report.dropped:
     log.warning("%s: what cannot be read of it is not left out: %s", path, report)
   return {e.conversation for e in examples}

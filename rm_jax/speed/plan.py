@@ -236,7 +236,8 @@ def plan(
     tokens: columns (tokens) of a group; 0 = data.max_length, or the longest of data.row_lengths
       where that is less.
     kind: of the feedback.
-    responses: number of responses of a group.
+    responses: number of responses of a group; where loss.outcome has baseline='batch', one of them
+      is the response to another prompt.
     folder: where the text of each compiled program is written, as NAME.txt; None = nowhere.
 
   Returns:
