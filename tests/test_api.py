@@ -62,7 +62,8 @@ def model(request, llama_folder, bert_folder, tmp_path_factory):
   built = build_model(config)
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   params = init_params(built, mesh, jax.random.key(0), training=True)
-  params = {p: x + 0.2 * jax.random.normal(jax.random.key(1), x.shape) for p, x in params.items()}
+  rng = np.random.default_rng(1)
+  params = {p: x + 0.2 * rng.normal(size=x.shape).astype(np.float32) for p, x in params.items()}
   # A new head's scores are near zero and would agree to 1e-5 whatever they are; these are not.
   head = "head/out/kernel"
   params[head] = jax.random.normal(jax.random.key(2), params[head].shape) / 4

@@ -268,6 +268,8 @@ def train_flags(folder, data, workdir, **fields):
     "data.train": data,
     "data.heldout": "0.25",
     "data.batch_groups": 8,
+    "data.cells": 1024,
+    "data.shapes": 1,
     "train.steps": 12,
     "train.log_every": 1,
     "train.eval_every": 6,

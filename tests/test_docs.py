@@ -256,6 +256,7 @@ TINY = [
   "--config.data.cache=none",
   "--config.data.max_length=256",
   "--config.data.cells=1024",
+  "--config.data.shapes=1",
 ]
 TRAIN = [*TINY, "--config.data.batch_groups=8", "--config.train.steps=1"]
 WORLD = ["--config.data.train=world:48", "--config.data.heldout=world:32"]

@@ -14,6 +14,7 @@ from tests.test_commands import train_flags
 from tests.train.runs import write_pairs
 
 pytestmark = pytest.mark.slow  # processes, or whole runs
+STEPS = {"train.steps": 8, "train.eval_every": 4}  # of a run, in its first and its second half
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def both(llama_folder, data, workdirs, own=({}, {}), **fields):
   return [
     command(
       "train",
-      *train_flags(llama_folder, data, workdir, **fields | mine),
+      *train_flags(llama_folder, data, workdir, **STEPS | fields | mine),
       "--mesh=data=2,fsdp=2",
       f"--coordinator=localhost:{port}",
       "--processes=2",
@@ -48,7 +49,7 @@ def losses(workdir):
 def alone(llama_folder, data, tmp_path_factory):
   """The workdir of the same run by one process on one device."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
-  flags = train_flags(llama_folder, data, workdir)
+  flags = train_flags(llama_folder, data, workdir, **STEPS)
   code, _, err = command("train", *flags, devices=1).finish()
   assert code == 0, err
   return workdir
@@ -58,17 +59,17 @@ def alone(llama_folder, data, tmp_path_factory):
 def test_two_processes_are_one_run(shared, alone, llama_folder, data, tmp_path):
   workdir, other = tmp_path / "run", tmp_path / "run" if shared else tmp_path / "other"
   # The next test resumes a run whose processes share a folder.
-  for steps in (12,) if shared else (6, 12):
+  for steps in (8,) if shared else (4, 8):
     fields = {"train.steps": steps}
     results = [p.finish() for p in both(llama_folder, data, [workdir, other], **fields)]
     for code, _, err in results:
       assert code == 0, err
-    assert "resumed at step 6" in err or steps == 6 or shared
+    assert "resumed at step 4" in err or steps == 4 or shared
   assert shared or not other.exists()
   (_, spoken, _), (_, silent, _) = results
   assert "held-out accuracy" in spoken
   assert "accuracy" not in silent
-  assert len(losses(alone)) == 12
+  assert len(losses(alone)) == 8
   np.testing.assert_allclose(losses(workdir), losses(alone), rtol=0, atol=1e-5)
   rows = [{"prompt": f"{i} ", "response": "ab" * (i + 1)} for i in range(5)]
   one, two = (RewardModel.from_pretrained(w).score(rows) for w in (alone, workdir))
@@ -91,11 +92,11 @@ def test_a_signal_to_one_stops_both_after_the_same_step(alone, llama_folder, dat
   assert "is saved in" in said[0]
   done = len(losses(workdir))
   assert 2 <= done < 400
-  fields = {"train.steps": max(12, done + 2)}
+  fields = {"train.steps": max(8, done + 2)}
   for process in both(llama_folder, data, [workdir] * 2, **fields):
     code, _, err = process.finish()
     assert code == 0, err
-  np.testing.assert_allclose(losses(workdir)[:12], losses(alone), rtol=0, atol=1e-5)
+  np.testing.assert_allclose(losses(workdir)[:8], losses(alone), rtol=0, atol=1e-5)
   assert len(losses(workdir)) == fields["train.steps"]
 
 

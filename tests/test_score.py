@@ -26,7 +26,8 @@ def saved(llama_folder, tmp_path_factory):
   built = build_model(config)
   mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   params = init_params(built, mesh, jax.random.key(0), training=True)
-  params = {p: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape) for p, x in params.items()}
+  rng = np.random.default_rng(1)
+  params = {p: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for p, x in params.items()}
   model = RewardModel(built, unflatten_dict(params, sep="/"), mesh)
   folder = tmp_path_factory.mktemp("saved") / "model"
   model.save_pretrained(folder)

@@ -139,6 +139,12 @@ class _Modules(nnx.Module):
     return embed.embedding[...]
 
 
+@functools.lru_cache(maxsize=64)
+def _abstract(network: "Network") -> tuple[nnx.GraphDef, nnx.State]:
+  """A network's modules, with shapes for parameters; equal networks share them."""
+  return nnx.split(nnx.eval_shape(lambda: _Modules(network, nnx.Rngs(jax.random.key(0)))))
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
   """What a network is, and its pure functions of (parameters, batch).
@@ -205,13 +211,9 @@ class Network:
 
   # Parameters.
 
-  @functools.cached_property
-  def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: _Modules(self, nnx.Rngs(jax.random.key(0)))))
-
   def abstract(self) -> dict:
     """Shapes and dtypes of the parameters that `init` makes, without making them."""
-    return nnx.to_pure_dict(self._abstract[1])
+    return nnx.to_pure_dict(_abstract(self)[1])
 
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, key: jax.Array) -> dict:
@@ -220,7 +222,7 @@ class Network:
 
   def _bind(self, params: dict) -> _Modules:
     """Modules that hold these parameters."""
-    graph, abstract = self._abstract
+    graph, abstract = _abstract(self)
     # `replace_by_pure_dict` writes into the state, which here is shared by all calls: a copy.
     state = jax.tree.map(lambda leaf: leaf, abstract)
     nnx.replace_by_pure_dict(state, params)

@@ -9,7 +9,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -65,16 +65,16 @@ def _square(x: jax.Array) -> jax.Array:
   return jnp.matmul(x, x, precision=precision(x.dtype))
 
 
-def matmul_flops(dtype: str, *, seconds: float = 1.0) -> float:
+def matmul_flops(dtype: str, *, seconds: float = 1.0, sizes: Sequence[int] = ()) -> float:
   """Floating-point operations per second of the fastest product of square matrices, on one device.
 
   Args:
     dtype: of the matrices; in float32 they are multiplied at full precision, as in the backbone.
-    seconds: about how long to measure each of two sizes.
+    seconds: about how long to measure each size.
+    sizes: rows of the matrices; () = 1024 and 2048 on a CPU, 4096 and 8192 on other devices.
   """
-  sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
   best = 0.0
-  for n in sizes:
+  for n in sizes or ((1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)):
     # Random numbers: with equal numbers a GPU draws less power and runs at a higher clock rate.
     x = jax.random.normal(jax.random.key(n), (n, n), dtype)
     _square(x).block_until_ready()
@@ -314,7 +314,7 @@ def benchmark(config: Any) -> dict[str, Any]:
       bar.update()
     bar.set_postfix_str("first turns")
     for mode in modes.values():  # warm-up: the first turn is slower, and is not counted
-      mode.turn(peak())
+      mode.turn(peak=1.0)
       mode.turns.clear()
     # In turns, so that a slow phase of the machine slows all modes and the peak alike.
     for _ in range(options.turns):

@@ -202,29 +202,54 @@ def compile_step(
   """
   leaves, tree = jax.tree.flatten(state)
   kinds = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves)
-  return _compile(network, objective, optimizer, tree, kinds, mesh, sources, dropout)
+  params = tuple(
+    (path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding))
+    for path, x in state.params.items()
+  )
+  zeros, accumulate, ahead = _summing(network, objective, params, mesh, sources, dropout)
+  everywhere = replicated(mesh)
+  return Compiled(
+    zeros=zeros,
+    accumulate=accumulate,
+    ahead=ahead,
+    checked=_everywhere(checked, everywhere),
+    apply=_applying(optimizer, tree, kinds, everywhere),
+    finite=_everywhere(all_finite, everywhere),
+  )
+
+
+# `apply` and the two checks are kept apart from what depends on the loss, so that a run with
+# another loss does not compile them again.
 
 
 @functools.lru_cache(maxsize=8)
-def _compile(network, objective, optimizer, tree, kinds, mesh, sources, dropout) -> Compiled:
-  state = jax.tree.unflatten(tree, kinds)
+def _summing(network, objective, params, mesh, sources, dropout) -> tuple[Callable, ...]:
   everywhere = replicated(mesh)
-  params = {path: x.sharding for path, x in state.params.items()}
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  shapes = {path: (x.shape, x.dtype) for path, x in state.params.items()}
+  shardings = {path: x.sharding for path, x in params}
   sums = dict.fromkeys(zero_sums(1), everywhere)
 
   def zeros():
-    return {path: jnp.zeros(*shape) for path, shape in shapes.items()}, zero_sums(sources)
+    return {path: jnp.zeros(x.shape, x.dtype) for path, x in params}, zero_sums(sources)
 
   accumulate = make_accumulate(network, objective, sources=sources, dropout=dropout)
   ahead = make_ahead(network, objective, dropout=dropout)
-  apply = make_apply(optimizer)
-  return Compiled(
-    zeros=jax.jit(zeros, out_shardings=(params, sums)),
-    accumulate=jax.jit(accumulate, donate_argnums=(1, 2), out_shardings=(params, sums)),
-    ahead=jax.jit(ahead, out_shardings=everywhere),
-    checked=jax.jit(checked, out_shardings=sums),
-    apply=jax.jit(apply, donate_argnums=(0,), out_shardings=(shardings, {"skipped": everywhere})),
-    finite=jax.jit(all_finite, out_shardings=everywhere),
+  return (
+    jax.jit(zeros, out_shardings=(shardings, sums)),
+    jax.jit(accumulate, donate_argnums=(1, 2), out_shardings=(shardings, sums)),
+    jax.jit(ahead, out_shardings=everywhere),
   )
+
+
+@functools.lru_cache(maxsize=8)
+def _applying(optimizer, tree, kinds, everywhere) -> Callable:
+  shardings = jax.tree.unflatten(tree, [x.sharding for x in kinds])
+  return jax.jit(
+    make_apply(optimizer),
+    donate_argnums=(0,),
+    out_shardings=(shardings, {"skipped": everywhere}),
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _everywhere(function, everywhere) -> Callable:
+  return jax.jit(function, out_shardings=everywhere)

@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.base import get_config
 from rm_jax import RewardModel
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.source import load_tokenizer
-from rm_jax.reward.setup import build_model, init_params
+from rm_jax.reward.setup import build_model
 from rm_jax.world import make_tokenizer
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 
@@ -116,8 +117,8 @@ def made(name, folder, noise=0.2, head_scale=0.25):
   Args:
     name: in MODELS.
     folder: gets config.json and the tokenizer.
-    noise: standard deviation of what is added to the initial weights, so that no bias is zero and
-      no norm's scale is one.
+    noise: standard deviation of the weights, which is 0.02 at least; and of biases around zero and
+      of norms' scales around one.
     head_scale: standard deviation of the head's kernel.
   """
   tokenizer, beside, fields = MODELS[name]
@@ -130,16 +131,20 @@ def made(name, folder, noise=0.2, head_scale=0.25):
     c.model[key] = value
   c.data.max_length = 256
   built = build_model(c)
-  mesh = one_device()
-  params = init_params(built, mesh, jax.random.key(0), training=True)
-  params = {
-    p: x + noise * jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x.shape)
-    for i, (p, x) in enumerate(params.items())
-    if p != "head/mix"
-  } | {p: x for p, x in params.items() if p == "head/mix"}
-  head = "head/out/kernel"
-  params[head] = jax.random.normal(jax.random.key(2), params[head].shape) * head_scale
-  return RewardModel(built, unflatten_dict(params, sep="/"), mesh)
+  rng = np.random.default_rng(1)
+
+  def drawn(path, x):
+    if path == "head/mix":
+      return jnp.asarray(fields["mix"], jnp.float32)
+    std = head_scale if path == "head/out/kernel" else noise
+    if not path.endswith(("/scale", "/bias")):
+      std = max(std, 0.02)
+    return jnp.asarray(path.endswith("/scale") + std * rng.normal(size=x.shape), jnp.float32)
+
+  # Drawn by NumPy, since `init_params` would compile a program for each model.
+  flat = flatten_dict(built.network.abstract(), sep="/")
+  params = unflatten_dict({path: drawn(path, x) for path, x in flat.items()}, sep="/")
+  return RewardModel(built, params, one_device())
 
 
 def conversations(count, seed=0):

@@ -244,29 +244,36 @@ def test_a_last_layer_at_marks_alone_changes_no_number(arch, name):
     name = {"shared": "copies"}.get(name, name)
   network = make_network(arch, **(_WINDOW if arch == "mistral" else {}))
   params, batch = random_params(network), _batch(arch, name)
-  factor = jnp.asarray(np.random.default_rng(0).normal(size=batch.marks.shape), jnp.float32)
-
-  def of(function):
-    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(factor * function(p, batch) ** 2)))(params)
-
-  marks, of_marks = of(network.apply)
-  whole, of_whole = of(lambda p, batch: network.apply_with_hidden(p, batch)[0])
+  factor = np.random.default_rng(0).normal(size=batch.marks.shape).astype(np.float32)
+  at_marks, at_all, pooled = _at_marks_and_at_all(network)
+  marks, of_marks = at_marks(params, batch, factor)
+  whole, of_whole = at_all(params, batch, factor)
   np.testing.assert_allclose(marks, whole, rtol=1e-5)
   for one in (of_marks, of_whole):  # adds the same to all of a softmax: zero but for rounding
     one["backbone"]["layers"]["k"].pop("bias", None)
   _close(of_marks, of_whole, 2e-5)
-  np.testing.assert_allclose(
-    network.read(params, batch)[0][batch.where],
-    _pooled_whole(network, params, batch)[batch.where],
-    rtol=0,
-    atol=1e-5,
-  )
+  read, taken = pooled(params, batch)
+  np.testing.assert_allclose(read[batch.where], taken[batch.where], rtol=0, atol=1e-5)
 
 
-def _pooled_whole(network, params, batch):
-  h_BTD = network.hidden(params, batch)
-  at = batch.marks.reshape(len(h_BTD), -1, 1)
-  return jnp.take_along_axis(h_BTD, at, axis=1).reshape(*batch.marks.shape, -1)
+@functools.cache
+def _at_marks_and_at_all(network):
+  """Σ factor · score² and its gradient, by the two ways; what the head reads, by both."""
+
+  def squares(function):
+    def loss(params, batch, factor):
+      return jnp.sum(factor * function(params, batch) ** 2)
+
+    return quick_jit(jax.value_and_grad(loss))
+
+  def pooled(params, batch):
+    h_BTD = network.hidden(params, batch)
+    at = batch.marks.reshape(len(h_BTD), -1, 1)
+    taken = jnp.take_along_axis(h_BTD, at, axis=1).reshape(*batch.marks.shape, -1)
+    return network.read(params, batch)[0], taken
+
+  whole = squares(lambda params, batch: network.apply_with_hidden(params, batch)[0])
+  return squares(network.apply), whole, quick_jit(pooled)
 
 
 @pytest.mark.slow

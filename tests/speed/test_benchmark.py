@@ -28,6 +28,7 @@ def config_for(folder, data, **fields):
   c.data.batch_groups = 32
   c.data.cells = 1024
   c.data.row_lengths = (128,)
+  c.data.shapes = 2
   c.benchmark.steps, c.benchmark.turns = 1, 2
   c.update_from_flattened_dict(fields)
   return c
@@ -39,7 +40,7 @@ def test_figures_of_every_layout(llama_folder, tmp_path, monkeypatch):
   # On one device, as on a CPU outside of the tests: for eight every program compiles for longer.
   made = measured.make_mesh
   monkeypatch.setattr(measured, "make_mesh", lambda sizes: made(sizes, jax.devices()[:1]))
-  quick = functools.partial(matmul_flops, seconds=0.05)
+  quick = functools.partial(matmul_flops, seconds=0.05, sizes=(256, 512))
   monkeypatch.setattr(measured, "matmul_flops", quick)
   caching = jax.config.jax_compilation_cache_dir
   report = benchmark(config_for(llama_folder, tmp_path / "pairs.jsonl"))
@@ -143,7 +144,7 @@ def test_a_text_penalty_is_of_training_alone(text, implicit, training, scoring, 
 
 
 def test_a_matrix_product_is_timed():
-  assert 1e8 < matmul_flops("float32", seconds=0.05) < 1e16
+  assert 1e8 < matmul_flops("float32", seconds=0.05, sizes=(512,)) < 1e16
 
 
 @pytest.mark.parametrize(

@@ -65,11 +65,8 @@ def network_of(kind, **options):
 def params_of(network):
   # Norms and head as training leaves them, not the ones and near-zeros they begin as.
   flat = flatten_dict(network.init(jax.random.key(0)), sep="/")
-  keys = jax.random.split(jax.random.key(1), len(flat))
-  return {
-    path: x + 0.1 * jax.random.normal(key, x.shape)
-    for (path, x), key in zip(flat.items(), keys, strict=True)
-  }
+  rng = np.random.default_rng(1)
+  return {path: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for path, x in flat.items()}
 
 
 def state_of(params):

@@ -83,11 +83,12 @@ def row_each(sequences):
 def forced(h_BTD, head_VD, sequences):
   """(Σ log π of each sequence's response, its tokens): plain log-softmax, logits and all."""
   log_p = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", h_BTD, head_VD, precision="highest"))
-  sums = []
+  following, own = (np.zeros(h_BTD.shape[:2], np.int32) for _ in range(2))
   for b, s in enumerate(sequences):
-    own = np.arange(max(1, s.prompt), len(s.ids))
-    sums.append(jnp.sum(log_p[b, own - 1, s.ids[own]]))
-  return jnp.stack(sums), np.asarray([len(s.ids) - max(1, s.prompt) for s in sequences])
+    following[b, : len(s.ids) - 1] = s.ids[1:]
+    own[b, max(1, s.prompt) - 1 : len(s.ids) - 1] = 1
+  said = jnp.take_along_axis(log_p, following[..., None], axis=-1)[..., 0]
+  return jnp.sum(said * own, axis=1), own.sum(1)
 
 
 def batches_of(groups, packing, parts=1):
