@@ -33,11 +33,9 @@ SHAPING = "shaping.json"  # the chain of `rm_jax/shaping` between scores and rei
 _WRITING, _WRITTEN = ".rm_jax-writing-", ".rm_jax-written"
 _LIST = ".files.json"
 _TEMPLATES = "additional_chat_templates"
-# Files that tokenizers and we write beside weights. When a model is saved over an older one,
-# the older one's that the new one does not have are removed.
+# Files that tokenizers write beside weights. When a model is saved over an older one, the older
+# one's that the new one does not have are removed. CONFIG and RECORD are written by every save.
 _MODEL_FILES = (
-  CONFIG,
-  RECORD,
   "tokenizer.json",
   "tokenizer_config.json",
   "special_tokens_map.json",

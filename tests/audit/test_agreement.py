@@ -9,7 +9,7 @@ from scipy import stats
 from rm_jax.audit import page
 from rm_jax.audit.run import audit
 from rm_jax.audit.scorer import example_scores
-from rm_jax.audit.sections.agreement import SECTION, agreement
+from rm_jax.audit.sections.agreement import SECTION, _lists, agreement
 from rm_jax.audit.sections.compare import SECTION as AGAINST
 from rm_jax.audit.sections.compare import compare
 from rm_jax.audit.topics import topics
@@ -253,3 +253,13 @@ def test_topics_of_many_prompts_take_room_for_their_words_alone():
   tracemalloc.stop()
   assert len(set(found)) == 8
   assert peak < 12e6
+
+
+def test_two_lists_of_one_conversation_are_one_cluster():
+  lists = [
+    Example("p", ("a", "bb", "ccc"), (0.0, 1.0, 2.0), "ranking", conversation=name, source=source)
+    for name, source in (("x", "s"), ("x", "t"), ("y", "s"))
+  ]
+  found = _lists(example_scores(length, lists), lists)
+  assert found.conversations == ["x", "x", "y"]
+  assert found.scales == [("ranking", "s"), ("ranking", "t"), ("ranking", "s")]

@@ -139,3 +139,19 @@ def test_a_leak_that_two_held_out_prompts_have_is_no_template():
   train = [pair(leak), *(pair(f"{leak} {letters(rng, 10)}") for _ in range(5))]
   train += [pair(letters(rng, 40)) for _ in range(50)]
   assert [o.index for o in contaminated(train, held)] == list(range(6))
+
+
+def test_a_leak_between_changed_templates_is_of_the_text_that_was_changed_less():
+  """Each text has the other's template with words changed, where it counts as content."""
+  rng = np.random.default_rng(4)
+  first, second, leak = letters(rng, 12), letters(rng, 12), letters(rng, 12)
+
+  def changed(template, every):
+    words = template.split()
+    return " ".join(letters(rng, 1) if i % every == every // 2 else w for i, w in enumerate(words))
+
+  train = [pair(f"{template} {letters(rng, 30)}") for template in (first, second) * 40]
+  train.append(pair(f"{first} {leak} {changed(second, 8)}"))
+  held = [pair(f"{second} {leak} {changed(first, 5)}")]
+  (found,) = contaminated(train, held, n=4)
+  assert (found.index, found.shared, found.share) == (80, 9, 9 / 16)

@@ -43,6 +43,13 @@ def test_one_conversation_that_outweighs_all_others_is_not_ten():
   assert found.why == ("10 conversations of so unequal sizes are worth 1.2: an interval wants 5")
 
 
+def test_a_quantile_of_less_than_one_degree_is_that_of_one():
+  # Of one degree it is tan(π · 0.95 / 2).
+  for freedom in (1.0, 0.3, 0.0):
+    assert interval.student(0.95, freedom) == pytest.approx(math.tan(math.pi * 0.475), rel=1e-9)
+  assert interval.student(0.95, math.inf) == pytest.approx(1.959964, abs=1e-6)
+
+
 def test_few_clusters_by_hand():
   """Ten clusters: mean ± t √(10/9 Σ (s_c − m n_c)²) / Σ n_c."""
   rng = np.random.default_rng(0)

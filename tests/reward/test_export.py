@@ -169,6 +169,7 @@ def test_what_4_51_reads(tmp_path):
   rm.save_pretrained(tmp_path / "saved")
   tokenizer = json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
   assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+  assert not {"backend", "is_local"} & tokenizer.keys()  # which transformers 5 alone writes
   assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
   assert tokenizer["model_max_length"] == rm.text_model.convention.max_length
   assert (tokenizer["padding_side"], tokenizer["truncation_side"]) == ("right", "left")

@@ -12,7 +12,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from configs.base import get_config
 from rm_jax.batch.tokenise import HH_TEMPLATE
 from rm_jax.data.report import DataError
+from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh
+from rm_jax.pretrained.config import backbone_config, head_config
 from rm_jax.pretrained.hf import export_params
 from rm_jax.pretrained.source import RECORD, save_folder
 from rm_jax.reward.architecture import build_network, planned_architecture
@@ -22,6 +24,7 @@ from rm_jax.train.datasets import load_data
 from rm_jax.train.run import make_packing
 from rm_jax.workdir.folder import claim, earlier_record
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
+from tests.models.oracle import random_params
 from tests.train.runs import small_config, write_pairs
 
 
@@ -452,3 +455,22 @@ def test_a_tokenizer_of_another_model_is_an_error(llama_folder, tmp_path):
   config.model.config = str(tmp_path / "config.json")
   with pytest.raises(ValueError, match="vocabulary of 50; set"):
     load_data(config, build_model(config))
+
+
+def test_the_labels_of_another_librarys_classifier_are_attributes(llama_folder, tmp_path):
+  """config.json alone names its outputs: nothing is known of a mix, so they count alike."""
+  said = json.loads((llama_folder / "config.json").read_text())
+  said |= {
+    "architectures": ["LlamaForSequenceClassification"],
+    "id2label": {"0": "help", "1": "truth"},
+  }
+  network = Network(backbone_config(said), head_config(said))
+  tensors = dict(export_params(network, random_params(network)))
+  save_folder(tmp_path, config=said, tokenizer=decoder_tokenizer(), record={}, tensors=tensors)
+  (tmp_path / "rm_jax.json").unlink()
+  config = small_config(llama_folder, steps=1)
+  config.model.config, config.model.pretrained = "", str(tmp_path)
+  config.model.attributes = ("help", "truth")
+  assert build_model(config).network.head.mix == (0.5, 0.5)
+  config.model.mix = (2.0, 1.0)
+  assert build_model(config).network.head.mix == (2.0, 1.0)

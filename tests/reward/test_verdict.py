@@ -261,6 +261,9 @@ def test_models_without_a_verdict_are_refused(judge, llama_folder, bert_folder, 
   random.model.head_init = "verdict"
   with pytest.raises(InputError, match="the weights are random, which have no verdict"):
     build_model(random)
+  headless = language_model(llama_folder, tmp_path / "headless", tied=False, own=False)
+  with pytest.raises(InputError, match=r"verdict.*headless has no lm_head\.weight, though"):
+    RewardModel.from_pretrained(headless, verdict=("Yes", "No"))
   judge.save_pretrained(tmp_path)
   with pytest.raises(InputError, match="has a head of its own already"):
     RewardModel.from_pretrained(tmp_path, verdict=("Yes", "No"))
