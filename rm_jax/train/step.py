@@ -188,8 +188,8 @@ def compile_step(
 ) -> Compiled:
   """The step's functions, jitted with the shardings of their results.
 
-  The last few are kept: a run whose arguments are equal, such as one of another seed or one that
-  resumes in the same process, traces and compiles nothing again.
+  The last few of each are kept for the next runs in the same process. A run of another seed, or one
+  that resumes, traces and compiles nothing again; a run with another loss compiles no new `apply`.
 
   Args:
     network: the model's.
@@ -216,10 +216,6 @@ def compile_step(
     apply=_applying(optimizer, tree, kinds, everywhere),
     finite=_everywhere(all_finite, everywhere),
   )
-
-
-# `apply` and the two checks are kept apart from what depends on the loss, so that a run with
-# another loss does not compile them again.
 
 
 @functools.lru_cache(maxsize=8)
