@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rm_jax.errors import InputError
-from rm_jax.losses.compare import check_range, check_shape, mean_where, real_scores
+from rm_jax.losses.compare import check_range, check_shape, mean_by, mean_where, real_scores
 
 
 def real_labels(labels: jax.Array, where: jax.Array) -> jax.Array:
@@ -97,6 +97,31 @@ def kto(
   good = desirable * jax.nn.sigmoid(baseline - scores)
   bad = undesirable * jax.nn.sigmoid(scores - baseline)
   return mean_where(labels * good + (1 - labels) * bad, where, (-1,))
+
+
+def likelihood(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  where: jax.Array,
+) -> jax.Array:
+  """−s of what is good: maximum likelihood, of scores that are log-likelihoods.
+
+    Σ y · (−s) / Σ y
+
+  Such are implicit rewards without a reference and with a β of 1, and this is then supervised
+  fine-tuning on the good responses. Other scores can grow without an end, and this loss with them.
+
+  Args:
+    scores: float [..., K], log-likelihoods.
+    labels: float [..., K] in [0, 1], 1 is good; clipped to [0, 1].
+    where: bool [..., K], True at items and False at padding.
+
+  Returns:
+    float32 [...], mean over the list's items by their labels; 0 if none is good.
+  """
+  scores = real_scores(scores, labels, where)
+  return mean_by(-scores, jnp.clip(real_labels(labels, where), 0.0, 1.0), (-1,))
 
 
 def mse(

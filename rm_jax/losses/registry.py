@@ -34,6 +34,8 @@ class Loss:
     kinds: of `types.KINDS`, the kinds of feedback that it can learn from.
     init_params: (key, **options) -> initial values of the loss's own trained parameters; None if it
       has none.
+    bounded: whether it has a lower bound whatever the scores. If not, it is for implicit rewards
+      alone, whose likelihoods have an upper bound.
     refuse: (labels, margin, **options) -> what in a group's feedback the loss cannot use, as a
       message; '' if it can use all of it. None: the loss can use any group of its kinds.
   """
@@ -43,6 +45,7 @@ class Loss:
   kinds: tuple[str, ...]
   init_params: Callable[..., dict[str, jax.Array]] | None = None
   refuse: Callable[..., str] | None = None
+  bounded: bool = True
 
   def __call__(self, scores: jax.Array, labels: jax.Array, **arguments) -> jax.Array:
     return self.function(scores, labels, **arguments)
@@ -144,6 +147,7 @@ LOSSES: dict[str, Loss] = {
     Loss("lambda_ndcg", listwise.lambda_ndcg, _ORDER),
     Loss("bce", pointwise.bce, ("outcome",)),
     Loss("kto", pointwise.kto, ("outcome",)),
+    Loss("likelihood", pointwise.likelihood, ("pair", "outcome"), bounded=False),
     Loss("mse", pointwise.mse, ("outcome", "score")),
     Loss("huber", pointwise.huber, ("outcome", "score")),
     Loss("ordinal", pointwise.ordinal, ("score",), pointwise.ordinal_params, pointwise.no_grade),

@@ -243,6 +243,11 @@ def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | No
       check_loss(loss, options, f"loss.{kind}", kind)
       if asks_for_baseline(options):
         _check_baseline(config, f"loss.{kind}")
+      if not loss.bounded and config.model.get("reward") != "implicit":
+        raise InputError(
+          f"--config.loss.{kind}={config.loss[kind]!r} grows without an end with the scores of a "
+          "head; expected another loss, or --config.model.reward=implicit"
+        )
   try:
     World(**config.data.world)
   except (TypeError, ValueError) as error:

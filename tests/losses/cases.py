@@ -70,6 +70,7 @@ CASES = [
   Case("bce"),
   Case("kto"),
   Case("kto", {"baseline": 0.3, "desirable": 1.5, "undesirable": 0.7}),
+  Case("likelihood"),
   Case("mse", big=1e18),
   Case("huber", {"delta": 0.4}),
   Case("ordinal", {}, {"first": -0.7, "log_steps": [0.2, -0.3]}),
@@ -90,6 +91,7 @@ def make_inputs(case, batch=(), k=5, seed=0, *, observed=True):
   labels = {
     "bce": lambda: rng.uniform(size=lists),
     "kto": lambda: rng.uniform(size=lists),
+    "likelihood": lambda: rng.uniform(size=lists),
     "process": lambda: rng.uniform(size=lists),
     "mse": lambda: rng.normal(size=lists),
     "huber": lambda: rng.normal(size=lists),

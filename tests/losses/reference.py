@@ -206,6 +206,10 @@ def kto(x, *, baseline=0.0, desirable=1.0, undesirable=1.0):
   return mean([(1.0, value(x.s[i], x.y[i])) for i in x.real])
 
 
+def likelihood(x):
+  return mean([(x.y[i], -x.s[i]) for i in x.real])
+
+
 def mse(x):
   return mean([(1.0, (x.s[i] - x.y[i]) ** 2) for i in x.real])
 

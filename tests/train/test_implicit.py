@@ -311,6 +311,14 @@ def test_ktos_reference_point_is_the_same_however_a_step_is_laid_out(
       assert b[what] == pytest.approx(a[what], rel=1e-4, abs=1e-6), what
 
 
+@pytest.mark.parametrize("kind", ["pair", "outcome"])
+def test_a_head_is_not_trained_by_a_loss_without_a_bound(kind, llama_folder):
+  config = small_config(llama_folder, steps=1)
+  config.loss[kind] = "likelihood"
+  with pytest.raises(InputError, match=rf"loss.{kind}='likelihood' grows.*reward=implicit"):
+    check_fields(config)
+
+
 @pytest.mark.parametrize("more", [{"model.reward": "head"}, {"model.reference": "none"}])
 def test_a_reference_point_without_a_reference_is_refused(more, llama_folder, untied):
   config = config_of(llama_folder, untied, **{"loss.outcome": "kto(baseline='batch')"} | more)
@@ -412,9 +420,15 @@ def test_a_reference_that_reads_shorter_texts_is_refused(llama_folder, untied, t
 
 
 @pytest.mark.slow
-def test_random_weights_may_learn_without_a_reference(llama_folder, tmp_path):
-  config = small_config(llama_folder, steps=2)
+def test_random_weights_may_be_fine_tuned_without_a_reference(llama_folder, tmp_path):
+  config = small_config(llama_folder, steps=20)
   config.model.reward, config.model.reference = "implicit", "none"
+  config.model.beta, config.model.normalised = 1.0, True
+  config.loss.pair = "likelihood"
   run(config, tmp_path, devices=1)
-  assert RewardModel.from_pretrained(tmp_path).score(ROWS).shape == (3,)
+  losses = [x["loss"] for x in train_lines(tmp_path)]
+  assert losses[0] == pytest.approx(np.log(300), abs=0.1)  # of all tokens alike
+  assert losses[-1] < losses[0] - 1.5
+  (score,) = RewardModel.from_pretrained(tmp_path).score([{"prompt": "1.0 ab ", "response": "aab"}])
+  assert -score < np.log(300) - 1.5  # by the token
   assert build_model(config).record()["implicit"]["reference"] is None
