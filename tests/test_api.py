@@ -343,6 +343,7 @@ def test_messages_go_through_the_chat_template(model):
     [
       {"prompt": messages, "response": answer},
       {"prompt": messages, "response": "cd"},
+      {"prompt": tuple(messages), "response": "cd"},  # as the world writes them
       rendered,  # the tokenizer adds the first <s> itself
     ]
   )

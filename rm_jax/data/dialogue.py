@@ -62,7 +62,7 @@ def messages_of(value: object, column: str) -> tuple[Message, ...]:
   Raises:
     RowError: wrong_type, bad_role, unsupported_message (a tool's call) or lone_surrogate.
   """
-  if not isinstance(value, list):
+  if not isinstance(value, list | tuple):  # tuples are how the world and `types.Example` hold them
     found = f"{column!r} is {shown(value)}; expected a list of {{role, content}}, or all strings"
     raise RowError("wrong_type", found)
   messages = []

@@ -8,6 +8,7 @@ import pytest
 from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import Group, make_group
 from rm_jax.batch.tokenise import Convention, TextEncoder
+from rm_jax.errors import InputError
 from rm_jax.types import Example
 from tests.conftest import decoder_tokenizer
 
@@ -71,3 +72,16 @@ def test_the_fingerprint_of_an_earlier_version_is_compared_in_its_form():
   other = dataclasses.replace(group, weight=0.5)
   assert mark(other, saved=saved) == mark(other) != saved
   assert mark(group, saved="2:" + saved) == mark(group)
+
+
+def test_each_source_with_a_rate_is_a_part():
+  groups = [group_of(source=name) for name in ("a", "b", "a", "c")]
+  plain, _ = TokenDataset(groups, []).parts(2)
+  assert [part.tolist() for part in plain] == [[0, 1, 2, 3]]
+  parts, rates = TokenDataset(groups, [], {"a": 3.0, "c": 1.0}).parts(4)
+  assert [part.tolist() for part in parts] == [[0, 2], [3]]
+  assert rates == [0.75, 0.25]
+  with pytest.raises(InputError, match="nothing is left of d, e to train on"):
+    TokenDataset(groups, [], {"a": 1.0, "d": 1.0, "e": 1.0}).parts(4)
+  with pytest.raises(InputError, match=r"batch_groups is 2, too few for 2 .*at least 3"):
+    TokenDataset(groups, [], {"a": 3.0, "c": 1.0}).parts(2)
