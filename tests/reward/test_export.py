@@ -240,6 +240,7 @@ def test_members_and_attributes_are_one_row(tmp_path):
   out = exported(rm)
   np.testing.assert_allclose(out.tensors["score.weight"][0], kernel_DO.mean(axis=1), atol=1e-7)
   assert out.config["id2label"] == {"0": "reward"}
+  assert out.config["label2id"] == {"reward": 0}
   one = exported(modelled(tmp_path / "c", decoder_tokenizer(), attributes=("x",), mix=(-3.0,)))
   alone = modelled(tmp_path / "c", decoder_tokenizer())
   row_D = -3 * np.asarray(alone.params["head"]["out"]["kernel"])[:, 0]
