@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rm_jax.metrics.annotators import (
   LEVELS,
@@ -345,6 +346,34 @@ def test_logistic_against_sklearn_and_a_sandwich_by_hand():
   # A copy of each row in the same cluster adds no information.
   twice = logistic(np.repeat(x, 2, 0), np.repeat(y, 2), np.repeat(np.arange(500), 2).tolist())
   assert [f["standard_error"] for f in twice] == pytest.approx(error, rel=1e-3)
+
+
+def test_logistic_of_few_clusters_by_hand():
+  """Eight clusters: Student's t, and the changes of the slopes when one is left out; four: none."""
+  rng = np.random.default_rng(2)
+  x = np.c_[np.ones(96), rng.standard_normal(96)]
+  y = (rng.random(96) < 1 / (1 + np.exp(-x @ [0.3, 1.0]))).astype(float)
+  clusters = np.arange(96) // 12
+  found = logistic(x, y, clusters.tolist())
+  beta = np.asarray([f["slope"] for f in found])
+  p = 1 / (1 + np.exp(-x @ beta))
+  score_NF, weight_N = x * (y - p)[:, None], p * (1 - p)
+  assert np.abs(score_NF.sum(0)).max() < 1e-6  # the maximum of the likelihood
+  changes = [
+    np.linalg.solve(
+      (x[clusters != g].T * weight_N[clusters != g]) @ x[clusters != g],
+      score_NF[clusters == g].sum(0),
+    )
+    for g in range(8)
+  ]
+  error = np.sqrt(7 / 8 * np.square(changes).sum(0))
+  assert [f["standard_error"] for f in found] == pytest.approx(error, rel=1e-6)
+  half = stats.t.ppf(0.975, 7) * error
+  for f, b, h in zip(found, beta, half, strict=True):
+    assert f["interval"] == pytest.approx([b - h, b + h], rel=1e-6)
+  for one in logistic(x, y, (np.arange(96) // 24).tolist()):
+    assert (one["interval"], one["standard_error"]) == (None, None)
+    assert "cluster" in one["why"] or "conversation" in one["why"]
 
 
 @pytest.mark.parametrize("conversations", [12, 60])

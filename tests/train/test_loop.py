@@ -203,8 +203,7 @@ def test_held_out_data_that_say_little_do_not_end_a_run(heldout, why, llama_fold
 
 @pytest.mark.slow
 def test_damaged_checkpoint_is_passed_over_and_made_again(whole, llama_folder, tmp_path, caplog):
-  config = small_config(llama_folder, steps=20)
-  config.train.keep = 2
+  config = small_config(llama_folder, steps=20)  # keeps two checkpoints by default
   run(config, tmp_path, devices=1)
   before = files(tmp_path)
   flip_a_byte(tmp_path / "checkpoints" / "20" / "params")
