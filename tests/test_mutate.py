@@ -121,7 +121,9 @@ def test_tests_that_mirror_a_file_come_before_those_that_import_it(tree):
 
 @pytest.mark.slow
 def test_what_becomes_of_a_mutation(tree, tmp_path, monkeypatch):
-  monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # pytest starts twenty times
+  monkeypatch.setenv(
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"
+  )  # or each start of pytest loads all of them
   (tmp_path / "copy").mkdir()
   copy = mutate.Copy(tree, tmp_path / "copy", limit=3)
   by = {m.after.strip(): m for m in mutations()}

@@ -110,7 +110,8 @@ def likelihood(
     Σ y · (−s) / Σ y
 
   Such are implicit rewards without a reference and with a β of 1, and this is then supervised
-  fine-tuning on the good responses. Other scores can grow without an end, and this loss with them.
+  fine-tuning on the good responses. For scores without an upper bound, such as a head's, this loss
+  has no lower bound.
 
   Args:
     scores: float [..., K], log-likelihoods.

@@ -34,8 +34,8 @@ class Loss:
     kinds: of `types.KINDS`, the kinds of feedback that it can learn from.
     init_params: (key, **options) -> initial values of the loss's own trained parameters; None if it
       has none.
-    bounded: whether it has a lower bound whatever the scores. If not, it is for implicit rewards
-      alone, whose likelihoods have an upper bound.
+    bounded: whether it has a lower bound whatever the scores. If not, only implicit rewards may be
+      trained by it, since a likelihood has an upper bound.
     refuse: (labels, margin, **options) -> what in a group's feedback the loss cannot use, as a
       message; '' if it can use all of it. None: the loss can use any group of its kinds.
   """

@@ -245,8 +245,8 @@ def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | No
         _check_baseline(config, f"loss.{kind}")
       if not loss.bounded and config.model.get("reward") != "implicit":
         raise InputError(
-          f"--config.loss.{kind}={config.loss[kind]!r} grows without an end with the scores of a "
-          "head; expected another loss, or --config.model.reward=implicit"
+          f"--config.loss.{kind}={config.loss[kind]!r} has no lower bound for a head's scores; "
+          "expected another loss, or --config.model.reward=implicit"
         )
   try:
     World(**config.data.world)

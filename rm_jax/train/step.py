@@ -200,12 +200,9 @@ def compile_step(
     sources: number of data sources, whose metrics are kept apart.
     dropout: whether dropout is on.
   """
+  state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   leaves, tree = jax.tree.flatten(state)
-  kinds = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves)
-  params = tuple(
-    (path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding))
-    for path, x in state.params.items()
-  )
+  params = tuple(state.params.items())
   zeros, accumulate, ahead = _summing(network, objective, params, mesh, sources, dropout)
   everywhere = replicated(mesh)
   return Compiled(
@@ -213,7 +210,7 @@ def compile_step(
     accumulate=accumulate,
     ahead=ahead,
     checked=_everywhere(checked, everywhere),
-    apply=_applying(optimizer, tree, kinds, everywhere),
+    apply=_applying(optimizer, tree, tuple(leaves), everywhere),
     finite=_everywhere(all_finite, everywhere),
   )
 
@@ -237,8 +234,8 @@ def _summing(network, objective, params, mesh, sources, dropout) -> tuple[Callab
 
 
 @functools.lru_cache(maxsize=8)
-def _applying(optimizer, tree, kinds, everywhere) -> Callable:
-  shardings = jax.tree.unflatten(tree, [x.sharding for x in kinds])
+def _applying(optimizer, tree, leaves, everywhere) -> Callable:
+  shardings = jax.tree.unflatten(tree, [x.sharding for x in leaves])
   return jax.jit(
     make_apply(optimizer),
     donate_argnums=(0,),

@@ -154,4 +154,6 @@ def test_a_leak_between_changed_templates_is_of_the_text_that_was_changed_less()
   train.append(pair(f"{first} {leak} {changed(second, 8)}"))
   held = [pair(f"{second} {leak} {changed(first, 5)}")]
   (found,) = contaminated(train, held, n=4)
+  # The leak's 12 words are 9 n-grams. The training text has 7 others: 4 with the one changed word,
+  # and 3 over the end of the leak.
   assert (found.index, found.shared, found.share) == (80, 9, 9 / 16)

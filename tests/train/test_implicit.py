@@ -315,7 +315,9 @@ def test_ktos_reference_point_is_the_same_however_a_step_is_laid_out(
 def test_a_head_is_not_trained_by_a_loss_without_a_bound(kind, llama_folder):
   config = small_config(llama_folder, steps=1)
   config.loss[kind] = "likelihood"
-  with pytest.raises(InputError, match=rf"loss.{kind}='likelihood' grows.*reward=implicit"):
+  with pytest.raises(
+    InputError, match=rf"loss.{kind}='likelihood' has no lower bound.*reward=implicit"
+  ):
     check_fields(config)
 
 
