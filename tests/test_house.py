@@ -33,6 +33,7 @@ A room that is declared here does not have to exist. What comes next will live i
 """
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,9 @@ MORE_FILES = {
   "rm_jax/pretrained/families": 99,  # one file a family
 }
 MOST_LINES = 600
+# What the repository holds at its top, beside what tools need.
+TOP = {"rm_jax", "experiments", "configs", "tests", "docs", "setup.py", "README.md"}
+TOP_FOR_TOOLS = {"pyproject.toml", "LICENSE", ".ci", ".gitignore"}
 
 
 def rooms_imported(path, root=ROOT):
@@ -174,3 +178,12 @@ def test_no_folder_has_too_many_files():
     files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
     most = MORE_FILES.get(name, MOST_FILES)
     assert len(files) <= most, f"{name} has {len(files)} files; at most {most}: is it one room?"
+
+
+def test_nothing_else_is_kept_at_the_top():
+  if not (ROOT / ".git").exists():
+    pytest.skip("not a git checkout")
+  listed = subprocess.run(
+    ["git", "-C", str(ROOT), "ls-files"], check=True, capture_output=True, text=True
+  ).stdout.splitlines()
+  assert {name.split("/")[0] for name in listed} == TOP | TOP_FOR_TOOLS
