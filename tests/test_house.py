@@ -33,6 +33,7 @@ A room that is declared here does not have to exist. What comes next will live i
 """
 
 import ast
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -181,9 +182,9 @@ def test_no_folder_has_too_many_files():
 
 
 def test_nothing_else_is_kept_at_the_top():
-  if not (ROOT / ".git").exists():
-    pytest.skip("not a git checkout")
-  listed = subprocess.run(
-    ["git", "-C", str(ROOT), "ls-files"], check=True, capture_output=True, text=True
-  ).stdout.splitlines()
+  if not (ROOT / ".git").exists() or not shutil.which("git"):
+    pytest.skip("no git checkout, or no git")
+  # The checkout may belong to another user than the one who runs the tests.
+  command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "ls-files"]
+  listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
   assert {name.split("/")[0] for name in listed} == TOP | TOP_FOR_TOOLS
