@@ -21,7 +21,7 @@ def parse(cls: type[T], value: Any, where: str) -> T:
     where: the file and key, for the message.
 
   Raises:
-    ValueError: it is no object, lacks a field, or has a key that is not a field or a value of
+    InputError: it is no object, lacks a field, or has a key that is not a field or a value of
       another type or not finite; or the dataclass itself raises ValueError. The message names
       `where`.
   """
@@ -68,7 +68,7 @@ def parse_calls(text: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
   """'clip(high=5), tanh' -> [(name, options)], at least one. Options are Python literals.
 
   Raises:
-    ValueError: the text is not of that form; the message is `expected`.
+    InputError: the text is not of that form; the message is `expected`.
   """
   node = _expression(text, expected)
   found = [_call(one, expected) for one in (node.elts if isinstance(node, ast.Tuple) else [node])]

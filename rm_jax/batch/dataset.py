@@ -46,7 +46,7 @@ class TokenDataset:
       size: groups of a step.
 
     Raises:
-      ValueError: a step is too small for its sources, or a source has no group left.
+      InputError: a step is too small for its sources, or a source has no group left.
     """
     if not any(self.rates.values()):
       return [np.arange(len(self.groups))], [1.0]

@@ -150,7 +150,7 @@ def label(tokens: Group, example: Example, attributes: Sequence[str] = ()) -> Gr
 
 
 def check_vocabulary(groups: Iterable[Group], vocab: int) -> None:
-  """Raises ValueError if a token id is not in the model's vocabulary.
+  """Raises InputError if a token id is not in the model's vocabulary.
 
   `nnx.Embed` gives NaN for such an id, and the scores would be NaN with no hint at the cause.
   """

@@ -158,7 +158,7 @@ def plan(
     lengths, the largest of which holds any group by itself.
 
   Raises:
-    ValueError: `packing.row_lengths` are too short for the data, or `packing.shapes` is below 1.
+    InputError: `packing.row_lengths` are too short for the data, or `packing.shapes` is below 1.
   """
   if packing.shapes < 1:
     raise InputError(f"data.shapes: {packing.shapes}; expected at least 1 row length")

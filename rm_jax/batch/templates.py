@@ -158,7 +158,7 @@ def check(template: str, *, option: str = "chat_template", **variables: Any) -> 
     variables: as of `render`.
 
   Raises:
-    ValueError: the syntax is wrong, or rendering exceeded a limit or failed in Python code; the
+    InputError: the syntax is wrong, or rendering exceeded a limit or failed in Python code; the
       message says why.
   """
   from jinja2 import TemplateError, TemplateSyntaxError

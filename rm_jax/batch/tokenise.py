@@ -61,7 +61,7 @@ class Convention:
       the records of earlier versions: the tokenizer's, or none where it has none.
 
   Raises:
-    ValueError: `eos`, `pooling` or `bos` is none of these, `max_length` is below 1, or there is a
+    InputError: `eos`, `pooling` or `bos` is none of these, `max_length` is below 1, or there is a
       question and the model is an encoder, adds EOS or reads another token than the last.
   """
 
@@ -102,7 +102,7 @@ class TextEncoder:
     option: how the caller can set an option, for error messages; {0} is the option's name.
 
   Raises:
-    ValueError: the convention wants an EOS and the tokenizer has none, an encoder's `max_length`
+    InputError: the convention wants an EOS and the tokenizer has none, an encoder's `max_length`
       has no room for text beside the special tokens, there is no room beside the question, or the
       chat template cannot be rendered.
   """
@@ -273,7 +273,7 @@ class TextEncoder:
     """Renders a conversation; `generation` adds the template's opening of the assistant's turn.
 
     Raises:
-      ValueError: the tokenizer has no chat template, or several and no default.
+      InputError: the tokenizer has no chat template, or several and no default.
       RowError: there are no messages, or the template refuses them or fails.
     """
     if not self.tokenizer.chat_template:
@@ -435,7 +435,7 @@ class TextEncoder:
       the tokens, or why there are none.
 
     Raises:
-      ValueError: the model is an encoder, which has a single mark; the separator has no token; or
+      InputError: the model is an encoder, which has a single mark; the separator has no token; or
         the prompt is messages and the tokenizer has no chat template, or several and no default.
     """
     if self.convention.encoder:

@@ -123,7 +123,7 @@ def find_duplicates(
 
   Raises:
     InputError: `threshold` is out of its range.
-    ValueError: `n` is below 1, or an example is no comparison of two responses.
+    InputError: `n` is below 1, or an example is no comparison of two responses.
   """
   if not 0 <= threshold < 1:
     raise InputError(f"threshold is {threshold}; expected it in (0, 1), or 0 for equal texts only")

@@ -83,7 +83,7 @@ def attributes_example(
     prompt: checked by the caller.
     responses: the one response, checked by the caller.
     ratings: {name: number or None}; the names with None are left out.
-    more: passed on, as to `example_of`.
+    more: further fields of the example, as `example_of` takes them.
 
   Raises:
     RowError: wrong_type (not {name: number}), not_finite, no_attribute where none has a number, or

@@ -354,7 +354,7 @@ def mean(
   return Interval(tuple(ends), STUDENT)
 
 
-# Scale -> (function to a scale on which the statistic's error is about normal, its inverse).
+# Kind of statistic -> (function to a scale on which its error is about normal, its inverse).
 SCALES = {
   "plain": (lambda x: x, lambda x: x),
   "correlation": (np.arctanh, np.tanh),

@@ -11,10 +11,10 @@ from rm_jax.models.layers import activation
 
 
 def _stable_repr(config: Any, later: Set[str], renamed: Mapping[str, str]) -> str:
-  """The repr of a dataclass as earlier versions of it had it.
+  """The repr of a dataclass as it was before fields were added or renamed.
 
-  It is part of the key of cached scores and of drift references (`audit.scorer.model_hash`), which
-  earlier versions have written.
+  The hash by which cached scores and drift references name their model (`audit.scorer.model_hash`)
+  is computed from it, so that those which an earlier version of this library wrote are still found.
 
   Args:
     config: the dataclass.

@@ -299,13 +299,21 @@ class Network:
   def _pooled(
     self, modules: _Modules, batch: Batch, *, key: jax.Array | None = None, whole: bool = False
   ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """What the head reads: at each mark, and of the mark's prompt, both [B, M, D]; hidden states.
+    """What the head reads, and the last hidden states that it is read from.
 
-    The prompt's state is None without a gate. In a decoder it is the hidden state of the prompt's
-    last token. In an encoder all hidden states have read the response too, so it is the mean of the
-    outputs of the embedding layer over the prompt. The last hidden states, [B, T, D], are None
-    where the last layer computed only what is read, which it does where it can
-    (`reads_marks_alone`) unless `whole`.
+    Args:
+      modules: the network's modules, with their parameters.
+      batch: rows of groups; if it has `starts`, the head reads means of columns.
+      key: for dropout.
+      whole: whether the last hidden states are wanted at all columns.
+
+    Returns:
+      The hidden state of each mark, [B, M, D]; with `batch.starts` the mean from there to the mark.
+      The state of each mark's prompt, [B, M, D]; None without a gate. In a decoder it is the hidden
+        state of the prompt's last token. In an encoder all hidden states have read the response
+        too, so it is the mean of the outputs of the embedding layer over the prompt.
+      The last hidden states, [B, T, D]; None where the last layer computed only what is read, as it
+        does where that is faster (`reads_marks_alone`), unless `whole`.
     """
     shape = len(batch.marks), -1
     marks_BM = batch.marks.reshape(shape)

@@ -164,7 +164,7 @@ def as_trained(tokenizer: Any, record: Mapping[str, Any]) -> Any:
     record: the folder's rm_jax.json; without a "tokenizer" nothing is done.
 
   Raises:
-    ValueError: the record is not one that we wrote.
+    InputError: the record is not one that we wrote.
   """
   saved = record.get("tokenizer")
   if saved is None:
@@ -205,7 +205,7 @@ class Overlaid:
     reader: has names(), shape(name), get(name).
     packed: from `packed_tensors`.
 
-  Raises ValueError where the record is not one that we wrote.
+  Raises InputError where the record is not one that we wrote.
   """
 
   def __init__(self, reader: Any, packed: Mapping[str, Any]):

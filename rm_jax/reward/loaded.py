@@ -80,7 +80,7 @@ def text_model_of(
 def saved_head(source: Source) -> tuple[HeadConfig | LikelihoodHead, Reference | None]:
   """(the head's config, from our record or else from config.json; an implicit reward's reference).
 
-  A head has no dropout, for scoring. Raises ValueError where the record cannot be used.
+  A head has no dropout, for scoring. Raises InputError where the record cannot be used.
   """
   where = f"{source.path / RECORD}: "
   if "implicit" in source.record:

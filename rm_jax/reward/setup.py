@@ -246,7 +246,7 @@ def convention_for(
     question: what a judge is asked of each response; '' = as saved, else nothing.
 
   Raises:
-    ValueError: `pooling` is not one that the architecture or the checkpoint's head allows; the
+    InputError: `pooling` is not one that the architecture or the checkpoint's head allows; the
       checkpoint has a head and there is a question behind which it was not trained; `Convention`
       refuses `eos`, `max_length`, or a question beside them; the record is damaged, or contradicts
       config.json; or that is one that `backbone_config` or `skipped_token` refuses.
@@ -311,7 +311,7 @@ def chat_template(name: str) -> str:
     name: a name in `batch.tokenise.TEMPLATES`, Jinja text itself, or a file or URL of it.
 
   Raises:
-    ValueError: it is none of them, or a file that is not UTF-8.
+    InputError: it is none of them, or a file that is not UTF-8.
     OSError: it cannot be read.
   """
   if name in TEMPLATES:
@@ -342,7 +342,7 @@ def build_model(
   Raises:
     FileNotFoundError: the model or the tokenizer that the config names is not found.
     OSError: what is at a URL cannot be read.
-    ValueError: the config's `model` part cannot be satisfied.
+    InputError: the config's `model` part cannot be satisfied.
   """
   c = config.model
   source, hf_config = architecture(config)

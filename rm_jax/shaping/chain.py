@@ -2,7 +2,8 @@
 
 A chain is a list of stages (`stages.py`), each applied to the scores of the one before it. It is
 declared as a text, 'normalise, clip(low=-5, high=5)', whose missing numbers are fitted on judged
-responses; and it is saved with all its numbers beside the model, in `pretrained.source.SHAPING`.
+responses (that people have compared or rated). With all its numbers it is saved beside the model,
+in the file that `pretrained.source.SHAPING` names.
 """
 
 import dataclasses

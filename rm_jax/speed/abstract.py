@@ -38,7 +38,7 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     slices: number of such TPU slices, joined by the data centre's network.
 
   Raises:
-    ValueError: libtpu is missing, or knows no such topology or number of slices; or 'local' is
+    InputError: libtpu is missing, or knows no such topology or number of slices; or 'local' is
       asked for with more than one slice.
   """
   if topology == "local":

@@ -275,7 +275,7 @@ def benchmark(config: Any) -> dict[str, Any]:
     same time.
 
   Raises:
-    ValueError, OSError: the config, its files or its data cannot be used.
+    InputError, OSError: the config, its files or its data cannot be used.
   """
   check_fields(config, _FIELDS)
   options = config.benchmark

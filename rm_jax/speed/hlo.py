@@ -10,8 +10,6 @@ import re
 
 import numpy as np
 
-# Bytes of an element; the names of all other dtypes begin with letters and their number of bits.
-_ITEM = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"\b(pred|c64|c128|(?:bf|[suf])\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
@@ -90,9 +88,10 @@ def arrays_of(shape: str) -> tuple[Array, ...]:
   out = []
   for dtype, sizes, layout in _ARRAY.findall(shape):
     dims = tuple(int(n) for n in sizes.split(",") if n)
-    item = _ITEM.get(dtype) or int(re.match(r"[a-z]+(\d+)", dtype)[1]) / 8
+    # The name has an element's number of bits (bf16, s4, f8e4m3fn); a Boolean, pred, is a byte.
+    bits = 8 if dtype == "pred" else int(re.match(r"[a-z]+(\d+)", dtype)[1])
     elements = float(np.prod(dims)) if dims else 1.0
-    out.append(Array(dtype, dims, item * elements, not re.search(r"S\([1-9]\)", layout or "")))
+    out.append(Array(dtype, dims, bits / 8 * elements, not re.search(r"S\([1-9]\)", layout or "")))
   return tuple(out)
 
 

@@ -245,7 +245,7 @@ def plan(
     speed/chips.py, or XLA refused a program that exceeds its memory), 'advice' ...
 
   Raises:
-    ValueError, OSError: the config, a file that it names, the topology or the mesh cannot be used.
+    InputError, OSError: the config, a file that it names, the topology or the mesh cannot be used.
   """
   check_fields(config)
   devices = topology_devices(topology, slices)

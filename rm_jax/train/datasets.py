@@ -46,7 +46,7 @@ def world_of(name: str, config: Any, split: str) -> tuple[World, int, int | None
     nor begins with 'world:'.
 
   Raises:
-    ValueError: such a name is not of that form, or an option is unknown or out of its range.
+    InputError: such a name is not of that form, or an option is unknown or out of its range.
   """
   if name.partition(":")[0] != "world":
     return None
@@ -301,7 +301,7 @@ def _check_weights(examples: list[Example]) -> None:
 
 
 def _check_attributes(config: Any, model: TextModel, train: TokenDataset) -> None:
-  """Raises ValueError if a model's attributes, or their mix, cannot be learned from the data."""
+  """Raises InputError if a model's attributes, or their mix, cannot be learned from the data."""
   # If the checkpoint has a head, that rates the attributes already; pairs alone may train the mix.
   known = model.source is not None and is_classifier(model.source.config)
   ratings = {} if known else train.ratings(model.network.head.attributes)
@@ -344,7 +344,7 @@ def read_both(config: Any, report: Report) -> tuple[list[Example], list[Example]
     (training examples, held-out examples, source -> rate; without the sources that are dropped).
 
   Raises:
-    ValueError, OSError: the config does not name training data in one of the two ways, or names
+    InputError, OSError: the config does not name training data in one of the two ways, or names
       data that cannot be read or used.
   """
   if bool(config.data.train) == bool(len(config.data.sources)):
@@ -549,7 +549,7 @@ def load_shifted(
     pooled: whether the ensemble is made of several runs; then the model itself need not be one.
 
   Raises:
-    ValueError: there is no ensemble, no data are held out to compare with, no group is left, or the
+    InputError: there is no ensemble, no data are held out to compare with, no group is left, or the
       tokenizer gives a token that the model does not have.
     ValueError, OSError: as `read`.
   """

@@ -211,7 +211,7 @@ def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | No
     own: path -> rule of the fields that only one command has, which the config must have.
 
   Raises:
-    ValueError: a field of `own` is missing or a value is wrong. The message lists all fields whose
+    InputError: a field of `own` is missing or a value is wrong. The message lists all fields whose
       rule is broken; if none is, the first that is wrong of columns, optimiser, losses and world.
   """
   own, values = own or {}, flat(config)

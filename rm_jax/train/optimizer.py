@@ -141,7 +141,7 @@ def scale_by_muon(config: Any) -> optax.GradientTransformation:
   parts use the same learning rate.
 
   Raises:
-    ValueError: when it is initialised, if no layer's kernel is trained.
+    InputError: when it is initialised, if no layer's kernel is trained.
   """
 
   def dimensions(updates):
@@ -253,7 +253,7 @@ def split_frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> tuple[dic
   """(trained, frozen) parts of a flat dict of parameters, by `re.search` of patterns in paths.
 
   Raises:
-    ValueError: a pattern that freezes nothing, or nothing left to train.
+    InputError: a pattern that freezes nothing, or nothing left to train.
   """
   for pattern in patterns:
     if not any(re.search(pattern, path) for path in params):

@@ -22,7 +22,7 @@ def parse_loss(text: str, field: str) -> tuple[Loss, dict[str, Any]]:
     field: of the config, for errors.
 
   Raises:
-    ValueError: it is not of that form; the loss or an option is not known; or an option that the
+    InputError: it is not of that form; the loss or an option is not known; or an option that the
       loss needs is missing, or one is of another type than it declares.
   """
   expected = f"{field} is {text!r}; expected a loss, or a loss(option=value)"
@@ -91,7 +91,7 @@ def check_loss(loss: Loss, options: dict[str, Any], field: str, kind: str) -> No
 
 
 def check_output(out: Any, lead: tuple[int, ...], what: str) -> None:
-  """Raises ValueError unless a loss returned one value a list.
+  """Raises InputError unless a loss returned one value a list.
 
   A loss that returns its mean over all lists would broadcast, and every group would train on a
   fraction of its gradient.

@@ -44,7 +44,7 @@ def check(config: Any, model: TextModel) -> None:
     model: from `setup.build_model`.
 
   Raises:
-    ValueError: the reward is implicit and the penalty is `text_dpo`; or a judge's question stands
+    InputError: the reward is implicit and the penalty is `text_dpo`; or a judge's question stands
       behind each response; or the reward is not implicit, and the model is an encoder, or a decoder
       that caps its logits, or whose language-model head is neither its embedding nor in the
       checkpoint in the right shape.
@@ -133,7 +133,7 @@ class TextPenalty:
     kinds: the kinds of feedback in the data.
 
   Raises:
-    ValueError: a weight, or the β of `text_dpo`, is out of its range; or a text loss has a weight
+    InputError: a weight, or the β of `text_dpo`, is out of its range; or a text loss has a weight
       and no kind in the data has a best response.
   """
 

@@ -187,7 +187,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
   Fields of `_MAY_CHANGE` are not compared. Nothing is written.
 
   Raises:
-    ValueError: it holds a run of another config, a damaged config.json, or checkpoints and no
+    InputError: it holds a run of another config, a damaged config.json, or checkpoints and no
       config.json.
   """
   there = _saved(workdir)
@@ -210,7 +210,7 @@ def locked(workdir: Path) -> Iterator[None]:
   ends, however it ends. On a file system without locks a warning is logged.
 
   Raises:
-    ValueError: another run has locked it.
+    InputError: another run has locked it.
     OSError: the folder cannot be made.
   """
   problem, file, new = "", None, False

@@ -179,5 +179,5 @@ def absent(items: Sequence[Item], order: Sequence[str]) -> list[str]:
 
 
 def finite(value: float) -> float | None:
-  """The value as a float, or None, which JSON can hold, if it is NaN or infinite."""
+  """The value as a float; None if it is NaN or infinite, for which JSON has no word."""
   return float(value) if np.isfinite(value) else None

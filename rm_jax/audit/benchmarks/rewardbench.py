@@ -204,7 +204,8 @@ def evaluate(
 def load_2(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """RewardBench 2: rows of id, prompt, chosen [..], rejected [..], num_correct, subset.
 
-  In the subset Ties, ids are 'ref:N' (a prompt with one right answer) and 'tied:N' (with several).
+  num_correct is the length of chosen, which is 1 but for rows 'tied:N' of the subset Ties. Its ids
+  are 'ref:N' (a prompt with one right answer) and 'tied:N' (with several).
   """
   convert = functools.partial(_list, messages=messages)
   needs = ("id", "prompt", "chosen", "rejected", "num_correct", "subset")

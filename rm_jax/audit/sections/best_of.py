@@ -89,7 +89,10 @@ def _chart(found: Mapping[str, Any]) -> bytes:
 
 
 def _curves(found: Mapping[str, Any]) -> bytes:
-  """A PNG of the main readings and rules over the number of candidates."""
+  """A PNG of the share of right choices over the number of candidates.
+
+  Of the main readings (ways to read a candidate's score, `found["main"]`), and of all rules.
+  """
   figure = pictures.figure(4.8, 4.2)
   axis = figure.subplots()
   ks = [int(k) for k in found["k"]]

@@ -175,10 +175,17 @@ def _less(a_N, b_N, clusters: list[str], seed: int) -> dict:
 
 
 def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) -> dict:
-  """(accuracy without the prompt − 1/2) / (accuracy with it − 1/2), as a figure.
+  """(accuracy without the right prompt − 1/2) / (accuracy with it − 1/2), as a figure.
 
-  Not defined if `accuracy`, the figure of the accuracy with the prompt, has no interval, or if its
-  interval is not above 1/2.
+  Not defined if `accuracy`, the figure of the accuracy with the right prompt, has no interval, or
+  one that begins at 1/2 or below.
+
+  Args:
+    without_N: the model's credit on each pair, with no prompt or with another conversation's.
+    with_N: its credit on the same pairs with the right prompt.
+    accuracy: the mean of `with_N`, as a figure.
+    clusters: N conversations.
+    seed: of the interval.
   """
   if accuracy["interval"] is None:
     return figures.none(accuracy["why"], len(with_N))

@@ -110,7 +110,7 @@ def read_decoder(hf: Any, **peculiar: Any) -> DecoderConfig:
       biases nor norms of queries and keys.
 
   Raises:
-    ValueError: heads that do not fit one another, or a RoPE that is not supported.
+    InputError: heads that do not fit one another, or a RoPE that is not supported.
   """
   heads = hf.num_attention_heads
   kv_heads = getattr(hf, "num_key_value_heads", None) or heads
@@ -186,7 +186,7 @@ def _rope(hf: Any) -> Rope:
 
 
 def check_number(where: str, key: str, value: Any, least: float, most: float) -> None:
-  """Raises ValueError where a value is no finite number in a range."""
+  """Raises InputError where a value is no finite number in a range."""
   # `not least <= value <= most` refuses NaN too, for which all comparisons are false.
   if type(value) not in (int, float) or not least <= value <= most or not math.isfinite(value):
     raise InputError(f"{where}: {key} is {value!r:.80}; expected a number, {least:g} to {most:g}")
