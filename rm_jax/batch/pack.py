@@ -43,7 +43,7 @@ def optional_fields(groups: Iterable[Group]) -> frozenset[str]:
   for group in groups:
     found.update(name for name in FROM_GROUPS if getattr(group, name) is not None)
     rated |= group.kind == "attributes"
-  if not rated:  # with a model that has attributes, groups of other kinds have NaN for ratings
+  if not rated:  # then the ratings, where there are any, are all NaN
     found.discard("attributes")
   # Losses take observed comparisons or the labels' order, one of them for the whole batch. Where
   # some groups have observed ones, the order of the others is written out in the same form.

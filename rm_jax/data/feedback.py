@@ -75,7 +75,7 @@ def _attributes(row: Row, origin: str) -> Example:
 def attributes_example(
   row: Row, origin: str, prompt: Text, responses: tuple[Text], ratings: object, **more
 ) -> Example:
-  """Builds the `Example` of one response's ratings on attributes, for use in a new format.
+  """Builds the `Example` of one response's ratings on attributes; formats of ratings call it.
 
   Args:
     row: the row, for its `weight`.
@@ -83,7 +83,7 @@ def attributes_example(
     prompt: checked by the caller.
     responses: the one response, checked by the caller.
     ratings: {name: number or None}; the names with None are left out.
-    more: further fields of the example, as `example_of` takes them.
+    more: further fields of the `Example`.
 
   Raises:
     RowError: wrong_type (not {name: number}), not_finite, no_attribute where none has a number, or

@@ -91,7 +91,7 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
 
 
 def count_slices(devices: list[Any]) -> int:
-  """Number of slices that devices belong to; 1 where devices know of none (most but TPUs)."""
+  """Number of slices that devices belong to; 1 where they have no slice index, as CPUs."""
   return len({getattr(device, "slice_index", None) for device in devices})
 
 

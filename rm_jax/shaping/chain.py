@@ -1,9 +1,10 @@
 """The chain between a model's score and the score that reinforcement learning reads.
 
 A chain is a list of stages (`stages.py`), each applied to the scores of the one before it. It is
-declared as a text, 'normalise, clip(low=-5, high=5)', whose missing numbers are fitted on judged
-responses (that people have compared or rated). With all its numbers it is saved beside the model,
-in the file that `pretrained.source.SHAPING` names.
+declared as a text, 'normalise, clip(low=-5, high=5)'. Numbers that the text leaves out have
+defaults, or are fitted on responses that people have compared or rated (a stage's `estimates`).
+With all its numbers a chain is saved beside the model, in the file that `pretrained.source.SHAPING`
+names.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
-"""Remote files and folders, such as gs://bucket/folder: copied to the local cache and read there.
+"""Copies remote files and folders, such as gs://bucket/folder, to the local cache.
 
-A local copy is needed in any case, since weights are memory-mapped. It is reused as long as the
-names, sizes and versions of the remote objects do not change.
+Callers read the local copy; they need one in any case, since they map weights into memory. A copy
+is reused as long as the names, sizes and versions of the remote objects do not change; after a
+change a new one is made beside it.
 """
 
 import hashlib

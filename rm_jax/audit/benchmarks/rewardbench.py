@@ -204,8 +204,8 @@ def evaluate(
 def load_2(*paths: str | os.PathLike, messages: bool, report: Report) -> list[Item]:
   """RewardBench 2: rows of id, prompt, chosen [..], rejected [..], num_correct, subset.
 
-  num_correct is the length of chosen, which is 1 but for rows 'tied:N' of the subset Ties. Its ids
-  are 'ref:N' (a prompt with one right answer) and 'tied:N' (with several).
+  num_correct is the length of chosen. Ids of the subset Ties are 'ref:N' (a prompt with one right
+  answer) and 'tied:N' (with several); all other rows have one chosen response.
   """
   convert = functools.partial(_list, messages=messages)
   needs = ("id", "prompt", "chosen", "rejected", "num_correct", "subset")

@@ -181,7 +181,8 @@ def _remains(without_N, with_N, accuracy: dict, clusters: list[str], seed: int) 
   one that begins at 1/2 or below.
 
   Args:
-    without_N: the model's credit on each pair, with no prompt or with another conversation's.
+    without_N: the model's credit on each pair, with the neutral prompt or with another
+      conversation's.
     with_N: its credit on the same pairs with the right prompt.
     accuracy: the mean of `with_N`, as a figure.
     clusters: N conversations.
