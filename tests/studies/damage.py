@@ -110,13 +110,13 @@ def contents(workdir: Path) -> dict[str, bytes]:
   out["position"] = (latest / "position" / "metadata").read_bytes()
   reader = ocp.PyTreeCheckpointer()
   for item in ("params", "train"):
-    found = reader.metadata(str(latest / item))
-    found = getattr(found, "item_metadata", found)
-    # Orbax has no metadata of a checkpoint whose file of shardings is damaged, which nothing needs
-    # to read it. All checkpoints of the study have the same arrays.
-    tree = _TREES[item] if found is None else getattr(found, "tree", found)
-    _TREES[item] = tree
-    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    # Asked of the first checkpoint only, which is undamaged: all of the study have the same arrays.
+    # Of one whose file of shardings is damaged, which a run does not need, Orbax knows none.
+    if item not in _TREES:
+      found = reader.metadata(str(latest / item))
+      found = getattr(found, "item_metadata", found)
+      _TREES[item] = getattr(found, "tree", found)
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _TREES[item])
     arrays = reader.restore(str(latest / item), restore_args=plain)
     for path, array in jax.tree_util.tree_flatten_with_path(arrays)[0]:
       out[item + jax.tree_util.keystr(path)] = np.asarray(array).tobytes()
