@@ -40,7 +40,9 @@ if _OWN:
 _CACHE = os.environ["RM_JAX_TEST_CACHE"]
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 os.environ["RM_JAX_TOKENS"] = os.path.join(_CACHE, "tokens")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# Programs that compile sooner than this are not kept: writing them takes longer than it saves.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"  # of what tests start, too
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 CHAT = (
