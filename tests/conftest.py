@@ -40,8 +40,8 @@ if _OWN:
 _CACHE = os.environ["RM_JAX_TEST_CACHE"]
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 os.environ["RM_JAX_TOKENS"] = os.path.join(_CACHE, "tokens")
-# Programs that compile sooner than this are not kept: writing them takes longer than it saves.
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"  # of what tests start, too
+# Programs that compile sooner than this are not kept: writing them takes longer than it saves. What
+# tests start are short commands that compile the same small programs, of which all are kept.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -52,16 +52,17 @@ CHAT = (
 
 
 def pytest_configure(config):
-  """Binds each xdist worker, and what it starts, to a core of its own if there are as many.
+  """Binds each xdist worker, and what it starts, to one core, where all get equally many.
 
   XLA starts a thread for each core that it may use. Two workers that both use two cores took a
-  tenth more CPU time.
+  tenth more CPU time. Two workers a core use the time in which tests wait: for a process that
+  starts, another host, a signal.
   """
   worker = getattr(config, "workerinput", None)
   if worker and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
-    if worker["workercount"] == len(cores):
-      os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw"))]})
+    if worker["workercount"] % len(cores) == 0:
+      os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
 
 
 def pytest_collection_finish(session):

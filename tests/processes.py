@@ -47,6 +47,7 @@ def environment(devices: int = 1) -> dict[str, str]:
     "JAX_NUM_CPU_DEVICES": str(devices),
     "HF_HUB_OFFLINE": "1",
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
 
 

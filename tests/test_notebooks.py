@@ -19,6 +19,7 @@ def test_notebook(path, monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   if jax.config.jax_compilation_cache_dir:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   notebook = nbformat.read(path, as_version=4)
   client = nbclient.NotebookClient(
     notebook, timeout=600, resources={"metadata": {"path": os.fspath(path.parent)}}
