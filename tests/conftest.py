@@ -40,8 +40,8 @@ if _OWN:
 _CACHE = os.environ["RM_JAX_TEST_CACHE"]
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 os.environ["RM_JAX_TOKENS"] = os.path.join(_CACHE, "tokens")
-# Programs that compile sooner than this are not kept: writing them takes longer than it saves. What
-# tests start are short commands that compile the same small programs, of which all are kept.
+# Programs that compile sooner than this are not kept: writing them takes longer than it saves. Of
+# the commands that tests start all are kept, since each would compile the same small ones again.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

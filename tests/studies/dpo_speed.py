@@ -11,7 +11,6 @@ minute of the machine falls on all of them.
 """
 
 import argparse
-import itertools
 import json
 import resource
 import statistics
@@ -85,7 +84,7 @@ def ours(flags: argparse.Namespace) -> None:
 def rows_of(path: str, count: int) -> list[dict[str, str]]:
   """The first pairs of a file as strings."""
   rows = []
-  for example in itertools.islice(load(path, report=Report(), limit=4 * count), None):
+  for example in load(path, report=Report(), limit=count):
     prompt = example.prompt
     if not isinstance(prompt, str):
       turns = "".join(
@@ -94,7 +93,7 @@ def rows_of(path: str, count: int) -> list[dict[str, str]]:
       prompt = f"{turns}\n\nAssistant:"
     chosen, rejected = (" " + plain(response) for response in example.responses)
     rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-  return rows[:count]
+  return rows
 
 
 def main() -> None:
