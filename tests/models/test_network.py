@@ -167,7 +167,8 @@ def test_windows_of_a_row_change_no_number(arch):
 
   padded, expected, gradients = scores_and_gradients(Packing(share=False, pack=False, cells=10**6))
   assert padded.windows is None
-  for windows, share in (("cheapest", True), ("sequences", True), ("sequences", False)):
+  several = (("cheapest", True), ("sequences", True), ("sequences", False))
+  for windows, share in several if arch == "mistral" else several[:1]:
     packing = Packing(share=share, cells=10**6, windows=windows, align=8)
     batch, scores, ours = scores_and_gradients(packing)
     # Blocks of queries, of which causal attention makes several, begin at 64 columns.

@@ -188,6 +188,7 @@ def test_another_reference_than_the_saved_one_is_refused(whole, llama_folder, ba
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
 def test_adapters_are_relative_to_their_base(llama_folder, base, tmp_path):
   fields = {"model.lora.rank": 4, "model.lora.base_dtype": "bfloat16"}
   summary = run(config_of(llama_folder, base, **fields), tmp_path, devices=1)
@@ -207,6 +208,7 @@ def test_adapters_are_relative_to_their_base(llama_folder, base, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
 def test_a_folder_as_reference_is_the_start_where_it_is_the_same(
   whole, llama_folder, base, tmp_path
 ):
@@ -232,6 +234,7 @@ def test_frozen_layers_kept_or_not_give_the_same_run(llama_folder, untied, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
 def test_eight_devices_give_one_devices_run(whole, llama_folder, base, tmp_path):
   config = config_of(llama_folder, base)
   config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -249,8 +252,6 @@ def test_eight_devices_give_one_devices_run(whole, llama_folder, base, tmp_path)
   "fields",
   [
     {"loss.pair": "ipo(tau=0.5)"},
-    {"loss.pair": "logistic(smoothing=0.1)"},
-    {"loss.pair": "unbiased_logistic(rate=0.1)"},
     {"loss.pair": "plackett_luce"},
     {"loss.pair": "hinge", "model.reference": "none", "loss.text_sft": 0.1},  # SLiC-HF
     {  # SimPO

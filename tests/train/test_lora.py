@@ -37,8 +37,9 @@ def random_params(network, seed=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [0, 1])
-@pytest.mark.parametrize("config", [LLAMA, BERT], ids=["llama", "bert"])
+@pytest.mark.parametrize(
+  ("config", "frozen"), [(LLAMA, 0), (LLAMA, 1), (BERT, 1)], ids=["llama-0", "llama-1", "bert-1"]
+)
 def test_merged_is_the_same_function(config, frozen):
   backbone, lora = backbone_config(config), Lora(rank=3, alpha=6.0)
   network = Network(backbone, HeadConfig(), frozen=frozen, lora=lora)
@@ -199,6 +200,7 @@ def test_another_backbone_is_refused(base, whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
 def test_eight_devices_give_one_devices_run(base, whole, tmp_path):
   config = config_of(base)
   config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -211,6 +213,7 @@ def test_eight_devices_give_one_devices_run(base, whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
 def test_a_base_in_bfloat16_is_half_and_scores_as_it_was_trained(base, tmp_path):
   config = config_of(base, **{"model.lora.base_dtype": "bfloat16"})
   seen = {}
