@@ -19,6 +19,7 @@ from rm_jax.audit.section import Settings
 from rm_jax.audit.sections import drift
 from rm_jax.audit.writer import number
 from rm_jax.data.dialogue import plain
+from rm_jax.storage import pictures
 from rm_jax.world import World
 from tests.audit.planted import length, noise, noisy, truth
 
@@ -75,8 +76,22 @@ def report():
   return report_of(noisy(truth(WORLD), 0.5), against={"by length": Fake(length)})
 
 
-def test_no_picture_cuts_its_text_off(report):
-  for name, png in page.pictures(report)[0].items():
+def test_pictures_have_titles_and_do_not_cut_their_text_off(report, monkeypatch):
+  figures, png_of = [], pictures.png
+
+  def recorded(figure, dpi):
+    figures.append(figure)
+    return png_of(figure, dpi)
+
+  monkeypatch.setattr(pictures, "png", recorded)
+  drawn = page.pictures(report)[0]
+  assert len(figures) == len(drawn) > 5
+  for figure in figures:
+    # A picture of one part has its heading on the page above it.
+    titles = {axis.get_title() for axis in figure.axes}
+    assert len(titles) == len(figure.axes)
+    assert titles == {""} or all(titles), titles
+  for name, png in drawn.items():
     ink_HW = (matplotlib.image.imread(io.BytesIO(png))[..., :3] < 0.9).any(-1)
     ink_HW[4:-4, 4:-4] = False  # whole text keeps clear of the edge
     assert not ink_HW.any(), name

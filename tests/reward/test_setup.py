@@ -11,18 +11,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.base import get_config
 from rm_jax.batch.tokenise import HH_TEMPLATE
-from rm_jax.data.report import DataError
+from rm_jax.data.report import DataError, Report
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.config import backbone_config, head_config
 from rm_jax.pretrained.hf import export_params
 from rm_jax.pretrained.source import RECORD, save_folder
 from rm_jax.reward.architecture import build_network, planned_architecture
-from rm_jax.reward.setup import build_model, convention_for, init_params
+from rm_jax.reward.setup import build_model, convention_for, init_params, with_likelihood
 from rm_jax.train import loop
 from rm_jax.train.datasets import load_data
 from rm_jax.train.run import make_packing
+from rm_jax.types import Example
 from rm_jax.workdir.folder import claim, earlier_record
+from tests.batch.test_dataset import group_of
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 from tests.models.oracle import random_params
 from tests.train.runs import small_config, write_pairs
@@ -310,6 +312,23 @@ def test_conversations_held_out_are_not_trained_on(llama_folder, tmp_path):
   assert len(held.groups) == 4
   assert dict(report.dropped) == {"conversation_is_held_out": 4}
   assert report.kept == 10
+
+
+def test_groups_without_a_likelihood_are_dropped_and_counted():
+  """A response of no token, or whose only token is the first of all, which nothing predicts."""
+  examples = [Example(f"p{i}", ("a", "b"), (1.0, 0.0), origin=f"row {i}") for i in range(3)]
+  groups = [
+    group_of(((7, 1), (7, 2)), length=np.asarray([1, 1])),
+    group_of(((7, 1), (7,)), length=np.asarray([1, 0])),
+    group_of(((1,), (7, 2)), length=np.asarray([1, 1])),
+  ]
+  report = Report()
+  assert with_likelihood(groups, examples, report) == (groups[:1], examples[:1])
+  assert dict(report.dropped) == {"no_likelihood": 2}
+  assert [one.split(":")[0] for one in report.examples["no_likelihood"]] == ["row 1", "row 2"]
+  report = Report()
+  assert with_likelihood(groups[:1], examples[:1], report) == (groups[:1], examples[:1])
+  assert not report.dropped
 
 
 def test_texts_that_another_had_are_left_out_on_request(llama_folder, tmp_path):
