@@ -205,6 +205,14 @@ def hub(offline, monkeypatch):
   return set_to
 
 
+@pytest.mark.parametrize("value", ["1", "on", "YES", "True"])  # as huggingface_hub reads it
+def test_the_hub_is_not_asked_where_it_is_switched_off(hub, monkeypatch, value):
+  hub(error=AssertionError("asked"))
+  monkeypatch.setenv("HF_HUB_OFFLINE", value)
+  with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
+    files.resolve("org/name")
+
+
 def test_pickles_on_the_hub_are_not_downloaded(hub):
   hub(["config.json", "pytorch_model.bin"])
   with pytest.raises(ValueError, match=r"org/name on the hub: its weights are pickles"):
