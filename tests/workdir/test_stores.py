@@ -90,3 +90,14 @@ def test_what_only_process_0_cannot_move_is_an_error_for_all(tmp_path, monkeypat
   with pytest.raises(OSError, match="process 0 cannot move it"):
     store.set_aside([1], tmp_path / "damaged")
   store.close()
+
+
+def test_another_process_reads_and_writes_nothing_itself(tmp_path, monkeypatch):
+  monkeypatch.setattr(stores, "is_main", lambda: False)
+  store = FirstProcessStore(tmp_path / "checkpoints", 2)
+  store.save(1, trees(), {"n": 1})
+  store.set_aside([1], tmp_path / "damaged")
+  monkeypatch.setattr(stores, "broadcast_json", lambda own: own or [7])
+  assert store.steps() == [7]  # what process 0 says
+  store.close()
+  assert not list(tmp_path.iterdir())
