@@ -65,6 +65,15 @@ def test_the_zero_is_the_mean_on_named_data(tmp_path):
   assert (kept["pairs"]["zero"], kept["pairs"]["reference"]) == (found["zero"]["value"], "s")
 
 
+def test_what_is_kept_of_pairs_is_what_was_found(tmp_path):
+  zero = {"value": 7.25, "reference": "s"}
+  found = {"temperature": 0.5, "zero": zero, "fitted_on": 12, "interval": [0.4, 0.6]}
+  kept = calibration.store(tmp_path, {"pairs": found}, "file.jsonl")["pairs"]
+  assert "sigmoid" in kept.pop("means")
+  numbers = {"temperature": 0.5, "zero": 7.25, "reference": "s"}
+  assert kept == numbers | {"fitted_on": 12, "data": "file.jsonl"}
+
+
 @pytest.mark.slow
 def test_temperatures_have_intervals():
   scores, examples = judged_pairs(4.0)

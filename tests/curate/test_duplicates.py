@@ -8,6 +8,7 @@ import pytest
 from rm_jax.curate.duplicates import find_duplicates, similar_sides
 from rm_jax.curate.join import Join
 from rm_jax.curate.ngrams import Sets, ngrams
+from rm_jax.curate.templates import template_tokens
 from rm_jax.curate.tokens import key, tokenise
 from rm_jax.types import Example
 from tests.curate.planted import reworded
@@ -207,6 +208,20 @@ def test_questions_under_one_template_are_none_and_copies_are(template, rows):
   assert [(m.index, m.of, m.differs) for m in found.near] == [(rows, 3, "")]
   assert [(m.index, m.of, m.differs) for m in found.reversed] == [(rows + 1, 4, "")]
   assert [(m.index, m.of) for m in found.exact] == [(rows + 2, 5)]
+
+
+def test_a_margin_is_of_the_template_inside_the_text():
+  """Words at the end of texts whose template stands between two slots."""
+  rng = np.random.default_rng(0)
+  inside = "please read all of what is above before you answer the question"
+  texts = [f"{sentence(rng, 12)} {inside} {sentence(rng, 12)} thank you" for _ in range(8)]
+  texts += [f"{sentence(rng, 24)} thank you" for _ in range(8)]  # in no template
+  tokens = tokenise(texts)
+  masked = template_tokens(tokens, np.arange(len(texts)))
+  for i in range(len(texts)):
+    part = slice(tokens.starts[i], tokens.starts[i + 1])
+    hidden = [tokens.vocabulary[t] for t in tokens.ids[part][masked[part]]]
+    assert hidden == ([*inside.split(), "thank", "you"] if i < 8 else []), texts[i]
 
 
 def test_the_last_of_many_rows_under_one_template_is_compared_with_all():

@@ -70,6 +70,8 @@ def _answers(**columns):
 _COMPLETIONS = LAYOUTS["ultrafeedback"].row["completions"]
 _RATING = {"annotations": _COMPLETIONS[0]["annotations"] | {"honesty": {"Rating": "6"}}}
 _IMAGE = {"role": "user", "content": [{"type": "image", "image": "x"}]}
+_FOUR_WAY = {"question": "Q?", "passages": [["T", "T: a."]], "preference": [0, 1, 2, 1, 1, 2]}
+_FOUR_WAY |= {f"prediction {i}": f"answer {i}" for i in (1, 2, 3, 4)}
 WRONG = [
   (changed("helpsteer2_preference", preference_strength=5), "'preference_strength' is 5; .*-3 .*3"),
   (changed("helpsteer2_preference", preference_strength=None), "'preference_strength' is None"),
@@ -168,7 +170,19 @@ WRONG = [
   (changed("nemo_rl", completions=[{"rank": 0}]), "expected a list of {rank, completion}"),
   (changed("distilabel", ratings=[1]), "expected lists of one length"),
   (changed("distilabel", ratings=[1, None]), r"'ratings\[1\]' is None; expected a number"),
+  *(
+    (("qa_feedback", _FOUR_WAY | {"passages": passages}), "'passages' is .*expected lists of sent")
+    for passages in ("T", None, ["T: a."], [["T", "T: a."], "b"])
+  ),
+  (("qa_feedback", _FOUR_WAY | {"preference": [0, 1, 2]}), "expected six of 0"),
+  (("qa_feedback", _FOUR_WAY | {"preference": [0, 1, 2, 1, 1, 3]}), "'preference'.* is 3"),
 ]
+
+
+def test_four_answers_of_qa_feedback():
+  example = FORMATS["qa_feedback"].convert(_FOUR_WAY, "f:1")
+  assert example.prompt == "T: a.\n\nQuestion: Q?\nAnswer:"
+  assert example.responses == tuple(f" answer {i}" for i in (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize(("row", "message"), WRONG)

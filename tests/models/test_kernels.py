@@ -41,18 +41,31 @@ def inputs(dtype=np.float32):
   return (q, k, v), g
 
 
-def output_and_gradients(kernel, segments, parts, g):
-  """The output of `attend` at real columns, and the gradients of its product with g."""
+def attention_of(kernel, segments):
+  """Attention within the segments of windows, one array [B, W, L] for each size of them."""
   masks = []
   for one in segments:
     L = one.shape[-1]
     flat = one.reshape(-1, L)
     masks.append((flat[:, :, None] == flat[:, None, :]) & np.tril(np.ones((1, L, L), bool)))
   sizes = tuple(one.shape[1:] for one in segments)
-  position = np.zeros(g.shape[:2], np.int32)
+  position = np.zeros((len(segments[0]), sum(W * L for W, L in sizes)), np.int32)
+  return RowAttention(True, tuple(masks), tuple(segments), position, None, None, sizes, kernel)
+
+
+def test_windows_of_each_size_attend_to_themselves():
+  (q, k, v), _ = inputs()
+  whole, start = attention_of("xla", segments_of(False)).attend(q, k, v), 0
+  for one in segments_of(False):
+    columns = slice(start, start := start + one[0].size)
+    alone = attention_of("xla", [one]).attend(*(x[:, columns] for x in (q, k, v)))
+    np.testing.assert_array_equal(whole[:, columns], alone)
+
+
+def output_and_gradients(kernel, segments, parts, g):
+  """The output of `attend` at real columns, and the gradients of its product with g."""
+  attention = attention_of(kernel, segments)
   real = np.concatenate([one.reshape(one.shape[0], -1) for one in segments], axis=1) > 0
-  masks, segments = tuple(masks), tuple(segments)
-  attention = RowAttention(True, masks, segments, position, None, None, sizes, kernel)
 
   def product(q, k, v):
     out = jnp.where(real[:, :, None, None], attention.attend(q, k, v), 0)

@@ -170,3 +170,10 @@ def test_what_an_interrupted_save_left_is_deleted(tmp_path):
   (left / "part").write_bytes(b"x")
   Checkpoints(folder, keep=3).restore(state_at(0))
   assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
+
+
+def test_parameters_of_a_run_without_a_checkpoint_are_an_error(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=1, shared=True)
+  with pytest.raises(CheckpointError, match=r"no checkpoint; has the run saved one yet\?"):
+    checkpoints.restore_params({"head/kernel": jax.ShapeDtypeStruct((64, 64), jnp.float32)})
+  checkpoints.close()
