@@ -117,7 +117,6 @@ def kernels(seed=0):
   return {path: jnp.asarray(rng.normal(size=s), jnp.float32) for path, s in shapes.items()}
 
 
-@pytest.mark.slow
 def test_muon_makes_each_layers_kernel_orthogonal_and_leaves_the_rest_to_adam():
   config = options(name="muon", schedule="constant", warmup_steps=0, clip=0.0, learning_rate=1.0)
   params, gradients = kernels(), kernels(1)
