@@ -248,8 +248,10 @@ def test_rope_scaling(tmp_path):
     "original_max_position_embeddings": 8192,
   }
   other = llama3_divisors(10000.0, HEAD_DIM, 32.0, length=4096)
-  with pytest.raises(ValueError, match=r"rope_freqs\.weight is not the Llama 3 scaling"):
-    scaling(theta, other)
+  near = np.where((divisors > 1) & (divisors < 32), 1.001 * divisors, divisors).astype(np.float32)
+  for wrong in (other, near):
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight is not the Llama 3 scaling"):
+      scaling(theta, wrong)
   with pytest.raises(ValueError, match=r"rope_freqs\.weight stands beside 'linear'"):
     scaling(linear, divisors)
   with pytest.raises(ValueError, match="'longrope'; we read linear and yarn"):
