@@ -62,9 +62,9 @@ def test_margins_that_people_gave_have_slices():
   assert [one["value"] for one in margins] == [1.0, 1.0, 0.5, 0.0, 0.0]
 
 
-def test_lists_have_rank_correlations_as_scipy_has_them():
+def lists():
   rng = np.random.default_rng(0)
-  examples = [
+  return [
     Example(
       f"p{i}",
       tuple("a" * int(n) for n in rng.permutation(np.arange(1, 7))),
@@ -74,6 +74,10 @@ def test_lists_have_rank_correlations_as_scipy_has_them():
     )
     for i in range(30)
   ]
+
+
+def test_lists_have_rank_correlations_as_scipy_has_them():
+  examples = lists()
   scores = example_scores(length, examples)
   found = agreement(scores, examples)["correlation"]
   taus = [stats.kendalltau(s, e.labels)[0] for s, e in zip(scores, examples, strict=True)]
@@ -82,6 +86,16 @@ def test_lists_have_rank_correlations_as_scipy_has_them():
   assert found["spearman"]["pooled"]["value"] == pytest.approx(pooled)
   assert 0 < found["ndcg"]["value"] < 1
   assert found["pick"]["n"] + found["pick"]["undefined"] == 30
+
+
+def test_the_page_shows_each_correlation(tmp_path):
+  report = audit(Fake(length), lists(), sections=[SECTION])
+  page.write(tmp_path, {"about": {"model": "m", "data": "d"}} | report, [SECTION])
+  shown = (tmp_path / "report.html").read_text()
+  both = [(f"{n} {w}", f"{n}/{w}") for n in ("kendall", "spearman") for w in ("within", "pooled")]
+  for what, path in [*both, ("ndcg within", "ndcg"), ("ndcg by chance", "ndcg/chance")]:
+    path = f"agreement/correlation/{path}" + ("" if "chance" in path else "/value")
+    assert f'<td>{what}</td><td><span data-path="{path}"' in shown, what
 
 
 def test_scales_of_several_sources_are_not_mixed():
