@@ -19,6 +19,7 @@ from rm_jax.batch import cache
 from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import make_group
 from rm_jax.batch.tokenise import Convention, TextEncoder
+from rm_jax.reward.score import score_outputs
 from rm_jax.storage.files import read_lines
 from rm_jax.train import loop, progress
 from rm_jax.train import run as run_parts
@@ -241,7 +242,11 @@ def test_no_checkpoint_left_to_read_is_an_error(llama_folder, tmp_path):
 def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=5)
   config.model.frozen_layers = 2
-  start, end = {}, {}
+  start, end, evaluated = {}, {}, []
+
+  def scored(*args, features, **options):
+    evaluated.append(features)
+    return score_outputs(*args, features=features, **options)
 
   class Spy(loop._Loop):
     def run_steps(self):
@@ -253,7 +258,10 @@ def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, "_Loop", Spy)
+    patch.setattr(loop, "score_outputs", scored)
     summary = run(config, tmp_path / "kept", devices=1)
+  assert evaluated
+  assert all(features is not None for features in evaluated)
   for path, x in start.items():
     moved = not np.array_equal(x, end[path])
     assert moved == (not path.startswith(("backbone/lower/", "backbone/embed"))), path
