@@ -167,6 +167,7 @@ def test_windows_of_a_row_change_no_number(arch):
 
   padded, expected, gradients = scores_and_gradients(Packing(share=False, pack=False, cells=10**6))
   assert padded.windows is None
+  # Compiling takes most of the time. How windows are made is alike for both architectures.
   several = (("cheapest", True), ("sequences", True), ("sequences", False))
   for windows, share in several if arch == "mistral" else several[:1]:
     packing = Packing(share=share, cells=10**6, windows=windows, align=8)

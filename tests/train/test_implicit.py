@@ -39,6 +39,10 @@ def untied(llama_folder, tmp_path_factory):
   return language_model(llama_folder, tmp_path_factory.mktemp("untied"), tied=False)
 
 
+# For tests of what does not depend on where the language-model head is.
+UNTIED = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
+
+
 def config_of(folder, path, *, steps=20, **fields):
   config = small_config(folder, steps=steps)
   config.model.config, config.model.tokenizer, config.model.pretrained = "", "", str(path)
@@ -188,7 +192,7 @@ def test_another_reference_than_the_saved_one_is_refused(whole, llama_folder, ba
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
+@UNTIED
 def test_adapters_are_relative_to_their_base(llama_folder, base, tmp_path):
   fields = {"model.lora.rank": 4, "model.lora.base_dtype": "bfloat16"}
   summary = run(config_of(llama_folder, base, **fields), tmp_path, devices=1)
@@ -208,7 +212,7 @@ def test_adapters_are_relative_to_their_base(llama_folder, base, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
+@UNTIED
 def test_a_folder_as_reference_is_the_start_where_it_is_the_same(
   whole, llama_folder, base, tmp_path
 ):
@@ -234,7 +238,7 @@ def test_frozen_layers_kept_or_not_give_the_same_run(llama_folder, untied, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
+@UNTIED
 def test_eight_devices_give_one_devices_run(whole, llama_folder, base, tmp_path):
   config = config_of(llama_folder, base)
   config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -263,7 +267,7 @@ def test_eight_devices_give_one_devices_run(whole, llama_folder, base, tmp_path)
   ],
   ids=lambda fields: fields["loss.pair"],
 )
-def test_every_loss_reads_these_scores(fields, llama_folder, untied, tmp_path):
+def test_losses_of_each_form_read_these_scores(fields, llama_folder, untied, tmp_path):
   summary = run(config_of(llama_folder, untied, steps=12, **fields), tmp_path, devices=1)
   assert summary["heldout"]["accuracy"] > 0.7
   lines = train_lines(tmp_path)

@@ -95,6 +95,10 @@ def write_base(path, config, tokenizer, seed):
   return path
 
 
+# For tests of what is the same for an encoder.
+DECODER = pytest.mark.parametrize("base", ["llama"], indirect=True)
+
+
 def config_of(base, **fields):
   config = small_config(base, steps=12)
   config.model.config = ""
@@ -200,7 +204,7 @@ def test_another_backbone_is_refused(base, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["llama"], indirect=True)
+@DECODER
 def test_eight_devices_give_one_devices_run(base, whole, tmp_path):
   config = config_of(base)
   config.mesh = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -213,7 +217,7 @@ def test_eight_devices_give_one_devices_run(base, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["llama"], indirect=True)
+@DECODER
 def test_a_base_in_bfloat16_is_half_and_scores_as_it_was_trained(base, tmp_path):
   config = config_of(base, **{"model.lora.base_dtype": "bfloat16"})
   seen = {}

@@ -34,7 +34,7 @@ from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 KINDS = {"llama": LLAMA, "bert": BERT}
 BITS = jax.random.key_data(jax.random.key(0))
 # (architecture, where its reward is read)
-READ = [("llama", "last"), ("llama", "mean"), ("bert", "first")]
+READ = [("llama", "last"), ("bert", "first"), ("llama", "mean"), ("bert", "mean")]
 
 
 def make_groups(kind, count, seed=0, pooling=""):
