@@ -15,6 +15,11 @@ being written. Mutations that change nothing are listed in mutants_equal.json wi
 are not counted:
 
   [{"file": "rm_jax/...", "before": "the line", "after": "the line", "reason": "..."}]
+
+A draw depends on the lines of its commit. `--draw=FILE` takes the mutations of an earlier draw from
+its results instead, so that a later commit can be tried on them: each is found by its file and the
+text of its line, and those whose line is gone are listed. The test that failed then is tried first,
+so that a whole draw takes some ten minutes.
 """
 
 import argparse
@@ -91,6 +96,33 @@ def draw(root: Path, seed: str, n: int, rooms: Iterable[str] = ROOMS) -> list[Mu
       else:
         drawn.append(one)
   return drawn
+
+
+def drawn_before(path: Path, seed: str, root: Path) -> tuple[dict[Mutation, str], list[Mutation]]:
+  """The mutations of an earlier draw, in the present files.
+
+  Returns:
+    (mutation -> the test that failed with it then, '' if none did; those whose line is gone).
+
+  Where several lines of the file have the text, the nearest to the old line number is taken.
+
+  Args:
+    path: the results of the earlier draw.
+    seed: its seed.
+    root: root of the tree.
+  """
+  fields = [field.name for field in dataclasses.fields(Mutation)]
+  found, gone = {}, []
+  for row in read_results(path, seed).values():
+    one = Mutation(**{name: row[name] for name in fields})
+    text = (root / one.file).read_text().split("\n") if (root / one.file).exists() else []
+    lines = [number for number, line in enumerate(text, 1) if line == one.before]
+    if lines:
+      nearest = min(lines, key=lambda number: abs(number - one.line))
+      found[dataclasses.replace(one, line=nearest)] = row["by"].removeprefix("hangs: ")
+    else:
+      gone.append(one)
+  return found, gone
 
 
 def tests_of(root: Path, file: str) -> list[str]:
@@ -198,8 +230,13 @@ class Copy:
     for old in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
       old.unlink()
 
-  def try_out(self, mutation: Mutation, fast: bool = False) -> dict:
-    """Tries a mutation: {'outcome', 'stage', 'by', 'seconds'}. With `fast` no slow test is run.
+  def try_out(self, mutation: Mutation, fast: bool = False, known: str = "") -> dict:
+    """Tries a mutation: {'outcome', 'stage', 'by', 'seconds'}.
+
+    Args:
+      mutation: a mutation of a file of the tree.
+      fast: run no slow test in the stages.
+      known: a test that failed with it once, which is run before all others.
 
     Raises:
       RuntimeError: the test that fails also fails without the mutation.
@@ -214,12 +251,14 @@ class Copy:
       stages = own | stages
     if fast:
       stages = {stage: arguments for stage, arguments in stages.items() if "slow" not in stage}
+    if "::" in known:
+      stages = {"known": [known]} | stages
     self.write(mutation.file, mutation.apply(source))
     found = {"outcome": "survived", "stage": [*stages][-1], "by": ""}
     for stage, arguments in stages.items():
       code, out = self.pytest(*arguments)
-      if code in (0, 5):  # 5 means that no test was selected.
-        continue
+      if code in (0, 5) or (stage == "known" and code == 4):
+        continue  # 5 means that no test was selected, and 4 that there is no such test any more.
       found = {"outcome": "killed", "stage": stage, "by": _culprit(code, out)}
       break
     self.write(mutation.file, source)
@@ -301,9 +340,17 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--results", type=Path, default=ROOT / "mutants.jsonl", help="a file kept")
   parser.add_argument("--fast", action="store_true", help="leave out the slow tests")
   parser.add_argument("--again", action="store_true", help="try survivors again: tests were added")
+  parser.add_argument("--draw", type=Path, help="results of an earlier draw, to try it again here")
   parser.add_argument("--list", action="store_true", help="print what is drawn, and stop")
   flags = parser.parse_args(argv)
-  drawn = draw(ROOT, flags.seed, flags.n, flags.rooms.split(","))
+  known: dict[Mutation, str] = {}
+  if flags.draw:
+    known, gone = drawn_before(flags.draw, flags.seed, ROOT)
+    drawn = list(known)
+    for one in gone:
+      print(f"the line is gone:\n{one.diff()}\n")
+  else:
+    drawn = draw(ROOT, flags.seed, flags.n, flags.rooms.split(","))
   if flags.list:
     print("\n".join(one.diff() + "\n" for one in drawn))
     return 0
@@ -325,7 +372,7 @@ def main(argv: list[str] | None = None) -> int:
     def one_of(mutation: Mutation) -> None:
       copy = copies.get()
       try:
-        found = copy.try_out(mutation, flags.fast)
+        found = copy.try_out(mutation, flags.fast, known.get(mutation, ""))
       finally:
         copies.put(copy)
       row = {"seed": flags.seed, **dataclasses.asdict(mutation), **found}

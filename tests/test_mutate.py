@@ -102,6 +102,35 @@ def test_a_draw_is_the_seeds_and_a_larger_one_begins_as_a_smaller_one(tree):
   assert len({one.line for one in every}) == len(every) < 100
 
 
+def test_an_earlier_draw_is_found_again_where_its_lines_have_moved(tree, tmp_path):
+  file = "rm_jax/data/toy.py"
+  drawn = [m for m in mutations() if m.after.strip() in ("return max(x, high)", "x -= 2")]
+  path = tmp_path / "results.jsonl"
+  rows = [
+    {"seed": seed, **dataclasses.asdict(one), "outcome": "killed", "by": "hangs: a.py::test"}
+    for seed in ("a", "b")
+    for one in drawn
+  ]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  # The first line moves down by two, the second is changed.
+  text = TOY.replace("def clip", "# A comment.\n# And another.\ndef clip").replace(
+    "x -= 1", "x -= 5"
+  )
+  (tree / file).write_text(text)
+  found, gone = mutate.drawn_before(path, "a", tree)
+  clip = next(one for one in drawn if "max" in one.after)
+  moved = dataclasses.replace(clip, line=clip.line + 2)
+  assert found == {moved: "a.py::test"}
+  assert gone == [one for one in drawn if one != clip]
+  assert "return max(x, high)" in moved.apply(text)
+  # Of several lines with the text, the nearest is meant.
+  (tree / file).write_text(TOY + "\n" * 3 + clip.before + "\n")
+  found, _ = mutate.drawn_before(path, "a", tree)
+  assert clip in found
+  (tree / file).unlink()
+  assert mutate.drawn_before(path, "a", tree) == ({}, drawn)
+
+
 def test_a_draw_is_even_over_the_rooms():
   rooms = [
     one.file.split("/")[1] for one in mutate.draw(mutate.ROOT, "seed", 2 * len(mutate.ROOMS))
@@ -130,6 +159,10 @@ def test_what_becomes_of_a_mutation(tree, tmp_path, monkeypatch):
   killed = copy.try_out(by["return max(x, high)"])
   assert (killed["outcome"], killed["stage"]) == ("killed", "near")
   assert killed["by"] == "tests/data/test_toy.py::test_clip"
+  by_known = copy.try_out(by["return max(x, high)"], known="tests/data/test_toy.py::test_clip")
+  assert (by_known["outcome"], by_known["stage"]) == ("killed", "known")
+  gone = copy.try_out(by["return max(x, high)"], known="tests/data/test_toy.py::test_gone")
+  assert (gone["outcome"], gone["stage"]) == ("killed", "near")
   hangs = copy.try_out(next(m for m in mutations() if m.before.strip() == "x -= 1"
                             and m.after.strip() == "pass"))  # fmt: skip
   assert (hangs["outcome"], hangs["by"]) == ("killed", "hangs: tests/data/test_toy.py::test_clip")
