@@ -66,10 +66,18 @@ def only(*parts: str) -> dict:
   return {f"data.sources.{part}.rate": float(n * (part in parts)) for part, n in PARTS.items()}
 
 
+def at(rate: float) -> dict:
+  """The fields of a learning rate, at which a gate has always the same."""
+  return {"optimizer.learning_rate": rate, "optimizer.mix_rate": 0.05 / rate}
+
+
 def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
   harmless, *helpful = PARTS
-  gate = OBJECTIVES | {"model.gate": True, "optimizer.mix_rate": 10.0}
+  # The gate reads a mean of embeddings, which differs little from prompt to prompt, so that its
+  # weights have to become large: at the network's own rate it learns no more than how often each
+  # objective occurs.
+  gate = OBJECTIVES | {"model.gate": True} | at(5e-5)
   quarter = gate | {"data.fraction": 0.25}
   balanced = {f"data.sources.{p}.rate": 3.0 if p == harmless else 1.0 for p in PARTS}
   smol = {
@@ -77,11 +85,13 @@ def sweep() -> dict[str, dict]:
     "model.layers": 20,
     "model.frozen_layers": 14,
     "optimizer.learning_rate": 1e-4,
+    "optimizer.mix_rate": 50.0,  # the gate of a decoder reads a state and no mean of embeddings
   }
   return {
     "objectives/one head": {},
     "objectives/one head balanced": balanced,
     "objectives/two heads mixed": OBJECTIVES,
+    "objectives/two heads and a slow gate": gate | {"optimizer.mix_rate": 10.0},
     "objectives/two heads and a gate": gate,
     "objectives/two heads and a gate balanced": gate | balanced,
     "objectives/harmless alone": only(harmless) | {"train.epochs": 2.0},
@@ -92,9 +102,10 @@ def sweep() -> dict[str, dict]:
     "parts/helpful-rejection-sampled": only("helpful-rejection-sampled") | {"train.epochs": 2.0},
     "parts/harmless-base and helpful-base": only(harmless, "helpful-base"),
     "rate/5e-5": gate,
-    "rate/2e-5": gate | {"optimizer.learning_rate": 2e-5},
-    "rate/1e-4": gate | {"optimizer.learning_rate": 1e-4},
-    "rate/2e-4": gate | {"optimizer.learning_rate": 2e-4},
+    "rate/2e-5": gate | at(2e-5),
+    "rate/1e-4": gate | at(1e-4),
+    "rate/2e-4": gate | at(2e-4),
+    "rate/5e-4": gate | at(5e-4),
     "schedule/cosine": gate,
     "schedule/constant": gate | {"optimizer.schedule": "constant"},
     "layers/all 6": gate,
@@ -119,7 +130,7 @@ def sweep() -> dict[str, dict]:
     "penalty/decorrelation 0.1": gate | {"loss.decorrelation": 0.1},
     "penalty/weight decay 0.1": gate | {"optimizer.weight_decay": 0.1},
     "backbone/MiniLM": gate,
-    "backbone/SmolLM2 6 of 20 layers": smol | gate,
+    "backbone/SmolLM2 6 of 20 layers": gate | smol,
     "data/50 %": gate,
     "data/100 %": gate | {"data.fraction": 1.0},
     "data/25 %": quarter,
