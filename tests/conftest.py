@@ -1,6 +1,5 @@
 """Settings and fixtures of all tests: eight CPU devices, strict rank promotion, tokenizers."""
 
-import functools
 import gc
 import importlib.metadata
 import os
@@ -31,8 +30,6 @@ import pytest
 import tokenizers
 import transformers
 
-from rm_jax.parallel import mesh
-
 jax.config.update("jax_num_cpu_devices", 8)
 # All tests share a compilation cache, since most of a small run's time is compilation. If
 # RM_JAX_TEST_CACHE names a folder, it is kept for the next run; otherwise a temporary one is made
@@ -47,28 +44,6 @@ os.environ["RM_JAX_TOKENS"] = os.path.join(_CACHE, "tokens")
 # the commands that tests start all are kept, since each would compile the same small ones again.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def one_device_unless_asked(make_mesh):
-  """`make_mesh` that gives a mesh of all devices, the default, one of them.
-
-  A program for eight devices takes a third longer to compile. So all eight are used by the tests
-  that are about them, whose meshes say how many devices each axis has, and not by those that leave
-  the mesh at its default.
-  """
-
-  @functools.wraps(make_mesh)
-  def made(sizes, devices=None):
-    others = [size for axis, size in sizes.items() if axis != "data" and size != 1]
-    if devices is None and sizes.get("data") == -1 and not others:
-      devices = jax.devices()[:1]
-    return make_mesh(sizes, devices)
-
-  return made
-
-
-# Before any other module imports the function by its name.
-mesh.make_mesh = one_device_unless_asked(mesh.make_mesh)
 
 CHAT = (
   "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>\n{% endfor %}"
