@@ -67,7 +67,7 @@ def only(*parts: str) -> dict:
 
 
 def at(rate: float) -> dict:
-  """The fields of a learning rate, at which a gate has always the same."""
+  """The fields that set the learning rate, and leave the gate's own rate at 0.05."""
   return {"optimizer.learning_rate": rate, "optimizer.mix_rate": 0.05 / rate}
 
 
@@ -85,7 +85,7 @@ def sweep() -> dict[str, dict]:
     "model.layers": 20,
     "model.frozen_layers": 14,
     "optimizer.learning_rate": 1e-4,
-    "optimizer.mix_rate": 50.0,  # the gate of a decoder reads a state and no mean of embeddings
+    "optimizer.mix_rate": 50.0,  # not tuned; a decoder's gate reads a hidden state, no embeddings
   }
   return {
     "objectives/one head": {},

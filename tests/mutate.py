@@ -101,15 +101,15 @@ def draw(root: Path, seed: str, n: int, rooms: Iterable[str] = ROOMS) -> list[Mu
 def drawn_before(path: Path, seed: str, root: Path) -> tuple[dict[Mutation, str], list[Mutation]]:
   """The mutations of an earlier draw, in the present files.
 
-  Returns:
-    (mutation -> the test that failed with it then, '' if none did; those whose line is gone).
-
   Where several lines of the file have the text, the nearest to the old line number is taken.
 
   Args:
     path: the results of the earlier draw.
     seed: its seed.
     root: root of the tree.
+
+  Returns:
+    (mutation -> the test that failed with it then, '' if none did; those whose line is gone).
   """
   fields = [field.name for field in dataclasses.fields(Mutation)]
   found, gone = {}, []
@@ -257,8 +257,9 @@ class Copy:
     found = {"outcome": "survived", "stage": [*stages][-1], "by": ""}
     for stage, arguments in stages.items():
       code, out = self.pytest(*arguments)
+      # 5 means that no test was selected, and 4 that the known test is no more.
       if code in (0, 5) or (stage == "known" and code == 4):
-        continue  # 5 means that no test was selected, and 4 that there is no such test any more.
+        continue
       found = {"outcome": "killed", "stage": stage, "by": _culprit(code, out)}
       break
     self.write(mutation.file, source)
@@ -346,6 +347,8 @@ def main(argv: list[str] | None = None) -> int:
   known: dict[Mutation, str] = {}
   if flags.draw:
     known, gone = drawn_before(flags.draw, flags.seed, ROOT)
+    if not known and not gone:
+      parser.error(f"--draw={flags.draw} has no mutation of --seed={flags.seed}")
     drawn = list(known)
     for one in gone:
       print(f"the line is gone:\n{one.diff()}\n")

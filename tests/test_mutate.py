@@ -131,6 +131,13 @@ def test_an_earlier_draw_is_found_again_where_its_lines_have_moved(tree, tmp_pat
   assert mutate.drawn_before(path, "a", tree) == ({}, drawn)
 
 
+def test_an_earlier_draw_that_is_not_there_is_refused(tmp_path, capsys):
+  with pytest.raises(SystemExit) as ended:
+    mutate.main(["--seed=a", f"--draw={tmp_path / 'results.jsonl'}"])
+  assert ended.value.code == 2
+  assert "results.jsonl has no mutation of --seed=a" in capsys.readouterr().err
+
+
 def test_a_draw_is_even_over_the_rooms():
   rooms = [
     one.file.split("/")[1] for one in mutate.draw(mutate.ROOT, "seed", 2 * len(mutate.ROOMS))
