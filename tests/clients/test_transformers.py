@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from rm_jax import RewardModel, api
+from rm_jax.batch.layout import standing
+from rm_jax.reward import score
 from tests.clients.exports import MODELS, client, conversations, made, one_device, python_of
 
 pytestmark = pytest.mark.slow
@@ -21,37 +23,46 @@ CLIENTS = {"5": (None, ""), "4.51": ("RM_JAX_TEST_TF451", INSTALL)}
 def exports(tmp_path_factory):
   """name -> (the export's folder; the texts as a client gives them; our scores of each)."""
   out = {}
-  for name in MODELS:
-    folder = tmp_path_factory.mktemp("export")
-    try:
-      model = made(name, folder / "made")
-    except pytest.skip.Exception:
-      continue
-    model.save_pretrained(folder / "saved")
-    talks = conversations(TEXTS)
-    messages = [{"prompt": turns, "response": answer} for turns, answer in talks]
-    strings = [{"prompt": turns[-1]["content"], "response": answer} for turns, answer in talks]
-    asked, rows = {}, list(strings)
-    if model.text_model.convention.encoder:
-      asked["pairs"] = [[row["prompt"], row["response"]] for row in strings]
-    else:
-      asked["strings"] = [row["prompt"] + row["response"] for row in strings]
-    if model.text_model.tokenizer.chat_template:
-      asked["messages"] = [
-        [*turns, {"role": "assistant", "content": answer}] for turns, answer in talks
-      ]
-      rows += messages
-    scores = model.score(rows)
-    ours = dict(zip(asked, np.split(scores, len(asked)), strict=True))
-    encoder = model.text_model.text_encoder()
-    pairs = [(row["prompt"], row["response"]) for row in strings]
-    assert not any(one.cut for one in encoder.sequences(pairs))
-    with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(api, "make_mesh", lambda sizes: one_device())
-      again = RewardModel.from_pretrained(folder / "saved")
-    np.testing.assert_array_equal(again.score(rows), scores)
-    out[name] = str(folder / "saved"), asked, ours
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(api, "make_mesh", lambda sizes: one_device())
+    # One shape and not three, so that for each model one program is compiled.
+    patch.setattr(score, "standing", lambda *given: (standing(*given)[-1][1:2],))
+    for name in MODELS:
+      folder = tmp_path_factory.mktemp("export")
+      try:
+        model = made(name, folder / "made")
+      except pytest.skip.Exception:
+        continue
+      model.save_pretrained(folder / "saved")
+      out[name] = str(folder / "saved"), *asked_and_scored(model, folder / "saved")
   return out
+
+
+def asked_and_scored(model, saved):
+  """(the texts of each kind as a client gives them, our scores of them) of a model and its export.
+
+  A kind is 'messages', 'strings', or 'pairs' for an encoder.
+  """
+  talks = conversations(TEXTS)
+  messages = [{"prompt": turns, "response": answer} for turns, answer in talks]
+  strings = [{"prompt": turns[-1]["content"], "response": answer} for turns, answer in talks]
+  asked, rows = {}, list(strings)
+  if model.text_model.convention.encoder:
+    asked["pairs"] = [[row["prompt"], row["response"]] for row in strings]
+  else:
+    asked["strings"] = [row["prompt"] + row["response"] for row in strings]
+  if model.text_model.tokenizer.chat_template:
+    asked["messages"] = [
+      [*turns, {"role": "assistant", "content": answer}] for turns, answer in talks
+    ]
+    rows += messages
+  scores = model.score(rows)
+  ours = dict(zip(asked, np.split(scores, len(asked)), strict=True))
+  encoder = model.text_model.text_encoder()
+  pairs = [(row["prompt"], row["response"]) for row in strings]
+  assert not any(one.cut for one in encoder.sequences(pairs))
+  np.testing.assert_array_equal(RewardModel.from_pretrained(saved).score(rows), scores)
+  return asked, ours
 
 
 @pytest.fixture(scope="module", params=CLIENTS)
