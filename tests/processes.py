@@ -73,6 +73,7 @@ def _run(module, flags, folder, variables, streams):
   os.chdir(folder)
   jax.config.update("jax_num_cpu_devices", int(variables["JAX_NUM_CPU_DEVICES"]))
   sys.argv = [f"{module.replace('.', '/')}.py", *flags]
+  sys.path.insert(0, folder)  # as `python -m` does
   try:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
   finally:

@@ -21,7 +21,7 @@ from absl import flags
 from configs.base import get_config
 from rm_jax.data import formats
 from rm_jax.world import World
-from tests.processes import Command, environment
+from tests.processes import Command
 from tests.test_house import MAY_IMPORT
 
 ROOT = Path(__file__).parents[1]
@@ -352,13 +352,12 @@ def test_commands_run_cut_short(tmp_path):
     code, out, err = Command(module, [*flags, *short], **options).finish()
     assert code == 0, f"{words}\n{out[-2000:]}{err[-2000:]}"
   sessions = [body for text in PAGES.values() for body in fenced(text, "python")]
-  # In one process, whose imports take longer than a session; each has names of its own.
+  # In one process; each has names of its own.
   bodies = [body for body in sessions if 'from_pretrained("runs/' in body]
   assert len(bodies) > 1
   (tmp_path / "sessions.py").write_text("".join(f"exec({body!r}, {{}})\n" for body in bodies))
-  subprocess.run(
-    [sys.executable, "sessions.py"], cwd=tmp_path, env=environment() | variables, check=True
-  )
+  code, out, err = Command("sessions", [], **options).finish()
+  assert code == 0, f"{out[-2000:]}{err[-2000:]}"
   for made in ("runs/mine/report.png", "runs/eval/report.json", "runs/audit/report.html"):
     assert (tmp_path / made).is_file()
   for made in ("scored.jsonl", "clean.jsonl", "report.json", "bench.json"):
