@@ -43,7 +43,8 @@ def optional_fields(groups: Iterable[Group]) -> frozenset[str]:
   for group in groups:
     found.update(name for name in FROM_GROUPS if getattr(group, name) is not None)
     rated |= group.kind == "attributes"
-  if not rated:  # then the ratings, where there are any, are all NaN
+  # With attributes in the model, groups that nobody rated have ratings too: all of them NaN.
+  if not rated:
     found.discard("attributes")
   # Losses take observed comparisons or the labels' order, one of them for the whole batch. Where
   # some groups have observed ones, the order of the others is written out in the same form.

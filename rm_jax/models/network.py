@@ -312,8 +312,9 @@ class Network:
       The state of each mark's prompt, [B, M, D]; None without a gate. In a decoder it is the hidden
         state of the prompt's last token. In an encoder all hidden states have read the response
         too, so it is the mean of the outputs of the embedding layer over the prompt.
-      The last hidden states, [B, T, D]; None where the last layer computed only what is read, as it
-        does where that is faster (`reads_marks_alone`), unless `whole`.
+      The last hidden states, [B, T, D]; None where the last layer computed only the columns that
+        the head reads, as it does for single columns on one CPU (`reads_marks_alone`) unless
+        `whole`.
     """
     shape = len(batch.marks), -1
     marks_BM = batch.marks.reshape(shape)

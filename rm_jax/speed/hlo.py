@@ -27,7 +27,8 @@ class Array:
     dtype: XLA's name, as 'bf16'.
     sizes: of its dimensions.
     bytes: its size, without the padding of its layout.
-    main: whether it is in main memory (HBM); else it is in a memory on the chip.
+    main: whether it is in main memory (HBM), which is XLA's memory space 0; the other spaces are
+      on the chip, or the host's.
   """
 
   dtype: str

@@ -1,8 +1,8 @@
 """Copies remote files and folders, such as gs://bucket/folder, to the local cache.
 
-Callers read the local copy; they need one in any case, since they map weights into memory. A copy
-is reused as long as the names, sizes and versions of the remote objects do not change; after a
-change a new one is made beside it.
+Callers read the local copy. Weights need one in any case, since their files are mapped into memory.
+A copy is reused as long as the names, sizes and versions of the remote objects do not change; after
+a change a new one is made beside it.
 """
 
 import hashlib

@@ -91,8 +91,8 @@ def _chart(found: Mapping[str, Any]) -> bytes:
 def _curves(found: Mapping[str, Any]) -> bytes:
   """A PNG of the share of right choices over the number of candidates.
 
-  Of the main readings (ways to read a candidate's score, `found["main"]`), and of the rules that
-  the smallest number of candidates has.
+  Of the main readings (ways to read a candidate's score, `found["main"]`), and of the rules without
+  a model, such as a vote, that were measured at the smallest number of candidates.
   """
   figure = pictures.figure(4.8, 4.2)
   axis = figure.subplots()
