@@ -85,6 +85,30 @@ def pytest_xdist_make_scheduler(config, log):
   return None
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _on_one_cpu():
+  """Compiles a network's last layer with the others, as on an accelerator and on several devices.
+
+  On one CPU it stands apart, to be computed for the head's columns alone. That nearly doubles what
+  is traced and compiled, which is most of the tests' time. It stands apart in tests that use
+  `last_layer_apart`, in all commands and in the notebooks.
+  """
+  from rm_jax.models import network
+
+  with pytest.MonkeyPatch.context() as patch:
+    original = network.on_one_cpu
+    patch.setattr(network, "on_one_cpu", lambda: False)
+    yield original
+
+
+@pytest.fixture
+def last_layer_apart(_on_one_cpu, monkeypatch):
+  """Lets a network's last layer stand apart on one CPU, as it does outside of the tests."""
+  from rm_jax.models import network
+
+  monkeypatch.setattr(network, "on_one_cpu", _on_one_cpu)
+
+
 def pytest_unconfigure(config):
   if _OWN and not hasattr(config, "workerinput"):  # Only the main process made the folder.
     shutil.rmtree(_CACHE, ignore_errors=True)

@@ -241,6 +241,7 @@ def test_settings_that_are_wrong():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["shared", "packed"])
 @pytest.mark.parametrize("arch", ["qwen3", "mistral", "gemma2", "bert"])
+@pytest.mark.usefixtures("last_layer_apart")
 def test_a_last_layer_at_marks_alone_changes_no_number(arch, name):
   if arch == "bert":
     name = {"shared": "copies"}.get(name, name)
@@ -319,6 +320,7 @@ def test_bfloat16_is_close_to_float32(arch):
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "bert"])
+@pytest.mark.usefixtures("last_layer_apart")
 def test_the_precision_of_every_dot(arch):
   """TPUs and NVIDIA round float32 products by default, CPUs do not: read in the lowered text."""
 

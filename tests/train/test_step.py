@@ -31,6 +31,7 @@ from rm_jax.types import Example
 from rm_jax.workdir.state import TrainState
 from tests.conftest import BERT, LLAMA, decoder_tokenizer, encoder_tokenizer
 
+pytestmark = pytest.mark.usefixtures("last_layer_apart")
 KINDS = {"llama": LLAMA, "bert": BERT}
 BITS = jax.random.key_data(jax.random.key(0))
 # (architecture, where its reward is read)
