@@ -19,6 +19,8 @@ from tests.batch.test_pack import random_groups
 from tests.models.layouts import VOCAB
 from tests.models.oracle import make_network, quick_jit, random_params
 
+# It reads the prompt's end where the head reads its marks.
+pytestmark = pytest.mark.usefixtures("last_layer_apart")
 HEAD = HeadConfig(outputs=2, attributes=("a", "b"), mix=(0.5, 0.5), gate=True)
 # Prompts of at least one token: in an encoder each response has a copy.
 GROUPS = [

@@ -210,6 +210,7 @@ def test_frozen_layers_change_no_number(arch, frozen):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("last_layer_apart")
 def test_gradients_above_frozen_layers_are_the_same():
   whole = make_network("llama")
   network = dataclasses.replace(whole, frozen=1)
@@ -445,6 +446,7 @@ def _rates(arch, **keys):
     ("bert", "classifier_dropout"),
   ],
 )
+@pytest.mark.usefixtures("last_layer_apart")
 def test_dropout_is_of_the_rate_in_config_json_and_only_with_a_key(arch, rate):
   none, some = _rates(arch), _rates(arch, **{rate: 0.3})
   params, batch = random_params(none), _batch(arch)
@@ -468,6 +470,7 @@ def test_drop_keeps_the_mean():
   np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.7], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("last_layer_apart")
 def test_each_layer_drops_by_its_own_key():
   layers = stack(lambda rngs: nnx.Linear(1, 1, rngs=rngs), 3, nnx.Rngs(0))
 
