@@ -89,9 +89,9 @@ def pytest_xdist_make_scheduler(config, log):
 def _on_one_cpu():
   """Compiles a network's last layer with the others, as on an accelerator and on several devices.
 
-  On one CPU it stands apart, to be computed for the head's columns alone. That nearly doubles what
-  is traced and compiled, which is most of the tests' time. It stands apart in tests that use
-  `last_layer_apart`, in all commands and in the notebooks.
+  On one CPU it stands apart, to be computed for the columns that the head reads alone. One layer
+  more is compiled then, and tests of runs take a seventh more time. It stands apart in tests that
+  use `last_layer_apart`, in all commands and in the notebooks.
   """
   from rm_jax.models import network
 

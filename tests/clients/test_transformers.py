@@ -25,7 +25,7 @@ def exports(tmp_path_factory):
   out = {}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(api, "make_mesh", lambda sizes: one_device())
-    # One shape and not three, so that for each model one program is compiled.
+    # One shape and not three: a model, and what is read of its export, compile one program each.
     patch.setattr(score, "standing", lambda *given: (standing(*given)[-1][1:2],))
     for name in MODELS:
       folder = tmp_path_factory.mktemp("export")

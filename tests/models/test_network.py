@@ -17,6 +17,7 @@ from rm_jax.batch.pack import assemble
 from rm_jax.models import layers
 from rm_jax.models.attention import visible, within
 from rm_jax.models.layers import run_stack, stack
+from rm_jax.models.lora import Lora
 from rm_jax.models.numerics import drop
 from rm_jax.types import Batch
 from tests.batch.test_pack import random_groups
@@ -260,6 +261,23 @@ def test_a_last_layer_at_marks_alone_changes_no_number(arch, name):
   np.testing.assert_allclose(read[batch.where], taken[batch.where], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("last_layer_apart")
+def test_a_last_layer_at_marks_alone_has_its_adapters():
+  network = dataclasses.replace(make_network("llama"), lora=Lora(rank=2))
+  params, batch = random_params(network), _batch("llama", "shared")
+  # Small, so that attention is not saturated, where gradients are differences of large numbers.
+  params = jax.tree.map_with_path(lambda path, x: x / 8 if "lora" in str(path) else x, params)
+  factor = np.random.default_rng(0).normal(size=batch.marks.shape).astype(np.float32)
+  at_marks, at_all, _ = _at_marks_and_at_all(network)
+  marks, of_marks = at_marks(params, batch, factor)
+  whole, of_whole = at_all(params, batch, factor)
+  np.testing.assert_allclose(marks, whole, rtol=1e-5)
+  _close(of_marks, of_whole, 2e-5)
+  last = of_marks["backbone"]["layers"]["o"]["lora_b"][-1]
+  assert np.abs(last).max() > 1e-3
+
+
 @functools.cache
 def _at_marks_and_at_all(network):
   """Σ factor · score² and its gradient, by the two ways; what the head reads, by both."""
@@ -470,7 +488,6 @@ def test_drop_keeps_the_mean():
   np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.7], rtol=1e-6)
 
 
-@pytest.mark.usefixtures("last_layer_apart")
 def test_each_layer_drops_by_its_own_key():
   layers = stack(lambda rngs: nnx.Linear(1, 1, rngs=rngs), 3, nnx.Rngs(0))
 
