@@ -33,6 +33,7 @@ MEASURES = (
   "train.wall_seconds",
   "train.peak_memory_bytes",
 )
+RATE = 2e-4  # of the settings that do not try another
 OBJECTIVES = {
   "model.attributes": ("helpful", "harmless"),
   "data.objectives": "harmless*=harmless,*=helpful",
@@ -54,7 +55,7 @@ def get_config(path: str = "") -> ml_collections.ConfigDict:
   c.data.batch_groups = 32
   c.data.max_length = 256
   c.data.cells = 8192
-  c.optimizer.learning_rate = 5e-5
+  c.optimizer.learning_rate = RATE
   c.train.epochs = 1.0
   c.train.eval_every = 32
   c.train.best = "accuracy"
@@ -77,7 +78,8 @@ def sweep() -> dict[str, dict]:
   # The gate reads a mean of embeddings, which differs little from prompt to prompt, so that its
   # weights have to become large: at the network's own rate it learns no more than how often each
   # objective occurs.
-  gate = OBJECTIVES | {"model.gate": True} | at(5e-5)
+  gate = OBJECTIVES | {"model.gate": True} | at(RATE)
+  slow = {"optimizer.learning_rate": 5e-5}
   quarter = gate | {"data.fraction": 0.25}
   balanced = {f"data.sources.{p}.rate": 3.0 if p == harmless else 1.0 for p in PARTS}
   smol = {
@@ -91,20 +93,22 @@ def sweep() -> dict[str, dict]:
     "objectives/one head": {},
     "objectives/one head balanced": balanced,
     "objectives/two heads mixed": OBJECTIVES,
-    "objectives/two heads and a slow gate": gate | {"optimizer.mix_rate": 10.0},
     "objectives/two heads and a gate": gate,
     "objectives/two heads and a gate balanced": gate | balanced,
     "objectives/harmless alone": only(harmless) | {"train.epochs": 2.0},
     "objectives/helpful alone": only(*helpful),
+    "objectives at 5e-5/one head": slow,
+    "objectives at 5e-5/one head balanced": balanced | slow,
+    "objectives at 5e-5/two heads mixed": OBJECTIVES | slow,
+    "objectives at 5e-5/two heads and a slow gate": gate | slow | {"optimizer.mix_rate": 10.0},
     "parts/all": {},
     "parts/helpful-base": only("helpful-base") | {"train.epochs": 2.0},
     "parts/helpful-online": only("helpful-online") | {"train.epochs": 2.0},
     "parts/helpful-rejection-sampled": only("helpful-rejection-sampled") | {"train.epochs": 2.0},
     "parts/harmless-base and helpful-base": only(harmless, "helpful-base"),
-    "rate/5e-5": gate,
-    "rate/2e-5": gate | at(2e-5),
+    "rate/2e-4": gate,
+    "rate/5e-5": gate | at(5e-5),
     "rate/1e-4": gate | at(1e-4),
-    "rate/2e-4": gate | at(2e-4),
     "rate/5e-4": gate | at(5e-4),
     "schedule/cosine": gate,
     "schedule/constant": gate | {"optimizer.schedule": "constant"},
