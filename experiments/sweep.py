@@ -18,6 +18,8 @@ A study is a config file that has, beside `get_config()`:
 Runs that are complete are not run again, so that the same command resumes a study, and seeds or
 settings can be added. Settings with equal configs, in one group or several, have one run, in the
 folder of the first. If the folder holds a run of another config, the command stops with an error.
+Settings with the same frozen layers (model.frozen_layers) and data, one after another, run these
+layers once: the wall time of the first has it, that of the others does not.
 Intervals are over seeds; with --seeds=1 they are those of the single run's own report.
 """
 
@@ -41,6 +43,7 @@ from rm_jax.heldout import figures
 from rm_jax.heldout.evaluate import evaluate, summary_table
 from rm_jax.heldout.shift import separation
 from rm_jax.pretrained.source import read_json
+from rm_jax.reward.score import KeptFeatures
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import write_atomically, write_json
 from rm_jax.train import loop
@@ -402,12 +405,13 @@ def main() -> None:
   runs: dict[str, list[dict]] = {name: [] for name in settings}
   bar = tqdm(plan, desc="sweep", unit="run")
   first: dict[str, Path] = {}
+  kept = KeptFeatures()
   for name, seed, config in bar:
     bar.set_postfix_str(f"{name}, seed {seed}")
     # A setting that changes nothing against another one is not run a second time.
     folder = first.setdefault(config.to_json(sort_keys=True), workdir / name / str(seed))
     done = folder / "summary.json"
-    runs[name].append(read_json(done) if done.exists() else loop.train(config, folder))
+    runs[name].append(read_json(done) if done.exists() else loop.train(config, folder, kept=kept))
     if [len(summaries) for summaries in runs.values()] == [1] * len(runs):
       for measure in measures:  # once all settings have run with one seed, not only at the end
         find(runs, measure)

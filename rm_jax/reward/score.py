@@ -17,6 +17,7 @@ from rm_jax.batch.iterate import ahead
 from rm_jax.batch.layout import Packing, Shape, need, pack, standing
 from rm_jax.batch.pack import assemble, optional_fields
 from rm_jax.losses.process import HOW, aggregate
+from rm_jax.models.config import HeadConfig
 from rm_jax.models.network import Network
 from rm_jax.parallel.hosts import gather, is_main
 from rm_jax.parallel.mesh import place_batch, rows_multiple
@@ -257,44 +258,67 @@ def make_features(network: Network, params: dict, groups: Sequence[Group], **opt
   return out
 
 
-def keep_features(
-  network: Network,
-  params: dict,
-  sets: Mapping[str, tuple[Sequence[Group], Shapes | None]],
-  *,
-  mesh: Mesh,
-  packing: Packing,
-  limit_gib: float,
-) -> dict[str, list]:
-  """Runs the frozen layers once over data sets, so that a step need not run them again.
+class KeptFeatures:
+  """The frozen layers' output over data sets, so that a step need not run them again.
 
-  Args:
-    network: with frozen layers.
-    params: nested dict of arrays on the mesh.
-    sets: name -> (groups, the shapes of their micro-batches).
-    mesh: the devices.
-    packing: see `batch.layout.Packing`.
-    limit_gib: most GiB of host memory that the result may take, counted as float32.
-
-  Returns:
-    name -> `make_features` of the set; {}, with a warning, if that would exceed the limit.
+  The last output stays here, for another run in the same process that would compute the same one.
   """
-  columns = sum(g.columns(packing.share) for groups, _ in sets.values() for g in groups)
-  gib = columns * network.backbone.width * 4 / 2**30
-  if gib > limit_gib:
-    log.warning(
-      "frozen activations would take %.1f GiB, over model.keep_gib=%s: computed at every step",
-      gib,
-      limit_gib,
-    )
-    return {}
-  options = dict(mesh=mesh, packing=packing)
-  return {
-    name: make_features(
-      network, params, groups, shapes=shapes, progress=f"frozen layers, {name}", **options
-    )
-    for name, (groups, shapes) in sets.items()
-  }
+
+  def __init__(self):
+    self._of: Any = None
+    self._features: dict[str, list] = {}
+
+  def get(
+    self,
+    network: Network,
+    params: dict,
+    sets: Mapping[str, tuple[Sequence[Group], Shapes | None]],
+    *,
+    of: Any,
+    mesh: Mesh,
+    packing: Packing,
+    limit_gib: float,
+  ) -> dict[str, list]:
+    """The output for these data sets, computed unless it is that of the last call.
+
+    Args:
+      network: with frozen layers.
+      params: nested dict of arrays on the mesh.
+      sets: name -> (groups, the shapes of their micro-batches).
+      of: what tells the frozen parameters and the groups from others, such as their fingerprints.
+      mesh: the devices.
+      packing: see `batch.layout.Packing`.
+      limit_gib: most GiB of host memory that the result may take, counted as float32.
+
+    Returns:
+      name -> `make_features` of the set; {}, with a warning, if that would exceed the limit.
+    """
+    columns = sum(g.columns(packing.share) for groups, _ in sets.values() for g in groups)
+    gib = columns * network.backbone.width * 4 / 2**30
+    if gib > limit_gib:
+      log.warning(
+        "frozen activations would take %.1f GiB, over model.keep_gib=%s: computed at every step",
+        gib,
+        limit_gib,
+      )
+      return {}
+    # Their shapes have to be equal, too: in other micro-batches activations are rounded otherwise.
+    shapes = [(name, one) for name, (_, one) in sets.items()]
+    layers = dataclasses.replace(network, head=HeadConfig(), remat="none", lora=None)
+    of = layers, of, shapes, mesh, packing
+    if of == self._of:
+      log.info("frozen layers: their output is that of the run before")
+      return self._features
+    self._of, self._features = None, {}  # frees the memory of the output before
+    options = dict(mesh=mesh, packing=packing)
+    found = {
+      name: make_features(
+        network, params, groups, shapes=one, progress=f"frozen layers, {name}", **options
+      )
+      for name, (groups, one) in sets.items()
+    }
+    self._of, self._features = of, found
+    return found
 
 
 def default_packing(mesh: Mesh, *, causal: bool) -> Packing:

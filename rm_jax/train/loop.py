@@ -15,10 +15,11 @@ from rm_jax.batch.iterate import ahead
 from rm_jax.errors import InputError, UserError
 from rm_jax.heldout import evaluate
 from rm_jax.heldout.shift import shift_report
+from rm_jax.parallel.fingerprint import checksums
 from rm_jax.parallel.hosts import asked_to_stop, broadcast_json, check_same, is_main, is_shared
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.reward.reference import check_reference, load_reference, start_record
-from rm_jax.reward.score import keep_features, likelihoods_of, score_outputs
+from rm_jax.reward.score import KeptFeatures, likelihoods_of, score_outputs
 from rm_jax.reward.setup import build_model
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.storage.remote import refuse
@@ -51,13 +52,15 @@ class Stopped(UserError, RuntimeError):
     self.signum = signum
 
 
-def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+def train(config: Any, workdir: str | Path, *, kept: KeptFeatures | None = None) -> dict[str, Any]:
   """Trains as a config says, or resumes the run in `workdir`; returns the summary.
 
   Args:
     config: see configs/base.py.
     workdir: folder for config.json, metrics.jsonl, timing.jsonl, tensorboard/, model/,
       checkpoints/, best/ (with train.best), summary.json and report.png.
+    kept: the frozen layers' output of earlier runs of the process, which is used where this run
+      would compute the same, and replaced where not.
 
   Raises:
     ValueError, OSError: something is wrong with the config, files or data.
@@ -90,7 +93,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     check(workdir, config)
     log.info("data: %s", data.report)
     run = Run(config, mesh, model, data.train)
-    loop = _Loop(run, workdir, data.heldout, data.validation)
+    loop = _Loop(run, workdir, data.heldout, data.validation, kept or KeptFeatures())
     # Only now, so that a run that cannot begin writes no config and no model.
     if is_main():
       claim(workdir, config, run.model, {example.kind for example in data.train.examples})
@@ -156,6 +159,7 @@ class _Loop:
     workdir: the run's folder.
     heldout: what it is reported on.
     validation: what its best checkpoint is chosen by; may be empty.
+    kept: see `train`.
 
   Attributes:
     report: the last held-out report; at the end that of the model that is served. None before, and
@@ -167,7 +171,14 @@ class _Loop:
       served; None without such data.
   """
 
-  def __init__(self, run: Run, workdir: Path, heldout: TokenDataset, validation: TokenDataset):
+  def __init__(
+    self,
+    run: Run,
+    workdir: Path,
+    heldout: TokenDataset,
+    validation: TokenDataset,
+    kept: KeptFeatures,
+  ):
     self.run, self.config, self.workdir = run, run.config, workdir
     self.judged = {SPLIT: validation, "heldout": heldout}
     # What is evaluated as the run goes on. Where there are validation data, the held-out ones are
@@ -201,10 +212,11 @@ class _Loop:
     if keeps or start is not None:
       self.shapes["train"] = plan_shapes(run.train_set.groups, 2048, run.packing)
     if keeps:
-      self.features = keep_features(
+      self.features = kept.get(
         run.model.network,
         run.state.all_params(),
         {name: (data.groups, self.shapes[name]) for name, data in self.sets.items()},
+        of=(checksums(run.state.frozen), self.data),
         mesh=run.mesh,
         packing=run.packing,
         limit_gib=model.keep_gib,

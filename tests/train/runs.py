@@ -50,7 +50,7 @@ def flip_a_byte(directory):
   path.write_bytes(data)
 
 
-def run(config, workdir, devices=None, *, picture=False):
+def run(config, workdir, devices=None, *, picture=False, kept=None):
   """Trains, on the first `devices` only where that is said.
 
   Unless `picture` is true, report.png is empty: drawing it takes a quarter of so short a run.
@@ -61,4 +61,4 @@ def run(config, workdir, devices=None, *, picture=False):
       patch.setattr(loop, "make_mesh", lambda sizes: original(sizes, jax.devices()[:devices]))
     if not picture:
       patch.setattr(loop, "draw_report", lambda path, *_: path.write_bytes(b""))
-    return loop.train(config, workdir)
+    return loop.train(config, workdir, kept=kept)

@@ -1,5 +1,6 @@
 """A run does what its config says, twice the same, and goes on where it stopped."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ from rm_jax.batch import cache
 from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.group import make_group
 from rm_jax.batch.tokenise import Convention, TextEncoder
+from rm_jax.reward import score
 from rm_jax.reward.score import score_outputs
 from rm_jax.storage.files import read_lines
 from rm_jax.train import loop, progress
@@ -278,6 +280,42 @@ def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
   ):
     assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
   assert again["train"]["trained_parameters"] == summary["train"]["trained_parameters"]
+
+
+@pytest.mark.slow
+def test_frozen_layers_output_serves_the_next_run_that_would_compute_the_same(
+  llama_folder, tmp_path, monkeypatch
+):
+  class ComputedError(Exception):
+    pass
+
+  def compute(*args, **options):
+    raise ComputedError
+
+  config = small_config(llama_folder, steps=2)
+  config.model.frozen_layers = 2
+  kept = score.KeptFeatures()
+  run(config, tmp_path / "first", devices=1, kept=kept)
+  config.optimizer.learning_rate *= 2
+  config.loss.pair = "hinge"
+  run(config, tmp_path / "alone", devices=1)
+  monkeypatch.setattr(score, "make_features", compute)
+  run(config, tmp_path / "next", devices=1, kept=copy.copy(kept))
+  lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "next")]
+  assert lines[0] == lines[1]
+  for field, value in (
+    ("seed", 1),  # other random weights
+    ("data.limit", 40),
+    ("data.row_lengths", (128,)),
+    ("model.frozen_layers", 1),
+    ("model.dtype", "bfloat16"),
+  ):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({field: value})
+    with pytest.raises(ComputedError):
+      run(other, tmp_path / "other", devices=1, kept=copy.copy(kept))
+  config.model.keep_gib = 1e-9  # too little for them: computed at every step
+  run(config, tmp_path / "none", devices=1, kept=kept)
 
 
 @pytest.mark.slow
