@@ -67,17 +67,17 @@ def only(*parts: str) -> dict:
   return {f"data.sources.{part}.rate": float(n * (part in parts)) for part, n in PARTS.items()}
 
 
-def at(rate: float) -> dict:
-  """The fields that set the learning rate, and leave the gate's own rate at 0.05."""
-  return {"optimizer.learning_rate": rate, "optimizer.mix_rate": 0.05 / rate}
+def at(rate: float, gate: float = 0.05) -> dict:
+  """The fields that set the learning rates of the network and of its gate."""
+  return {"optimizer.learning_rate": rate, "optimizer.mix_rate": gate / rate}
 
 
 def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
   harmless, *helpful = PARTS
-  # The gate reads a mean of embeddings, which differs little from prompt to prompt, so that its
-  # weights have to become large: at the network's own rate it learns no more than how often each
-  # objective occurs.
+  # An encoder's gate reads a mean of embeddings, which differs little from prompt to prompt, so that
+  # its weights have to become large: at the network's own rate it learns no more than how often each
+  # objective occurs. A decoder's reads a hidden state, whose numbers are larger.
   gate = OBJECTIVES | {"model.gate": True} | at(RATE)
   slow = {"optimizer.learning_rate": 5e-5}
   quarter = gate | {"data.fraction": 0.25}
@@ -86,9 +86,8 @@ def sweep() -> dict[str, dict]:
     "model.pretrained": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "model.layers": 20,
     "model.frozen_layers": 14,
-    "optimizer.learning_rate": 1e-4,
-    "optimizer.mix_rate": 50.0,  # not tuned; a decoder's gate reads a hidden state, no embeddings
   }
+  decoder = gate | smol
   return {
     "objectives/one head": {},
     "objectives/one head balanced": balanced,
@@ -134,7 +133,11 @@ def sweep() -> dict[str, dict]:
     "penalty/decorrelation 0.1": gate | {"loss.decorrelation": 0.1},
     "penalty/weight decay 0.1": gate | {"optimizer.weight_decay": 0.1},
     "backbone/MiniLM": gate,
-    "backbone/SmolLM2 6 of 20 layers": gate | smol,
+    "backbone/SmolLM2 6 of 20 layers": decoder | at(1e-4, gate=5e-3),
+    "SmolLM2/two heads and a gate": decoder | at(1e-4, gate=5e-3),
+    "SmolLM2/at 3e-4": decoder | at(3e-4, gate=5e-3),
+    "SmolLM2/mean of the response": decoder | at(1e-4, gate=5e-3) | {"model.pooling": "mean"},
+    "SmolLM2/one head": smol | {"optimizer.learning_rate": 1e-4},
     "data/50 %": gate,
     "data/100 %": gate | {"data.fraction": 1.0},
     "data/25 %": quarter,
