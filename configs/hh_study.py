@@ -75,9 +75,9 @@ def at(rate: float, gate: float = 0.05) -> dict:
 def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
   harmless, *helpful = PARTS
-  # An encoder's gate reads a mean of embeddings, which differs little from prompt to prompt, so that
-  # its weights have to become large: at the network's own rate it learns no more than how often each
-  # objective occurs. A decoder's reads a hidden state, whose numbers are larger.
+  # An encoder's gate reads a mean of embeddings, which differs little from prompt to prompt, so
+  # that its weights have to become large: at the network's own rate it learns no more than how
+  # often each objective occurs. A decoder's reads a hidden state, whose numbers are larger.
   gate = OBJECTIVES | {"model.gate": True} | at(RATE)
   slow = {"optimizer.learning_rate": 5e-5}
   quarter = gate | {"data.fraction": 0.25}
