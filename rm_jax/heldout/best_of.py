@@ -17,8 +17,7 @@ from rm_jax.data.answers import canonical, final_answer
 from rm_jax.data.dialogue import plain, texts_of
 from rm_jax.errors import InputError
 from rm_jax.heldout import intervals
-from rm_jax.heldout.evaluate import characters
-from rm_jax.heldout.pointwise import best_author
+from rm_jax.heldout.pointwise import best_author, characters
 from rm_jax.losses.process import HOW
 from rm_jax.metrics.selection import exact, highest, one_line, step_by_step, vote
 from rm_jax.reward.score import solution_scores

@@ -13,16 +13,12 @@ import numpy as np
 from rm_jax.data.feedback import outweighs
 from rm_jax.errors import InputError
 from rm_jax.heldout import intervals, pointwise
+from rm_jax.heldout.pointwise import characters
 from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import kendall
 from rm_jax.metrics.ranking import list_correlation
-from rm_jax.types import Example, Text
+from rm_jax.types import Example
 from rm_jax.world import best_reachable
-
-
-def characters(text: Text) -> int:
-  """Length of a response in characters, so that length baselines do not depend on a tokenizer."""
-  return len(text) if isinstance(text, str) else sum(len(m["content"]) for m in text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,6 +315,14 @@ def _valued(one: dict[str, Any], name: str = "value", form: str = ".3f") -> str:
   return f"{one[name]:{form}} [{low:{form}}, {high:{form}}]"
 
 
+def _beyond(rule: dict[str, Any] | None) -> str:
+  """What the best rule has; '' where there is none, as in reports of earlier versions."""
+  if rule is None:
+    return ""
+  difference = _valued(rule, "difference", "+.3f")
+  return f"; best rule: {rule['rule']} {rule['auroc']:.3f}, {difference} to it"
+
+
 def summary_table(report: dict[str, Any]) -> str:
   """The report in several lines: `summary_line`, differences to baselines, and what else it has.
 
@@ -335,7 +339,7 @@ def summary_table(report: dict[str, Any]) -> str:
     # A report of ratings has its Spearman correlation in the first line, or why there is none.
     if one and (one["value"] is not None or "accuracy" in report):
       found = f"none: {one['why']}" if one["value"] is None else _valued(one)
-      lines.append(f"  {name} {found}")
+      lines.append(f"  {name} {found}{_beyond(one.get('best_rule'))}")
   for name, one in report.get("attributes", {}).items():
     rho = one["spearman"]
     known = rho["value"] is not None

@@ -7,7 +7,7 @@ seed of intervals. They return the report, of types that JSON has, and two named
 a histogram.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,15 @@ from rm_jax.metrics import agreement
 from rm_jax.metrics.correlation import auroc, spearman
 from rm_jax.metrics.selection import highest, vote
 from rm_jax.reward.score import solution_scores
-from rm_jax.types import Example
+from rm_jax.types import Example, Text
 
 _ALIKE = "all labels are alike"
 Drawn = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
+
+
+def characters(text: Text) -> int:
+  """Length of a response in characters, so that length baselines do not depend on a tokenizer."""
+  return len(text) if isinstance(text, str) else sum(len(m["content"]) for m in text)
 
 
 def _flat(scores: Sequence[np.ndarray], examples: Sequence[Example]):
@@ -33,27 +38,56 @@ def _flat(scores: Sequence[np.ndarray], examples: Sequence[Example]):
 
 
 def _binary(
-  score_N: np.ndarray, label_N: np.ndarray, clusters: list[str], seed: int
+  score_N: np.ndarray,
+  label_N: np.ndarray,
+  clusters: list[str],
+  seed: int,
+  rules: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-  """Figures of binary labels, a label above 1/2 being good: those that `outcome_report` lists."""
+  """Figures of binary labels, a label above 1/2 being good: those that `outcome_report` lists.
+
+  `rules` are scores [N] by rules that read no text; of each its opposite is a rule, too.
+  """
   good_N = label_N > 0.5
   frequent = good_N if good_N.mean() >= 0.5 else ~good_N
   right_N = np.where(score_N == 0, 0.5, (score_N > 0) == good_N)
-  rules = {"random": agreement.coin(len(good_N)), "most_frequent": frequent.astype(np.float64)}
+  coins = {"random": agreement.coin(len(good_N)), "most_frequent": frequent.astype(np.float64)}
+  options = {"seed": seed, "classes": good_N}
+  ranked = intervals.statistic(
+    auroc, (score_N, good_N), clusters, _ALIKE, scale="probability", **options
+  )
+  if ranked["value"] is not None:
+    found = {name: auroc(rule_N, good_N) for name, rule_N in rules.items()}
+    best = max(found, key=found.get)
+    # The best rule is chosen on these labels, so that the difference is rather too small.
+    beyond = intervals.statistic(
+      lambda s, r, y: auroc(s, y) - auroc(r, y),
+      (score_N, rules[best], good_N),
+      clusters,
+      _ALIKE,
+      scale="plain",
+      **options,
+    )
+    ranked["best_rule"] = {"rule": best, "auroc": found[best], "difference": beyond.pop("value")}
+    ranked["best_rule"] |= beyond
   probability = np.exp(-np.logaddexp(0.0, -score_N))
   loss = label_N * np.logaddexp(0.0, -score_N) + (1 - label_N) * np.logaddexp(0.0, score_N)
   return intervals.accuracy(right_N, clusters, seed=seed) | {
     "loss": float(loss.mean()),
     "brier": float(np.square(probability - label_N).mean()),
     "base_rate": float(label_N.mean()),
-    "auroc": intervals.statistic(
-      auroc, (score_N, good_N), clusters, _ALIKE, scale="probability", seed=seed, classes=good_N
-    ),
-    "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
+    "auroc": ranked,
+    "baselines": {name: float(coin.mean()) for name, coin in coins.items()},
     "paired": {
-      name: intervals.paired(right_N, rule, clusters, seed=seed) for name, rule in rules.items()
+      name: intervals.paired(right_N, coin, clusters, seed=seed) for name, coin in coins.items()
     },
   }
+
+
+def _by_length(texts: Iterable[Text]) -> dict[str, np.ndarray]:
+  """Rules that know the lengths of N texts: name -> float [N]."""
+  length_N = np.asarray([characters(text) for text in texts], np.float64)
+  return {"longer": length_N, "shorter": -length_N}
 
 
 def outcome_report(
@@ -63,13 +97,16 @@ def outcome_report(
 
   Returns:
     report: `accuracy`, of a score above 0 meaning good, with its `interval` and `ties`, the number
-      of scores of 0, which count half; `auroc`, `loss` (cross entropy, nats), `brier`, `base_rate`
-      (the mean label), `baselines` {random, most_frequent} and `paired` differences to them; and
-      `best_of`, see `best_of_report`, if prompts have several responses.
+      of scores of 0, which count half; `auroc` {value, interval, best_rule}, where best_rule {rule,
+      auroc, difference, interval} is the better of "longer responses are good" and "shorter ones
+      are", and the difference is the score's AUROC minus the rule's; `loss` (cross entropy, nats),
+      `brier`, `base_rate` (the mean label), `baselines` {random, most_frequent} and `paired`
+      differences to them; and `best_of`, see `best_of_report`, if prompts have several responses.
     scores: of good and of bad responses.
   """
   score_N, label_N, clusters = _flat(scores, examples)
-  report = _binary(score_N, label_N, clusters, seed)
+  rules = _by_length(response for example in examples for response in example.responses)
+  report = _binary(score_N, label_N, clusters, seed, rules)
   lists = [(s, e) for s, e in zip(scores, examples, strict=True) if len(e.responses) > 1]
   if lists:
     report["best_of"] = best_of_report(lists, seed=seed)
@@ -157,14 +194,17 @@ def step_report(
   """Report of step labels.
 
   Returns:
-    report: over all steps the figures of `outcome_report` but `best_of`; `first_error`, see
-      `first_error_report`; and `solution_auroc`: for each aggregation of a solution's steps (min,
-      product, mean, last) the AUROC of the aggregated score for whether all steps are right, with
-      its interval.
+    report: over all steps the figures of `outcome_report` but `best_of`, where the rules also know
+      which steps come earlier in their solution; `first_error`, see `first_error_report`; and
+      `solution_auroc`: for each aggregation of a solution's steps (min, product, mean, last) the
+      AUROC of the aggregated score for whether all steps are right, with its interval.
     scores: of steps that are right so far and of wrong ones.
   """
   score_N, label_N, clusters = _flat(scores, examples)
-  report = _binary(score_N, label_N, clusters, seed)
+  place_N = np.concatenate([np.arange(len(e.labels), dtype=np.float64) for e in examples])
+  rules = _by_length(step for e in examples for steps in e.steps for step in steps)
+  rules |= {"later": place_N, "earlier": -place_N}
+  report = _binary(score_N, label_N, clusters, seed, rules)
   sound = np.asarray([min(e.labels) > 0.5 for e in examples])
   mine = [e.conversation for e in examples]
   why = "all solutions are right, or none is"

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from rm_jax.heldout.evaluate import characters, evaluate, pair_report, summary_line, summary_table
+from rm_jax.heldout.evaluate import evaluate, pair_report, summary_line, summary_table
+from rm_jax.heldout.pointwise import characters
 from rm_jax.train.writers import draw_report
 from rm_jax.types import Example
 

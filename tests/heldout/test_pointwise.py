@@ -110,6 +110,46 @@ def test_outcomes_and_best_of_n():
   assert "on 3 questions" in table
 
 
+def test_the_best_rule_of_length_stands_beside_auroc():
+  # The longer response is good but for the second question's; the model has all right.
+  texts = [("long one", "x"), ("y", "longer"), ("z", "long"), ("also long", "w")]
+  labels = [(1.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 0.0)]
+  examples = [
+    example(i, *both, "outcome") for i, both in enumerate(zip(texts, labels, strict=True))
+  ]
+  scores = [2 * np.asarray(y) - 1 for y in labels]
+  report = evaluate(scores * 5, examples * 5).report
+  rule = report["auroc"]["best_rule"]
+  # Good lengths 8, 1, 4, 9 and bad ones 1, 6, 1, 1: 4 + 1.5 + 3 + 4 of 16.
+  assert (rule["rule"], rule["auroc"]) == ("longer", 12.5 / 16)
+  assert rule["difference"] == 1 - 12.5 / 16
+  turned = [(y[1], y[0]) for y in labels]
+  examples = [
+    example(i, *both, "outcome") for i, both in enumerate(zip(texts, turned, strict=True))
+  ]
+  found = evaluate(scores, examples).report["auroc"]["best_rule"]
+  assert (found["rule"], found["auroc"], found["difference"]) == ("shorter", 12.5 / 16, -12.5 / 16)
+  assert "auroc 1.000 [" in summary_table(report)
+  assert "; best rule: longer 0.781, +0.219 [" in summary_table(report)
+  del report["auroc"]["best_rule"]  # as reports of earlier versions are
+  assert "best rule" not in summary_table(report)
+  alike = evaluate([np.zeros(1)], [example(0, ("a",), (1.0,), "outcome")]).report["auroc"]
+  assert (alike["value"], alike["why"]) == (None, "all labels are alike")
+
+
+def test_the_best_rule_of_steps_knows_their_place():
+  labels = [(1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 0.0)]
+  steps = [("aaa", "b", "cccc"), ("a", "bb", "cc"), ("a", "b", "c")]
+  examples = [
+    example(i, ("x",), y, "step", steps=(texts,))
+    for i, (y, texts) in enumerate(zip(labels, steps, strict=True))
+  ]
+  rule = evaluate([np.zeros(3)] * 3, examples).report["auroc"]["best_rule"]
+  # Right steps are at 0, 0, 1, 0, 1 and wrong ones at 1, 2, 2, 2.
+  assert (rule["rule"], rule["auroc"]) == ("earlier", 19 / 20)
+  assert rule["difference"] == 1 / 2 - 19 / 20
+
+
 def test_best_of_n_beside_votes_and_authors():
   examples = [
     # Two of three answer 7, which is right.

@@ -49,6 +49,7 @@ COVERS = {
   "baselines": "accuracy",
   "kendall": "lists/within kendall",
   "auroc": "auroc",
+  "auroc/best_rule": "disagreement/beyond",
   "solution_auroc/*": "auroc",
   "spearman": "lists/pooled spearman",
   "attributes/*/spearman": "lists/pooled spearman",

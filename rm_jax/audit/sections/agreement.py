@@ -12,7 +12,8 @@ from rm_jax.audit.comparisons import PREFERENCES, conversation_of
 from rm_jax.audit.section import Draw, Section, Subject
 from rm_jax.audit.topics import topics
 from rm_jax.audit.writer import View, Writer, escaped
-from rm_jax.heldout.evaluate import characters, evaluate, judged
+from rm_jax.heldout.evaluate import evaluate, judged
+from rm_jax.heldout.pointwise import characters
 from rm_jax.metrics import agreement as metrics
 from rm_jax.metrics.correlation import kendall, spearman
 from rm_jax.metrics.ranking import best_order, ndcg, pick_rate, within_and_pooled
