@@ -261,31 +261,31 @@ def make_features(network: Network, params: dict, groups: Sequence[Group], **opt
 class KeptFeatures:
   """The frozen layers' output over data sets, so that a step need not run them again.
 
-  The last output stays here, for another run in the same process that would compute the same one.
+  The last output for each set stays here, for another run in the same process that would compute
+  the same one.
   """
 
   def __init__(self):
-    self._of: Any = None
-    self._features: dict[str, list] = {}
+    self._kept: dict[str, tuple[Any, list]] = {}  # name of a set -> what it is of, and the output
 
   def get(
     self,
     network: Network,
     params: dict,
-    sets: Mapping[str, tuple[Sequence[Group], Shapes | None]],
+    sets: Mapping[str, tuple[Sequence[Group], Shapes | None, str]],
     *,
-    of: Any,
+    frozen: Any,
     mesh: Mesh,
     packing: Packing,
     limit_gib: float,
   ) -> dict[str, list]:
-    """The output for these data sets, computed unless it is that of the last call.
+    """The output for these data sets; what is kept of the last call is not computed again.
 
     Args:
       network: with frozen layers.
       params: nested dict of arrays on the mesh.
-      sets: name -> (groups, the shapes of their micro-batches).
-      of: what tells the frozen parameters and the groups from others, such as their fingerprints.
+      sets: name -> (groups, the shapes of their micro-batches, the groups' fingerprint).
+      frozen: checksums of the frozen parameters.
       mesh: the devices.
       packing: see `batch.layout.Packing`.
       limit_gib: most GiB of host memory that the result may take, counted as float32.
@@ -293,7 +293,7 @@ class KeptFeatures:
     Returns:
       name -> `make_features` of the set; {}, with a warning, if that would exceed the limit.
     """
-    columns = sum(g.columns(packing.share) for groups, _ in sets.values() for g in groups)
+    columns = sum(g.columns(packing.share) for groups, _, _ in sets.values() for g in groups)
     gib = columns * network.backbone.width * 4 / 2**30
     if gib > limit_gib:
       log.warning(
@@ -302,23 +302,21 @@ class KeptFeatures:
         limit_gib,
       )
       return {}
-    # Their shapes have to be equal, too: in other micro-batches activations are rounded otherwise.
-    shapes = [(name, one) for name, (_, one) in sets.items()]
     layers = dataclasses.replace(network, head=HeadConfig(), remat="none", lora=None)
-    of = layers, of, shapes, mesh, packing
-    if of == self._of:
-      log.info("frozen layers: their output is that of the run before")
-      return self._features
-    self._of, self._features = None, {}  # frees the memory of the output before
-    options = dict(mesh=mesh, packing=packing)
-    found = {
-      name: make_features(
-        network, params, groups, shapes=one, progress=f"frozen layers, {name}", **options
-      )
-      for name, (groups, one) in sets.items()
+    # Their shapes have to be equal, too: in other micro-batches activations are rounded otherwise.
+    of = {
+      name: (layers, frozen, fingerprint, shapes, mesh, packing)
+      for name, (_, shapes, fingerprint) in sets.items()
     }
-    self._of, self._features = of, found
-    return found
+    # Before anything is computed, so that the memory of what is not used again is free.
+    self._kept = {name: kept for name, kept in self._kept.items() if kept[0] == of.get(name)}
+    for name, (groups, shapes, _) in sets.items():
+      if name in self._kept:
+        log.info("frozen layers, %s: the output of the run before", name)
+        continue
+      options = dict(mesh=mesh, packing=packing, shapes=shapes, progress=f"frozen layers, {name}")
+      self._kept[name] = of[name], make_features(network, params, groups, **options)
+    return {name: self._kept[name][1] for name in sets}
 
 
 def default_packing(mesh: Mesh, *, causal: bool) -> Packing:

@@ -215,8 +215,11 @@ class _Loop:
       self.features = kept.get(
         run.model.network,
         run.state.all_params(),
-        {name: (data.groups, self.shapes[name]) for name, data in self.sets.items()},
-        of=(checksums(run.state.frozen), self.data),
+        {
+          name: (one.groups, self.shapes[name], self.data["data" if name == "train" else name])
+          for name, one in self.sets.items()
+        },
+        frozen=checksums(run.state.frozen),
         mesh=run.mesh,
         packing=run.packing,
         limit_gib=model.keep_gib,

@@ -286,11 +286,15 @@ def test_frozen_layers_stay_and_are_run_once(llama_folder, tmp_path):
 def test_frozen_layers_output_serves_the_next_run_that_would_compute_the_same(
   llama_folder, tmp_path, monkeypatch
 ):
-  class ComputedError(Exception):
+  class StopError(Exception):
     pass
 
-  def compute(*args, **options):
-    raise ComputedError
+  def compute(network, params, groups, *, progress, **options):
+    computed.append(progress.removeprefix("frozen layers, "))
+    return [None] * len(groups)
+
+  def stop(self):
+    raise StopError
 
   config = small_config(llama_folder, steps=2)
   config.model.frozen_layers = 2
@@ -300,22 +304,27 @@ def test_frozen_layers_output_serves_the_next_run_that_would_compute_the_same(
   config.loss.pair = "hinge"
   run(config, tmp_path / "alone", devices=1)
   monkeypatch.setattr(score, "make_features", compute)
+  computed = []
   run(config, tmp_path / "next", devices=1, kept=copy.copy(kept))
+  assert computed == []
   lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "next")]
   assert lines[0] == lines[1]
-  for field, value in (
-    ("seed", 1),  # other random weights
-    ("data.limit", 40),
-    ("data.row_lengths", (128,)),
-    ("model.frozen_layers", 1),
-    ("model.dtype", "bfloat16"),
+  monkeypatch.setattr(loop._Loop, "run_steps", stop)
+  everything = ["train", "validation", "heldout"]
+  for field, value, wanted in (
+    ("seed", 1, everything),  # other random weights
+    ("data.limit", 40, ["train"]),
+    ("data.row_lengths", (128,), everything),
+    ("model.frozen_layers", 1, everything),
+    ("model.dtype", "bfloat16", everything),
+    ("model.keep_gib", 1e-9, []),  # too little for them: computed at every step
   ):
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict({field: value})
-    with pytest.raises(ComputedError):
-      run(other, tmp_path / "other", devices=1, kept=copy.copy(kept))
-  config.model.keep_gib = 1e-9  # too little for them: computed at every step
-  run(config, tmp_path / "none", devices=1, kept=kept)
+    computed = []
+    with pytest.raises(StopError):
+      run(other, tmp_path / "other" / field, devices=1, kept=copy.copy(kept))
+    assert computed == wanted, field
 
 
 @pytest.mark.slow
