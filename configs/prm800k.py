@@ -41,17 +41,17 @@ def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
   aside = {"data.validation": 0.15, "train.best": "auroc", "train.eval_every": 15}
   settings = {
-    "backbone/SmolLM2 4 of 16 layers": {},
-    "backbone/SmolLM2 6 of 20 layers": {"model.layers": 20, "model.frozen_layers": 14},
+    # Settings with the same frozen layers stand together: these are run once for all of them.
+    "rate/1e-4": {},
+    "rate/3e-4": {"optimizer.learning_rate": 3e-4},
     "pooling/last token": {},
     "pooling/mean of the step": {"model.pooling": "mean"},
-    "rate/1e-4": {},
-    "rate/3e-5": {"optimizer.learning_rate": 3e-5},
-    "rate/3e-4": {"optimizer.learning_rate": 3e-4},
     "epochs/2": {},
     "epochs/4": {"train.epochs": 4.0},
     "data/100 %": {},
     "data/50 %": {"data.fraction": 0.5},
     "data/25 %": {"data.fraction": 0.25},
+    "backbone/SmolLM2 4 of 16 layers": {},
+    "backbone/SmolLM2 6 of 20 layers": {"model.layers": 20, "model.frozen_layers": 14},
   }
   return {name: aside | changes for name, changes in settings.items()}
