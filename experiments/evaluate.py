@@ -98,8 +98,8 @@ def main() -> None:
   print(summary_table(out))
   print(report)
   if cut:
-    limit = model.text_model.convention.max_length
-    print(f"{cut} examples are cut: a prompt with its response is longer than {limit} tokens")
+    limits = model.text_model.convention.limits
+    print(f"{cut} examples are cut: prompts with their responses are longer than {limits}")
 
 
 if __name__ == "__main__":

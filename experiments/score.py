@@ -224,7 +224,7 @@ def main() -> None:
       raise
   if any(cuts):
     print(
-      f"{cut_message(cuts, model.text_model.convention.max_length)} (--mark_cut says of which rows)"
+      f"{cut_message(cuts, model.text_model.convention.limits)} (--mark_cut says of which rows)"
     )
   print(f"{count} rows scored: {output}")
 

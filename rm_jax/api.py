@@ -441,8 +441,13 @@ class RewardModel:
     if cuts is not None:
       cuts += cut
     elif any(cut):
-      log.warning(cut_message(cut, encoder.convention.max_length))
-    chunks = rows_by_prompt([a.prompt for a in asked], tokens, self.text_model.network.causal)
+      log.warning(cut_message(cut, encoder.convention.limits))
+    chunks = rows_by_prompt(
+      [a.prompt for a in asked],
+      tokens,
+      self.text_model.network.causal,
+      cut=encoder.convention.max_prompt_length > 0,
+    )
     return chunks, [unlabelled_group([tokens[i] for i in chunk]) for chunk in chunks]
 
   def score_groups(

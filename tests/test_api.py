@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from rm_jax import RewardModel
 from rm_jax.batch.group import tokenise
 from rm_jax.batch.together import rows_by_prompt
-from rm_jax.batch.tokens import Tokens
+from rm_jax.batch.tokens import Cut, Tokens
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
 from rm_jax.parallel.mesh import make_mesh
@@ -563,6 +563,17 @@ def test_responses_share_a_prompt_as_far_as_that_saves(prompt, response, expecte
   tokens = [sequence(prompt, response)] * 6
   assert rows_by_prompt(["p"] * 6, tokens, True) == expected
   assert rows_by_prompt(["p"] * 6, tokens, False) == [[i] for i in range(6)]
+
+
+def test_a_cut_prompt_is_shared_where_the_same_is_left_of_it():
+  def cut(left):
+    ids = np.full(310, left, np.int32)
+    return Tokens(ids, 300, np.asarray([309], np.int32), None, Cut(7))
+
+  tokens = [cut(1), cut(2), cut(1), sequence(300, 10)]
+  assert rows_by_prompt(["p"] * 4, tokens, True, cut=True) == [[0, 2], [1], [3]]
+  assert rows_by_prompt(["p"] * 4, tokens, True) == [[0], [1], [2], [3]]
+  assert rows_by_prompt(["p"] * 4, tokens, False, cut=True) == [[0], [1], [2], [3]]
 
 
 def test_a_template_that_cannot_be_rendered_names_what_sets_another(llama_folder):

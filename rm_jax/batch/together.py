@@ -19,7 +19,7 @@ _GROUP_LENGTHS = 1.5
 
 
 def rows_by_prompt(
-  prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool
+  prompts: Sequence[Text], tokens: Sequence[Tokens], share: bool, *, cut: bool = False
 ) -> list[list[int]]:
   """Indices of the rows of each group: rows with the same prompt, up to the limits `_GROUP_...`.
 
@@ -27,24 +27,26 @@ def rows_by_prompt(
     prompts: of N rows.
     tokens: the rows as tokens.
     share: whether rows may share a prompt; if not, each row is a group (encoders).
+    cut: whether they may share what is left of one that was cut. It is the same for most rows where
+      prompts have a limit of their own, and else for few.
   """
   chunks: list[list[int]] = []
   # prompt -> the last group that was begun with it: (its index in `chunks`, its number of columns,
   # of marks, and the length of its longest sequence).
   open_chunk: dict[Any, tuple[int, int, int, int]] = {}
   for i, (prompt, one) in enumerate(zip(prompts, tokens, strict=True)):
-    key = key_of(prompt)
+    key = key_of(prompt), one.ids[: one.prompt].tobytes() if one.cut else b""
     at, columns, marks, longest = open_chunk.get(key, (-1, 0, 0, 0))
     columns, marks = columns + len(one.ids) - one.prompt, marks + len(one.marks)
     longest = max(longest, len(one.ids))
     fits = columns <= max(_GROUP_COLUMNS, _GROUP_LENGTHS * longest) and marks <= _GROUP_MARKS
-    # How much of a prompt is cut depends on the response, so that cut prompts are not shared.
-    if share and at >= 0 and not one.cut and fits:
+    shares = share and (cut or not one.cut)
+    if shares and at >= 0 and fits:
       chunks[at].append(i)
       open_chunk[key] = at, columns, marks, longest
     else:
       chunks.append([i])
-      if not one.cut:
+      if shares:
         open_chunk[key] = len(chunks) - 1, len(one.ids), len(one.marks), len(one.ids)
   return chunks
 

@@ -46,6 +46,9 @@ class Convention:
       including its EOS (an encoder's last separator). In solutions in steps, 'mean' is over the
       tokens of each step, and else each step's last token is read.
     max_length: the most tokens of one prompt + response; what is longer is cut, the prompt first.
+    max_prompt_length: the most tokens of a prompt, 0 = no limit but `max_length`. By `max_length`
+      alone more is cut of a prompt where the response is longer, so that responses to one prompt
+      are read after different parts of it.
     separator: text that follows every step of a solution, the last one included; its last token is
       the step's mark.
     date: the date that a chat template is given if it asks for today's, as 'DD Mon YYYY'. It is
@@ -61,8 +64,9 @@ class Convention:
       the records of earlier versions: the tokenizer's, or none where it has none.
 
   Raises:
-    InputError: `eos`, `pooling` or `bos` is none of these, `max_length` is below 1, or there is a
-      question and the model is an encoder, adds EOS or reads another token than the last.
+    InputError: `eos`, `pooling` or `bos` is none of these, `max_length` is below 1,
+      `max_prompt_length` is negative, or there is a question and the model is an encoder, adds EOS
+      or reads another token than the last.
   """
 
   encoder: bool = False
@@ -74,6 +78,7 @@ class Convention:
   bos: str = "add"
   question: str = ""
   pad: int | None = None
+  max_prompt_length: int = 0
 
   def __post_init__(self):
     for name, value, known in (
@@ -85,12 +90,21 @@ class Convention:
         raise InputError(f"convention.{name} is {value!r}; expected one of {', '.join(known)}")
     if self.max_length < 1:
       raise InputError(f"convention.max_length is {self.max_length}; expected tokens, 1 or more")
+    if self.max_prompt_length < 0:
+      found = f"convention.max_prompt_length is {self.max_prompt_length}"
+      raise InputError(f"{found}; expected tokens, or 0 for no limit")
     if self.question and (self.encoder or self.eos != "none" or self.pooling != "last"):
       found = f"encoder is {self.encoder}, eos {self.eos!r}, pooling {self.pooling!r}"
       raise InputError(
         f"convention.question is {self.question!r:.60} and {found}; expected a decoder, "
         "eos='none' and pooling='last', since the reward is read where the verdict begins"
       )
+
+  @property
+  def limits(self) -> str:
+    """What a text is cut to, to stand behind 'longer than'."""
+    most = self.max_prompt_length
+    return f"{self.max_length} tokens" + (f", or their prompts than {most}" if most else "")
 
 
 class TextEncoder:
@@ -365,7 +379,7 @@ class TextEncoder:
     if not len(ids):
       return RowError("no_tokens", "prompt and response give no token; expected text")
     cut = Cut(0)
-    if len(ids) > self.convention.max_length:
+    if self._too_long(len(ids), prompt):
       full = len(ids)
       try:
         ids, prompt, of_response = self._cut(pair, ids, prompt)
@@ -374,10 +388,24 @@ class TextEncoder:
       cut = Cut(full - len(ids), of_response)
     return self._sequence(ids, prompt, self._mark(ids), None, cut)
 
+  def _too_long(self, whole: int, prompt: int) -> bool:
+    """Whether a text of `whole` tokens, of which `prompt` are the prompt's, is to be cut."""
+    most = self.convention.max_prompt_length
+    return whole > self.convention.max_length or (most > 0 and prompt > most)
+
+  def _excess(self, whole: int, prompt: int, opening: int) -> int:
+    """How many tokens are to be cut, the prompt's first ones behind its opening.
+
+    Of what only `max_prompt_length` forbids, the opening is not cut.
+    """
+    most = self.convention.max_prompt_length
+    over = min(prompt - most, prompt - opening) if most else 0
+    return max(0, whole - self.convention.max_length, over)
+
   def _cut(
     self, pair: tuple[Text, Text], ids: np.ndarray, prompt: int
   ) -> tuple[np.ndarray, int, int]:
-    """Cuts to `max_length`: the prompt's oldest turns, then its oldest tokens, then the response's.
+    """Cuts to the limits: the prompt's oldest turns, then its oldest tokens, then the response's.
 
     The end of the response always stays, and so does a BOS of the tokenizer's own where there is
     room for two tokens. The opening (BOS and, of messages, what precedes the content of the oldest
@@ -399,15 +427,18 @@ class TextEncoder:
         whole, own_ids = self._opened([text, own], special=False)
         return self._with_eos(whole, text), common_prefix([whole, own_ids])
 
-      turns, found = shortened(list(messages), tokens, lambda found: len(found[0]) <= limit)
+      def fits(found: tuple[np.ndarray, int]) -> bool:
+        return not self._too_long(len(found[0]), found[1])
+
+      turns, found = shortened(list(messages), tokens, fits)
       ids, prompt = found or (ids, prompt)
       # The opening: BOS, system turns, and the header of the oldest other turn that is left. It is
       # the common prefix with the ids of a rendering in which that turn has other content.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
       opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
-    excess = len(ids) - limit
-    if excess <= 0:
+    excess = self._excess(len(ids), prompt, opening)
+    if not excess:
       return ids, prompt, 0
     if prompt - opening >= excess:
       return np.concatenate([ids[:opening], ids[opening + excess :]]), prompt - excess, 0
@@ -477,19 +508,23 @@ class TextEncoder:
       return sum(map(len, [*parts, *end]))
 
     parts, own = whole(head)
-    limit, full = self.convention.max_length, tokens(parts)
-    if full > limit and turns:
+
+    def too_long(found: tuple[list[np.ndarray], np.ndarray]) -> bool:
+      return self._too_long(tokens(found[0]), common_prefix([found[0][0], found[1]]))
+
+    full = tokens(parts)
+    if turns and too_long((parts, own)):
       _, found = shortened(
         turns,
         lambda shorter: whole(self.render(shorter, generation=True)),
-        lambda found: tokens(found[0]) <= limit,
+        lambda found: not too_long(found),
       )
       parts, own = found or (parts, own)
-    excess = tokens(parts) - limit
     length = common_prefix([parts[0], own])
-    if excess > 0:
-      opening = common_prefix([parts[0], self._opening])
+    opening = common_prefix([parts[0], self._opening])
+    if excess := self._excess(tokens(parts), length, opening):
       if length - opening < excess:
+        limit = self.convention.max_length
         return RowError(
           "steps_too_long",
           f"its steps alone take more than {limit} tokens; expected a larger data.max_length",
@@ -518,7 +553,7 @@ class TextEncoder:
       firsts.append(prompt)
       seconds.append(full[len(prompt) :])
     encoded = self.tokenizer(firsts, seconds, return_token_type_ids=True)
-    limit = self.convention.max_length
+    limit, most = self.convention.max_length, self.convention.max_prompt_length
     out = []
     for i in range(len(firsts)):
       ids = np.asarray(encoded.input_ids[i], np.int32)
@@ -526,7 +561,8 @@ class TextEncoder:
       side = np.asarray([-1 if s is None else s for s in encoded.sequence_ids(i)])
       # Cut are the prompt's oldest tokens, then the response's oldest; special tokens stay.
       candidates = np.concatenate([np.flatnonzero(side == 0), np.flatnonzero(side == 1)])
-      excess = max(0, len(ids) - limit)
+      over = int((side == 0).sum()) - most if most else 0
+      excess = max(0, len(ids) - limit, over)
       keep = np.ones(len(ids), bool)
       keep[candidates[:excess]] = False
       prompt = int(np.flatnonzero(side == 1)[0]) if (side == 1).any() else len(ids)

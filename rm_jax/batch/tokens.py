@@ -21,17 +21,17 @@ class Cut(int):
     return self
 
 
-def cut_message(cuts: Sequence[Cut], max_length: int) -> str:
+def cut_message(cuts: Sequence[Cut], limits: str) -> str:
   """The warning for texts that were too long.
 
   Args:
     cuts: of each text, at least one of them positive.
-    max_length: the model's limit, in tokens.
+    limits: the model's, as `Convention.limits` has them.
   """
   found = [cut for cut in cuts if cut]
   responses = sum(cut.response for cut in found)
   said = (
-    f"{len(found)} of {len(cuts)} rows are longer than {max_length} tokens: of their prompts "
+    f"{len(found)} of {len(cuts)} rows are longer than {limits}: of their prompts "
     f"{sum(found) - responses} tokens are left out, the oldest first"
   )
   if not responses:

@@ -221,12 +221,12 @@ def _limits(model: TextModel, kinds: Sequence[str]) -> Sequence[str]:
     )
   if model.tokenizer.chat_template and not convention.encoder:
     yield (
-      f"conversations over {convention.max_length} tokens are cut by whole turns, oldest first; "
+      f"conversations longer than {convention.limits} are cut by whole turns, oldest first; "
       "transformers reads them whole, or with truncation=True cuts their oldest tokens"
     )
   if convention.encoder:
     yield (
-      f"pairs over {convention.max_length} tokens lose the prompt's oldest tokens first; "
+      f"pairs longer than {convention.limits} lose the prompt's oldest tokens first; "
       "transformers does so with truncation='only_first', which fails where the response leaves "
       "the prompt no token, and with truncation=True cuts both"
     )

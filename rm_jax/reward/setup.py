@@ -156,8 +156,8 @@ class TextModel:
       # A record without the field means 'template'. So a model of an older version that is saved
       # again has the record that it had.
       del convention["bos"]
-    for name in ("question", "pad"):
-      if convention[name] in ("", None):
+    for name, default in (("question", ""), ("pad", None), ("max_prompt_length", 0)):
+      if convention[name] == default:
         del convention[name]
     head = dataclasses.asdict(self.network.head)
     if self.network.implicit:
@@ -227,6 +227,7 @@ def convention_for(
   *,
   eos: str,
   max_length: int,
+  max_prompt_length: int = 0,
   pooling: str = "",
   question: str = "",
 ) -> Convention:
@@ -241,6 +242,7 @@ def convention_for(
       except where a question is new.
     max_length: most tokens of a prompt + response; 0 = the saved limit, else the architecture's.
       It never exceeds the architecture's.
+    max_prompt_length: most tokens of a prompt; 0 = the saved limit, else none.
     pooling: 'last' (decoders), 'first' (encoders) or 'mean'; 'hf' only for another library's
       decoder with a head; '' = that of the checkpoint's head, else the architecture's.
     question: what a judge is asked of each response; '' = as saved, else nothing.
@@ -281,7 +283,11 @@ def convention_for(
       f"{asked!r:.80}; expected model.question='', which keeps that, or a language model"
     )
   if record:
-    saved = dataclasses.replace(saved, max_length=min(max_length or saved.max_length, positions))
+    saved = dataclasses.replace(
+      saved,
+      max_length=min(max_length or saved.max_length, positions),
+      max_prompt_length=max_prompt_length or saved.max_prompt_length,
+    )
     if headed:
       return saved
     fields = {"pooling": pooling or usual}
@@ -296,6 +302,7 @@ def convention_for(
     eos=eos,
     pooling=pooling or usual,
     max_length=min(max_length or positions, positions),
+    max_prompt_length=max_prompt_length,
     # A head that another library trained on messages has seen what the chat template renders, and
     # no further BOS from the tokenizer.
     bos="template" if imported and tokenizer.chat_template else "add",
@@ -373,6 +380,7 @@ def build_model(
     tokenizer,
     eos=c.eos,
     max_length=config.data.max_length,
+    max_prompt_length=config.data.get("max_prompt_length", 0),
     pooling=c.pooling,
     question=question,
   )

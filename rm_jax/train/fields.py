@@ -141,6 +141,7 @@ FIELDS: dict[str, Rule] = {
   "data.cache": _TEXT,
   "data.batch_groups": SIZE,
   "data.max_length": SIZE,
+  "data.max_prompt_length": _COUNT,
   "data.share": _SWITCH,
   "data.pack": _SWITCH,
   "data.cells": SIZE,
@@ -229,6 +230,12 @@ def check_fields(config: ml_collections.ConfigDict, own: Mapping[str, Rule] | No
     )
   if values.get("train.patience") and not values["train.best"]:
     wrong.append("--config.train.patience is set and --config.train.best is not: expected both")
+  longest, prompt = values["data.max_length"], values.get("data.max_prompt_length", 0)
+  if not wrong and prompt >= longest:
+    wrong.append(
+      f"--config.data.max_prompt_length={prompt} and --config.data.max_length={longest}: expected "
+      "fewer tokens of a prompt than of a prompt with its response, or 0 for no limit of its own"
+    )
   if wrong:
     raise InputError("\n  ".join(wrong))
   _check_columns(config.data)

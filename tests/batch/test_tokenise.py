@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from rm_jax.batch.group import make_group, tokenise
+from rm_jax.batch.group import join, make_group, tokenise
 from rm_jax.batch.tokenise import HH_TEMPLATE, Convention, TextEncoder
 from rm_jax.batch.tokens import Cut, common_prefix, cut_message
 from rm_jax.data.report import Report, RowError
@@ -256,11 +256,11 @@ def test_cut_tokens_are_counted_where_they_were(limit):
 
 def test_the_message_says_what_was_cut_of_prompts_and_of_responses():
   cuts = [Cut(0), Cut(39), Cut(1), Cut(5, 3), Cut(4, 4)]
-  assert cut_message(cuts[:3], 64) == (
+  assert cut_message(cuts[:3], "64 tokens") == (
     "2 of 3 rows are longer than 64 tokens: of their prompts 40 tokens are left out, the oldest "
     "first"
   )
-  assert cut_message(cuts, 64) == (
+  assert cut_message(cuts, "64 tokens") == (
     "4 of 5 rows are longer than 64 tokens: of their prompts 42 tokens are left out, the oldest "
     "first, and of 2 responses, too long by themselves, the first 7 tokens"
   )
@@ -272,6 +272,69 @@ def test_cut_depends_on_the_response_alone():
   alone = encoder.sequences([("abcdefgh", "x")])[0]
   beside = encoder.sequences([("abcdefgh", "x"), ("abcdefgh", "a much longer one")])[0]
   np.testing.assert_array_equal(alone.ids, beside.ids)
+
+
+def test_a_prompts_own_limit_leaves_the_same_of_it_before_every_response():
+  tokenizer = decoder_tokenizer()
+  options = dict(max_length=12, max_prompt_length=4)
+  short, long = (one(tokenizer, "abcdef", response, **options) for response in ("x", "uvwxyz"))
+  assert text(tokenizer, short.ids) == "<s>defx</s>"
+  assert text(tokenizer, long.ids) == "<s>defuvwxyz</s>"
+  assert (short.prompt, short.cut, short.cut.response) == (4, 3, 0)
+  assert join([short, long]).shared == 4
+  # A prompt within the limit is whole, and a longer response still costs it its beginning.
+  assert text(tokenizer, one(tokenizer, "abc", "x", **options).ids) == "<s>abcx</s>"
+  long = one(tokenizer, "abcdef", "qrstuvwxyz", **options)
+  assert text(tokenizer, long.ids) == "<s>qrstuvwxyz</s>"
+  assert (long.cut, long.cut.response) == (6, 0)
+
+
+def test_a_prompts_own_limit_leaves_out_whole_turns_first():
+  tokenizer = decoder_tokenizer()
+  prompt = ({"role": "system", "content": "S"}, user("oldest"), assistant("older"), user("new"))
+  rest = "<s>system:S</s>\n<s>user:new</s>\n<s>assistant:"
+  whole = one(tokenizer, prompt, (assistant("end"),), max_length=1000)
+  for response in ("end", "a longer one"):
+    limit = dict(max_length=1000, max_prompt_length=whole.prompt - 1)
+    s = one(tokenizer, prompt, (assistant(response),), **limit)
+    assert text(tokenizer, s.ids[: s.prompt]) == rest
+    assert text(tokenizer, s.ids[s.prompt :]) == f"{response}</s>\n"
+    # Then the oldest tokens of what is left, but not the opening, however low the limit is.
+    for fewer, left in ((2, "w"), (3, ""), (20, "")):
+      limit = dict(max_length=1000, max_prompt_length=s.prompt - fewer)
+      t = one(tokenizer, prompt, (assistant(response),), **limit)
+      if left:
+        assert text(tokenizer, t.ids[: t.prompt]) == rest.replace("new", left)
+      else:
+        assert text(tokenizer, t.ids[: t.prompt]).startswith("<s>system:S</s>\n<s>user:")
+        assert text(tokenizer, t.ids[t.prompt :]) == f"{response}</s>\n"
+
+
+def test_a_prompts_own_limit_of_steps_and_of_encoders():
+  tokenizer = decoder_tokenizer()
+  for steps in (["xy", "z"], ["x" * 30]):
+    s = steps_of(tokenizer, "abcdef", steps, max_length=60, max_prompt_length=4)
+    assert text(tokenizer, s.ids[: s.prompt]) == "<s>def"
+    assert len(s.marks) == len(steps)
+  turns = (user("old"), assistant("older"), user("new"))
+  t = steps_of(tokenizer, turns, ["s"], max_length=100, max_prompt_length=25)
+  assert text(tokenizer, t.ids[: t.prompt]) == "<s>user:new</s>\n<s>assistant:"
+  tokenizer, options = encoder_tokenizer(), dict(encoder=True, eos="none", pooling="first")
+  for response in ("x", "wxyz"):
+    s = one(tokenizer, "abcdef", response, max_length=60, max_prompt_length=2, **options)
+    assert tokenizer.convert_ids_to_tokens(s.ids)[:4] == ["[CLS]", "e", "f", "[SEP]"]
+    assert len(s.ids) == 4 + len(response) + 1
+  s = one(tokenizer, "abcdef", "wxyz", max_length=8, max_prompt_length=2, **options)
+  assert tokenizer.convert_ids_to_tokens(s.ids)[:3] == ["[CLS]", "f", "[SEP]"]
+
+
+def test_a_prompts_own_limit_is_refused_below_zero_and_is_said():
+  with pytest.raises(InputError, match="max_prompt_length is -1; expected tokens, or 0"):
+    Convention(max_prompt_length=-1)
+  assert Convention(max_length=64, max_prompt_length=48).limits == (
+    "64 tokens, or their prompts than 48"
+  )
+  assert Convention(max_length=64).limits == "64 tokens"
 
 
 def test_encoder_reads_cls_of_a_pair_encoding():

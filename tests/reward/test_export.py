@@ -102,7 +102,7 @@ def test_a_long_pair_is_cut_as_we_cut_it_where_only_the_first_is_cut(tmp_path):
     rm, "abcdefgh", "uvwxyz"
   )
   (limit,) = out.limits
-  assert "pairs over 12 tokens lose the prompt's oldest tokens first" in limit
+  assert "pairs longer than 12 tokens lose the prompt's oldest tokens first" in limit
   assert "truncation='only_first'" in limit
   # A response that is too long by itself has no counterpart there.
   with pytest.raises(Exception, match="too short"):
@@ -297,11 +297,11 @@ def test_what_the_files_cannot_say_is_named(tmp_path):
   (limit,) = exported(rm, kinds=("pair", "step")).limits
   assert "a score behind each" in limit
   (limit,) = exported(modelled(tmp_path / "b", decoder_tokenizer())).limits
-  assert "conversations over 512 tokens are cut by whole turns" in limit
+  assert "conversations longer than 512 tokens are cut by whole turns" in limit
   mean = exported(modelled(tmp_path / "c", decoder_tokenizer(chat=None), pooling="mean")).limits
   assert "the mean over a response" in mean[0]
   bert = exported(modelled(tmp_path / "d", encoder_tokenizer(), BERT, chat_template="hh"))
-  assert "pairs over 256 tokens" in bert.limits[0]
+  assert "pairs longer than 256 tokens" in bert.limits[0]
   assert "messages become a pair" in bert.limits[1]
   with pytest.raises(Exception, match="a chat template cannot render"):
     bert.tokenizer.apply_chat_template(TURNS)

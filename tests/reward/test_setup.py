@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from configs.base import get_config
 from rm_jax.batch.tokenise import HH_TEMPLATE
 from rm_jax.data.report import DataError, Report
+from rm_jax.errors import InputError
 from rm_jax.models.network import Network
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.config import backbone_config, head_config
@@ -21,6 +22,7 @@ from rm_jax.reward.architecture import build_network, planned_architecture
 from rm_jax.reward.setup import build_model, convention_for, init_params, with_likelihood
 from rm_jax.train import loop
 from rm_jax.train.datasets import load_data
+from rm_jax.train.fields import check_fields
 from rm_jax.train.run import make_packing
 from rm_jax.types import Example
 from rm_jax.workdir.folder import claim, earlier_record
@@ -55,6 +57,25 @@ def test_convention_of_each_kind_of_checkpoint():
   saved = {"convention": {"eos": "none", "pooling": "last", "max_length": 100, "date": "x"}}
   again = convention_for(LLAMA, saved, decoder_tokenizer(), **options)
   assert (again.eos, again.date, again.max_length) == ("none", "x", 512)
+
+
+def test_a_limit_of_prompts_is_saved_and_a_record_without_one_has_none(llama_folder):
+  options = dict(eos="auto", max_length=0)
+  old = {"convention": {"eos": "append", "pooling": "last", "max_length": 64}}
+  assert convention_for(LLAMA, old, decoder_tokenizer(), **options).max_prompt_length == 0
+  kept = {"convention": old["convention"] | {"max_prompt_length": 40}}
+  assert convention_for(LLAMA, kept, decoder_tokenizer(), **options).max_prompt_length == 40
+  options |= {"max_prompt_length": 30}
+  for record in ({}, old, kept):
+    assert convention_for(LLAMA, record, decoder_tokenizer(), **options).max_prompt_length == 30
+  config = small_config(llama_folder, steps=1)
+  model = build_model(config)
+  assert "max_prompt_length" not in model.record()["convention"]
+  config.data.max_prompt_length = 6
+  assert build_model(config).record()["convention"]["max_prompt_length"] == 6
+  config.data.max_length = 6
+  with pytest.raises(InputError, match=r"max_prompt_length=6 and --config\.data\.max_length=6: "):
+    check_fields(config)
 
 
 def test_bos_is_what_the_record_says_and_a_record_without_it_adds_none():

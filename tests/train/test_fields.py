@@ -34,6 +34,7 @@ WRONG = {
   "data.limit": -1,
   "data.batch_groups": 0,
   "data.max_length": 0,
+  "data.max_prompt_length": -1,
   "data.cells": 0,
   "data.row_lengths": (0,),
   "data.shapes": 0,

@@ -106,6 +106,26 @@ def test_a_gate_reads_the_prompt_and_serves_both(gated):
   np.testing.assert_allclose(weights, alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("limit", [0, 12])
+def test_a_long_prompts_weights_are_those_of_its_limit_whatever_the_response(
+  limit, llama_folder, tmp_path
+):
+  config = configured(llama_folder, tmp_path, steps=1, gate=True)
+  config.data.max_length, config.data.max_prompt_length = 24, limit
+  built = build_model(config)
+  mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  params = unflatten_dict(init_params(built, mesh, jax.random.key(0), training=True), sep="/")
+  gating = params["head"]["gating"]
+  kernel = 0.1 * jax.random.normal(jax.random.key(1), gating["kernel"].shape)
+  params["head"] |= {"gating": gating | {"kernel": kernel}}
+  rows = [{"prompt": "abcdefghijklmnopqrstuvwxyz", "response": "x" * n} for n in (1, 6, 11)]
+  weights = RewardModel(built, params, mesh).attribute_weights(rows)
+  if limit:
+    np.testing.assert_allclose(weights, weights[[0] * 3], atol=1e-6)
+  else:  # by max_length alone other parts of the prompt are left
+    assert np.abs(weights - weights[:1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("gate", [True, False])
 def test_weights_that_are_not_finite_are_refused(gate, llama_folder, tmp_path):
   built = build_model(configured(llama_folder, tmp_path, steps=1, gate=gate))
