@@ -53,7 +53,10 @@ def get_config(path: str = "") -> ml_collections.ConfigDict:
   c.data.validation = 0.1
   c.data.fraction = 0.5
   c.data.batch_groups = 32
-  c.data.max_length = 128  # what 256 give instead, in twice the time, the group `length` says
+  # Of 128 tokens in all 70 % of the prompts are cut, differently before a longer response, so that
+  # the gate weighs a pair's responses differently: see `length`.
+  c.data.max_prompt_length = 96
+  c.data.max_length = 192
   c.data.cells = 8192
   c.optimizer.learning_rate = RATE
   c.train.epochs = 1.0
@@ -79,21 +82,24 @@ def sweep() -> dict[str, dict]:
   # that its weights have to become large: at the network's own rate it learns no more than how
   # often each objective occurs. A decoder's reads a hidden state, whose numbers are larger.
   gate = OBJECTIVES | {"model.gate": True} | at(RATE)
-  long = {"data.max_length": 256}
+  # Limits of a prompt with its response, by which more of a prompt is cut before a longer response.
+  short = {"data.max_length": 128, "data.max_prompt_length": 0}
+  long = {"data.max_length": 256, "data.max_prompt_length": 0}
   slow = long | {"optimizer.learning_rate": 5e-5}
   balanced = {f"data.sources.{p}.rate": 3.0 if p == harmless else 1.0 for p in PARTS}
   smol = {
     "model.pretrained": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "model.layers": 20,
     "model.frozen_layers": 14,
-    "data.max_length": 256,
   }
+  smol |= long
   decoder = gate | smol
   return {
     "objectives/one head": {},
     "objectives/one head balanced": balanced,
     "objectives/two heads mixed": OBJECTIVES,
     "objectives/two heads and a gate": gate,
+    "objectives/two heads and a gate balanced": gate | balanced,
     "objectives/harmless alone": only(harmless) | {"train.epochs": 2.0},
     "objectives/helpful alone": only(*helpful),
     "256 tokens/two heads and a gate": gate | long,
@@ -117,8 +123,11 @@ def sweep() -> dict[str, dict]:
     "layers/upper 3": gate | {"model.frozen_layers": 3},
     "epochs/1": gate,
     "epochs/2": gate | {"train.epochs": 2.0},
-    "length/128": gate,
-    "length/256": gate | long,
+    "length/96 of a prompt": gate,
+    "length/128 in all": gate | short,
+    "length/256 in all": gate | long,
+    "128 tokens/one head": short,
+    "128 tokens/two heads and a gate": gate | short,
     "batch/32": gate,
     "batch/16": gate | {"data.batch_groups": 16},
     "noise/none": gate,
