@@ -35,6 +35,7 @@ _BEFORE: dict[str, Any] = {
   "data.shapes": 4,
   "data.split_seed": -1,
   "data.fraction": 1.0,
+  "data.max_prompt_length": 0,
   "data.objectives": "",
   "data.validation": 0.0,
   "model.attention": "auto",
