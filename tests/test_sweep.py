@@ -179,12 +179,17 @@ def planned(monkeypatch, tmp_path, settings, *, seeds=3, measures=None, report=N
   )
   for name, value in given.items():
     monkeypatch.setattr(sweep, name, types.SimpleNamespace(value=value))
-  made = []
-  monkeypatch.setattr(
-    sweep.loop, "train", lambda config, folder: made.append(folder) or {"heldout": report}
-  )
+  made, shared = [], set()
+
+  def train(config, folder, *, kept):
+    made.append(folder)
+    shared.add(kept)
+    return {"heldout": report}
+
+  monkeypatch.setattr(sweep.loop, "train", train)
   with pytest.raises(InputError) as error:
     sweep.main()
+  assert len(shared) <= 1  # the frozen layers' output is one for all runs
   return made, str(error.value)
 
 
