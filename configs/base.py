@@ -162,8 +162,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Largest number of tokens of a prompt with one response. Of longer ones the prompt's oldest turns
   # and tokens are left out, and the response's only if it is too long by itself.
   c.data.max_length = 1024
-  # Largest number of tokens of a prompt, whatever its response, so that all responses are read
-  # after the same part of it; 0 = all that max_length leaves beside each response.
+  # Largest number of tokens of a prompt, so that all responses that fit beside it into max_length
+  # are read after the same part of it; 0 = all that max_length leaves beside each response.
   c.data.max_prompt_length = 0
   c.data.share = True  # compute a group's prompt once for all its responses (decoders)
   c.data.pack = True  # pack several groups into one row
