@@ -75,6 +75,11 @@ def at(rate: float, gate: float = 0.05) -> dict:
   return {"optimizer.learning_rate": rate, "optimizer.mix_rate": gate / rate}
 
 
+def depth(layers: int) -> dict:
+  """The fields that read the state above a layer and train the six layers below it."""
+  return {"model.layers": layers, "model.frozen_layers": layers - 6}
+
+
 def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
   harmless, *helpful = PARTS
@@ -87,12 +92,15 @@ def sweep() -> dict[str, dict]:
   long = {"data.max_length": 256, "data.max_prompt_length": 0}
   slow = long | {"optimizer.learning_rate": 5e-5}
   balanced = {f"data.sources.{p}.rate": 3.0 if p == harmless else 1.0 for p in PARTS}
-  smol = long | {
-    "model.pretrained": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "model.layers": 20,
-    "model.frozen_layers": 14,
-  }
+  smol = long | {"model.pretrained": "HuggingFaceTB/SmolLM2-135M-Instruct"} | depth(20)
   decoder = gate | smol
+  adapters = {"model.lora.rank": 16}
+  all_data = {
+    "data.fraction": 1.0,
+    "train.epochs": 2.0,
+    "train.eval_every": 64,
+    "train.best": "loss",
+  }
   return {
     "objectives/one head": {},
     "objectives/one head balanced": balanced,
@@ -145,4 +153,7 @@ def sweep() -> dict[str, dict]:
     "SmolLM2/at 3e-4": decoder | at(3e-4, gate=5e-3),
     "SmolLM2/mean of the response": decoder | at(1e-4, gate=5e-3) | {"model.pooling": "mean"},
     "SmolLM2/one head": smol | {"optimizer.learning_rate": 1e-4},
+    "SmolLM2/6 of 12 layers": decoder | at(1e-4, gate=5e-3) | depth(12),
+    "SmolLM2/LoRA": decoder | at(1e-3, gate=5e-3) | adapters,
+    "SmolLM2/all data twice": decoder | at(1e-4, gate=5e-3) | all_data,
   }
