@@ -94,8 +94,11 @@ def get_config() -> ml_collections.ConfigDict:
   # Each attribute's weight when training begins; () = those saved in the checkpoint, else equal
   # weights, of sum 1.
   c.model.mix = ()
-  # Weights of its own for every prompt, in place of model.mix: a softmax of the prompt's state,
-  # which learns from the sources' objectives which attribute a prompt's answers are judged by.
+  # Weights of its own for every prompt: a softmax of the prompt's state, which learns from the
+  # sources' objectives which attribute a prompt's answers are judged by. They are multiplied by
+  # model.mix (numbers above 0) and divided by their sum; the gate is trained without it. Where an
+  # objective has 0.2 of the training data and another 0.8, the mix (0.8, 0.2) is as if each had a
+  # half.
   c.model.gate = False
   # LoRA (Hu et al. 2021): trains low-rank adapters and the head, and leaves the backbone as it is.
   # Checkpoints hold the adapters and the head, and the backbone only where it was random.

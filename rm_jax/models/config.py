@@ -150,9 +150,11 @@ class HeadConfig:
     attributes: names of the outputs, each of which is a rating, and the reward is their sum by
       weights.
     mix: the initial values of those weights; training may change them.
-    gate: the weights are not the mix but a softmax over a linear map of the prompt's own state, so
-      that each prompt has its own (Wang et al. 2024, "Interpretable Preferences via Multi-Objective
-      Reward Modeling and Mixture-of-Experts", ArmoRM's gating layer).
+    gate: each prompt has weights of its own: a softmax over a linear map of its state (Wang et al.
+      2024, "Interpretable Preferences via Multi-Objective Reward Modeling and Mixture-of-Experts",
+      ArmoRM's gating layer), times the mix, divided by their sum. The gate learns how probable each
+      objective is given the prompt, at the rates of the training data. The mix corrects for other
+      rates: (1 / rate of the first, 1 / rate of the second ..) is as if all were equally frequent.
     steps: how the scores of a solution's steps are read, as `losses.process.so_far` says: 'own',
       'min' or 'product'. Of a response with one mark, 'product' only limits very high and very low
       scores, and 'min' changes nothing.
@@ -200,6 +202,11 @@ class HeadConfig:
       raise InputError(f"head: steps is {self.steps!r}; expected one of {', '.join(SO_FAR)}")
     if self.gate and count < 2:
       raise InputError(f"head: a gate over attributes {self.attributes}; expected two or more")
+    if self.gate and min(self.mix) <= 0:
+      raise InputError(
+        f"model.mix is {self.mix} and there is a gate, whose probabilities it multiplies; expected "
+        "numbers above 0"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -377,13 +377,13 @@ class Network:
     """The reward, float32 [B, G, K], of `apply`'s scores.
 
     The mean of an ensemble's members; the sum of attributes by the weights params['head']['mix'],
-    or by the gate's.
+    or by the gate's (`_gated`).
     """
     if self.head.ensemble:
       return jnp.mean(scores, axis=0)
     if self.head.gate:
-      scores_ABGK, log_weights_ABGK = jnp.split(scores, 2)
-      return jnp.sum(jnp.exp(log_weights_ABGK) * scores_ABGK, axis=0)
+      scores_ABGK, weights_ABGK = self._gated(params, scores)
+      return jnp.sum(weights_ABGK * scores_ABGK, axis=0)
     if self.head.attributes:
       return jnp.sum(params["head"]["mix"][:, None, None, None] * scores, axis=0)
     return scores
@@ -391,9 +391,22 @@ class Network:
   def weights(self, params: dict, batch: Batch) -> jax.Array:
     """Weights of the head's attributes in the reward at the marks, float32 [A, B, G, K]."""
     if self.head.gate:
-      return jnp.exp(jnp.split(self.apply(params, batch), 2)[1])
+      return self._gated(params, self.apply(params, batch))[1]
     shape = len(self.head.attributes), *batch.marks.shape
     return jnp.broadcast_to(params["head"]["mix"][:, None, None, None], shape)
+
+  def _gated(self, params: dict, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the attributes' scores, their weights), each float32 [A, B, G, K], of `apply`'s scores.
+
+    The gate's probabilities times the mix, divided by their sum. An equal mix changes nothing, and
+    is left out, so that rewards are to the last bit those of versions without it.
+    """
+    scores_ABGK, log_weights_ABGK = jnp.split(scores, 2)
+    if len(set(self.head.mix)) > 1:
+      log_mix_A = jnp.log(params["head"]["mix"])
+      log_weights_ABGK += log_mix_A[:, None, None, None]
+      log_weights_ABGK = jax.nn.log_softmax(log_weights_ABGK, axis=0)
+    return scores_ABGK, jnp.exp(log_weights_ABGK)
 
   def judged(self, params: dict, scores: jax.Array, batch: Batch) -> jax.Array:
     """What each group's feedback is about, float32 [B, G, K]: the reward, or one attribute's score.

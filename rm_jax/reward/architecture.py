@@ -161,12 +161,11 @@ def _head(c: Any, hf_config: dict[str, Any], source: Source | None) -> HeadConfi
       "all 0"
     )
   gate = c.get("gate", False)  # configs of older runs do not have the field
-  if gate and (len(names) < 2 or c.mix or own):
-    found = f"model.mix is {tuple(c.mix)}" if c.mix else f"model.attributes is {names}"
-    found = f"{c.pretrained} has a head of its own" if own else found
+  if gate and (len(names) < 2 or own):
+    found = f"{c.pretrained} has a head of its own" if own else f"model.attributes is {names}"
     raise InputError(
-      f"model.gate is True and {found}; expected two or more attributes, whose weights the gate "
-      "gives in place of model.mix, and a checkpoint without a head"
+      f"model.gate is True and {found}; expected two or more attributes, and a checkpoint without "
+      "a head"
     )
   if c.members > 1 and (own or names):
     found = "model.attributes is set" if names else f"{c.pretrained} has a head of its own"

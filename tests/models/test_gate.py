@@ -165,6 +165,27 @@ def test_steps_are_read_so_far_and_weights_are_not():
   np.testing.assert_allclose(read[2:], own[2:], atol=1e-5)
 
 
+def test_the_mix_multiplies_the_gates_probabilities():
+  network = gated("llama")
+  params = random_params(network)
+  even = run(network, params, Packing(share=True, cells=512))
+  mix = (0.2, 0.6)
+  other = dataclasses.replace(network, head=dataclasses.replace(network.head, mix=mix))
+  params["head"] |= {"mix": np.asarray(mix, np.float32)}
+  found = run(other, params, Packing(share=True, cells=512))
+  for (outputs, rewards), (before, _) in zip(found, even, strict=True):
+    np.testing.assert_array_equal(outputs, before)  # The gate itself, which is trained, is as ever.
+    first = 0.2 * np.exp(before[2]) / (0.2 * np.exp(before[2]) + 0.6 * np.exp(before[3]))
+    expected = first * before[0] + (1 - first) * before[1]
+    np.testing.assert_allclose(rewards, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mix_beside_a_gate_is_above_zero():
+  for mix in ((1.0, 0.0), (-1.0, 2.0)):
+    with pytest.raises(InputError, match="expected numbers above 0"):
+      HeadConfig(outputs=2, attributes=("a", "b"), mix=mix, gate=True)
+
+
 def test_a_gate_needs_something_to_weigh():
   with pytest.raises(InputError, match="expected two or more"):
     HeadConfig(outputs=1, attributes=("a",), mix=(1.0,), gate=True)
