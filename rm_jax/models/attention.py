@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rm_jax.models.kernels import attend_in_windows
-from rm_jax.models.numerics import drop, precision
+from rm_jax.models.numerics import drop, precision, transposed
 from rm_jax.types import Batch
 
 # The logit of a masked pair: so far below any real one that its weight is exactly 0 in float32.
@@ -500,8 +500,8 @@ def _softmax_attention_bwd(causal, cap, saved, g_WKRLH):
     g_logits = g_logits.astype(dtype)
     g_logits, weights = g_logits.reshape(flat), weights.astype(dtype).reshape(flat)
     gq.append(_dot(g_logits, k_WKLH[:, :, :last]).reshape(*logits.shape[:4], -1))
-    gk = gk.at[:, :, :last].add(_dot(g_logits.swapaxes(-1, -2), _rows(q_WKRLH, block)))
-    gv = gv.at[:, :, :last].add(_dot(weights.swapaxes(-1, -2), g_rows))
+    gk = gk.at[:, :, :last].add(_dot(transposed(g_logits), _rows(q_WKRLH, block)))
+    gv = gv.at[:, :, :last].add(_dot(transposed(weights), g_rows))
   gq = jnp.concatenate(gq, axis=3)
   return gq.astype(dtype), gk.astype(k_WKLH.dtype), gv.astype(v_WKLH.dtype), None
 

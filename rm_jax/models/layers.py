@@ -15,7 +15,7 @@ from flax import nnx
 
 from rm_jax.errors import InputError
 from rm_jax.models.lora import Adapted, Lora
-from rm_jax.models.numerics import precision
+from rm_jax.models.numerics import precision, product, transposed
 from rm_jax.parallel.axes import gather_layer, shard_rows
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -82,7 +82,7 @@ def _product(x_ND: jax.Array, kernel_DF: jax.Array, options: tuple) -> jax.Array
 
 
 def _dot(x, y, x_axis: int, y_axis: int, options: tuple) -> jax.Array:
-  return jax.lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), **dict(options))
+  return product(x, y, x_axis, y_axis, **dict(options))
 
 
 def _product_fwd(x_ND, kernel_DF, options):
@@ -107,6 +107,8 @@ def _turned_product(x_ND: jax.Array, g_NF: jax.Array, *, options: tuple) -> jax.
   XLA for CPU has a fast kernel only for [m, k] times [k, n]. So the narrower matrix is transposed
   beforehand; without the barrier XLA would merge the transpose into the product again.
   """
+  if x_ND.dtype == jnp.bfloat16:
+    return _dot(transposed(x_ND), g_NF, 1, 0, options)
   if x_ND.shape[1] <= g_NF.shape[1]:
     return _dot(jax.lax.optimization_barrier(x_ND.T), g_NF, 1, 0, options)
   turned_FD = _dot(jax.lax.optimization_barrier(g_NF.T), x_ND, 1, 0, options)
