@@ -166,7 +166,105 @@ def _prm800k(last):
 _SHEPHERD = "Q Step 1: 2 + 2 = 4. ки\nStep 2: 4 - 1 = 2. The answer is: 2 ки"
 _TURNS = [{"from": "human", "value": "Q"}]
 
+_STEERED = {"helpfulness": 4.0, "correctness": 3.0, "coherence": 4.0}
+_STEERED |= {"complexity": 1.0, "verbosity": 2.0}
+_SYSTEMS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+
+def _solution(number, is_correct):
+  return {"solution": f"A: {number}", "is_correct": is_correct}
+
+
+def _summaries(*coherence):
+  scores = [{"coherence": c, "relevance": r} for c, r in zip(coherence, (4.0, 2.0), strict=True)]
+  texts = zip(("m1", "m2"), ("good", "bad"), scores, strict=True)
+  responses = [{"system": m, "text": t, "scores": s} for m, t, s in texts]
+  return {"doc_id": "7", "src": "A.", "ref_summ": "ref", "responses": responses}
+
+
 LAYOUTS = {
+  "qa_feedback": Layout(
+    {"question": "Q", "passages": [["T", "T: a."]], "preference": [0, 1, 2, 1, 1, 2]}
+    | {f"prediction {i}": f"answer {i}" for i in (1, 2, 3, 4)},
+    ranking(
+      "T: a.\n\nQuestion: Q\nAnswer:",
+      tuple(f" answer {i}" for i in (1, 2, 3, 4)),
+      (0.5, 5 / 6, 0.0, 2 / 3),
+      conversation="T: a. Question: Q Answer:",
+      pairs=((0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 1.0, 1.0), (0.0,) * 4, (1.0, 0.0, 1.0, 0.0)),
+      ties=((0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0,) * 4, (0.0,) * 4),
+    ),
+    {"preference": [0, 2, 1, 2, 2, 1]},
+    (0.5, 1 / 6, 1.0, 1 / 3),
+  ),
+  "helpsteer": Layout(
+    {"prompt": "Q", "response": "good", "correctness": 3, "coherence": 4, "helpfulness": 4}
+    | {"complexity": 1, "verbosity": 2},
+    rated(GOOD, Q, _STEERED, "Q"),
+    {"helpfulness": 0},
+    (_STEERED | {"helpfulness": 0.0},),
+  ),
+  "gsm8k_solutions": Layout(
+    {"question": "Q", "ground_truth": "1 + 1 = 2\nA: 2"}
+    | {name: _solution(n, n == 2) for name, n in zip(_SYSTEMS, (1, 2, 2, 3), strict=True)},
+    Example(
+      "Q\n",
+      ("A: 2", "A: 2", "A: 1", "A: 3"),
+      (1.0, 1.0, 0.0, 0.0),
+      kind="outcome",
+      origin="f:1",
+      conversation="Q",
+      authors=("6b_verification", "175b_finetuning", "6b_finetuning", "175b_verification"),
+      answers=("2", "2", "1", "3"),
+    ),
+    {name: _solution(n, n != 2) for name, n in zip(_SYSTEMS, (1, 2, 2, 3), strict=True)},
+    (0.0, 0.0, 1.0, 1.0),
+  ),
+  "summ_human": Layout(
+    _summaries(5.0, 2.0),
+    ranking("A.\n\nSummary:", (" good", " bad"), (4.5, 2.0), "A. Summary:", authors=("m1", "m2")),
+    _summaries(1.0, 2.0),
+    (2.5, 2.0),
+  ),
+  "pandalm": Layout(
+    {"idx": 0, "cmp_key": "m1_m2", "instruction": "Do", "input": "this", "response1": "bad"}
+    | {"response2": "good", "annotator1": 2, "annotator2": 2, "annotator3": 0},
+    ranking(
+      "Do\n\nthis\n\n",
+      ("bad", "good"),
+      (1 / 6, 5 / 6),
+      conversation="Do this",
+      pairs=((0.0, 0.0), (2.0, 0.0)),
+      ties=TIED,
+      judges={"annotator1": 0.0, "annotator2": 0.0, "annotator3": 0.5},
+    ),
+    {"annotator1": 1, "annotator2": 1},
+    (5 / 6, 1 / 6),
+  ),
+  "llmbar": Layout(
+    {"input": "Q", "output_1": "bad", "output_2": "good", "label": 2},
+    ranking("Q\n\n", ("bad", "good"), (0.0, 1.0)),
+    {"label": 1},
+    (1.0, 0.0),
+  ),
+  "prm800k": Layout(
+    {"question": "Q", "steps": ["a", "b", "c"], "labels": ["positive", "neutral", "negative"]},
+    steps(("a", "b", "c"), (1.0, 1.0, 0.0)),
+    {"labels": ["negative", "neutral", "positive"]},
+    (0.0, 1.0, 1.0),
+  ),
+  "bigbench_mistake": Layout(
+    {"input": "Q", "target": "2", "answer": "3", "steps": ["a", "b", "c"], "mistake_index": 1},
+    steps(("a", "b", "c"), (1.0, 0.0, 0.0)),
+    {"mistake_index": None},
+    (1.0, 1.0, 1.0),
+  ),
+  "prmbench": Layout(
+    {"question": "Q", "modified_process": ["a", "b", "c"], "error_steps": [2], "idx": "circular_1"},
+    steps(("a", "b", "c"), (1.0, 0.0, 1.0)),
+    {"error_steps": [1, 3]},
+    (0.0, 1.0, 0.0),
+  ),
   "ultrafeedback": Layout(
     _ULTRAFEEDBACK,
     ranking(Q, (BAD, GOOD), (3.0, 8.5), authors=("m1", "m2")),

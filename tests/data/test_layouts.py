@@ -46,15 +46,11 @@ def test_other_forms_of_a_layout(name, row, expected):
   assert example == expected
 
 
-def test_every_format_of_the_folder_has_a_row_here_or_in_the_shared_data():
-  tested_elsewhere = {
-    *("qa_feedback", "helpsteer", "gsm8k_solutions", "summ_human", "pandalm", "llmbar"),
-    *("prm800k", "bigbench_mistake", "prmbench"),
-  }
+def test_every_format_of_the_folder_has_a_row_here():
   published = {
     name for name, f in FORMATS.items() if f.convert.__module__.startswith("rm_jax.data.published")
   }
-  assert published == tested_elsewhere | set(LAYOUTS)
+  assert published == set(LAYOUTS)
 
 
 def changed(name, **columns):
@@ -70,8 +66,6 @@ def _answers(**columns):
 _COMPLETIONS = LAYOUTS["ultrafeedback"].row["completions"]
 _RATING = {"annotations": _COMPLETIONS[0]["annotations"] | {"honesty": {"Rating": "6"}}}
 _IMAGE = {"role": "user", "content": [{"type": "image", "image": "x"}]}
-_FOUR_WAY = {"question": "Q?", "passages": [["T", "T: a."]], "preference": [0, 1, 2, 1, 1, 2]}
-_FOUR_WAY |= {f"prediction {i}": f"answer {i}" for i in (1, 2, 3, 4)}
 WRONG = [
   (changed("helpsteer2_preference", preference_strength=5), "'preference_strength' is 5; .*-3 .*3"),
   (changed("helpsteer2_preference", preference_strength=None), "'preference_strength' is None"),
@@ -171,18 +165,12 @@ WRONG = [
   (changed("distilabel", ratings=[1]), "expected lists of one length"),
   (changed("distilabel", ratings=[1, None]), r"'ratings\[1\]' is None; expected a number"),
   *(
-    (("qa_feedback", _FOUR_WAY | {"passages": passages}), "'passages' is .*expected lists of sent")
+    (changed("qa_feedback", passages=passages), "'passages' is .*expected lists of sent")
     for passages in ("T", None, ["T: a."], [["T", "T: a."], "b"])
   ),
-  (("qa_feedback", _FOUR_WAY | {"preference": [0, 1, 2]}), "expected six of 0"),
-  (("qa_feedback", _FOUR_WAY | {"preference": [0, 1, 2, 1, 1, 3]}), "'preference'.* is 3"),
+  (changed("qa_feedback", preference=[0, 1, 2]), "expected six of 0"),
+  (changed("qa_feedback", preference=[0, 1, 2, 1, 1, 3]), "'preference'.* is 3"),
 ]
-
-
-def test_four_answers_of_qa_feedback():
-  example = FORMATS["qa_feedback"].convert(_FOUR_WAY, "f:1")
-  assert example.prompt == "T: a.\n\nQuestion: Q?\nAnswer:"
-  assert example.responses == tuple(f" answer {i}" for i in (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize(("row", "message"), WRONG)
@@ -276,7 +264,7 @@ def test_every_layout_is_trained_on_in_each_of_two_steps(llama_folder, tmp_path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources[name] = {"path": str(path), "format": name if layout.by_name else "auto"}
   c.data.sources = sources
-  rated = [LAYOUTS[n].expected for n in ("ultrafeedback_ratings", "summarize_axes")]
+  rated = [x.expected for x in LAYOUTS.values() if x.expected.attributes]
   c.model.attributes = tuple(sorted({n for e in rated for one in e.attributes for n in one}))
   c.loss.ranking = "plackett_luce"
   c.data.strict = True
@@ -297,15 +285,7 @@ def test_every_layout_is_trained_on_in_each_of_two_steps(llama_folder, tmp_path)
 @pytest.mark.parametrize("name", ["gsm8k_solutions", "prm800k", "bigbench_mistake", "prmbench"])
 def test_a_question_as_messages_is_refused_where_solutions_are_text(name):
   """Formatted into a text, the messages would be part of the prompt as Python writes them."""
-  systems = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-  row = {
-    "gsm8k_solutions": {"ground_truth": "1"}
-    | {system: {"solution": "A: 1", "is_correct": True} for system in systems},
-    "prm800k": {"steps": ["a"], "labels": ["positive"]},
-    "bigbench_mistake": {"steps": ["a"], "mistake_index": None},
-    "prmbench": {"modified_process": ["a"], "error_steps": [1]},
-  }[name]
   column = "input" if name == "bigbench_mistake" else "question"
   question = [{"role": "user", "content": "q"}]
   with pytest.raises(RowError, match=f"wrong_type: {column!r} is"):
-    FORMATS[name].convert(row | {column: question}, "rows:1")
+    FORMATS[name].convert(LAYOUTS[name].row | {column: question}, "rows:1")
