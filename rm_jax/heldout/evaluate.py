@@ -320,7 +320,8 @@ def _beyond(rule: dict[str, Any] | None) -> str:
   if rule is None:
     return ""
   difference = _valued(rule, "difference", "+.3f")
-  return f"; best rule: {rule['rule']} {rule['auroc']:.3f}, {difference} to it"
+  value = rule["auroc"] if "auroc" in rule else rule["accuracy"]
+  return f"; best rule: {rule['rule']} {value:.3f}, {difference} to it"
 
 
 def summary_table(report: dict[str, Any]) -> str:
@@ -351,6 +352,12 @@ def summary_table(report: dict[str, Any]) -> str:
   for name in ("best_of", "first_error"):
     if name in report:
       lines.append(f"  {name.replace('_', ' ')}: {summary_line(report[name])}")
+  within = report.get("best_of", {}).get("pairs")  # reports of earlier versions have none
+  if within and within["n"]:
+    lines.append(
+      f"  right above wrong, within a question: {_valued(within, 'accuracy')} on {within['n']} "
+      f"pairs{_beyond(within['best_rule'])}"
+    )
   if "shift" in report:
     shift = report["shift"]
     found = [

@@ -124,21 +124,25 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0
     seed: of the intervals.
 
   Returns:
-    {accuracy, interval, n, baselines, paired, vote, best_author}. The baselines are `random`;
-    `oracle`, whether any response is good; `majority`, a response with the most frequent final
+    {accuracy, interval, n, baselines, paired, pairs, vote, best_author}. The baselines are
+    `random`; `longest` and `shortest`, the response of most and of fewest characters; `oracle`,
+    whether any response is good; `majority`, a response with the most frequent final
     answer; and `best_author`, always a response of the author who is right most often here, whom
     only the labels tell. The report's own `best_author` is that author's name. `vote` is the
     accuracy of the final answer whose responses have the largest sum of probabilities of being
     right (the verifier's voting of Cobbe et al. 2021, "Training Verifiers to Solve Math Word
-    Problems"). What needs answers is left out if an example has none, and what needs authors if not
-    all examples have the same authors.
+    Problems"). `pairs`: see `within_report`. What needs answers is left out if an example has none,
+    and what needs authors if not all examples have the same authors.
   """
   good_L = [np.asarray(e.labels) > 0.5 for _, e in lists]
   examples = [e for _, e in lists]
   count = [len(good) for good in good_L]
   picked = [highest(s, g, k).right for (s, _), g, k in zip(lists, good_L, count, strict=True)]
+  length_L = [np.asarray([characters(r) for r in e.responses], np.float64) for e in examples]
   rules = {
     "random": [good.mean() for good in good_L],
+    "longest": [highest(x, g, len(g)).right for x, g in zip(length_L, good_L, strict=True)],
+    "shortest": [highest(-x, g, len(g)).right for x, g in zip(length_L, good_L, strict=True)],
     "oracle": [float(good.any()) for good in good_L],
   }
   report = {}
@@ -166,7 +170,51 @@ def best_of_report(lists: Sequence[tuple[np.ndarray, Example]], *, seed: int = 0
       for name, rule in rules.items()
       if name != "oracle"
     },
+    "pairs": within_report([s for s, _ in lists], length_L, good_L, clusters, seed=seed),
   }
+
+
+def within_report(
+  scores: Sequence[np.ndarray],
+  lengths: Sequence[np.ndarray],
+  good: Sequence[np.ndarray],
+  clusters: Sequence[str],
+  *,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """How often a good response has a higher score than a bad one of the same prompt.
+
+  Unlike `auroc` it does not credit a model for telling easy prompts from hard ones.
+
+  Args:
+    scores, lengths: for each prompt float [K].
+    good: for each prompt bool [K].
+    clusters: each prompt's conversation.
+    seed: of the intervals.
+
+  Returns:
+    {accuracy, interval, n, ties, conversations, best_rule} over all pairs of a good and a bad
+    response of one prompt; best_rule {rule, accuracy, difference, interval} is the better of
+    "longer responses are good" and "shorter ones are", and the difference is paired.
+  """
+
+  def credits(value_L):
+    """Credits of all pairs, each good response with each bad one."""
+    found = []
+    for value_K, good_K in zip(value_L, good, strict=True):
+      ours, others = value_K[good_K], value_K[~good_K]
+      found.append(agreement.credit(np.repeat(ours, len(others)), np.tile(others, len(ours))))
+    return np.concatenate(found)
+
+  own = [c for c, g in zip(clusters, good, strict=True) for _ in range(g.sum() * (~g).sum())]
+  right_N, longer_N = credits(scores), credits(lengths)
+  report = intervals.accuracy(right_N, own, seed=seed)
+  if own:
+    rule = "longer" if longer_N.mean() >= 0.5 else "shorter"
+    rule_N = longer_N if rule == "longer" else 1 - longer_N
+    paired = intervals.paired(right_N, rule_N, own, seed=seed)
+    report["best_rule"] = {"rule": rule, "accuracy": float(rule_N.mean())} | paired
+  return report
 
 
 def best_author(examples: Sequence[Example]) -> tuple[str, list[float]] | None:

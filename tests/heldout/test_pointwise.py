@@ -1,5 +1,6 @@
 """Reports of rankings, outcomes, ratings and steps, on scores whose agreement is known by hand."""
 
+import dataclasses
 import itertools
 import math
 
@@ -104,10 +105,35 @@ def test_outcomes_and_best_of_n():
   assert report["loss"] == pytest.approx(sum(nll) / 6)
   best = report["best_of"]
   assert best["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
-  assert best["baselines"] == {"random": pytest.approx(1 / 3), "oracle": pytest.approx(2 / 3)}
+  same = dict.fromkeys(("random", "longest", "shortest"), pytest.approx(1 / 3))
+  assert best["baselines"] == same | {"oracle": pytest.approx(2 / 3)}
   table = summary_table(report)
   assert "best of: held-out accuracy 0.500" in table
   assert "on 3 questions" in table
+
+
+def test_good_and_bad_responses_of_one_prompt():
+  examples = [
+    example(0, ("aaa", "b", "cc"), (1.0, 0.0, 0.0), "outcome"),
+    example(1, ("a", "bb"), (0.0, 1.0), "outcome"),
+    example(2, ("a", "b"), (0.0, 0.0), "outcome"),  # no pair
+  ]
+  scores = [np.asarray(s) for s in ([1.0, 2.0, 1.0], [-7.0, -5.0], [9.0, 9.0])]
+  report = evaluate(scores * 5, examples * 5).report
+  pairs = report["best_of"]["pairs"]
+  # Of the first prompt 0 and a tie, of the second 1; the longer one is good in all.
+  assert (pairs["accuracy"], pairs["n"], pairs["ties"]) == (0.5, 15, 5)
+  rule = pairs["best_rule"]
+  assert (rule["rule"], rule["accuracy"], rule["difference"]) == ("longer", 1.0, -0.5)
+  assert "right above wrong, within a question: 0.500 [" in summary_table(report)
+  assert "on 15 pairs; best rule: longer 1.000, -0.500 [" in summary_table(report)
+  picks = report["best_of"]["baselines"]
+  assert (picks["longest"], picks["shortest"]) == (2 / 3, 0.0)
+  alone = evaluate([np.zeros(2)] * 2, [examples[2], examples[2]]).report["best_of"]["pairs"]
+  assert (alone["accuracy"], alone["n"]) == (None, 0)
+  turned = [dataclasses.replace(e, labels=tuple(1 - y for y in e.labels)) for e in examples]
+  rule = evaluate(scores, turned).report["best_of"]["pairs"]["best_rule"]
+  assert (rule["rule"], rule["accuracy"]) == ("shorter", 1.0)
 
 
 def test_the_best_rule_of_length_stands_beside_auroc():
@@ -132,7 +158,7 @@ def test_the_best_rule_of_length_stands_beside_auroc():
   assert "auroc 1.000 [" in summary_table(report)
   assert "; best rule: longer 0.781, +0.219 [" in summary_table(report)
   del report["auroc"]["best_rule"]  # as reports of earlier versions are
-  assert "best rule" not in summary_table(report)
+  assert "longer 0.781" not in summary_table(report)
   alike = evaluate([np.zeros(1)], [example(0, ("a",), (1.0,), "outcome")]).report["auroc"]
   assert (alike["value"], alike["why"]) == (None, "all labels are alike")
 
@@ -166,6 +192,8 @@ def test_best_of_n_beside_votes_and_authors():
   assert best["accuracy"] == 0.5
   assert best["baselines"] == {
     "random": pytest.approx((2 / 3 + 1 / 3) / 2),
+    "longest": pytest.approx((2 / 3 + 1 / 3) / 2),
+    "shortest": pytest.approx((2 / 3 + 1 / 3) / 2),
     "oracle": 1.0,
     "majority": pytest.approx((1 + 1 / 3) / 2),
     "best_author": 1.0,
@@ -173,7 +201,7 @@ def test_best_of_n_beside_votes_and_authors():
   assert best["best_author"] == "x"
   # First: 2 σ(-3) < σ(2), so that 8 wins and is wrong. Second: the highest score is the right one.
   assert best["vote"] == 0.5
-  assert set(best["paired"]) == {"random", "majority", "best_author"}
+  assert set(best["paired"]) == {"random", "longest", "shortest", "majority", "best_author"}
 
 
 def test_several_responses_of_an_author_count_alike():
