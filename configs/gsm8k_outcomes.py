@@ -15,9 +15,10 @@ import ml_collections
 from configs import base
 
 MEASURES = (
-  "validation.best_of.accuracy",
+  "validation.best_of.pairs.accuracy",
   "validation.auroc",
   "auroc.value",
+  "best_of.pairs.accuracy",
   "best_of.accuracy",
   "train.wall_seconds",
   "train.peak_memory_bytes",
@@ -41,7 +42,11 @@ def get_config() -> ml_collections.ConfigDict:
 
 def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
-  aside = {"data.validation": 0.15, "train.best": "best_of.accuracy", "train.eval_every": 20}
+  aside = {"data.validation": 0.15, "train.best": "best_of.pairs.accuracy", "train.eval_every": 20}
+  aside |= {
+    "model.dtype": "bfloat16",
+    "data.cells": 2048,
+  }  # one and a half times as fast on a CPU that has such instructions
   mini = {
     "model.pretrained": "sentence-transformers/all-MiniLM-L6-v2",
     "model.layers": 0,
