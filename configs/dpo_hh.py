@@ -2,10 +2,12 @@
 
   python -m experiments.train --config=configs/dpo_hh.py --workdir=runs/dpo_hh
 
-The data, the split and the template are those of configs/hh_rlhf.py, which trains a head. An
-implicit reward needs the language-model head and so all 30 layers: the lowest 24 are frozen and run
-once over the data. The reference is the model before its first step. On an accelerator train all
-layers: --config.model.frozen_layers=0 --config.model.dtype=bfloat16.
+The data, the split and the template are those of configs/hh_rlhf.py, which trains two heads and a
+gate; here there is one reward. An implicit reward needs the language-model head and so all 30
+layers: the lowest 24 are frozen and run once over the data. The reference is the model before its
+first step. On an accelerator train all layers:
+
+  --config.model.frozen_layers=0 --config.model.dtype=bfloat16
 """
 
 import ml_collections
@@ -14,4 +16,8 @@ from configs import dpo_world, hh_rlhf
 
 
 def get_config() -> ml_collections.ConfigDict:
-  return dpo_world.implicit(hh_rlhf.get_config())
+  c = dpo_world.implicit(hh_rlhf.get_config())
+  c.model.attributes, c.model.gate, c.model.mix = (), False, ()
+  c.model.dtype = "float32"  # log-likelihoods are sums over many tokens
+  c.data.objectives, c.optimizer.mix_rate = "", 0.0
+  return c

@@ -277,7 +277,7 @@ SHORT = {
     "--config.data.heldout=0.25",
     "--config.model.reference=none",  # random weights are no start that could be read again
   ],
-  "experiments.train --config=configs/hh_rlhf.py --workdir=runs/loss": [
+  "experiments.train --config=configs/base.py --workdir=runs/loss": [
     *TRAIN,
     "--config.data.heldout=0.25",
   ],
