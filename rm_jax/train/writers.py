@@ -77,6 +77,9 @@ def draw_report(
 ) -> None:
   """Draws report.png: loss, accuracy with baselines and interval, histograms of scores.
 
+  Of comparisons of several sources it also shows each source's accuracy with its interval, beside
+  the better of the rules "longer" and "shorter".
+
   Beside the training data's, curves are of the validation data where there are some, else of the
   held-out data. Baselines and scores are always the held-out data's.
 
@@ -89,8 +92,14 @@ def draw_report(
   """
   from rm_jax.storage import pictures as drawing
 
-  figure = drawing.figure(13, 4.6)
-  left, middle, right = figure.subplots(1, 3)
+  sources = {
+    name: one
+    for name, one in (heldout or {}).get("sources", {}).items()
+    if one.get("accuracy") is not None and "best_length_rule" in one
+  }
+  panels = 4 if len(sources) > 1 else 3
+  figure = drawing.figure(13 / 3 * panels, 4.6)
+  left, middle, *others, right = figure.subplots(1, panels)
   train = [line for line in lines if line["split"] == "train"]
   aside = [line for line in lines if line["split"] == "validation"]
   held = aside or [line for line in lines if line["split"] == "heldout"]
@@ -136,6 +145,19 @@ def draw_report(
   below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2)
   if middle.get_legend_handles_labels()[1]:
     middle.legend(frameon=False, fontsize=8, **below)
+
+  for axis in others:
+    for y, one in enumerate(sources.values()):
+      low, high = one["interval"] or (one["accuracy"],) * 2
+      axis.plot([low, high], [y, y], color=blue, lw=2)
+      axis.plot([one["accuracy"]], [y], "o", color=blue, label="" if y else "model, 95 %")
+      rule = one["best_length_rule"]["accuracy"]
+      axis.plot([rule], [y], "|", color=orange, ms=14, label="" if y else "best length rule")
+    axis.axvline(0.5, color=grey, lw=0.8, ls=":", label="a coin")
+    axis.set_yticks(range(len(sources)), list(sources))
+    axis.set_ylim(len(sources) - 0.5, -0.5)
+    axis.set(xlabel="held-out accuracy", title="By source")
+    axis.legend(frameon=False, fontsize=8, **below)
 
   if sum(len(values) for _, values in scores):
     edges = np.histogram_bin_edges(np.concatenate([values for _, values in scores]), bins=30)

@@ -47,8 +47,14 @@ def test_the_reports_and_the_sweeps_pictures(tmp_path):
   }
   lines = [{"split": "train", **line}, {"split": "heldout", **line}]
   scores = [(ODD[0], np.arange(3.0)), (ODD[1], np.arange(3.0))]
-  draw_report(tmp_path / "report.png", lines, heldout, scores)
+  draw_report(tmp_path / "one.png", lines, heldout, scores)
+  rule = {"best_length_rule": {"rule": "longest", "accuracy": 0.55}}
+  parts = {"accuracy": 0.6, "interval": [0.5, 0.7], "n": 9} | rule
+  several = heldout | {"sources": {ODD[0]: parts, ODD[1]: parts | {"interval": None}}}
+  draw_report(tmp_path / "report.png", lines, several, scores)
   one = {"runs": [0.5, 0.6], "mean": 0.55, "interval": [0.5, 0.6]}
   sweep.draw(tmp_path / "table.png", {ODD[0]: {ODD[1]: dict.fromkeys(ODD, one)}})
-  for name in ("report", "table"):
-    assert matplotlib.image.imread(tmp_path / f"{name}.png").ndim == 3
+  width = {}
+  for name in ("one", "report", "table"):
+    width[name] = matplotlib.image.imread(tmp_path / f"{name}.png").shape[1]
+  assert width["report"] > 1.3 * width["one"]  # a panel of the sources
