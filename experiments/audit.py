@@ -8,7 +8,6 @@ interrupted audit continues where it stopped.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from configs.base import get_config
 from experiments.launch import (
   COLUMNS_HELP,
   DTYPES,
@@ -25,6 +23,7 @@ from experiments.launch import (
   launch,
   output_folder,
 )
+from experiments.run_data import HELDOUT, config_of, own_data
 from rm_jax.api import RewardModel
 from rm_jax.audit import page
 from rm_jax.audit.benchmarks import BENCHMARKS
@@ -42,9 +41,8 @@ from rm_jax.storage.files import write_json
 from rm_jax.train import datasets
 from rm_jax.train.datasets import true_world
 from rm_jax.types import Example
-from rm_jax.workdir.folder import CONFIG, is_workdir
+from rm_jax.workdir.folder import is_workdir
 
-HELDOUT = "heldout"
 HELD = "what the run held out"  # name of a reference that is made of the run's held-out data
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
@@ -117,17 +115,6 @@ def _folder(name: str) -> Path | None:
   return path / "model" if is_workdir(path) else path
 
 
-def _config(name: str) -> ml_collections.ConfigDict:
-  """The config of a run, which names its data and its generated world.
-
-  For a model that is not a run's workdir it is the base config.
-  """
-  path = Path(name) / CONFIG
-  if is_workdir(Path(name)) and path.exists():
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
-  return get_config()
-
-
 def _examples(
   name: str, config: ml_collections.ConfigDict, split: str, report: Report
 ) -> list[Example]:
@@ -140,35 +127,10 @@ def _examples(
   return datasets.read(name, config, report, split)
 
 
-def _own(
-  config: ml_collections.ConfigDict, report: Report, flag: str = "data"
-) -> tuple[list[Example], list[Example]]:
-  """(what a run trained on, what it held out); neither has its validation data.
-
-  Args:
-    config: of the run.
-    report: counts bad rows, validation data, and what the run left out.
-    flag: name of the flag that asks for these data, for the error.
-
-  Raises:
-    InputError: the config names no data, because --model is not a run's workdir.
-    ValueError, OSError: as `datasets.read_both` and `datasets.divided`.
-  """
-  if not (config.data.train or config.data.sources):
-    raise InputError(
-      f"--{flag}={HELDOUT} wants a run's workdir, which knows its data; found --model={MODEL.value}"
-    )
-  train, heldout, _ = datasets.read_both(config, report)
-  train, aside = datasets.divided(config, train, report)
-  for example in aside:
-    report.drop("validated_on", example.origin, "the run evaluated it as it trained", fault=False)
-  return train, heldout
-
-
 def _data(config: ml_collections.ConfigDict, report: Report) -> list[Example]:
   """The examples to audit: those of --data except excluded and undrawn ones."""
   if DATA.value == HELDOUT:
-    train, examples = _own(config, report)
+    train, examples = own_data(config, report, MODEL.value)
     for example in train:
       report.drop("trained_on", example.origin, "the run trained on it", fault=False)
   else:
@@ -243,7 +205,7 @@ def _reference(
     return found
   if not REFERENCE.value and not (folder and own):
     return None
-  train, heldout = _own(config, report, "reference")
+  train, heldout = own_data(config, report, MODEL.value, flag="reference")
   seen = set() if REFERENCE.value else {e.conversation for e in audited}
   fresh = [e for e in heldout if e.conversation not in seen]
   if not REFERENCE.value and len({e.conversation for e in fresh}) < drift.FEWEST:
@@ -325,7 +287,7 @@ def main() -> None:
     if folder is None:
       raise InputError(f"--calibrate: {MODEL.value} is no folder; expected a model in one")
     output_folder("model", folder)
-  config = _config(MODEL.value)
+  config = config_of(MODEL.value)
   report = Report(strict=STRICT.value)
   examples = _data(config, report)
   _check_kinds(examples)

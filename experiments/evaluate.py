@@ -1,6 +1,7 @@
 """Agreement of a model with held-out judgements.
 
-python -m experiments.evaluate --model=DIR --data=FILE --output=DIR2 writes DIR2/report.json.
+python -m experiments.evaluate --model=DIR --data=FILE --output=DIR2 writes DIR2/report.json. With
+--data=heldout the data are what the run in the workdir DIR held out.
 
 --exclude=FILE leaves out the examples whose conversation (of solutions: whose question) is in FILE;
 give the model's training data here. --limit=N takes N of the rest, drawn at random and the same
@@ -17,6 +18,7 @@ from experiments.launch import (
   launch,
   output_folder,
 )
+from experiments.run_data import HELDOUT, config_of, own_data
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.choose import conversations_in, sampled, without
@@ -27,7 +29,11 @@ from rm_jax.losses.process import SO_FAR
 from rm_jax.storage.files import write_atomically, write_json
 
 MODEL = flags.DEFINE_string("model", None, "Workdir, saved folder, Hugging Face folder or hub id.")
-DATA = flags.DEFINE_string("data", None, "File, folder or hub id of feedback of any kind.")
+DATA = flags.DEFINE_string(
+  "data",
+  None,
+  "File, folder or hub id of feedback of any kind; 'heldout': what the run itself held out.",
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder that gets report.json.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of the rows; 'auto' = by their columns.")
 COLUMNS = flags.DEFINE_string("columns", "", COLUMNS_HELP)
@@ -67,7 +73,10 @@ def main() -> None:
   folder = output_folder("output", OUTPUT.value)
   report = Report(strict=STRICT.value)
   options = dict(format=FORMAT.value, columns=COLUMNS.value)
-  examples = formats.load(DATA.value, report=report, **options)
+  if DATA.value == HELDOUT:
+    examples = own_data(config_of(MODEL.value), report, MODEL.value)[1]
+  else:
+    examples = formats.load(DATA.value, report=report, **options)
   if EXCLUDE.value:
     seen = conversations_in(EXCLUDE.value, **options)
     examples = without(examples, seen, EXCLUDE.value, report)

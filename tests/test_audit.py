@@ -9,6 +9,7 @@ from absl import flags
 
 from configs.base import get_config
 from experiments import audit
+from experiments.run_data import own_data
 from rm_jax.audit.reference import FILE, Reference
 from rm_jax.audit.run import audit as measured
 from rm_jax.audit.section import Settings
@@ -39,7 +40,7 @@ def test_only_what_a_run_trained_on_is_said_to_be_so(monkeypatch):
   assert counts.keys() == {"trained_on", "validated_on", "not_in_fraction"}
   assert len(examples) + sum(counts.values()) == 80
   assert counts["validated_on"] > 5
-  train, heldout = audit._own(config, Report())
+  train, heldout = own_data(config, Report(), "run")
   assert (len(train), heldout) == (counts["trained_on"], examples)
   both, held, _ = datasets.read_both(config, Report())
   kept, aside = datasets.divided(config, both, Report())

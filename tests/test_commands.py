@@ -446,6 +446,7 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path, monk
     f"--exclude={seen}",
     "--limit=10",
   )
+  own = command("evaluate", model, "--data=heldout", f"--output={tmp_path / 'own'}")
   output = tmp_path / "out.jsonl"
   files = (f"--input={tmp_path / 'in.jsonl.gz'}", f"--output={output}")
   score = command("score", model, *files, "--aggregate=product", "--limit=12")
@@ -458,6 +459,11 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path, monk
   fewer = json.loads((tmp_path / "w" / "report.json").read_text())
   assert (fewer["heldout"]["n"], fewer["data"]["kept"]) == (10, 10)
   assert fewer["data"]["dropped"] == {"excluded": 4, "not_sampled": 6}
+  code, _, err = own.finish()
+  assert code == 0, err
+  report = json.loads((tmp_path / "own" / "report.json").read_text())["heldout"]
+  run = json.loads((tmp_path / "whole" / "summary.json").read_text())["heldout"]
+  assert (report["n"], report["accuracy"]) == (run["n"], run["accuracy"])
   code, _, err = score.finish()
   assert code == 0, err
   scored = read_lines(output)
