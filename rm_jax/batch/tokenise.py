@@ -210,6 +210,32 @@ class TextEncoder:
           out[i] = sequence
     return out
 
+  def prompt_ids(self, prompts: Sequence[Text]) -> list[np.ndarray | RowError]:
+    """Tokenises prompts alone, up to where a response begins; nothing is cut.
+
+    Args:
+      prompts: strings, or messages, after which the chat template opens the assistant's turn.
+
+    Returns:
+      for each prompt its ids, int32 [N], or why there are none.
+
+    Raises:
+      ValueError: as `sequences`.
+    """
+    out: list[Any] = [self._attempt(self._prompt, prompt) for prompt in prompts]
+    for special in (True, False):
+      mine = [
+        i
+        for i, (prompt, text) in enumerate(zip(prompts, out, strict=True))
+        if isinstance(prompt, str) is special and isinstance(text, str)
+      ]
+      # An EOS that the tokenizer adds to a string would end the response before it begins.
+      adds = special and self.tokenizer("a").input_ids[-1] == self.tokenizer.eos_token_id
+      for i, ids in zip(mine, self._opened([out[i] for i in mine], special), strict=True):
+        ids = ids[:-1] if adds else ids
+        out[i] = ids if len(ids) else RowError("no_tokens", "the prompt gives no token")
+    return out
+
   # Rendering.
 
   def _attempt(self, function: Callable[..., str], *args) -> str | RowError:

@@ -1,0 +1,111 @@
+"""A policy's tokens as text: prompts that it reads, and responses exactly as it wrote them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rm_jax.batch.tokenise import TextEncoder
+from rm_jax.data.report import RowError
+from rm_jax.errors import InputError
+from rm_jax.reward.setup import TextModel
+from rm_jax.types import Text
+from rm_jax.world import restore
+
+# Stands for a response where the chat template is asked what it puts before one.
+_PROBE = "\u2400"
+
+# (ids of the prompt, ids that follow it) -> the text that they add.
+Decode = Callable[[np.ndarray, np.ndarray], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A language model that writes responses; its parameters are kept apart.
+
+  Attributes:
+    text_model: a decoder with a `LikelihoodHead` without a reference, and its tokenizer.
+    decode: how its tokens become text; None = as its tokenizer says, and, of a tokenizer that drops
+      spaces as the world's does, by `world.restore`.
+
+  Raises InputError where the text model is not of that kind, or its tokenizer has no EOS.
+  """
+
+  text_model: TextModel
+  decode: Decode | None = None
+
+  def __post_init__(self):
+    network = self.text_model.network
+    if not network.implicit or network.head.reference:
+      raise InputError(
+        f"a policy's head is {network.head}; expected a language model's: model.reward='implicit' "
+        "and model.reference='none'"
+      )
+    if self.text_model.tokenizer.eos_token_id is None:
+      raise InputError("the policy's tokenizer has no eos_token, so no response would ever end")
+
+  @functools.cached_property
+  def encoder(self) -> TextEncoder:
+    """What turns prompts into tokens."""
+    return self.text_model.text_encoder()
+
+  def prompt_ids(self, prompts: Sequence[Text], room: int) -> list[np.ndarray]:
+    """Tokens of prompts, int32 [N] each.
+
+    Args:
+      prompts: strings, or messages, after which the chat template opens the assistant's turn.
+      room: tokens that a response may have.
+
+    Raises:
+      InputError: a prompt has no tokens, cannot be rendered, or is too long to leave that room; the
+        message names it by its number.
+    """
+    limit = self.text_model.network.backbone.max_positions - room
+    found = self.encoder.prompt_ids(prompts)
+    for i, ids in enumerate(found):
+      if isinstance(ids, RowError):
+        raise InputError(f"prompt {i}: {ids.reason}: {ids.detail}")
+      if len(ids) > limit:
+        raise InputError(
+          f"prompt {i}: {len(ids)} tokens; expected at most {limit}, which leaves {room} of the "
+          "model's positions for a response"
+        )
+    return found
+
+  def text(self, prompt: np.ndarray, ids: np.ndarray) -> str:
+    """The text of a response's tokens, without the one that ends it.
+
+    Args:
+      prompt: ids of the prompt: whether a token begins with a space may depend on what precedes it.
+      ids: those of the response.
+    """
+    return (self.decode or self._decode)(prompt, ids)
+
+  @functools.cached_property
+  def _decode(self) -> Decode:
+    tokenizer = self.text_model.tokenizer
+    if (
+      getattr(tokenizer, "backend_tokenizer", None) and tokenizer.backend_tokenizer.decoder is None
+    ):
+      return lambda prompt, ids: restore(tokenizer.convert_ids_to_tokens(ids.tolist()))
+
+    def joined(ids: np.ndarray) -> str:
+      plain = dict(skip_special_tokens=True, clean_up_tokenization_spaces=False)
+      return tokenizer.decode(ids.tolist(), **plain)
+
+    return lambda prompt, ids: joined(np.concatenate([prompt, ids]))[len(joined(prompt)) :]
+
+  def lead(self, prompt: Text) -> str:
+    """What the chat template puts between the opening of the assistant's turn and its content.
+
+    It is a space in the dialogue form of Anthropic's HH data, nothing in most templates. It is part
+    of what the policy writes and not of the message's content. '' for strings.
+    """
+    if isinstance(prompt, str):
+      return ""
+    opening = self.encoder.render(prompt, generation=True)
+    whole = self.encoder.render((*prompt, {"role": "assistant", "content": _PROBE}))
+    if not whole.startswith(opening) or _PROBE not in whole:
+      return ""
+    return whole[len(opening) : whole.rindex(_PROBE)]
