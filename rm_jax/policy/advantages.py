@@ -29,7 +29,7 @@ def check_finite(rewards: np.ndarray, names: Sequence[str]) -> None:
   """
   with np.errstate(over="ignore"):
     finite = np.isfinite(np.asarray(rewards, np.float64).astype(np.float32))
-  bad = np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))
+  bad = np.flatnonzero(~finite.all(axis=tuple(range(1, finite.ndim))))
   if len(bad):
     found = np.asarray(rewards)[bad[0]]
     raise InputError(
