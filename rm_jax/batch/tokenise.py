@@ -210,32 +210,6 @@ class TextEncoder:
           out[i] = sequence
     return out
 
-  def prompt_ids(self, prompts: Sequence[Text]) -> list[np.ndarray | RowError]:
-    """Tokenises prompts alone, up to where a response begins; nothing is cut.
-
-    Args:
-      prompts: strings, or messages, after which the chat template opens the assistant's turn.
-
-    Returns:
-      for each prompt its ids, int32 [N], or why there are none.
-
-    Raises:
-      ValueError: as `sequences`.
-    """
-    out: list[Any] = [self._attempt(self._prompt, prompt) for prompt in prompts]
-    for special in (True, False):
-      mine = [
-        i
-        for i, (prompt, text) in enumerate(zip(prompts, out, strict=True))
-        if isinstance(prompt, str) is special and isinstance(text, str)
-      ]
-      # An EOS that the tokenizer adds to a string would end the response before it begins.
-      adds = special and self.tokenizer("a").input_ids[-1] == self.tokenizer.eos_token_id
-      for i, ids in zip(mine, self._opened([out[i] for i in mine], special), strict=True):
-        ids = ids[:-1] if adds else ids
-        out[i] = ids if len(ids) else RowError("no_tokens", "the prompt gives no token")
-    return out
-
   # Rendering.
 
   def _attempt(self, function: Callable[..., str], *args) -> str | RowError:
@@ -358,9 +332,9 @@ class TextEncoder:
   # Decoders: prompt and response are one text.
 
   def _encode_texts(self, pairs, rendered, special: bool) -> list[Tokens | RowError]:
-    whole = self._opened([full for _, full in rendered], special)
+    whole = self.opened([full for _, full in rendered], special)
     prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
-    own = dict(zip(prompts, self._opened(prompts, special), strict=True))
+    own = dict(zip(prompts, self.opened(prompts, special), strict=True))
     if special and self.convention.question:
       # Tokens of their own, as the EOS that other conventions append is one.
       whole = [np.concatenate([ids, self.asking_ids]) for ids in whole]
@@ -375,7 +349,7 @@ class TextEncoder:
     encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
 
-  def _opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
+  def opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
     """Tokenises whole texts: strings (`special`), or a chat template's texts, which get `bos`."""
     done = self._ids(texts, special)
     if special or not len(self.bos):
@@ -450,7 +424,7 @@ class TextEncoder:
 
       def tokens(turns: list[Message]) -> tuple[np.ndarray, int]:
         text, own = self._whole(turns, response), self.render(turns, generation=True)
-        whole, own_ids = self._opened([text, own], special=False)
+        whole, own_ids = self.opened([text, own], special=False)
         return self._with_eos(whole, text), common_prefix([whole, own_ids])
 
       def fits(found: tuple[np.ndarray, int]) -> bool:
@@ -462,7 +436,7 @@ class TextEncoder:
       # the common prefix with the ids of a rendering in which that turn has other content.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
-      opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
+      opening = common_prefix([ids, self.opened([self.render(probe)], special=False)[0]])
     excess = self._excess(len(ids), prompt, opening)
     if not excess:
       return ids, prompt, 0
@@ -524,7 +498,7 @@ class TextEncoder:
 
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)
-      first, own = self._opened([head + steps[0], head], special)
+      first, own = self.opened([head + steps[0], head], special)
       # An EOS that the tokenizer adds to a string is removed: it would be before the separator.
       if special and len(first) and first[-1] == eos:
         first = first[:-1]

@@ -62,16 +62,32 @@ class Policy:
         message names it by its number.
     """
     limit = self.text_model.network.backbone.max_positions - room
-    found = self.encoder.prompt_ids(prompts)
-    for i, ids in enumerate(found):
-      if isinstance(ids, RowError):
-        raise InputError(f"prompt {i}: {ids.reason}: {ids.detail}")
-      if len(ids) > limit:
+    found = []
+    for i, prompt in enumerate(prompts):
+      try:
+        ids = self._prompt_ids(prompt)
+      except (RowError, UnicodeEncodeError) as error:
+        raise InputError(f"prompt {i}: {error}") from error
+      if not 0 < len(ids) <= limit:
         raise InputError(
-          f"prompt {i}: {len(ids)} tokens; expected at most {limit}, which leaves {room} of the "
+          f"prompt {i}: {len(ids)} tokens; expected 1 to {limit}, which leaves {room} of the "
           "model's positions for a response"
         )
+      found.append(ids)
     return found
+
+  def _prompt_ids(self, prompt: Text) -> np.ndarray:
+    special = isinstance(prompt, str)
+    text = prompt if special else self.encoder.render(prompt, generation=True)
+    text.encode("utf-8")  # a lone surrogate has no tokens
+    (ids,) = self.encoder.opened([text], special)
+    # An EOS that the tokenizer adds to a string would end the response before it begins.
+    return ids[:-1] if special and self._adds_eos else ids
+
+  @functools.cached_property
+  def _adds_eos(self) -> bool:
+    tokenizer = self.text_model.tokenizer
+    return tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
 
   def text(self, prompt: np.ndarray, ids: np.ndarray) -> str:
     """The text of a response's tokens, without the one that ends it.

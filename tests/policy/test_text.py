@@ -98,10 +98,15 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="expected a language model's"):
       Policy(text_model(bytes_, head))
   policy = byte_policy()
-  with pytest.raises(InputError, match=r"prompt 1: 507 tokens; expected at most 502"):
+  with pytest.raises(InputError, match=r"prompt 1: 507 tokens; expected 1 to 502"):
     policy.prompt_ids(["Hi", "a" * 506], 10)
+  for bad in ("a\ud800", ({"role": "user", "content": "\ud800"},)):
+    with pytest.raises(InputError, match=r"prompt 0: .*surrogate"):
+      policy.prompt_ids([bad], 10)
+  with pytest.raises(InputError, match=r"prompt 0: .*without messages"):
+    policy.prompt_ids([()], 10)
   bare = decoder_tokenizer(bos=False)
-  with pytest.raises(InputError, match="prompt 0: no_tokens"):
+  with pytest.raises(InputError, match="prompt 0: 0 tokens"):
     Policy(text_model(bare, LikelihoodHead(reference=False))).prompt_ids([""], 10)
   bare.eos_token = None
   with pytest.raises(InputError, match="no response would ever end"):
