@@ -28,8 +28,9 @@ class LayerCache:
   """Keys, after their rotation, and values of one layer, in the compute dtype.
 
   Attributes:
-    prompt: (keys, values) of the prompts, [P, T, K, H] each.
-    own: (keys, values) of the samples' own tokens, [P, S, M, K, H] each.
+    prompt: (keys, values) of the prompts, [P, K, T, H] each: heads come first, so that products
+      with queries need no copy in another order.
+    own: (keys, values) of the samples' own tokens, [P, S, K, M, H] each.
   """
 
   prompt: tuple[jax.Array, jax.Array]
@@ -87,20 +88,20 @@ class CachedAttention(Attention):
     del dropout
     assert key is None  # nothing is sampled with dropout
     own = tuple(
-      jax.lax.dynamic_update_slice_in_dim(all_PSMKH, new_PSKH[:, :, None], self.step, axis=2)
-      for all_PSMKH, new_PSKH in zip(self.cache.own, (k_PSKH, v_PSKH), strict=True)
+      jax.lax.dynamic_update_slice_in_dim(all_PSKMH, new_PSKH[:, :, :, None], self.step, axis=3)
+      for all_PSKMH, new_PSKH in zip(self.cache.own, (k_PSKH, v_PSKH), strict=True)
     )
     self.cache = LayerCache(self.cache.prompt, own)
     (prompt_k, prompt_v), (own_k, own_v) = self.cache.prompt, own
-    T, M = prompt_k.shape[1], own_k.shape[2]
+    T, M = prompt_k.shape[2], own_k.shape[3]
     P, S, N, H = q_PSNH.shape
     K = k_PSKH.shape[2]
     q_PSKRH = q_PSNH.reshape(P, S, K, N // K, H)
     exact = dict(precision=precision(q_PSNH.dtype), preferred_element_type=jnp.float32)
     logits = jnp.concatenate(
       [
-        jnp.einsum("pskrh,ptkh->pskrt", q_PSKRH, prompt_k, **exact),
-        jnp.einsum("pskrh,psmkh->pskrm", q_PSKRH, own_k, **exact),
+        jnp.einsum("pskrh,pkth->pskrt", q_PSKRH, prompt_k, **exact),
+        jnp.einsum("pskrh,pskmh->pskrm", q_PSKRH, own_k, **exact),
       ],
       axis=-1,
     )
@@ -121,8 +122,8 @@ class CachedAttention(Attention):
       sees &= (sliding_window == 0) | (back < sliding_window)
     logits = jnp.where(sees[:, None, None, None], logits, _MASKED)
     weights = jax.nn.softmax(logits, axis=-1).astype(v_PSKH.dtype)
-    out_PSKRH = jnp.einsum("pskrt,ptkh->pskrh", weights[..., :T], prompt_v, **exact)
-    out_PSKRH += jnp.einsum("pskrm,psmkh->pskrh", weights[..., T:], own_v, **exact)
+    out_PSKRH = jnp.einsum("pskrt,pkth->pskrh", weights[..., :T], prompt_v, **exact)
+    out_PSKRH += jnp.einsum("pskrm,pskmh->pskrh", weights[..., T:], own_v, **exact)
     return out_PSKRH.reshape(P, S, N, H).astype(v_PSKH.dtype)
 
 
@@ -183,8 +184,9 @@ def read_prompts(
   for layer, window in layers_of(decoder):
     attention = _Recorded(rows)
     h_PTD = layer(h_PTD, turn, attention, sliding_window=window, dropout=0.0, key=None)
-    own = tuple(jnp.zeros((P, samples, longest, *x.shape[2:]), x.dtype) for x in attention.kept)
-    caches.append(LayerCache(attention.kept, own))
+    prompt = tuple(x_PTKH.swapaxes(1, 2) for x_PTKH in attention.kept)
+    room = P, samples, decoder.config.kv_heads, longest, decoder.config.head_dim
+    caches.append(LayerCache(prompt, tuple(jnp.zeros(room, x.dtype) for x in prompt)))
   last_PD = jnp.take_along_axis(h_PTD, (length_P - 1)[:, None, None], axis=1)[:, 0]
   return decoder.norm(last_PD), caches
 

@@ -205,10 +205,14 @@ def shapes_of(prompt: int, samples: int, tokens: int, packing: Packing) -> tuple
     packing: see `packing_of`.
 
   Returns:
-    shapes of one row length; those with fewer rows are for what is left over.
+    shapes of one row length, each with about twice the rows of the one before.
   """
   longest = samples * tokens + prompt * (1 if packing.share else samples)
-  return (standing(longest, samples, packing)[-1],)
+  largest = standing(longest, samples, packing)[-1][-1]
+  counts = [packing.multiple]
+  while counts[-1] < largest.rows:
+    counts.append(min(2 * counts[-1], largest.rows))
+  return (tuple(dataclasses.replace(largest, rows=rows) for rows in counts),)
 
 
 def lay(
