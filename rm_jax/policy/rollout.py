@@ -276,7 +276,7 @@ def _marks(policy: Policy, prompt: np.ndarray, ids: np.ndarray, ends: Sequence[i
   written = [len(policy.text(prompt, ids[: n + 1])) for n in range(len(ids))]
   marks = np.searchsorted(np.maximum.accumulate(written), ends)
   marks[-1] = len(ids) - 1
-  return np.minimum(marks, len(ids) - 1)
+  return marks
 
 
 def groups_of(rollout: Rollout) -> list[Group]:

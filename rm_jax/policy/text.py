@@ -9,6 +9,7 @@ import numpy as np
 from rm_jax.batch.tokenise import TextEncoder
 from rm_jax.data.report import RowError
 from rm_jax.errors import InputError
+from rm_jax.policy.generate import Sampling
 from rm_jax.reward.setup import TextModel
 from rm_jax.types import Text
 from rm_jax.world import restore
@@ -50,6 +51,12 @@ class Policy:
     """What turns prompts into tokens."""
     return self.text_model.text_encoder()
 
+  def sampling(self, tokens: int, *, temperature: float = 1.0, top_p: float = 1.0) -> Sampling:
+    """How responses of at most so many tokens are drawn: until EOS, of tokens that have a text."""
+    tokenizer = self.text_model.tokenizer
+    known = min(len(tokenizer), self.text_model.network.backbone.vocab)
+    return Sampling(tokens, (tokenizer.eos_token_id,), temperature, top_p, known)
+
   def prompt_ids(self, prompts: Sequence[Text], room: int) -> list[np.ndarray]:
     """Tokens of prompts, int32 [N] each.
 
@@ -58,8 +65,8 @@ class Policy:
       room: tokens that a response may have.
 
     Raises:
-      InputError: a prompt has no tokens, cannot be rendered, or is too long to leave that room; the
-        message names it by its number.
+      InputError: a prompt has no tokens, cannot be rendered, is too long to leave that room, or has
+        a token that the model does not know; the message names it by its number.
     """
     limit = self.text_model.network.backbone.max_positions - room
     found = []
@@ -72,6 +79,11 @@ class Policy:
         raise InputError(
           f"prompt {i}: {len(ids)} tokens; expected 1 to {limit}, which leaves {room} of the "
           "model's positions for a response"
+        )
+      if ids.max() >= (vocab := self.text_model.network.backbone.vocab):
+        raise InputError(
+          f"prompt {i}: the tokenizer gives id {ids.max()} and the model has a vocabulary of "
+          f"{vocab}; expected the model's own tokenizer"
         )
       found.append(ids)
     return found

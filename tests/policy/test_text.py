@@ -8,6 +8,7 @@ import pytest
 from rm_jax.batch.tokenise import HH_TEMPLATE
 from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig, LikelihoodHead
+from rm_jax.policy.generate import Sampling
 from rm_jax.policy.text import Policy
 from rm_jax.world import World
 from tests.conftest import decoder_tokenizer
@@ -88,8 +89,25 @@ def test_what_a_template_puts_before_an_answer_is_no_part_of_it():
   tokenizer = decoder_tokenizer(chat=HH_TEMPLATE)
   policy = Policy(text_model(tokenizer, LikelihoodHead(reference=False)))
   assert policy.lead(turns) == " "
-  tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+  # Templates that open the turn in another way, or do not show an answer as it is.
+  turn = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+  tokenizer.chat_template = turn + "{% if add_generation_prompt %}Answer:{% endif %}"
   assert policy.lead(turns) == ""
+  tokenizer.chat_template = turn.replace("m['content']", "m['content'] | length")
+  assert policy.lead(turns) == ""
+
+
+def test_responses_are_drawn_until_eos_of_tokens_that_have_a_text():
+  got = world_policy().sampling(7, temperature=0.5, top_p=0.9)
+  tokenizer = world_policy().text_model.tokenizer
+  assert got == Sampling(7, (tokenizer.eos_token_id,), 0.5, 0.9, len(tokenizer))
+  assert len(tokenizer) < world_policy().text_model.network.backbone.vocab
+
+
+def test_special_tokens_in_a_response_are_no_text():
+  policy = byte_policy()
+  ids = np.asarray([*policy.text_model.tokenizer("ab").input_ids, 1, 0])  # <s>ab<s><pad>
+  assert policy.text(np.asarray([1]), ids) == "ab"
 
 
 def test_what_cannot_be_is_refused():
@@ -105,6 +123,9 @@ def test_what_cannot_be_is_refused():
       policy.prompt_ids([bad], 10)
   with pytest.raises(InputError, match=r"prompt 0: .*without messages"):
     policy.prompt_ids([()], 10)
+  small = text_model(bytes_, LikelihoodHead(reference=False), vocab_size=100)
+  with pytest.raises(InputError, match=r"prompt 0: .* vocabulary of 100"):
+    Policy(small).prompt_ids(["é"], 10)
   bare = decoder_tokenizer(bos=False)
   with pytest.raises(InputError, match="prompt 0: 0 tokens"):
     Policy(text_model(bare, LikelihoodHead(reference=False))).prompt_ids([""], 10)

@@ -10,6 +10,7 @@ import pytest
 
 from rm_jax.batch.layout import Packing
 from rm_jax.errors import InputError
+from rm_jax.parallel.mesh import make_mesh, parameter_shardings, rows_multiple
 from rm_jax.policy.experience import lay, make_experience, shapes_of
 from rm_jax.policy.generate import Samples
 from rm_jax.policy.optimise import grpo, ppo, rloo
@@ -208,21 +209,22 @@ def experience_of(name, *, counts=True):
   )
 
 
-def run(name, *, steps=1, packing="packed", parts=None, experience=None, loss=None):
+def run(name, *, steps=1, packing="packed", parts=None, experience=None, mesh=None):
   """Our state and metrics after steps on the whole rollout, laid as `packing` says."""
-  packing, optimizer = PACKINGS[packing], optimizer_of()
-  compiled = compile_update(NETWORK, loss or METHODS[name].loss, optimizer)
+  packing, optimizer, mesh = PACKINGS[packing], optimizer_of(), mesh or one_device()
+  compiled = compile_update(NETWORK, METHODS[name].loss, optimizer)
   experience = experience or experience_of(name)
-  state, shapes = start(start_of(name), optimizer, one_device()), shapes_of(LONGEST, S, M, packing)
+  flat = start_of(name)
+  flat = jax.device_put(flat, parameter_shardings(flat, mesh))
+  packing = dataclasses.replace(packing, multiple=rows_multiple(mesh))
+  state, shapes = start(flat, optimizer, mesh), shapes_of(LONGEST, S, M, packing)
   for _ in range(steps):
     micros = [
       rows
       for part in parts or [range(P)]
       for rows in lay(experience.groups, part, shapes=shapes, packing=packing)
     ]
-    state, metrics = take_step(
-      compiled, state, micros, experience.arrays, one_device(), coefficient=BETA
-    )
+    state, metrics = take_step(compiled, state, micros, experience.arrays, mesh, coefficient=BETA)
   return jax.device_get(state), metrics
 
 
@@ -261,6 +263,15 @@ def test_micro_batches_and_layouts_change_nothing(name):
     assert other == pytest.approx(metrics, rel=1e-4, abs=1e-6)
     for path, x in expected.params.items():
       np.testing.assert_allclose(got.params[path], x, atol=2e-6, err_msg=path)
+
+
+def test_several_devices_take_the_step_of_one():
+  expected, metrics = run("ppo", steps=2)
+  mesh = make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
+  got, other = run("ppo", steps=2, mesh=mesh)
+  assert other == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+  for path, x in expected.params.items():
+    np.testing.assert_allclose(got.params[path], x, atol=2e-6, err_msg=path)
 
 
 def test_responses_that_are_left_out_train_nothing():
