@@ -20,6 +20,9 @@ from rm_jax.policy.cache import layers_of, read_prompts, read_tokens
 class Sampling:
   """How continuations are drawn. Hashable: a static argument of the compiled function.
 
+  Updates take samples as drawn from the policy itself. At another temperature than 1, or with
+  top_p below 1, they are not quite, and their ratios of probabilities do not correct for it.
+
   Attributes:
     tokens: the most tokens of a continuation, the end token included.
     end: ids of the tokens that end one, at least one.
