@@ -2,17 +2,28 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from rm_jax import RewardModel
 from rm_jax.batch.tokenise import HH_TEMPLATE
 from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig, LikelihoodHead
 from rm_jax.policy.generate import Sampling
+from rm_jax.policy.rollout import sample
 from rm_jax.policy.text import Policy
 from rm_jax.world import World
 from tests.conftest import decoder_tokenizer
-from tests.policy.small import byte_policy, text_model, world_policy
+from tests.models.oracle import needs_torch
+from tests.policy.small import (
+  byte_policy,
+  nested,
+  one_device,
+  params_of,
+  text_model,
+  world_policy,
+)
 
 
 def responses(policy, prompt, response):
@@ -108,6 +119,26 @@ def test_special_tokens_in_a_response_are_no_text():
   policy = byte_policy()
   ids = np.asarray([*policy.text_model.tokenizer("ab").input_ids, 1, 0])  # <s>ab<s><pad>
   assert policy.text(np.asarray([1]), ids) == "ab"
+
+
+@needs_torch
+def test_a_saved_policy_is_a_language_model_of_transformers(tmp_path):
+  import torch
+  import transformers
+
+  policy, mesh = byte_policy(2), one_device()
+  network = policy.text_model.network
+  params = nested(params_of(network))
+  RewardModel(policy.text_model, params, mesh).save_pretrained(tmp_path)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  (ids,) = policy.prompt_ids(["Name a fruit."], 8)
+  assert tokenizer("Name a fruit.").input_ids == ids.tolist()
+  with torch.no_grad():
+    logp = theirs(torch.tensor(ids[None]).long()).logits[0, -1].log_softmax(-1).numpy()
+  options = dict(samples=4, sampling=policy.sampling(1), mesh=mesh)
+  made = sample(policy, params, [ids], jax.random.key(0), **options)
+  np.testing.assert_allclose(made.logp[0, :, 0], logp[made.tokens[0, :, 0]], atol=1e-5)
 
 
 def test_what_cannot_be_is_refused():
