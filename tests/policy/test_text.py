@@ -37,10 +37,11 @@ def responses(policy, prompt, response):
 def test_the_worlds_texts_come_back_exactly_and_so_does_their_true_reward(messages):
   policy, world = world_policy(), World()
   for split in ("train", "heldout"):
-    for example in world.rankings(split, 50, 4, seed=2, messages=messages):
+    for example in world.rankings(split, 30, 4, seed=2, messages=messages):
+      lead = policy.lead(example.prompt)
       for response, truth in zip(example.responses, example.truth, strict=True):
         prompt, ids = responses(policy, example.prompt, response)
-        text = policy.text(prompt, ids).removeprefix(policy.lead(example.prompt))
+        text = policy.text(prompt, ids).removeprefix(lead)
         assert text == (response[0]["content"] if messages else response)
         answer = ({"role": "assistant", "content": text},) if messages else text
         assert world.true_reward(example.prompt, answer) == truth
