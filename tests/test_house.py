@@ -3,7 +3,7 @@
 Imports run one way: a room imports rooms below it, and rooms of one floor do not know one another.
 
   commands                                  every command, for `rm-jax NAME` (next)
-  curate   speed   policy                   policy is next
+  curate   speed   policy
   audit    train   serve   integrations     serve and integrations are next
   api
   heldout  workdir
@@ -21,9 +21,9 @@ A room that is declared here does not have to exist. What comes next will live i
   `train` and `api` see scores at marks, as of any head.
 - A family of models: one record in `pretrained/families/`, with its fields in `models/config.py`.
 - An on-disk store of tokens: in `batch/`, on the files of `storage`.
-- Policies (SFT, best-of-n, PPO, GRPO): one module each in `policy/`. They read scores through `api`
-  and take their steps with `train`'s optimiser, loop and checkpoints. The reward model never
-  imports a policy.
+- An optimiser of policies: in `policy/`, which is given rewards as a function of text, such as
+  `api`'s scores, and takes its steps with `train`'s optimiser. The reward model never imports a
+  policy.
 - A server: one module a wire protocol in `serve/`, above `api`, with no access to training.
 - What other libraries call (TRL, verl, Tunix): one module a library in `integrations/`, above
   `api`. It imports the library inside its functions, and does not import `serve`.

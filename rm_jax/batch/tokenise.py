@@ -332,9 +332,9 @@ class TextEncoder:
   # Decoders: prompt and response are one text.
 
   def _encode_texts(self, pairs, rendered, special: bool) -> list[Tokens | RowError]:
-    whole = self._opened([full for _, full in rendered], special)
+    whole = self.opened([full for _, full in rendered], special)
     prompts = list(dict.fromkeys(prompt for prompt, _ in rendered))
-    own = dict(zip(prompts, self._opened(prompts, special), strict=True))
+    own = dict(zip(prompts, self.opened(prompts, special), strict=True))
     if special and self.convention.question:
       # Tokens of their own, as the EOS that other conventions append is one.
       whole = [np.concatenate([ids, self.asking_ids]) for ids in whole]
@@ -349,7 +349,7 @@ class TextEncoder:
     encoded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
     return [np.asarray(ids, np.int32) for ids in encoded.input_ids]
 
-  def _opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
+  def opened(self, texts: list[str], special: bool) -> list[np.ndarray]:
     """Tokenises whole texts: strings (`special`), or a chat template's texts, which get `bos`."""
     done = self._ids(texts, special)
     if special or not len(self.bos):
@@ -424,7 +424,7 @@ class TextEncoder:
 
       def tokens(turns: list[Message]) -> tuple[np.ndarray, int]:
         text, own = self._whole(turns, response), self.render(turns, generation=True)
-        whole, own_ids = self._opened([text, own], special=False)
+        whole, own_ids = self.opened([text, own], special=False)
         return self._with_eos(whole, text), common_prefix([whole, own_ids])
 
       def fits(found: tuple[np.ndarray, int]) -> bool:
@@ -436,7 +436,7 @@ class TextEncoder:
       # the common prefix with the ids of a rendering in which that turn has other content.
       first = next((i for i, m in enumerate(turns) if m["role"] != "system"), 0)
       probe = [*turns[:first], {**turns[first], "content": "\u2400"}, *turns[first + 1 :]]
-      opening = common_prefix([ids, self._opened([self.render(probe)], special=False)[0]])
+      opening = common_prefix([ids, self.opened([self.render(probe)], special=False)[0]])
     excess = self._excess(len(ids), prompt, opening)
     if not excess:
       return ids, prompt, 0
@@ -498,7 +498,7 @@ class TextEncoder:
 
     def whole(head: str) -> tuple[list[np.ndarray], np.ndarray]:
       special = isinstance(prompt, str)
-      first, own = self._opened([head + steps[0], head], special)
+      first, own = self.opened([head + steps[0], head], special)
       # An EOS that the tokenizer adds to a string is removed: it would be before the separator.
       if special and len(first) and first[-1] == eos:
         first = first[:-1]

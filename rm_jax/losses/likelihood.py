@@ -1,7 +1,8 @@
 """Log-likelihood of tokens from hidden states, without the logits of all tokens in memory.
 
 It is summed over the tokens of each response (`response_log_likelihood`), or up to each mark
-(`mark_log_likelihood`), which is what an implicit reward is read from (`models.network`).
+(`mark_log_likelihood`), which is what an implicit reward is read from (`models.network`). A policy
+is trained on that of each token (`own_log_likelihood`).
 
 Shape letters: N tokens, D model width, V vocabulary, B rows, T columns, G groups a row, K branches
 or marks of a group.
@@ -196,6 +197,28 @@ def mark_log_likelihood(
   )
 
 
+def own_log_likelihood(
+  h_BTD: jax.Array, head_VD: jax.Array, batch: Batch, *, cap: float | None = None
+) -> jax.Array:
+  """log π of each token of a response, at the token's own column.
+
+  Args:
+    h_BTD: the backbone's last hidden states, [B, T, D].
+    head_VD: float [V, D], the language-model head.
+    batch: with `previous`.
+    cap: as in `token_log_likelihood`.
+
+  Returns:
+    float32 [B, T]; 0 at prompts, at padding, and, if there is no prompt, at the response's first
+    token.
+
+  Raises:
+    ValueError: the widths of `h_BTD` and `head_VD` differ.
+  """
+  token_BT, order_BT = _in_order(h_BTD, head_VD, batch, batch.previous >= 0, cap=cap)
+  return jnp.take_along_axis(token_BT, jnp.argsort(order_BT, axis=1), axis=1)
+
+
 def _first_mark(batch: Batch) -> jax.Array:
   """int32 [B, T]: for each token the first mark of its response that is not before it, 1 .. K.
 
@@ -241,14 +264,30 @@ def _sums(
     groups: G.
     places: their number.
   """
-  counts_BT = place_BT > 0
-  # Tokens that count come first, so that `token_log_likelihood` can skip the chunks after them.
+  token_BT, order_BT = _in_order(h_BTD, head_VD, batch, place_BT > 0, cap=cap)
+  counts_BT, group_BT, place_BT = (
+    jnp.take_along_axis(x_BT, order_BT, axis=1) for x_BT in (place_BT > 0, batch.group, place_BT)
+  )
+
+  def total(values_BT):
+    return sum_by_response(values_BT, group_BT, place_BT, groups=groups, branches=places)
+
+  return total(token_BT), total(counts_BT)
+
+
+def _in_order(
+  h_BTD: jax.Array, head_VD: jax.Array, batch: Batch, counts_BT: jax.Array, *, cap: float | None
+) -> tuple[jax.Array, jax.Array]:
+  """log π of the tokens that count, float32 [B, T], and the order in which they stand, int [B, T].
+
+  Tokens that count come first, so that `token_log_likelihood` can skip the chunks after them.
+  """
   order_BT = jnp.argsort(~counts_BT, axis=1, stable=True)
 
   def ordered(values_BT):
     return jnp.take_along_axis(values_BT, order_BT, axis=1)
 
-  counts_BT, group_BT, place_BT = map(ordered, (counts_BT, batch.group, place_BT))
+  counts_BT = ordered(counts_BT)
   before_BT = jnp.where(counts_BT, ordered(batch.previous), 0)
   token_BT = token_log_likelihood(
     jnp.take_along_axis(h_BTD, before_BT[..., None], axis=1),
@@ -260,8 +299,4 @@ def _sums(
     chunk=-(-h_BTD.shape[1] // 16),
     cap=cap,
   )
-
-  def total(values_BT):
-    return sum_by_response(values_BT, group_BT, place_BT, groups=groups, branches=places)
-
-  return total(token_BT), total(counts_BT)
+  return token_BT, order_BT

@@ -63,6 +63,13 @@ def rotate(x_BTNH: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
   return turned.astype(x_BTNH.dtype)
 
 
+def turns(config: DecoderConfig, position_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """What `rotate` takes of these positions: (cosine, sine), float32 [B, T, h] each."""
+  frequency_h = rope_frequencies(config.rope, config.head_dim)
+  angle_BTh = position_BT[:, :, None] * frequency_h[None, None, :]
+  return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
+
+
 class DecoderLayer(nnx.Module):
   """Attention, then a gated feed-forward, both pre-norm and residual: h + f(norm(h)).
 
@@ -200,22 +207,16 @@ class Decoder(nnx.Module):
   ) -> jax.Array:
     """A stack's output, [B, T, D]; with `at_BM`, at those columns only, [B, M, D]."""
     c = self.config
-    frequency_h = rope_frequencies(c.rope, c.head_dim)
     options = dict(dropout=c.attention_dropout if dropout else 0.0)
-
-    def turns(position_BT):
-      angle_BTh = position_BT[:, :, None] * frequency_h[None, None, :]
-      return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
-
     rows = row_attention(batch, causal=True, kernel=self.attention)
-    turn = turns(rows.positions)
+    turn = turns(c, rows.positions)
 
     def body(layer, h, sliding_window, layer_key):
       return layer(h, turn, rows, sliding_window=sliding_window, key=layer_key, **options)
 
     def last(layer, h, sliding_window, layer_key):
       some = column_attention(batch, at_BM, causal=True)
-      turn = turns(some.positions)
+      turn = turns(c, some.positions)
       return layer(h, turn, some, sliding_window=sliding_window, key=layer_key, **options)
 
     # The layers' sliding windows are an array, of which the scan gives each layer its element: the
@@ -230,13 +231,17 @@ class Decoder(nnx.Module):
       last=None if at_BM is None else last,
     )
 
-  def features(self, batch: Batch) -> jax.Array:
-    """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
-    h_BTD = self.embed(batch.tokens)
+  def embedded(self, tokens_BT: jax.Array) -> jax.Array:
+    """What enters the first layer, [B, T, D]."""
+    h_BTD = self.embed(tokens_BT)
     if (scale := self.config.embed_scale) != 1.0:
       # Rounded to the compute dtype, as transformers does.
       h_BTD *= jnp.asarray(scale, h_BTD.dtype)
-    h_BTD = shard_embedded(h_BTD)
+    return shard_embedded(h_BTD)
+
+  def features(self, batch: Batch) -> jax.Array:
+    """What enters the first trained layer, [B, T, D]: embedding and frozen layers, no dropout."""
+    h_BTD = self.embedded(batch.tokens)
     windows = self.config.sliding_windows and self.config.sliding_windows[: self.frozen]
     return self._run(self.lower, h_BTD, batch, windows, dropout=False, key=None)
 

@@ -138,6 +138,11 @@ class _Modules(nnx.Module):
     embed = getattr(self, "lm_head", self.backbone.embed)
     return embed.embedding[...]
 
+  def whole_head(self) -> jax.Array:
+    """`language_head`, gathered once and not for each chunk of tokens whose logits are computed."""
+    whole = gather_layer({"lm_head": {"embedding": self.language_head}}, jnp.float32)
+    return whole["lm_head"]["embedding"]
+
 
 @functools.lru_cache(maxsize=64)
 def _abstract(network: "Network") -> tuple[nnx.GraphDef, nnx.State]:
@@ -220,8 +225,8 @@ class Network:
     """Random parameters, float32."""
     return nnx.to_pure_dict(nnx.state(_Modules(self, nnx.Rngs(key))))
 
-  def _bind(self, params: dict) -> _Modules:
-    """Modules that hold these parameters."""
+  def bind(self, params: dict) -> _Modules:
+    """Backbone and head as Flax modules that hold these parameters, for use inside a trace."""
     graph, abstract = _abstract(self)
     # `replace_by_pure_dict` writes into the state, which here is shared by all calls: a copy.
     state = jax.tree.map(lambda leaf: leaf, abstract)
@@ -259,7 +264,7 @@ class Network:
     self, params: dict, batch: Batch, key: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Scores as of `apply`, of a `LikelihoodHead`; what `mark_log_likelihood` gives beside them."""
-    modules = self._bind(params)
+    modules = self.bind(params)
     body_key = None if key is None else jax.random.split(key)[0]
     both = self._likelihoods(modules, modules.backbone(batch, key=body_key), batch)
     return self._implicit_rewards(batch, *both), *both
@@ -267,7 +272,7 @@ class Network:
   def _apply(
     self, params: dict, batch: Batch, key: jax.Array | None, *, whole: bool
   ) -> tuple[jax.Array, jax.Array | None]:
-    modules = self._bind(params)
+    modules = self.bind(params)
     body_key, head_key = (None, None) if key is None else jax.random.split(key)
     if self.implicit:
       h_BTD = modules.backbone(batch, key=body_key)
@@ -279,10 +284,7 @@ class Network:
     self, modules: _Modules, h_BTD: jax.Array, batch: Batch
   ) -> tuple[jax.Array, jax.Array]:
     """Log-likelihoods up to the marks, and numbers of tokens, as of `mark_log_likelihood`."""
-    # Gathered once, and not for each chunk of tokens whose logits are computed.
-    whole = gather_layer({"lm_head": {"embedding": modules.language_head}}, jnp.float32)
-    head_VD = whole["lm_head"]["embedding"]
-    return mark_log_likelihood(h_BTD, head_VD, batch, cap=self.backbone.logit_cap)
+    return mark_log_likelihood(h_BTD, modules.whole_head(), batch, cap=self.backbone.logit_cap)
 
   def _implicit_rewards(
     self, batch: Batch, value_BGK: jax.Array, tokens_BGK: jax.Array
@@ -435,7 +437,7 @@ class Network:
 
     Where the reward is implicit, that is the hidden state at the mark.
     """
-    modules = self._bind(params)
+    modules = self.bind(params)
     h_BMD, prompt_BMD, h_BTD = self._pooled(modules, batch, whole=self.implicit)
     if self.implicit:
       scores = self._implicit_rewards(batch, *self._likelihoods(modules, h_BTD, batch))
@@ -449,15 +451,15 @@ class Network:
 
     Of a reference it is what `Batch.reference` holds. Needs a `LikelihoodHead`.
     """
-    modules = self._bind(params)
+    modules = self.bind(params)
     return self._likelihoods(modules, modules.backbone(batch), batch)[0]
 
   # Hidden states.
 
   def hidden(self, params: dict, batch: Batch) -> jax.Array:
     """The backbone's last hidden states, [B, T, D]."""
-    return self._bind(params).backbone(batch)
+    return self.bind(params).backbone(batch)
 
   def features(self, params: dict, batch: Batch) -> jax.Array:
     """What enters the first trained layer, [B, T, D] (see `Batch.hidden`)."""
-    return self._bind(params).backbone.features(batch)
+    return self.bind(params).backbone.features(batch)

@@ -136,7 +136,7 @@ def _cut_turn_by_turn(encoder, prompt, response, limit):
   """The rule as it is said: the oldest exchange goes, and again, until the rest fits."""
   while True:
     text = encoder.render((*prompt, *response))
-    ids = encoder._with_eos(encoder._opened([text], special=False)[0], text)
+    ids = encoder._with_eos(encoder.opened([text], special=False)[0], text)
     opens = [i for i, m in enumerate(prompt) if m["role"] != "system"]
     opener = prompt[opens[0]]["role"] if opens else ""
     later = [i for i in opens[1:] if prompt[i]["role"] == opener]
