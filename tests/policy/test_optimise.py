@@ -131,7 +131,7 @@ def test_rewards_of_steps_are_learned_from():
 
 def test_a_longer_prompt_than_was_said_is_taken_too():
   one = optimisation(METHODS["grpo"], longest=1)
-  _, said = one.turn(["z" * 90, "a"], reward, jax.random.key(0))
+  _, said = one.turn(["z" * 150, "a"], reward, jax.random.key(0))
   assert said["skipped"] == 0
 
 
