@@ -9,6 +9,10 @@ chooses the checkpoint.
 What people judge by helpfulness and what by harmlessness contradict one another, so that each has a
 head of its own, and a gate reads from the prompt how much each of them counts.
 
+With the test files as the data, seed 0: held-out accuracy 0.606 [0.583, 0.629] on 1,689 pairs,
+where the rule "the longer response" has 0.523; 0.571 [0.523, 0.616] on harmless-base; 81 minutes on
+one core that has bfloat16 instructions, beside a run on a second core.
+
 The sizes are chosen for the 8,552 pairs of the test files on two cores: the lowest 20 of SmolLM2's
 30 layers, of which the lowest 14 are frozen and run only once, and 256 tokens. On an accelerator
 train all layers, on all of the data, of their full length:
