@@ -55,6 +55,8 @@ COVERS = {
   "attributes/*/spearman": "lists/pooled spearman",
   "best_of": "accuracy",
   "best_of/paired/*": "paired",
+  "best_of/pairs": "accuracy",
+  "best_of/pairs/best_rule": "paired",
   "first_error/paired/*": "paired",
   "first_error": "accuracy",
   "shift/auroc": "auroc",
