@@ -100,6 +100,9 @@ def get_config() -> ml_collections.ConfigDict:
   # objective has 0.2 of the training data and another 0.8, the mix (0.8, 0.2) is as if each had a
   # half.
   c.model.gate = False
+  # Whether what the gate learns from also trains the backbone, so that the prompt's state comes to
+  # tell the objectives apart.
+  c.model.gate_trains = False
   # LoRA (Hu et al. 2021): trains low-rank adapters and the head, and leaves the backbone as it is.
   # Checkpoints hold the adapters and the head, and the backbone only where it was random.
   c.model.lora = ml_collections.ConfigDict()

@@ -60,12 +60,8 @@ class Head(nnx.Module):
     )
 
   def log_weights(self, state: jax.Array) -> jax.Array:
-    """The gate: states of prompts [..., D] -> log of the attributes' weights, float32 [..., A].
-
-    There is no gradient to `state`: the gate does not train the backbone.
-    """
-    state = jax.lax.stop_gradient(state.astype(jnp.float32))
-    return jax.nn.log_softmax(self.gating(state))
+    """The gate: states of prompts [..., D] -> log of the attributes' weights, float32 [..., A]."""
+    return jax.nn.log_softmax(self.gating(state.astype(jnp.float32)))
 
   def __call__(self, h: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     h = h.astype(jnp.float32)
@@ -167,6 +163,8 @@ class Network:
     lora: which linear maps have adapters (see `lora.Lora`).
     attention: what a decoder's attention runs on, a name of `kernels.PACKING`, which also says how
       batches are to be packed.
+    gate_trains: whether the gradient of the head's gate reaches the backbone. If not, the gate
+      reads the prompt's state as the scores have shaped it.
 
   Raises InputError for a number of frozen layers or a `remat` that is not possible, or an encoder
   with a `LikelihoodHead`; and ValueError for an unknown `attention`.
@@ -179,6 +177,7 @@ class Network:
   remat: str = "none"
   lora: Lora | None = None
   attention: str = "xla"
+  gate_trains: bool = False
 
   def __post_init__(self):
     if not 0 <= self.frozen <= self.backbone.layers:
@@ -369,6 +368,8 @@ class Network:
       }
       scores_ABGK = so_far(scores_ABGK, how=self.head.steps, **whole)
     if self.head.gate:
+      if not self.gate_trains:
+        prompt_BMD = jax.lax.stop_gradient(prompt_BMD)
       weights_ABGK = outputs(modules.head.log_weights(prompt_BMD))
       scores_ABGK = jnp.concatenate([scores_ABGK, weights_ABGK])
     # With one attribute the axis A stays: `reward` sums over it.
