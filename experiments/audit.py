@@ -23,7 +23,7 @@ from experiments.launch import (
   launch,
   output_folder,
 )
-from experiments.run_data import HELDOUT, config_of, own_data
+from experiments.run_data import HELDOUT, check_own_format, config_of, own_data
 from rm_jax.api import RewardModel
 from rm_jax.audit import page
 from rm_jax.audit.benchmarks import BENCHMARKS
@@ -130,6 +130,7 @@ def _examples(
 def _data(config: ml_collections.ConfigDict, report: Report) -> list[Example]:
   """The examples to audit: those of --data except excluded and undrawn ones."""
   if DATA.value == HELDOUT:
+    check_own_format(FORMAT.value, COLUMNS.value)
     train, examples = own_data(config, report, MODEL.value)
     for example in train:
       report.drop("trained_on", example.origin, "the run trained on it", fault=False)

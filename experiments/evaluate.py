@@ -18,7 +18,7 @@ from experiments.launch import (
   launch,
   output_folder,
 )
-from experiments.run_data import HELDOUT, config_of, own_data
+from experiments.run_data import HELDOUT, check_own_format, config_of, own_data
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.choose import conversations_in, sampled, without
@@ -74,6 +74,8 @@ def main() -> None:
   report = Report(strict=STRICT.value)
   options = dict(format=FORMAT.value, columns=COLUMNS.value)
   if DATA.value == HELDOUT:
+    if not EXCLUDE.value:  # whose format it would be
+      check_own_format(FORMAT.value, COLUMNS.value)
     examples = own_data(config_of(MODEL.value), report, MODEL.value)[1]
   else:
     examples = formats.load(DATA.value, report=report, **options)

@@ -29,6 +29,23 @@ def config_of(name: str) -> ml_collections.ConfigDict:
   return get_config()
 
 
+def check_own_format(format: str, columns: str) -> None:
+  """Refuses a format for data whose format the run's config has.
+
+  Args:
+    format, columns: the values of --format and --columns.
+
+  Raises:
+    InputError: one of them is set.
+  """
+  if format != "auto" or columns:
+    found = f"--format={format}" if format != "auto" else f"--columns={columns}"
+    raise InputError(
+      f"{found} and --data={HELDOUT}, whose format the run's config has; leave --format and "
+      "--columns out"
+    )
+
+
 def own_data(
   config: ml_collections.ConfigDict, report: Report, model: str, *, flag: str = "data"
 ) -> tuple[list[Example], list[Example]]:

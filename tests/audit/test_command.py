@@ -201,6 +201,9 @@ def test_mistakes_are_one_message(workdir, tmp_path):
   assert code == 1
   assert "--benchmark=mine=x: expected NAME=PATH, NAME of rewardbench" in err
   assert "Traceback" not in err
+  code, _, err = audit(tmp_path, f"--model={workdir}", "--data=heldout", "--columns=prompt=q")
+  assert code == 1
+  assert "--columns=prompt=q and --data=heldout" in err
   RewardModel.from_pretrained(str(workdir)).save_pretrained(tmp_path / "saved")
   code, _, err = audit(tmp_path, f"--model={tmp_path / 'saved'}", "--data=heldout")
   assert code == 1
