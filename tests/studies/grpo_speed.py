@@ -5,9 +5,9 @@
 runs both on prompts of FILE (rows with `prompt`: strings, or conversations) with random weights of
 a Hugging Face architecture, one saved folder for both. PYTHON is that of an environment with TRL
 (`pip install torch 'trl==1.16.0'`). A step samples some completions to some prompts, computes the
-reference's log-probabilities and takes one update. This side goes through the prompts once before it
-is timed, so that all shapes are compiled; of TRL the first step is left out. The two take turns, so
-that a slow minute of the machine falls on both.
+reference's log-probabilities and takes one update. This side goes through the prompts once before
+it is timed, so that all shapes are compiled; of TRL the first step is left out. The two take turns,
+so that a slow minute of the machine falls on both.
 """
 
 import argparse
