@@ -100,9 +100,10 @@ def get_config() -> ml_collections.ConfigDict:
   # objective has 0.2 of the training data and another 0.8, the mix (0.8, 0.2) is as if each had a
   # half.
   c.model.gate = False
-  # Whether what the gate learns from also trains the backbone, so that the prompt's state comes to
-  # tell the objectives apart.
-  c.model.gate_trains = False
+  # Factor of the gate's gradient in the backbone, which makes the prompt's state tell objectives
+  # apart; 0 = none. The gate learns at a higher rate than the head, and its weights and so its
+  # gradient are larger: at 1 it leaves little of a step to the scores.
+  c.model.gate_trains = 0.0
   # LoRA (Hu et al. 2021): trains low-rank adapters and the head, and leaves the backbone as it is.
   # Checkpoints hold the adapters and the head, and the backbone only where it was random.
   c.model.lora = ml_collections.ConfigDict()

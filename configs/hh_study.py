@@ -159,7 +159,7 @@ def sweep() -> dict[str, dict]:
     "SmolLM2/helpful alone": smol | only(*helpful),
     "SmolLM2/a gate that trains the layers": decoder
     | at(1e-4, gate=5e-3)
-    | {"model.gate_trains": True},
+    | {"model.gate_trains": 0.05},
     "SmolLM2/6 of 12 layers": decoder | at(1e-4, gate=5e-3) | depth(12),
     "SmolLM2/LoRA": decoder | at(1e-3, gate=5e-3) | adapters,
     "SmolLM2/all data twice": decoder | at(1e-4, gate=5e-3) | all_data,

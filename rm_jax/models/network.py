@@ -163,8 +163,8 @@ class Network:
     lora: which linear maps have adapters (see `lora.Lora`).
     attention: what a decoder's attention runs on, a name of `kernels.PACKING`, which also says how
       batches are to be packed.
-    gate_trains: whether the gradient of the head's gate reaches the backbone. If not, the gate
-      reads the prompt's state as the scores have shaped it.
+    gate_trains: factor of the gradient that reaches the backbone through the head's gate. With 0
+      the gate reads the prompt's state as the scores have shaped it.
 
   Raises InputError for a number of frozen layers or a `remat` that is not possible, or an encoder
   with a `LikelihoodHead`; and ValueError for an unknown `attention`.
@@ -177,7 +177,7 @@ class Network:
   remat: str = "none"
   lora: Lora | None = None
   attention: str = "xla"
-  gate_trains: bool = False
+  gate_trains: float = 0.0
 
   def __post_init__(self):
     if not 0 <= self.frozen <= self.backbone.layers:
@@ -368,9 +368,10 @@ class Network:
       }
       scores_ABGK = so_far(scores_ABGK, how=self.head.steps, **whole)
     if self.head.gate:
-      if not self.gate_trains:
-        prompt_BMD = jax.lax.stop_gradient(prompt_BMD)
-      weights_ABGK = outputs(modules.head.log_weights(prompt_BMD))
+      state_BMD = jax.lax.stop_gradient(prompt_BMD)
+      if self.gate_trains:
+        state_BMD += self.gate_trains * (prompt_BMD - state_BMD)
+      weights_ABGK = outputs(modules.head.log_weights(state_BMD))
       scores_ABGK = jnp.concatenate([scores_ABGK, weights_ABGK])
     # With one attribute the axis A stays: `reward` sums over it.
     one = scores_ABGK.shape[0] == 1 and not self.head.attributes

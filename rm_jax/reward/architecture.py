@@ -93,8 +93,8 @@ def build_network(
     )
   if c.get("gate", False) and not config.optimizer.mix_rate:
     raise InputError("model.gate is True and optimizer.mix_rate is 0: the gate would not learn")
-  if c.get("gate_trains", False) and not c.get("gate", False):
-    raise InputError("model.gate_trains is True and model.gate False; set both, or neither")
+  if c.get("gate_trains", 0.0) and not c.get("gate", False):
+    raise InputError(f"model.gate_trains is {c.gate_trains} and model.gate False; set both")
   # Configs of older runs do not have these fields.
   implicit, steps = c.get("reward", "head") == "implicit", c.get("steps", "own")
   if implicit and steps != "own":
@@ -120,7 +120,7 @@ def build_network(
     remat=c.remat,
     lora=Lora(**c.lora) if c.lora.rank else None,
     attention=attention,
-    gate_trains=c.get("gate_trains", False),
+    gate_trains=c.get("gate_trains", 0.0),
   )
   _check_lora(network)
   return network

@@ -121,7 +121,7 @@ FIELDS: dict[str, Rule] = {
   "model.bootstrap": _SWITCH,
   "model.attributes": each(lambda x: isinstance(x, str) and bool(x), "names"),
   "model.gate": _SWITCH,
-  "model.gate_trains": _SWITCH,
+  "model.gate_trains": _WEIGHT,
   "model.mix": each(_real(-math.inf).fits, "finite numbers"),
   "model.lora.rank": _COUNT,
   "model.lora.alpha": _real(above=True),

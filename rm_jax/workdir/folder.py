@@ -41,7 +41,7 @@ _BEFORE: dict[str, Any] = {
   "model.attention": "auto",
   "model.beta": 0.1,
   "model.gate": False,
-  "model.gate_trains": False,
+  "model.gate_trains": 0.0,
   "model.head_init": "random",
   "model.normalised": False,
   "model.question": "",

@@ -112,7 +112,7 @@ def test_sharing_and_packing_change_no_weight(packed):
     np.testing.assert_allclose(ours, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("trains", [0.0, 0.5])
 @pytest.mark.parametrize("arch", ["llama", "bert"])
 @pytest.mark.slow
 def test_the_gate_trains_the_backbone_where_it_is_to(arch, trains):
@@ -125,7 +125,7 @@ def test_the_gate_trains_the_backbone_where_it_is_to(arch, trains):
   batch, _ = assemble(micro, GROUPS, packing=packing, fields=fields)
   gradient = quick_jit(jax.grad(lambda p: jnp.sum(network.apply(p, batch)[2] ** 2)))(params)
   reached = any((np.asarray(g) != 0).any() for g in jax.tree.leaves(gradient["backbone"]))
-  assert reached == trains
+  assert reached == (trains > 0)
   assert np.abs(gradient["head"]["gating"]["kernel"]).max() > 0
 
 

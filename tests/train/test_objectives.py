@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(llama_folder, 
   refused("not all 0", **{"model.mix": (0.0, 0.0)})
   refused("as many as model.attributes", **{"model.mix": (1.0,)})
   refused("the gate would not learn", **{"model.gate": True})
-  refused("gate_trains is True and model.gate False", **{"model.gate_trains": True})
+  refused("gate_trains is 0.1 and model.gate False", **{"model.gate_trains": 0.1})
   gate = {"model.gate": True, "optimizer.mix_rate": 1.0}
   refused("model.mix is .*expected numbers above 0", **gate, **{"model.mix": (1.0, 0.0)})
   refused("expected two or more attributes", **gate, **{"model.attributes": ("many",)})
