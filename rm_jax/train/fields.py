@@ -164,6 +164,7 @@ FIELDS: dict[str, Rule] = {
   "optimizer.weight_decay": _WEIGHT,
   "optimizer.towards_pretrained": _WEIGHT,
   "optimizer.mix_rate": _WEIGHT,
+  "optimizer.head_rate": _WEIGHT,
   "optimizer.loss_rate": _WEIGHT,
   "optimizer.freeze": each(_pattern, "regular expressions"),
   "train.steps": _COUNT,

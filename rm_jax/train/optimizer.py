@@ -81,13 +81,14 @@ def decayed(path: str) -> bool:
   return path.endswith(("/kernel", "/embedding", "/lora_a", "/lora_b"))
 
 
-def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation:
-  """Scales the updates of the mix or the gate, and of the losses' own parameters.
+def scale_few(head_rate: float, mix_rate: float, loss_rate: float) -> optax.GradientTransformation:
+  """Scales the updates of the head, of its mix or gate, and of the losses' own parameters.
 
   Adam moves each parameter by at most about the learning rate a step. The network's weights need to
-  move little; these parameters may have to move by whole units.
+  move little; a new head begins near 0, and the other parameters may have to move by whole units.
 
   Args:
+    head_rate: factor for the head's output layer.
     mix_rate: factor for the mix of attributes, or for the gate in its place.
     loss_rate: factor for the losses' parameters (a tie rate, cut-points), but not for a
       language-model head.
@@ -96,6 +97,8 @@ def scale_few(mix_rate: float, loss_rate: float) -> optax.GradientTransformation
   def rate(path: str) -> float:
     if path.startswith(("head/mix", "head/gating/")):
       return mix_rate
+    if path.startswith("head/out/"):
+      return head_rate
     return loss_rate if path.startswith("loss/") and not decayed(path) else 1.0
 
   def scale(updates, params):
@@ -218,7 +221,7 @@ def _optimizer(config: FrozenConfigDict, schedule: optax.Schedule) -> optax.Grad
     )
   if config.towards_pretrained:
     parts.append(decay_towards_start(config.towards_pretrained))
-  parts.append(scale_few(config.mix_rate, config.loss_rate))
+  parts.append(scale_few(config.head_rate, config.mix_rate, config.loss_rate))
   parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts)
 

@@ -49,6 +49,7 @@ _BEFORE: dict[str, Any] = {
   "model.reward": "head",
   "model.steps": "own",
   "model.verdict_words": ["Yes", "No"],
+  "optimizer.head_rate": 1.0,
   "train.best": "",
   "train.patience": 0,
 }

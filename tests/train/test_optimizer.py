@@ -55,12 +55,15 @@ def step(config, params, gradients, steps=1):
 
 def test_the_few_numbers_of_a_loss_have_a_rate_of_their_own():
   config = options(schedule="constant", warmup_steps=0, learning_rate=1e-3, clip=0.0)
-  config.mix_rate, config.loss_rate = 20.0, 50.0
-  names = ("a/kernel", "head/mix", "loss/pair/log_tie", "loss/text/embedding")
+  config.head_rate, config.mix_rate, config.loss_rate = 5.0, 20.0, 50.0
+  names = (
+    *("a/kernel", "head/out/kernel", "head/out/bias", "head/pooler/kernel"),
+    *("head/mix", "head/gating/kernel", "loss/pair/log_tie", "loss/text/embedding"),
+  )
   params = {name: jnp.zeros(2) for name in names}
   new = step(config, params, {name: jnp.ones(2) for name in names})
   # Adam's first step is the learning rate, whatever the gradient.
-  for name, rate in zip(names, (1, 20, 50, 1), strict=True):
+  for name, rate in zip(names, (1, 5, 5, 1, 20, 20, 50, 1), strict=True):
     np.testing.assert_allclose(new[name], -1e-3 * rate, rtol=1e-5)
 
 
