@@ -231,8 +231,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.optimizer.weight_decay = 0.0
   # Decay of all trained parameters towards their values at the start (L2-SP, Li et al. 2018).
   c.optimizer.towards_pretrained = 0.0
-  # Learning rate of the head's output layer, as a multiple of learning_rate. A new one begins near 0,
-  # so that at 1 the first tens of steps do little but enlarge it.
+  # Learning rate of the head's output layer, as a multiple of learning_rate. A new one begins near
+  # 0, so that at 1 the first tens of steps do little but enlarge it.
   c.optimizer.head_rate = 1.0
   # Learning rate of the attributes' mix (model.mix), as a multiple of learning_rate; 0 = the mix is
   # not trained. In a step Adam moves a parameter by about its learning rate, which is too little
