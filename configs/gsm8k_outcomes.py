@@ -60,6 +60,7 @@ def sweep() -> dict[str, dict]:
     "loss/listnet within a question": {"loss.outcome": "listnet"},
     "rate/1e-4": {},
     "rate/3e-4": {"optimizer.learning_rate": 3e-4},
+    "rate/20 times for the head": {"optimizer.head_rate": 20.0},
     "epochs/2": {},
     "epochs/4": {"train.epochs": 4.0},
     "data/100 %": {},

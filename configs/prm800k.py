@@ -46,6 +46,7 @@ def sweep() -> dict[str, dict]:
     # Settings with the same frozen layers stand together: these are run once for all of them.
     "rate/1e-4": {},
     "rate/3e-4": {"optimizer.learning_rate": 3e-4},
+    "rate/20 times for the head": {"optimizer.head_rate": 20.0},
     "pooling/last token": {},
     "pooling/mean of the step": {"model.pooling": "mean"},
     "epochs/2": {},
