@@ -87,6 +87,7 @@ def test_a_setting_of_an_unknown_field_is_refused(tmp_path):
       rlhf_study.config_of(base, "a", changes, 0)
 
 
+@pytest.mark.slow
 def test_a_small_study_shares_its_stages(tmp_path):
   settings = {
     "ppo/none": {"method": "grpo", "rl.turns": 1},

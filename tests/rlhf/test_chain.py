@@ -154,6 +154,7 @@ def test_another_config_is_refused(place, whole):
     run(config_of(place, rl__clip=0.3), whole[0], shared=place / "shared")
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(place, whole):
   other = run(config_of(place, seed=1, rl__turns=2), place / "seed", shared=place / "shared")
   assert other["points"][0]["proxy"] != whole[1]["points"][0]["proxy"]
@@ -184,7 +185,9 @@ def test_a_resume_with_another_reward_model_is_refused(place, whole, monkeypatch
     run(config, folder, shared=place / "shared")
 
 
-@pytest.mark.parametrize("method", ["ppo", "best_of_n", "dpo"])
+@pytest.mark.parametrize(
+  "method", ["ppo", "best_of_n", pytest.param("dpo", marks=pytest.mark.slow)]
+)
 def test_every_method_has_a_report(place, whole, method):
   changes = {"shaping": "normalise, clip(low=-1, high=1), filters"} if method == "ppo" else {}
   config = config_of(place, method, rl__turns=2, **changes)
