@@ -112,7 +112,7 @@ def test_an_empty_response_earns_what_is_declared():
   def members(rows):
     return np.ones((len(rows), 2)) * [0.0, 2.0]
 
-  policy, asked = byte_policy(1), Asked(Proxy(members, None, {}))
+  policy, asked = byte_policy(1), Asked(Proxy(members, declared("clip(low=-1, high=0.5)"), {}))
   ends = policy.sampling(1)  # one token: EOS, or a byte
   flat = params_of(policy.text_model.network)
   rollout = roll_out(
@@ -130,4 +130,5 @@ def test_an_empty_response_earns_what_is_declared():
   assert 0 < empty.sum() < 400
   said = asked.of(rollout)
   np.testing.assert_array_equal(said.raw, np.where(empty, -3.0, 1.0))
+  np.testing.assert_array_equal(said.shaped, np.where(empty, -3.0, 0.5))
   np.testing.assert_array_equal(np.isnan(said.disagreement), empty)

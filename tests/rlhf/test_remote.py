@@ -117,7 +117,8 @@ def test_a_proxy_of_a_server_asks_about_the_text_that_the_policy_wrote():
   assert scored.shaped == pytest.approx([2.0])
   assert np.isnan(scored.disagreement).all()
   assert proxy.fingerprint["server"] == url
-  assert rendered(byte_policy(1))("a", "b")[0] == "a"
+  eos = byte_policy(1).text_model.tokenizer.eos_token
+  assert rendered(byte_policy(1))("a", "b") == ("a", f"ab{eos}")
 
 
 def test_a_server_is_no_member_of_an_ensemble():

@@ -21,6 +21,7 @@ def lines(*signs, proxy=None):
 
 def test_it_says_stop_where_the_proxy_rises_and_a_sign_is_there_twice_in_a_row():
   assert RULE.says(lines(CALM, CALM, CALM)) is None
+  assert RULE.says(lines(CALM, *[{"disagreement": 0.14, "drift": 0.89}] * 3)) is None
   found = RULE.says(lines(CALM, APART, CALM, APART, APART, APART))
   assert found["turn"] == 40
   assert "disagree by 0.2, and by 0.1" in found["why"]
