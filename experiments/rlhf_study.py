@@ -16,6 +16,7 @@ from rm_jax.pretrained.source import read_json
 from rm_jax.rlhf import chain, fields
 from rm_jax.storage import pictures
 from rm_jax.storage.files import write_atomically, write_json
+from rm_jax.train.loop import NotFiniteError
 
 # Columns of the table: title -> keys of a summary. The truth of a chain on prompts of one's own is
 # not known, and the gold model's figures stand in its place.
@@ -91,8 +92,10 @@ def run(
     counts: setting -> seeds.
 
   Raises:
+    InputError: updates of a run were not finite; the others have run and are in the table.
     As `chain.run`.
   """
+  failed = []
   plan = [
     (name, seed, config_of(base, name, changes, seed))
     for seed in range(max(counts[name] for name in chosen))
@@ -110,8 +113,16 @@ def run(
       folder.mkdir(parents=True, exist_ok=True)
       write_json(folder / "same_as.json", {"run": str(same.relative_to(workdir))})
     else:
-      chain.run(config, folder, shared=workdir / "shared")
+      try:
+        chain.run(config, folder, shared=workdir / "shared")
+      except NotFiniteError as error:  # a setting may be one at which nothing can be learned
+        failed.append(str(error))
     write_table(workdir, settings)
+  if failed:
+    raise InputError(
+      f"{workdir}/table.md is written, without {len(failed)} of {len(plan)} runs:\n  "
+      + "\n  ".join(failed)
+    )
 
 
 def summaries(workdir: Path, settings: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:

@@ -8,6 +8,7 @@ from experiments import rlhf_study
 from experiments.rlhf_study import as_text, seeds_of, summaries, tabulate
 from rm_jax.errors import InputError
 from rm_jax.storage.files import read_lines, write_json
+from rm_jax.train.loop import NotFiniteError
 from tests.processes import command
 from tests.rlhf.small import config_of
 
@@ -85,6 +86,20 @@ def test_a_setting_of_an_unknown_field_is_refused(tmp_path):
   for changes in ({"rl.speed": 1}, {"rl.clip": -1.0}):
     with pytest.raises(InputError, match=r"sweep\(\), a: "):
       rlhf_study.config_of(base, "a", changes, 0)
+
+
+def test_a_run_that_is_not_finite_does_not_stop_the_others(tmp_path, monkeypatch):
+  def run(config, folder, *, shared):
+    if config.rl.clip == 0.5:
+      raise NotFiniteError("no step was finite")
+    folder.mkdir(parents=True)
+    write_json(folder / "summary.json", summary(2.0))
+
+  monkeypatch.setattr(rlhf_study.chain, "run", run)
+  settings = {"a": {"rl.clip": 0.5}, "b": {}, "c": {}}
+  with pytest.raises(InputError, match=r"without 1 of 3 runs:\n  no step was finite"):
+    rlhf_study.run(config_of(tmp_path), tmp_path, settings, settings, dict.fromkeys(settings, 1))
+  assert list(summaries(tmp_path, settings)) == ["b", "c"]  # c is b's run
 
 
 @pytest.mark.slow
