@@ -132,7 +132,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.rl.cells = 16_384  # about the most tokens of a micro-batch on each device
   # Turns in a row without a step that is finite after which the run stops with an error.
   c.rl.max_skipped = 5
-  c.rl.texts_every = 20  # turns between two sets of samples in samples.jsonl
+  # Turns between two sets of samples in samples.jsonl, which are those of the evaluations.
+  c.rl.texts_every = 20
   c.rl.texts = 4  # evaluation prompts whose samples are written there
 
   # The stop rule looks at each evaluation. It says stop where the proxy is above that of the

@@ -111,14 +111,21 @@ class _Chain:
       preferences=Path(pairs["path"]) if pairs else None,
       saved=workdir / "shaping.json" if config.shaping else None,
     )
-    inputs = {"policy": sft["fingerprint"], "reward": proxy.fingerprint}
-    inputs["prompts"] = text_digest([prompts.train, prompts.evaluation])
+    inputs = {
+      "policy": sft["fingerprint"],
+      "reward": proxy.fingerprint,
+      "prompts": text_digest([prompts.train, prompts.evaluation]),
+    }
     if config.method == "dpo":
       inputs["preferences"] = pairs["digest"]
+    gold = None
+    if config.reward.gold:
+      gold = open_proxy(split(config.reward.gold), loaded.policy, self.mesh)
+      inputs["gold"] = gold.fingerprint
     stage = Stage(workdir, {"config": _whole(config), "inputs": inputs})
     stage.check()
     stage.begin()
-    watch = self._watch(loaded, proxy, prompts)
+    watch = self._watch(loaded, proxy, gold, prompts)
     with self._timed(config.method):
       found, lines = self._optimised(loaded, watch, prompts, start, pairs)
     summary = {
@@ -190,11 +197,10 @@ class _Chain:
     proxy = open_proxy(names, policies.policy_of(config, self.mesh, start), self.mesh)
     return _judge_by(proxy), proxy.fingerprint, 1.0
 
-  def _watch(self, loaded: policies.Loaded, proxy: Proxy, prompts: Prompts) -> Watch:
-    config, gold = self.config, None
-    if config.reward.gold:
-      gold = _judge_by(open_proxy(split(config.reward.gold), loaded.policy, self.mesh))
-    sampling = config.sampling
+  def _watch(
+    self, loaded: policies.Loaded, proxy: Proxy, gold: Proxy | None, prompts: Prompts
+  ) -> Watch:
+    config, sampling = self.config, self.config.sampling
     return Watch(
       loaded.policy,
       proxy,
@@ -208,7 +214,7 @@ class _Chain:
       self.mesh,
       config.rl.cells,
       truth_of(config),
-      gold,
+      _judge_by(gold) if gold else None,
     )
 
   def _optimised(
@@ -240,7 +246,7 @@ def split(names: str) -> list[str]:
 
 
 def _judge_by(proxy: Proxy) -> Truth:
-  """A reward model's own scores, as a judge of texts; an empty text, too."""
+  """A reward model's own scores, as a judge of texts."""
 
   def judge(asked: Sequence[Text], texts: Sequence[str]) -> np.ndarray:
     rows = [{"prompt": p, "response": t} for p, t in zip(asked, texts, strict=True)]

@@ -28,13 +28,11 @@ class Loaded:
   Attributes:
     policy: see `policy.text.Policy`.
     params: path -> array on the mesh.
-    freeze: regular expressions of the paths that are not trained.
     mesh: the devices.
   """
 
   policy: Policy
   params: dict[str, jax.Array]
-  freeze: tuple[str, ...]
   mesh: Mesh
 
   @property
@@ -68,7 +66,17 @@ def load(config: Any, mesh: Mesh, folder: Path | None = None) -> Loaded:
   policy = policy_of(config, mesh, folder)
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   params = init_params(policy.text_model, mesh, key, training=True)
-  return Loaded(policy, params, frozen_patterns(_parts(config, folder)), mesh)
+  return Loaded(policy, params, mesh)
+
+
+def frozen(config: Any, optimizer: Any) -> tuple[str, ...]:
+  """Regular expressions of the parameters that a stage does not train.
+
+  Args:
+    config: the chain's.
+    optimizer: the `optimizer` part of the stage: config.sft.optimizer or config.optimizer.
+  """
+  return frozen_patterns(ConfigDict({"model": config.policy, "optimizer": optimizer}))
 
 
 def _parts(config: Any, folder: Path | None) -> ConfigDict:
@@ -77,8 +85,7 @@ def _parts(config: Any, folder: Path | None) -> ConfigDict:
   if folder is not None:
     model.update(saved(folder))
   limits = {"max_length": config.data.max_length, "max_prompt_length": 0, "pack": True}
-  freeze = {"freeze": config.optimizer.freeze, "mix_rate": 0}
-  return ConfigDict({"model": model, "data": limits, "optimizer": freeze})
+  return ConfigDict({"model": model, "data": limits})
 
 
 def saved(folder: Path) -> dict[str, str]:

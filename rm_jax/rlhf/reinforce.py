@@ -164,7 +164,7 @@ def _begin(
   return Optimisation(
     policy,
     method,
-    start(flat, optimizer, mesh, freeze=loaded.freeze),
+    start(flat, optimizer, mesh, freeze=policies.frozen(config, config.optimizer)),
     loaded.params,
     optimizer,
     watch.sampling,

@@ -105,7 +105,8 @@ def direct(
     As `train.loop.train`; InputError as `Watch.look`.
   """
   run = folder / "run"
-  loop.train(_dpo_run(config, start, preferences), run)
+  if not (run / "summary.json").exists():
+    loop.train(_dpo_run(config, start, preferences), run)
   model = loaded.policy.text_model
   base = {p: x for p, x in loaded.params.items() if model.base and is_base(p)}
   abstract = {

@@ -116,9 +116,13 @@ def test_an_interrupted_chain_ends_with_the_same_numbers(place, whole, monkeypat
       run(config, folder)
   assert not (folder / "sft" / "done.json").exists()
   with monkeypatch.context() as patch:  # between the stages
+    steps = []
+    step = finetune.take_step
+    patch.setattr(finetune, "take_step", lambda *args: steps.append(None) or step(*args))
     patch.setattr(preferences, "sample", failing(None, 1))
     with pytest.raises(Interrupted):
       run(config, folder)
+  assert len(steps) == 3  # of 5, of which two were saved
   monkeypatch.setattr(finetune, "_train", failing(None, 1))
   with monkeypatch.context() as patch:  # between two checkpoints
     patch.setattr(Optimisation, "turn", failing(Optimisation.turn, 4))

@@ -28,7 +28,7 @@ def own(tmp_path_factory):
   model = text_model(tokenizer, LikelihoodHead(reference=False), num_hidden_layers=2)
   policy = policies.Policy(model)
   params = params_of(model.network, noise=0.02)
-  loaded = policies.Loaded(policy, params, (), one_device())
+  loaded = policies.Loaded(policy, params, one_device())
   policies.save(loaded, unflatten_dict(params, sep="/"), folder / "lm")
   for name, seed in (("rm", 0), ("gold", 1)):
     reward = text_model(decoder_tokenizer(), HeadConfig(), num_hidden_layers=1)
