@@ -85,7 +85,7 @@ def _parts(config: Any, folder: Path | None) -> ConfigDict:
   if folder is not None:
     model.update(saved(folder))
   limits = {"max_length": config.data.max_length, "max_prompt_length": 0, "pack": True}
-  return ConfigDict({"model": model, "data": limits})
+  return ConfigDict({"model": model, "data": limits, "optimizer": {"mix_rate": 0.0}})
 
 
 def saved(folder: Path) -> dict[str, str]:
