@@ -24,9 +24,6 @@ Intervals are over seeds; with --seeds=1 they are those of the single run's own 
 """
 
 import dataclasses
-import importlib.util
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +34,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from experiments.launch import MESH_HELP, launch, with_mesh
+from experiments.study import chosen, group_of, mean_interval, settings_of
 from rm_jax.api import RewardModel
 from rm_jax.errors import InputError
 from rm_jax.heldout import figures
@@ -90,20 +88,7 @@ def study_of(path: str) -> Study:
       SPLIT_BY_SEED is true.
   """
   path = path.partition(":")[0]
-  spec = importlib.util.spec_from_file_location("study", path)
-  study = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(study)
-  if not hasattr(study, "sweep"):
-    raise InputError(f"{path}: has no sweep(); write one that returns {{name: {{field: value}}}}")
-  settings = study.sweep()
-  if not isinstance(settings, Mapping) or not all(
-    isinstance(name, str) and isinstance(changes, Mapping) for name, changes in settings.items()
-  ):
-    raise InputError(
-      f"{path}: sweep() returned {settings!r:.200}; expected {{name: {{field: value}}}}"
-    )
-  if not settings:
-    raise InputError(f"{path}: its sweep() is empty")
+  study, settings = settings_of(path)
   pools = study.pools() if hasattr(study, "pools") else {}
   if not isinstance(pools, Mapping) or not all(
     isinstance(pool, list | tuple) and [type(part) for part in pool] == [str, str]
@@ -124,7 +109,7 @@ def study_of(path: str) -> Study:
       f"{path}: SPLIT_BY_SEED is set and there are pools(), whose members would be evaluated on "
       "one another's training data; expected one of the two"
     )
-  return Study(dict(settings), tuple(measures), dict(pools), split_by_seed)
+  return Study(settings, tuple(measures), dict(pools), split_by_seed)
 
 
 def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: str) -> dict:
@@ -152,11 +137,6 @@ def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: st
   mean = [group.mean(axis=0) for group in scores[0]]
   report = evaluate(mean, heldout.examples).report
   return report | {"shift": separation(scores, datasets), "members": len(folders)}
-
-
-def group_of(name: str) -> str:
-  """'noise' of 'noise/smoothed'; '' of a name without a group."""
-  return name.rpartition("/")[0]
 
 
 def apply(
@@ -232,17 +212,6 @@ def _holder(summary: dict, measure: str) -> dict:
 def figure_of(summary: dict, measure: str) -> float | None:
   """The number of a run's summary with a name such as 'kendall.value'; None if missing."""
   return figures.number(_holder(summary, measure), measure)
-
-
-def mean_interval(values: list[float]) -> tuple[float, list[float] | None]:
-  """(mean, Student's 95 % interval of the mean); one run has no interval."""
-  from scipy.stats import t  # Here, since it takes a second to import.
-
-  mean, n = statistics.fmean(values), len(values)
-  if n == 1:
-    return mean, None
-  half = t.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-  return mean, [mean - half, mean + half]
 
 
 def usual(runs: dict[str, list[dict]]) -> tuple[str]:
@@ -377,16 +346,7 @@ def draw(path: Path, table: Table) -> None:
 
 def main() -> None:
   study = study_of(config_flags.get_config_filename(flags.FLAGS["config"]))
-  settings = study.settings
-  if ONLY.value is not None:
-    known = {group_of(name) for name in settings} | settings.keys()
-    if unknown := set(ONLY.value) - known:
-      raise InputError(f"--only has {sorted(unknown)}; expected some of {', '.join(sorted(known))}")
-    settings = {
-      name: changes
-      for name, changes in settings.items()
-      if group_of(name) in ONLY.value or name in ONLY.value
-    }
+  settings = chosen(study.settings, ONLY.value)
   workdir = Path(WORKDIR.value)
   base = with_mesh(CONFIG.value, MESH.value)
   # All configs are made and checked before the first run, so that a mistake is found at once.

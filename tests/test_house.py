@@ -3,6 +3,7 @@
 Imports run one way: a room imports rooms below it, and rooms of one floor do not know one another.
 
   commands                                  every command, for `rm-jax NAME` (next)
+  rlhf
   curate   speed   policy
   audit    train   serve   integrations     serve and integrations are next
   api
@@ -23,7 +24,7 @@ A room that is declared here does not have to exist. What comes next will live i
 - An on-disk store of tokens: in `batch/`, on the files of `storage`.
 - An optimiser of policies: in `policy/`, which is given rewards as a function of text, such as
   `api`'s scores, and takes its steps with `train`'s optimiser. The reward model never imports a
-  policy.
+  policy. What runs one stage after another, from texts to an optimised policy, is in `rlhf/`.
 - A server: one module a wire protocol in `serve/`, above `api`, with no access to training.
 - What other libraries call (TRL, verl, Tunix): one module a library in `integrations/`, above
   `api`. It imports the library inside its functions, and does not import `serve`.
@@ -69,6 +70,7 @@ MAY_IMPORT = {
   "curate": SCORING | TRAINING,
   "speed": TRAINING,
   "policy": SCORING | TRAINING,
+  "rlhf": SCORING | TRAINING | {"audit", "policy"},
 }
 MAY_IMPORT["commands"] = set(MAY_IMPORT)
 

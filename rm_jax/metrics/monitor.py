@@ -92,3 +92,13 @@ class DriftMonitor:
         )
     self._waiting = waiting
     return alarms
+
+  def state(self) -> dict:
+    """What the monitor knows of the stream so far, of JSON's types, for `resume`."""
+    waiting = self._waiting.tolist()
+    return {"seen": self.seen, "tests": self.tests, "spent": self.spent, "waiting": waiting}
+
+  def resume(self, state: dict) -> None:
+    """Goes on where another monitor, with the same reference and settings, was: see `state`."""
+    self.seen, self.tests, self.spent = state["seen"], state["tests"], state["spent"]
+    self._waiting = np.asarray(state["waiting"], np.float64)

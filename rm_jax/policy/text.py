@@ -88,6 +88,13 @@ class Policy:
       found.append(ids)
     return found
 
+  def length(self, prompt: Text) -> int:
+    """Tokens of a prompt; 0 of one that cannot be rendered or has none."""
+    try:
+      return len(self._prompt_ids(prompt))
+    except (RowError, UnicodeEncodeError):
+      return 0
+
   def _prompt_ids(self, prompt: Text) -> np.ndarray:
     special = isinstance(prompt, str)
     text = prompt if special else self.encoder.render(prompt, generation=True)

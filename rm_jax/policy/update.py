@@ -44,53 +44,18 @@ from rm_jax.workdir.state import TrainState
 KERNEL, BIAS = "value/out/kernel", "value/out/bias"
 
 
-@dataclasses.dataclass(frozen=True)
-class Loss:
-  """What an update minimises. Hashable: a static argument of the compiled functions.
-
-  Attributes:
-    mean: what is averaged, one of `surrogate.MEANS`.
-    low, high: by how much a ratio of probabilities is clipped, see `surrogate.clipped`.
-    estimator: of the divergence in the loss: 'k2' or 'k3'; '' = it is not in the loss. k1 has no
-      gradient on average (`kl.estimate`).
-    value: weight of the critic's loss; 0 = there is no critic.
-    value_clip: see `surrogate.value_loss`; None = no clip.
-
-  Raises InputError for a name or number that is not possible.
-  """
-
-  mean: str = "token"
-  low: float = 0.2
-  high: float = 0.2
-  estimator: str = ""
-  value: float = 0.0
-  value_clip: float | None = 0.2
-
-  def __post_init__(self):
-    surrogate.check_mean(self.mean)
-    if self.estimator:
-      check_estimator(self.estimator)
-    if self.estimator == "k1":
-      raise InputError(
-        "the loss's estimator is 'k1', whose gradient is 0 on average; expected 'k2' or 'k3', or "
-        "'k1' in the rewards"
-      )
-    if not (0 < self.low <= 1 and self.high > 0 and self.value >= 0):
-      raise InputError(
-        f"low is {self.low}, high {self.high}, value {self.value}; expected low in (0, 1], high "
-        "above 0, value 0 or above"
-      )
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Targets:
-  """What an update is told about the tokens of a micro-batch: `Experience.arrays`, [B, T] each."""
+  """What an update is told about the tokens of a micro-batch: `Experience.arrays`, [B, T] each.
+
+  A loss that needs no more than `where` and `length` is given no more.
+  """
 
   where: jax.Array
   length: jax.Array
-  old_logp: jax.Array
-  advantages: jax.Array
+  old_logp: jax.Array | None = None
+  advantages: jax.Array | None = None
   reference: jax.Array | None = None
   old_values: jax.Array | None = None
   targets: jax.Array | None = None
@@ -130,62 +95,97 @@ def forward(network: Network, params: dict, batch: Batch) -> tuple[jax.Array, ja
   return logp_BT, jnp.where(batch.previous >= 0, before_BT, 0.0)
 
 
-def numerator(
-  network: Network,
-  loss: Loss,
-  params: dict,
-  batch: Batch,
-  targets: Targets,
-  coefficient: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """A micro-batch's part of the numerator (see the module), and its sums for the metrics.
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """What an update minimises. Hashable: a static argument of the compiled functions.
 
-  Args:
-    network, params, batch: as `forward` takes them.
-    loss: see `Loss`.
-    targets: of the batch's tokens.
-    coefficient: float32 [], β, of the divergence in the loss.
+  Attributes:
+    mean: what is averaged, one of `surrogate.MEANS`.
+    low, high: by how much a ratio of probabilities is clipped, see `surrogate.clipped`.
+    estimator: of the divergence in the loss: 'k2' or 'k3'; '' = it is not in the loss. k1 has no
+      gradient on average (`kl.estimate`).
+    value: weight of the critic's loss; 0 = there is no critic.
+    value_clip: see `surrogate.value_loss`; None = no clip.
 
-  Returns:
-    (float32 []; float32 [] each: 'weight', the part of the denominator; 'tokens'; and over tokens
-    the sums of 'loss' (by its weights), 'policy_loss', 'value_loss', 'kl_loss', 'entropy' (−log π),
-    'clipped' and 'old_kl', k3 of the divergence from the policy that sampled).
+  Raises InputError for a name or number that is not possible.
   """
-  logp_BT, values_BT = forward(network, params, batch)
-  where = targets.where
-  weight_BT, share_BT = surrogate.weights(targets.length, where=where, mean=loss.mean)
-  policy_BT, clipped_BT = surrogate.clipped(
-    logp_BT, targets.old_logp, targets.advantages, where=where, low=loss.low, high=loss.high
-  )
-  whole_BT, parts = policy_BT, {"policy_loss": policy_BT, "clipped": clipped_BT}
-  if loss.estimator:
-    kl_BT = estimate(logp_BT, targets.reference, where=where, estimator=loss.estimator)
-    whole_BT += coefficient * kl_BT
-    parts["kl_loss"] = kl_BT
-  if loss.value:
-    critic_BT = surrogate.value_loss(
-      values_BT, targets.old_values, targets.targets, where=where, clip=loss.value_clip
+
+  mean: str = "token"
+  low: float = 0.2
+  high: float = 0.2
+  estimator: str = ""
+  value: float = 0.0
+  value_clip: float | None = 0.2
+
+  def __post_init__(self):
+    surrogate.check_mean(self.mean)
+    if self.estimator:
+      check_estimator(self.estimator)
+    if self.estimator == "k1":
+      raise InputError(
+        "the loss's estimator is 'k1', whose gradient is 0 on average; expected 'k2' or 'k3', or "
+        "'k1' in the rewards"
+      )
+    if not (0 < self.low <= 1 and self.high > 0 and self.value >= 0):
+      raise InputError(
+        f"low is {self.low}, high {self.high}, value {self.value}; expected low in (0, 1], high "
+        "above 0, value 0 or above"
+      )
+
+  def numerator(
+    self,
+    network: Network,
+    params: dict,
+    batch: Batch,
+    targets: Targets,
+    coefficient: jax.Array,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A micro-batch's part of the numerator (see the module), and its sums for the metrics.
+
+    Args:
+      network, params, batch: as `forward` takes them.
+      targets: of the batch's tokens.
+      coefficient: float32 [], β, of the divergence in the loss.
+
+    Returns:
+      (float32 []; float32 [] each: 'weight', the part of the denominator; 'tokens'; and over tokens
+      the sums of 'loss' (by its weights), 'policy_loss', 'value_loss', 'kl_loss', 'entropy'
+      (−log π), 'clipped' and 'old_kl', k3 of the divergence from the policy that sampled).
+    """
+    logp_BT, values_BT = forward(network, params, batch)
+    where = targets.where
+    weight_BT, share_BT = surrogate.weights(targets.length, where=where, mean=self.mean)
+    policy_BT, clipped_BT = surrogate.clipped(
+      logp_BT, targets.old_logp, targets.advantages, where=where, low=self.low, high=self.high
     )
-    whole_BT += loss.value * critic_BT
-    parts["value_loss"] = critic_BT
-  # KL(π_old ‖ π), because the tokens were drawn from the old policy.
-  parts["old_kl"] = estimate(targets.old_logp, logp_BT, where=where, estimator="k3")
-  parts["entropy"] = jnp.where(where, -logp_BT, 0.0)
-  total = jnp.sum(weight_BT * whole_BT)
-  sums = {name: jnp.sum(x_BT, dtype=jnp.float32) for name, x_BT in parts.items()}
-  sums |= {
-    "weight": jnp.sum(share_BT),
-    "tokens": jnp.sum(where, dtype=jnp.float32),
-    "loss": total,
-  }
-  return total, jax.lax.stop_gradient(sums)
+    whole_BT, parts = policy_BT, {"policy_loss": policy_BT, "clipped": clipped_BT}
+    if self.estimator:
+      kl_BT = estimate(logp_BT, targets.reference, where=where, estimator=self.estimator)
+      whole_BT += coefficient * kl_BT
+      parts["kl_loss"] = kl_BT
+    if self.value:
+      critic_BT = surrogate.value_loss(
+        values_BT, targets.old_values, targets.targets, where=where, clip=self.value_clip
+      )
+      whole_BT += self.value * critic_BT
+      parts["value_loss"] = critic_BT
+    # KL(π_old ‖ π), because the tokens were drawn from the old policy.
+    parts["old_kl"] = estimate(targets.old_logp, logp_BT, where=where, estimator="k3")
+    parts["entropy"] = jnp.where(where, -logp_BT, 0.0)
+    total = jnp.sum(weight_BT * whole_BT)
+    sums = {name: jnp.sum(x_BT, dtype=jnp.float32) for name, x_BT in parts.items()}
+    sums |= {
+      "weight": jnp.sum(share_BT),
+      "tokens": jnp.sum(where, dtype=jnp.float32),
+      "loss": total,
+    }
+    return total, jax.lax.stop_gradient(sums)
 
-
-def zero_sums(loss: Loss) -> dict[str, jax.Array]:
-  """The sums of `numerator` before the first micro-batch."""
-  names = ["weight", "tokens", "loss", "policy_loss", "clipped", "old_kl", "entropy"]
-  names += ["kl_loss"] * bool(loss.estimator) + ["value_loss"] * bool(loss.value)
-  return {name: jnp.zeros((), jnp.float32) for name in names}
+  def zero_sums(self) -> dict[str, jax.Array]:
+    """The sums of `numerator` before the first micro-batch."""
+    names = ["weight", "tokens", "loss", "policy_loss", "clipped", "old_kl", "entropy"]
+    names += ["kl_loss"] * bool(self.estimator) + ["value_loss"] * bool(self.value)
+    return {name: jnp.zeros((), jnp.float32) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,17 +213,17 @@ def compile_update(
 
   Args:
     network: the policy's.
-    loss: see `Loss`.
+    loss: `Loss`, or another one with its methods, as `sft.Likelihood`.
     optimizer: from `train.optimizer.make_optimizer`.
   """
 
   def zeros(state):
-    return jax.tree.map(jnp.zeros_like, state.params), zero_sums(loss)
+    return jax.tree.map(jnp.zeros_like, state.params), loss.zero_sums()
 
   def accumulate(state, gradients, sums, batch, targets, coefficient):
     def part(params):
       whole = unflatten_dict({**params, **state.frozen}, sep="/")
-      return numerator(network, loss, whole, batch, targets, coefficient)
+      return loss.numerator(network, whole, batch, targets, coefficient)
 
     # As in `train.step`: the backward pass adds each gradient to its buffer.
     buffers = jax.tree.map(jax.new_ref, gradients)
@@ -307,7 +307,7 @@ def take_step(
     coefficient: β of the divergence in the loss.
 
   Returns:
-    (the new state; metrics: means over tokens of what `numerator` sums; 'loss', the objective;
+    (the new state; metrics: means over tokens of what `Loss.numerator` sums; 'loss', the objective;
     'gradient_norm' before clipping; 'skipped', 1 if something was not finite, else 0).
   """
   with jax.set_mesh(mesh):

@@ -36,7 +36,7 @@ class Rule:
   expected: str
 
 
-def _whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
+def whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
   """An integer in low .. high; `also` is added to the description."""
 
   def fits(value):
@@ -45,7 +45,7 @@ def _whole(low: int, also: str = "", high: int = 2**31 - 1) -> Rule:
   return Rule(fits, f"a whole number of at least {low}{also}")
 
 
-def _real(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> Rule:
+def real(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> Rule:
   """A number, finite in float32 too, at least `low` (with `above`, above it) and under `below`."""
 
   def fits(value):
@@ -59,7 +59,8 @@ def _real(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> 
   return Rule(fits, what + (f" and under {below:g}" if below < math.inf else ""))
 
 
-def _one_of(names: Iterable[str]) -> Rule:
+def one_of(names: Iterable[str]) -> Rule:
+  """One of some texts."""
   names = tuple(names)
   return Rule(lambda value: value in names, f"one of {', '.join(map(repr, names))}")
 
@@ -85,66 +86,66 @@ def _pattern(value: Any) -> bool:
     return False
 
 
-_SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
-_TEXT = Rule(lambda value: isinstance(value, str), "a text")
-_WEIGHT = _real()
-SIZE = _whole(1)
-_COUNT = _whole(0)
+SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
+TEXT = Rule(lambda value: isinstance(value, str), "a text")
+_WEIGHT = real()
+SIZE = whole(1)
+COUNT = whole(0)
 # That the axes multiply to the number of devices is checked by `make_mesh` in parallel/mesh.py.
 _AXIS = Rule(lambda n: isinstance(n, int) and (n == -1 or n >= 1), "at least 1, or -1 for the rest")
 
 FIELDS: dict[str, Rule] = {
-  "seed": _whole(0, high=2**32 - 1),
-  **dict.fromkeys(("model.pretrained", "model.config", "model.tokenizer"), _TEXT),
-  "model.chat_template": _TEXT,
-  "model.eos": _one_of(("auto", "append", "none")),
-  "model.pooling": _one_of(("", "last", "first", "mean", "hf")),
-  "model.steps": _one_of(SO_FAR),
-  "model.reward": _one_of(("head", "implicit")),
-  "model.beta": _real(above=True),
+  "seed": whole(0, high=2**32 - 1),
+  **dict.fromkeys(("model.pretrained", "model.config", "model.tokenizer"), TEXT),
+  "model.chat_template": TEXT,
+  "model.eos": one_of(("auto", "append", "none")),
+  "model.pooling": one_of(("", "last", "first", "mean", "hf")),
+  "model.steps": one_of(SO_FAR),
+  "model.reward": one_of(("head", "implicit")),
+  "model.beta": real(above=True),
   "model.reference": Rule(
     lambda value: isinstance(value, str) and bool(value),
     "'start', 'none', or a language model's folder, hub id or GGUF file",
   ),
-  "model.normalised": _SWITCH,
-  "model.head_init": _one_of(("random", "verdict")),
-  "model.question": _TEXT,
+  "model.normalised": SWITCH,
+  "model.head_init": one_of(("random", "verdict")),
+  "model.question": TEXT,
   "model.verdict_words": each(lambda x: isinstance(x, str) and bool(x.strip()), "two words"),
-  "model.layers": _COUNT,
-  "model.frozen_layers": _COUNT,
-  "model.keep_features": _SWITCH,
+  "model.layers": COUNT,
+  "model.frozen_layers": COUNT,
+  "model.keep_features": SWITCH,
   "model.keep_gib": _WEIGHT,
-  "model.dtype": _one_of(("float32", "bfloat16", "float16")),
-  "model.attention": _one_of(("auto", "splash", "cudnn", "xla")),
-  "model.remat": _one_of(REMAT),
+  "model.dtype": one_of(("float32", "bfloat16", "float16")),
+  "model.attention": one_of(("auto", "splash", "cudnn", "xla")),
+  "model.remat": one_of(REMAT),
   "model.members": SIZE,
-  "model.bootstrap": _SWITCH,
+  "model.bootstrap": SWITCH,
   "model.attributes": each(lambda x: isinstance(x, str) and bool(x), "names"),
-  "model.gate": _SWITCH,
+  "model.gate": SWITCH,
   "model.gate_trains": _WEIGHT,
-  "model.mix": each(_real(-math.inf).fits, "finite numbers"),
-  "model.lora.rank": _COUNT,
-  "model.lora.alpha": _real(above=True),
+  "model.mix": each(real(-math.inf).fits, "finite numbers"),
+  "model.lora.rank": COUNT,
+  "model.lora.alpha": real(above=True),
   "model.lora.targets": each(lambda x: x in MAPS, f"names of {', '.join(MAPS)}"),
-  "model.lora.base_dtype": _one_of(("float32", "bfloat16")),
-  "model.dropout": _SWITCH,
-  "data.train": _TEXT,
+  "model.lora.base_dtype": one_of(("float32", "bfloat16")),
+  "model.dropout": SWITCH,
+  "data.train": TEXT,
   "data.heldout": Rule(_fraction_or_name, "a path, 'world:N', or a fraction in [0, 1)"),
-  "data.validation": _real(below=1.0),
-  "data.fraction": Rule(lambda x: _real().fits(x) and 0 < x <= 1, "a number in (0, 1]"),
-  "data.split_seed": _whole(-1, ", or -1 for the run's seed", high=2**32 - 1),
-  "data.shifted": _TEXT,
-  "data.objectives": _TEXT,
-  "data.format": _one_of(("auto", *sorted(FORMATS))),
-  "data.strict": _SWITCH,
-  "data.deduplicate": _SWITCH,
-  "data.limit": _COUNT,
-  "data.cache": _TEXT,
+  "data.validation": real(below=1.0),
+  "data.fraction": Rule(lambda x: real().fits(x) and 0 < x <= 1, "a number in (0, 1]"),
+  "data.split_seed": whole(-1, ", or -1 for the run's seed", high=2**32 - 1),
+  "data.shifted": TEXT,
+  "data.objectives": TEXT,
+  "data.format": one_of(("auto", *sorted(FORMATS))),
+  "data.strict": SWITCH,
+  "data.deduplicate": SWITCH,
+  "data.limit": COUNT,
+  "data.cache": TEXT,
   "data.batch_groups": SIZE,
   "data.max_length": SIZE,
-  "data.max_prompt_length": _COUNT,
-  "data.share": _SWITCH,
-  "data.pack": _SWITCH,
+  "data.max_prompt_length": COUNT,
+  "data.share": SWITCH,
+  "data.pack": SWITCH,
   "data.cells": SIZE,
   "data.row_lengths": each(SIZE.fits, "whole numbers of at least 1"),
   "data.shapes": SIZE,
@@ -152,14 +153,14 @@ FIELDS: dict[str, Rule] = {
     f"loss.{name}": _WEIGHT
     for name in ("l2", "centering", "spread", "decorrelation", "text_sft", "text_dpo")
   },
-  "loss.text_beta": _real(above=True),
+  "loss.text_beta": real(above=True),
   "optimizer.learning_rate": _WEIGHT,
-  "optimizer.warmup_steps": _whole(-1, ", or -1 for 3 % of decay_steps"),
-  "optimizer.decay_steps": _COUNT,
+  "optimizer.warmup_steps": whole(-1, ", or -1 for 3 % of decay_steps"),
+  "optimizer.decay_steps": COUNT,
   "optimizer.final_scale": _WEIGHT,
-  "optimizer.b1": _real(below=1.0),
-  "optimizer.b2": _real(below=1.0),
-  "optimizer.eps": _real(above=True),
+  "optimizer.b1": real(below=1.0),
+  "optimizer.b2": real(below=1.0),
+  "optimizer.eps": real(above=True),
   "optimizer.clip": _WEIGHT,
   "optimizer.weight_decay": _WEIGHT,
   "optimizer.towards_pretrained": _WEIGHT,
@@ -167,15 +168,15 @@ FIELDS: dict[str, Rule] = {
   "optimizer.head_rate": _WEIGHT,
   "optimizer.loss_rate": _WEIGHT,
   "optimizer.freeze": each(_pattern, "regular expressions"),
-  "train.steps": _COUNT,
-  "train.epochs": _real(above=True),
+  "train.steps": COUNT,
+  "train.epochs": real(above=True),
   "train.log_every": SIZE,
-  "train.eval_every": _COUNT,
-  "train.checkpoint_every": _COUNT,
+  "train.eval_every": COUNT,
+  "train.checkpoint_every": COUNT,
   "train.keep": SIZE,
   "train.max_skipped": SIZE,
-  "train.best": _TEXT,
-  "train.patience": _COUNT,
+  "train.best": TEXT,
+  "train.patience": COUNT,
   **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
 }
 

@@ -122,8 +122,10 @@ class Checkpoints:
         raise CheckpointError(f"its arrays are not what was saved: {what}")
     return out
 
-  def _latest(self, targets: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
-    steps = self.steps()
+  def _latest(
+    self, targets: dict[str, Any], only: int | None = None
+  ) -> tuple[int, dict[str, Any]] | None:
+    steps = [step for step in self.steps() if only in (None, step)]
     problems = []
     for step in reversed(steps):
       try:
@@ -212,21 +214,27 @@ class Checkpoints:
       )
 
   def restore_params(
-    self, abstract: dict[str, Any], base: dict[str, jax.Array] | None = None
+    self,
+    abstract: dict[str, Any],
+    base: dict[str, jax.Array] | None = None,
+    *,
+    step: int | None = None,
   ) -> dict[str, jax.Array]:
     """The parameters of the latest intact checkpoint, by path, without the optimiser's state.
 
     Args:
       abstract: path -> ShapeDtypeStruct with a sharding, of the parameters that were saved.
       base: path -> array, of the adapters' base, which was not saved.
+      step: the checkpoint of this step is read, and no other one; None = the latest intact one.
 
     Raises:
       CheckpointError: there is no checkpoint, none can be read, or the adapters were trained on
         another base.
     """
-    found = self._latest({"params": unflatten_dict(abstract, sep="/")})
+    found = self._latest({"params": unflatten_dict(abstract, sep="/")}, step)
     if found is None:
-      raise CheckpointError(f"{self.directory}: no checkpoint; has the run saved one yet?")
+      which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+      raise CheckpointError(f"{self.directory}: {which}; has the run saved one yet?")
     self._at, found = found
     self._check_base(base or {}, found["position"])
     return flatten_dict(found["params"], sep="/") | (base or {})

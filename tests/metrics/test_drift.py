@@ -1,6 +1,7 @@
 """Drift: distances against SciPy, scikit-learn and every split; how often alarms are false."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -265,6 +266,11 @@ def test_monitor_alarms_are_records_that_do_not_depend_on_the_calls():
   pieces = DriftMonitor(reference, level=0.01, window=100)
   again = [a for part in np.split(stream, [1, 99, 350, 351, 1234]) for a in pieces.update(part)]
   assert again == alarms
+  first, second = (DriftMonitor(reference, level=0.01, window=100) for _ in range(2))
+  begun = first.update(stream[:1234])
+  second.resume(json.loads(json.dumps(first.state())))
+  assert begun + second.update(stream[1234:]) == alarms
+  assert second.spent == pieces.spent
   assert DriftMonitor(reference, window=100).update(reference[:100] + 5)[0]["direction"] == "up"
 
 

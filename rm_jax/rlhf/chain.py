@@ -1,0 +1,255 @@
+"""A whole chain: its stages one after another, each run once, then its report.
+
+WORKDIR/sft/            the policy after fine-tuning
+WORKDIR/preferences/    pairs of its responses, judged
+WORKDIR/reward/0/run/   the workdir of the reward model's training run; 1/ .. of an ensemble
+WORKDIR/                stage.json, the files of `records`, checkpoints/, policy/ (the optimised
+                        policy, a transformers folder), summary.json, report.png
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from rm_jax.data.dialogue import key_of
+from rm_jax.errors import InputError
+from rm_jax.parallel.mesh import make_mesh
+from rm_jax.policy.rollout import Rules
+from rm_jax.pretrained.source import read_json
+from rm_jax.rlhf import finetune, policies, preferences, report
+from rm_jax.rlhf.fields import check
+from rm_jax.rlhf.prompts import Prompts, Truth, drawn, read_prompts, truth_of, world_of
+from rm_jax.rlhf.proxy import Proxy, open_proxy
+from rm_jax.rlhf.records import evaluations
+from rm_jax.rlhf.reinforce import evaluation_key, reinforce, stop_rule
+from rm_jax.rlhf.runs import direct, reward_models
+from rm_jax.rlhf.stages import Places, Stage, file_digest, plain, text_digest
+from rm_jax.rlhf.watch import Watch
+from rm_jax.shaping.chain import plan
+from rm_jax.storage.files import read_lines, write_json
+from rm_jax.storage.remote import refuse
+from rm_jax.train.writers import peak_memory_bytes
+from rm_jax.types import Text
+from rm_jax.workdir.folder import check_place, locked
+
+SUMMARY = "summary.json"
+
+
+def run(config: Any, workdir: str | Path, *, shared: Path | None = None) -> dict[str, Any]:
+  """Runs a chain, or goes on with it; returns its summary.
+
+  Args:
+    config: see configs/rlhf.py.
+    workdir: its folder, see the module.
+    shared: a folder of fine-tuning, preferences and reward models that several chains share; None =
+      they are in the workdir.
+
+  Returns:
+    what summary.json has: {method, seed, ..., and what `report.of_turns` says}.
+
+  Raises:
+    InputError, OSError: something is wrong with the config, files or data; a reward is not finite;
+      or the workdir's stages were begun with another config, policy or reward model.
+    Stopped: a signal came; the state is saved.
+    NotFiniteError: updates were not finite.
+  """
+  refuse(workdir, "--workdir")
+  check(config)
+  workdir = Path(workdir)
+  check_place(workdir)
+  with locked(workdir):
+    whole = Stage(workdir, {"config": _whole(config), "inputs": {}})
+    whole.check(inputs=False)
+    done = workdir / SUMMARY
+    if done.exists():
+      return read_json(done)
+    return _Chain(config, Places(workdir, shared), make_mesh(config.mesh)).run()
+
+
+def _whole(config: Any) -> dict[str, Any]:
+  return plain(config, *config.keys())
+
+
+class _Chain:
+  """The stages of a chain, each a method; see `run`."""
+
+  def __init__(self, config: Any, places: Places, mesh: Mesh):
+    self.config, self.places, self.mesh = config, places, mesh
+    self.workdir = places.workdir
+    self.seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def _timed(self, name: str):
+    began = time.perf_counter()
+    yield
+    self.seconds[name] = round(time.perf_counter() - began, 2)
+
+  def run(self) -> dict[str, Any]:
+    """Runs all stages; returns the summary."""
+    config, workdir = self.config, self.workdir
+    prompts = read_prompts(config, policies.policy_of(config, self.mesh))
+    with self._timed("sft"):
+      start, sft = self._finetuned(prompts)
+    with self._timed("preferences"):
+      pairs = self._preferences(start, sft["fingerprint"], prompts)
+    names, about = split(config.reward.model), []
+    if not names:
+      with self._timed("reward"):
+        names, about = reward_models(config, self.places, start, sft["fingerprint"], pairs)
+    loaded = policies.load(config, self.mesh, start)
+    proxy = open_proxy(
+      names,
+      loaded.policy,
+      self.mesh,
+      shaping=config.shaping,
+      preferences=Path(pairs["path"]) if pairs else None,
+      saved=workdir / "shaping.json" if config.shaping else None,
+    )
+    inputs = {
+      "policy": sft["fingerprint"],
+      "reward": proxy.fingerprint,
+      "prompts": text_digest([prompts.train, prompts.evaluation]),
+    }
+    if config.method == "dpo":
+      inputs["preferences"] = pairs["digest"]
+    gold = None
+    if config.reward.gold:
+      gold = open_proxy(split(config.reward.gold), loaded.policy, self.mesh)
+      inputs["gold"] = gold.fingerprint
+    stage = Stage(workdir, {"config": _whole(config), "inputs": inputs})
+    stage.check()
+    stage.begin()
+    watch = self._watch(loaded, proxy, gold, prompts)
+    with self._timed(config.method):
+      found, lines = self._optimised(loaded, watch, prompts, start, pairs)
+    summary = {
+      "method": config.method,
+      "seed": config.seed,
+      **found,
+      "sft": sft,
+      "preferences": pairs,
+      "reward_models": about,
+      "shaping": str(proxy.chain) if proxy.chain else "",
+      "prompts": {
+        "train": len(prompts.train),
+        "evaluation": len(prompts.evaluation),
+        "left_out": prompts.left_out,
+      },
+      "seconds": self.seconds,
+      "peak_memory_bytes": peak_memory_bytes(),
+    }
+    report.draw(workdir / "report.png", summary, lines)
+    write_json(workdir / SUMMARY, summary)
+    return summary
+
+  def _finetuned(self, prompts: Prompts) -> tuple[Path, dict[str, Any]]:
+    """(folder of the policy after fine-tuning, the stage's results)."""
+    texts = Path(self.config.sft.texts)
+    inputs = {
+      "held": text_digest(prompts.evaluation),
+      "texts": file_digest(texts) if self.config.sft.texts and texts.is_file() else "",
+    }
+    stage = self.places.stage("sft", plain(self.config, *finetune.PARTS), inputs)
+    found = finetune.finetune(self.config, stage, self.mesh, prompts.evaluation)
+    return stage.folder / "model", found
+
+  def _preferences(self, start: Path, policy: str, prompts: Prompts) -> dict[str, Any] | None:
+    """The results of the preferences' stage; None where nothing needs preferences."""
+    config = self.config
+    if config.preferences.path:
+      return preferences.given(config.preferences.path)
+    fits = config.shaping and plan(config.shaping, "--config.shaping").missing
+    if config.reward.model and config.method != "dpo" and not fits:
+      return None
+    judge, name, temperature = self._judge(start)
+    count = config.preferences.pairs
+    asked = drawn(config, "preferences", count) if world_of(config) else prompts.train[:count]
+    known = {key_of(prompt) for prompt in prompts.evaluation}
+    asked = [prompt for prompt in asked if key_of(prompt) not in known]
+    inputs = {"policy": policy, "judge": name, "prompts": text_digest(asked)}
+    stage = self.places.stage("preferences", plain(config, *preferences.PARTS), inputs)
+    return preferences.sampled(
+      config,
+      stage,
+      lambda: policies.load(config, self.mesh, start),
+      asked,
+      judge,
+      temperature=temperature,
+    )
+
+  def _judge(self, start: Path) -> tuple[Truth, Any, float]:
+    """(who judges the pairs, a name or fingerprint, the temperature)."""
+    config = self.config
+    if (truth := truth_of(config)) is not None:
+      return truth, "world", config.world.judge_temperature
+    if not (names := split(config.reward.gold) or split(config.reward.model)):
+      raise InputError(
+        "there is nobody to judge pairs of the policy's responses; expected --config.data.prompts="
+        "world:N, a reward model as --config.reward.gold or --config.reward.model, or a file of "
+        "preferences as --config.preferences.path"
+      )
+    proxy = open_proxy(names, policies.policy_of(config, self.mesh, start), self.mesh)
+    return _judge_by(proxy), proxy.fingerprint, 1.0
+
+  def _watch(
+    self, loaded: policies.Loaded, proxy: Proxy, gold: Proxy | None, prompts: Prompts
+  ) -> Watch:
+    config, sampling = self.config, self.config.sampling
+    return Watch(
+      loaded.policy,
+      proxy,
+      prompts.evaluation,
+      loaded.params,
+      loaded.policy.sampling(
+        sampling.tokens, temperature=sampling.temperature, top_p=sampling.top_p
+      ),
+      config.data.evaluation_samples,
+      Rules(**config.rules),
+      self.mesh,
+      config.rl.cells,
+      truth_of(config),
+      _judge_by(gold) if gold else None,
+    )
+
+  def _optimised(
+    self,
+    loaded: policies.Loaded,
+    watch: Watch,
+    prompts: Prompts,
+    start: Path,
+    pairs: dict[str, Any] | None,
+  ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(what the report says, lines of metrics.jsonl for its picture)."""
+    config, workdir = self.config, self.workdir
+    if config.method == "best_of_n":
+      many = dataclasses.replace(watch, samples=config.best_of_n.samples)
+      return report.of_best_of_n(many.look(loaded.nested, evaluation_key(config), kl=False)), []
+    if config.method == "dpo":
+      direct(config, workdir, loaded, watch, start, pairs["path"])
+    else:
+      reinforce(config, workdir, loaded, watch, prompts.train)
+    means, lines = evaluations(workdir), read_lines(workdir / "evaluations.jsonl")
+    acted = config.stop.acts and config.method != "dpo"
+    found = report.of_turns(lines, means, stop_rule(config), acted=acted)
+    return found, read_lines(workdir / "metrics.jsonl")
+
+
+def split(names: str) -> list[str]:
+  """The folders or the URL of a field such as reward.model."""
+  return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _judge_by(proxy: Proxy) -> Truth:
+  """A reward model's own scores, as a judge of texts."""
+
+  def judge(asked: Sequence[Text], texts: Sequence[str]) -> np.ndarray:
+    rows = [{"prompt": p, "response": t} for p, t in zip(asked, texts, strict=True)]
+    return proxy(rows).raw
+
+  return judge

@@ -1,0 +1,184 @@
+"""The proxy: the rewards that a policy is optimised against, and how sure they are.
+
+A reward model is one folder, several of them (an ensemble, as are the heads of one), or a server.
+Its scores go through a chain of shaping (`rm_jax.shaping`), whose stage 'lower' makes the members'
+mean less some deviations of them.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from rm_jax.api import RewardModel
+from rm_jax.audit.sections.shaping import sample_of
+from rm_jax.data import formats
+from rm_jax.data.dialogue import plain
+from rm_jax.data.report import Report
+from rm_jax.errors import InputError
+from rm_jax.policy.text import Policy
+from rm_jax.pretrained.source import read_json
+from rm_jax.rlhf.remote import Server
+from rm_jax.shaping.chain import Chain, Fitted, chain_of, plan
+from rm_jax.shaping.stages import Responses
+from rm_jax.storage.files import write_json
+from rm_jax.types import Text
+
+log = logging.getLogger(__name__)
+
+_FITTED_ON = 1000  # examples of the preferences that the numbers of a chain are fitted on, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """Scores of N responses.
+
+  Attributes:
+    raw: float64 [N], the reward model's own, of an ensemble the mean.
+    shaped: float64 [N], the rewards: after the chain of shaping.
+    disagreement: float64 [N], the standard deviation over the members; NaN where there is one.
+    caught: bool [N], whether a filter of the chain has caught the response.
+  """
+
+  raw: np.ndarray
+  shaped: np.ndarray
+  disagreement: np.ndarray
+  caught: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Proxy:
+  """A function of rows {prompt, response} -> `Scored`.
+
+  Attributes:
+    members: rows -> scores of each member, [N, M].
+    chain: of shaping; None = rewards are the scores.
+    fingerprint: says which reward model and chain it is. Of a server it is the URL alone.
+  """
+
+  members: Callable[[Sequence[Mapping[str, Any]]], np.ndarray]
+  chain: Chain | None
+  fingerprint: dict[str, Any]
+
+  def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Scored:
+    """Scores rows.
+
+    Raises:
+      InputError: a score, or one after a stage of the chain, is not finite: the message names the
+        response. Or as `Server` and `RewardModel.score_members`.
+    """
+    members_NM = np.asarray(self.members(rows), np.float64)
+    names = [f"response {row['response']!r:.60}" for row in rows]
+    if bad := [
+      name for name, one in zip(names, members_NM, strict=True) if not np.isfinite(one).all()
+    ]:
+      raise InputError(f"{bad[0]}: its reward is not finite ({len(bad)} of {len(rows)} are not)")
+    raw_N = shaped_N = members_NM.mean(axis=1)
+    caught_N = np.zeros(len(rows), bool)
+    if self.chain:
+      responses = Responses(members_NM, [row["response"] for row in rows])
+      made = self.chain.shape(responses, names)
+      shaped_N = made.scores.astype(np.float64)
+      caught_N = np.asarray([bool(reasons) for reasons in made.reasons], bool)
+    alone = members_NM.shape[1] == 1
+    apart_N = np.full(len(rows), np.nan) if alone else members_NM.std(axis=1)
+    return Scored(raw_N, shaped_N, apart_N, caught_N)
+
+
+def is_server(name: str) -> bool:
+  """Whether a name of a reward model is the URL of a server."""
+  return name.startswith(("http://", "https://"))
+
+
+def open_proxy(
+  names: Sequence[str],
+  policy: Policy,
+  mesh: Mesh,
+  *,
+  shaping: str = "",
+  preferences: Path | None = None,
+  saved: Path | None = None,
+) -> Proxy:
+  """Loads a reward model.
+
+  Args:
+    names: a folder, or several, or one URL of a server.
+    policy: whose chat template makes the texts that a server is asked about.
+    mesh: the devices.
+    shaping: text of a chain, with or without all its numbers; '' = the chain that is saved with the
+      model, if it is one folder and has one.
+    preferences: a file of feedback, on which numbers that `shaping` leaves out are fitted.
+    saved: file of the chain, which is read if it is there, else written.
+
+  Raises:
+    InputError: there are several names and one is a server; numbers are to be fitted and there are
+      no preferences; or as `RewardModel.from_pretrained` and `shaping.chain.plan`.
+  """
+  if any(map(is_server, names)):
+    if len(names) > 1:
+      raise InputError(
+        f"reward.model is {','.join(names)!r}; expected one server, or folders alone"
+      )
+    server, own = Server(names[0], rendered(policy)), None
+    fingerprint: dict[str, Any] = {"server": names[0]}
+
+    def members(rows):
+      return server(rows)[:, None]
+  else:
+    sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names}
+    models = [RewardModel.from_pretrained(name, mesh=sizes) for name in names]
+    own = models[0].shaping if len(models) == 1 else None
+    fingerprint = {"weights": [model.weights for model in models]}
+
+    def members(rows):
+      return np.concatenate([model.score_members(rows) for model in models], axis=1)
+
+  chain = own
+  if saved and saved.exists():
+    chain = chain_of(read_json(saved), str(saved))
+  elif shaping:
+    chain = _chain(shaping, members, preferences)
+    if saved:
+      saved.parent.mkdir(parents=True, exist_ok=True)
+      write_json(saved, chain.record())
+  if chain:
+    log.info("rewards are shaped by %s", chain)
+  return Proxy(members, chain, fingerprint | {"chain": chain.digest if chain else ""})
+
+
+def _chain(text: str, members: Callable, preferences: Path | None) -> Chain:
+  where = "--config.shaping"
+  made = plan(text, where)
+  if not made.missing:
+    return Chain(tuple(cls(**given) for cls, given in made.stages))
+  if preferences is None:
+    raise InputError(
+      f"{where}={text!r} leaves numbers out ({made.missing}), and there are no preferences to fit "
+      "them on; expected all numbers, or --config.preferences.path"
+    )
+  examples = formats.load(preferences, report=Report(), limit=_FITTED_ON)
+
+  def of_pairs(rows):
+    return members([{"prompt": prompt, "response": plain(text)} for prompt, text in rows])
+
+  sample = sample_of(of_pairs, examples)
+  conversations = len({example.conversation for example in examples})
+  fitted = Fitted("the chain's preferences", conversations, len(sample.responses.texts))
+  return made.fit(sample, fitted)
+
+
+def rendered(policy: Policy) -> Callable[[Text, str], tuple[str, str]]:
+  """(prompt, response) -> (the prompt as the policy reads it, that with the response and EOS)."""
+  eos = policy.text_model.tokenizer.eos_token
+
+  def render(prompt: Text, response: str) -> tuple[str, str]:
+    if isinstance(prompt, str):
+      return prompt, prompt + response + eos
+    opening = policy.encoder.render(prompt, generation=True)
+    return opening, opening + policy.lead(prompt) + response + eos
+
+  return render

@@ -1,0 +1,126 @@
+"""Stages of a chain: each in a folder that says what it was begun with and, once done, its results.
+
+    stage.json   what the stage depends on: its part of the config, and fingerprints of its inputs
+    done.json    written last: the stage's results; while it is not there, the stage is begun again,
+                 or goes on from its checkpoints
+
+A stage that is done is not run again. One that was begun with anything else is refused.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rm_jax.errors import InputError
+from rm_jax.pretrained.source import read_json
+from rm_jax.storage.files import write_json
+from rm_jax.workdir.folder import flat
+
+BEGUN, DONE = "stage.json", "done.json"
+# Fields that may differ when a stage is gone on with.
+_MAY_CHANGE = ("config.mesh.", "config.rl.keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage and all that its results depend on.
+
+  Attributes:
+    folder: of its files.
+    begun: {'config': the part of the chain's config, 'inputs': name -> fingerprint}, JSON's types.
+  """
+
+  folder: Path
+  begun: dict[str, Any]
+
+  def done(self) -> dict[str, Any] | None:
+    """The stage's results; None if it is not done.
+
+    Raises:
+      InputError: the folder holds a stage that was begun with something else; or a file of it is
+        damaged.
+    """
+    self.check()
+    path = self.folder / DONE
+    return read_json(path) if path.exists() else None
+
+  def check(self, *, inputs: bool = True) -> None:
+    """Raises InputError if the folder holds a stage that was begun with something else.
+
+    Args:
+      inputs: whether the inputs are compared, too, and not the config alone.
+    """
+    path = self.folder / BEGUN
+    if not path.exists():
+      return
+    there, now = flat(read_json(path)), flat(self.begun)
+    different = [
+      f"{key.removeprefix('config.')}: {there.get(key)!r} there, {now.get(key)!r} now"
+      for key in sorted(there.keys() | now.keys())
+      if there.get(key) != now.get(key)
+      and not key.startswith(_MAY_CHANGE)
+      and (inputs or not key.startswith("inputs."))
+    ]
+    if different:
+      raise InputError(
+        f"{self.folder} was begun with other settings or inputs:\n  "
+        + "\n  ".join(different)
+        + "\nexpected the same, since its results depend on them; give these again, or another "
+        "--workdir"
+      )
+
+  def begin(self) -> None:
+    """Makes the folder, and writes what the stage depends on."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    write_json(self.folder / BEGUN, self.begun)
+
+  def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+    """Marks the stage as done; returns its results."""
+    write_json(self.folder / DONE, results)
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """Where the stages of a chain are.
+
+  Attributes:
+    workdir: of the chain.
+    shared: folder of stages that several chains share, where their names end with a hash of what
+      they depend on; None = each is in the workdir.
+  """
+
+  workdir: Path
+  shared: Path | None = None
+
+  def stage(self, name: str, config: dict[str, Any], inputs: dict[str, Any]) -> Stage:
+    """A stage by its name, its part of the config and the fingerprints of its inputs."""
+    begun = json.loads(json.dumps({"config": config, "inputs": inputs}))
+    if self.shared is None:
+      return Stage(self.workdir / name, begun)
+    digest = hashlib.sha256(json.dumps(begun, sort_keys=True).encode()).hexdigest()[:10]
+    return Stage(self.shared / f"{name}-{digest}", begun)
+
+
+def plain(config: Any, *names: str) -> dict[str, Any]:
+  """Parts of a config as dicts and lists, {name: part}; a name may be a path, as 'reward.run'."""
+  whole = json.loads(json.dumps(config.to_dict()))
+  found = {}
+  for name in names:
+    part = whole
+    for key in name.split("."):
+      part = part[key]
+    found[name] = part
+  return found
+
+
+def file_digest(path: Path) -> str:
+  """16 hex digits of a hash of a file's bytes."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def text_digest(texts: Any) -> str:
+  """16 hex digits of a hash of prompts, or of lists of them."""
+  return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]

@@ -1,0 +1,73 @@
+"""Fields of a chain's config: every config file is right, and each mistake names its field."""
+
+import pytest
+
+from configs import rlhf, rlhf_smollm2, rlhf_world
+from experiments.rlhf_study import config_of as setting_of
+from experiments.rlhf_study import seeds_of
+from rm_jax.errors import InputError
+from rm_jax.rlhf.fields import OWN, check
+from rm_jax.workdir.folder import flat
+from tests.rlhf.small import config_of
+
+
+def test_every_field_has_a_rule_and_every_rule_a_field():
+  values = flat(rlhf.get_config())
+  parts = ("policy.", "sft.optimizer.", "optimizer.", "mesh.", "world.", "reward.run.", "dpo.")
+  own = {path for path in values if not path.startswith(parts)}
+  assert own == OWN.keys()
+
+
+def test_the_configs_are_right():
+  check(rlhf_world.get_config())
+  own = rlhf_smollm2.get_config()
+  own.data.prompts = "prompts.jsonl"
+  check(own)
+  settings = rlhf_world.sweep()
+  for name, changes in settings.items():
+    assert setting_of(rlhf_world.get_config(), name, changes, 1).seed == 1
+  counts = seeds_of(settings, rlhf_world.SEEDS, 0)
+  assert counts["ppo/no KL"] == counts["ppo/KL 0.05"] == counts["others/dpo"] == 5
+  assert counts["guards/clip"] == counts["ppo/KL 0.2"] == counts["others/best of n"] == 3
+
+
+WRONG = {
+  "method": ("reinforce", "--config.method='reinforce': expected one of 'ppo'"),
+  "sampling.top_p": (0.0, r"top_p=0\.0: expected a number in \(0, 1\]"),
+  "rules.unfinished": ("drop", "rules.unfinished='drop'"),
+  "rl.turns": (0, "rl.turns=0: expected a whole number of at least 1"),
+  "optimizer.learning_rate": (-1.0, r"optimizer\.learning_rate=-1\.0"),
+  "sft.optimizer.b2": (1.0, r"sft\.optimizer\.b2=1\.0"),
+  "policy.dtype": ("int8", "policy.dtype='int8'"),
+  "policy.pretrained": ("x", "expected one of them"),
+  "policy.reward": ("head", "a policy is a language model"),
+  "reward.run.loss.pair": ("hing", "of --config.reward.run: .*hing"),
+  "dpo.train.keep": (0, r"of --config.dpo: --config\.train\.keep=0"),
+  "data.prompts": ("world:5:2", "expected 'world:N'"),
+  "sft.texts": ("", "policy has random weights"),
+  "sampling.tokens": (128, "to leave room for a prompt"),
+  "world.ties": (0.5, "calls no tie"),
+  "world.skill": (1.5, "--config.world: skill"),
+  "rl.samples": (1, "expected 2 or more"),
+  "rl.target_kl": (3.0, "whose coefficient is fixed"),
+  "rl.estimator": ("k1", "no gradient on average"),
+  "shaping": ("squash", "squash"),
+}
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_a_wrong_value_is_refused(path, tmp_path):
+  value, message = WRONG[path]
+  config = config_of(tmp_path)
+  check(config)
+  config.update_from_flattened_dict({path: value})
+  with pytest.raises(InputError, match=message):
+    check(config)
+
+
+def test_a_field_that_is_missing_is_named(tmp_path):
+  config = config_of(tmp_path)
+  with config.unlocked():
+    del config.rl.lam
+  with pytest.raises(InputError, match=r"has no rl\.lam"):
+    check(config)
