@@ -243,7 +243,8 @@ def write_table(workdir: Path, settings: Mapping[str, Any]) -> None:
   table = tabulate(found, settings)
   write_atomically(workdir / "table.json", json.dumps(table, indent=2, allow_nan=False) + "\n")
   write_atomically(workdir / "table.md", as_text(table))
-  draw(workdir / "table.png", found)
+  if found:  # until the first run is done there is nothing to draw
+    draw(workdir / "table.png", found)
 
 
 def draw(path: Path, found: Mapping[str, Mapping[int, dict]]) -> None:
