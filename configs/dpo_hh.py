@@ -19,5 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
   c = dpo_world.implicit(hh_rlhf.get_config())
   c.model.attributes, c.model.gate, c.model.mix = (), False, ()
   c.model.dtype = "float32"  # log-likelihoods are sums over many tokens
+  c.model.gate_trains, c.optimizer.head_rate = 0.0, 1.0
   c.data.objectives, c.optimizer.mix_rate = "", 0.0
   return c

@@ -9,9 +9,9 @@ chooses the checkpoint.
 What people judge by helpfulness and what by harmlessness contradict one another, so that each has a
 head of its own, and a gate reads from the prompt how much each of them counts.
 
-With the test files as the data, seed 0: held-out accuracy 0.606 [0.583, 0.629] on 1,689 pairs,
-where the rule "the longer response" has 0.523; 0.571 [0.523, 0.616] on harmless-base; 81 minutes on
-one core that has bfloat16 instructions, beside a run on a second core.
+With the test files as the data, seed 0: held-out accuracy 0.626 [0.603, 0.649] on 1,689 pairs,
+where the rule "the longer response" has 0.523; 0.654 [0.610, 0.698] on harmless-base; 84 minutes on
+one core that has bfloat16 instructions, beside other runs on a second core.
 
 The sizes are chosen for the 8,552 pairs of the test files on two cores: the lowest 20 of SmolLM2's
 30 layers, of which the lowest 14 are frozen and run only once, and 256 tokens. On an accelerator
@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.gate = True
   # 27 % of the pairs are about harmlessness: as if half of them were.
   c.model.mix = (0.27, 0.73)
+  c.model.gate_trains = 0.2
   c.model.dtype = "bfloat16"
   c.data.train = "Anthropic/hh-rlhf"
   c.data.objectives = "*harmless*=harmless,*=helpful"
@@ -45,7 +46,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.max_length = 256
   c.data.cells = 2048  # tokens of a micro-batch: smaller ones stay in a CPU's cache
   c.optimizer.learning_rate = 1e-4
-  c.optimizer.mix_rate = 50.0  # of the gate, a multiple of the learning rate
+  # Multiples of the learning rate: of the new head's output layer, and of the gate.
+  c.optimizer.head_rate = 20.0
+  c.optimizer.mix_rate = 50.0
   c.train.epochs = 2.0
   c.train.log_every = 8
   c.train.eval_every = 64

@@ -97,6 +97,11 @@ def build_network(
     raise InputError(f"model.gate_trains is {c.gate_trains} and model.gate False; set both")
   # Configs of older runs do not have these fields.
   implicit, steps = c.get("reward", "head") == "implicit", c.get("steps", "own")
+  if implicit and (rate := config.optimizer.get("head_rate", 1.0)) != 1.0:
+    raise InputError(
+      f"optimizer.head_rate is {rate} and model.reward 'implicit', which has no head of its own; "
+      "expected optimizer.head_rate=1.0"
+    )
   if implicit and steps != "own":
     raise InputError(
       f"model.steps is {steps!r} and model.reward 'implicit', which is a running sum already; "

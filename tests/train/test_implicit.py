@@ -363,6 +363,7 @@ def test_a_response_without_a_token_of_its_own_is_dropped_and_counted(
     ({"model.reference": ""}, r"model\.reference='': expected 'start', 'none', or a language"),
     ({"model.reference": "/nowhere"}, r"model\.reference is /nowhere, which cannot be read"),
     ({"model.reward": "both"}, r"model\.reward='both': expected one of 'head', 'implicit'"),
+    ({"optimizer.head_rate": 2.0}, r"optimizer\.head_rate is 2\.0 and model\.reward 'implicit'"),
     ({"loss.text_dpo": 0.1}, r"loss\.text_dpo is 0\.1, and model\.reward is 'implicit', whose"),
   ],
   ids=lambda x: str(x)[:30],
