@@ -78,6 +78,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.reward.members = 1  # runs of reward.run, of different seeds; with several they are an ensemble
   # Whether these runs start from the policy after fine-tuning, as reward.run.model.pretrained.
   c.reward.from_policy = False
+  # Of 'ppo' and 'rloo', with reward.model: each step of a response is scored and earns its score at
+  # the token that ends it (`RewardModel.score_steps`), and the whole response earns nothing beside.
+  # The proxy is then the sum over a response's steps, so that more steps can earn more.
+  c.reward.steps = False
+  c.reward.separator = "\n"  # text that ends a step; the last one ends with the response
   # The training run, as configs/base.py: data.train, seed and mesh are set by the chain.
   c.reward.run = base.get_config().unlock()
 

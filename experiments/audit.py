@@ -32,6 +32,7 @@ from rm_jax.audit.run import audit
 from rm_jax.audit.scorer import Scorer, model_hash
 from rm_jax.audit.section import Settings, sentences
 from rm_jax.audit.sections import calibration, drift
+from rm_jax.audit.sections import policies as policies_section
 from rm_jax.data.choose import sampled, without
 from rm_jax.data.report import DataError, Report
 from rm_jax.errors import InputError
@@ -85,6 +86,12 @@ PROMPTS = flags.DEFINE_integer(
 )
 CANDIDATES = flags.DEFINE_integer(
   "candidates", 1024, "Responses drawn for each of these prompts.", 4
+)
+POLICIES = flags.DEFINE_string(
+  "policies",
+  "",
+  "Workdir of a finished chain of experiments.rlhf, or of a study of chains, that optimised "
+  "policies against --model: the page then has what became of them.",
 )
 CACHE = flags.DEFINE_string("cache", "", "Folder of scores; '' = with the other caches, 'none'.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of samples, edits and draws.", 0)
@@ -300,6 +307,9 @@ def main() -> None:
     verdict=VERDICT.value,
     question=QUESTION.value,
   )
+  optimised = None
+  if POLICIES.value:
+    optimised = policies_section.read(POLICIES.value, model.weights, MODEL.value)
   examples = _readable(model, examples, report)
   benchmarks = _benchmarks(model)
   others = {name: _other(name) for name in AGAINST.value}
@@ -326,6 +336,7 @@ def main() -> None:
       world=None if in_steps else true_world(names, config),
       prompts=PROMPTS.value,
       candidates=CANDIDATES.value,
+      policies=optimised,
       seed=SEED.value,
     ),
   )

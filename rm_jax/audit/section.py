@@ -50,6 +50,8 @@ class Settings:
       candidates are drawn.
     prompts: number of prompts drawn from the world, for `overoptimisation`; at least 2.
     candidates: number of responses drawn for each of these prompts; at least 4.
+    policies: what became of policies that were optimised against the model, from
+      `sections.policies.read`; None = nothing is known, and there is no such section.
     seed: of all draws but that of `comparisons.compared`, which is always the same.
   """
 
@@ -59,6 +61,7 @@ class Settings:
   world: World | str | None = None
   prompts: int = 32
   candidates: int = 1024
+  policies: Mapping[str, Any] | None = None
   seed: int = 0
 
 

@@ -73,7 +73,15 @@ def run(config: Any, workdir: str | Path, *, shared: Path | None = None) -> dict
 
 
 def _whole(config: Any) -> dict[str, Any]:
-  return plain(config, *config.keys())
+  """What stage.json says of the config.
+
+  Fields of rewards of steps are left out where there are none: chains that were begun before these
+  fields were there are then gone on with, and done ones not run again.
+  """
+  whole = plain(config, *config.keys())
+  if not config.reward.steps:
+    del whole["reward"]["steps"], whole["reward"]["separator"]
+  return whole
 
 
 class _Chain:
@@ -110,6 +118,7 @@ class _Chain:
       shaping=config.shaping,
       preferences=Path(pairs["path"]) if pairs else None,
       saved=workdir / "shaping.json" if config.shaping else None,
+      steps=config.reward.steps,
     )
     inputs = {
       "policy": sft["fingerprint"],
@@ -215,6 +224,7 @@ class _Chain:
       config.rl.cells,
       truth_of(config),
       _judge_by(gold) if gold else None,
+      config.reward.separator,
     )
 
   def _optimised(

@@ -51,6 +51,8 @@ OWN: dict[str, Rule] = {
   "reward.gold": TEXT,
   "reward.members": SIZE,
   "reward.from_policy": SWITCH,
+  "reward.steps": SWITCH,
+  "reward.separator": Rule(lambda x: isinstance(x, str) and x != "", "text of a character or more"),
   "best_of_n.samples": whole(4),
   "sampling.tokens": SIZE,
   "sampling.temperature": real(),
@@ -132,6 +134,8 @@ def check(config: Any) -> None:
   _check_policy(config)
   _check_data(config)
   _check_method(config)
+  if config.reward.steps:
+    _check_steps(config)
 
 
 def _check_policy(config: Any) -> None:
@@ -195,6 +199,31 @@ def _check_method(config: Any) -> None:
         f"--config.rl.target_kl={rl.target_kl} and --config.method='grpo', whose coefficient is "
         "fixed; expected 0"
       )
+
+
+def _check_steps(config: Any) -> None:
+  """Raises InputError where rewards of steps cannot be had, or not be used."""
+  given, where = config.reward.model, "--config.reward.steps=True"
+  if config.method not in ("ppo", "rloo"):
+    raise InputError(
+      f"{where} and --config.method={config.method!r}, which takes one reward a response; expected "
+      "'ppo' or 'rloo'"
+    )
+  if not given or given.startswith(("http://", "https://")):
+    raise InputError(
+      f"{where} and --config.reward.model={given!r}; expected folders of models that score steps: "
+      "a model of the chain's own preferences scores whole responses, and so does a server"
+    )
+  if config.shaping:
+    raise InputError(
+      f"{where} and --config.shaping={config.shaping!r}: a chain of shaping is for scores of whole "
+      "responses; expected ''"
+    )
+  if config.rules.unfinished == "replace":
+    raise InputError(
+      f"{where} and --config.rules.unfinished='replace': the rewards of the steps would remain; "
+      "expected 'keep', 'subtract' or 'leave_out'"
+    )
 
 
 def worlds(name: str) -> bool:

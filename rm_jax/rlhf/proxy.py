@@ -58,11 +58,14 @@ class Proxy:
     members: rows -> scores of each member, [N, M].
     chain: of shaping; None = rewards are the scores.
     fingerprint: says which reward model and chain it is. Of a server it is the URL alone.
+    step_members: rows {prompt, completions: the texts of steps} -> for each row the scores of its
+      steps by each folder, [M, steps]; None = whole responses are scored, by `members`.
   """
 
   members: Callable[[Sequence[Mapping[str, Any]]], np.ndarray]
   chain: Chain | None
   fingerprint: dict[str, Any]
+  step_members: Callable[[Sequence[Mapping[str, Any]]], list[np.ndarray]] | None = None
 
   def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Scored:
     """Scores rows.
@@ -88,6 +91,33 @@ class Proxy:
     apart_N = np.full(len(rows), np.nan) if alone else members_NM.std(axis=1)
     return Scored(raw_N, shaped_N, apart_N, caught_N)
 
+  def steps(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[np.ndarray], Scored]:
+    """Scores the steps of responses, where the proxy has `step_members`.
+
+    Args:
+      rows: N of them, each with `prompt` and `completions`, the texts of a response's steps.
+
+    Returns:
+      (for each row the scores of its steps, float64 [steps], of several folders their mean; what is
+      said of the responses: the sums over their steps, and how much these differ among folders).
+
+    Raises:
+      InputError: a score is not finite: the message names the response. Or as
+        `RewardModel.score_steps`.
+    """
+    found = [np.asarray(one_MS, np.float64) for one_MS in self.step_members(rows)]
+    if bad := [
+      row for row, one_MS in zip(rows, found, strict=True) if not np.isfinite(one_MS).all()
+    ]:
+      raise InputError(
+        f"response {''.join(bad[0]['completions'])!r:.60}: the reward of a step is not finite "
+        f"({len(bad)} of {len(rows)} responses have such)"
+      )
+    total_NM = np.stack([one_MS.sum(axis=1) for one_MS in found])
+    sum_N, nothing_N = total_NM.mean(axis=1), np.zeros(len(rows), bool)
+    apart_N = np.full(len(rows), np.nan) if total_NM.shape[1] == 1 else total_NM.std(axis=1)
+    return [one_MS.mean(axis=0) for one_MS in found], Scored(sum_N, sum_N, apart_N, nothing_N)
+
 
 def is_server(name: str) -> bool:
   """Whether a name of a reward model is the URL of a server."""
@@ -102,6 +132,7 @@ def open_proxy(
   shaping: str = "",
   preferences: Path | None = None,
   saved: Path | None = None,
+  steps: bool = False,
 ) -> Proxy:
   """Loads a reward model.
 
@@ -113,12 +144,17 @@ def open_proxy(
       model, if it is one folder and has one.
     preferences: a file of feedback, on which numbers that `shaping` leaves out are fitted.
     saved: file of the chain, which is read if it is there, else written.
+    steps: whether the steps of responses are scored.
 
   Raises:
     InputError: there are several names and one is a server; numbers are to be fitted and there are
-      no preferences; or as `RewardModel.from_pretrained` and `shaping.chain.plan`.
+      no preferences; with `steps`, a server, an encoder, a judge's question, or a chain of shaping
+      that is saved with the model; or as `RewardModel.from_pretrained` and `shaping.chain.plan`.
   """
+  step_members = None
   if any(map(is_server, names)):
+    if steps:
+      raise InputError(f"{names[0]} is a server, which scores no steps; expected folders")
     if len(names) > 1:
       raise InputError(
         f"reward.model is {','.join(names)!r}; expected one server, or folders alone"
@@ -137,6 +173,9 @@ def open_proxy(
     def members(rows):
       return np.concatenate([model.score_members(rows) for model in models], axis=1)
 
+    if steps:
+      step_members = _of_steps(names, models, own)
+
   chain = own
   if saved and saved.exists():
     chain = chain_of(read_json(saved), str(saved))
@@ -147,7 +186,33 @@ def open_proxy(
       write_json(saved, chain.record())
   if chain:
     log.info("rewards are shaped by %s", chain)
-  return Proxy(members, chain, fingerprint | {"chain": chain.digest if chain else ""})
+  fingerprint |= {"chain": chain.digest if chain else ""}
+  return Proxy(members, chain, fingerprint, step_members)
+
+
+def _of_steps(
+  names: Sequence[str], models: Sequence[RewardModel], chain: Chain | None
+) -> Callable[[Sequence[Mapping[str, Any]]], list[np.ndarray]]:
+  """The models' scores of steps, see `Proxy.step_members`; raises InputError as `open_proxy`."""
+  for name, model in zip(names, models, strict=True):
+    if model.text_model.convention.encoder:
+      raise InputError(f"{name} is an encoder, which scores no steps; expected a decoder")
+    if model.text_model.convention.question:
+      raise InputError(
+        f"{name} asks a judge's question behind a whole response, and scores no steps; expected a "
+        "model that was trained on steps"
+      )
+  if chain:
+    raise InputError(
+      f"{names[0]} has a chain of shaping ({chain}), which is for scores of whole responses; "
+      "expected a model without shaping.json where --config.reward.steps=True"
+    )
+
+  def scores(rows):
+    each = [model.score_steps(rows) for model in models]
+    return [np.stack(one) for one in zip(*each, strict=True)]
+
+  return scores
 
 
 def _chain(text: str, members: Callable, preferences: Path | None) -> Chain:

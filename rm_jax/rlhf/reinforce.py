@@ -100,11 +100,18 @@ def reinforce(
       chosen = step_groups(turn, parts, (1.0,), size=rl.prompts, seed=seed)
       asked = Asked(watch.proxy)
       rollout, said = optimisation.turn(
-        [prompts[i] for i in chosen], asked, jax.random.fold_in(key, turn)
+        [prompts[i] for i in chosen],
+        asked,
+        jax.random.fold_in(key, turn),
+        step_reward=asked.step_reward,
+        separator=watch.separator,
       )
       values = watch.measured(rollout, asked)
       means = means_of(values)
       said |= {name: means[name] for name in _MORE if name in means}
+      if asked.step_reward:  # the rewards of whole responses, which `turn` tells, are not all
+        said["reward"] = means["reward"]
+        del said["score"]
       if monitor:
         alarms = monitor.update(values["proxy"].reshape(-1))
         said |= {"drift_alarms": len(alarms), "drift_tests": monitor.tests}

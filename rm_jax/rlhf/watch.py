@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from rm_jax.metrics.drift import ks
 from rm_jax.policy.experience import packing_of, shapes_of
 from rm_jax.policy.generate import Sampling
-from rm_jax.policy.rollout import Rollout, Rules, groups_of, roll_out
+from rm_jax.policy.rollout import Rollout, Rules, StepReward, groups_of, roll_out
 from rm_jax.policy.text import Policy
 from rm_jax.policy.update import evaluate
 from rm_jax.rlhf.prompts import Truth
@@ -34,7 +34,7 @@ class Asked:
   """A reward function for `roll_out`, which keeps what the proxy has said of each response.
 
   Args:
-    proxy: see `Proxy`.
+    proxy: see `Proxy`. If it scores steps, a whole response earns 0 beside what they earn.
   """
 
   def __init__(self, proxy: Proxy):
@@ -43,21 +43,36 @@ class Asked:
 
   def __call__(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """The shaped rewards of rows."""
+    if self._proxy.step_members:
+      return np.zeros(len(rows))
     self._scored = self._proxy(rows)
     return self._scored.shaped
+
+  @property
+  def step_reward(self) -> StepReward | None:
+    """As `roll_out` takes it; None if the proxy does not score steps."""
+    return self._steps if self._proxy.step_members else None
+
+  def _steps(self, rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    found, self._scored = self._proxy.steps(rows)
+    return found
 
   def of(self, rollout: Rollout) -> Scored:
     """What was said of a rollout's responses, [P, S] each.
 
-    The raw score of a response that was not asked about, since it is empty, is what it earned.
+    The raw score of a response that was not asked about, since it is empty, is what it earned. What
+    one has earned in steps is their sum.
     """
     asked_PS = ~np.isnan(rollout.scores)
-    raw_PS = rollout.rewards.astype(np.float64)
+    earned_PS = rollout.rewards.astype(np.float64)
+    if rollout.process is not None:
+      earned_PS += rollout.process.sum(axis=-1, dtype=np.float64)
+    raw_PS = earned_PS.copy()
     apart_PS, caught_PS = np.full(raw_PS.shape, np.nan), np.zeros(raw_PS.shape, bool)
     if asked_PS.any():
       raw_PS[asked_PS] = self._scored.raw
       apart_PS[asked_PS], caught_PS[asked_PS] = self._scored.disagreement, self._scored.caught
-    return Scored(raw_PS, rollout.rewards.astype(np.float64), apart_PS, caught_PS)
+    return Scored(raw_PS, earned_PS, apart_PS, caught_PS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Watch:
     cells: about the most tokens of a micro-batch on each device.
     truth: true rewards, where they are known.
     gold: those of a better reward model, where there is one.
+    separator: text that ends a step, where the proxy scores steps.
   """
 
   policy: Policy
@@ -87,6 +103,7 @@ class Watch:
   cells: int = 16_384
   truth: Truth | None = None
   gold: Truth | None = None
+  separator: str = "\n"
 
   def look(self, params: dict, key: jax.Array, *, kl: bool = True) -> "Seen":
     """Samples responses of a policy and measures them.
@@ -101,6 +118,7 @@ class Watch:
     """
     asked = Asked(self.proxy)
     options = dict(samples=self.samples, sampling=self.sampling, mesh=self.mesh, rules=self.rules)
+    options |= dict(step_reward=asked.step_reward, separator=self.separator)
     # Fewer prompts at once where each has many samples, whose keys and values take memory.
     at_once = max(1, min(32, 256 // self.samples))
     rollout = roll_out(self.policy, params, self.prompts, asked, key, at_once=at_once, **options)

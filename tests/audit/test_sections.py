@@ -59,7 +59,7 @@ def test_a_section_of_ones_own_is_measured_drawn_and_written(tmp_path):
 
 def test_a_section_without_a_measure_of_steps_is_not_in_a_report_of_steps():
   with_steps = {section.name for section in SECTIONS if section.measure_steps}
-  assert with_steps == {"agreement", "calibration", "best_of", "benchmarks"}
+  assert with_steps == {"agreement", "calibration", "best_of", "policies", "benchmarks"}
 
 
 def test_feedback_that_no_section_reads_is_refused():

@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
@@ -20,6 +21,9 @@ from rm_jax.rlhf.chain import run
 from rm_jax.rlhf.prompts import drawn
 from rm_jax.storage.files import read_lines
 from rm_jax.train.loop import Stopped
+from rm_jax.types import Batch
+from rm_jax.workdir.checkpoints import Checkpoints
+from tests.models.oracle import needs_torch
 from tests.rlhf.small import config_of
 
 SAME = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "policy/model.safetensors")
@@ -92,6 +96,67 @@ def test_the_policy_is_saved_as_it_was_optimised(place, whole):
   assert end.policy.text(ids[:0], ids) == text
 
 
+def optimised(folder, loaded):
+  """The policy's parameters in a chain's last checkpoint, path -> array."""
+  checkpoints = Checkpoints(folder / "checkpoints", 2)
+  abstract = {
+    path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    for path, x in loaded.params.items()
+  }
+  params = checkpoints.restore_params(abstract, {}, step=checkpoints.steps()[-1])
+  checkpoints.close()
+  return params
+
+
+def logits_of(network, params, ids):
+  """[T, V], of our own network after each token of a text."""
+  tokens = jnp.asarray(ids, jnp.int32)[None]
+  one = jnp.zeros((1, 1, 1), jnp.int32)
+  batch = Batch(
+    tokens=tokens,
+    group=jnp.ones_like(tokens),
+    branch=jnp.zeros_like(tokens),
+    position=jnp.arange(len(ids))[None],
+    marks=one,
+    where=one > 0,
+    labels=one,
+    weight=one[..., 0],
+  )
+  nested = unflatten_dict(jax.device_get(params), sep="/")
+  h_TD = network.hidden(nested, batch)[0]
+  return np.asarray(jnp.matmul(h_TD, network.bind(nested).language_head.T, precision="highest"))
+
+
+def test_our_own_loader_reads_the_policy_that_was_optimised(place, whole):
+  folder, _ = whole
+  config = config_of(place)
+  end = policies.load(config, make_mesh(config.mesh), folder / "policy")
+  trained = optimised(folder, end)
+  assert trained.keys() == end.params.keys()
+  for path, x in end.params.items():
+    np.testing.assert_array_equal(x, trained[path], err_msg=path)
+
+
+@needs_torch
+def test_the_policy_has_equal_logits_in_transformers(place, whole):
+  import torch
+  import transformers
+
+  folder, _ = whole
+  config = config_of(place)
+  end = policies.load(config, make_mesh(config.mesh), folder / "policy")
+  ours = optimised(folder, end)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "policy").eval()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "policy")
+  for line in read_lines(folder / "samples.jsonl")[:4]:
+    ids = tokenizer(line["prompt"] + line["response"]).input_ids
+    with torch.no_grad():
+      expected = theirs(torch.tensor([ids])).logits[0].float().numpy()
+    got = logits_of(end.policy.text_model.network, ours, ids)
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 def sft_of(place):
   (found,) = (place / "shared").glob("sft-*/model")
   return found
@@ -135,6 +200,35 @@ def test_an_interrupted_chain_ends_with_the_same_numbers(place, whole, monkeypat
   paths = ("preferences",)
   expected = {k: x for k, x in whole[1].items() if k not in clocks + paths}
   assert {k: x for k, x in resumed.items() if k not in clocks + paths} == expected
+
+
+def test_an_interrupted_ppo_ends_with_the_same_numbers(place, whole, monkeypatch):
+  """Its critic, the coefficient that adapts, and turns after the last checkpoint, too."""
+  settings = {"rl__target_kl": 0.05, "rl__coefficient": 0.2, "rl__checkpoint_every": 2}
+  config = config_of(place, "ppo", rl__epochs=2, rl__minibatch=2, **settings)
+  straight, parts = place / "ppo_straight", place / "ppo_parts"
+  expected = run(config, straight, shared=place / "shared")
+  with monkeypatch.context() as patch:  # in turn 4, after turn 2 was saved and turn 3 was not
+    patch.setattr(Optimisation, "turn", failing(Optimisation.turn, 4))
+    with pytest.raises(Interrupted):
+      run(config, parts, shared=place / "shared")
+  taken, turn = [], Optimisation.turn
+  monkeypatch.setattr(
+    Optimisation,
+    "turn",
+    lambda self, *args, **options: taken.append(self.coefficient) or turn(self, *args, **options),
+  )
+  resumed = run(config, parts, shared=place / "shared")
+  lines = [x for x in read_lines(straight / "metrics.jsonl") if x["split"] == "train"]
+  coefficients = [line["coefficient"] for line in lines]
+  assert len(set(coefficients)) == 4
+  assert taken == coefficients[2:]
+  assert all(line["value_loss"] > 0 for line in lines)
+  for name in SAME:
+    assert (parts / name).read_bytes() == (straight / name).read_bytes(), name
+  clocks = ("seconds", "peak_memory_bytes")
+  both = ({k: x for k, x in one.items() if k not in clocks} for one in (resumed, expected))
+  assert next(both) == next(both)
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(place, whole, monkeypatch):

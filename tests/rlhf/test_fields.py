@@ -65,6 +65,30 @@ def test_a_wrong_value_is_refused(path, tmp_path):
     check(config)
 
 
+STEPS = {
+  "method": ("grpo", "method='grpo', which takes one reward a response"),
+  "reward.model": ("", "expected folders of models that score steps"),
+  "reward.separator": ("", r"reward.separator='': expected text of a character or more"),
+  "shaping": ("clip(low=-1, high=1)", "is for scores of whole responses"),
+  "rules.unfinished": ("replace", "the rewards of the steps would remain"),
+}
+
+
+@pytest.mark.parametrize("path", STEPS)
+def test_where_steps_earn_nothing_they_are_refused(path, tmp_path):
+  value, message = STEPS[path]
+  config = config_of(tmp_path, "ppo", reward__steps=True, reward__model="runs/prm")
+  check(config)
+  config.update_from_flattened_dict({path: value})
+  with pytest.raises(InputError, match=message):
+    check(config)
+  for other in ("best_of_n", "dpo"):
+    with pytest.raises(InputError, match=f"method='{other}'"):
+      check(config_of(tmp_path, other, reward__steps=True, reward__model="runs/prm"))
+  with pytest.raises(InputError, match="so does a server"):
+    check(config_of(tmp_path, "ppo", reward__steps=True, reward__model="http://localhost:1/x"))
+
+
 def test_a_field_that_is_missing_is_named(tmp_path):
   config = config_of(tmp_path)
   with config.unlocked():

@@ -1,61 +1,21 @@
 """A chain on prompts, policy and reward model of one's own, which skip the stages they replace."""
 
-import json
-
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
 from rm_jax.api import RewardModel
 from rm_jax.errors import InputError
-from rm_jax.models.config import HeadConfig, LikelihoodHead
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.rlhf import policies
 from rm_jax.rlhf.chain import run
 from rm_jax.storage.files import read_lines
-from tests.conftest import CHAT, decoder_tokenizer
-from tests.policy.small import one_device, params_of, text_model
-from tests.rlhf.small import config_of
+from tests.rlhf.small import own_config, own_folder
 from tests.rlhf.test_remote import serving
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-  """A folder with a language model on bytes, two reward models, and prompts of both forms."""
-  folder = tmp_path_factory.mktemp("own")
-  tokenizer = decoder_tokenizer()
-  tokenizer.chat_template = CHAT
-  model = text_model(tokenizer, LikelihoodHead(reference=False), num_hidden_layers=2)
-  policy = policies.Policy(model)
-  params = params_of(model.network, noise=0.02)
-  loaded = policies.Loaded(policy, params, one_device())
-  policies.save(loaded, unflatten_dict(params, sep="/"), folder / "lm")
-  for name, seed in (("rm", 0), ("gold", 1)):
-    reward = text_model(decoder_tokenizer(), HeadConfig(), num_hidden_layers=1)
-    reward.tokenizer.chat_template = CHAT
-    nested = unflatten_dict(params_of(reward.network, seed), sep="/")
-    RewardModel(reward, nested, one_device()).save_pretrained(folder / name)
-  prompts: list = [f"Say {c}." for c in "abcdefgh"]
-  prompts += [[{"role": "user", "content": f"Say {c}."}] for c in "abcdefgh"]
-  lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts]
-  (folder / "prompts.jsonl").write_text("".join(lines))
-  return folder
-
-
-def own_config(own, method="ppo", **changes):
-  fields = {
-    "policy__pretrained": str(own / "lm"),
-    "policy__config": "",
-    "policy__tokenizer": "",
-    "policy__chat_template": "",
-    "sft__texts": "",
-    "data__prompts": str(own / "prompts.jsonl"),
-    "data__evaluation": 6,
-    "reward__model": str(own / "rm"),
-    "rl__turns": 2,
-    "rules__empty": -1.0,
-  }
-  return config_of(own, method, **{**fields, **changes})
+  return own_folder(tmp_path_factory.mktemp("own"))
 
 
 @pytest.mark.parametrize("adapters", [False, pytest.param(True, marks=pytest.mark.slow)])
