@@ -34,6 +34,7 @@ def test_only_what_a_run_trained_on_is_said_to_be_so(monkeypatch):
   config.data.train, config.data.heldout = "world:80", "0.25"
   config.data.validation, config.data.fraction = 0.25, 0.5
   flag(monkeypatch, DATA="heldout", EXCLUDE=None, LIMIT=0, SEED=0, MODEL="run")
+  flag(monkeypatch, FORMAT="auto", COLUMNS="")
   report = Report()
   examples = audit._data(config, report)
   counts = dict(report.dropped)

@@ -177,7 +177,8 @@ class Network:
   remat: str = "none"
   lora: Lora | None = None
   attention: str = "xla"
-  gate_trains: float = 0.0
+  # Not in the description, which is part of the key of cached scores: it changes no score.
+  gate_trains: float = dataclasses.field(default=0.0, repr=False)
 
   def __post_init__(self):
     if not 0 <= self.frozen <= self.backbone.layers:
