@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,51 @@ def rows_of(path: str, count: int) -> list[dict[str, str]]:
   return rows
 
 
+def save_model(python: str, model: str, tokenizer: str, folder: str) -> None:
+  """Saves random weights of an architecture in folder/model, with a tokenizer that has an EOS.
+
+  Args:
+    python: of an environment with torch and transformers.
+    model: a config.json of transformers.
+    tokenizer: folder or name of a tokenizer.
+    folder: where 'model' is made.
+  """
+  from rm_jax.reward.setup import _tokenizer
+
+  subprocess.run([python, "-c", MAKE, model, f"{folder}/model"], check=True)
+  found = _tokenizer(tokenizer)
+  found.eos_token = found.eos_token or found.sep_token
+  found.save_pretrained(f"{folder}/model")
+
+
+def in_turns(
+  commands: dict[str, list[str]],
+  turns: int,
+  speed: Callable[[dict], float],
+  said: Callable[[dict], str],
+) -> None:
+  """Runs commands in turns and prints each one's speed, then the medians and their ratio.
+
+  Args:
+    commands: of 'rm_jax' and 'TRL', each of which prints a line of JSON last.
+    turns: how often each is run.
+    speed: of what such a line has.
+    said: of what such a line has, for a reader.
+  """
+  speeds: dict[str, list[float]] = {name: [] for name in commands}
+  for turn in range(turns):
+    for name, command in commands.items():
+      done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+      if done.returncode:
+        raise SystemExit(f"{name}: exit {done.returncode}\n{done.stderr[-3000:]}")
+      found = json.loads(done.stdout.splitlines()[-1])
+      speeds[name].append(speed(found))
+      peak = found["peak_bytes"] / 2**30
+      print(f"{name}, turn {turn + 1}: {said(found)}; {peak:.2f} GiB", flush=True)
+  medians = {name: statistics.median(values) for name, values in speeds.items()}
+  print(f"medians {medians}; ratio {medians['rm_jax'] / medians['TRL']:.2f}")
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--trl", help="Python of an environment with TRL")
@@ -115,13 +161,8 @@ def main() -> None:
   if flags.ours:
     ours(flags)
     return
-  from rm_jax.reward.setup import _tokenizer
-
   with tempfile.TemporaryDirectory() as folder:
-    subprocess.run([flags.trl, "-c", MAKE, flags.model, f"{folder}/model"], check=True)
-    tokenizer = _tokenizer(flags.tokenizer)
-    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
-    tokenizer.save_pretrained(f"{folder}/model")
+    save_model(flags.trl, flags.model, flags.tokenizer, folder)
     rows = rows_of(flags.pairs, max(flags.count, flags.trl_count))
     for name, count in (("ours", flags.count), ("trl", flags.trl_count)):
       text = "".join(json.dumps(row) + "\n" for row in rows[:count])
@@ -133,23 +174,19 @@ def main() -> None:
       "TRL": [flags.trl, *peer, *same],
     }
     commands["rm_jax"].append(f"--folder={folder}")
-    speeds: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(flags.turns):
-      for name, command in commands.items():
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-          raise SystemExit(f"{name}: exit {done.returncode}\n{done.stderr[-3000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        speed = found["pairs"] / (found["seconds"] + found["reference_seconds"])
-        speeds[name].append(speed)
-        print(
-          f"{name}, turn {turn + 1}: {speed:.2f} pairs/s; {found['pairs']} pairs, "
-          f"{found['seconds']:.1f} s and {found['reference_seconds']:.1f} s for the reference; "
-          f"{found['peak_bytes'] / 2**30:.2f} GiB",
-          flush=True,
-        )
-  medians = {name: statistics.median(values) for name, values in speeds.items()}
-  print(f"medians {medians}; ratio {medians['rm_jax'] / medians['TRL']:.2f}")
+
+    def speed(found: dict) -> float:
+      return found["pairs"] / (found["seconds"] + found["reference_seconds"])
+
+    in_turns(
+      commands,
+      flags.turns,
+      speed,
+      lambda found: (
+        f"{speed(found):.2f} pairs/s; {found['pairs']} pairs, {found['seconds']:.1f} s and "
+        f"{found['reference_seconds']:.1f} s for the reference"
+      ),
+    )
 
 
 if __name__ == "__main__":

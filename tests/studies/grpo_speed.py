@@ -13,15 +13,13 @@ so that a slow minute of the machine falls on both.
 import argparse
 import json
 import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from configs import base
-from tests.studies.dpo_speed import MAKE, ROOT, rows_of
+from tests.studies.dpo_speed import ROOT, in_turns, rows_of, save_model
 
 
 def letters(rows: list[dict]) -> list[float]:
@@ -101,14 +99,9 @@ def main() -> None:
   if flags.ours:
     ours(flags)
     return
-  from rm_jax.reward.setup import _tokenizer
-
   count = (flags.steps + 1) * flags.batch
   with tempfile.TemporaryDirectory() as folder:
-    subprocess.run([flags.trl, "-c", MAKE, flags.model, f"{folder}/model"], check=True)
-    tokenizer = _tokenizer(flags.tokenizer)
-    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
-    tokenizer.save_pretrained(f"{folder}/model")
+    save_model(flags.trl, flags.model, flags.tokenizer, folder)
     prompts = [row["prompt"] for row in rows_of(flags.prompts, 4 * count)]
     prompts = [p for p in prompts if len(p) <= flags.longest][:count]
     if len(prompts) < count:
@@ -118,23 +111,16 @@ def main() -> None:
     peer += [str(x) for x in (flags.samples, flags.tokens, flags.batch, flags.steps, flags.dtype)]
     own = [sys.executable, "-m", "tests.studies.grpo_speed", *sys.argv[1:], "--ours"]
     commands = {"rm_jax": [*own, f"--folder={folder}"], "TRL": [flags.trl, *peer]}
-    speeds: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(flags.turns):
-      for name, command in commands.items():
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-          raise SystemExit(f"{name}: exit {done.returncode}\n{done.stderr[-3000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        speeds[name].append(found["steps"] / found["seconds"])
-        print(
-          f"{name}, turn {turn + 1}: {speeds[name][-1]:.3f} updates/s, "
-          f"{found['samples'] / found['seconds']:.2f} samples/s; {found['steps']} steps, "
-          f"{found['tokens']} tokens sampled, {found['seconds']:.1f} s; "
-          f"{found['peak_bytes'] / 2**30:.2f} GiB",
-          flush=True,
-        )
-  medians = {name: statistics.median(values) for name, values in speeds.items()}
-  print(f"medians {medians}; ratio {medians['rm_jax'] / medians['TRL']:.2f}")
+    in_turns(
+      commands,
+      flags.turns,
+      lambda found: found["steps"] / found["seconds"],
+      lambda found: (
+        f"{found['steps'] / found['seconds']:.3f} updates/s, "
+        f"{found['samples'] / found['seconds']:.2f} samples/s; {found['steps']} steps, "
+        f"{found['tokens']} tokens sampled, {found['seconds']:.1f} s"
+      ),
+    )
 
 
 if __name__ == "__main__":
