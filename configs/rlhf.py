@@ -142,7 +142,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.rl.texts = 4  # evaluation prompts whose samples are written there
 
   # The stop rule looks at each evaluation. It says stop where the proxy is above that of the
-  # evaluation before and one of the two signs is there, at this many evaluations in a row.
+  # evaluation before and one of the three signs is there, at this many evaluations in a row.
   c.stop = ml_collections.ConfigDict()
   c.stop.acts = False  # whether the run then ends; it is logged and reported in either case
   c.stop.patience = 2
@@ -151,6 +151,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Kolmogorov-Smirnov distance of the proxy's scores from those before the first turn: at 1 the
   # two do not overlap, and nearly all responses have scores that the reward model gave to none.
   c.stop.drift = 0.9  # 0 = not looked at
+  # The same distance of how far responses are from the centre of those before the first turn, by
+  # the hidden states that the reward model's head reads: at 1 all are further away.
+  c.stop.features = 0.9  # 0 = not looked at
 
   c.optimizer = base.get_config().optimizer  # of the turns' updates; decay_steps 0 = all turns'
   c.mesh = base.get_config().mesh

@@ -64,24 +64,12 @@ def run(config: Any, workdir: str | Path, *, shared: Path | None = None) -> dict
   workdir = Path(workdir)
   check_place(workdir)
   with locked(workdir):
-    whole = Stage(workdir, {"config": _whole(config), "inputs": {}})
+    whole = Stage(workdir, {"config": plain(config, *config.keys()), "inputs": {}})
     whole.check(inputs=False)
     done = workdir / SUMMARY
     if done.exists():
       return read_json(done)
     return _Chain(config, Places(workdir, shared), make_mesh(config.mesh)).run()
-
-
-def _whole(config: Any) -> dict[str, Any]:
-  """What stage.json says of the config.
-
-  Fields of rewards of steps are left out where there are none: chains that were begun before these
-  fields were there are then gone on with, and done ones not run again.
-  """
-  whole = plain(config, *config.keys())
-  if not config.reward.steps:
-    del whole["reward"]["steps"], whole["reward"]["separator"]
-  return whole
 
 
 class _Chain:
@@ -131,7 +119,7 @@ class _Chain:
     if config.reward.gold:
       gold = open_proxy(split(config.reward.gold), loaded.policy, self.mesh)
       inputs["gold"] = gold.fingerprint
-    stage = Stage(workdir, {"config": _whole(config), "inputs": inputs})
+    stage = Stage(workdir, {"config": plain(config, *config.keys()), "inputs": inputs})
     stage.check()
     stage.begin()
     watch = self._watch(loaded, proxy, gold, prompts)
@@ -239,7 +227,7 @@ class _Chain:
     config, workdir = self.config, self.workdir
     if config.method == "best_of_n":
       many = dataclasses.replace(watch, samples=config.best_of_n.samples)
-      return report.of_best_of_n(many.look(loaded.nested, evaluation_key(config), kl=False)), []
+      return report.of_best_of_n(many.look(loaded.nested, evaluation_key(config), drift=False)), []
     if config.method == "dpo":
       direct(config, workdir, loaded, watch, start, pairs["path"])
     else:

@@ -48,7 +48,7 @@ def method_of(config: Any) -> Method:
 def stop_rule(config: Any) -> StopRule:
   """The stop rule of a chain's config."""
   stop = config.stop
-  return StopRule(patience=stop.patience, disagreement=stop.disagreement, drift=stop.drift)
+  return StopRule(stop.patience, stop.disagreement, stop.drift, stop.features)
 
 
 def evaluation_key(config: Any) -> jax.Array:

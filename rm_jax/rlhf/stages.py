@@ -21,6 +21,13 @@ from rm_jax.workdir.folder import flat
 BEGUN, DONE = "stage.json", "done.json"
 # Fields that may differ when a stage is gone on with.
 _MAY_CHANGE = ("config.mesh.", "config.rl.keep")
+# Fields that are missing in folders that were begun before these fields were there -> their values
+# that mean what was done then; None = a chain that has begun does not depend on the field.
+_LATER: dict[str, Any] = {
+  "config.reward.steps": False,
+  "config.reward.separator": None,
+  "config.stop.features": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +63,9 @@ class Stage:
     if not path.exists():
       return
     there, now = flat(read_json(path)), flat(self.begun)
+    for field in _LATER.keys() & now.keys() - there.keys():
+      before = _LATER[field]
+      there[field] = now[field] if before is None else before
     different = [
       f"{key.removeprefix('config.')}: {there.get(key)!r} there, {now.get(key)!r} now"
       for key in sorted(there.keys() | now.keys())

@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.metrics.drift import ks
+from rm_jax.metrics.drift import feature_drift, ks
 from rm_jax.policy.experience import packing_of, shapes_of
 from rm_jax.policy.generate import Sampling
 from rm_jax.policy.rollout import Rollout, Rules, StepReward, groups_of, roll_out
@@ -105,13 +105,13 @@ class Watch:
   gold: Truth | None = None
   separator: str = "\n"
 
-  def look(self, params: dict, key: jax.Array, *, kl: bool = True) -> "Seen":
+  def look(self, params: dict, key: jax.Array, *, drift: bool = True) -> "Seen":
     """Samples responses of a policy and measures them.
 
     Args:
       params: of the policy, nested, on the mesh.
       key: random key; with the same one two policies are compared on the same draws.
-      kl: whether the divergence is measured.
+      drift: whether the divergence is measured, and hidden states are kept.
 
     Raises:
       InputError, ValueError: as `roll_out`.
@@ -123,7 +123,17 @@ class Watch:
     at_once = max(1, min(32, 256 // self.samples))
     rollout = roll_out(self.policy, params, self.prompts, asked, key, at_once=at_once, **options)
     values_PS = self.measured(rollout, asked)
-    return Seen(rollout, values_PS | ({"kl": self._kl(rollout)} if kl else {}))
+    if not drift:
+      return Seen(rollout, values_PS)
+    values_PS["kl"], pooled_ND = self._kl(rollout), None
+    written_PS = ~np.isnan(rollout.scores)
+    if self.proxy.pooled and written_PS.any():
+      rows = [
+        {"prompt": rollout.prompts[p], "response": rollout.texts[p][s]}
+        for p, s in np.argwhere(written_PS)
+      ]
+      pooled_ND = self.proxy.pooled(rows)
+    return Seen(rollout, values_PS, pooled_ND)
 
   def measured(self, rollout: Rollout, asked: Asked) -> dict[str, np.ndarray]:
     """Name -> [P, S], of a rollout: see `Seen.values`; without 'kl'."""
@@ -178,10 +188,13 @@ class Seen:
     values: name -> float64 [P, S]: 'proxy', the reward model's score; 'reward', after shaping and
       `Rules`; 'truth' and 'gold' where there are such; 'kl'; 'disagreement' (NaN without an
       ensemble); 'length' in tokens; 'entropy' a token; 'ended', 'empty' and 'filtered', 0 or 1.
+    pooled: float32 [N, D], the hidden states that the proxy's head reads, of the responses that are
+      not empty, prompt by prompt; None = there are none.
   """
 
   rollout: Rollout
   values: dict[str, np.ndarray]
+  pooled: np.ndarray | None = None
 
   def means(self) -> dict[str, float | None]:
     """See `means_of`."""
@@ -211,6 +224,25 @@ def drift_of(start: Sequence[float], now: np.ndarray) -> float:
   return float(ks(np.asarray(start), now.reshape(-1))[0])
 
 
+def features_left(start_ND: np.ndarray, now_MD: np.ndarray) -> float:
+  """How far responses have left those before the first turn, as the proxy's hidden states have it.
+
+  Args:
+    start_ND: `Seen.pooled` of the first evaluation. Every second row is one that distances are
+      measured from.
+    now_MD: of this one.
+
+  Returns:
+    `metrics.drift.feature_drift`: 0 = as far from the centre as those of the start, 1 = all of them
+    are further away than every one of the start; below 0 they are nearer. NaN if the start has too
+    few rows, or features that do not vary.
+  """
+  if len(start_ND) < 4:
+    return math.nan
+  found = feature_drift(start_ND, np.arange(len(start_ND)) % 2 == 0, now_MD)
+  return found[0] if found else math.nan
+
+
 @dataclasses.dataclass(frozen=True)
 class StopRule:
   """Says stop where the proxy rises while a sign says that it should not be trusted.
@@ -220,18 +252,20 @@ class StopRule:
     disagreement: sign: the members' disagreement is above this multiple of the first evaluation's;
       0 = not looked at.
     drift: sign: `drift_of` the scores is at least this; 0 = not looked at.
+    features: sign: `features_left` is at least this; 0 = not looked at.
   """
 
   patience: int = 2
   disagreement: float = 1.5
   drift: float = 0.9
+  features: float = 0.9
 
   def says(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Where it says stop first.
 
     Args:
       lines: of the evaluations in order, each with 'step', 'proxy', 'disagreement' (None without an
-        ensemble) and 'drift'.
+        ensemble), 'drift' and 'features' (missing or None where hidden states are not known).
 
     Returns:
       {turn, why: the signs in words}; None if it never does.
@@ -252,7 +286,9 @@ class StopRule:
       limit = self.disagreement * least
       if apart > limit:
         found.append(f"the members disagree by {apart:.3g}, and by {least:.3g} at the start")
-    drift = line.get("drift")
-    if self.drift and drift is not None and math.isfinite(drift) and drift >= self.drift:
-      found.append(f"the scores have left those of the start (distance {drift:.3g})")
+    for name, limit in (("drift", self.drift), ("features", self.features)):
+      far = line.get(name)
+      if limit and far is not None and math.isfinite(far) and far >= limit:
+        what = "scores" if name == "drift" else "proxy's hidden states"
+        found.append(f"the {what} have left those of the start (distance {far:.3g})")
     return found

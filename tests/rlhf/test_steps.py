@@ -92,13 +92,16 @@ def test_steps_earn_their_scores_at_their_marks(own, tmp_path, monkeypatch, meth
   assert first["reward"] == pytest.approx(first["proxy"])
 
 
-def test_a_chain_that_was_begun_before_steps_were_there_goes_on(own, tmp_path):
+def test_a_chain_that_was_begun_before_some_fields_were_there_goes_on(own, tmp_path):
   config = own_config(own, "best_of_n")
   summary = run(config, tmp_path / "run")
-  begun = json.loads((tmp_path / "run" / "stage.json").read_text())
-  assert "steps" not in begun["config"]["reward"]
+  path = tmp_path / "run" / "stage.json"
+  begun = json.loads(path.read_text())
+  for part, name in (("reward", "steps"), ("reward", "separator"), ("stop", "features")):
+    del begun["config"][part][name]
+  path.write_text(json.dumps(begun))
   assert run(config, tmp_path / "run") == json.loads(json.dumps(summary))
-  with pytest.raises(InputError, match=r"reward\.steps: None there, True now"):
+  with pytest.raises(InputError, match=r"reward\.steps: False there, True now"):
     run(own_config(own, "ppo", reward__steps=True), tmp_path / "run")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rm_jax.rlhf.watch import StopRule, drift_of, means_of
+from rm_jax.rlhf.watch import StopRule, drift_of, features_left, means_of
 
 CALM = {"disagreement": 0.1, "drift": 0.2}
 APART = {"disagreement": 0.2, "drift": 0.2}
@@ -39,6 +39,29 @@ def test_a_sign_of_0_is_not_looked_at():
   alone = {"disagreement": None, "drift": 0.2}  # one member
   assert RULE.says(lines(alone, alone, alone)) is None
   assert RULE.says([]) is None
+
+
+def test_hidden_states_that_have_left_those_of_the_start_are_a_sign():
+  strange = CALM | {"features": 0.95}
+  assert RULE.says(lines(CALM, strange, strange))["turn"] == 20
+  assert "hidden states" in RULE.says(lines(CALM, strange, strange))["why"]
+  nearer = CALM | {"features": -0.95}
+  assert RULE.says(lines(CALM, nearer, nearer)) is None
+  off = StopRule(patience=1, features=0.0)
+  assert off.says(lines(CALM, strange, strange)) is None
+
+
+def test_features_are_left_by_what_is_further_away_and_not_by_what_is_nearer():
+  rng = np.random.default_rng(0)
+  start, same = rng.normal(size=(400, 3)), rng.normal(size=(300, 3))
+  assert abs(features_left(start, same)) < 0.15
+  assert features_left(start, same + 10) == 1
+  assert features_left(start, same * 0.01) == -1
+  assert np.isnan(features_left(start[:3], same))
+  assert np.isnan(features_left(np.ones((8, 3)), same))
+  # A feature that did not vary at the start and does so now.
+  flat = start * [1, 1, 0]
+  assert features_left(flat, same * [1, 1, 10]) > 0.7
 
 
 def test_drift_is_the_distance_of_two_distributions():
