@@ -151,9 +151,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Kolmogorov-Smirnov distance of the proxy's scores from those before the first turn: at 1 the
   # two do not overlap, and nearly all responses have scores that the reward model gave to none.
   c.stop.drift = 0.9  # 0 = not looked at
-  # The same distance of how far responses are from the centre of those before the first turn, by
-  # the hidden states that the reward model's head reads: at 1 all are further away.
-  c.stop.features = 0.9  # 0 = not looked at
+  # The same distance of how unlikely responses are, a token, under the policy before the first
+  # turn: at 1 all are less likely than every one of those that it wrote itself.
+  c.stop.surprise = 0.9  # 0 = not looked at
 
   c.optimizer = base.get_config().optimizer  # of the turns' updates; decay_steps 0 = all turns'
   c.mesh = base.get_config().mesh

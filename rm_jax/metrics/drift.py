@@ -266,42 +266,6 @@ def mahalanobis(reference_ND: npt.ArrayLike, now_MD: npt.ArrayLike) -> np.ndarra
   return np.sqrt((turned_MD**2 / value_D).sum(axis=1))
 
 
-def feature_drift(
-  reference_ND: npt.ArrayLike, half_N: npt.ArrayLike, now_MD: npt.ArrayLike
-) -> tuple[float, float, float] | None:
-  """How much further features lie from a reference's centre than the reference itself does.
-
-  One half of the reference has its mean and covariance estimated, and the Mahalanobis distances of
-  the other half from there are compared with those of the new rows by the KS test: rows from which
-  they were estimated are on average nearer than other rows of the same distribution. Each feature
-  is divided by its standard deviation in the first half, or by the mean of the others' where it
-  does not vary there, so that rows in which it varies count as far.
-
-  Args:
-    reference_ND: [N, D].
-    half_N: bool [N], the rows of the first half, at least two; at least one is left.
-    now_MD: [M, D], at least one.
-
-  Returns:
-    (KS distance of the two sets of distances, positive if the new rows are further away; its
-    p-value; the median distance of the second half); None if no feature varies in the first half.
-
-  Raises:
-    ValueError: other shapes, or as `mahalanobis`.
-  """
-  reference_ND, now_MD = _matrix(reference_ND, "reference_ND"), _matrix(now_MD, "now_MD")
-  half_N = np.asarray(half_N, bool)
-  fitted_ND, left_LD = reference_ND[half_N], reference_ND[~half_N]
-  spread_D = fitted_ND.std(axis=0)
-  varies_D = spread_D > 1e-6 * np.maximum(np.abs(fitted_ND).max(axis=0), 1e-30)
-  if not varies_D.any():
-    return None
-  spread_D[~varies_D] = spread_D[varies_D].mean()
-  left_L, now_M = (mahalanobis(fitted_ND / spread_D, x / spread_D) for x in (left_LD, now_MD))
-  distance, p = ks_signed(left_L, now_M)
-  return distance, p, float(np.median(left_L))
-
-
 def energy_distance(
   a: npt.ArrayLike,
   b: npt.ArrayLike,

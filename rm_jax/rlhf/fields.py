@@ -91,7 +91,7 @@ OWN: dict[str, Rule] = {
   "stop.patience": SIZE,
   "stop.disagreement": real(),
   "stop.drift": _SHARE,
-  "stop.features": _SHARE,
+  "stop.surprise": _SHARE,
 }
 # Parts of the config that are parts of configs/base.py, under another path.
 _PARTS = {"policy": "model", "sft.optimizer": "optimizer", "optimizer": "optimizer", "mesh": "mesh"}

@@ -60,15 +60,12 @@ class Proxy:
     fingerprint: says which reward model and chain it is. Of a server it is the URL alone.
     step_members: rows {prompt, completions: the texts of steps} -> for each row the scores of its
       steps by each folder, [M, steps]; None = whole responses are scored, by `members`.
-    pooled: rows -> float32 [N, D], the hidden states that the first folder's head reads; None = a
-      server, which gives none, or the scores are of steps.
   """
 
   members: Callable[[Sequence[Mapping[str, Any]]], np.ndarray]
   chain: Chain | None
   fingerprint: dict[str, Any]
   step_members: Callable[[Sequence[Mapping[str, Any]]], list[np.ndarray]] | None = None
-  pooled: Callable[[Sequence[Mapping[str, Any]]], np.ndarray] | None = None
 
   def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Scored:
     """Scores rows.
@@ -154,7 +151,7 @@ def open_proxy(
       no preferences; with `steps`, a server, an encoder, a judge's question, or a chain of shaping
       that is saved with the model; or as `RewardModel.from_pretrained` and `shaping.chain.plan`.
   """
-  step_members = pooled = None
+  step_members = None
   if any(map(is_server, names)):
     if steps:
       raise InputError(f"{names[0]} is a server, which scores no steps; expected folders")
@@ -178,10 +175,6 @@ def open_proxy(
 
     if steps:
       step_members = _of_steps(names, models, own)
-    else:
-
-      def pooled(rows):
-        return models[0].pooled_and_scores(rows)[0]
 
   chain = own
   if saved and saved.exists():
@@ -194,7 +187,7 @@ def open_proxy(
   if chain:
     log.info("rewards are shaped by %s", chain)
   fingerprint |= {"chain": chain.digest if chain else ""}
-  return Proxy(members, chain, fingerprint, step_members, pooled)
+  return Proxy(members, chain, fingerprint, step_members)
 
 
 def _of_steps(

@@ -5,8 +5,8 @@
     tensorboard/       the numbers of both
     evaluations.jsonl  each evaluation's figures by prompt, which intervals are made of
     samples.jsonl      responses to a few fixed prompts, as text
-    start.json, .npy   the proxy's scores and hidden states before the first turn, which drift is
-                       measured from
+    start.json         what drift is measured from: the scores of the responses before the first
+                       turn, and how likely these were
 
 All but timing.jsonl and tensorboard/ are the same bytes in a run that was interrupted and resumed.
 """
@@ -17,11 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rm_jax.data.dialogue import plain
 from rm_jax.pretrained.source import read_json
-from rm_jax.rlhf.watch import Seen, drift_of, features_left
+from rm_jax.rlhf.watch import Seen, drift_of
 from rm_jax.storage.files import read_lines, write_atomically, write_json
 from rm_jax.train.writers import Writers
 
@@ -62,15 +60,10 @@ class Records:
       seen: what it found.
       texts: whether samples are written.
     """
-    scores = seen.values["proxy"]
     if not turn:
-      write_json(self._folder / "start.json", {"proxy": scores.reshape(-1).tolist()})
-      self._start_states.unlink(missing_ok=True)
-      if seen.pooled is not None:
-        np.save(self._start_states, seen.pooled)
-    line = seen.means() | {"drift": drift_of(self.start(), scores)}
-    if seen.pooled is not None and self._start_states.exists():
-      line["features"] = features_left(np.load(self._start_states), seen.pooled)
+      start = {n: seen.values[n].reshape(-1).tolist() for n in ("proxy", "surprise")}
+      write_json(self._folder / "start.json", start)
+    line = seen.means() | drift_of(self.start(), seen.values)
     self._writers.write("metrics", turn, known(line), split="evaluation")
     self._append("evaluations", {"step": turn, **seen.by_prompt()})
     if texts:
@@ -81,13 +74,9 @@ class Records:
         self._append("samples", {"step": turn, **what, **known(figures)})
     return line
 
-  @property
-  def _start_states(self) -> Path:
-    return self._folder / "start.npy"
-
-  def start(self) -> list[float]:
-    """The proxy's scores of the evaluation before the first turn."""
-    return read_json(self._folder / "start.json")["proxy"]
+  def start(self) -> dict[str, list[float]]:
+    """'proxy' and 'surprise' of all responses of the evaluation before the first turn."""
+    return read_json(self._folder / "start.json")
 
   def evaluations(self) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl on evaluations so far."""

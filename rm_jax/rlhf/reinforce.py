@@ -48,7 +48,7 @@ def method_of(config: Any) -> Method:
 def stop_rule(config: Any) -> StopRule:
   """The stop rule of a chain's config."""
   stop = config.stop
-  return StopRule(stop.patience, stop.disagreement, stop.drift, stop.features)
+  return StopRule(stop.patience, stop.disagreement, stop.drift, stop.surprise)
 
 
 def evaluation_key(config: Any) -> jax.Array:
@@ -87,7 +87,7 @@ def reinforce(
   if not first:
     seen = watch.look(optimisation.params(), evaluation_key(config))
     records.evaluation(0, seen, texts=True)
-  monitor = _monitor(records.start(), rl.prompts * rl.samples)
+  monitor = _monitor(records.start()["proxy"], rl.prompts * rl.samples)
   if monitor and position["monitor"]:
     monitor.resume(position["monitor"])
   rule, parts = stop_rule(config), (np.arange(len(prompts)),)

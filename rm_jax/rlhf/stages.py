@@ -26,7 +26,7 @@ _MAY_CHANGE = ("config.mesh.", "config.rl.keep")
 _LATER: dict[str, Any] = {
   "config.reward.steps": False,
   "config.reward.separator": None,
-  "config.stop.features": None,
+  "config.stop.surprise": None,
 }
 
 

@@ -7,7 +7,6 @@ Shape letters: P prompts, S samples of each, M tokens of a sample.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from rm_jax.metrics.drift import feature_drift, ks
+from rm_jax.metrics.drift import ks, ks_signed
 from rm_jax.policy.experience import packing_of, shapes_of
 from rm_jax.policy.generate import Sampling
 from rm_jax.policy.rollout import Rollout, Rules, StepReward, groups_of, roll_out
@@ -111,7 +110,7 @@ class Watch:
     Args:
       params: of the policy, nested, on the mesh.
       key: random key; with the same one two policies are compared on the same draws.
-      drift: whether the divergence is measured, and hidden states are kept.
+      drift: whether the responses' likelihood under the reference is measured.
 
     Raises:
       InputError, ValueError: as `roll_out`.
@@ -125,15 +124,7 @@ class Watch:
     values_PS = self.measured(rollout, asked)
     if not drift:
       return Seen(rollout, values_PS)
-    values_PS["kl"], pooled_ND = self._kl(rollout), None
-    written_PS = ~np.isnan(rollout.scores)
-    if self.proxy.pooled and written_PS.any():
-      rows = [
-        {"prompt": rollout.prompts[p], "response": rollout.texts[p][s]}
-        for p, s in np.argwhere(written_PS)
-      ]
-      pooled_ND = self.proxy.pooled(rows)
-    return Seen(rollout, values_PS, pooled_ND)
+    return Seen(rollout, values_PS | self._against_reference(rollout))
 
   def measured(self, rollout: Rollout, asked: Asked) -> dict[str, np.ndarray]:
     """Name -> [P, S], of a rollout: see `Seen.values`; without 'kl'."""
@@ -161,8 +152,8 @@ class Watch:
         values_PS[name] = value_PS
     return {name: np.asarray(x, np.float64) for name, x in values_PS.items()}
 
-  def _kl(self, rollout: Rollout) -> np.ndarray:
-    """Σ_t log π − log π_ref of each response, float64 [P, S]."""
+  def _against_reference(self, rollout: Rollout) -> dict[str, np.ndarray]:
+    """'kl' and 'surprise' of each response, float64 [P, S]."""
     packing = packing_of(self.mesh, self.cells)
     longest = max(map(len, rollout.prompt_ids))
     reference_PSM, _ = evaluate(
@@ -176,7 +167,11 @@ class Watch:
     )
     made = rollout.samples
     written = np.arange(made.tokens.shape[-1]) < made.length[..., None]
-    return np.where(written, made.logp - reference_PSM, 0).sum(-1, dtype=np.float64)
+    less_PS = np.where(written, reference_PSM, 0).sum(-1, dtype=np.float64)
+    return {
+      "kl": np.where(written, made.logp - reference_PSM, 0).sum(-1, dtype=np.float64),
+      "surprise": -less_PS / np.maximum(made.length, 1),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,15 +181,13 @@ class Seen:
   Attributes:
     rollout: the responses.
     values: name -> float64 [P, S]: 'proxy', the reward model's score; 'reward', after shaping and
-      `Rules`; 'truth' and 'gold' where there are such; 'kl'; 'disagreement' (NaN without an
-      ensemble); 'length' in tokens; 'entropy' a token; 'ended', 'empty' and 'filtered', 0 or 1.
-    pooled: float32 [N, D], the hidden states that the proxy's head reads, of the responses that are
-      not empty, prompt by prompt; None = there are none.
+      `Rules`; 'truth' and 'gold' where there are such; 'kl'; 'surprise', the mean over its tokens
+      of −log π_ref; 'disagreement' (NaN without an ensemble); 'length' in tokens; 'entropy' a
+      token; 'ended', 'empty' and 'filtered', 0 or 1.
   """
 
   rollout: Rollout
   values: dict[str, np.ndarray]
-  pooled: np.ndarray | None = None
 
   def means(self) -> dict[str, float | None]:
     """See `means_of`."""
@@ -208,39 +201,36 @@ class Seen:
 def means_of(values: Mapping[str, np.ndarray]) -> dict[str, float | None]:
   """The means of [P, S] over what is not NaN; None where all is.
 
-  The entropy is a mean over tokens, all others over responses.
+  Entropy and surprise are means over tokens, all others over responses.
   """
   found: dict[str, float | None] = {}
   for name, x_PS in values.items():
     known = ~np.isnan(x_PS)
-    weight_PS = values["length"] if name == "entropy" else np.ones(x_PS.shape)
+    weight_PS = values["length"] if name in ("entropy", "surprise") else np.ones(x_PS.shape)
     total = float(weight_PS[known].sum())
     found[name] = float((weight_PS * x_PS)[known].sum() / total) if total else None
   return found
 
 
-def drift_of(start: Sequence[float], now: np.ndarray) -> float:
-  """The Kolmogorov-Smirnov distance of the proxy's scores from those before the first turn."""
-  return float(ks(np.asarray(start), now.reshape(-1))[0])
-
-
-def features_left(start_ND: np.ndarray, now_MD: np.ndarray) -> float:
-  """How far responses have left those before the first turn, as the proxy's hidden states have it.
+def drift_of(start: Mapping[str, Sequence[float]], now: Mapping[str, np.ndarray]) -> dict:
+  """How far responses have left those before the first turn.
 
   Args:
-    start_ND: `Seen.pooled` of the first evaluation. Every second row is one that distances are
-      measured from.
-    now_MD: of this one.
+    start: 'proxy' and 'surprise' of all responses before the first turn; a chain that was begun
+      before surprise was kept has the first alone.
+    now: `Seen.values`.
 
   Returns:
-    `metrics.drift.feature_drift`: 0 = as far from the centre as those of the start, 1 = all of them
-    are further away than every one of the start; below 0 they are nearer. NaN if the start has too
-    few rows, or features that do not vary.
+    {drift: the Kolmogorov-Smirnov distance of the proxy's scores from those of the start, in
+    [0, 1]; surprise_drift: that of the surprise, in [-1, 1]: positive where responses are less
+    likely under the reference than those of the start are, 1 where all are less likely than every
+    one of those}.
   """
-  if len(start_ND) < 4:
-    return math.nan
-  found = feature_drift(start_ND, np.arange(len(start_ND)) % 2 == 0, now_MD)
-  return found[0] if found else math.nan
+  found = {"drift": float(ks(np.asarray(start["proxy"]), now["proxy"].reshape(-1))[0])}
+  if "surprise" in start and "surprise" in now:
+    then, new = np.asarray(start["surprise"]), now["surprise"].reshape(-1)
+    found["surprise_drift"] = float(ks_signed(then, new)[0])
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,21 +241,21 @@ class StopRule:
     patience: evaluations in a row at which that must be so.
     disagreement: sign: the members' disagreement is above this multiple of the first evaluation's;
       0 = not looked at.
-    drift: sign: `drift_of` the scores is at least this; 0 = not looked at.
-    features: sign: `features_left` is at least this; 0 = not looked at.
+    drift: sign: the distance of the scores (`drift_of`) is at least this; 0 = not looked at.
+    surprise: sign: that of the surprise is at least this; 0 = not looked at.
   """
 
   patience: int = 2
   disagreement: float = 1.5
   drift: float = 0.9
-  features: float = 0.9
+  surprise: float = 0.9
 
   def says(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Where it says stop first.
 
     Args:
       lines: of the evaluations in order, each with 'step', 'proxy', 'disagreement' (None without an
-        ensemble), 'drift' and 'features' (missing or None where hidden states are not known).
+        ensemble), 'drift' and 'surprise_drift' (may be missing).
 
     Returns:
       {turn, why: the signs in words}; None if it never does.
@@ -286,9 +276,9 @@ class StopRule:
       limit = self.disagreement * least
       if apart > limit:
         found.append(f"the members disagree by {apart:.3g}, and by {least:.3g} at the start")
-    for name, limit in (("drift", self.drift), ("features", self.features)):
-      far = line.get(name)
-      if limit and far is not None and math.isfinite(far) and far >= limit:
-        what = "scores" if name == "drift" else "proxy's hidden states"
-        found.append(f"the {what} have left those of the start (distance {far:.3g})")
+    drift, far = line.get("drift"), line.get("surprise_drift")
+    if self.drift and drift is not None and drift >= self.drift:
+      found.append(f"the scores have left those of the start (distance {drift:.3g})")
+    if self.surprise and far is not None and far >= self.surprise:
+      found.append(f"the start would hardly have written the responses (distance {far:.3g})")
     return found

@@ -97,7 +97,7 @@ def test_a_chain_that_was_begun_before_some_fields_were_there_goes_on(own, tmp_p
   summary = run(config, tmp_path / "run")
   path = tmp_path / "run" / "stage.json"
   begun = json.loads(path.read_text())
-  for part, name in (("reward", "steps"), ("reward", "separator"), ("stop", "features")):
+  for part, name in (("reward", "steps"), ("reward", "separator"), ("stop", "surprise")):
     del begun["config"][part][name]
   path.write_text(json.dumps(begun))
   assert run(config, tmp_path / "run") == json.loads(json.dumps(summary))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rm_jax.rlhf.watch import StopRule, drift_of, features_left, means_of
+from rm_jax.rlhf.watch import StopRule, drift_of, means_of
 
 CALM = {"disagreement": 0.1, "drift": 0.2}
 APART = {"disagreement": 0.2, "drift": 0.2}
@@ -41,34 +41,28 @@ def test_a_sign_of_0_is_not_looked_at():
   assert RULE.says([]) is None
 
 
-def test_hidden_states_that_have_left_those_of_the_start_are_a_sign():
-  strange = CALM | {"features": 0.95}
-  assert RULE.says(lines(CALM, strange, strange))["turn"] == 20
-  assert "hidden states" in RULE.says(lines(CALM, strange, strange))["why"]
-  nearer = CALM | {"features": -0.95}
-  assert RULE.says(lines(CALM, nearer, nearer)) is None
-  off = StopRule(patience=1, features=0.0)
-  assert off.says(lines(CALM, strange, strange)) is None
-
-
-def test_features_are_left_by_what_is_further_away_and_not_by_what_is_nearer():
-  rng = np.random.default_rng(0)
-  start, same = rng.normal(size=(400, 3)), rng.normal(size=(300, 3))
-  assert abs(features_left(start, same)) < 0.15
-  assert features_left(start, same + 10) == 1
-  assert features_left(start, same * 0.01) == -1
-  assert np.isnan(features_left(start[:3], same))
-  assert np.isnan(features_left(np.ones((8, 3)), same))
-  # A feature that did not vary at the start and does so now.
-  flat = start * [1, 1, 0]
-  assert features_left(flat, same * [1, 1, 10]) > 0.7
+def test_responses_that_the_start_would_not_write_are_a_sign():
+  strange = CALM | {"surprise_drift": 0.95}
+  found = RULE.says(lines(CALM, strange, strange))
+  assert found["turn"] == 20
+  assert "would hardly have written" in found["why"]
+  likelier = CALM | {"surprise_drift": -0.95}
+  assert RULE.says(lines(CALM, likelier, likelier)) is None
+  assert StopRule(patience=1, surprise=0.0).says(lines(CALM, strange, strange)) is None
 
 
 def test_drift_is_the_distance_of_two_distributions():
-  start = list(np.arange(100.0))
-  assert drift_of(start, np.arange(100.0).reshape(10, 10)) == 0
-  assert drift_of(start, np.full((4, 5), 1000.0)) == 1
-  assert drift_of(start, np.arange(50.0, 150.0)[None]) == pytest.approx(0.5)
+  start = {"proxy": list(np.arange(100.0)), "surprise": list(np.arange(100.0))}
+
+  def drift(proxy, surprise):
+    return drift_of(start, {"proxy": proxy, "surprise": surprise})
+
+  same = np.arange(100.0).reshape(10, 10)
+  assert drift(same, same) == {"drift": 0.0, "surprise_drift": 0.0}
+  assert drift(same - 1000, same + 1000) == {"drift": 1.0, "surprise_drift": 1.0}
+  half = np.arange(50.0, 150.0)[None]
+  assert drift(half, half - 100) == {"drift": pytest.approx(0.5), "surprise_drift": -0.5}
+  assert drift_of({"proxy": [0.0]}, {"proxy": same, "surprise": same}).keys() == {"drift"}
 
 
 def test_means_leave_out_what_is_not_known_and_weigh_entropy_by_tokens():
