@@ -113,6 +113,8 @@ class _Chain:
       "reward": proxy.fingerprint,
       "prompts": text_digest([prompts.train, prompts.evaluation]),
     }
+    if proxy.probe is not None:
+      inputs["reward_says"] = proxy.probe
     if config.method == "dpo":
       inputs["preferences"] = pairs["digest"]
     gold = None

@@ -30,6 +30,15 @@ from rm_jax.types import Text
 
 log = logging.getLogger(__name__)
 
+# Responses that a server is asked about each time it is opened: another model says something else.
+_PROBE = [
+  {"prompt": "Which planet is nearest to the sun?", "response": response}
+  for response in (
+    "Mercury.",
+    "I would rather not say.",
+    "The sun is a star, and so are others. " * 4,
+  )
+]
 _FITTED_ON = 1000  # examples of the preferences that the numbers of a chain are fitted on, at most
 
 
@@ -57,7 +66,8 @@ class Proxy:
   Attributes:
     members: rows -> scores of each member, [N, M].
     chain: of shaping; None = rewards are the scores.
-    fingerprint: says which reward model and chain it is. Of a server it is the URL alone.
+    fingerprint: says which reward model and chain it is, of a server the URL.
+    probe: of a server, what it says of a few fixed responses; else None.
     step_members: rows {prompt, completions: the texts of steps} -> for each row the scores of its
       steps by each folder, [M, steps]; None = whole responses are scored, by `members`.
   """
@@ -65,6 +75,7 @@ class Proxy:
   members: Callable[[Sequence[Mapping[str, Any]]], np.ndarray]
   chain: Chain | None
   fingerprint: dict[str, Any]
+  probe: list[float] | None = None
   step_members: Callable[[Sequence[Mapping[str, Any]]], list[np.ndarray]] | None = None
 
   def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Scored:
@@ -151,7 +162,7 @@ def open_proxy(
       no preferences; with `steps`, a server, an encoder, a judge's question, or a chain of shaping
       that is saved with the model; or as `RewardModel.from_pretrained` and `shaping.chain.plan`.
   """
-  step_members = None
+  step_members = probe = None
   if any(map(is_server, names)):
     if steps:
       raise InputError(f"{names[0]} is a server, which scores no steps; expected folders")
@@ -161,6 +172,7 @@ def open_proxy(
       )
     server, own = Server(names[0], rendered(policy)), None
     fingerprint: dict[str, Any] = {"server": names[0]}
+    probe = server(_PROBE).tolist()
 
     def members(rows):
       return server(rows)[:, None]
@@ -187,7 +199,7 @@ def open_proxy(
   if chain:
     log.info("rewards are shaped by %s", chain)
   fingerprint |= {"chain": chain.digest if chain else ""}
-  return Proxy(members, chain, fingerprint, step_members)
+  return Proxy(members, chain, fingerprint, probe, step_members)
 
 
 def _of_steps(

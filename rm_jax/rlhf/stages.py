@@ -10,6 +10,7 @@ A stage that is done is not run again. One that was begun with anything else is 
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ _LATER: dict[str, Any] = {
   "config.reward.steps": False,
   "config.reward.separator": None,
   "config.stop.surprise": None,
+  "inputs.reward_says": None,
 }
+_CLOSE = 0.02  # Relative and absolute difference of numbers that a server may say a second time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Stage:
     different = [
       f"{key.removeprefix('config.')}: {there.get(key)!r} there, {now.get(key)!r} now"
       for key in sorted(there.keys() | now.keys())
-      if there.get(key) != now.get(key)
+      if not _same(key, there.get(key), now.get(key))
       and not key.startswith(_MAY_CHANGE)
       and (inputs or not key.startswith("inputs."))
     ]
@@ -90,6 +93,15 @@ class Stage:
     """Marks the stage as done; returns its results."""
     write_json(self.folder / DONE, results)
     return results
+
+
+def _same(key: str, a: Any, b: Any) -> bool:
+  """Whether two values of a field are the same; what a server says may differ a little."""
+  if key != "inputs.reward_says" or None in (a, b):
+    return a == b
+  return len(a) == len(b) and all(
+    math.isclose(x, y, rel_tol=_CLOSE, abs_tol=_CLOSE) for x, y in zip(a, b, strict=True)
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,25 @@ def test_a_server_that_fails_stops_the_run(own, tmp_path):
       run(config, tmp_path / "run")
 
 
+def test_a_chain_does_not_go_on_with_another_model_behind_the_same_url(own, tmp_path):
+  says = {"factor": 1.0, "fails": True}
+
+  def answer(asked):
+    rewards = [says["factor"] * query.count("e") - 1.0 for query in asked["query"]]
+    broken = says["fails"] and len(rewards) > 3  # not yet when the chain begins
+    return 200, {"rewards": [float("inf")] if broken else rewards}
+
+  with serving(answer) as (url, _):
+    config = own_config(own, "grpo", reward__model=url)
+    with pytest.raises(InputError, match="answered"):
+      run(config, tmp_path / "run")
+    says["factor"], says["fails"] = 2.0, False
+    with pytest.raises(InputError, match=r"reward_says: .* there, .* now"):
+      run(config, tmp_path / "run")
+    says["factor"] = 1.001  # a server on other devices rounds otherwise
+    run(config, tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_preferences_are_judged_by_gold(own, tmp_path):
   config = own_config(own, "dpo", reward__gold=str(own / "gold"), preferences__pairs=8, rl__turns=1)

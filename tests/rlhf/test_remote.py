@@ -111,9 +111,10 @@ def test_a_proxy_of_a_server_asks_about_the_text_that_the_policy_wrote():
   with serving(lengths) as (url, asked):
     proxy = open_proxy([url], world_policy(), one_device(), shaping="clip(low=-1, high=2)")
     scored = proxy(rows)
-  assert asked[0]["query"] == ["\n\nHuman: Who?\n\nAssistant: Mia.<eos>"]
-  assert asked[0]["prompts"] == ["\n\nHuman: Who?\n\nAssistant:"]
-  assert scored.raw == pytest.approx([len(asked[0]["query"][0]) / 10])
+  assert proxy.probe == pytest.approx([len(query) / 10 for query in asked[0]["query"]])
+  assert asked[1]["query"] == ["\n\nHuman: Who?\n\nAssistant: Mia.<eos>"]
+  assert asked[1]["prompts"] == ["\n\nHuman: Who?\n\nAssistant:"]
+  assert scored.raw == pytest.approx([len(asked[1]["query"][0]) / 10])
   assert scored.shaped == pytest.approx([2.0])
   assert np.isnan(scored.disagreement).all()
   assert proxy.fingerprint["server"] == url

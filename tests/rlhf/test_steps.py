@@ -145,7 +145,7 @@ def test_a_reward_of_a_step_that_is_not_finite_names_the_response():
   def scores(rows):
     return [np.asarray([[0.5, np.nan if "d" in row["completions"][1] else 1.0]]) for row in rows]
 
-  proxy = Proxy(lambda rows: None, None, {}, scores)
+  proxy = Proxy(lambda rows: None, None, {}, None, scores)
   fine, bad = ({"prompt": "a", "completions": ["b", text]} for text in ("c", "d"))
   each, said = proxy.steps([fine])
   np.testing.assert_array_equal(each, [[0.5, 1.0]])
