@@ -28,6 +28,8 @@ COLUMNS = {
   "{truth}, end": ("{truth}", "end", "value"),
   "fall from the peak": ("{truth}", "fall", "value"),
   "KL, end": ("kl", "value"),
+  "Gao's α": ("{truth}", "fit", "alpha", "value"),
+  "Gao's β": ("{truth}", "fit", "beta", "value"),
 }
 _LEFT = 3  # seeds of a setting, where nothing says how many
 
@@ -198,8 +200,9 @@ def as_text(table: Mapping[str, Mapping[str, Any]]) -> str:
   """The table in Markdown, a part for each group."""
   lines = [
     "Means over seeds with 95 % intervals (Student's); of one seed there is none. Fell: runs whose "
-    "truth fell from its peak to the end with the whole interval over prompts above 0. Stop rule: "
-    "of each seed the turn at which it said stop, and the truth there less that at the end. "
+    "truth fell from its peak to the end with the whole interval over prompts above 0. Gao's α and "
+    "β: d (α − β d) of best-of-n, d (α − β log d) of the others, d = √KL, of each run's truth. "
+    "Stop rule: of each seed the turn at which it said stop, and the truth there less that at the end. "
     "Difference: of the truth at the end to the first setting of the group, seed by seed.",
   ]
   groups: dict[str, list[str]] = {}

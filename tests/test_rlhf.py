@@ -26,6 +26,7 @@ def summary(truth, *, fell=False, stop=None):
       "peak": {"value": 3.0},
       "end": {"value": truth},
       "fall": {"value": 3.0 - truth, "falls": fell},
+      "fit": {"alpha": {"value": 2 * truth}, "beta": {"value": 0.25}},
     },
   }
 
@@ -65,6 +66,7 @@ def test_the_table_is_over_seeds_and_differences_are_seed_by_seed(tmp_path):
   assert kl["to_first"]["mean"] == pytest.approx((1.5 + 0.5) / 2)
   assert table["ppo/none"]["runs"]["fell"] == 2
   assert table["ppo/KL"]["runs"]["stop"] == {2: {"turn": 20, "saved": 0.5}}
+  assert table["ppo/none"]["Gao's α"]["mean"] == 4
   text = as_text(table)
   assert "| none | 3 |" in text
   assert "2 of 3" in text
