@@ -202,8 +202,8 @@ def as_text(table: Mapping[str, Mapping[str, Any]]) -> str:
     "Means over seeds with 95 % intervals (Student's); of one seed there is none. Fell: runs whose "
     "truth fell from its peak to the end with the whole interval over prompts above 0. Gao's α and "
     "β: d (α − β d) of best-of-n, d (α − β log d) of the others, d = √KL, of each run's truth. "
-    "Stop rule: of each seed the turn at which it said stop, and the truth there less that at the end. "
-    "Difference: of the truth at the end to the first setting of the group, seed by seed.",
+    "Stop rule: of each seed the turn at which it said stop, and the truth there less that at the "
+    "end. Difference: of the truth at the end to the first setting of the group, seed by seed.",
   ]
   groups: dict[str, list[str]] = {}
   for name in table:
