@@ -70,6 +70,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.rl.epochs = 2
   c.rl.minibatch = 16
   c.rl.coefficient = 0.0
+  c.rl.eval_every = 5  # turns
   c.rl.cells = 8192
   c.optimizer.learning_rate = 1e-4
   c.optimizer.schedule = "constant"
@@ -79,7 +80,6 @@ def get_config() -> ml_collections.ConfigDict:
 
 def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
-  ensemble = {"reward.members": 4}
   return {
     "ppo/no KL": {},
     "ppo/KL 0.02": {"rl.coefficient": 0.02},
@@ -91,10 +91,10 @@ def sweep() -> dict[str, dict]:
     "others/best of n": {"method": "best_of_n", "best_of_n.samples": 256},
     # Each guard alone, on PPO without a KL term.
     "guards/none": {},
-    "guards/ensemble": ensemble | {"shaping": "lower(deviations=1.0)"},
+    "guards/ensemble": {"reward.members": 4, "shaping": "lower(deviations=1.0)"},
     "guards/centering": {"reward.run.loss.centering": 0.01},
     "guards/length decorrelation": {"shaping": "decorrelate"},
     "guards/clip": {"shaping": "normalise, clip(low=-1, high=1)"},
     "guards/filters": {"shaping": "filters"},
-    "guards/stop rule": ensemble | {"stop.acts": True},
+    "guards/stop rule": {"stop.acts": True},
   }

@@ -352,6 +352,12 @@ def summary_table(report: dict[str, Any]) -> str:
   for name in ("best_of", "first_error"):
     if name in report:
       lines.append(f"  {name.replace('_', ' ')}: {summary_line(report[name])}")
+  tuned = report.get("first_error", {}).get("tuned")  # reports of earlier versions have none
+  if tuned and tuned["accuracy"] is not None:
+    lines.append(
+      f"  first error, with the other half's threshold: {_valued(tuned, 'accuracy')}, F1 "
+      f"{tuned['f1']:.3f} (with 0 {report['first_error']['f1']:.3f})"
+    )
   within = report.get("best_of", {}).get("pairs")  # reports of earlier versions have none
   if within and within["n"]:
     lines.append(

@@ -21,6 +21,7 @@ from rm_jax.reward.score import solution_scores
 from rm_jax.types import Example, Text
 
 _ALIKE = "all labels are alike"
+_CUTS = 1000  # thresholds that are tried, at most
 Drawn = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]
 
 
@@ -275,25 +276,26 @@ def first_error_report(
   step with score 0 is read as wrong with probability 1/2, so that a solution's credit is the
   probability of the right answer.
 
+  Where few steps are wrong, or the data are not those of the training, hardly any score may be on
+  the right side of 0, although the scores tell steps apart. `tuned` takes another threshold: the
+  conversations are split into halves at random, and a half is read with the threshold that has the
+  best F1 on the other.
+
   Returns:
     {accuracy, interval, n, on_erroneous, on_sound (accuracies on solutions with and without an
-    error), baselines: {last_step, no_error, random_step}, paired}. random_step draws one of the
-    steps, or no error, each with the same probability.
+    error; None where there are none), f1: their harmonic mean, as ProcessBench has it, baselines:
+    {last_step, no_error, random_step}, paired, tuned: {accuracy, interval, n, on_erroneous,
+    on_sound, f1, thresholds: of the two halves}, or {accuracy: None, why}}. random_step draws one
+    of the steps, or no error, each with the same probability.
   """
 
   def first(wrong) -> int:
     found = np.flatnonzero(wrong)
     return int(found[0]) if len(found) else -1
 
-  def credit(score, at: int) -> float:
-    """The probability that step `at` is the first one read as wrong; of -1, that none is."""
-    wrong = np.heaviside(-np.asarray(score, np.float64), 0.5)
-    sound = np.prod(1 - (wrong if at < 0 else wrong[:at]))
-    return float(sound if at < 0 else sound * wrong[at])
-
   truth = np.asarray([first(np.asarray(e.labels) <= 0.5) for e in examples])
   count = np.asarray([len(e.labels) for e in examples])
-  right = np.asarray([credit(s, at) for s, at in zip(scores, truth.tolist(), strict=True)])
+  right = _first_read(scores, truth)
   clusters = [e.conversation for e in examples]
   rules = {
     "last_step": (truth == count - 1).astype(np.float64),
@@ -301,21 +303,100 @@ def first_error_report(
     "random_step": 1 / (count + 1),
   }
 
-  def mean(where) -> float | None:
-    return float(right[where].mean()) if where.any() else None
-
-  found = intervals.mean(right, clusters, (0.0, 1.0), share=True, seed=seed)
   return {
     "kind": "first_error",
-    "accuracy": found.pop("value"),
-    **found,
-    "on_erroneous": mean(truth >= 0),
-    "on_sound": mean(truth < 0),
+    **_credits(right, truth, clusters, seed),
+    "tuned": _tuned(scores, truth, clusters, seed),
     "baselines": {name: float(rule.mean()) for name, rule in rules.items()},
     "paired": {
       name: intervals.paired(right, rule, clusters, seed=seed) for name, rule in rules.items()
     },
   }
+
+
+def _first_read(
+  scores: Sequence[np.ndarray], truth_N: np.ndarray, threshold: float = 0.0
+) -> np.ndarray:
+  """The probability that step truth_N[n] of solution n is the first one read as wrong, float64 [N].
+
+  Of truth -1, that none is. A step is read as wrong if its score is below the threshold.
+  """
+
+  def credit(score, at: int) -> float:
+    wrong = np.heaviside(threshold - np.asarray(score, np.float64), 0.5)
+    sound = np.prod(1 - (wrong if at < 0 else wrong[:at]))
+    return float(sound if at < 0 else sound * wrong[at])
+
+  return np.asarray([credit(s, at) for s, at in zip(scores, truth_N.tolist(), strict=True)])
+
+
+def _credits(
+  right_N: np.ndarray, truth_N: np.ndarray, clusters: Sequence[str], seed: int
+) -> dict[str, Any]:
+  """The accuracies of `first_error_report` and their F1."""
+  found = intervals.mean(right_N, clusters, (0.0, 1.0), share=True, seed=seed)
+  parts = {"on_erroneous": truth_N >= 0, "on_sound": truth_N < 0}
+  shares = {n: float(right_N[at].mean()) if at.any() else None for n, at in parts.items()}
+  f1 = _f1(*shares.values()) if None not in shares.values() else None
+  return {"accuracy": found.pop("value"), **found, **shares, "f1": f1}
+
+
+def _f1(a: float, b: float) -> float:
+  return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def _tuned(
+  scores: Sequence[np.ndarray], truth_N: np.ndarray, clusters: Sequence[str], seed: int
+) -> dict[str, Any]:
+  """`tuned` of `first_error_report`."""
+  names = sorted(set(clusters))
+  drawn = np.random.default_rng(seed).permutation(len(names)) < len(names) // 2
+  half = dict(zip(names, drawn, strict=True))
+  half_N = np.asarray([half[name] for name in clusters], bool)
+  right_N, thresholds = np.zeros(len(truth_N)), []
+  for mine_N in (half_N, ~half_N):
+    others = [s for s, mine in zip(scores, mine_N, strict=True) if not mine]
+    threshold = best_threshold(others, truth_N[~mine_N])
+    if threshold is None:
+      why = "a half of the solutions has none with an error, or none without"
+      return {"accuracy": None, "interval": None, "why": why}
+    own = [s for s, mine in zip(scores, mine_N, strict=True) if mine]
+    right_N[mine_N] = _first_read(own, truth_N[mine_N], threshold)
+    thresholds.append(threshold)
+  return _credits(right_N, truth_N, clusters, seed) | {"thresholds": thresholds}
+
+
+def best_threshold(scores: Sequence[np.ndarray], truth_N: np.ndarray) -> float | None:
+  """The threshold of step scores with the best F1 of finding the first error.
+
+  Args:
+    scores: of the steps of N solutions.
+    truth_N: int [N], the first wrong step; -1 where none is.
+
+  Returns:
+    a number half-way between two scores, or below or above all; of several that are as good, the
+    one with the widest gap between these scores. None if no solution has an error, or all have.
+  """
+  wrong_N = truth_N >= 0
+  if wrong_N.all() or not wrong_N.any():
+    return None
+  values = np.unique(np.concatenate([np.asarray(s, np.float64) for s in scores]))
+  if len(values) > _CUTS:
+    values = np.unique(np.quantile(values, np.linspace(0, 1, _CUTS)))
+  cut_C = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
+  # Step k is the first one below a threshold if that is above its score and not above any earlier.
+  low_N = np.asarray([s[at] if at >= 0 else -np.inf for s, at in zip(scores, truth_N, strict=True)])
+  high_N = np.asarray(
+    [
+      np.min(s[: at if at >= 0 else None], initial=np.inf)
+      for s, at in zip(scores, truth_N, strict=True)
+    ]
+  )
+  right_CN = (low_N < cut_C[:, None]) & (cut_C[:, None] <= high_N)
+  on_C = [right_CN[:, part].mean(axis=1) for part in (wrong_N, ~wrong_N)]
+  f1_C = np.asarray([_f1(a, b) for a, b in zip(*on_C, strict=True)])
+  gap_C = np.concatenate([[0], np.diff(values), [0]])
+  return float(cut_C[np.argmax(np.where(f1_C == f1_C.max(), gap_C, -1))])
 
 
 def rating_report(

@@ -10,7 +10,7 @@ import pytest
 from rm_jax.audit.comparisons import compared
 from rm_jax.data.feedback import comparisons_of, win_rates
 from rm_jax.heldout.evaluate import evaluate, judged, summary_table
-from rm_jax.heldout.pointwise import best_author
+from rm_jax.heldout.pointwise import best_author, best_threshold
 from rm_jax.metrics.correlation import kendall
 from rm_jax.reward.score import solution_scores
 from rm_jax.types import Example
@@ -266,6 +266,52 @@ def test_a_step_of_score_zero_is_as_likely_the_first_error_as_not():
   first = report["first_error"]
   assert first["accuracy"] == (1 / 2 + 1 / 2 + 1 / 4 + 1 / 2) / 4
   assert (first["on_erroneous"], first["on_sound"]) == (1 / 2, 1 / 4)
+
+
+def test_a_threshold_is_taken_from_the_other_half():
+  # All scores are above 0: wrong steps have 1 to 2, right ones 3 to 4.
+  rng = np.random.default_rng(0)
+  labels = [(1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0), (1.0, 1.0)] * 10
+  examples = [example(i, ("-",), y, "step", steps=(("-",) * len(y),)) for i, y in enumerate(labels)]
+  scores = [np.where(np.asarray(y) > 0.5, 3.0, 1.0) + rng.random(len(y)) for y in labels]
+  first = evaluate(scores, examples).report["first_error"]
+  assert (first["accuracy"], first["on_erroneous"], first["on_sound"], first["f1"]) == (
+    0.5,
+    0,
+    1,
+    0,
+  )
+  tuned = first["tuned"]
+  assert (tuned["accuracy"], tuned["f1"], tuned["n"]) == (1, 1, 40)
+  assert all(2 < threshold < 3 for threshold in tuned["thresholds"])
+  assert "other half's threshold: 1.000" in summary_table(evaluate(scores, examples).report)
+  # Scores that say nothing have no more than their best rule.
+  blind = [rng.random(len(y)) for y in labels]
+  assert evaluate(blind, examples).report["first_error"]["tuned"]["accuracy"] < 0.6
+  sound = [e for e in examples if min(e.labels) > 0.5]
+  found = evaluate([np.ones(len(e.labels)) for e in sound], sound).report["first_error"]
+  assert found["f1"] is None
+  assert (found["tuned"]["accuracy"], "half of the solutions" in found["tuned"]["why"]) == (
+    None,
+    True,
+  )
+
+
+def test_the_best_threshold_is_that_of_every_one_tried():
+  rng = np.random.default_rng(1)
+  scores = [rng.normal(size=rng.integers(1, 5)).round(1) for _ in range(60)]
+  truth = np.asarray([rng.integers(-1, len(s)) for s in scores])
+  cuts = np.arange(-4, 4, 0.01) + 0.005
+
+  def f1(cut):
+    firsts = [next((i for i, x in enumerate(s) if x < cut), -1) for s in scores]
+    right = np.asarray(firsts) == truth
+    a, b = right[truth >= 0].mean(), right[truth < 0].mean()
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+  best = best_threshold(scores, truth)
+  assert f1(best) == pytest.approx(max(map(f1, cuts)))
+  assert best_threshold(scores, np.full(60, -1)) is None
 
 
 def test_a_solutions_score_by_each_rule():

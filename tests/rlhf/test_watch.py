@@ -42,7 +42,7 @@ def test_a_sign_of_0_is_not_looked_at():
 
 
 def test_responses_that_the_start_would_not_write_are_a_sign():
-  strange = CALM | {"surprise_drift": 0.95}
+  strange = CALM | {"surprise_drift": 0.75}
   found = RULE.says(lines(CALM, strange, strange))
   assert found["turn"] == 20
   assert "would hardly have written" in found["why"]

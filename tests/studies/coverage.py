@@ -59,6 +59,7 @@ COVERS = {
   "best_of/pairs/best_rule": "paired",
   "first_error/paired/*": "paired",
   "first_error": "accuracy",
+  "first_error/tuned": "accuracy",
   "shift/auroc": "auroc",
   "shift/auroc_centered": "auroc",
   "by/*/*": "accuracy",
