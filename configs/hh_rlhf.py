@@ -3,8 +3,8 @@
   python -m experiments.train --config=configs/hh_rlhf.py --workdir=runs/hh
 
 takes the data from the hub; --config.data.train=PATH takes them from a folder of its files. A fifth
-of the conversations (identified by their first human turn) is held out, and a tenth of the others is
-validation data.
+of the conversations (identified by their first human turn) is held out, and a tenth of the others
+is validation data.
 
 What people judge by helpfulness and what by harmlessness contradict one another, so that each has a
 head of its own, and a gate reads from the prompt how much each of them counts.
