@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -272,7 +273,7 @@ class KeptFeatures:
     self,
     network: Network,
     params: dict,
-    sets: Mapping[str, tuple[Sequence[Group], Shapes | None, str]],
+    sets: Mapping[str, tuple[Sequence[Group], Shapes | None]],
     *,
     frozen: Any,
     mesh: Mesh,
@@ -284,7 +285,7 @@ class KeptFeatures:
     Args:
       network: with frozen layers.
       params: nested dict of arrays on the mesh.
-      sets: name -> (groups, the shapes of their micro-batches, the groups' fingerprint).
+      sets: name -> (groups, the shapes of their micro-batches).
       frozen: checksums of the frozen parameters.
       mesh: the devices.
       packing: see `batch.layout.Packing`.
@@ -293,7 +294,7 @@ class KeptFeatures:
     Returns:
       name -> `make_features` of the set; {}, with a warning, if that would exceed the limit.
     """
-    columns = sum(g.columns(packing.share) for groups, _, _ in sets.values() for g in groups)
+    columns = sum(g.columns(packing.share) for groups, _ in sets.values() for g in groups)
     gib = columns * network.backbone.width * 4 / 2**30
     if gib > limit_gib:
       log.warning(
@@ -302,21 +303,36 @@ class KeptFeatures:
         limit_gib,
       )
       return {}
-    layers = dataclasses.replace(network, head=HeadConfig(), remat="none", lora=None)
+    whole = {"head": HeadConfig(), "remat": "none", "lora": None, "gate_trains": 0.0}
+    layers = dataclasses.replace(network, **whole)
     # Their shapes have to be equal, too: in other micro-batches activations are rounded otherwise.
     of = {
-      name: (layers, frozen, fingerprint, shapes, mesh, packing)
-      for name, (_, shapes, fingerprint) in sets.items()
+      name: (layers, frozen, _token_digest(groups), shapes, mesh, packing)
+      for name, (groups, shapes) in sets.items()
     }
     # Before anything is computed, so that the memory of what is not used again is free.
     self._kept = {name: kept for name, kept in self._kept.items() if kept[0] == of.get(name)}
-    for name, (groups, shapes, _) in sets.items():
+    for name, (groups, shapes) in sets.items():
       if name in self._kept:
         log.info("frozen layers, %s: the output of the run before", name)
         continue
       options = dict(mesh=mesh, packing=packing, shapes=shapes, progress=f"frozen layers, {name}")
       self._kept[name] = of[name], make_features(network, params, groups, **options)
     return {name: self._kept[name][1] for name in sets}
+
+
+def _token_digest(groups: Sequence[Group]) -> str:
+  """A hash of all that frozen layers see of groups and that decides their places in micro-batches.
+
+  Feedback, objectives and sources are no part of it.
+  """
+  digest = hashlib.blake2b(digest_size=12)
+  for group in groups:
+    parts = [*group.ids, *(group.token_type or ())]
+    digest.update(repr((group.shared, len(group.marks), [len(x) for x in parts])).encode())
+    for part in parts:
+      digest.update(np.ascontiguousarray(part).tobytes())
+  return digest.hexdigest()
 
 
 def default_packing(mesh: Mesh, *, causal: bool) -> Packing:

@@ -215,11 +215,9 @@ class _Loop:
       self.features = kept.get(
         run.model.network,
         run.state.all_params(),
-        {
-          name: (one.groups, self.shapes[name], self.data["data" if name == "train" else name])
-          for name, one in self.sets.items()
-        },
-        frozen=checksums(run.state.frozen),
+        {name: (one.groups, self.shapes[name]) for name, one in self.sets.items()},
+        # The weights of a mix of objectives are not trained either, and no part of these layers.
+        frozen=checksums({p: x for p, x in run.state.frozen.items() if p.startswith("backbone/")}),
         mesh=run.mesh,
         packing=run.packing,
         limit_gib=model.keep_gib,

@@ -318,9 +318,13 @@ def test_frozen_layers_output_serves_the_next_run_that_would_compute_the_same(
     ("model.frozen_layers", 1, everything),
     ("model.dtype", "bfloat16", everything),
     ("model.keep_gib", 1e-9, []),  # too little for them: computed at every step
+    # Other feedback and another head on the same tokens.
+    ("data.objectives", "*=helpful", []),
   ):
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict({field: value})
+    if field == "data.objectives":
+      other.model.attributes = ("helpful",)
     computed = []
     with pytest.raises(StopError):
       run(other, tmp_path / "other" / field, devices=1, kept=copy.copy(kept))
