@@ -31,6 +31,7 @@ COLUMNS = {
   "Gao's α": ("{truth}", "fit", "alpha", "value"),
   "Gao's β": ("{truth}", "fit", "beta", "value"),
 }
+POINTER = "same_as.json"  # in the folder of a run that is another setting's too: where it is
 _LEFT = 3  # seeds of a setting, where nothing says how many
 
 
@@ -97,26 +98,33 @@ def run(
     InputError: updates of a run were not finite; the others have run and are in the table.
     As `chain.run`.
   """
-  failed = []
+  failed, done = [], set()
   plan = [
     (name, seed, config_of(base, name, changes, seed))
     for seed in range(max(counts[name] for name in chosen))
     for name, changes in chosen.items()
     if seed < counts[name]
   ]
+  # A setting that changes nothing against an earlier one has no run of its own, whichever of them
+  # are chosen: its folder says where the run is.
   first: dict[str, Path] = {}
+  for name, changes in settings.items():
+    for seed in range(counts.get(name, 0)):
+      folder = workdir / name / str(seed)
+      same = config_of(base, name, changes, seed).to_json(sort_keys=True)
+      if first.setdefault(same, folder) == folder:
+        (folder / POINTER).unlink(missing_ok=True)
   for name, seed, config in (bar := tqdm(plan, desc="study", unit="run")):
     bar.set_postfix_str(f"{name}, seed {seed}")
     folder = workdir / name / str(seed)
-    # A setting that changes nothing against another one is not run a second time: its folder says
-    # where the run is.
-    same = first.setdefault(config.to_json(sort_keys=True), folder)
-    if same != folder:
+    own = first[config.to_json(sort_keys=True)]
+    if own != folder:
       folder.mkdir(parents=True, exist_ok=True)
-      write_json(folder / "same_as.json", {"run": str(same.relative_to(workdir))})
-    else:
+      write_json(folder / POINTER, {"run": str(own.relative_to(workdir))})
+    if own not in done:
+      done.add(own)
       try:
-        chain.run(config, folder, shared=workdir / "shared")
+        chain.run(config, own, shared=workdir / "shared")
       except NotFiniteError as error:  # a setting may be one at which nothing can be learned
         failed.append(str(error))
     write_table(workdir, settings)
@@ -134,7 +142,7 @@ def summaries(workdir: Path, settings: Mapping[str, Any]) -> dict[str, dict[int,
     for folder in sorted((workdir / name).glob("*"), key=lambda path: path.name.zfill(9)):
       if not folder.name.isdecimal():
         continue
-      pointer = folder / "same_as.json"
+      pointer = folder / POINTER
       at = workdir / read_json(pointer)["run"] if pointer.exists() else folder
       if (at / chain.SUMMARY).exists():
         found.setdefault(name, {})[int(folder.name)] = read_json(at / chain.SUMMARY)
@@ -200,7 +208,8 @@ def as_text(table: Mapping[str, Mapping[str, Any]]) -> str:
   """The table in Markdown, a part for each group."""
   lines = [
     "Means over seeds with 95 % intervals (Student's); of one seed there is none. Fell: runs whose "
-    "truth fell from its peak to the end with the whole interval over prompts above 0. Gao's α and "
+    "truth fell from its peak to the end with the whole interval over prompts above 0; the fall "
+    "itself is from the highest of many evaluations, and so above 0 by chance, too. Gao's α and "
     "β: d (α − β d) of best-of-n, d (α − β log d) of the others, d = √KL, of each run's truth. "
     "Stop rule: of each seed the turn at which it said stop, and the truth there less that at the "
     "end. Difference: of the truth at the end to the first setting of the group, seed by seed.",

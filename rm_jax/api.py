@@ -319,7 +319,11 @@ class RewardModel:
     return [read_row(row, i, "response") for i, row in enumerate(rows)]
 
   def score_steps(
-    self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False
+    self,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    progress: bool = False,
+    origins: Sequence[str] = (),
   ) -> list[np.ndarray]:
     """Scores of the steps of solutions: for each row float32 [number of steps], in order.
 
@@ -330,14 +334,16 @@ class RewardModel:
       rows: each with `prompt`, a string or messages, and `completions` (or `steps`): the texts of
         the steps, a list of strings.
       progress: whether to show a progress bar.
+      origins: as `score`'s.
 
     Raises:
       DataError: a row is not of this form or too long for the model (the message names its number),
         or the model is an encoder, which cannot score steps.
       ValueError: as `score`.
     """
-    asked = [read_row(row, i, "steps") for i, row in enumerate(rows)]
-    return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress)]
+    origins = origins or _RowNumbers()
+    asked = [read_row(row, origins[i], "steps") for i, row in enumerate(rows)]
+    return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress, origins)]
 
   def pooled_and_scores(
     self, rows: Iterable[Mapping[str, Any]], *, progress: bool = False

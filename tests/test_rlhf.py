@@ -104,6 +104,27 @@ def test_a_run_that_is_not_finite_does_not_stop_the_others(tmp_path, monkeypatch
   assert list(summaries(tmp_path, settings)) == ["b", "c"]  # c is b's run
 
 
+def test_pointers_follow_the_study_as_it_changes(tmp_path, monkeypatch):
+  ran = []
+
+  def run(config, folder, *, shared):
+    ran.append(str(folder.relative_to(tmp_path)))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "summary.json", summary(config.rl.clip))
+
+  monkeypatch.setattr(rlhf_study.chain, "run", run)
+  base, settings = config_of(tmp_path), {"ppo/none": {}, "guards/none": {}}
+  counts = dict.fromkeys(settings, 1)
+  rlhf_study.run(base, tmp_path, settings, {"guards/none": {}}, counts)
+  assert ran == ["ppo/none/0"]  # the run is the first setting's, whichever is chosen
+  assert list(summaries(tmp_path, settings)) == ["ppo/none", "guards/none"]
+  settings["guards/none"] = {"rl.clip": 0.5}
+  rlhf_study.run(base, tmp_path, settings, {"ppo/none": {}}, counts)
+  assert list(summaries(tmp_path, settings)) == ["ppo/none"]  # the other has not run as it is now
+  rlhf_study.run(base, tmp_path, settings, settings, counts)
+  assert summaries(tmp_path, settings)["guards/none"][0]["truth"]["end"]["value"] == 0.5
+
+
 @pytest.mark.slow
 def test_a_small_study_shares_its_stages(tmp_path):
   settings = {

@@ -99,6 +99,10 @@ class _Chain:
       with self._timed("reward"):
         names, about = reward_models(config, self.places, start, sft["fingerprint"], pairs)
     loaded = policies.load(config, self.mesh, start)
+    # Before the proxy, whose chain of shaping is written as it is opened.
+    gold = None
+    if config.reward.gold:
+      gold = open_proxy(split(config.reward.gold), loaded.policy, self.mesh)
     proxy = open_proxy(
       names,
       loaded.policy,
@@ -117,10 +121,10 @@ class _Chain:
       inputs["reward_says"] = proxy.probe
     if config.method == "dpo":
       inputs["preferences"] = pairs["digest"]
-    gold = None
-    if config.reward.gold:
-      gold = open_proxy(split(config.reward.gold), loaded.policy, self.mesh)
+    if gold:
       inputs["gold"] = gold.fingerprint
+      if gold.probe is not None:
+        inputs["gold_says"] = gold.probe
     stage = Stage(workdir, {"config": plain(config, *config.keys()), "inputs": inputs})
     stage.check()
     stage.begin()

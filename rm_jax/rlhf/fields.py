@@ -182,6 +182,11 @@ def _check_method(config: Any) -> None:
   method, rl = config.method, config.rl
   if config.shaping:
     plan(config.shaping, "--config.shaping")
+  if method in TURNS and rl.target_kl and not rl.coefficient:
+    raise InputError(
+      f"--config.rl.target_kl={rl.target_kl} and --config.rl.coefficient=0: the coefficient is "
+      "adapted by factors, so that 0 stays 0; expected a coefficient above 0 to begin with"
+    )
   if method == "ppo":
     return
   if method in TURNS and rl.samples < 2:

@@ -117,9 +117,12 @@ def prompts_in(name: str) -> list[Text]:
     DataError: not one can be read.
   """
   report, found = Report(), []
-  for origin, row in read_rows(local(name), report):
+  for n, (origin, row) in enumerate(read_rows(local(name), report)):
     if "prompt" not in row:
-      return [example.prompt for example in formats.load(local(name), report=Report())]
+      if n == 0:  # feedback of a form without a prompt of its own
+        return [example.prompt for example in formats.load(local(name), report=Report())]
+      report.drop("missing_column", origin, f"columns {sorted(row)}; expected 'prompt'")
+      continue
     try:
       found.append(prompt_of(row))
     except RowError as error:

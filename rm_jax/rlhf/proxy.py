@@ -86,7 +86,7 @@ class Proxy:
         response. Or as `Server` and `RewardModel.score_members`.
     """
     members_NM = np.asarray(self.members(rows), np.float64)
-    names = [f"response {row['response']!r:.60}" for row in rows]
+    names = [_name(row["response"]) for row in rows]
     if bad := [
       name for name, one in zip(names, members_NM, strict=True) if not np.isfinite(one).all()
     ]:
@@ -121,13 +121,18 @@ class Proxy:
       row for row, one_MS in zip(rows, found, strict=True) if not np.isfinite(one_MS).all()
     ]:
       raise InputError(
-        f"response {''.join(bad[0]['completions'])!r:.60}: the reward of a step is not finite "
+        f"{_name(''.join(bad[0]['completions']))}: the reward of a step is not finite "
         f"({len(bad)} of {len(rows)} responses have such)"
       )
     total_NM = np.stack([one_MS.sum(axis=1) for one_MS in found])
     sum_N, nothing_N = total_NM.mean(axis=1), np.zeros(len(rows), bool)
     apart_N = np.full(len(rows), np.nan) if total_NM.shape[1] == 1 else total_NM.std(axis=1)
     return [one_MS.mean(axis=0) for one_MS in found], Scored(sum_N, sum_N, apart_N, nothing_N)
+
+
+def _name(response: str) -> str:
+  """How messages name a response."""
+  return f"response {response!r:.60}"
 
 
 def is_server(name: str) -> bool:
@@ -183,7 +188,8 @@ def open_proxy(
     fingerprint = {"weights": [model.weights for model in models]}
 
     def members(rows):
-      return np.concatenate([model.score_members(rows) for model in models], axis=1)
+      origins = [_name(row["response"]) for row in rows]
+      return np.concatenate([m.score_members(rows, origins=origins) for m in models], axis=1)
 
     if steps:
       step_members = _of_steps(names, models, own)
@@ -221,7 +227,8 @@ def _of_steps(
     )
 
   def scores(rows):
-    each = [model.score_steps(rows) for model in models]
+    origins = [_name("".join(row["completions"])) for row in rows]
+    each = [model.score_steps(rows, origins=origins) for model in models]
     return [np.stack(one) for one in zip(*each, strict=True)]
 
   return scores

@@ -7,6 +7,7 @@
 the server adds none (OpenRLHF 0.11, `remote_rm_fn` and `serve_rm`).
 """
 
+import http.client
 import json
 import math
 import time
@@ -100,7 +101,8 @@ class Server:
           return answer.read()
       except urllib.error.HTTPError as error:
         why, again = f"answered with status {error.code} ({error.read()!r:.200})", error.code >= 500
-      except OSError as error:  # URLError, timeouts and broken connections are of this class
+      # URLError, timeouts and broken connections are OSErrors; an answer cut off is the other.
+      except (OSError, http.client.HTTPException) as error:
         why, again = f"is not reached ({error})", True
       if not (again and left):
         break

@@ -29,6 +29,7 @@ _LATER: dict[str, Any] = {
   "config.reward.separator": None,
   "config.stop.surprise": None,
   "inputs.reward_says": None,
+  "inputs.gold_says": None,
 }
 _CLOSE = 0.02  # Relative and absolute difference of numbers that a server may say a second time.
 
@@ -97,7 +98,7 @@ class Stage:
 
 def _same(key: str, a: Any, b: Any) -> bool:
   """Whether two values of a field are the same; what a server says may differ a little."""
-  if key != "inputs.reward_says" or None in (a, b):
+  if key not in ("inputs.reward_says", "inputs.gold_says") or None in (a, b):
     return a == b
   return len(a) == len(b) and all(
     math.isclose(x, y, rel_tol=_CLOSE, abs_tol=_CLOSE) for x, y in zip(a, b, strict=True)

@@ -65,6 +65,15 @@ def test_a_wrong_value_is_refused(path, tmp_path):
     check(config)
 
 
+def test_a_target_needs_a_coefficient_to_begin_with(tmp_path):
+  for method in ("ppo", "rloo"):
+    config = config_of(tmp_path, method, rl__target_kl=3.0)
+    check(config)
+    config.rl.coefficient = 0.0
+    with pytest.raises(InputError, match=r"target_kl=3\.0 and --config\.rl\.coefficient=0"):
+      check(config)
+
+
 STEPS = {
   "method": ("grpo", "method='grpo', which takes one reward a response"),
   "reward.model": ("", "expected folders of models that score steps"),

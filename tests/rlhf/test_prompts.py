@@ -49,6 +49,13 @@ def test_prompts_of_feedback_are_taken(tmp_path):
   assert found.train[0][0]["role"] == "user"
 
 
+def test_a_row_without_a_prompt_is_dropped_and_the_others_are_read(tmp_path, caplog):
+  rows = [{"prompt": f"p{i}"} for i in range(5)]
+  found = of_file(tmp_path, [*rows[:3], {"id": 7}, *rows[3:]])
+  assert len(found.train) + len(found.evaluation) == 5
+  assert "missing_column" in caplog.text
+
+
 def test_too_few_prompts_are_an_error(tmp_path):
   with pytest.raises(DataError, match=r"expected more than the data\.evaluation=3"):
     of_file(tmp_path, [{"prompt": str(i)} for i in range(3)])

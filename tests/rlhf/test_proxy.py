@@ -84,6 +84,15 @@ def test_a_reward_that_is_not_finite_stops_and_names_the_response():
       Proxy(members, chain, {})(ROWS)
 
 
+def test_a_folder_whose_scores_are_not_finite_names_the_response(tmp_path):
+  model = text_model(decoder_tokenizer(), HeadConfig(), num_hidden_layers=1)
+  flat = params_of(model.network)
+  flat["head/out/kernel"] = np.full_like(flat["head/out/kernel"], 3e38)  # sums overflow
+  RewardModel(model, unflatten_dict(flat, sep="/"), one_device()).save_pretrained(tmp_path / "rm")
+  with pytest.raises(InputError, match=r"response 'd': its score is -?(inf|nan)"):
+    open_([str(tmp_path / "rm")])([{"prompt": "p", "response": "d"}])
+
+
 def test_a_policy_and_a_reward_model_of_different_tokenizers(folders):
   """The policy writes the world's words, the reward model reads bytes."""
   policy, proxy = world_policy(), open_(folders)

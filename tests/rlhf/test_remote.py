@@ -1,6 +1,7 @@
 """The client of /get_reward against real servers, good and bad ones."""
 
 import contextlib
+import http.client
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -104,6 +105,30 @@ def test_an_error_of_the_server_is_tried_again(monkeypatch):
     assert len(asked) == 2
   with pytest.raises(InputError, match="is not reached"):  # nobody listens there any more
     client(url, tries=1)(ROWS)
+
+
+def test_an_answer_that_is_cut_off_is_asked_for_again(monkeypatch):
+  monkeypatch.setattr("time.sleep", lambda _: None)
+  left = [2]
+
+  class Answer:
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+    def read(self):
+      if left[0]:
+        left[0] -= 1
+        raise http.client.IncompleteRead(b"{")
+      return json.dumps({"rewards": [1.0] * 5}).encode()
+
+  monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Answer())
+  assert client("http://h/get_reward")(ROWS).tolist() == [1.0] * 5
+  left[0] = 9
+  with pytest.raises(InputError, match="is not reached"):
+    client("http://h/get_reward", tries=2)(ROWS)
 
 
 def test_a_proxy_of_a_server_asks_about_the_text_that_the_policy_wrote():
