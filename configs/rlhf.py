@@ -153,7 +153,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.stop.drift = 0.9  # 0 = not looked at
   # The same distance of how unlikely responses are, a token, under the policy before the first
   # turn: at 1 all are less likely than every one of those that it wrote itself.
-  c.stop.surprise = 0.7  # 0 = not looked at
+  c.stop.surprise = 0.75  # 0 = not looked at
 
   c.optimizer = base.get_config().optimizer  # of the turns' updates; decay_steps 0 = all turns'
   c.mesh = base.get_config().mesh

@@ -248,7 +248,7 @@ class StopRule:
   patience: int = 2
   disagreement: float = 1.5
   drift: float = 0.9
-  surprise: float = 0.7
+  surprise: float = 0.75
 
   def says(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Where it says stop first.
