@@ -161,7 +161,7 @@ def sweep() -> dict[str, dict]:
     "SmolLM2/helpful alone": smol | only(*helpful),
     "SmolLM2/the head at the rate of the layers": decoder | {"optimizer.head_rate": 1.0},
     "SmolLM2/the gate trains no layers": decoder | {"model.gate_trains": 0.0},
-    "SmolLM2/an even prior": decoder | {"model.mix": (0.5, 0.5)},
+    "SmolLM2/the objectives' own frequencies": decoder | {"model.mix": ()},
     "SmolLM2/at 3e-4": decoder | at(3e-4, gate=5e-3),
     "SmolLM2/mean of the response": decoder | {"model.pooling": "mean"},
     "SmolLM2/6 of 12 layers": decoder | depth(12),

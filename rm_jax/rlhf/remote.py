@@ -101,7 +101,8 @@ class Server:
           return answer.read()
       except urllib.error.HTTPError as error:
         why, again = f"answered with status {error.code} ({error.read()!r:.200})", error.code >= 500
-      # URLError, timeouts and broken connections are OSErrors; an answer cut off is the other.
+      # URLError, timeouts and broken connections are OSErrors; an answer that is cut off, or is no
+      # HTTP, is an HTTPException.
       except (OSError, http.client.HTTPException) as error:
         why, again = f"is not reached ({error})", True
       if not (again and left):
