@@ -62,7 +62,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.preferences = ml_collections.ConfigDict()
   # A file of preferences in place of sampled ones. '' = pairs of responses that the policy samples
-  # after fine-tuning, judged by the world, else by reward.gold, else by reward.model.
+  # after fine-tuning, judged by the world, else by reward.gold, else by reward.model. A file's
+  # format and columns are those of reward.run.data, or of dpo.data with DPO.
   c.preferences.path = ""
   c.preferences.pairs = 1000  # prompts, each with one pair of different responses
   # Responses that are sampled to each of these prompts: the first two different ones are a pair.

@@ -234,8 +234,10 @@ def compile_update(
   def apply(state, gradients, sums):
     mean = mean_gradient(gradients, sums["weight"])
     norm = optax.tree.norm(mean)
-    # A step of which something is not finite changes no parameter.
-    fine = jnp.isfinite(norm) & all_finite(sums)
+    # A step of which something is not finite changes no parameter, nor does one without a token
+    # that counts, whose gradient is 0: the optimizer's momentum would move the parameters.
+    finite = jnp.isfinite(norm) & all_finite(sums)
+    fine = finite & (sums["weight"] > 0)
     updates, new_optimizer = optimizer.update(mean, state.optimizer, state.params)
     new_params = optax.apply_updates(state.params, updates)
 
@@ -251,7 +253,8 @@ def compile_update(
     tokens = jnp.maximum(sums["tokens"], 1)
     metrics = {name: x / tokens for name, x in sums.items() if name not in ("weight", "tokens")}
     metrics["loss"] = sums["loss"] / jnp.maximum(sums["weight"], 1e-30)
-    return new, metrics | {"gradient_norm": norm, "skipped": 1.0 - fine}
+    skipped, uncounted = 1.0 - finite, 1.0 * (finite & ~fine)
+    return new, metrics | {"gradient_norm": norm, "skipped": skipped, "uncounted": uncounted}
 
   return Compiled(
     jax.jit(zeros),
@@ -308,7 +311,8 @@ def take_step(
 
   Returns:
     (the new state; metrics: means over tokens of what `Loss.numerator` sums; 'loss', the objective;
-    'gradient_norm' before clipping; 'skipped', 1 if something was not finite, else 0).
+    'gradient_norm' before clipping; 'skipped', 1 if something was not finite, else 0; 'uncounted',
+    1 if no token counts, else 0). Of these two steps the parameters and the optimizer stay.
   """
   with jax.set_mesh(mesh):
     gradients, sums = compiled.zeros(state)

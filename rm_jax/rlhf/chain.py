@@ -3,8 +3,8 @@
 WORKDIR/sft/            the policy after fine-tuning
 WORKDIR/preferences/    pairs of its responses, judged
 WORKDIR/reward/0/run/   the workdir of the reward model's training run; 1/ .. of an ensemble
-WORKDIR/                stage.json, the files of `records`, checkpoints/, policy/ (the optimised
-                        policy, a transformers folder), summary.json, report.png
+WORKDIR/                stage.json, shaping.json, the files of `records`, checkpoints/, policy/ (the
+                        optimised policy, a transformers folder), summary.json, report.png
 """
 
 import contextlib
@@ -29,16 +29,16 @@ from rm_jax.rlhf.proxy import Proxy, open_proxy
 from rm_jax.rlhf.records import evaluations
 from rm_jax.rlhf.reinforce import evaluation_key, reinforce, stop_rule
 from rm_jax.rlhf.runs import direct, reward_models
-from rm_jax.rlhf.stages import Places, Stage, file_digest, plain, text_digest
+from rm_jax.rlhf.stages import BEGUN, Places, Stage, file_digest, folder_digest, plain, text_digest
 from rm_jax.rlhf.watch import Watch
-from rm_jax.shaping.chain import plan
+from rm_jax.shaping.chain import Chain, chain_of, plan
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.storage.remote import refuse
 from rm_jax.train.writers import peak_memory_bytes
 from rm_jax.types import Text
 from rm_jax.workdir.folder import check_place, locked
 
-SUMMARY = "summary.json"
+SUMMARY, SHAPING = "summary.json", "shaping.json"
 
 
 def run(config: Any, workdir: str | Path, *, shared: Path | None = None) -> dict[str, Any]:
@@ -99,19 +99,18 @@ class _Chain:
       with self._timed("reward"):
         names, about = reward_models(config, self.places, start, sft["fingerprint"], pairs)
     loaded = policies.load(config, self.mesh, start)
-    # Before the proxy, whose chain of shaping is written as it is opened.
-    gold = None
-    if config.reward.gold:
-      gold = open_proxy(split(config.reward.gold), loaded.policy, self.mesh)
     proxy = open_proxy(
       names,
       loaded.policy,
       self.mesh,
       shaping=config.shaping,
-      preferences=Path(pairs["path"]) if pairs else None,
-      saved=workdir / "shaping.json" if config.shaping else None,
+      preferences=(lambda: preferences.examples_of(config, pairs["path"])) if pairs else None,
+      fitted=self._fitted(),
       steps=config.reward.steps,
     )
+    gold = None
+    if config.reward.gold:
+      gold = open_proxy(split(config.reward.gold), loaded.policy, self.mesh)
     inputs = {
       "policy": sft["fingerprint"],
       "reward": proxy.fingerprint,
@@ -128,6 +127,8 @@ class _Chain:
     stage = Stage(workdir, {"config": plain(config, *config.keys()), "inputs": inputs})
     stage.check()
     stage.begin()
+    if config.shaping:
+      write_json(workdir / SHAPING, proxy.chain.record())
     watch = self._watch(loaded, proxy, gold, prompts)
     with self._timed(config.method):
       found, lines = self._optimised(loaded, watch, prompts, start, pairs)
@@ -153,11 +154,15 @@ class _Chain:
 
   def _finetuned(self, prompts: Prompts) -> tuple[Path, dict[str, Any]]:
     """(folder of the policy after fine-tuning, the stage's results)."""
-    texts = Path(self.config.sft.texts)
+    texts, pretrained = self.config.sft.texts, self.config.policy.pretrained
     inputs = {
       "held": text_digest(prompts.evaluation),
-      "texts": file_digest(texts) if self.config.sft.texts and texts.is_file() else "",
+      "texts": file_digest(Path(texts)) if texts and Path(texts).is_file() else "",
     }
+    if texts and Path(texts).is_dir():
+      inputs["texts_folder"] = folder_digest(Path(texts))
+    if pretrained and Path(pretrained).is_dir():
+      inputs["pretrained"] = folder_digest(Path(pretrained))
     stage = self.places.stage("sft", plain(self.config, *finetune.PARTS), inputs)
     found = finetune.finetune(self.config, stage, self.mesh, prompts.evaluation)
     return stage.folder / "model", found
@@ -166,16 +171,16 @@ class _Chain:
     """The results of the preferences' stage; None where nothing needs preferences."""
     config = self.config
     if config.preferences.path:
-      return preferences.given(config.preferences.path)
+      return preferences.given(config, prompts.evaluation)
     fits = config.shaping and plan(config.shaping, "--config.shaping").missing
     if config.reward.model and config.method != "dpo" and not fits:
       return None
-    judge, name, temperature = self._judge(start)
+    judge, known_by, temperature = self._judge(start)
     count = config.preferences.pairs
     asked = drawn(config, "preferences", count) if world_of(config) else prompts.train[:count]
     known = {key_of(prompt) for prompt in prompts.evaluation}
     asked = [prompt for prompt in asked if key_of(prompt) not in known]
-    inputs = {"policy": policy, "judge": name, "prompts": text_digest(asked)}
+    inputs = {"policy": policy, "prompts": text_digest(asked)} | known_by
     stage = self.places.stage("preferences", plain(config, *preferences.PARTS), inputs)
     return preferences.sampled(
       config,
@@ -186,11 +191,22 @@ class _Chain:
       temperature=temperature,
     )
 
-  def _judge(self, start: Path) -> tuple[Truth, Any, float]:
-    """(who judges the pairs, a name or fingerprint, the temperature)."""
+  def _fitted(self) -> Chain | None:
+    """The chain of shaping of an optimisation that has begun; None before that.
+
+    A file without a begun optimisation is of one that was stopped between the two, and is not read:
+    its reward model may have been another one.
+    """
+    path = self.workdir / SHAPING
+    if not (self.config.shaping and path.exists() and (self.workdir / BEGUN).exists()):
+      return None
+    return chain_of(read_json(path), str(path))
+
+  def _judge(self, start: Path) -> tuple[Truth, dict[str, Any], float]:
+    """(who judges the pairs, the inputs that tell it from others, the temperature)."""
     config = self.config
     if (truth := truth_of(config)) is not None:
-      return truth, "world", config.world.judge_temperature
+      return truth, {"judge": "world"}, config.world.judge_temperature
     if not (names := split(config.reward.gold) or split(config.reward.model)):
       raise InputError(
         "there is nobody to judge pairs of the policy's responses; expected --config.data.prompts="
@@ -198,7 +214,10 @@ class _Chain:
         "preferences as --config.preferences.path"
       )
     proxy = open_proxy(names, policies.policy_of(config, self.mesh, start), self.mesh)
-    return _judge_by(proxy), proxy.fingerprint, 1.0
+    known_by = {"judge": proxy.fingerprint}
+    if proxy.probe is not None:
+      known_by["judge_says"] = proxy.probe
+    return _judge_by(proxy), known_by, 1.0
 
   def _watch(
     self, loaded: policies.Loaded, proxy: Proxy, gold: Proxy | None, prompts: Prompts

@@ -17,13 +17,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from rm_jax.data import formats
+from rm_jax.data.dialogue import key_of
+from rm_jax.data.report import Report
 from rm_jax.errors import InputError
 from rm_jax.policy.rollout import sample
 from rm_jax.rlhf.policies import Loaded
 from rm_jax.rlhf.prompts import Truth
 from rm_jax.rlhf.stages import Stage, file_digest
 from rm_jax.storage.files import write_atomically
-from rm_jax.types import Text
+from rm_jax.types import Example, Text
 from rm_jax.workdir.folder import locked
 
 log = logging.getLogger(__name__)
@@ -146,12 +149,47 @@ def row(prompt: Text, two: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
   }
 
 
-def given(path: str) -> dict[str, Any]:
+def given(config: Any, evaluation: Sequence[Text]) -> dict[str, Any]:
   """The results of a stage that a file of preferences replaces.
+
+  Args:
+    config: the chain's, with preferences.path.
+    evaluation: prompts that policies are compared on.
+
+  Returns:
+    {path of the file, digest of it, in_evaluation: how many of the evaluation prompts have
+    preferences in it}; the log warns of such prompts.
 
   Raises:
     InputError: there is no such file.
+    DataError: as `examples_of`.
   """
-  if not Path(path).is_file():
+  path = Path(config.preferences.path)
+  if not path.is_file():
     raise InputError(f"--config.preferences.path={path}: no such file; expected one of preferences")
-  return {"path": path, "digest": file_digest(Path(path))}
+  there = {key_of(example.prompt) for example in examples_of(config)}
+  both = len(there & {key_of(prompt) for prompt in evaluation})
+  if both:
+    log.warning(
+      "%s has preferences of %d of the %d evaluation prompts: what learns from it may be better on "
+      "these than on others",
+      path,
+      both,
+      len(evaluation),
+    )
+  return {"path": str(path), "digest": file_digest(path), "in_evaluation": both}
+
+
+def examples_of(config: Any, path: str = "") -> list[Example]:
+  """The examples of preferences, as the training run reads them that learns from them.
+
+  Args:
+    config: the chain's.
+    path: of a file that `sampled` wrote; '' = config.preferences.path.
+
+  Raises:
+    DataError: as `formats.load`.
+  """
+  data = (config.dpo if config.method == "dpo" else config.reward.run).data
+  options = {"format": data.format, "columns": data.get("columns")}
+  return formats.load(path or config.preferences.path, report=Report(), **options)

@@ -150,7 +150,7 @@ def texts_of(config: Any, held: Sequence[Text]) -> list[tuple[Text, Text]]:
   """The (prompt, response) texts of sft.texts, in order, without those of evaluation prompts.
 
   Raises:
-    DataError: they cannot be read.
+    DataError: they cannot be read, or all are of evaluation prompts.
   """
   name, known = config.sft.texts, {key_of(prompt) for prompt in held}
   if worlds(name):
@@ -163,4 +163,10 @@ def texts_of(config: Any, held: Sequence[Text]) -> list[tuple[Text, Text]]:
     report = Report(strict=True)
     read = [read_row(row, origin, "response") for origin, row in read_rows(local(name), report)]
     rows = [(one.prompt, one.response) for one in read]
-  return [row for row in rows if key_of(row[0]) not in known]
+  kept = [row for row in rows if key_of(row[0]) not in known]
+  if not kept:
+    raise DataError(
+      f"sft.texts={name}: all {len(rows)} texts are answers to the {len(held)} prompts that are set "
+      "aside for evaluations; expected others, too, or a smaller --config.data.evaluation"
+    )
+  return kept

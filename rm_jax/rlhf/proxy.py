@@ -8,7 +8,6 @@ mean less some deviations of them.
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,13 @@ from jax.sharding import Mesh
 
 from rm_jax.api import RewardModel
 from rm_jax.audit.sections.shaping import sample_of
-from rm_jax.data import formats
 from rm_jax.data.dialogue import plain
-from rm_jax.data.report import Report
 from rm_jax.errors import InputError
 from rm_jax.policy.text import Policy
-from rm_jax.pretrained.source import read_json
 from rm_jax.rlhf.remote import Server
-from rm_jax.shaping.chain import Chain, Fitted, chain_of, plan
+from rm_jax.shaping.chain import Chain, Fitted, plan
 from rm_jax.shaping.stages import Responses
-from rm_jax.storage.files import write_json
-from rm_jax.types import Text
+from rm_jax.types import Example, Text
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +141,8 @@ def open_proxy(
   mesh: Mesh,
   *,
   shaping: str = "",
-  preferences: Path | None = None,
-  saved: Path | None = None,
+  preferences: Callable[[], list[Example]] | None = None,
+  fitted: Chain | None = None,
   steps: bool = False,
 ) -> Proxy:
   """Loads a reward model.
@@ -158,8 +153,8 @@ def open_proxy(
     mesh: the devices.
     shaping: text of a chain, with or without all its numbers; '' = the chain that is saved with the
       model, if it is one folder and has one.
-    preferences: a file of feedback, on which numbers that `shaping` leaves out are fitted.
-    saved: file of the chain, which is read if it is there, else written.
+    preferences: reads feedback, on which numbers that `shaping` leaves out are fitted.
+    fitted: the chain that `shaping` has become earlier, which is taken as it is.
     steps: whether the steps of responses are scored.
 
   Raises:
@@ -195,13 +190,8 @@ def open_proxy(
       step_members = _of_steps(names, models, own)
 
   chain = own
-  if saved and saved.exists():
-    chain = chain_of(read_json(saved), str(saved))
-  elif shaping:
-    chain = _chain(shaping, members, preferences)
-    if saved:
-      saved.parent.mkdir(parents=True, exist_ok=True)
-      write_json(saved, chain.record())
+  if shaping:
+    chain = fitted or _chain(shaping, members, preferences)
   if chain:
     log.info("rewards are shaped by %s", chain)
   fingerprint |= {"chain": chain.digest if chain else ""}
@@ -234,7 +224,7 @@ def _of_steps(
   return scores
 
 
-def _chain(text: str, members: Callable, preferences: Path | None) -> Chain:
+def _chain(text: str, members: Callable, preferences: Callable[[], list[Example]] | None) -> Chain:
   where = "--config.shaping"
   made = plan(text, where)
   if not made.missing:
@@ -244,7 +234,7 @@ def _chain(text: str, members: Callable, preferences: Path | None) -> Chain:
       f"{where}={text!r} leaves numbers out ({made.missing}), and there are no preferences to fit "
       "them on; expected all numbers, or --config.preferences.path"
     )
-  examples = formats.load(preferences, report=Report(), limit=_FITTED_ON)
+  examples = preferences()[:_FITTED_ON]
 
   def of_pairs(rows):
     return members([{"prompt": prompt, "response": plain(text)} for prompt, text in rows])

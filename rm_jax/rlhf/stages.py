@@ -30,7 +30,12 @@ _LATER: dict[str, Any] = {
   "config.stop.surprise": None,
   "inputs.reward_says": None,
   "inputs.gold_says": None,
+  "inputs.judge_says": None,
+  "inputs.pretrained": None,
+  "inputs.texts_folder": None,
 }
+# Inputs that are what a server says of a few fixed responses, which may differ a little each time.
+_SAYS = ("reward_says", "gold_says", "judge_says")
 _CLOSE = 0.02  # Relative and absolute difference of numbers that a server may say a second time.
 
 
@@ -86,9 +91,18 @@ class Stage:
       )
 
   def begin(self) -> None:
-    """Makes the folder, and writes what the stage depends on."""
+    """Makes the folder, and writes what the stage depends on, where `check` has allowed it.
+
+    Of a stage that goes on, what a server said at first stays: later answers are compared with it,
+    so that a server that changes little by little is noticed, too.
+    """
     self.folder.mkdir(parents=True, exist_ok=True)
-    write_json(self.folder / BEGUN, self.begun)
+    path, begun = self.folder / BEGUN, self.begun
+    if path.exists():
+      before = read_json(path)["inputs"]
+      kept = {name: before[name] for name in _SAYS if name in before and name in begun["inputs"]}
+      begun = begun | {"inputs": begun["inputs"] | kept}
+    write_json(path, begun)
 
   def finish(self, results: dict[str, Any]) -> dict[str, Any]:
     """Marks the stage as done; returns its results."""
@@ -98,7 +112,7 @@ class Stage:
 
 def _same(key: str, a: Any, b: Any) -> bool:
   """Whether two values of a field are the same; what a server says may differ a little."""
-  if key not in ("inputs.reward_says", "inputs.gold_says") or None in (a, b):
+  if key.removeprefix("inputs.") not in _SAYS or None in (a, b):
     return a == b
   return len(a) == len(b) and all(
     math.isclose(x, y, rel_tol=_CLOSE, abs_tol=_CLOSE) for x, y in zip(a, b, strict=True)
@@ -123,7 +137,9 @@ class Places:
     begun = json.loads(json.dumps({"config": config, "inputs": inputs}))
     if self.shared is None:
       return Stage(self.workdir / name, begun)
-    digest = hashlib.sha256(json.dumps(begun, sort_keys=True).encode()).hexdigest()[:10]
+    sure = {name: x for name, x in begun["inputs"].items() if name not in _SAYS}
+    known = json.dumps(begun | {"inputs": sure}, sort_keys=True)
+    digest = hashlib.sha256(known.encode()).hexdigest()[:10]
     return Stage(self.shared / f"{name}-{digest}", begun)
 
 
@@ -141,7 +157,14 @@ def plain(config: Any, *names: str) -> dict[str, Any]:
 
 def file_digest(path: Path) -> str:
   """16 hex digits of a hash of a file's bytes."""
-  return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def folder_digest(path: Path) -> str:
+  """16 hex digits of a hash of the files in a folder and the folders in it: names and bytes."""
+  names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+  return text_digest([[name, file_digest(path / name)] for name in names])
 
 
 def text_digest(texts: Any) -> str:

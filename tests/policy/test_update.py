@@ -209,8 +209,11 @@ def experience_of(name, *, counts=True):
   )
 
 
-def run(name, *, steps=1, packing="packed", parts=None, experience=None, mesh=None):
-  """Our state and metrics after steps on the whole rollout, laid as `packing` says."""
+def run(name, *, steps=1, packing="packed", parts=None, experience=None, then=None, mesh=None):
+  """Our state and metrics after steps on the whole rollout, laid as `packing` says.
+
+  `then` is an experience of the same rollout for one more step.
+  """
   packing, optimizer, mesh = PACKINGS[packing], optimizer_of(), mesh or one_device()
   compiled = compile_update(NETWORK, METHODS[name].loss, optimizer)
   experience = experience or experience_of(name)
@@ -218,13 +221,13 @@ def run(name, *, steps=1, packing="packed", parts=None, experience=None, mesh=No
   flat = jax.device_put(flat, parameter_shardings(flat, mesh))
   packing = dataclasses.replace(packing, multiple=rows_multiple(mesh))
   state, shapes = start(flat, optimizer, mesh), shapes_of(LONGEST, S, M, packing)
-  for _ in range(steps):
+  for one in [experience] * steps + [then] * (then is not None):
     micros = [
       rows
       for part in parts or [range(P)]
       for rows in lay(experience.groups, part, shapes=shapes, packing=packing)
     ]
-    state, metrics = take_step(compiled, state, micros, experience.arrays, mesh, coefficient=BETA)
+    state, metrics = take_step(compiled, state, micros, one.arrays, mesh, coefficient=BETA)
   return jax.device_get(state), metrics
 
 
@@ -296,6 +299,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
   assert metrics["skipped"] == 1
   for path, x in start_of("grpo").items():
     np.testing.assert_array_equal(state.params[path], x)
+
+
+def test_a_step_without_a_token_that_counts_changes_nothing():
+  """Neither the first one nor a later one, which Adam's momentum would move."""
+  nothing = experience_of("grpo")
+  nothing.arrays["where"] = np.zeros_like(nothing.arrays["where"])
+  alone, metrics = run("grpo", experience=nothing)
+  assert (metrics["skipped"], metrics["uncounted"]) == (0, 1)
+  once, metrics = run("grpo")
+  assert metrics["uncounted"] == 0
+  later, _ = run("grpo", then=nothing)
+  for path, x in start_of("grpo").items():
+    np.testing.assert_array_equal(alone.params[path], x)
+    np.testing.assert_array_equal(later.params[path], once.params[path])
 
 
 def test_metrics_are_means_over_tokens():

@@ -1,5 +1,8 @@
 """A chain on prompts, policy and reward model of one's own, which skip the stages they replace."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,8 @@ from rm_jax.errors import InputError
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.rlhf import policies
 from rm_jax.rlhf.chain import run
+from rm_jax.rlhf.preferences import given
+from rm_jax.shaping.chain import Chain, plan
 from rm_jax.storage.files import read_lines
 from tests.rlhf.small import own_config, own_folder
 from tests.rlhf.test_remote import serving
@@ -78,6 +83,88 @@ def test_a_chain_does_not_go_on_with_another_model_behind_the_same_url(own, tmp_
       run(config, tmp_path / "run")
     says["factor"] = 1.001  # a server on other devices rounds otherwise
     run(config, tmp_path / "run")
+
+
+def test_a_server_that_changes_little_by_little_is_noticed(own, tmp_path):
+  says = {"factor": 1.0}
+
+  def answer(asked):
+    rewards = [says["factor"] * (query.count("e") + 1.0) for query in asked["query"]]
+    return 200, {"rewards": [float("inf")] if len(rewards) > 3 else rewards}
+
+  with serving(answer) as (url, _):
+    config = own_config(own, "grpo", reward__model=url)
+    for factor, expected in ((1.0, "answered"), (1.015, "answered"), (1.03, "reward_says")):
+      says["factor"] = factor
+      with pytest.raises(InputError, match=expected):
+        run(config, tmp_path / "run")
+
+
+def test_a_judge_that_is_a_server_is_known_by_what_it_says(own, tmp_path):
+  says = {"factor": 1.0}
+
+  def answer(asked):
+    return 200, {"rewards": [says["factor"] * query.count("e") for query in asked["query"]]}
+
+  with serving(answer) as (url, _):
+    config = own_config(own, "dpo", reward__gold=url, preferences__pairs=8)
+    config.dpo.data.heldout, config.dpo.data.format = "0", "ranking"  # ends after the judgements
+    with pytest.raises(ValueError, match="ranking"):
+      run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "preferences" / "done.json").exists()
+    says["factor"] = 2.0
+    with pytest.raises(InputError, match=r"judge_says: .* there, .* now"):
+      run(config, tmp_path / "run")
+
+
+def test_a_chain_of_shaping_that_no_optimisation_began_with_is_not_read(own, tmp_path):
+  """It may be of a chain that was stopped, and whose reward model was another one."""
+  config = own_config(own, "grpo", shaping="clip(low=-1, high=1)")
+  folder = tmp_path / "run"
+  folder.mkdir()
+  record = json.dumps(chain_record("clip(low=5, high=6)"))
+  (folder / "shaping.json").write_text(record)
+  summary = run(config, folder)
+  assert summary["shaping"] == "clip(low=-1, high=1)"
+  assert (folder / "shaping.json").read_text() != record
+
+
+def chain_record(text):
+  made = plan(text, "here")
+  return Chain(tuple(cls(**given) for cls, given in made.stages)).record()
+
+
+@pytest.mark.parametrize("what", ["lm", "texts"])
+def test_another_policy_or_other_texts_in_the_same_place_are_refused(own, tmp_path, what):
+  shutil.copytree(own / "lm", tmp_path / "lm")
+  (tmp_path / "texts").mkdir()
+  row = '{"prompt": "Say x.", "response": "x"}\n'
+  (tmp_path / "texts" / "a.jsonl").write_text(row * 4)
+  config = own_config(own, policy__pretrained=str(tmp_path / "lm"))
+  config.sft.texts, config.reward.model = str(tmp_path / "texts"), str(tmp_path / "none")
+  config.sft.epochs, config.sft.heldout = 1.0, 0
+  with pytest.raises(OSError, match="none"):  # after fine-tuning
+    run(config, tmp_path / "run")
+  if what == "lm":
+    saved = json.loads((tmp_path / "lm" / "config.json").read_text())
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(saved | {"rope_theta": 5e4}))
+  else:
+    (tmp_path / "texts" / "b.jsonl").write_text(row)
+  expected = {"lm": "pretrained", "texts": "texts_folder"}[what]
+  with pytest.raises(InputError, match=rf"inputs\.{expected}: .* there, .* now"):
+    run(config, tmp_path / "run")
+
+
+def test_preferences_of_evaluation_prompts_are_counted(own, tmp_path, caplog):
+  rows = [{"prompt": f"Say {c}.", "chosen": c, "rejected": "no"} for c in "abcdefghxyz"]
+  path = tmp_path / "pairs.jsonl"
+  path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+  config = own_config(own, "dpo", preferences__path=str(path))
+  evaluation = [f"Say {c}." for c in "abcq"]
+  found = given(config, evaluation)
+  assert found["in_evaluation"] == 3
+  assert "preferences of 3 of the 4 evaluation prompts" in caplog.text
+  assert given(config, evaluation[3:])["in_evaluation"] == 0
 
 
 @pytest.mark.slow

@@ -68,6 +68,8 @@ def test_texts_to_fine_tune_on_leave_out_evaluation_prompts(tmp_path):
   name = written(tmp_path / "texts.jsonl", rows)
   config = config_of(tmp_path, sft__texts=name)
   assert texts_of(config, ["b"]) == [("a", "A"), ("c", "C")]
+  with pytest.raises(DataError, match="all 3 texts are answers to the 4 prompts"):
+    texts_of(config, ["a", "b", "c", "d"])
 
 
 def test_the_truth_is_known_of_the_world_alone(tmp_path):

@@ -6,6 +6,8 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rm_jax.api import RewardModel
+from rm_jax.data import formats
+from rm_jax.data.report import Report
 from rm_jax.errors import InputError
 from rm_jax.models.config import HeadConfig
 from rm_jax.parallel.mesh import make_mesh
@@ -61,17 +63,20 @@ def test_numbers_that_are_left_out_need_preferences(folders, tmp_path):
     open_(folders[:1], "normalise")
   rows = [(f"q{i}", "ab" * (i + 1), "c" * i + "d") for i in range(9)]
   path = tmp_path / "pairs.jsonl"
+
+  def read():
+    return formats.load(path, report=Report(strict=True))
+
   lines = [f'{{"prompt": "{p}", "chosen": "{c}", "rejected": "{r}"}}\n' for p, c, r in rows]
   path.write_text("".join(lines))
-  chain = tmp_path / "shaping.json"
-  proxy = open_(folders[:1], "normalise", preferences=path, saved=chain)
+  proxy = open_(folders[:1], "normalise", preferences=read)
   texts = [{"prompt": p, "response": t} for p, *both in rows for t in both]
   shaped = proxy(texts).shaped
   assert shaped.mean() == pytest.approx(0, abs=1e-5)
   assert shaped.std() == pytest.approx(1, abs=1e-5)
-  # The numbers are read again, and not fitted anew, where a chain is resumed.
+  # Numbers that were fitted earlier are taken as they are.
   path.unlink()
-  again = open_(folders[:1], "normalise", preferences=path, saved=chain)
+  again = open_(folders[:1], "normalise", preferences=read, fitted=proxy.chain)
   assert again.fingerprint == proxy.fingerprint
 
 

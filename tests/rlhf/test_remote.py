@@ -1,7 +1,6 @@
 """The client of /get_reward against real servers, good and bad ones."""
 
 import contextlib
-import http.client
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,6 +16,10 @@ from tests.policy.small import byte_policy, one_device, world_policy
 ROWS = [{"prompt": f"p{i}", "response": "r" * i} for i in range(1, 6)]
 
 
+class Cut(bytes):
+  """A body whose connection is closed before all of its declared length is there."""
+
+
 @contextlib.contextmanager
 def serving(answer):
   """(URL, what was asked) of a server; `answer`: what was asked -> (status, body)."""
@@ -28,6 +31,8 @@ def serving(answer):
       asked.append(json.loads(body))
       status, said = answer(asked[-1])
       self.send_response(status)
+      if isinstance(said, Cut):
+        self.send_header("Content-Length", str(len(said) + 9))
       self.end_headers()
       self.wfile.write(said if isinstance(said, bytes) else json.dumps(said).encode())
 
@@ -108,27 +113,20 @@ def test_an_error_of_the_server_is_tried_again(monkeypatch):
 
 
 def test_an_answer_that_is_cut_off_is_asked_for_again(monkeypatch):
-  monkeypatch.setattr("time.sleep", lambda _: None)
-  left = [2]
+  monkeypatch.setattr("rm_jax.rlhf.remote.time.sleep", lambda _: None)
+  counts = iter(range(9))
 
-  class Answer:
-    def __enter__(self):
-      return self
+  def cut(asked):
+    status, said = lengths(asked)
+    return status, Cut(json.dumps(said).encode()[:20]) if next(counts) < 2 else said
 
-    def __exit__(self, *_):
-      pass
-
-    def read(self):
-      if left[0]:
-        left[0] -= 1
-        raise http.client.IncompleteRead(b"{")
-      return json.dumps({"rewards": [1.0] * 5}).encode()
-
-  monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Answer())
-  assert client("http://h/get_reward")(ROWS).tolist() == [1.0] * 5
-  left[0] = 9
-  with pytest.raises(InputError, match="is not reached"):
-    client("http://h/get_reward", tries=2)(ROWS)
+  with serving(cut) as (url, asked):
+    assert client(url)(ROWS).tolist() == client(url)(ROWS).tolist()
+    assert len(asked) == 4
+  with serving(lambda _: (200, Cut(b"{"))) as (url, asked):
+    with pytest.raises(InputError, match="is not reached"):
+      client(url, tries=2)(ROWS)
+    assert len(asked) == 2
 
 
 def test_a_proxy_of_a_server_asks_about_the_text_that_the_policy_wrote():
