@@ -166,7 +166,7 @@ def texts_of(config: Any, held: Sequence[Text]) -> list[tuple[Text, Text]]:
   kept = [row for row in rows if key_of(row[0]) not in known]
   if not kept:
     raise DataError(
-      f"sft.texts={name}: all {len(rows)} texts are answers to the {len(held)} prompts that are set "
-      "aside for evaluations; expected others, too, or a smaller --config.data.evaluation"
+      f"sft.texts={name}: all {len(rows)} texts are answers to the {len(held)} prompts that are "
+      "set aside for evaluations; expected others, too, or a smaller --config.data.evaluation"
     )
   return kept
