@@ -4,12 +4,14 @@
 
 PATH is a folder of the published files, one for each part: harmless-base, helpful-base,
 helpful-online and helpful-rejection-sampled. Each setting is one run, of MiniLM (22 million
-parameters) unless its name says otherwise. A fifth of the conversations is held out, and a tenth of
-the others is set aside as validation data. Settings are compared by the validation data; the
-held-out figures stand beside them and have no part in any choice.
+parameters) or, where its name says so, of the lowest 20 layers of SmolLM2-135M. A fifth of the
+conversations is held out, and a tenth of the others is set aside as validation data. Settings are
+compared by the validation data; the held-out figures stand beside them and have no part in any
+choice.
 
 So that a run takes some 20 minutes on one core, beside another run on a second core, settings are
-compared on half of the training conversations. The group `data` says what more of them give.
+compared on half of the training conversations. The group `SmolLM2 data` says what more of them
+give.
 """
 
 from pathlib import Path
@@ -92,79 +94,62 @@ def sweep() -> dict[str, dict]:
   long = {"data.max_length": 256, "data.max_prompt_length": 0}
   slow = long | {"optimizer.learning_rate": 5e-5}
   balanced = {f"data.sources.{p}.rate": 3.0 if p == harmless else 1.0 for p in PARTS}
-  smol = long | {"model.pretrained": "HuggingFaceTB/SmolLM2-135M-Instruct"} | depth(20)
-  smol |= {"optimizer.learning_rate": 1e-4, "optimizer.head_rate": 20.0}
-  # On a CPU with bfloat16 instructions a step takes less time so.
-  smol |= {"model.dtype": "bfloat16", "data.cells": 2048}
-  # The recipe of configs/hh_rlhf.py.
-  decoder = gate | smol | {"model.gate_trains": 0.2, "model.mix": (0.27, 0.73)}
-  decoder |= at(1e-4, gate=5e-3)
-  adapters = {"model.lora.rank": 16}
-  all_data = {
-    "data.fraction": 1.0,
-    "train.epochs": 2.0,
-    "train.eval_every": 64,
-    "train.best": "loss",
-  }
-  return {
-    "objectives/one head": {},
-    "objectives/one head balanced": balanced,
-    "objectives/two heads mixed": OBJECTIVES,
-    "objectives/two heads and a gate": gate,
-    "objectives/two heads and a gate balanced": gate | balanced,
-    "objectives/harmless alone": only(harmless) | {"train.epochs": 2.0},
-    "objectives/helpful alone": only(*helpful),
-    "256 tokens/two heads and a gate": gate | long,
-    "256 tokens/at 5e-4": gate | at(5e-4) | long,
-    "256 tokens/mean of the response": gate | {"model.pooling": "mean"} | long,
+  mini = {
     "256 tokens at 5e-5/one head": slow,
     "256 tokens at 5e-5/one head balanced": balanced | slow,
     "256 tokens at 5e-5/two heads mixed": OBJECTIVES | slow,
     "256 tokens at 5e-5/two heads and a slow gate": gate | slow | {"optimizer.mix_rate": 10.0},
-    "parts/all": {},
-    "parts/helpful-base": only("helpful-base") | {"train.epochs": 2.0},
-    "parts/helpful-online": only("helpful-online") | {"train.epochs": 2.0},
-    "parts/helpful-rejection-sampled": only("helpful-rejection-sampled") | {"train.epochs": 2.0},
-    "parts/harmless-base and helpful-base": only(harmless, "helpful-base"),
-    "rate/2e-4": gate,
-    "rate/5e-5": gate | at(5e-5),
-    "rate/1e-4": gate | at(1e-4),
-    "schedule/cosine": gate,
-    "schedule/constant": gate | {"optimizer.schedule": "constant"},
-    "layers/all 6": gate,
-    "layers/upper 3": gate | {"model.frozen_layers": 3},
-    "epochs/1": gate,
-    "epochs/2": gate | {"train.epochs": 2.0},
-    "length/96 of a prompt": gate,
-    "length/128 in all": gate | short,
-    "length/256 in all": gate | long,
+    "256 tokens/two heads and a gate": gate | long,
+    "256 tokens/at 5e-4": gate | at(5e-4) | long,
+    "256 tokens/mean of the response": gate | {"model.pooling": "mean"} | long,
     "128 tokens/one head": short,
     "128 tokens/two heads and a gate": gate | short,
-    "batch/32": gate,
-    "batch/16": gate | {"data.batch_groups": 16},
-    "noise/none": gate,
-    "noise/smoothing 0.1": gate | {"loss.pair": "logistic(smoothing=0.1)"},
-    "noise/rate learned": gate | {"loss.pair": "learned_noise"},
-    "penalty/none": gate,
-    "penalty/centering 0.01": gate | {"loss.centering": 0.01},
-    "penalty/decorrelation 0.1": gate | {"loss.decorrelation": 0.1},
-    "data/50 %": gate,
-    "data/100 %": gate | {"data.fraction": 1.0},
-    "data/25 %": gate | {"data.fraction": 0.25},
-    "data/12.5 %": gate | {"data.fraction": 0.125},
-    "backbone/MiniLM": gate,
-    "backbone/SmolLM2 6 of 20 layers": decoder,
-    "SmolLM2/two heads and a gate": decoder,
-    "SmolLM2/one head": smol,
-    "SmolLM2/one head balanced": smol | balanced,
-    "SmolLM2/harmless alone": smol | only(harmless) | {"train.epochs": 2.0},
-    "SmolLM2/helpful alone": smol | only(*helpful),
-    "SmolLM2/the head at the rate of the layers": decoder | {"optimizer.head_rate": 1.0},
-    "SmolLM2/the gate trains no layers": decoder | {"model.gate_trains": 0.0},
-    "SmolLM2/the objectives' own frequencies": decoder | {"model.mix": ()},
-    "SmolLM2/at 3e-4": decoder | at(3e-4, gate=5e-3),
-    "SmolLM2/mean of the response": decoder | {"model.pooling": "mean"},
-    "SmolLM2/6 of 12 layers": decoder | depth(12),
-    "SmolLM2/LoRA": decoder | at(1e-3, gate=5e-3) | adapters,
-    "SmolLM2/all data twice": decoder | all_data,
+    "192 tokens/one head": {},
+    "192 tokens/two heads and a gate": gate,
+    "192 tokens/two heads and a gate balanced": gate | balanced,
+    "192 tokens/two heads and a gate and a quarter of the data": gate | {"data.fraction": 0.25},
   }
+  smol = long | {"model.pretrained": "HuggingFaceTB/SmolLM2-135M-Instruct"} | depth(20)
+  smol |= {"optimizer.learning_rate": 1e-4, "optimizer.head_rate": 20.0}
+  # On a CPU with bfloat16 instructions a step takes less time so.
+  smol |= {"model.dtype": "bfloat16", "data.cells": 2048}
+  # The recipe of configs/hh_rlhf.py. Settings whose frozen layers are the same stand together:
+  # these are run once for all of them.
+  decoder = gate | smol | {"model.gate_trains": 0.2, "model.mix": (0.27, 0.73)}
+  decoder |= at(1e-4, gate=5e-3)
+  twice = {"train.epochs": 2.0, "train.eval_every": 64, "train.best": "loss"}
+  shipped = {
+    "SmolLM2/two heads and a gate": {},
+    "SmolLM2/the head at the rate of the layers": {"optimizer.head_rate": 1.0},
+    "SmolLM2/the gate trains no layers": {"model.gate_trains": 0.0},
+    "SmolLM2/the objectives' own frequencies": {"model.mix": ()},
+    "SmolLM2/at 3e-4": at(3e-4, gate=5e-3),
+    "SmolLM2/a constant rate": {"optimizer.schedule": "constant"},
+    "SmolLM2/16 a step": {"data.batch_groups": 16},
+    "SmolLM2/smoothing 0.1": {"loss.pair": "logistic(smoothing=0.1)"},
+    "SmolLM2/a noise rate that is learned": {"loss.pair": "learned_noise"},
+    "SmolLM2/centering 0.01": {"loss.centering": 0.01},
+    "SmolLM2/length decorrelation 0.1": {"loss.decorrelation": 0.1},
+    "SmolLM2/LoRA": at(1e-3, gate=5e-3) | {"model.lora.rank": 16},
+    "SmolLM2/mean of the response": {"model.pooling": "mean"},
+    "SmolLM2/6 of 12 layers": depth(12),
+    "SmolLM2 data/50 %": {},
+    "SmolLM2 data/12.5 %": {"data.fraction": 0.125},
+    "SmolLM2 data/25 %": {"data.fraction": 0.25},
+    "SmolLM2 data/100 %": {"data.fraction": 1.0, "train.eval_every": 64},
+    "SmolLM2 data/100 % twice": {"data.fraction": 1.0} | twice,
+  }
+  heads = {
+    "SmolLM2/one head": {},
+    "SmolLM2/one head balanced": balanced,
+    "SmolLM2/harmless alone": only(harmless) | {"train.epochs": 2.0},
+    "SmolLM2/helpful alone": only(*helpful),
+    "SmolLM2 parts/all": {},
+    "SmolLM2 parts/helpful-base": only("helpful-base") | {"train.epochs": 2.0},
+    "SmolLM2 parts/helpful-online": only("helpful-online") | {"train.epochs": 2.0},
+    "SmolLM2 parts/rejection-sampled": only("helpful-rejection-sampled") | {"train.epochs": 2.0},
+    "SmolLM2 parts/harmless-base and helpful-base": only(harmless, "helpful-base"),
+  }
+  smols = {name: decoder | changes for name, changes in shipped.items()}
+  smols |= {name: smol | changes for name, changes in heads.items()}
+  return mini | smols
