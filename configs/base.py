@@ -141,8 +141,9 @@ def get_config() -> ml_collections.ConfigDict:
   # field `seed`. Runs that are compared with one another, or that are members of one ensemble,
   # should hold out the same conversations, whatever their seed.
   c.data.split_seed = -1
-  # Data unlike the training data, for ensembles: the report says whether the members disagree more
-  # on these data than on the held-out data. In the form of data.train; '' = none.
+  # Data unlike the training data, in the form of data.train, on which the model is reported once,
+  # at the end (`heldout.shift` in summary.json); '' = none. Of an ensemble the report also says
+  # whether its members disagree more on these than on the held-out data.
   c.data.shifted = ""
   # Which of model.attributes the judgements of a source are about: 'pattern=attribute,..', as in
   # 'harmless*=harmless,*=helpful'. Patterns are matched, in this order, with a source's name (in a

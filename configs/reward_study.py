@@ -9,15 +9,30 @@ steps:
   50 pairs, 200 pairs, 1000 pairs: what does a head gain that begins as the model's own verdict?
 
   python -m experiments.sweep --config=configs/reward_study.py:PATH --workdir=runs/reward_study_hh \
-    --only="pairs,50 pairs,200 pairs,1000 pairs"
+    --only="pairs,50 pairs,200 pairs,1000 pairs" --config.data.shifted=OTHER \
+    --measures=accuracy,loss,shift.report.accuracy
 
-asks them of the first 2,000 pairs in a file, half of which are held out.
+asks them of the first 2,000 pairs in a file, half of which are held out. OTHER is a second file.
+
+Held out are lists of six responses in the words of the training data, whose 15 comparisons each are
+pairs; `shift.report` is of such lists in words that occur in no training data. `gain` is what
+choosing the response with the highest score gains in true reward over a random one.
 """
 
 import ml_collections
 
 from configs import base
 from rm_jax.reward.verdict import WORDS, question_of
+
+MEASURES = (
+  "accuracy",
+  "loss",
+  "gain.value",
+  "shift.report.accuracy",
+  "shift.report.gain.value",
+  "train.wall_seconds",
+  "train.peak_memory_bytes",
+)
 
 
 def get_config(path: str = "") -> ml_collections.ConfigDict:
@@ -26,7 +41,8 @@ def get_config(path: str = "") -> ml_collections.ConfigDict:
   c.model.frozen_layers = 24  # of 30, run once over the data
   c.data.train = path or "world:1000"
   c.data.limit = 2000 if path else 0
-  c.data.heldout = "0.5" if path else "world:400"
+  c.data.heldout = "0.5" if path else "world:150:6(vocabulary='train')"
+  c.data.shifted = "" if path else "world:150:6"
   c.data.batch_groups = 16
   c.data.max_length = 384
   c.data.cells = 8192
@@ -38,18 +54,22 @@ def get_config(path: str = "") -> ml_collections.ConfigDict:
 def sweep() -> dict[str, dict]:
   """{group/setting: {field: value}}; the other settings of a group are compared with its first."""
   implicit = {"model.reward": "implicit", "optimizer.learning_rate": 1e-4}
-  lists = {"data.train": "world:500:4", "data.heldout": "world:400", "data.limit": 0}
+  lists = {"data.train": "world:500:4", "loss.ranking": "plackett_luce"}
   settings = {
     "pairs/head": {},
     "pairs/implicit": implicit,
-    "rankings of 4/head": lists | {"loss.ranking": "plackett_luce"},
-    "rankings of 4/implicit": lists | implicit | {"loss.ranking": "plackett_luce"},
+    "rankings of 4/head": lists,
+    "rankings of 4/implicit": lists | implicit,
   }
-  verdict = {"model.head_init": "verdict"}
-  for pairs in (50, 200, 1000):
-    # The fewer the pairs, the more often each is seen.
-    some = {"data.fraction": pairs / 1000, "train.epochs": min(1.5 * 1000 / pairs, 6.0)}
-    settings[f"{pairs} pairs/a new head"] = some
-    settings[f"{pairs} pairs/the verdict"] = some | verdict
-    settings[f"{pairs} pairs/a new head, asked"] = some | {"model.question": question_of("", WORDS)}
+  starts = {
+    "a new head": {},
+    "the verdict": {"model.head_init": "verdict"},
+    "a new head, asked": {"model.question": question_of("", WORDS)},
+  }
+  # Settings that read the same texts stand together: the frozen layers are run once for them.
+  for start, changes in starts.items():
+    for pairs in (50, 200, 1000):
+      # The fewer the pairs, the more often each is seen.
+      some = {"data.fraction": pairs / 1000, "train.epochs": min(1.5 * 1000 / pairs, 6.0)}
+      settings[f"{pairs} pairs/{start}"] = some | changes
   return settings

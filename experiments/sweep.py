@@ -130,7 +130,7 @@ def pool(config: ml_collections.ConfigDict, folders: Sequence[Path], shifted: st
   config = apply(config, {"data.shifted": shifted}, config.seed)
   model = build_model(config)
   _, heldout, _, _ = load_data(config, model)
-  datasets = heldout, load_shifted(config, model, heldout, pooled=True)
+  datasets = heldout, load_shifted(config, model, heldout)
   members = [RewardModel.from_pretrained(folder) for folder in folders]
   by_member = [[m.score_groups(data.groups) for m in members] for data in datasets]
   scores = [[np.stack(group) for group in zip(*one, strict=True)] for one in by_member]

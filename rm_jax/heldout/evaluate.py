@@ -144,9 +144,11 @@ def comparison_report(
     and for lists of three or more responses `kendall`, the mean over lists of Kendall's τ-b between
     scores and labels, over the comparisons that people made (see `_tau`): {value, interval, n:
     lists that have one, undefined: the others, which are left out}; and the scores for the
-    histogram, as `Evaluation` has them.
+    histogram, as `Evaluation` has them. Where the true rewards of such lists are known, also
+    `gain`, what choosing the response with the highest score gains in true reward over a random
+    one, the mean over lists: {value, interval, n, oracle: what the best choice gains}.
   """
-  pairs, expanded, undecided, taus, lists = [], [], 0, [], []
+  pairs, expanded, undecided, taus, lists, gains = [], [], 0, [], [], []
   for score, example in zip(scores, examples, strict=True):
     better, tied = judged(example)
     undecided += tied
@@ -165,6 +167,8 @@ def comparison_report(
     if len(example.responses) > 2:
       taus.append(_tau(np.asarray(score), example))
       lists.append(example.conversation)
+      if example.truth is not None:
+        gains.append((_gain(np.asarray(score), np.asarray(example.truth)), example.conversation))
   report = pair_report(pairs, expanded, seed=seed) | {"undecided": undecided}
   if not pairs:
     report["why"] = f"people decided none of {undecided} comparisons"
@@ -174,10 +178,28 @@ def comparison_report(
     report["kendall"] = found | {"undefined": len(taus) - len(fine)}
     if not fine:
       report["kendall"]["why"] = "every list is tied, in its scores or in its gains"
+  if gains:
+    gain_NX, owners = np.asarray([gain for gain, _ in gains]), [owner for _, owner in gains]
+    gain_N, best_N, worst_N = gain_NX.T
+    bounds = float(worst_N.min()), float(best_N.max())
+    found = intervals.mean(gain_N, owners, bounds, seed=seed)
+    report["gain"] = found | {"oracle": float(best_N.mean())}
   if not pairs:
     return report, _UNDRAWN
   stacked = np.stack(pairs)
   return report, (("chosen", stacked[:, 0]), ("rejected", stacked[:, 1]))
+
+
+def _gain(score_K: np.ndarray, truth_K: np.ndarray) -> tuple[float, float, float]:
+  """What the highest score, the best and the worst choice gain in truth over a random choice.
+
+  Responses with equal highest scores get the mean of their truths, the expectation of a fair draw.
+  """
+  worst, best = truth_K.min(), truth_K.max()
+  # The mean of equal numbers may be rounded to one above them.
+  picked = np.clip(truth_K[score_K == score_K.max()].mean(), worst, best)
+  found = np.asarray([picked, best, worst], np.float64) - truth_K.mean()
+  return tuple(found.tolist())
 
 
 def _tau(score_K: np.ndarray, example: Example) -> float:
@@ -364,7 +386,14 @@ def summary_table(report: dict[str, Any]) -> str:
       f"  right above wrong, within a question: {_valued(within, 'accuracy')} on {within['n']} "
       f"pairs{_beyond(within['best_rule'])}"
     )
-  if "shift" in report:
+  if gain := report.get("gain"):
+    lines.append(
+      f"  true reward of the highest score, above a random choice: {_valued(gain, form='+.3f')} on "
+      f"{gain['n']} lists; of the best choice {gain['oracle']:+.3f}"
+    )
+  if own := report.get("shift", {}).get("report"):
+    lines.append(f"  {summary_line(own).replace('held-out', 'on data.shifted:', 1)}")
+  if "auroc" in report.get("shift", {}):
     shift = report["shift"]
     found = [
       f"none: {one['why']}" if one["value"] is None else _valued(one)

@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from rm_jax.batch.dataset import TokenDataset
-from rm_jax.batch.layout import Packing
 from rm_jax.heldout import intervals
 from rm_jax.metrics.correlation import auroc
-from rm_jax.models.network import Network
-from rm_jax.reward.score import score_groups
 
 
 def member_variance(scores_ML: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -39,34 +35,6 @@ def member_variance(scores_ML: Sequence[np.ndarray]) -> tuple[np.ndarray, np.nda
     own = (scores - scores.mean(axis=1, keepdims=True)).var(axis=0).mean()
     centered.append(own * marks / (marks - 1) if marks > 1 else np.nan)
   return np.asarray(raw), np.asarray(centered)
-
-
-def shift_report(
-  network: Network,
-  params: dict,
-  heldout: TokenDataset,
-  shifted: TokenDataset,
-  *,
-  mesh: Mesh,
-  packing: Packing,
-) -> dict[str, Any]:
-  """Scores two data sets with an ensemble of heads, and reports their `separation`.
-
-  Args:
-    network: with an ensemble of heads.
-    params: nested dict of arrays on the mesh.
-    heldout: data from the distribution of the training data.
-    shifted: data from another distribution.
-    mesh: the devices.
-    packing: see `batch.layout.Packing`.
-  """
-  scores = [
-    score_groups(
-      network, params, data.groups, outputs=True, mesh=mesh, packing=packing, progress="shift"
-    )
-    for data in (heldout, shifted)
-  ]
-  return separation(scores, (heldout, shifted))
 
 
 def separation(

@@ -537,29 +537,21 @@ def data_summary(data: Data, attributes: Sequence[str]) -> dict[str, Any]:
   }
 
 
-def load_shifted(
-  config: Any, model: TextModel, heldout: TokenDataset, *, pooled: bool = False
-) -> TokenDataset | None:
-  """`data.shifted`, data on which an ensemble should disagree more; None if not configured.
+def load_shifted(config: Any, model: TextModel, heldout: TokenDataset) -> TokenDataset | None:
+  """`data.shifted`, data unlike the training data; None if not configured.
 
   Args:
     config: the run's.
     model: the run's.
     heldout: the data it is compared with.
-    pooled: whether the ensemble is made of several runs; then the model itself need not be one.
 
   Raises:
-    InputError: there is no ensemble, no data are held out to compare with, no group is left, or the
-      tokenizer gives a token that the model does not have.
+    InputError: no data are held out to compare with, no group is left, or the tokenizer gives a
+      token that the model does not have.
     ValueError, OSError: as `read`.
   """
   if not (name := config.data.shifted):
     return None
-  if not (pooled or model.network.head.ensemble):
-    raise InputError(
-      f"data.shifted is {name!r} and model.members {config.model.members}; expected an ensemble, "
-      "of model.members=2 or more"
-    )
   if not heldout.groups:
     raise InputError("data.shifted is compared with data.heldout, which holds nothing out")
   report = Report(strict=config.data.strict)

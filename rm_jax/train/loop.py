@@ -14,7 +14,7 @@ from rm_jax.batch.dataset import TokenDataset
 from rm_jax.batch.iterate import ahead
 from rm_jax.errors import InputError, UserError
 from rm_jax.heldout import evaluate
-from rm_jax.heldout.shift import shift_report
+from rm_jax.heldout.shift import separation
 from rm_jax.parallel.fingerprint import checksums
 from rm_jax.parallel.hosts import asked_to_stop, broadcast_json, check_same, is_main, is_shared
 from rm_jax.parallel.mesh import make_mesh
@@ -35,6 +35,8 @@ from rm_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from rm_jax.workdir.folder import check, check_place, claim, earlier_record, locked, plain, resolve
 
 log = logging.getLogger(__name__)
+
+SHIFTED = "shifted"  # the data of data.shifted
 
 
 class NotFiniteError(UserError, RuntimeError):
@@ -80,34 +82,28 @@ def train(config: Any, workdir: str | Path, *, kept: KeptFeatures | None = None)
   text_penalty.check(config.loss, model)
   check_reference(config.model, model)
   data = load_data(config, model)
-  shifted_set = load_shifted(config, model, data.heldout)
+  shifted = load_shifted(config, model, data.heldout) or TokenDataset([], [])
   config = resolve(config, len(data.train.groups), workdir)
   sets = {
     "training data": data.train,
     "held-out data": data.heldout,
     "validation data": data.validation,
-    "shifted data": shifted_set or TokenDataset([], []),
+    "shifted data": shifted,
   }
   check_same(config=plain(config), **{name: one.fingerprint() for name, one in sets.items()})
   with locked(workdir):
     check(workdir, config)
     log.info("data: %s", data.report)
     run = Run(config, mesh, model, data.train)
-    loop = _Loop(run, workdir, data.heldout, data.validation, kept or KeptFeatures())
+    judged = {SPLIT: data.validation, "heldout": data.heldout, SHIFTED: shifted}
+    loop = _Loop(run, workdir, judged, kept or KeptFeatures())
     # Only now, so that a run that cannot begin writes no config and no model.
     if is_main():
       claim(workdir, config, run.model, {example.kind for example in data.train.examples})
     with jax.set_mesh(mesh):
       timing = loop.run_steps()
-    if shifted_set:
-      loop.report["shift"] = shift_report(
-        model.network,
-        loop.served_params(),
-        data.heldout,
-        shifted_set,
-        mesh=mesh,
-        packing=run.packing,
-      )
+    if shifted.groups:
+      loop.report["shift"] = loop.shift()
     about = data_summary(data, model.network.head.attributes)
     return _finish(loop, {"wall_seconds": round(time.perf_counter() - began, 2), **timing}, about)
 
@@ -157,8 +153,8 @@ class _Loop:
   Args:
     run: the run; if there is a checkpoint in `workdir`, its state is replaced by that.
     workdir: the run's folder.
-    heldout: what it is reported on.
-    validation: what its best checkpoint is chosen by; may be empty.
+    judged: the data that it is evaluated on, each of which may be empty: 'heldout', what it is
+      reported on; `SPLIT`, what its best checkpoint is chosen by; `SHIFTED`, see `shift`.
     kept: see `train`.
 
   Attributes:
@@ -175,22 +171,21 @@ class _Loop:
     self,
     run: Run,
     workdir: Path,
-    heldout: TokenDataset,
-    validation: TokenDataset,
+    judged: dict[str, TokenDataset],
     kept: KeptFeatures,
   ):
     self.run, self.config, self.workdir = run, run.config, workdir
-    self.judged = {SPLIT: validation, "heldout": heldout}
+    self.judged = judged
     # What is evaluated as the run goes on. Where there are validation data, the held-out ones are
     # looked at once, at the end.
-    self.watched = SPLIT if validation.groups else "heldout"
+    self.watched = SPLIT if judged[SPLIT].groups else "heldout"
     self.report: dict[str, Any] | None = None
     self.scores = ()
     self.chosen: dict[str, Any] | None = None
     self.validation: dict[str, Any] | None = None
     self._served: dict[str, Any] | None = None
     self.skipped = 0  # steps in a row that were skipped
-    self.hashed = {"data": run.train_set, "heldout": heldout, SPLIT: validation}
+    self.hashed = {"data": run.train_set, "heldout": judged["heldout"], SPLIT: judged[SPLIT]}
     # Hashes of all tokens and labels, computed once.
     self.data = {name: one.fingerprint() for name, one in self.hashed.items()}
     self.shapes = {
@@ -460,13 +455,24 @@ class _Loop:
     loss = "none, all steps were skipped" if values["loss"] is None else f"{values['loss']:.4f}"
     bar.set_postfix_str(f"loss {loss}, {known}{speed['tokens_per_second']:.0f} tokens/s")
 
-  def _evaluate(self, split: str, params: dict[str, Any]) -> evaluate.Evaluation:
-    """Evaluates parameters on one of the data sets of `judged`."""
-    groups, examples = self.judged[split].groups, self.judged[split].examples
-    both = score_outputs(
+  def shift(self) -> dict[str, Any]:
+    """Of the model that is served, at the end: {report: on the shifted data}; for an ensemble also
+    the figures of `separation`, whether its members disagree more on these than on held-out data.
+    """
+    params, network = self.served_params(), self.run.model.network
+    found = {"report": self._evaluate(SHIFTED, params).report}
+    if network.head.ensemble:
+      names = "heldout", SHIFTED
+      scores = [[outputs for _, outputs in self._scores(name, params)] for name in names]
+      found |= separation(scores, [self.judged[name] for name in names])
+    return found
+
+  def _scores(self, split: str, params: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`score_outputs` of one of the data sets of `judged`."""
+    return score_outputs(
       self.run.model.network,
       params,
-      groups,
+      self.judged[split].groups,
       mesh=self.run.mesh,
       packing=self.run.packing,
       shapes=self.shapes[split],
@@ -474,6 +480,10 @@ class _Loop:
       references=self.references.get(split),
       progress="held out" if split == "heldout" else split,
     )
+
+  def _evaluate(self, split: str, params: dict[str, Any]) -> evaluate.Evaluation:
+    """Evaluates parameters on one of the data sets of `judged`."""
+    examples, both = self.judged[split].examples, self._scores(split, params)
     scores = [
       outputs if e.kind == "attributes" else rewards
       for e, (rewards, outputs) in zip(examples, both, strict=True)

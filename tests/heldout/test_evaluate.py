@@ -166,3 +166,26 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_its_example():
   scores = [np.asarray([1.0, 0.0]), np.asarray([1.0, np.inf]), np.asarray([1.0, 0.0])]
   with pytest.raises(ValueError, match=r"c1: its scores are \[1.0, inf\]"):
     evaluate(scores, of("pair", (1.0, 0.0)))
+
+
+def ranked(i, truth, responses="abc"):
+  labels = tuple(float(len(responses) - k) for k in range(len(responses)))
+  return Example("p", tuple(responses), labels, "ranking", conversation=f"c{i}", truth=truth)
+
+
+def test_what_a_choice_gains_in_truth_is_above_a_random_one():
+  examples = [ranked(0, (4.0, 1.0, 1.0)), ranked(1, (0.0, 3.0, 6.0)), ranked(2, (2.0, 8.0, 5.0))]
+  scores = [np.array([2.0, 1, 0]), np.array([2.0, 1, 0]), np.array([1.0, 1, 0])]  # the last ties
+  gain = evaluate(scores, examples).report["gain"]
+  assert gain["value"] == pytest.approx((2 - 3 + 0) / 3)
+  assert gain["oracle"] == pytest.approx((2 + 3 + 3) / 3)
+  assert gain["n"] == 3
+  assert "above a random choice: -0.333" in summary_table(evaluate(scores, examples).report)
+
+
+def test_equal_truths_gain_nothing_whatever_their_mean_is_rounded_to():
+  examples = [ranked(i, (0.1, 0.1, 0.1)) for i in range(8)]
+  gain = evaluate([np.array([1.0, 1, 1])] * 8, examples).report["gain"]
+  assert gain["value"] == pytest.approx(0, abs=1e-15)
+  assert "gain" not in evaluate([np.array([1.0, 0, 2])], [ranked(0, None)]).report
+  assert "gain" not in evaluate([np.array([1.0, 0])], [example(0, "a", "b", (1.0, 0.0))]).report

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from rm_jax.api import RewardModel
 from rm_jax.batch.dataset import TokenDataset
+from rm_jax.data import formats
+from rm_jax.data.report import Report
+from rm_jax.heldout.evaluate import evaluate, summary_table
 from rm_jax.heldout.shift import member_variance, separation
 from rm_jax.train import loop
 from rm_jax.types import Example
@@ -90,16 +94,24 @@ def test_scores_that_are_not_finite_are_told(bad):
 
 
 @pytest.mark.slow
-def test_a_run_reports_it_and_refuses_what_has_no_members(llama_folder, tmp_path):
+def test_a_run_reports_on_shifted_data_and_an_ensemble_on_its_disagreement(llama_folder, tmp_path):
   config = small_config(llama_folder, steps=2)
   config.data.train = str(write_pairs(tmp_path / "train.jsonl", 24))
   config.data.heldout = "0.3"
   config.data.shifted = str(write_pairs(tmp_path / "other.jsonl", 12, seed=5))
-  with pytest.raises(ValueError, match=r"data\.shifted is .* expected an ensemble"):
-    loop.train(config, tmp_path / "one")
-  config.model.members = 3
+  config.model.frozen_layers = 1
+  shift = loop.train(config, tmp_path / "one")["heldout"]["shift"]
+  assert set(shift) == {"report"}
+  examples = formats.load(config.data.shifted, report=Report())
+  rows = [{"prompt": e.prompt, "response": r} for e in examples for r in e.responses]
+  scores_NK = RewardModel.from_pretrained(tmp_path / "one").score(rows).reshape(12, 2)
+  again = evaluate(list(scores_NK), examples).report
+  assert shift["report"]["loss"] == pytest.approx(again["loss"], abs=1e-5)
+  assert shift["report"]["accuracy"] == again["accuracy"]
+  assert "on data.shifted: accuracy" in summary_table(again | {"shift": shift})
+  config.model.members, config.model.frozen_layers = 3, 0
   shift = loop.train(config, tmp_path / "many")["heldout"]["shift"]
-  assert shift["shifted"]["n"] == 12
+  assert (shift["report"]["n"], shift["shifted"]["n"]) == (12, 12)
   assert shift["heldout"]["variance"] > 0
   low, high = shift["auroc"]["interval"]
   assert 0 <= low <= shift["auroc"]["value"] <= high <= 1

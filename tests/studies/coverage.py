@@ -48,6 +48,7 @@ COVERS = {
   "sources/*/best_length_rule": "paired",
   "baselines": "accuracy",
   "kendall": "lists/within kendall",
+  "gain": "values/mean",
   "auroc": "auroc",
   "auroc/best_rule": "disagreement/beyond",
   "solution_auroc/*": "auroc",
