@@ -32,7 +32,7 @@ import ml_collections
 from configs import base
 
 _PARTS = [
-  f"sources.{part}.test"  # as the published test files are named
+  f"sources.{part}.test"  # of a folder with files such as harmless-base.test.jsonl.gz
   for part in ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 ]
 MEASURES = (

@@ -11,7 +11,9 @@ choice.
 
 So that a run takes some 20 minutes on one core, beside another run on a second core, settings are
 compared on half of the training conversations. The group `SmolLM2 data` says what more of them
-give.
+give. In the group `SmolLM2 parts` validation data are of the parts trained on alone, so that their
+figures are not comparable: no checkpoint is chosen by them, and the held-out columns say how a
+model of some parts does on each.
 """
 
 from pathlib import Path
@@ -68,8 +70,9 @@ def get_config(path: str = "") -> ml_collections.ConfigDict:
 
 
 def only(*parts: str) -> dict:
-  """The fields that train on some parts and hold out all."""
-  return {f"data.sources.{part}.rate": float(n * (part in parts)) for part, n in PARTS.items()}
+  """The fields that train on some parts, hold out all, and take the last checkpoint."""
+  rates = {f"data.sources.{part}.rate": float(n * (part in parts)) for part, n in PARTS.items()}
+  return rates | {"train.best": ""}
 
 
 def at(rate: float, gate: float = 0.05) -> dict:
@@ -142,9 +145,9 @@ def sweep() -> dict[str, dict]:
   heads = {
     "SmolLM2/one head": {},
     "SmolLM2/one head balanced": balanced,
-    "SmolLM2/harmless alone": only(harmless) | {"train.epochs": 2.0},
-    "SmolLM2/helpful alone": only(*helpful),
     "SmolLM2 parts/all": {},
+    "SmolLM2 parts/harmless-base": only(harmless) | {"train.epochs": 2.0},
+    "SmolLM2 parts/helpful": only(*helpful),
     "SmolLM2 parts/helpful-base": only("helpful-base") | {"train.epochs": 2.0},
     "SmolLM2 parts/helpful-online": only("helpful-online") | {"train.epochs": 2.0},
     "SmolLM2 parts/rejection-sampled": only("helpful-rejection-sampled") | {"train.epochs": 2.0},

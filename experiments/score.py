@@ -24,11 +24,17 @@ from experiments.launch import (
 )
 from rm_jax.api import RewardModel
 from rm_jax.batch.tokens import Cut, cut_message
-from rm_jax.data.columns import check_first, parse_columns, renamed, texts_of_columns
+from rm_jax.data.columns import (
+  check_first,
+  check_meanings,
+  parse_columns,
+  renamed,
+  texts_of_columns,
+)
 from rm_jax.data.read import Row, read_rows
 from rm_jax.data.report import DataError, Report, RowError, shown
 from rm_jax.data.requests import COLUMNS as READS
-from rm_jax.data.requests import read_row
+from rm_jax.data.requests import SAME_MEANING, read_row
 from rm_jax.errors import InputError
 from rm_jax.losses.process import HOW
 
@@ -115,11 +121,13 @@ def mapping() -> dict[str, str]:
   """--columns, our column -> the file's.
 
   Raises:
-    DataError: it has another form, or names a column twice or one that scoring does not read.
+    DataError: it has another form, names a column twice or one that scoring does not read, or has
+      two that mean the same.
   """
   columns = parse_columns(COLUMNS.value, "--columns")
   if unknown := [name for name in columns if name not in READS]:
     raise DataError(f"--columns has {unknown[0]!r}; expected of {', '.join(READS)}")
+  check_meanings(columns, SAME_MEANING, "--columns")
   return columns
 
 
@@ -130,7 +138,8 @@ def asked(row: Row, origin: str) -> Row:
     DataError: the row lacks a column that --columns names.
   """
   try:
-    return renamed(row, mapping())
+    columns = mapping()
+    return renamed(row, columns, check_meanings(columns, SAME_MEANING))
   except RowError as error:
     raise DataError(f"{origin}: {error.reason}: {error.detail}") from error
 

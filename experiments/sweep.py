@@ -9,7 +9,8 @@ A study is a config file that has, beside `get_config()`:
   MEASURES, optional: the figures of the held-out report that the tables have, such as
     'kendall.value'; by default accuracy, or the loss where reports have no accuracy. Other parts of
     summary.json are named too: 'validation.accuracy', 'train.wall_seconds'. The table of a group
-    whose reports all lack a figure has no column for it.
+    whose reports all lack a figure has no column for it, and neither has any table for a figure
+    that no report has.
   SPLIT_BY_SEED, optional: True holds out other conversations with every seed. Otherwise, where
     data.heldout is a fraction, all runs hold out the same ones.
   pools(), optional -> {name: (setting, shifted data)}: ensembles, whose members are the runs of one
@@ -17,13 +18,16 @@ A study is a config file that has, beside `get_config()`:
 
 Runs that are complete are not run again, so that the same command resumes a study, and seeds or
 settings can be added. Settings with equal configs, in one group or several, have one run, in the
-folder of the first. If the folder holds a run of another config, the command stops with an error.
-Settings with the same frozen layers (model.frozen_layers) and data, one after another, run these
-layers once: the wall time of the first has it, that of the others does not.
+folder of the first, whichever of them are chosen. A run that cannot be learned (its updates are not
+finite) is reported at the end, and the others go on. If the folder holds a run of another config,
+the command stops with an error. Settings with the same frozen layers (model.frozen_layers) and
+data, one after another, run these layers once: the wall time of the first has it, that of the
+others does not.
 Intervals are over seeds; with --seeds=1 they are those of the single run's own report.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,6 +52,8 @@ from rm_jax.train import loop
 from rm_jax.train.datasets import load_data, load_shifted
 from rm_jax.train.fields import check_fields
 from rm_jax.workdir.folder import differences, resolve
+
+log = logging.getLogger(__name__)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plot.")
@@ -277,6 +283,29 @@ def find(runs: dict[str, list[dict]], measure: str) -> dict[str, dict[str, list[
   return out
 
 
+def known_measures(
+  runs: dict[str, list[dict]], measures: Sequence[str], *, asked: bool
+) -> tuple[str, ...]:
+  """The measures that reports have.
+
+  Args:
+    runs, measures: as `tabulate` takes them.
+    asked: whether these were asked for. If not, they are those of the config file, which may be of
+      parts that other data do not have, and one that no report has is left out, with a warning.
+
+  Raises:
+    InputError: as `tabulate`.
+  """
+  kept = []
+  for measure in measures:
+    if not asked and all(figure_of(x, measure) is None for xs in runs.values() for x in xs):
+      log.warning("no report has the figure %s: the table has no column for it", measure)
+      continue
+    find(runs, measure)
+    kept.append(measure)
+  return tuple(kept)
+
+
 def _compare(settings: dict[str, list[float]]) -> dict[str, dict]:
   base = next(iter(settings.values()))
   out = {}
@@ -364,23 +393,40 @@ def main() -> None:
   measures = MEASURES.value or study.measures
   runs: dict[str, list[dict]] = {name: [] for name in settings}
   bar = tqdm(plan, desc="sweep", unit="run")
+  # A setting that changes nothing against another one, whichever of them are chosen, is not run a
+  # second time: its figures are those of the first.
   first: dict[str, Path] = {}
+  for seed in range(SEEDS.value):
+    for name, changes in study.settings.items():
+      config = apply(base, changes, seed, split_by_seed=study.split_by_seed)
+      first.setdefault(config.to_json(sort_keys=True), workdir / name / str(seed))
   kept = KeptFeatures()
+  failed: dict[str, str] = {}
   for name, seed, config in bar:
     bar.set_postfix_str(f"{name}, seed {seed}")
-    # A setting that changes nothing against another one is not run a second time.
-    folder = first.setdefault(config.to_json(sort_keys=True), workdir / name / str(seed))
+    folder, own = first[config.to_json(sort_keys=True)], workdir / name / str(seed)
+    if not (folder / "config.json").exists() and (own / "config.json").exists():
+      folder = own  # begun by an earlier version, which looked at the chosen settings alone
     done = folder / "summary.json"
-    runs[name].append(read_json(done) if done.exists() else loop.train(config, folder, kept=kept))
-    if [len(summaries) for summaries in runs.values()] == [1] * len(runs):
-      for measure in measures:  # once all settings have run with one seed, not only at the end
-        find(runs, measure)
+    try:
+      found = read_json(done) if done.exists() else loop.train(config, folder, kept=kept)
+    except loop.NotFiniteError as error:  # a setting may be one at which nothing can be learned
+      failed[f"{name}, seed {seed}"] = str(error)
+      runs.pop(name, None)
+      continue
+    if name in runs:
+      runs[name].append(found)
+    if runs and [len(summaries) for summaries in runs.values()] == [1] * len(runs):
+      # Once all settings have run with one seed, and not only at the end.
+      measures = known_measures(runs, measures, asked=bool(MEASURES.value))
+  if not runs:
+    raise InputError("no run ended: " + "; ".join(f"{at}: {why}" for at, why in failed.items()))
   table = tabulate(runs, measures or usual(runs))
   write_json(workdir / "table.json", table)
   text = as_text(table, SEEDS.value)
   pools = {}
   for name, (setting, shifted) in study.pools.items():
-    if setting in settings:
+    if setting in runs:
       folders = [first[config.to_json(sort_keys=True)] for at, _, config in plan if at == setting]
       config = apply(base, settings[setting], 0)
       pools[name] = pool(config, folders, shifted)
@@ -390,6 +436,11 @@ def main() -> None:
   write_atomically(workdir / "table.md", text)
   draw(workdir / "table.png", table)
   print(text)
+  if failed:
+    raise InputError(
+      f"{workdir}/table.md is written, without the settings of which a run failed:\n  "
+      + "\n  ".join(f"{at}: {why}" for at, why in failed.items())
+    )
 
 
 if __name__ == "__main__":

@@ -126,23 +126,29 @@ def test_columns_of_other_names_are_scored_and_evaluated_and_the_output_keeps_th
   folder, model = saved
   source, output = tmp_path / "rows.csv", tmp_path / "scored.jsonl"
   source.write_text(
-    'q,answers,n\n7,"[{""t"": ""1""}, {""t"": ""2""}]",3\n8,"[{""t"": ""4""}, {""t"": 5}]",\n'
+    "q,response,answers,n\n"
+    '7,old,"[{""t"": ""1""}, {""t"": ""2""}]",3\n'
+    '8,old,"[{""t"": ""4""}, {""t"": 5}]",\n'
   )
-  columns = "--columns=prompt=q,response=answers.0.t"
+  # It stands in place of the file's `response`, which means the same.
+  columns = "--columns=prompt=q,completion=answers.0.t"
   flags = (f"--model={folder}", f"--input={source}", f"--output={output}")
   code, _, err = command("score", *flags, columns).finish()
   assert code == 0, err
   scored = [json.loads(line) for line in output.read_text().splitlines()]
   rewards = [row.pop("reward") for row in scored]
   assert scored == [
-    {"q": "7", "answers": [{"t": "1"}, {"t": "2"}], "n": 3},
-    {"q": "8", "answers": [{"t": "4"}, {"t": 5}], "n": None},
+    {"q": "7", "response": "old", "answers": [{"t": "1"}, {"t": "2"}], "n": 3},
+    {"q": "8", "response": "old", "answers": [{"t": "4"}, {"t": 5}], "n": None},
   ]
   asked = [{"prompt": "7", "response": "1"}, {"prompt": "8", "response": "4"}]
   np.testing.assert_allclose(rewards, model.score(asked), rtol=0, atol=1e-6)
   code, _, err = command("score", *flags, "--columns=prompt=q,chosen=n").finish()
   assert code == 1
   assert "error: --columns has 'chosen'; expected of prompt, response, completion, comp" in err
+  code, _, err = command("score", *flags, "--columns=prompt=q,response=a,completion=b").finish()
+  assert code == 1
+  assert "error: --columns has response and completion, which mean the same" in err
   source.write_text("q,a,b\n7,1,2\n8,3,4\n9,5,6\n")
   flags = (f"--model={folder}", f"--data={source}", f"--output={tmp_path / 'out'}")
   code, out, err = command("evaluate", *flags, "--columns=prompt=q,chosen=a,rejected=b").finish()

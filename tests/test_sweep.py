@@ -13,6 +13,7 @@ from rm_jax.data.report import Report
 from rm_jax.errors import InputError
 from rm_jax.storage.files import write_json
 from rm_jax.train.datasets import read_both
+from rm_jax.train.loop import NotFiniteError
 from rm_jax.workdir.folder import plain, resolve
 from tests.processes import command
 from tests.test_commands import train_flags
@@ -168,14 +169,25 @@ def test_a_study_of_another_form_is_refused(body, message, tmp_path):
     sweep.study_of(str(path))
 
 
-def planned(monkeypatch, tmp_path, settings, *, seeds=3, measures=None, report=None):
+def planned(
+  monkeypatch,
+  tmp_path,
+  settings,
+  *,
+  seeds=3,
+  measures=None,
+  report=None,
+  declared=(),
+  only=None,
+  fails=(),
+):
   """Runs the command's main on settings; the runs are not made, and their folders returned."""
-  study = sweep.Study(settings, (), {}, False)
+  study = sweep.Study(settings, declared, {}, False)
   monkeypatch.setattr(sweep, "study_of", lambda path: study)
   monkeypatch.setattr(sweep.config_flags, "get_config_filename", lambda flag: "study.py")
   monkeypatch.setattr(sweep.flags, "FLAGS", {"config": None})
   given = dict(
-    CONFIG=get_config(), WORKDIR=str(tmp_path), SEEDS=seeds, MEASURES=measures, ONLY=None, MESH=""
+    CONFIG=get_config(), WORKDIR=str(tmp_path), SEEDS=seeds, MEASURES=measures, ONLY=only, MESH=""
   )
   for name, value in given.items():
     monkeypatch.setattr(sweep, name, types.SimpleNamespace(value=value))
@@ -184,13 +196,20 @@ def planned(monkeypatch, tmp_path, settings, *, seeds=3, measures=None, report=N
   def train(config, folder, *, kept):
     made.append(folder)
     shared.add(kept)
+    if any(name in str(folder) for name in fails):
+      raise NotFiniteError("not finite")
+    folder.mkdir(parents=True)
+    write_json(folder / "summary.json", {"heldout": report})
     return {"heldout": report}
 
   monkeypatch.setattr(sweep.loop, "train", train)
-  with pytest.raises(InputError) as error:
+  said = ""
+  try:
     sweep.main()
+  except InputError as error:
+    said = str(error)
   assert len(shared) <= 1  # the frozen layers' output is one for all runs
-  return made, str(error.value)
+  return made, said
 
 
 def test_a_wrong_value_of_any_setting_stops_before_the_first_run(monkeypatch, tmp_path):
@@ -206,6 +225,33 @@ def test_a_measure_that_no_report_has_stops_after_the_first_seed(monkeypatch, tm
   made, said = planned(monkeypatch, tmp_path, settings, measures=["interval"], report=report)
   assert "'interval' is a number in no report; they have accuracy." in said
   assert made == [tmp_path / "a" / "0", tmp_path / "b" / "0"]
+
+
+def test_a_declared_measure_that_no_report_has_is_left_out(monkeypatch, tmp_path):
+  settings = {"a": {}, "b": {"loss.l2": 0.5}}
+  report = {"accuracy": 0.5, "interval": [0.25, 0.75]}
+  declared = ("accuracy", "sources.harmless.accuracy")
+  _, said = planned(monkeypatch, tmp_path, settings, declared=declared, report=report, seeds=1)
+  assert said == ""
+  assert list(json.loads((tmp_path / "table.json").read_text())[""]) == ["accuracy"]
+
+
+def test_a_setting_that_is_chosen_later_takes_the_run_of_its_equal(monkeypatch, tmp_path):
+  settings = {"x/base": {}, "y/plain": {}, "y/other": {"loss.l2": 0.5}}
+  options = dict(report={"accuracy": 0.5, "interval": [0.25, 0.75]}, seeds=1)
+  made, _ = planned(monkeypatch, tmp_path, settings, only=["y"], **options)
+  assert made == [tmp_path / "x/base/0", tmp_path / "y/other/0"]
+  made, _ = planned(monkeypatch, tmp_path, settings, **options)
+  assert made == []
+
+
+def test_a_run_that_cannot_be_learned_is_told_at_the_end(monkeypatch, tmp_path):
+  settings = {"a": {}, "b": {"loss.l2": 0.5}, "c": {"loss.l2": 0.25}}
+  options = dict(report={"accuracy": 0.5, "interval": [0.25, 0.75]}, seeds=2)
+  made, said = planned(monkeypatch, tmp_path, settings, fails=["b/1"], **options)
+  assert len(made) == 6
+  assert "without the settings of which a run failed:\n  b, seed 1: not finite" in said
+  assert set(json.loads((tmp_path / "table.json").read_text())[""]["accuracy"]) == {"a", "c"}
 
 
 @pytest.mark.slow

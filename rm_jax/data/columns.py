@@ -4,7 +4,7 @@ A mapping says, for each of our columns, which of the file's it is. The file's n
 'answers.0.text' is `text` of the first of `answers`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from rm_jax.data.report import DataError, RowError, shown
 from rm_jax.data.tables import TEXTS
@@ -63,11 +63,39 @@ def check_first(row: Mapping[str, object], columns: Mapping[str, str], origin: s
       ) from error
 
 
-def renamed(row: dict[str, object], columns: Mapping[str, str]) -> dict[str, object]:
+def check_meanings(
+  columns: Collection[str], same: Iterable[Collection[str]], where: str = "columns"
+) -> frozenset[str]:
+  """Our columns in place of which mapped ones are read, since they mean the same.
+
+  Args:
+    columns: ours, of a mapping.
+    same: collections of columns that mean the same, of which a row needs one.
+    where: the option's name in error messages.
+
+  Raises:
+    DataError: two mapped columns mean the same.
+  """
+  instead: set[str] = set()
+  for names in same:
+    mapped = [name for name in columns if name in names]
+    if len(mapped) > 1:
+      raise DataError(
+        f"{where} has {' and '.join(mapped)}, which mean the same; expected one of them"
+      )
+    if mapped:
+      instead.update(names)
+  return frozenset(instead.difference(columns))
+
+
+def renamed(
+  row: dict[str, object], columns: Mapping[str, str], instead: Collection[str] = ()
+) -> dict[str, object]:
   """A row under our names: the mapped columns, and all others of the row as they are.
 
   A column that is mapped, or of which a part is, is not in it under its own name. It replaces a
-  column of the file that has our name for it.
+  column of the file that has our name for it, and those of `instead`, which mean the same (see
+  `check_meanings`).
 
   Raises:
     RowError: missing_column, if the row lacks a mapped one.
@@ -76,6 +104,7 @@ def renamed(row: dict[str, object], columns: Mapping[str, str]) -> dict[str, obj
     return row
   found = {ours: value_of(row, theirs) for ours, theirs in columns.items()}
   used = {theirs if theirs in row else theirs.split(".")[0] for theirs in columns.values()}
+  used.update(instead)
   return {name: value for name, value in row.items() if name not in used} | found
 
 

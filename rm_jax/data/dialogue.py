@@ -116,12 +116,15 @@ def probability_of(value: object, column: str) -> float:
 def choice_of(value: object, known: dict, column: str, expected: str = "") -> object:
   """Looks a word or whole number up in `known`, which maps it to what it stands for.
 
-  A bool is refused: Python would find True under the key 1.
+  A bool is refused: Python would find True under the key 1. A float is read if it is whole, as
+  pandas writes whole numbers of a column that has gaps.
 
   Raises:
     RowError: out_of_range, if `value` is not a key of `known`. `expected` replaces the list of keys
       in the message.
   """
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
   if isinstance(value, bool) or not isinstance(value, int | str) or value not in known:
     expected = expected or "one of " + ", ".join(map(str, known))
     raise RowError("out_of_range", f"{column!r} is {shown(value)}; expected {expected}")

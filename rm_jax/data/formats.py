@@ -13,19 +13,30 @@ The formats themselves are in `pairs` (two responses), `feedback` (all other kin
 `published` (data sets and libraries with columns of their own).
 """
 
+import collections
+import contextlib
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from rm_jax.data.columns import Given, check_first, parse_columns, renamed, texts_of_columns
+from rm_jax.data.columns import (
+  Given,
+  check_first,
+  check_meanings,
+  parse_columns,
+  renamed,
+  texts_of_columns,
+)
 from rm_jax.data.read import File, Row, files, read_file
 from rm_jax.data.report import DataError, Report, RowError
 from rm_jax.types import Example
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_VOTES = 16  # rows of a file's beginning that decide its format
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,6 +120,12 @@ def detect(row: Row, mapped: Collection[str] = ()) -> Format | None:
   return None
 
 
+def _same_meaning() -> list[tuple[str, ...]]:
+  """Columns of which a format needs one: they mean the same."""
+  needs = (need for f in FORMATS.values() for need in f.needs if "|" in need)
+  return [tuple(need.split("|")) for need in dict.fromkeys(needs)]
+
+
 def _asked(mapped: Collection[str]) -> list[Format]:
   """The formats that may be detected in rows with these mapped columns."""
   return [f for f in FORMATS.values() if not f.by_name and f.reads.issuperset(mapped)]
@@ -141,12 +158,7 @@ def check_columns(given: Given, format: str = "auto", where: str = "columns") ->
         f"{where}: {who} {name!r}{hint}. Expected our column = the file's, ours being "
         + (f"of {', '.join(sorted(known))}" if fmt else "one of those in docs/data.md, as prompt")
       )
-  for need in {need for f in FORMATS.values() for need in f.needs if "|" in need}:
-    same = [name for name in columns if name in need.split("|")]
-    if len(same) > 1:
-      raise DataError(
-        f"{where} has {' and '.join(same)}, which mean the same; expected one of them"
-      )
+  check_meanings(columns, _same_meaning(), where)
   if not fmt and not _asked(columns):
     raise DataError(
       f"{where}: no format reads {', '.join(columns)} together; expected the columns of one format "
@@ -169,9 +181,11 @@ def load(
   Args:
     path: a file, a folder or a hub id; see `rm_jax.data.read.ACCEPTED`.
     report: counts rows and drops; `Report(strict=True)` raises at the first bad row.
-    format: a name in `FORMATS`, or 'auto', which gives each file the format of its first good row.
+    format: a name in `FORMATS`, or 'auto', which gives each file the format of most of its first
+      16 rows.
     source: the examples' `source`; by default the hub id, or each file's name without suffixes
-      and shard number.
+      and shard number. Where files in several folders below `path` have one name, these folders are
+      part of it, as in 'harmless-base/test'.
     limit: the reading stops after this many examples.
     columns: our column -> the file's, where the file has other names; see `check_columns`.
 
@@ -187,9 +201,10 @@ def load(
   mapping = check_columns(columns, format)
   found = files(path, report)
   examples: list[Example] = []
-  for file in found:
-    name = source or _source(path, file)
-    for example in _examples(file, FORMATS.get(format), report, mapping):
+  names = _sources(path, found)
+  for file, name in zip(found, names, strict=True):
+    name = source or name
+    for example in _examples(file, FORMATS.get(format), report, mapping, limit):
       examples.append(dataclasses.replace(example, source=name))
       if len(examples) == limit:
         return examples
@@ -199,20 +214,27 @@ def load(
 
 
 def _examples(
-  file: File, fmt: Format | None, report: Report, columns: Mapping[str, str]
+  file: File,
+  fmt: Format | None,
+  report: Report,
+  columns: Mapping[str, str],
+  limit: int | None = None,
 ) -> Iterator[Example]:
   """Yields the examples of one file; `fmt` None means that the format is detected."""
-  first = True
-  for origin, row in read_file(file, report, texts_of_columns(columns)):
-    if first:
-      check_first(row, columns, origin)
-      _check_needs(origin, renamed(row, columns), fmt, columns)
-      first = False
-    # The file's format stays undecided until a row converts: a bad first row might look like
-    # another format, and all good rows would then be dropped.
+  instead = check_meanings(columns, _same_meaning())
+  rows = read_file(file, report, texts_of_columns(columns))
+  # With a limit no more rows are read ahead than may be kept.
+  ahead = list(itertools.islice(rows, min(_VOTES, limit or _VOTES)))
+  for origin, row in ahead[:1]:
+    check_first(row, columns, origin)
+    _check_needs(origin, renamed(row, columns, instead), fmt, columns)
+  fmt = fmt or _voted(ahead, columns, instead)
+  for origin, row in itertools.chain(ahead, rows):
+    # The file's format stays undecided until a row converts: a bad row might look like another
+    # format, and all good rows would then be dropped.
     candidate = fmt
     try:
-      row = renamed(row, columns)
+      row = renamed(row, columns, instead)
       candidate = fmt or detect(row, columns)
       example = _convert(candidate, row, origin, columns)
     except RowError as error:
@@ -220,6 +242,36 @@ def _examples(
       continue
     fmt = candidate
     yield example
+
+
+def check_mapped(path: str | os.PathLike, columns: Given) -> None:
+  """Checks that the first row of every file at a path has the columns that a mapping names.
+
+  Raises:
+    DataError: one has not; or as `read_rows`.
+  """
+  mapping = parse_columns(columns)
+  for file in files(path, Report()) if mapping else ():
+    for origin, row in itertools.islice(read_file(file, Report(), texts_of_columns(mapping)), 1):
+      check_first(row, mapping, origin)
+
+
+def _voted(
+  rows: Sequence[tuple[str, Row]], columns: Mapping[str, str], instead: Collection[str]
+) -> Format | None:
+  """The format that most of the rows are detected as and convert by; None if none converts.
+
+  A single row may look like another format: an answer that begins with the words of its question
+  looks like a whole conversation. Of formats with as many rows it is the earlier one.
+  """
+  votes: collections.Counter[str] = collections.Counter()
+  for origin, row in rows:
+    with contextlib.suppress(RowError):
+      row = renamed(row, columns, instead)
+      if fmt := detect(row, columns):
+        fmt.convert(row, origin)
+        votes[fmt.name] += 1
+  return FORMATS[votes.most_common(1)[0][0]] if votes else None
 
 
 def _convert(fmt: Format | None, row: Row, origin: str, columns: Collection[str]) -> Example:
@@ -274,15 +326,27 @@ def _known() -> str:
   return ", ".join(FORMATS)
 
 
-def _source(path: str | os.PathLike, file: File) -> str:
-  """The default source of a file's examples: the hub id, or the file's name without its endings."""
+def _sources(path: str | os.PathLike, found: Sequence[File]) -> list[str]:
+  """The default source of each file's examples: see `load`."""
   text = os.fspath(path)
   if not os.path.exists(os.path.expanduser(text)):
-    return text  # a hub id
-  name = file.path.name
-  for suffix in (".gz", ".jsonl", ".json", ".csv", ".tsv", ".parquet"):
-    name = name.removesuffix(suffix)
-  return _SHARD.sub("", name)
+    return [text] * len(found)  # a hub id
+  names, folders = [], [file.path.parent for file in found]
+  for file in found:
+    name = file.path.name
+    for suffix in (".gz", ".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+      name = name.removesuffix(suffix)
+    names.append(_SHARD.sub("", name))
+  homes: dict[str, set] = {}
+  for name, folder in zip(names, folders, strict=True):
+    homes.setdefault(name, set()).add(folder)
+  if all(len(home) == 1 for home in homes.values()):
+    return names
+  top = os.path.commonpath(folders)
+  return [
+    (folder.relative_to(top) / name).as_posix() if len(homes[name]) > 1 else name
+    for name, folder in zip(names, folders, strict=True)
+  ]
 
 
 def split(

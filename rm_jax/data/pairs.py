@@ -144,13 +144,26 @@ def _example(prompt: Text, chosen: Text, rejected: Text, row: Row, origin: str) 
     responses=(chosen, rejected),
     labels=labels,
     kind="pair",
-    margin=None if row.get("margin") is None else number_of(row["margin"], "margin"),
+    margin=_margin_of(row),
     weight=weight_of(row),
     origin=origin,
     conversation=conversation_of(prompt),
     pairs=pairs,
     ties=ties,
   )
+
+
+def _margin_of(row: Row) -> float | None:
+  if row.get("margin") is None:
+    return None
+  margin = number_of(row["margin"], "margin")
+  if margin < 0:
+    raise RowError(
+      "out_of_range",
+      f"'margin' is {margin}; expected by how much 'chosen' should win, which is not negative. If "
+      "its sign says which of the two is better, put the better one into 'chosen'",
+    )
+  return margin
 
 
 def pair_example(

@@ -21,6 +21,8 @@ _COLUMNS = {
   "response": ("response", "completion"),
   "steps": ("completions", "steps"),
 }
+# Columns that say what is judged, of which a row has one.
+SAME_MEANING = (tuple(name for names in _COLUMNS.values() for name in names),)
 # All columns that `read_row` reads.
 COLUMNS = ("prompt", *(name for names in _COLUMNS.values() for name in names))
 _EXPECTED = {

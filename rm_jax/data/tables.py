@@ -32,6 +32,8 @@ _BOOLS = {"True": True, "TRUE": True, "False": False, "FALSE": False}
 _ROLE = {"role", "content"}
 _MESSAGES = (_ROLE, {"from", "value"})
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes
+# What pandas writes to CSV of a list of messages.
+_PYTHON = re.compile(r"\s*\[?\s*\{'(?:role|content|from|value)': ")
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 _LARGEST = 2**30  # Characters of a field. The csv module's own limit is 131,072, less than a book.
 
@@ -94,12 +96,18 @@ def cell_of(cell: str, text: bool) -> object:
   """What a cell stands for; `text` says whether its column holds texts. See the module.
 
   Raises:
-    RowError: duplicate_key, in an object.
+    RowError: duplicate_key, in an object; wrong_type, for messages as Python prints them, which
+      would be trained on as a text.
   """
   if text:
     value = _json(cell) if cell.lstrip().startswith(("[", "{")) else None
     some = value if isinstance(value, list) else [value]
     if not some or not all(map(_is_message, some)):
+      if value == cell and _PYTHON.match(cell):
+        raise RowError(
+          "wrong_type",
+          f"{shown(cell)} is messages as Python prints them; expected them as json.dumps does",
+        )
       return cell
     return some if some[0].keys() >= _ROLE else value
   if not cell.strip():

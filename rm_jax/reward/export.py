@@ -103,6 +103,11 @@ def export(
     record["head_tensors"] = clients.packed_tensors(own)
     config |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
   limits = list(_limits(model, kinds))
+  if mix is None and len(head.attributes) > 1 and np.ptp(head.mix) == 0:
+    limits.append(
+      f"its reward weighs {', '.join(head.attributes)} alike, by {head.mix[0]:.3g} each, as "
+      "model.mix does where it is not set; mix={attribute: weight} sets other weights"
+    )
   if not hasattr(model.tokenizer, "backend_tokenizer"):
     limits.append(
       "its tokenizer is no fast one, and is written as it is: without the EOS, BOS and date that "
@@ -137,7 +142,7 @@ def _language_model(
   The tokenizer is the model's own, since one that ends every text in EOS could not begin to write.
   """
   if mix is not None:
-    raise InputError(f"mix weighs {', '.join(mix)}; the model's attributes are none")
+    raise InputError(f"mix weighs {', '.join(map(str, mix))}; the model's attributes are none")
   network = model.network
   if lora := network.lora:
     params = unflatten_dict(merged(flatten_dict(params, sep="/"), lora), sep="/")
@@ -165,19 +170,27 @@ def _declared_mix(head: HeadConfig, params: dict, mix: Mapping[str, float] | Non
         "(model.gate), for which a Hugging Face folder has no place; expected mix={attribute: "
         "weight}, or use the run's workdir, which RewardModel.from_pretrained reads"
       )
-    return (
-      dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
-      if head.attributes
-      else head
-    )
+    if not head.attributes:
+      return head
+    return dataclasses.replace(head, mix=np.asarray(params["head"]["mix"]).tolist())
   if not head.attributes or set(mix) != set(head.attributes):
+    given = ", ".join(map(str, mix)) or "nothing"
     raise InputError(
-      f"mix weighs {', '.join(mix) or 'nothing'}; the model's attributes are {names or 'none'}: "
-      "expected a weight for each of them"
+      f"mix weighs {given}; the model's attributes are {names or 'none'}: expected a weight for "
+      "each of them"
     )
-  weights = [float(mix[name]) for name in head.attributes]
-  if not np.isfinite(weights).all() or not any(weights):
-    raise InputError(f"mix is {dict(mix)}; expected finite weights that are not all 0")
+  given = [mix[name] for name in head.attributes]
+  try:
+    # As the head has them: of a float64 they may be 0 or infinite.
+    with np.errstate(over="ignore"):
+      weights = np.asarray(given, np.float64).astype(np.float32)
+  except (TypeError, ValueError):
+    raise InputError(f"mix is {dict(mix)}; expected a number for each attribute") from None
+  if weights.shape != (len(given),) or not np.isfinite(weights).all() or not weights.any():
+    raise InputError(
+      f"mix is {dict(mix)}; expected finite weights that are not all 0, as float32 has them"
+    )
+  weights = [float(weight) for weight in given]
   return dataclasses.replace(head, mix=weights, gate=False)
 
 

@@ -6,7 +6,7 @@ beside the latest checkpoints, from which the run resumes. What is known of earl
 read from metrics.jsonl, so that a resumed run chooses as one that was never interrupted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ def measured(report: dict[str, Any], measure: str) -> float | None:
     figures because scores are not finite (`not_finite` counts their examples).
 
   Raises:
-    InputError: the report has no such figure.
+    InputError: the report has no such figure, or what it has is no figure but has some.
   """
   if report.get("not_finite"):
     return None
-  if not figures.look_up(report, measure):
+  found = figures.look_up(report, measure)
+  if not found or any(isinstance(part, Mapping) and "value" not in part for part, _ in found):
     known = ", ".join(figures.names(report))
     raise InputError(f"train.best is {measure!r}; the validation data's report has {known}")
   value = figures.number(report, measure)

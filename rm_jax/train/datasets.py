@@ -22,6 +22,7 @@ from rm_jax.errors import InputError
 from rm_jax.losses import asks_for_baseline
 from rm_jax.pretrained.config import is_classifier
 from rm_jax.reward.setup import TextModel
+from rm_jax.storage.files import expanded
 from rm_jax.storage.remote import local
 from rm_jax.train.parse import parse_loss, uses_ties
 from rm_jax.types import KINDS, Example
@@ -174,6 +175,26 @@ def _read_sources(config: Any, report: Report) -> tuple[list[Example], dict[str,
       f"data.sources: {', '.join(given)} have a rate and the others have not; give all one, or none"
     )
   return examples, rates
+
+
+def check_mapped(config: Any) -> None:
+  """Checks that local data have the columns that `data.columns` maps, before anything is read.
+
+  Data of other places are checked as they are read.
+
+  Raises:
+    DataError: as `formats.check_mapped`.
+  """
+  data, common = config.data, config.data.get("columns")
+  asked = [(data.train, common), (data.get("shifted", ""), common)]
+  if _share(config) is None:
+    asked.append((str(data.heldout), common))
+  for source in data.sources.values():
+    if hasattr(source, "get"):  # what is wrong with another one `_read_sources` says
+      asked.append((source.get("path"), source.get("columns") or common))
+  for path, columns in asked:
+    if columns and isinstance(path, str) and path and expanded(path).exists():
+      formats.check_mapped(path, columns)
 
 
 def parse_objectives(text: str, attributes: Sequence[str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from rm_jax.storage.files import read_lines, write_json
 from rm_jax.storage.remote import refuse
 from rm_jax.train import text_penalty
 from rm_jax.train.best import SPLIT, Best, measured
-from rm_jax.train.datasets import data_summary, load_data, load_shifted
+from rm_jax.train.datasets import check_mapped, data_summary, load_data, load_shifted
 from rm_jax.train.fields import check_fields
 from rm_jax.train.progress import Clock, Signals
 from rm_jax.train.run import Run, plan_shapes
@@ -76,6 +76,7 @@ def train(config: Any, workdir: str | Path, *, kept: KeptFeatures | None = None)
   refuse(workdir, "--workdir")
   check_fields(config)
   workdir = Path(workdir)
+  check_mapped(config)
   mesh = make_mesh(config.mesh)
   check_place(workdir)
   model = build_model(config, mesh, earlier=earlier_record(workdir))

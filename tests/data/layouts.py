@@ -660,6 +660,16 @@ FORMS = [
     {"system": "", "input": "Q", "chosen": "good", "rejected": "bad", "generations": ["x"]},
     pair(),
   ),
+  (
+    "orca_dpo",
+    {"input": "Q", "chosen": "good", "rejected": "bad", "status": "swapped", "rating": [9, 5]},
+    pair(),
+  ),
+  (
+    "orca_dpo",
+    {"input": "Q", "chosen": "good", "rejected": "bad", "status": "tie", "rating": [8, 8]},
+    pair(labels=(0.0, 0.0), ties=TIED),
+  ),
   ("alpaca", {"instruction": "", "input": "Q", "chosen": "good", "rejected": "bad"}, pair()),
   ("webgpt", LAYOUTS["webgpt"].row | {"score_0": 0.0, "score_1": 0.0}, None),
   ("helpsteer3", LAYOUTS["helpsteer3"].row | {"overall_preference": 0}, None),

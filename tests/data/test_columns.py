@@ -9,7 +9,7 @@ from configs.base import get_config
 from rm_jax.data.columns import parse_columns, value_of, with_value
 from rm_jax.data.formats import check_columns, load
 from rm_jax.data.report import DataError, Report, RowError
-from rm_jax.train import datasets
+from rm_jax.train import datasets, loop
 from rm_jax.train.fields import check_fields
 from rm_jax.workdir import folder
 
@@ -203,3 +203,47 @@ def test_a_value_is_set_where_its_column_is():
   assert value_of(row, "c.d.1") == 2  # the row itself is unchanged
   with pytest.raises(RowError, match="expected '2' in it"):
     with_value(row, "c.d.2", 5)
+
+
+@pytest.mark.parametrize(
+  ("row", "columns", "labels", "response"),
+  [
+    ({"completion": "OLD", "answer": "NEW", "label": True}, "response=answer", (1.0,), "NEW"),
+    ({"response": "OLD", "answer": "NEW", "label": True}, "completion=answer", (1.0,), "NEW"),
+    (
+      {"responses": ["a", "b"], "scores": [0, 9], "place": [1, 2]},
+      "ranks=place",
+      (-1.0, -2.0),
+      "a",
+    ),
+    (
+      {"responses": ["a", "b"], "comparisons": [[0, 1, 0]], "s": [2, 1]},
+      "scores=s",
+      (2.0, 1.0),
+      "a",
+    ),
+  ],
+)
+def test_a_mapped_column_stands_in_place_of_what_means_the_same(
+  row, columns, labels, response, tmp_path
+):
+  path = _file(tmp_path / "a.jsonl", {"prompt": "Q"} | row)
+  (example,) = load(path, report=Report(), columns=columns)
+  assert (example.labels, example.responses[0]) == (labels, response)
+
+
+def test_every_file_is_looked_at_before_anything_is_read(tmp_path):
+  c = get_config()
+  good, bad = _file(tmp_path / "a.jsonl", ROW), _file(tmp_path / "b.jsonl", {"prompt": "Q"})
+  c.data.sources = {
+    "one": {"path": str(good), "columns": PAIR},
+    "two": {"path": str(bad), "columns": PAIR},
+  }
+  message = r"b\.jsonl:1: columns maps 'prompt' to 'question'"
+  with pytest.raises(DataError, match=message):
+    datasets.check_mapped(c)
+  c.model.pretrained = "/nowhere"  # it is not even looked for
+  with pytest.raises(DataError, match=message):
+    loop.train(c, tmp_path / "run")
+  c.data.sources = {"one": {"path": str(good), "columns": PAIR}}
+  datasets.check_mapped(c)

@@ -422,3 +422,35 @@ def test_a_new_format_plugs_in(tmp_path, monkeypatch):
   assert examples[0].labels == (0.0, 1.0)
   with pytest.raises(ValueError, match="'labelled' is registered already"):
     register("labelled", needs=())(_labelled)
+
+
+def test_most_rows_choose_and_not_one_that_echoes_its_question(tmp_path):
+  echo = {"question": "France", "chosen": "France is in Europe.", "rejected": "France is in Asia."}
+  plain = {"system": "S", "question": "Q", "chosen": "good", "rejected": "bad"}
+  path = _file(tmp_path / "a.jsonl", echo, *[plain | {"question": f"Q{i}"} for i in range(9)])
+  report = Report()
+  found = load(path, report=report)
+  assert len(found) == 10
+  assert found[0].prompt == (user("France"),)
+  assert found[1].prompt[0]["content"] == "S"
+  assert len(load(path, report=Report(), limit=3)) == 3
+
+
+def test_a_margin_that_says_who_is_better_by_its_sign_is_refused():
+  row = {"prompt": "Q", "chosen": "a", "rejected": "b", "margin": -3}
+  with pytest.raises(RowError, match=r"'margin' is -3.0; expected .* not negative"):
+    FORMATS["pair"].convert(row, "f:1")
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+  for part in ("harmless", "helpful"):
+    for split in ("train", "test"):
+      (tmp_path / "hh" / part).mkdir(parents=True, exist_ok=True)
+      row = {"prompt": part, "chosen": "a", "rejected": "b"}
+      _file(tmp_path / "hh" / part / f"{split}.jsonl", row)
+  _file(tmp_path / "hh" / "more.jsonl", {"prompt": "P", "chosen": "a", "rejected": "b"})
+  assert [e.source for e in load(tmp_path / "hh", report=Report())] == [
+    *("harmless/test", "harmless/train", "helpful/test", "helpful/train", "more")
+  ]
+  (only,) = {e.source for e in load(tmp_path / "hh" / "helpful" / "test.jsonl", report=Report())}
+  assert only == "test"

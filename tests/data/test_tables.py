@@ -1,6 +1,7 @@
 """CSV and TSV: every row is read or counted, and a cell stands for what its column holds."""
 
 import csv
+import dataclasses
 import gzip
 import json
 
@@ -8,8 +9,9 @@ import pytest
 
 from rm_jax.data.formats import load
 from rm_jax.data.read import read_rows
-from rm_jax.data.report import DataError, Report
+from rm_jax.data.report import DataError, Report, RowError
 from rm_jax.data.tables import cell_of
+from tests.data.layouts import LAYOUTS
 
 
 def _read(path, data, **options):
@@ -197,3 +199,40 @@ def test_csv_beside_other_data_is_not_read(tmp_path):
   report = Report()
   assert [row["t"] for _, row in read_rows(tmp_path, report)] == [3]
   assert report.unread == [f"{tmp_path}/a.csv", f"{tmp_path}/b.tsv"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_every_layout_is_read_from_tables_as_from_json(name, ending, tmp_path):
+  layout, path = LAYOUTS[name], tmp_path / f"a.{ending}"
+  cells = [
+    "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    for value in layout.row.values()
+  ]
+  with path.open("w", newline="") as file:
+    rows = csv.writer(file, delimiter="\t" if ending == "tsv" else ",")
+    rows.writerow(layout.row)
+    rows.writerow(cells)
+  (found,) = load(path, report=Report(), format=name if layout.by_name else "auto")
+  assert dataclasses.replace(found, source="", origin="f:1") == layout.expected
+
+
+def test_no_history_and_no_outputs_in_a_table(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_text('instruction,input,chosen,rejected,history\nQ,,a,b,\nR,,a,b,"[[""x"",""y""]]"\n')
+  found = load(path, report=Report())
+  assert [len(e.prompt) for e in found] == [1, 3]
+
+
+@pytest.mark.parametrize(
+  "cell",
+  [
+    "[{'role': 'user', 'content': 'Q'}]",
+    "[{'content': 'Q', 'role': 'user'}\n {'content': 'a', 'role': 'assistant'}]",
+    "{'from': 'gpt', 'value': 'a'}",
+  ],
+)
+def test_messages_as_python_prints_them_are_no_text(cell):
+  with pytest.raises(RowError, match="messages as Python prints them"):
+    cell_of(cell, True)
+  assert cell_of("{'a': 1} is a dict", True) == "{'a': 1} is a dict"

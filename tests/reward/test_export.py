@@ -10,12 +10,14 @@ from flax.traverse_util import unflatten_dict
 
 from rm_jax import RewardModel
 from rm_jax.batch.tokenise import HH_TEMPLATE
+from rm_jax.errors import InputError
+from rm_jax.models.config import HeadConfig
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.clients import client_config
 from rm_jax.pretrained.config import backbone_config
 from rm_jax.pretrained.hf import export_params
 from rm_jax.pretrained.source import RECORD, load_tokenizer, save_folder
-from rm_jax.reward.export import PAD, export
+from rm_jax.reward.export import PAD, _declared_mix, export
 from rm_jax.reward.setup import build_model, init_params
 from tests.clients.exports import DATED, LLAMA3_ROPE
 from tests.conftest import BERT, CHAT, LLAMA, decoder_tokenizer, encoder_tokenizer
@@ -300,6 +302,10 @@ def test_what_the_files_cannot_say_is_named(tmp_path):
   assert "conversations longer than 512 tokens are cut by whole turns" in limit
   mean = exported(modelled(tmp_path / "c", decoder_tokenizer(chat=None), pooling="mean")).limits
   assert "the mean over a response" in mean[0]
+  two = modelled(tmp_path / "e", decoder_tokenizer(chat=None), attributes=("a", "b"))
+  (limit,) = exported(two).limits
+  assert "weighs a, b alike, by 0.5 each, as model.mix does where it is not set" in limit
+  assert exported(two, mix={"a": 1.0, "b": 0.0}).limits == ()
   bert = exported(modelled(tmp_path / "d", encoder_tokenizer(), BERT, chat_template="hh"))
   assert "pairs longer than 256 tokens" in bert.limits[0]
   assert "messages become a pair" in bert.limits[1]
@@ -350,3 +356,15 @@ def test_a_damaged_record_is_named_in_training_too(head, tmp_path):
   c.model.pretrained = str(tmp_path / "saved")
   with pytest.raises(ValueError, match=r"rm_jax\.json: head"):
     build_model(c)
+
+
+def test_weights_that_the_head_cannot_have_are_refused():
+  head = HeadConfig(outputs=2, attributes=("a", "b"), mix=(0.5, 0.5))
+  learned = {"head": {"mix": np.asarray([0.25, 0.75], np.float32)}}
+  assert _declared_mix(head, learned, None).mix == (0.25, 0.75)
+  assert _declared_mix(head, learned, {"b": 2, "a": 1}).mix == (1.0, 2.0)
+  for mix in ({"a": 1e-50, "b": 0}, {"a": 1e300, "b": 0}, {"a": "x", "b": 1}, {"a": None, "b": 1}):
+    with pytest.raises(InputError, match=r"expected (?:finite weights|a number for each)"):
+      _declared_mix(head, learned, mix)
+  with pytest.raises(InputError, match=r"mix weighs 1, 2; the model"):
+    _declared_mix(head, learned, {1: 1.0, 2: 2.0})

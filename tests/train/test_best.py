@@ -232,6 +232,8 @@ def test_a_measure_is_larger_where_it_is_better():
   assert measured(report, "kendall") is None
   with pytest.raises(InputError, match=r"'acuracy'.* has accuracy, loss, sources.a.loss"):
     measured(report, "acuracy")
+  with pytest.raises(InputError, match=r"'sources.a'.* has accuracy, loss, sources.a.loss"):
+    measured(report, "sources.a")
 
 
 def test_scores_that_are_not_finite_have_no_measure(tmp_path):

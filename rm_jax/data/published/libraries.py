@@ -12,6 +12,7 @@ from rm_jax.data.published.texts import (
   names_of,
   system_of,
   turns_of,
+  unpacked,
 )
 from rm_jax.data.read import Row
 from rm_jax.data.report import RowError, shown
@@ -31,7 +32,7 @@ def _alpaca_prompt(row: Row) -> Chat:
     found = "'instruction' and 'input' are without text"
     raise RowError("empty_prompt", f"{found}; expected text in one of them")
   earlier: list[Message] = []
-  history = row.get("history")
+  history = unpacked(row.get("history"))
   if not isinstance(history, list | None):
     raise RowError(
       "wrong_type", f"'history' is {shown(history)}; expected [question, answer] lists"
@@ -77,13 +78,13 @@ def _alpaca(row: Row, origin: str) -> Example:
 @register(
   "alpaca_outputs",
   needs=("instruction", "output"),
-  looks=lambda row: isinstance(row["output"], list),
+  looks=lambda row: isinstance(unpacked(row["output"]), list),
   optional=_ALPACA,
   last=True,
 )
 def _alpaca_outputs(row: Row, origin: str) -> Example:
   """Older preferences of LLaMA-Factory: `output` is [better answer, worse answer]."""
-  outputs = row["output"]
+  outputs = unpacked(row["output"])
   if not isinstance(outputs, list) or len(outputs) != 2:
     found = f"'output' is {shown(outputs)}"
     raise RowError("wrong_type", f"{found}; expected [better answer, worse answer]")
@@ -114,17 +115,18 @@ def _looks_like_orca(row: Row) -> bool:
   "orca_dpo",
   needs=("question|input", "chosen", "rejected"),
   looks=_looks_like_orca,
-  optional=("system",),
+  optional=("system", "status"),
 )
 def _orca_dpo(row: Row, origin: str) -> Example:
   """Intel's orca_dpo_pairs, and argilla's version of it, which calls the question `input`.
 
-  `chosen` is the better answer, `system` an optional system message.
+  `chosen` is the better answer, `system` an optional system message. Where argilla's `status` is
+  'tie' the two were rated alike; where it is 'swapped' the columns have been swapped already.
   """
   name = "question" if row.get("question") is not None else "input"
   prompt = asked(row.get(name), name, row.get("system"))
   sides = answered(row["chosen"], "chosen"), answered(row["rejected"], "rejected")
-  return pair_example(row, origin, prompt, sides, 1.0)
+  return pair_example(row, origin, prompt, sides, 0.0 if row.get("status") == "tie" else 1.0)
 
 
 def _is_turn(value: object) -> bool:

@@ -6,7 +6,14 @@ from rm_jax.data.dialogue import check_prompt, choice_of, messages_of, number_of
 from rm_jax.data.feedback import answer_of, example_of, win_rates
 from rm_jax.data.formats import register
 from rm_jax.data.pairs import pair_example
-from rm_jax.data.published.texts import answered, asked, dicts_of, helpsteer_prompt, names_of
+from rm_jax.data.published.texts import (
+  answered,
+  asked,
+  dicts_of,
+  helpsteer_prompt,
+  names_of,
+  unpacked,
+)
 from rm_jax.data.read import Row
 from rm_jax.data.report import RowError, shown
 from rm_jax.types import Example
@@ -180,7 +187,7 @@ def _webgpt(row: Row, origin: str) -> Example:
   if not -1 <= scores[0] <= 1 or abs(sum(scores)) > 1e-6:
     found = f"'score_0' is {scores[0]} and 'score_1' {scores[1]}"
     raise RowError("out_of_range", f"{found}; expected numbers in [-1, 1] whose sum is 0")
-  question = row["question"]
+  question = unpacked(row["question"])
   if not isinstance(question, dict):
     raise RowError("wrong_type", f"'question' is {shown(question)}; expected {{full_text}}")
   prompt = asked(question.get("full_text"), "question.full_text")

@@ -23,6 +23,7 @@ from rm_jax.data.published.texts import (
   helpsteer_prompt,
   names_of,
   question_of,
+  unpacked,
 )
 from rm_jax.data.read import Row
 from rm_jax.data.report import RowError, shown
@@ -132,7 +133,7 @@ def _nectar(row: Row, origin: str) -> Example:
 
 
 def _looks_like_rewardbench2(row: Row) -> bool:
-  sides = row["chosen"], row["rejected"]
+  sides = unpacked(row["chosen"]), unpacked(row["rejected"])
   return all(isinstance(s, list) and s and all(isinstance(x, str) for x in s) for s in sides)
 
 
@@ -147,7 +148,7 @@ def _rewardbench2(row: Row, origin: str) -> Example:
   Each chosen response is better than each rejected one. Several chosen ones, as in the subset Ties,
   are tied, and so are the rejected ones.
   """
-  groups = row["chosen"], row["rejected"]
+  groups = unpacked(row["chosen"]), unpacked(row["rejected"])
   if not _looks_like_rewardbench2(row):
     found = f"'chosen' is {shown(groups[0])} and 'rejected' {shown(groups[1])}"
     raise RowError("wrong_type", f"{found}; expected lists of texts, neither empty")

@@ -5,7 +5,7 @@ import re
 from rm_jax.data.dialogue import choice_of, text_of
 from rm_jax.data.feedback import step_example
 from rm_jax.data.formats import register
-from rm_jax.data.published.texts import dicts_of, names_of, question_of
+from rm_jax.data.published.texts import dicts_of, names_of, question_of, unpacked
 from rm_jax.data.read import Row
 from rm_jax.data.report import RowError, shown
 from rm_jax.types import Example
@@ -34,7 +34,7 @@ def _prm800k(row: Row, origin: str) -> Example:
 
 
 def _looks_like_prm800k(row: Row) -> bool:
-  question, label = row["question"], row["label"]
+  question, label = unpacked(row["question"]), row["label"]
   return isinstance(question, dict) and isinstance(label, dict) and "steps" in label
 
 
@@ -49,7 +49,7 @@ def _prm800k_published(row: Row, origin: str) -> Example:
   completion, the solution's own, and the last step. Alternatives are not read. The final answer is
   what follows '# Answer'.
   """
-  question, label = row["question"], row["label"]
+  question, label = unpacked(row["question"]), row["label"]
   if not isinstance(question, dict) or not isinstance(label, dict):
     found = f"'question' is {shown(question)} and 'label' {shown(label)}"
     raise RowError("wrong_type", f"{found}; expected {{problem}} and {{steps}}")

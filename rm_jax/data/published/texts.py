@@ -1,5 +1,6 @@
 """Readers that the formats of this folder share, as of questions, answers and ShareGPT's turns."""
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -102,6 +103,22 @@ def helpsteer_prompt(value: object) -> Chat:
   )
   check_prompt(prompt)
   return prompt
+
+
+def unpacked(value: object) -> object:
+  """A list or an object whose JSON a cell of CSV holds; any other value as it is, '' as null.
+
+  For columns that hold no text in their layout, and have a name that texts have elsewhere.
+  """
+  if not isinstance(value, str):
+    return value
+  if not value.strip():
+    return None
+  try:
+    found = json.loads(value) if value.lstrip().startswith(("[", "{")) else value
+  except (ValueError, RecursionError):
+    return value
+  return found if isinstance(found, list | dict) else value
 
 
 def dicts_of(
