@@ -359,7 +359,11 @@ def main() -> None:
   if CALIBRATE.value and planned and not unshaped:
     _keep_chain(model, folder, found["shaping"])
   if CALIBRATE.value:
-    calibration.store(folder, found["calibration"], DATA.value)
+    try:
+      calibration.store(folder, found["calibration"], DATA.value)
+    except InputError as error:
+      kept = planned and not unshaped
+      failed["calibrate"] = f"{error}{'; the chain of shaping is kept' if kept else ''}"
   if failed:
     said = "; ".join(f"{name}: {why}" for name, why in failed.items())
     raise InputError(f"{OUTPUT.value}/report.html is written, without what failed: {said}")

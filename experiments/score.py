@@ -188,6 +188,13 @@ def rewards_of(model: RewardModel, rows: list[Row], **options) -> list[Row]:
   ]
 
 
+def _unshaped(row: Row) -> Row:
+  """A row without what an earlier call with --shaped said of another reward."""
+  if SHAPED.value or not {"raw_reward", "shaping"} <= row.keys():
+    return row
+  return {name: x for name, x in row.items() if name not in ("raw_reward", "reasons", "shaping")}
+
+
 def main() -> None:
   if SHAPING.value and not SHAPED.value:
     raise InputError(f"--shaping={SHAPING.value} is for --shaped, which is not set")
@@ -221,7 +228,7 @@ def main() -> None:
         )
         for (origin, row), reward, cut in zip(rows, rewards, own, strict=True):
           mark = {"cut": int(cut)} if MARK_CUT.value else {}
-          file.write(written(origin, {**row, **reward, **mark}))
+          file.write(written(origin, {**_unshaped(row), **reward, **mark}))
         cuts += own
       if len(cuts) != count:
         raise DataError(f"{INPUT.value}: {count} rows when checked and {len(cuts)} when scored")

@@ -38,6 +38,7 @@ from rm_jax.reward.score import (
 from rm_jax.reward.setup import TextModel, init_params, without_likelihood
 from rm_jax.shaping.chain import Chain, Shaped, chain_of, declared
 from rm_jax.shaping.stages import Responses, below_mean
+from rm_jax.storage.files import expanded
 from rm_jax.storage.remote import local
 from rm_jax.workdir.folder import is_workdir
 from rm_jax.workdir.load import load_run
@@ -104,6 +105,7 @@ class RewardModel:
     verdict: Sequence[str] = (),
     question: str = "",
     shaping: str = "",
+    reference: str | Path = "",
     mesh: Mapping[str, int] | None = None,
   ) -> "RewardModel":
     """Loads a model that has a reward head, or makes one of a language model's own verdict.
@@ -128,16 +130,18 @@ class RewardModel:
       question: what it is asked, with `verdict`; '' = whether the answer is good.
       shaping: declares the chain of shaped scores, with all its numbers, as in 'clip(low=-2,
         high=2), tanh' (see `shaping.chain.declared`); '' = as saved with the model, if it was.
+      reference: where the language model is that an implicit reward is relative to, if it has
+        moved; '' = where the model's record says. It is known by its fingerprint.
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices, 1 where it is not said; by default all
         are on 'data'.
 
     Raises:
       OSError: what is at a URL cannot be read; FileNotFoundError if `name` is not found.
       ValueError: it has no reward head, or one of several outputs that are neither members nor
-        attributes; or the reference of its implicit reward is not there or has another fingerprint;
-        or its tensors do not fit the architecture, or another of its files cannot be used; or
-        `verdict` is given and it has a head; or `chat_template`, `eos`, `steps`, `verdict`,
-        `shaping` or `mesh` is not one of the above.
+        attributes; or the reference of its implicit reward is not there or has another fingerprint,
+        or `reference` is given and it has none; or its tensors do not fit the architecture, or
+        another of its files cannot be used; or `verdict` is given and it has a head; or
+        `chat_template`, `eos`, `steps`, `verdict`, `shaping` or `mesh` is not one of the above.
       CheckpointError: it is a workdir and no checkpoint in it can be read, or fits the backbone.
     """
     devices = make_mesh(mesh or {"data": -1, "fsdp": 1, "tensor": 1})
@@ -155,9 +159,13 @@ class RewardModel:
       words=verdict,
       question=question,
     )
-    reference = text_model.reference
+    record = text_model.reference
+    if reference and not record:
+      raise InputError(
+        f"reference is {reference}, and the reward of {name} is not relative to one; expected ''"
+      )
     chain = declared(shaping, "shaping (--shaping)") if shaping else _saved_chain(source)
-    loaded = reference and load_reference(text_model, devices, reference.name, reference)
+    loaded = record and load_reference(text_model, devices, str(reference or record.name), record)
     if not trained:
       flat = init_params(text_model, devices, jax.random.key(0), training=False)
       return cls(text_model, unflatten_dict(flat, sep="/"), devices, loaded, chain)
@@ -212,11 +220,20 @@ class RewardModel:
     scores_NM = self.score_members(rows, **options)
     return below_mean(scores_NM, lower) if lower else scores_NM.mean(axis=1)
 
-  def explain(self, rows: Iterable[Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
+  def explain(
+    self,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    aggregate: str = "min",
+    progress: bool | str = False,
+    origins: Sequence[str] = (),
+    cuts: list[Cut] | None = None,
+  ) -> list[dict[str, Any]]:
     """How each row's shaped score came about, a dict for each row: see `Shaped.explained`.
 
-    Arguments and errors are those of `score` with `shaped`.
+    Arguments and errors are those of `score` with `shaped`, in whose chain `lower` is a stage.
     """
+    options = dict(aggregate=aggregate, progress=progress, origins=origins, cuts=cuts)
     return self._shaped(list(rows), **options).explained()
 
   def _shaped(
@@ -555,9 +572,15 @@ class RewardModel:
     Raises:
       ValueError: the attributes' weights depend on the prompt (`model.gate`), for which
         transformers has no place, and `mix` is None; or `mix` does not weigh the attributes.
+      ValueError: `path` is that of the reference of an implicit reward.
       OSError, ValueError: as `pretrained.source.save_folder`.
     """
-    source = self.text_model.source
+    source, reference = self.text_model.source, self.text_model.reference
+    if reference and expanded(path).resolve() == expanded(reference.name).resolve():
+      raise InputError(
+        f"{path} is the language model that this model's reward is relative to, and would be "
+        "written over; expected another folder"
+      )
     made = export(
       self.text_model,
       self.params,

@@ -1,5 +1,6 @@
 """Shaped scores of a model: by its chain, which is saved, loaded and exported with it."""
 
+import inspect
 import json
 import logging
 
@@ -125,13 +126,20 @@ def test_a_run_that_goes_on_keeps_its_chain_and_other_weights_are_told(ensemble,
   assert not caplog.records  # it is told once
 
 
-def test_lower_is_a_stage_of_a_shaped_score(ensemble):
+def test_lower_is_a_stage_of_a_shaped_score(ensemble, tmp_path):
   model = RewardModel(ensemble.text_model, ensemble.params, ensemble.mesh)
   model.shaping = declared("lower(deviations=0.5)")
   found = model.score(ROWS, shaped=True)
   np.testing.assert_array_equal(found, model.score(ROWS, lower=0.5))
   with pytest.raises(ValueError, match=r"lower is 0\.5 and shaped is true"):
     model.score(ROWS, shaped=True, lower=0.5)
+  assert "lower" not in inspect.signature(model.explain).parameters
+  assert inspect.signature(model.explain).parameters.keys() < (
+    inspect.signature(model.score).parameters.keys()
+  )
+  ensemble.save_pretrained(tmp_path / "m")
+  with pytest.raises(InputError, match=r"reference is x, and the reward of .* is not relative to"):
+    RewardModel.from_pretrained(tmp_path / "m", reference="x")
 
 
 def test_a_shaped_score_that_is_not_finite_names_the_row_and_the_stage(ensemble):

@@ -21,6 +21,9 @@ for _language, _list in _STOP_WORDS.items():
     _LANGUAGE_OF.setdefault(_word, []).append(_language)
 
 
+LANGUAGES = tuple(_STOP_WORDS)
+
+
 class _Scripts(dict):
   """Cache: letter -> first word of its Unicode name ('LATIN', 'CJK' ...); '' for non-letters."""
 

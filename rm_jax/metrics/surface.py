@@ -30,7 +30,8 @@ _WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]++{MARKED}")
 # Markdown marks. The first pattern matches lines: headings, list items, quotes, code fences, table
 # rows. The second matches spans: bold, inline code, links.
 _MARKS = (
-  re.compile(r"^\s*(#{1,6}\s|[-*+•]\s|\d+[.)]\s|>\s|```|\|.*\|)", re.MULTILINE),
+  # White space but line breaks: over these each line of many would look at all the others.
+  re.compile(r"^[^\S\n]*(#{1,6}\s|[-*+•]\s|\d+[.)]\s|>\s|```|\|.*\|)", re.MULTILINE),
   re.compile(r"\*\*[^*\n]+\*\*|`[^`\n]+`|\[[^\]\n]+\]\([^)\n]+\)"),
 )
 _MUCH = r"(?:absolutely|completely|totally|fully|entirely|wholeheartedly|so|very|really|truly)"

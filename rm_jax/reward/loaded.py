@@ -36,7 +36,7 @@ def text_model_of(
   Raises:
     ValueError: as `RewardModel.from_pretrained`, for what is seen without the weights.
   """
-  tokenizer, words = source.tokenizer(), tuple(words)
+  tokenizer = source.tokenizer()
   backbone = backbone_config(source.config)
   head, reference = saved_head(source)
   if head.outputs != 1 and not head.ensemble and not head.attributes:
@@ -45,6 +45,7 @@ def text_model_of(
     head = dataclasses.replace(head, steps=steps)
   if words:
     verdict.check(source, head, words, f"verdict is {','.join(map(str, words))}")
+    words = tuple(words)
     question = verdict.question_of(question, words)
   if question and isinstance(head, LikelihoodHead):
     raise InputError(
@@ -73,7 +74,9 @@ def text_model_of(
     reference=reference,
     words=words,
   )
-  model.text_encoder()  # raises for a chat template that fails, before weights are read
+  encoder = model.text_encoder()  # raises for a chat template that fails, before weights are read
+  if words:
+    encoder.verdict_ids(words)  # raises for words that begin alike
   return model
 
 
@@ -85,8 +88,12 @@ def saved_head(source: Source) -> tuple[HeadConfig | LikelihoodHead, Reference |
   where = f"{source.path / RECORD}: "
   if "implicit" in source.record:
     said = source.record["implicit"]
-    if not isinstance(said, dict) or not said.keys() <= {"beta", "normalised", "reference"}:
-      raise InputError(f"{where}implicit is {said!r:.200}; expected beta, normalised, reference")
+    known = {"beta", "normalised", "reference"}
+    if not isinstance(said, dict) or not {"beta"} <= said.keys() <= known:
+      raise InputError(
+        f"{where}implicit is {said!r:.200}; expected beta, and where it has them normalised and "
+        "reference"
+      )
     fields = {name: value for name, value in said.items() if name != "reference"}
     reference = said.get("reference")
     if reference is not None:

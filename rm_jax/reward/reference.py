@@ -62,6 +62,9 @@ class LoadedReference:
     return likelihoods_of(self.network, self.params, groups, **options)
 
 
+_SAVED = "the model's reference"  # in errors, of one that a saved model names
+
+
 def start_record(model: TextModel, params: dict, saved: str = "") -> Reference:
   """What is recorded of a model's own start, where that is the reference.
 
@@ -92,7 +95,7 @@ def load_reference(
       ids than the model's, reads shorter texts than it, or is not the one that the record is of.
     OSError: `name` is a URL that cannot be read.
   """
-  whose = "the model's reference" if record else "model.reference"
+  whose = _SAVED if record else "model.reference"
   source, backbone = _language_model(name, whose)
   _check_fit(model, source, backbone, whose)
   head = LikelihoodHead(reference=False, tied=tied_head(source.config))
@@ -152,7 +155,9 @@ def _language_model(name: str, whose: str) -> tuple[Source, DecoderConfig]:
     source = dataclasses.replace(open_source(local(name)), name=str(name))
     backbone = backbone_config(source.config)
   except (ValueError, OSError) as error:
-    raise InputError(f"{whose} is {name}, which cannot be read: {error}") from error
+    moved = "; if it has moved, from_pretrained(.., reference=FOLDER) says where it is now"
+    moved = moved if whose == _SAVED else ""
+    raise InputError(f"{whose} is {name}, which cannot be read: {error}{moved}") from error
   if not isinstance(backbone, DecoderConfig) or is_classifier(source.config):
     kind = source.config.get("architectures") or source.config["model_type"]
     raise InputError(f"{whose} is {name}, of {kind}; expected a language model, a decoder")

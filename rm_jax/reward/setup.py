@@ -390,7 +390,7 @@ def build_model(
     saved = earlier.get("convention", {})
     kept = {"bos": saved.get("bos", "template"), "pad": saved.get("pad")}
     convention = dataclasses.replace(convention, **kept)
-  return TextModel(
+  model = TextModel(
     network=network,
     tokenizer=tokenizer,
     convention=convention,
@@ -398,6 +398,9 @@ def build_model(
     source=source,
     words=words,
   )
+  if words:
+    model.text_encoder().verdict_ids(words)  # raises for words that begin alike
+  return model
 
 
 def _tokenizer(name: str) -> Any:

@@ -51,7 +51,8 @@ def check(
       the head has several outputs; or there are not two words.
   """
   mend = "expected another model, or a head that begins at random"
-  if len(words) != 2 or not all(isinstance(w, str) and w.strip() for w in words):
+  whole = not isinstance(words, str) and len(words) == 2
+  if not whole or not all(isinstance(w, str) and w.strip() for w in words):
     raise InputError(
       f"{said}, by the words {tuple(words)}; expected two: of a good response, a bad"
     )
@@ -66,7 +67,10 @@ def check(
   if is_classifier(source.config):
     raise InputError(f"{said}, and {source.path} has a head of its own already; {mend}")
   if isinstance(head, LikelihoodHead):
-    raise InputError(f"{said}, and model.reward is 'implicit', which has no head; expected 'head'")
+    raise InputError(
+      f"{said}, and the reward is implicit (model.reward, or a saved model's record), which has no "
+      "head; expected model.reward='head', or another model"
+    )
   if head.outputs != 1:
     raise InputError(f"{said}, and the head has {head.outputs} outputs; expected one, the reward")
   if not tied_head(source.config):

@@ -21,6 +21,11 @@ from rm_jax.metrics.surface import characters, longest_run, repetition
 FEWEST = 100
 
 
+# Of a default of earlier versions, which saved chains have, a pattern with the same matches. The
+# old one has \s*, which at each line break ran over all following lines: 20,000 took minutes.
+_FASTER = {r"^\s*(?:Human|Assistant|User):": r"^[^\S\n]*(?:Human|Assistant|User):"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
   """Limits on a response, which is flagged by each limit that it is outside of.
@@ -55,7 +60,7 @@ class Limits:
   deny: tuple[str, ...] = (
     r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_header_id|user|assistant)\|>",
     r"\[/?INST\]|<</?SYS>>",
-    r"^\s*(?:Human|Assistant|User):",
+    r"^[^\S\n]*(?:Human|Assistant|User):",
   )
 
   def __post_init__(self):
@@ -86,7 +91,7 @@ class Limits:
       "long": characters(text) > self.max_characters,
       "repetition": repetition(text) > self.max_repetition,
       "run": longest_run(text) > self.max_run,
-      "deny": any(re.search(pattern, text, options) for pattern in self.deny),
+      "deny": any(re.search(_FASTER.get(one, one), text, options) for one in self.deny),
     }
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from rm_jax.errors import InputError
 from rm_jax.metrics.calibration import fit_platt, fit_temperature
-from rm_jax.metrics.language import guess_language
+from rm_jax.metrics.language import LANGUAGES, guess_language
 from rm_jax.metrics.surface import characters
 from rm_jax.shaping.limits import FEWEST, Limits, score_range
 
@@ -381,6 +381,12 @@ class Filters(_Declared, Limits):
     if len(self.quantiles) != 2:
       raise ValueError(f"quantiles are {self.quantiles}; expected two")
     super().__post_init__()
+    for name in self.languages:
+      if name not in LANGUAGES and not str(name).startswith("script:"):
+        raise ValueError(
+          f"languages has {name!r}; expected of {', '.join(LANGUAGES)}, and 'script:' with the "
+          "first word of its letters' Unicode names, as 'script:CYRILLIC'"
+        )
     if self.low is not None and self.high is not None and not self.low <= self.high:
       raise ValueError(f"low .. high is {self.low} .. {self.high}; expected low <= high")
 

@@ -81,7 +81,8 @@ def test_a_chain_is_fitted_kept_and_used_to_score(workdir, tmp_path):
   kept = workdir / "model" / "shaping.json"
   # The scores of so small a run get no comparison wrong: a chain without a temperature is kept.
   code, out, err = audit(tmp_path, *flags, shape, "--calibrate")
-  assert "error: nothing is kept, for pairs cannot be calibrated: difference_N is" in err
+  assert "calibrate: nothing is kept, for pairs cannot be calibrated: difference_N is" in err
+  assert "the chain of shaping is kept" in err
   assert f"{kept}: decorrelate(slope=" in out
   report = json.loads((tmp_path / "out" / "report.json").read_text())["shaping"]
   chain = json.loads(kept.read_text())
@@ -107,6 +108,12 @@ def test_a_chain_is_fitted_kept_and_used_to_score(workdir, tmp_path):
   code, _, err = command("score", *flags, "--shaped", "--shaping=clip(low=0, high=1e-9)").finish()
   assert code == 0, err
   assert all(0 <= row["reward"] <= 1e-9 for row in read_lines(output))
+  # Scored again without the chain, no row says that its reward is shaped.
+  again = tmp_path / "again.jsonl"
+  code, _, err = command("score", model, f"--input={output}", f"--output={again}").finish()
+  assert code == 0, err
+  for found, row, one in zip(read_lines(again), rows, explained, strict=True):
+    assert found == {**row, "reward": pytest.approx(one["raw"], abs=1e-6)}
   kept.unlink()
   cases = {
     "has no chain of shaping: expected shaping.json in it, which experiments": ["--shaped"],

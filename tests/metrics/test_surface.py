@@ -139,3 +139,7 @@ def test_every_measure_takes_any_text():
       assert measure(text) >= 0, name
   assert MEASURES["characters"]("ab c") == 4
   assert MEASURES["words"]("ab c") == 2
+
+
+def test_formatting_of_many_line_breaks_is_one_pass():
+  assert formatting("\n" * 100_000 + "# a") == 1  # minutes, if each looked at all that follow

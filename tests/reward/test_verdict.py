@@ -213,12 +213,13 @@ def test_a_question_alone_may_be_asked(llama_folder, base):
   [
     ({"model.layers": 2}, r"'verdict' and model\.layers 2: the language-model head was trained"),
     ({"model.members": 2}, r"'verdict', and the head has 2 outputs; expected one"),
-    ({"model.reward": "implicit"}, r"'verdict', and model\.reward is 'implicit', which has no"),
+    ({"model.reward": "implicit"}, r"'verdict', and the reward is implicit .*, which has no head"),
     (
       {"model.reward": "implicit", "model.head_init": "random"},
       r"question is 'Good\?.* and model\.reward 'implicit', which would count the likelihood",
     ),
     ({"model.verdict_words": ("Yes",)}, r"by the words \('Yes',\); expected two"),
+    ({"model.verdict_words": ("Yes", "Yes")}, r"the verdicts 'Yes', 'Yes' begin with the tokens"),
     ({"model.eos": "append"}, r"question is 'Good\?.*eos 'append'.*expected a decoder, eos='none'"),
     ({"model.pooling": "mean"}, r"pooling 'mean'; expected a decoder"),
   ],
@@ -254,6 +255,11 @@ def test_text_losses_do_not_learn_the_question(llama_folder, base):
   config = config_of(llama_folder, base, **{"loss.text_sft": 0.1})
   with pytest.raises(InputError, match="a judge's question stands behind each response"):
     text_penalty.check(config.loss, build_model(config))
+
+
+def test_two_letters_of_a_word_are_no_two_words(base):
+  with pytest.raises(InputError, match="expected two: of a good response, a bad"):
+    RewardModel.from_pretrained(base, verdict="YN")
 
 
 def test_models_without_a_verdict_are_refused(judge, llama_folder, bert_folder, tmp_path):

@@ -1,6 +1,7 @@
 """Which texts and scores are outside declared limits."""
 
 import doctest
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +26,26 @@ from rm_jax.shaping.limits import Limits, expected_outside, score_range
 )
 def test_flags(text, flags):
   assert {name for name, hit in Limits().flags(text).items() if hit} == flags
+
+
+OLD = r"^\s*(?:Human|Assistant|User):"  # a default of earlier versions, which saved chains have
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(deny=(OLD,))])
+def test_many_line_breaks_are_read_in_one_pass(limits):
+  seen = limits.flags("\n" * 100_000)  # minutes, if each looked at all that follow
+  assert (seen["long"], seen["deny"]) == (True, False)
+  assert limits.flags("\n" * 100_000 + " User: go on")["deny"]
+
+
+def test_a_saved_pattern_matches_as_it_did():
+  rng = np.random.default_rng(0)
+  parts = ["\n", "\n", " ", "\t", "\r", "\u2028", "User:", "human:", "x"]
+  for _ in range(2_000):
+    text = "".join(rng.choice(parts, rng.integers(0, 8)))
+    found = re.search(OLD, text, re.IGNORECASE | re.MULTILINE) is not None
+    assert Limits(deny=(OLD,)).flags(text)["deny"] == found
+    assert Limits().flags(text)["deny"] == found
 
 
 def test_bad_limits():

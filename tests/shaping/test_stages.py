@@ -242,6 +242,10 @@ def test_a_sample_of_one_score_has_a_range_of_one_score():
     (lambda: Filters(low=1, high=0), r"low \.\. high is 1 \.\. 0; expected low <= high"),
     (lambda: Filters(quantiles=(0.1,)), "expected two"),
     (lambda: Filters(deny=("(",)), "no regular expression"),
+    (
+      lambda: Filters(languages=("english",)),
+      "languages has 'english'; expected of English, German",
+    ),
     (lambda: Responses(np.zeros(2), ["a", "b"]), r"expected \[N, M\]"),
     (lambda: Responses(np.zeros((1, 2)), []), r"members are \(1, 2\) of 0 texts"),
   ],

@@ -179,8 +179,20 @@ def test_another_reference_than_the_saved_one_is_refused(whole, llama_folder, ba
     RewardModel.from_pretrained(tmp_path / "saved")
   record["implicit"]["reference"]["name"] = str(tmp_path / "gone")
   path.write_text(json.dumps(record))
-  with pytest.raises(ValueError, match=r"the model's reference is .*/gone, which cannot be read"):
+  with pytest.raises(ValueError, match=r"reference is .*/gone, which .*reference=FOLDE"):
     RewardModel.from_pretrained(tmp_path / "saved")
+  # Where it is now may be said, and has to be that one.
+  moved = RewardModel.from_pretrained(tmp_path / "saved", reference=base)
+  np.testing.assert_array_equal(moved.score(ROWS), model.score(ROWS))
+  with pytest.raises(ValueError, match=r"other: its weights have the fingerprint"):
+    RewardModel.from_pretrained(tmp_path / "saved", reference=other)
+  # Its own reference is not written over.
+  with pytest.raises(ValueError, match="is the language model that this model's reward is"):
+    model.save_pretrained(base)
+  del record["implicit"]["beta"]
+  path.write_text(json.dumps(record))
+  with pytest.raises(ValueError, match=r"implicit is .*; expected beta"):
+    RewardModel.from_pretrained(tmp_path / "saved", reference=base)
   # A run that goes on does not do so relative to another start.
   workdir = shutil.copytree(whole[0], tmp_path / "run")
   path = workdir / "model" / "rm_jax.json"
