@@ -1,5 +1,6 @@
 """A study of RLHF chains: its runs, and their table over seeds."""
 
+import collections
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from experiments.study import group_of, mean_interval
 from rm_jax.audit.plots import COLOURS, GREY
-from rm_jax.errors import InputError
+from rm_jax.errors import InputError, InUseError
 from rm_jax.pretrained.source import read_json
 from rm_jax.rlhf import chain, fields
 from rm_jax.storage import pictures
@@ -94,11 +95,14 @@ def run(
     chosen: those that are run.
     counts: setting -> seeds.
 
+  A run at which another process is at work is put off until the others are done, so that several
+  processes may share a study.
+
   Raises:
-    InputError: updates of a run were not finite; the others have run and are in the table.
-    As `chain.run`.
+    InputError: updates of a run were not finite, or another process is still at work on one; the
+      others have run and are in the table. As `chain.run`.
   """
-  failed, done = [], set()
+  failed, done = {}, set()
   plan = [
     (name, seed, config_of(base, name, changes, seed))
     for seed in range(max(counts[name] for name in chosen))
@@ -114,7 +118,10 @@ def run(
       same = config_of(base, name, changes, seed).to_json(sort_keys=True)
       if first.setdefault(same, folder) == folder:
         (folder / POINTER).unlink(missing_ok=True)
-  for name, seed, config in (bar := tqdm(plan, desc="study", unit="run")):
+  waiting, put_off = collections.deque(plan), 0  # put off: how many in a row
+  bar = tqdm(total=len(plan), desc="study", unit="run")
+  while waiting:
+    name, seed, config = one = waiting.popleft()
     bar.set_postfix_str(f"{name}, seed {seed}")
     folder = workdir / name / str(seed)
     own = first[config.to_json(sort_keys=True)]
@@ -122,16 +129,27 @@ def run(
       folder.mkdir(parents=True, exist_ok=True)
       write_json(folder / POINTER, {"run": str(own.relative_to(workdir))})
     if own not in done:
-      done.add(own)
       try:
         chain.run(config, own, shared=workdir / "shared")
       except NotFiniteError as error:  # a setting may be one at which nothing can be learned
-        failed.append(str(error))
+        failed[own] = str(error)
+      except InUseError as error:
+        waiting.append(one)
+        put_off += 1
+        if put_off < len(waiting):
+          continue
+        # Nothing is left but what other processes are at work on.
+        failed |= {workdir / name / str(seed): str(error) for name, seed, _ in waiting}
+        break
+      done.add(own)
+    put_off = 0
+    bar.update()
     write_table(workdir, settings)
+  bar.close()
   if failed:
     raise InputError(
       f"{workdir}/table.md is written, without {len(failed)} of {len(plan)} runs:\n  "
-      + "\n  ".join(failed)
+      + "\n  ".join(dict.fromkeys(failed.values()))
     )
 
 

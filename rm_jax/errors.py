@@ -16,6 +16,10 @@ class InputError(UserError, ValueError):
   """A config field, a flag, a file or the data is not as it must be."""
 
 
+class InUseError(InputError):
+  """Another process is at work in this folder."""
+
+
 class ReadError(UserError, OSError):
   """A file or folder, local or on a remote storage, cannot be read."""
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import rlhf_study
 from experiments.rlhf_study import as_text, seeds_of, summaries, tabulate
-from rm_jax.errors import InputError
+from rm_jax.errors import InputError, InUseError
 from rm_jax.storage.files import read_lines, write_json
 from rm_jax.train.loop import NotFiniteError
 from tests.processes import command
@@ -102,6 +102,26 @@ def test_a_run_that_is_not_finite_does_not_stop_the_others(tmp_path, monkeypatch
   with pytest.raises(InputError, match=r"without 1 of 3 runs:\n  no step was finite"):
     rlhf_study.run(config_of(tmp_path), tmp_path, settings, settings, dict.fromkeys(settings, 1))
   assert list(summaries(tmp_path, settings)) == ["b", "c"]  # c is b's run
+
+
+def test_processes_share_a_study(tmp_path, monkeypatch):
+  tried, busy = [], {"a/0": 1, "b/0": 10}  # how often another process is at work on them
+
+  def run(config, folder, *, shared):
+    name = str(folder.relative_to(tmp_path))
+    tried.append(name)
+    if busy.get(name):
+      busy[name] -= 1
+      raise InUseError(f"{name} is in use by process 1")
+    folder.mkdir(parents=True)
+    write_json(folder / "summary.json", summary(2.0))
+
+  monkeypatch.setattr(rlhf_study.chain, "run", run)
+  settings = {"a": {}, "b": {"rl.clip": 0.5}, "c": {"rl.clip": 0.25}}
+  with pytest.raises(InputError, match=r"without 1 of 3 runs:\n  b/0 is in use by process 1"):
+    rlhf_study.run(config_of(tmp_path), tmp_path, settings, settings, dict.fromkeys(settings, 1))
+  assert tried == ["a/0", "b/0", "c/0", "a/0", "b/0"]
+  assert list(summaries(tmp_path, settings)) == ["a", "c"]
 
 
 def test_pointers_follow_the_study_as_it_changes(tmp_path, monkeypatch):

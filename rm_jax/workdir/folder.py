@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from rm_jax.data.columns import parse_columns
-from rm_jax.errors import InputError
+from rm_jax.errors import InputError, InUseError
 from rm_jax.parallel.hosts import broadcast_json, is_main
 from rm_jax.pretrained.source import RECORD, read_json, recover, save_folder
 from rm_jax.reward.setup import TextModel
@@ -213,7 +213,7 @@ def locked(workdir: Path) -> Iterator[None]:
   ends, however it ends. On a file system without locks a warning is logged.
 
   Raises:
-    InputError: another run has locked it.
+    InUseError: another run has locked it.
     OSError: the folder cannot be made.
   """
   problem, file, new = "", None, False
@@ -240,7 +240,7 @@ def locked(workdir: Path) -> Iterator[None]:
   new &= not problem
   try:
     if problem := broadcast_json(problem):
-      raise InputError(problem)
+      raise InUseError(problem)
     yield
   finally:
     if file:
