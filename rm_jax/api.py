@@ -19,14 +19,14 @@ from rm_jax.batch.together import rows_by_prompt, unlabelled_group
 from rm_jax.batch.tokens import Cut, cut_message
 from rm_jax.data.dialogue import plain
 from rm_jax.data.report import DataError, RowError
-from rm_jax.data.requests import Asked, read_row
+from rm_jax.data.requests import Asked, RowNumbers, read_row
 from rm_jax.errors import InputError
 from rm_jax.parallel.fingerprint import fingerprint_of
 from rm_jax.parallel.mesh import make_mesh
 from rm_jax.pretrained.source import SHAPING, Source, open_source, read_json, save_folder
 from rm_jax.reward.export import export
 from rm_jax.reward.loaded import text_model_of
-from rm_jax.reward.reference import LoadedReference, load_reference
+from rm_jax.reward.reference import LoadedReference, check_not_reference, saved_reference
 from rm_jax.reward.score import (
   default_packing,
   pool_groups,
@@ -38,7 +38,6 @@ from rm_jax.reward.score import (
 from rm_jax.reward.setup import TextModel, init_params, without_likelihood
 from rm_jax.shaping.chain import Chain, Shaped, chain_of, declared
 from rm_jax.shaping.stages import Responses, below_mean
-from rm_jax.storage.files import expanded
 from rm_jax.storage.remote import local
 from rm_jax.workdir.folder import is_workdir
 from rm_jax.workdir.load import load_run
@@ -130,8 +129,7 @@ class RewardModel:
       question: what it is asked, with `verdict`; '' = whether the answer is good.
       shaping: declares the chain of shaped scores, with all its numbers, as in 'clip(low=-2,
         high=2), tanh' (see `shaping.chain.declared`); '' = as saved with the model, if it was.
-      reference: where the language model is that an implicit reward is relative to, if it has
-        moved; '' = where the model's record says. It is known by its fingerprint.
+      reference: where an implicit reward's reference is now; '' = where the model says.
       mesh: {'data', 'fsdp', 'tensor'} -> number of devices, 1 where it is not said; by default all
         are on 'data'.
 
@@ -159,13 +157,8 @@ class RewardModel:
       words=verdict,
       question=question,
     )
-    record = text_model.reference
-    if reference and not record:
-      raise InputError(
-        f"reference is {reference}, and the reward of {name} is not relative to one; expected ''"
-      )
     chain = declared(shaping, "shaping (--shaping)") if shaping else _saved_chain(source)
-    loaded = record and load_reference(text_model, devices, str(reference or record.name), record)
+    loaded = saved_reference(text_model, devices, reference)
     if not trained:
       flat = init_params(text_model, devices, jax.random.key(0), training=False)
       return cls(text_model, unflatten_dict(flat, sep="/"), devices, loaded, chain)
@@ -258,7 +251,7 @@ class RewardModel:
       )
     log.info("%s: shaped by %s: %s", whose, self.shaping.digest, self.shaping)
     scores_NM = self.score_members(rows, origins=origins, **options)
-    origins = origins or _RowNumbers()
+    origins = origins or RowNumbers()
     asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]
     texts = [plain(a.response) if a.steps is None else "".join(a.steps) for a in asked]
     return self.shaping.shape(Responses(scores_NM, texts), origins)
@@ -284,7 +277,7 @@ class RewardModel:
 
     Arguments and errors are those of `score`, which has `lower` besides.
     """
-    origins = origins or _RowNumbers()
+    origins = origins or RowNumbers()
     asked = [read_row(row, origins[i]) for i, row in enumerate(rows)]
     head = self.text_model.network.head
     marks = self._score_marks(asked, head.ensemble, progress, origins, cuts)
@@ -325,7 +318,7 @@ class RewardModel:
     chunks, groups = self._groups(asked)
     out = np.empty((len(asked), len(self.attributes)), np.float32)
     found = self._run(weigh_groups, groups, "weigh" if progress else "")
-    self._check_finite(found, chunks, asked, _RowNumbers(), "weight")
+    self._check_finite(found, chunks, asked, RowNumbers(), "weight")
     for chunk, weights_AK in zip(chunks, found, strict=True):
       out[chunk] = weights_AK.T
     return out
@@ -358,7 +351,7 @@ class RewardModel:
         or the model is an encoder, which cannot score steps.
       ValueError: as `score`.
     """
-    origins = origins or _RowNumbers()
+    origins = origins or RowNumbers()
     asked = [read_row(row, origins[i], "steps") for i, row in enumerate(rows)]
     return [scores_OS[0] for scores_OS in self._score_marks(asked, False, progress, origins)]
 
@@ -385,7 +378,7 @@ class RewardModel:
     pooled_ND = np.empty((len(asked), self.text_model.network.backbone.width), np.float32)
     scores_NM = np.empty((len(asked), head.outputs if head.ensemble else 1), np.float32)
     found = self._run(pool_groups, groups, "read" if progress else "", outputs=head.ensemble)
-    self._check_finite([scores_MK for _, scores_MK in found], chunks, asked, _RowNumbers())
+    self._check_finite([scores_MK for _, scores_MK in found], chunks, asked, RowNumbers())
     for chunk, (pooled_KD, scores_MK) in zip(chunks, found, strict=True):
       pooled_ND[chunk] = pooled_KD
       scores_NM[chunk] = scores_MK.reshape(-1, len(chunk)).T
@@ -410,7 +403,7 @@ class RewardModel:
     Returns:
       N arrays float32 [O, marks]: O = 1 reward, or with `outputs` the head's outputs.
     """
-    origins = origins or _RowNumbers()
+    origins = origins or RowNumbers()
     chunks, groups = self._groups(asked, origins, cuts)
     label = progress if isinstance(progress, str) else "score" if progress else ""
     scores = self._run(score_groups, groups, label, outputs=outputs)
@@ -441,7 +434,7 @@ class RewardModel:
     Raises:
       ValueError: as `score`, where a row cannot be tokenised.
     """
-    origins = origins or _RowNumbers()
+    origins = origins or RowNumbers()
     encoder = self.text_model.text_encoder()
     whole = iter(encoder.sequences([(a.prompt, a.response) for a in asked if a.steps is None]))
     tokens = []
@@ -575,12 +568,8 @@ class RewardModel:
       ValueError: `path` is that of the reference of an implicit reward.
       OSError, ValueError: as `pretrained.source.save_folder`.
     """
-    source, reference = self.text_model.source, self.text_model.reference
-    if reference and expanded(path).resolve() == expanded(reference.name).resolve():
-      raise InputError(
-        f"{path} is the language model that this model's reward is relative to, and would be "
-        "written over; expected another folder"
-      )
+    source = self.text_model.source
+    check_not_reference(path, self.text_model.reference)
     made = export(
       self.text_model,
       self.params,
@@ -609,13 +598,3 @@ def _saved_chain(source: Source) -> Chain | None:
   if path.exists() or path.is_symlink():
     return chain_of(read_json(path), str(path))
   return None
-
-
-class _RowNumbers(Sequence):
-  """Default names of rows in error messages: item i is 'row i', for any number of rows."""
-
-  def __len__(self) -> int:
-    return 0
-
-  def __getitem__(self, i: int) -> str:
-    return f"row {i}"

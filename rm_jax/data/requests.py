@@ -1,6 +1,6 @@
 """Reads rows that are to be scored: a prompt with a response or with steps, without feedback."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rm_jax.data.dialogue import messages_of, text_of
@@ -68,3 +68,13 @@ def read_row(row: Mapping[str, Any], i: int | str, *forms: str) -> Asked:
     return Asked(messages_of(prompt, "prompt"), messages_of(response, name), None)
   except RowError as error:
     raise DataError(f"{where}: {error.reason}: {error.detail}") from error
+
+
+class RowNumbers(Sequence):
+  """Default names of rows in error messages: item i is 'row i', for any number of rows."""
+
+  def __len__(self) -> int:
+    return 0
+
+  def __getitem__(self, i: int) -> str:
+    return f"row {i}"

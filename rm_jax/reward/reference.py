@@ -9,6 +9,7 @@ it came.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -112,6 +113,36 @@ def load_reference(
       f"with the reference {record.name} of {record.fingerprint}; expected those weights, unchanged"
     )
   return LoadedReference(found, network, unflatten_dict(flat, sep="/"))
+
+
+def saved_reference(model: TextModel, mesh: Mesh, where: str | Path = "") -> LoadedReference | None:
+  """The reference that a saved model names; None where its reward is not relative to one.
+
+  Args:
+    model, mesh: as `load_reference` takes them.
+    where: it is now; '' = where the model says.
+
+  Raises:
+    InputError, OSError: as `load_reference`; or `where` is given and there is none.
+  """
+  record = model.reference
+  if record:
+    return load_reference(model, mesh, str(where or record.name), record)
+  if where:
+    name = model.source.name if model.source else "this model"
+    raise InputError(
+      f"reference is {where}, and the reward of {name} is not relative to one; expected ''"
+    )
+  return None
+
+
+def check_not_reference(path: str | Path, reference: Reference | None) -> None:
+  """Raises InputError if a model would be written over the one that its reward is relative to."""
+  if reference and expanded(path).resolve() == expanded(reference.name).resolve():
+    raise InputError(
+      f"{path} is the language model that this model's reward is relative to, and would be written "
+      "over; expected another folder"
+    )
 
 
 def check_reference(config: Any, model: TextModel) -> None:
