@@ -150,8 +150,8 @@ def get_config() -> ml_collections.ConfigDict:
   # folder that of a file) and with the path of the file; judgements that none matches are about the
   # reward.
   c.data.objectives = ""
-  # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = by the columns of each file's first
-  # good row.
+  # Format of the rows: 'pair', 'ranking', 'step' ...; 'auto' = that of most of each file's first 16
+  # rows, by their columns.
   c.data.format = "auto"
   # Where the files' columns have other names: our name -> theirs, as {'prompt': 'question'} or, on
   # the command line, 'prompt=question,chosen=answers.0.text'; None = they have our names.
