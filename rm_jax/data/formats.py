@@ -204,7 +204,7 @@ def load(
   names = _sources(path, found)
   for file, name in zip(found, names, strict=True):
     name = source or name
-    for example in _examples(file, FORMATS.get(format), report, mapping, limit):
+    for example in _examples(file, FORMATS.get(format), report, mapping):
       examples.append(dataclasses.replace(example, source=name))
       if len(examples) == limit:
         return examples
@@ -214,22 +214,16 @@ def load(
 
 
 def _examples(
-  file: File,
-  fmt: Format | None,
-  report: Report,
-  columns: Mapping[str, str],
-  limit: int | None = None,
+  file: File, fmt: Format | None, report: Report, columns: Mapping[str, str]
 ) -> Iterator[Example]:
   """Yields the examples of one file; `fmt` None means that the format is detected."""
   instead = check_meanings(columns, _same_meaning())
-  rows = read_file(file, report, texts_of_columns(columns))
-  # With a limit no more rows are read ahead than may be kept.
-  ahead = list(itertools.islice(rows, min(_VOTES, limit or _VOTES)))
-  for origin, row in ahead[:1]:
-    check_first(row, columns, origin)
-    _check_needs(origin, renamed(row, columns, instead), fmt, columns)
-  fmt = fmt or _voted(ahead, columns, instead)
-  for origin, row in itertools.chain(ahead, rows):
+  first = True
+  for origin, row in read_file(file, report, texts_of_columns(columns)):
+    if first:
+      check_first(row, columns, origin)
+      _check_needs(origin, renamed(row, columns, instead), fmt, columns)
+      fmt, first = fmt or _voted(file, columns, instead), False
     # The file's format stays undecided until a row converts: a bad row might look like another
     # format, and all good rows would then be dropped.
     candidate = fmt
@@ -256,16 +250,16 @@ def check_mapped(path: str | os.PathLike, columns: Given) -> None:
       check_first(row, mapping, origin)
 
 
-def _voted(
-  rows: Sequence[tuple[str, Row]], columns: Mapping[str, str], instead: Collection[str]
-) -> Format | None:
-  """The format that most of the rows are detected as and convert by; None if none converts.
+def _voted(file: File, columns: Mapping[str, str], instead: Collection[str]) -> Format | None:
+  """The format that most of a file's first rows are detected as and convert by; None if none does.
 
   A single row may look like another format: an answer that begins with the words of its question
   looks like a whole conversation. Of formats with as many rows it is the earlier one.
   """
   votes: collections.Counter[str] = collections.Counter()
-  for origin, row in rows:
+  # The rows are read for themselves, so that the report counts each once, and in order.
+  rows = read_file(file, Report(), texts_of_columns(columns))
+  for origin, row in itertools.islice(rows, _VOTES):
     with contextlib.suppress(RowError):
       row = renamed(row, columns, instead)
       if fmt := detect(row, columns):
