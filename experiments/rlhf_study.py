@@ -88,15 +88,15 @@ def run(
 ) -> None:
   """Runs the chosen settings, a seed of all of them after the other; writes the table.
 
+  A run at which another process is at work is put off until the others are done, so that several
+  processes may share a study.
+
   Args:
     base: the study's config.
     workdir: its folder: SETTING/SEED/ of each run, shared/ of the stages that they share.
     settings: all of the study; the table has those of them that have run.
     chosen: those that are run.
     counts: setting -> seeds.
-
-  A run at which another process is at work is put off until the others are done, so that several
-  processes may share a study.
 
   Raises:
     InputError: updates of a run were not finite, or another process is still at work on one; the

@@ -402,11 +402,13 @@ def main() -> None:
       first.setdefault(config.to_json(sort_keys=True), workdir / name / str(seed))
   kept = KeptFeatures()
   failed: dict[str, str] = {}
+  places: dict[str, list[Path]] = {name: [] for name in settings}  # of each setting's runs
   for name, seed, config in bar:
     bar.set_postfix_str(f"{name}, seed {seed}")
     folder, own = first[config.to_json(sort_keys=True)], workdir / name / str(seed)
     if not (folder / "config.json").exists() and (own / "config.json").exists():
       folder = own  # begun by an earlier version, which looked at the chosen settings alone
+    places[name].append(folder)
     done = folder / "summary.json"
     try:
       found = read_json(done) if done.exists() else loop.train(config, folder, kept=kept)
@@ -421,13 +423,14 @@ def main() -> None:
       measures = known_measures(runs, measures, asked=bool(MEASURES.value))
   if not runs:
     raise InputError("no run ended: " + "; ".join(f"{at}: {why}" for at, why in failed.items()))
+  measures = known_measures(runs, measures, asked=bool(MEASURES.value))
   table = tabulate(runs, measures or usual(runs))
   write_json(workdir / "table.json", table)
   text = as_text(table, SEEDS.value)
   pools = {}
   for name, (setting, shifted) in study.pools.items():
     if setting in runs:
-      folders = [first[config.to_json(sort_keys=True)] for at, _, config in plan if at == setting]
+      folders = places[setting]
       config = apply(base, settings[setting], 0)
       pools[name] = pool(config, folders, shifted)
       text += f"\n**{name}**: {len(folders)} runs of {setting}\n\n{summary_table(pools[name])}\n"
