@@ -1,6 +1,5 @@
 """A study of RLHF chains: its runs, and their table over seeds."""
 
-import collections
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,9 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from experiments.study import group_of, mean_interval
+from experiments.study import group_of, mean_interval, run_each
 from rm_jax.audit.plots import COLOURS, GREY
-from rm_jax.errors import InputError, InUseError
+from rm_jax.errors import InputError
 from rm_jax.pretrained.source import read_json
 from rm_jax.rlhf import chain, fields
 from rm_jax.storage import pictures
@@ -118,10 +117,10 @@ def run(
       same = config_of(base, name, changes, seed).to_json(sort_keys=True)
       if first.setdefault(same, folder) == folder:
         (folder / POINTER).unlink(missing_ok=True)
-  waiting, put_off = collections.deque(plan), 0  # put off: how many in a row
   bar = tqdm(total=len(plan), desc="study", unit="run")
-  while waiting:
-    name, seed, config = one = waiting.popleft()
+
+  def run_one(one: tuple[str, int, ml_collections.ConfigDict]) -> None:
+    name, seed, config = one
     bar.set_postfix_str(f"{name}, seed {seed}")
     folder = workdir / name / str(seed)
     own = first[config.to_json(sort_keys=True)]
@@ -133,18 +132,12 @@ def run(
         chain.run(config, own, shared=workdir / "shared")
       except NotFiniteError as error:  # a setting may be one at which nothing can be learned
         failed[own] = str(error)
-      except InUseError as error:
-        waiting.append(one)
-        put_off += 1
-        if put_off < len(waiting):
-          continue
-        # Nothing is left but what other processes are at work on.
-        failed |= {workdir / name / str(seed): str(error) for name, seed, _ in waiting}
-        break
       done.add(own)
-    put_off = 0
     bar.update()
     write_table(workdir, settings)
+
+  in_use = run_each(plan, run_one)
+  failed |= {workdir / name / str(seed): str(error) for (name, seed, _), error in in_use}
   bar.close()
   if failed:
     raise InputError(

@@ -1,12 +1,16 @@
 """What commands that run several settings over seeds have in common: `sweep` and `rlhf`."""
 
+import collections
 import importlib.util
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
+from typing import TypeVar
 
-from rm_jax.errors import InputError
+from rm_jax.errors import InputError, InUseError
+
+Run = TypeVar("Run")
 
 
 def settings_of(path: str) -> tuple[ModuleType, dict[str, dict]]:
@@ -55,6 +59,30 @@ def chosen(settings: dict[str, dict], only: Sequence[str] | None) -> dict[str, d
 def group_of(name: str) -> str:
   """'noise' of 'noise/smoothed'; '' of a name without a group."""
   return name.rpartition("/")[0]
+
+
+def run_each(plan: Sequence[Run], run: Callable[[Run], None]) -> list[tuple[Run, InUseError]]:
+  """Calls `run` with each item, so that several processes may share a study.
+
+  An item at which another process is at work is put off until the others are done.
+
+  Args:
+    plan: the items, in their order.
+    run: raises InUseError where another process is at work on the item.
+
+  Returns:
+    (item, its error) of those at which other processes are still at work once the rest is done.
+  """
+  waiting, in_use = collections.deque(plan), []
+  while len(in_use) < len(waiting):
+    one = waiting.popleft()
+    try:
+      run(one)
+      in_use.clear()
+    except InUseError as error:
+      waiting.append(one)
+      in_use.append((one, error))
+  return in_use
 
 
 def mean_interval(values: list[float]) -> tuple[float, list[float] | None]:

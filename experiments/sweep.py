@@ -17,12 +17,14 @@ A study is a config file that has, beside `get_config()`:
     setting, one for each seed.
 
 Runs that are complete are not run again, so that the same command resumes a study, and seeds or
-settings can be added. Settings with equal configs, in one group or several, have one run, in the
-folder of the first, whichever of them are chosen. A run that cannot be learned (its updates are not
-finite) is reported at the end, and the others go on. If the folder holds a run of another config,
-the command stops with an error. Settings with the same frozen layers (model.frozen_layers) and
-data, one after another, run these layers once: the wall time of the first has it, that of the
-others does not.
+settings can be added. Several processes may share a study, such as one for each of its groups: what
+another one is at work on is put off until the rest is done, and told at the end if it is still at
+work then; the table is then without that setting. Settings with equal configs, in one group or
+several, have one run, in the folder of the first, whichever of them are chosen. A run that cannot
+be learned (its updates are not finite) is reported at the end, and the others go on. If the folder
+holds a run of another config, the command stops with an error. Settings with the same frozen layers
+(model.frozen_layers) and data, one after another, run these layers once: the wall time of the first
+has it, that of the others does not.
 Intervals are over seeds; with --seeds=1 they are those of the single run's own report.
 """
 
@@ -38,7 +40,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from experiments.launch import MESH_HELP, launch, with_mesh
-from experiments.study import chosen, group_of, mean_interval, settings_of
+from experiments.study import chosen, group_of, mean_interval, run_each, settings_of
 from rm_jax.api import RewardModel
 from rm_jax.errors import InputError
 from rm_jax.heldout import figures
@@ -391,8 +393,8 @@ def main() -> None:
       raise InputError(f"sweep(), {name}: {error}") from error
   check_done(plan, workdir)
   measures = MEASURES.value or study.measures
-  runs: dict[str, list[dict]] = {name: [] for name in settings}
-  bar = tqdm(plan, desc="sweep", unit="run")
+  runs: dict[str, dict[int, dict]] = {name: {} for name in settings}  # summaries by seed
+  bar = tqdm(total=len(plan), desc="sweep", unit="run")
   # A setting that changes nothing against another one, whichever of them are chosen, is not run a
   # second time: its figures are those of the first.
   first: dict[str, Path] = {}
@@ -402,35 +404,47 @@ def main() -> None:
       first.setdefault(config.to_json(sort_keys=True), workdir / name / str(seed))
   kept = KeptFeatures()
   failed: dict[str, str] = {}
-  places: dict[str, list[Path]] = {name: [] for name in settings}  # of each setting's runs
-  for name, seed, config in bar:
+  places: dict[str, dict[int, Path]] = {name: {} for name in settings}  # of runs, by seed
+
+  def run_one(one: tuple[str, int, ml_collections.ConfigDict]) -> None:
+    nonlocal measures
+    name, seed, config = one
     bar.set_postfix_str(f"{name}, seed {seed}")
     folder, own = first[config.to_json(sort_keys=True)], workdir / name / str(seed)
     if not (folder / "config.json").exists() and (own / "config.json").exists():
       folder = own  # begun by an earlier version, which looked at the chosen settings alone
-    places[name].append(folder)
+    places[name][seed] = folder
     done = folder / "summary.json"
     try:
-      found = read_json(done) if done.exists() else loop.train(config, folder, kept=kept)
+      runs[name][seed] = read_json(done) if done.exists() else loop.train(config, folder, kept=kept)
     except loop.NotFiniteError as error:  # a setting may be one at which nothing can be learned
       failed[f"{name}, seed {seed}"] = str(error)
-      runs.pop(name, None)
-      continue
-    if name in runs:
-      runs[name].append(found)
-    if runs and [len(summaries) for summaries in runs.values()] == [1] * len(runs):
-      # Once all settings have run with one seed, and not only at the end.
-      measures = known_measures(runs, measures, asked=bool(MEASURES.value))
-  if not runs:
-    raise InputError("no run ended: " + "; ".join(f"{at}: {why}" for at, why in failed.items()))
-  measures = known_measures(runs, measures, asked=bool(MEASURES.value))
-  table = tabulate(runs, measures or usual(runs))
+    bar.update()
+    some = {name: list(summaries.values()) for name, summaries in runs.items() if summaries}
+    if some and bar.n == len(settings):
+      # Once there are as many runs as settings, and not only at the end.
+      measures = known_measures(some, measures, asked=bool(MEASURES.value))
+
+  for (name, seed, _), error in run_each(plan, run_one):
+    failed[f"{name}, seed {seed}"] = str(error)
+  bar.close()
+  ended = {
+    name: [summaries[seed] for seed in range(SEEDS.value)]
+    for name, summaries in runs.items()
+    if len(summaries) == SEEDS.value
+  }
+  if not ended:
+    raise InputError(
+      "no setting has all its runs: " + "; ".join(f"{at}: {why}" for at, why in failed.items())
+    )
+  measures = known_measures(ended, measures, asked=bool(MEASURES.value))
+  table = tabulate(ended, measures or usual(ended))
   write_json(workdir / "table.json", table)
   text = as_text(table, SEEDS.value)
   pools = {}
   for name, (setting, shifted) in study.pools.items():
-    if setting in runs:
-      folders = places[setting]
+    if setting in ended:
+      folders = [places[setting][seed] for seed in range(SEEDS.value)]
       config = apply(base, settings[setting], 0)
       pools[name] = pool(config, folders, shifted)
       text += f"\n**{name}**: {len(folders)} runs of {setting}\n\n{summary_table(pools[name])}\n"
@@ -441,7 +455,7 @@ def main() -> None:
   print(text)
   if failed:
     raise InputError(
-      f"{workdir}/table.md is written, without the settings of which a run failed:\n  "
+      f"{workdir}/table.md is written, without the settings of which a run is missing:\n  "
       + "\n  ".join(f"{at}: {why}" for at, why in failed.items())
     )
 

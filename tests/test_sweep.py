@@ -10,7 +10,7 @@ from configs.base import get_config
 from experiments import sweep
 from experiments.sweep import apply, check_done
 from rm_jax.data.report import Report
-from rm_jax.errors import InputError
+from rm_jax.errors import InputError, InUseError
 from rm_jax.storage.files import write_json
 from rm_jax.train.datasets import read_both
 from rm_jax.train.loop import NotFiniteError
@@ -180,6 +180,7 @@ def planned(
   declared=(),
   only=None,
   fails=(),
+  busy=None,
 ):
   """Runs the command's main on settings; the runs are not made, and their folders returned."""
   study = sweep.Study(settings, declared, {}, False)
@@ -198,6 +199,9 @@ def planned(
     shared.add(kept)
     if any(name in str(folder) for name in fails):
       raise NotFiniteError("not finite")
+    if busy and busy.get(name := str(folder.relative_to(tmp_path)), 0) > 0:
+      busy[name] -= 1
+      raise InUseError(f"{name} is in use")
     folder.mkdir(parents=True)
     write_json(folder / "summary.json", {"heldout": report})
     return {"heldout": report}
@@ -250,8 +254,18 @@ def test_a_run_that_cannot_be_learned_is_told_at_the_end(monkeypatch, tmp_path):
   options = dict(report={"accuracy": 0.5, "interval": [0.25, 0.75]}, seeds=2)
   made, said = planned(monkeypatch, tmp_path, settings, fails=["b/1"], **options)
   assert len(made) == 6
-  assert "without the settings of which a run failed:\n  b, seed 1: not finite" in said
+  assert "without the settings of which a run is missing:\n  b, seed 1: not finite" in said
   assert set(json.loads((tmp_path / "table.json").read_text())[""]["accuracy"]) == {"a", "c"}
+
+
+def test_processes_share_a_study(monkeypatch, tmp_path):
+  settings = {"a": {}, "b": {"loss.l2": 0.5}, "c": {"loss.l2": 0.25}}
+  options = dict(report={"accuracy": 0.5, "interval": [0.25, 0.75]}, seeds=1)
+  busy = {"a/0": 1, "b/0": 10}  # how often another process is at work on them
+  made, said = planned(monkeypatch, tmp_path, settings, busy=busy, **options)
+  assert [str(at.relative_to(tmp_path)) for at in made] == ["a/0", "b/0", "c/0", "a/0", "b/0"]
+  assert "of which a run is missing:\n  b, seed 0: b/0 is in use" in said
+  assert list(json.loads((tmp_path / "table.json").read_text())[""]["accuracy"]) == ["a", "c"]
 
 
 @pytest.mark.slow
