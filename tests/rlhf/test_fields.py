@@ -23,6 +23,9 @@ def test_the_configs_are_right():
   own = rlhf_smollm2.get_config()
   own.data.prompts = "prompts.jsonl"
   check(own)
+  check(rlhf_smollm2.get_config("world"))
+  with pytest.raises(InputError, match="found 'words' behind the ':'; expected 'world'"):
+    rlhf_smollm2.get_config("words")
   settings = rlhf_world.sweep()
   for name, changes in settings.items():
     assert setting_of(rlhf_world.get_config(), name, changes, 1).seed == 1
