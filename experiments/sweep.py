@@ -344,6 +344,8 @@ def as_text(table: Table, seeds: int) -> str:
 
 
 def _cell(value: float, interval: Sequence[float] | None, form: str) -> str:
+  if abs(value) >= 1000:  # bytes, tokens, seconds
+    form = form.replace(".4f", ",.0f")
   if interval is None:
     return f"{value:{form}}"
   low, high = interval

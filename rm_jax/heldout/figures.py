@@ -4,6 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# Whose an interval is that stands beside several numbers, the first of these that is there.
+_OWNERS = ("difference", "value", "accuracy")
+
 
 def look_up(report: Mapping[str, Any], name: str) -> list[tuple[Any, Mapping[str, Any]]]:
   """The parts of a report that a name stands for, each with the dict that holds it.
@@ -47,12 +50,17 @@ def number(report: Mapping[str, Any], name: str) -> float | None:
 
 
 def interval(report: Mapping[str, Any], name: str) -> tuple[float, float] | None:
-  """The interval of a figure, or beside it; None if there is none or the name is of several."""
+  """The interval of a figure; None if it has none of its own, or the name is of several."""
   found = look_up(report, name)
   if len(found) != 1:
     return None
   part, holder = found[0]
-  beside = (part if isinstance(part, Mapping) else holder).get("interval")
+  if not isinstance(part, Mapping):
+    # Of the numbers that stand beside an interval, such as an accuracy, a loss and a count, it is
+    # one's alone.
+    owner = next((key for key in _OWNERS if key in holder), None)
+    part = holder if name.rpartition(".")[2] == owner else {}
+  beside = part.get("interval")
   return tuple(beside) if beside else None
 
 
