@@ -19,7 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.seed = 0
 
   c.model = ml_collections.ConfigDict()
-  # Checkpoint: a Hugging Face folder, hub id or GGUF file, or a folder that rm_jax saved.
+  # Checkpoint: a Hugging Face folder, hub id or GGUF file, or a folder that save_pretrained wrote
+  # (a run's workdir is not one).
   c.model.pretrained = ""
   # Architecture: a Hugging Face config.json. Without model.pretrained the weights are random; with
   # it, training checks that the two agree, and experiments.plan reads this file alone.

@@ -1,6 +1,6 @@
-"""SmolLM2-135M as an outcome verifier on GSM8K's model solutions (Cobbe et al. 2021).
+r"""SmolLM2-135M as an outcome verifier on GSM8K's model solutions (Cobbe et al. 2021).
 
-  python -m experiments.train --config=configs/gsm8k_outcomes.py --workdir=runs/gsm8k \\
+  python -m experiments.train --config=configs/gsm8k_outcomes.py --workdir=runs/gsm8k \
     --config.data.train=PATH
 
 PATH is the file of example model solutions, as published: four systems' solutions of each question,

@@ -1,6 +1,6 @@
-"""Llama-3.1-70B on HH-RLHF. Planned for 32 chips of v5p; it fits on 16.
+r"""Llama-3.1-70B on HH-RLHF. Planned for 32 chips of v5p; it fits on 16.
 
-  python -m experiments.plan --config=configs/llama31_70b.py --topology=v5p:2x4x4 --mesh=fsdp=32 \\
+  python -m experiments.plan --config=configs/llama31_70b.py --topology=v5p:2x4x4 --mesh=fsdp=32 \
     --output=plan.json
 
 The plan (compiled by libtpu 0.0.42) needs 42.7 of a chip's 95.7 GiB of memory. By its roofline, a

@@ -1,6 +1,6 @@
-"""Llama-3.1-8B on HH-RLHF. Planned for eight chips of v5p.
+r"""Llama-3.1-8B on HH-RLHF. Planned for eight chips of v5p.
 
-  python -m experiments.plan --config=configs/llama31_8b.py --topology=v5p:2x2x2 --mesh=fsdp=8 \\
+  python -m experiments.plan --config=configs/llama31_8b.py --topology=v5p:2x2x2 --mesh=fsdp=8 \
     --output=plan.json
 
 The plan (compiled by libtpu 0.0.42) needs 17.3 of a chip's 95.7 GiB of memory. By its roofline, a

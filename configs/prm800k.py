@@ -1,6 +1,6 @@
-"""SmolLM2-135M as a process reward model on PRM800K (Lightman et al. 2023).
+r"""SmolLM2-135M as a process reward model on PRM800K (Lightman et al. 2023).
 
-  python -m experiments.train --config=configs/prm800k.py --workdir=runs/prm \\
+  python -m experiments.train --config=configs/prm800k.py --workdir=runs/prm \
     --config.data.train=PATH
 
 PATH is a file of rows {question, steps, labels}, whose labels are positive, neutral or negative.

@@ -1,6 +1,6 @@
-"""SmolLM2-135M on QA-Feedback (Wu et al. 2023): four answers a question, compared with ties.
+r"""SmolLM2-135M on QA-Feedback (Wu et al. 2023): four answers a question, compared with ties.
 
-  python -m experiments.train --config=configs/qa_feedback.py --workdir=runs/qa \\
+  python -m experiments.train --config=configs/qa_feedback.py --workdir=runs/qa \
     --config.data.train=PATH
 
 PATH is a folder of the data set's files, as published. People compared the answers in pairs: 13 %

@@ -1,6 +1,6 @@
-"""Qwen3-0.6B on HH-RLHF. Planned for four chips of v5p.
+r"""Qwen3-0.6B on HH-RLHF. Planned for four chips of v5p.
 
-  python -m experiments.plan --config=configs/qwen3_06b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \\
+  python -m experiments.plan --config=configs/qwen3_06b.py --topology=v5p:2x2x1 --mesh=fsdp=4 \
     --output=plan.json
 
 The plan (compiled by libtpu 0.0.42) needs 2.9 of a chip's 95.7 GiB of memory. By its roofline, a

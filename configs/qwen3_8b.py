@@ -1,6 +1,6 @@
-"""Qwen3-8B on HH-RLHF. Planned for a whole pod of v5e, 256 chips.
+r"""Qwen3-8B on HH-RLHF. Planned for a whole pod of v5e, 256 chips.
 
-  python -m experiments.plan --config=configs/qwen3_8b.py --topology=v5e:16x16 --mesh=fsdp=256 \\
+  python -m experiments.plan --config=configs/qwen3_8b.py --topology=v5e:16x16 --mesh=fsdp=256 \
     --output=plan.json
 
 The plan (compiled by libtpu 0.0.42) needs 2.5 of a chip's 15.8 GiB of memory. By its roofline, a

@@ -1,6 +1,6 @@
-"""Qwen3-8B with LoRA adapters of rank 16 on HH-RLHF. Planned for 16 chips of v5e.
+r"""Qwen3-8B with LoRA adapters of rank 16 on HH-RLHF. Planned for 16 chips of v5e.
 
-  python -m experiments.plan --config=configs/qwen3_8b_lora.py --topology=v5e:4x4 --mesh=fsdp=16 \\
+  python -m experiments.plan --config=configs/qwen3_8b_lora.py --topology=v5e:4x4 --mesh=fsdp=16 \
     --output=plan.json
 
 The plan (compiled by libtpu 0.0.42) needs 3.8 of a chip's 15.8 GiB of memory. By its roofline, a

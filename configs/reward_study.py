@@ -1,4 +1,4 @@
-"""Where a reward is read from: a new head, the likelihood of the response, or a judge's verdict.
+r"""Where a reward is read from: a new head, the likelihood of the response, or a judge's verdict.
 
   python -m experiments.sweep --config=configs/reward_study.py --workdir=runs/reward_study --seeds=5
 

@@ -1,4 +1,4 @@
-"""RLHF of SmolLM2-135M on prompts of your own, or a whole chain of it on the generated world.
+r"""RLHF of SmolLM2-135M on prompts of your own, or a whole chain of it on the generated world.
 
   python -m experiments.rlhf --config=configs/rlhf_smollm2.py --workdir=runs/rlhf_own \
     --config.data.prompts=prompts.jsonl --config.reward.model=runs/hh

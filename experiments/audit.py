@@ -23,7 +23,7 @@ from experiments.launch import (
   launch,
   output_folder,
 )
-from experiments.run_data import HELDOUT, check_own_format, config_of, own_data
+from experiments.run_data import HELDOUT, check_own_format, config_of, count_learned, own_data
 from rm_jax.api import RewardModel
 from rm_jax.audit import page
 from rm_jax.audit.benchmarks import BENCHMARKS
@@ -322,6 +322,8 @@ def main() -> None:
     "conversations": len({e.conversation for e in examples}),
     "dropped": sum(report.dropped.values()),
   }
+  if DATA.value != HELDOUT and (trained := count_learned(MODEL.value, examples)) is not None:
+    about["trained_on"] = trained
   in_steps = all(e.kind == "step" for e in examples)
   names = datasets.heldout_names(config) if DATA.value == HELDOUT else [DATA.value]
   found = audit(

@@ -1,6 +1,6 @@
-"""Measures the speed of training and scoring.
+r"""Measures the speed of training and scoring.
 
-  python -m experiments.benchmark --config=configs/benchmark.py --output=bench.json \\
+  python -m experiments.benchmark --config=configs/benchmark.py --output=bench.json \
     --config.model.config=FILE --config.model.tokenizer=DIR --config.data.train=FILE
 
 times scoring, and the training step in several layouts (padded, packed, packed with shared

@@ -10,17 +10,16 @@ model: --prm=mine=DIR.
 Problems that a run of --prm, --orm or --implicit has learned from are left out.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_collections
 import numpy as np
 from absl import flags
 
 from experiments.launch import COLUMNS_HELP, DTYPES, launch, output_folder
+from experiments.run_data import learned
 from rm_jax.api import RewardModel
 from rm_jax.audit import page
 from rm_jax.audit.sections import best_of as section
@@ -39,9 +38,7 @@ from rm_jax.heldout.best_of import (
   table,
 )
 from rm_jax.losses.process import HOW, SO_FAR
-from rm_jax.train import datasets
 from rm_jax.types import Example
-from rm_jax.workdir.folder import CONFIG, is_workdir
 
 DATA = flags.DEFINE_string(
   "data", None, "File, folder or hub id: problems with several solutions, labelled right or wrong."
@@ -123,24 +120,19 @@ def ks() -> list[int]:
   return [int(k) for k in K.value]
 
 
-def learned(model: Model) -> set[str] | None:
+def learned_by(model: Model) -> set[str] | None:
   """The conversations that a run learned from or chose its checkpoint by; None if not a run's.
 
   Raises:
     InputError: the run's data cannot be read.
   """
-  path = Path(model.path)
-  if not is_workdir(path) or not (path / CONFIG).exists():
-    return None
-  config = ml_collections.ConfigDict(json.loads((path / CONFIG).read_text()))
   try:
-    train, _, _ = datasets.read_both(config, Report())
+    return learned(model.path)
   except (ValueError, OSError) as error:
     raise InputError(
       f"--{model.kind}={model.path}: the data that it learned from cannot be read ({error}), so it "
       "is not known which problems it has seen; expected them where they were, or --keep_trained"
     ) from error
-  return {e.conversation for e in train}
 
 
 def read(
@@ -159,7 +151,7 @@ def read(
     examples = without(examples, seen, EXCLUDE.value, report)
   counts: dict[str, int | None] = {model.name: None for model in asked}
   if not KEEP_TRAINED.value:
-    seen = {model.name: learned(model) for model in asked}
+    seen = {model.name: learned_by(model) for model in asked}
     counts = {
       name: mine if mine is None else sum(e.conversation in mine for e in examples)
       for name, mine in seen.items()

@@ -47,8 +47,18 @@ LIMIT = flags.DEFINE_integer("limit", 0, "Pairs to read, from the first on; 0 = 
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first bad row.")
 HELDOUT = flags.DEFINE_string("heldout", None, "Pairs that must not be in the output.")
 
+_POLICIES = {
+  "early": "Pairs that differ before their last assistant turn.",
+  "sides": "Pairs whose own two responses are equal, or near: drop_near drops both kinds.",
+  "duplicates": "Exact and near duplicates: drop all but the first.",
+  "reversed": "Pairs that repeat an earlier one with the label reversed.",
+  "contamination_part": "What must not overlap with --heldout.",
+  "denoise": "What to do with labels that are probably wrong; none = list them.",
+  "denoise_by": "Suspect labels below --denoise_threshold, or as many as are estimated.",
+  "resample_how": "Drop rows, or multiply their weights.",
+}
 for _name, _known in pipeline.POLICIES.items():
-  flags.DEFINE_enum(_name, getattr(DEFAULT, _name), _known, f"pipeline.Options.{_name}.")
+  flags.DEFINE_enum(_name, getattr(DEFAULT, _name), _known, _POLICIES[_name])
 flags.DEFINE_float(
   "near",
   DEFAULT.near,

@@ -4,8 +4,9 @@ python -m experiments.evaluate --model=DIR --data=FILE --output=DIR2 writes DIR2
 --data=heldout the data are what the run in the workdir DIR held out.
 
 --exclude=FILE leaves out the examples whose conversation (of solutions: whose question) is in FILE;
-give the model's training data here. --limit=N takes N of the rest, drawn at random and the same
-every time.
+give the model's training data here. A warning says of how many examples a run has learned from
+their conversations, and so does `data.trained_on` of the report. --limit=N takes N of the rest,
+drawn at random and the same every time.
 """
 
 from absl import flags
@@ -18,7 +19,7 @@ from experiments.launch import (
   launch,
   output_folder,
 )
-from experiments.run_data import HELDOUT, check_own_format, config_of, own_data
+from experiments.run_data import HELDOUT, check_own_format, config_of, count_learned, own_data
 from rm_jax.api import RewardModel
 from rm_jax.data import formats
 from rm_jax.data.choose import conversations_in, sampled, without
@@ -83,6 +84,7 @@ def main() -> None:
     seen = conversations_in(EXCLUDE.value, **options)
     examples = without(examples, seen, EXCLUDE.value, report)
   examples = sampled(examples, LIMIT.value, report)
+  trained = None if DATA.value == HELDOUT else count_learned(MODEL.value, examples)
   model = RewardModel.from_pretrained(
     MODEL.value,
     dtype=DTYPE.value,
@@ -103,6 +105,8 @@ def main() -> None:
   out = evaluate(scores, examples, model.attributes, [outputs for _, outputs in both]).report
   cut = sum(g.cut > 0 for g in groups)
   data = {"kept": report.kept, "dropped": dict(sorted(report.dropped.items())), "prompts_cut": cut}
+  if trained is not None:
+    data["trained_on"] = trained
   write_json(folder / "report.json", {"heldout": out, "data": data})
   if EXAMPLES.value:
     write_atomically(folder / "examples.md", as_text(scores, examples, EXAMPLES.value))

@@ -1,6 +1,6 @@
-"""Plans a run on devices that need not be there: does it fit in memory, how long does it take?
+r"""Plans a run on devices that need not be there: does it fit in memory, how long does it take?
 
-  python -m experiments.plan --config=configs/qwen3_8b.py --topology=v5e:16x16 --mesh=fsdp=256 \\
+  python -m experiments.plan --config=configs/qwen3_8b.py --topology=v5e:16x16 --mesh=fsdp=256 \
     --output=plan.json
 
 compiles the real training step for the topology (which needs `pip install -e '.[tpu]'`) and writes

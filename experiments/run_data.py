@@ -1,6 +1,8 @@
 """The data of a finished run, for the commands that take --data=heldout."""
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
@@ -11,6 +13,8 @@ from rm_jax.errors import InputError
 from rm_jax.train import datasets
 from rm_jax.types import Example
 from rm_jax.workdir.folder import CONFIG, is_workdir
+
+log = logging.getLogger(__name__)
 
 HELDOUT = "heldout"  # the value of --data that means what the run itself held out
 
@@ -70,3 +74,48 @@ def own_data(
   for example in aside:
     report.drop("validated_on", example.origin, "the run evaluated it as it trained", fault=False)
   return train, heldout
+
+
+def learned(name: str) -> set[str] | None:
+  """The conversations that a run learned from or chose its checkpoint by; None if not a run's.
+
+  Args:
+    name: the model, as flags name it.
+
+  Raises:
+    ValueError, OSError: the run's data cannot be read.
+  """
+  config = config_of(name)
+  if not (config.data.train or config.data.sources):
+    return None
+  train, _, _ = datasets.read_both(config, Report())
+  return {e.conversation for e in train}
+
+
+def count_learned(name: str, examples: Sequence[Example]) -> int | None:
+  """How many examples share a conversation with what a run learned from, with a warning of them.
+
+  None where it is not known: the model is not a run's workdir, or the run's data cannot be read any
+  more, which a warning says.
+
+  Args:
+    name: the model, as flags name it.
+    examples: those that it is judged by.
+  """
+  try:
+    seen = learned(name)
+  except (ValueError, OSError) as error:
+    log.warning("it is not known whether %s has learned from these data: %s", name, error)
+    return None
+  if seen is None:
+    return None
+  count = sum(e.conversation in seen for e in examples)
+  if count:
+    log.warning(
+      "%s has learned from the conversations of %d of these %d examples, so that the figures are "
+      "not those of new data: give --data=heldout, or --exclude with the training data",
+      name,
+      count,
+      len(examples),
+    )
+  return count

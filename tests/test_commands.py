@@ -459,6 +459,7 @@ def test_train_stop_resume_evaluate_and_score(llama_folder, data, tmp_path, monk
   fewer = json.loads((tmp_path / "w" / "report.json").read_text())
   assert (fewer["heldout"]["n"], fewer["data"]["kept"]) == (10, 10)
   assert fewer["data"]["dropped"] == {"excluded": 4, "not_sampled": 6}
+  assert fewer["data"]["trained_on"] == 0
   code, _, err = own.finish()
   assert code == 0, err
   report = json.loads((tmp_path / "own" / "report.json").read_text())["heldout"]

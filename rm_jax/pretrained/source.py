@@ -146,6 +146,11 @@ def open_source(name: str) -> Source:
     there = (path / CONFIG).is_file()
   if not there:
     raise InputError(f"{path}: has no config.json; expected a Hugging Face model folder")
+  if (path / "model" / CONFIG).is_file() and (path / "checkpoints").is_dir():
+    raise InputError(
+      f"{path}: is a run's workdir; expected a model's folder, which "
+      f'RewardModel.from_pretrained("{path}").save_pretrained(FOLDER) writes'
+    )
   record = path / RECORD
   # A dangling link is read too, which raises: without its record the model would give other scores.
   saved = read_json(record) if record.exists() or record.is_symlink() else {}

@@ -452,3 +452,12 @@ def test_a_template_may_have_any_name(tmp_path):
   one["tokenizer"].chat_template = {"default": "{{ 1 }}", "tool use (v2)": "{{ 2 }}"}
   source.save_folder(tmp_path, **one)
   assert source.load_tokenizer(tmp_path).chat_template == one["tokenizer"].chat_template
+
+
+def test_a_run_s_workdir_is_no_model_s_folder(tmp_path):
+  for folder in ("model", "checkpoints"):
+    (tmp_path / folder).mkdir()
+  for file in ("config.json", "model/config.json"):
+    (tmp_path / file).write_text("{}")
+  with pytest.raises(ValueError, match=r"is a run's workdir; expected a model's folder, which Rew"):
+    source.open_source(str(tmp_path))
