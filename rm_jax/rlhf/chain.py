@@ -23,22 +23,22 @@ from rm_jax.parallel.mesh import make_mesh
 from rm_jax.policy.rollout import Rules
 from rm_jax.pretrained.source import read_json
 from rm_jax.rlhf import finetune, policies, preferences, report
-from rm_jax.rlhf.fields import check
+from rm_jax.rlhf.fields import check, names_of, worlds
 from rm_jax.rlhf.prompts import Prompts, Truth, drawn, read_prompts, truth_of, world_of
 from rm_jax.rlhf.proxy import Proxy, open_proxy
 from rm_jax.rlhf.records import evaluations
 from rm_jax.rlhf.reinforce import evaluation_key, reinforce, stop_rule
 from rm_jax.rlhf.runs import direct, reward_models
-from rm_jax.rlhf.stages import BEGUN, Places, Stage, file_digest, folder_digest, plain, text_digest
+from rm_jax.rlhf.stages import SUMMARY, Places, Stage, digest_of, has_saved, plain, text_digest
 from rm_jax.rlhf.watch import Watch
 from rm_jax.shaping.chain import Chain, chain_of, plan
-from rm_jax.storage.files import read_lines, write_json
-from rm_jax.storage.remote import refuse
+from rm_jax.storage.files import expanded, read_lines, write_json
+from rm_jax.storage.remote import local, refuse
 from rm_jax.train.writers import peak_memory_bytes
 from rm_jax.types import Text
 from rm_jax.workdir.folder import check_place, locked
 
-SUMMARY, SHAPING = "summary.json", "shaping.json"
+SHAPING = "shaping.json"
 
 
 def run(config: Any, workdir: str | Path, *, shared: Path | None = None) -> dict[str, Any]:
@@ -94,11 +94,16 @@ class _Chain:
       start, sft = self._finetuned(prompts)
     with self._timed("preferences"):
       pairs = self._preferences(start, sft["fingerprint"], prompts)
-    names, about = split(config.reward.model), []
+    names, about = names_of(config.reward.model), []
     if not names:
       with self._timed("reward"):
         names, about = reward_models(config, self.places, start, sft["fingerprint"], pairs)
     loaded = policies.load(config, self.mesh, start)
+    if loaded.fingerprint != sft["fingerprint"]:
+      raise InputError(
+        f"{start}: its weights are not those that fine-tuning saved ({loaded.fingerprint}, "
+        f"expected {sft['fingerprint']}); put these back, or give another --workdir"
+      )
     proxy = open_proxy(
       names,
       loaded.policy,
@@ -110,7 +115,7 @@ class _Chain:
     )
     gold = None
     if config.reward.gold:
-      gold = open_proxy(split(config.reward.gold), loaded.policy, self.mesh)
+      gold = open_proxy(names_of(config.reward.gold), loaded.policy, self.mesh)
     inputs = {
       "policy": sft["fingerprint"],
       "reward": proxy.fingerprint,
@@ -155,14 +160,12 @@ class _Chain:
   def _finetuned(self, prompts: Prompts) -> tuple[Path, dict[str, Any]]:
     """(folder of the policy after fine-tuning, the stage's results)."""
     texts, pretrained = self.config.sft.texts, self.config.policy.pretrained
-    inputs = {
-      "held": text_digest(prompts.evaluation),
-      "texts": file_digest(Path(texts)) if texts and Path(texts).is_file() else "",
-    }
-    if texts and Path(texts).is_dir():
-      inputs["texts_folder"] = folder_digest(Path(texts))
-    if pretrained and Path(pretrained).is_dir():
-      inputs["pretrained"] = folder_digest(Path(pretrained))
+    inputs = {"held": text_digest(prompts.evaluation), "texts": ""}
+    if texts and not worlds(texts):
+      folder = expanded(local(texts)).is_dir()
+      inputs["texts_folder" if folder else "texts"] = digest_of(texts)
+    if pretrained and (digest := digest_of(pretrained)):
+      inputs["pretrained"] = digest
     stage = self.places.stage("sft", plain(self.config, *finetune.PARTS), inputs)
     found = finetune.finetune(self.config, stage, self.mesh, prompts.evaluation)
     return stage.folder / "model", found
@@ -192,13 +195,13 @@ class _Chain:
     )
 
   def _fitted(self) -> Chain | None:
-    """The chain of shaping of an optimisation that has begun; None before that.
+    """The chain of shaping of an optimisation that is gone on with; None before that.
 
-    A file without a begun optimisation is of one that was stopped between the two, and is not read:
-    its reward model may have been another one.
+    A file without such an optimisation is of one that was stopped before it saved anything, and is
+    not read: its reward model may have been another one.
     """
     path = self.workdir / SHAPING
-    if not (self.config.shaping and path.exists() and (self.workdir / BEGUN).exists()):
+    if not (self.config.shaping and path.exists() and has_saved(self.workdir)):
       return None
     return chain_of(read_json(path), str(path))
 
@@ -207,12 +210,7 @@ class _Chain:
     config = self.config
     if (truth := truth_of(config)) is not None:
       return truth, {"judge": "world"}, config.world.judge_temperature
-    if not (names := split(config.reward.gold) or split(config.reward.model)):
-      raise InputError(
-        "there is nobody to judge pairs of the policy's responses; expected --config.data.prompts="
-        "world:N, a reward model as --config.reward.gold or --config.reward.model, or a file of "
-        "preferences as --config.preferences.path"
-      )
+    names = names_of(config.reward.gold) or names_of(config.reward.model)
     proxy = open_proxy(names, policies.policy_of(config, self.mesh, start), self.mesh)
     known_by = {"judge": proxy.fingerprint}
     if proxy.probe is not None:
@@ -261,11 +259,6 @@ class _Chain:
     acted = config.stop.acts and config.method != "dpo"
     found = report.of_turns(lines, means, stop_rule(config), acted=acted)
     return found, read_lines(workdir / "metrics.jsonl")
-
-
-def split(names: str) -> list[str]:
-  """The folders or the URL of a field such as reward.model."""
-  return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _judge_by(proxy: Proxy) -> Truth:

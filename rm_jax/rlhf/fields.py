@@ -8,6 +8,7 @@ from rm_jax.policy.kl import ESTIMATORS
 from rm_jax.policy.rollout import UNFINISHED
 from rm_jax.policy.surrogate import MEANS
 from rm_jax.shaping.chain import plan
+from rm_jax.storage.files import expanded
 from rm_jax.train.fields import (
   COUNT,
   FIELDS,
@@ -97,6 +98,13 @@ OWN: dict[str, Rule] = {
 _PARTS = {"policy": "model", "sft.optimizer": "optimizer", "optimizer": "optimizer", "mesh": "mesh"}
 
 
+# Fields of these parts that a policy does not read, with their values in configs/base.py.
+_UNUSED: dict[str, dict[str, Any]] = {
+  "policy": {"dropout": False, "normalised": False, "beta": 0.1},
+  "optimizer": {"head_rate": 1.0, "mix_rate": 0.0, "loss_rate": 100.0},
+}
+
+
 def _rules() -> dict[str, Rule]:
   rules = dict(OWN)
   for part, of in _PARTS.items():
@@ -135,6 +143,7 @@ def check(config: Any) -> None:
   _check_policy(config)
   _check_data(config)
   _check_method(config)
+  _check_reward(config)
   if config.reward.steps:
     _check_steps(config)
 
@@ -156,6 +165,27 @@ def _check_policy(config: Any) -> None:
     raise InputError(
       "the policy has random weights and --config.sft.texts is ''; expected texts to fine-tune it "
       "on, or --config.policy.pretrained"
+    )
+
+  unused = [
+    f"--config.policy.{name}={policy[name]!r}"
+    for name, value in _UNUSED["policy"].items()
+    if policy[name] != value
+  ]
+  unused += [
+    f"--config.{part}.{name}={settings[name]!r}"
+    for part, settings in (("optimizer", config.optimizer), ("sft.optimizer", config.sft.optimizer))
+    for name, value in _UNUSED["optimizer"].items()
+    if settings[name] != value
+  ]
+  if unused:
+    raise InputError(
+      f"{', '.join(unused)}: nothing in a chain uses it; expected the values of configs/rlhf.py"
+    )
+  if config.sft.texts and policy.eos == "none":
+    raise InputError(
+      "--config.policy.eos='none' and --config.sft.texts: the policy would not learn to end its "
+      "responses; expected 'append' or 'auto'"
     )
 
 
@@ -187,6 +217,21 @@ def _check_method(config: Any) -> None:
       f"--config.rl.target_kl={rl.target_kl} and --config.rl.coefficient=0: the coefficient is "
       "adapted by factors, so that 0 stays 0; expected a coefficient above 0 to begin with"
     )
+  if method == "dpo" and config.dpo.model.reward != "implicit":
+    raise InputError(
+      f"--config.dpo.model.reward={config.dpo.model.reward!r} and --config.method='dpo', which "
+      "trains the policy's implicit reward; expected 'implicit'"
+    )
+  if method == "best_of_n" and config.rules.unfinished == "leave_out":
+    raise InputError(
+      "--config.rules.unfinished='leave_out' and --config.method='best_of_n', which compares all "
+      "samples; expected 'keep', 'subtract' or 'replace'"
+    )
+  if method in TURNS and method != "ppo" and not config.sampling.temperature:
+    raise InputError(
+      f"--config.sampling.temperature=0 and --config.method={method!r}: all responses to a prompt "
+      "would be the same, and there would be nothing to compare; expected a number above 0"
+    )
   if method == "ppo":
     return
   if method in TURNS and rl.samples < 2:
@@ -205,6 +250,42 @@ def _check_method(config: Any) -> None:
         f"--config.rl.target_kl={rl.target_kl} and --config.method='grpo', whose coefficient is "
         "fixed; expected 0"
       )
+
+
+def _check_reward(config: Any) -> None:
+  """Raises InputError where a reward model, or whoever judges the preferences, cannot be had."""
+  reward, missing = config.reward, False
+  for field in ("reward.model", "reward.gold"):
+    for name in names_of(config.reward[field.removeprefix("reward.")]):
+      # Another name may be the hub's.
+      if name.startswith(("/", ".", "~")) and not expanded(name).exists():
+        raise InputError(
+          f"--config.{field}: {name}: no such folder; expected a reward model's, or a hub id"
+        )
+  if config.shaping:
+    made = plan(config.shaping, "--config.shaping")
+    missing = bool(made.missing)
+    alone = not reward.model and reward.members == 1 and reward.run.model.members == 1
+    if alone and any(cls.name == "lower" for cls, _ in made.stages):
+      raise InputError(
+        f"--config.shaping={config.shaping!r} and --config.reward.members=1: 'lower' is of an "
+        "ensemble; expected members of 2 or more"
+      )
+  path = config.preferences.path
+  if path and not expanded(path).is_file():
+    raise InputError(f"--config.preferences.path={path}: no such file; expected one of preferences")
+  needed = not path and (not reward.model or config.method == "dpo" or missing)
+  if needed and not (worlds(config.data.prompts) or reward.gold or reward.model):
+    raise InputError(
+      "there is nobody to judge pairs of the policy's responses; expected --config.data.prompts="
+      "world:N, a reward model as --config.reward.gold or --config.reward.model, or a file of "
+      "preferences as --config.preferences.path"
+    )
+
+
+def names_of(models: str) -> list[str]:
+  """The folders or the URL of a field such as reward.model."""
+  return [name.strip() for name in models.split(",") if name.strip()]
 
 
 def _check_steps(config: Any) -> None:

@@ -57,6 +57,8 @@ def finetune(config: Any, stage: Stage, mesh: Mesh, held: list[Text]) -> dict[st
   if (done := stage.done()) is not None:
     return done
   with locked(stage.folder):
+    if (done := stage.done()) is not None:  # another process was at work on it
+      return done
     stage.begin()
     loaded = policies.load(config, mesh)
     if not config.sft.texts:
@@ -118,7 +120,8 @@ def _train(config: Any, stage: Stage, loaded: policies.Loaded, held: list[Text])
       if metrics["skipped"]:
         raise NotFiniteError(
           f"{stage.folder}: step {step + 1} of fine-tuning has a loss or gradient that is not "
-          "finite; lower --config.sft.optimizer.learning_rate"
+          "finite; lower --config.sft.optimizer.learning_rate, in another --workdir if "
+          "checkpoints are saved"
         )
       done, end = step + 1, step + 1 == last
       if end or done % c.log_every == 0:

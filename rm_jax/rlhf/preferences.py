@@ -11,7 +11,6 @@ with s the true reward, or the score of another reward model, whose temperature 
 import json
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from rm_jax.policy.rollout import sample
 from rm_jax.rlhf.policies import Loaded
 from rm_jax.rlhf.prompts import Truth
 from rm_jax.rlhf.stages import Stage, file_digest
-from rm_jax.storage.files import write_atomically
+from rm_jax.storage.files import expanded, write_atomically
 from rm_jax.types import Example, Text
 from rm_jax.workdir.folder import locked
 
@@ -63,9 +62,20 @@ def sampled(
     InputError: no prompt has two different responses.
   """
   path = stage.folder / FILE
-  if (done := stage.done()) is not None:
+
+  def results_of(done: dict[str, Any]) -> dict[str, Any]:
+    if not path.is_file() or file_digest(path) != done["digest"]:
+      raise InputError(
+        f"{path}: is not the file that this stage wrote; put it back, or give yours as "
+        "--config.preferences.path with another --workdir"
+      )
     return done | {"path": str(path)}
+
+  if (done := stage.done()) is not None:
+    return results_of(done)
   with locked(stage.folder):
+    if (done := stage.done()) is not None:  # another process was at work on it
+      return results_of(done)
     stage.begin()
     loaded, c = load(), config.preferences
     policy = loaded.policy
@@ -161,12 +171,9 @@ def given(config: Any, evaluation: Sequence[Text]) -> dict[str, Any]:
     preferences in it}; the log warns of such prompts.
 
   Raises:
-    InputError: there is no such file.
     DataError: as `examples_of`.
   """
-  path = Path(config.preferences.path)
-  if not path.is_file():
-    raise InputError(f"--config.preferences.path={path}: no such file; expected one of preferences")
+  path = expanded(config.preferences.path)
   there = {key_of(example.prompt) for example in examples_of(config)}
   both = len(there & {key_of(prompt) for prompt in evaluation})
   if both:

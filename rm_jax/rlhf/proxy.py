@@ -19,9 +19,12 @@ from rm_jax.data.dialogue import plain
 from rm_jax.errors import InputError
 from rm_jax.policy.text import Policy
 from rm_jax.rlhf.remote import Server
+from rm_jax.rlhf.stages import digest_of, file_digest, text_digest
 from rm_jax.shaping.chain import Chain, Fitted, plan
 from rm_jax.shaping.stages import Responses
+from rm_jax.storage.files import expanded
 from rm_jax.types import Example, Text
+from rm_jax.workdir.folder import is_workdir
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,17 @@ _PROBE = [
     "The sun is a star, and so are others. " * 4,
   )
 ]
+# Beginnings of the names of files that say how texts become tokens, and tokens scores.
+_TOLD_BY = (
+  "config.json",
+  "rm_jax.json",
+  "tokenizer",
+  "special_tokens",
+  "added_tokens",
+  "chat_template",
+  "vocab",
+  "merges",
+)
 _FITTED_ON = 1000  # examples of the preferences that the numbers of a chain are fitted on, at most
 
 
@@ -130,6 +144,16 @@ def _name(response: str) -> str:
   return f"response {response!r:.60}"
 
 
+def _files(name: str) -> str:
+  """A digest of all but the weights that a folder's scores depend on; '' of what is no folder."""
+  folder = expanded(name)
+  if not folder.is_dir():
+    return digest_of(name)
+  places = (folder, folder / "model") if is_workdir(folder) else (folder,)
+  found = [path for place in places for path in place.iterdir() if path.name.startswith(_TOLD_BY)]
+  return text_digest(sorted([str(path.relative_to(folder)), file_digest(path)] for path in found))
+
+
 def is_server(name: str) -> bool:
   """Whether a name of a reward model is the URL of a server."""
   return name.startswith(("http://", "https://"))
@@ -180,7 +204,10 @@ def open_proxy(
     sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names}
     models = [RewardModel.from_pretrained(name, mesh=sizes) for name in names]
     own = models[0].shaping if len(models) == 1 else None
-    fingerprint = {"weights": [model.weights for model in models]}
+    fingerprint = {
+      "weights": [model.weights for model in models],
+      "files": [_files(name) for name in names],
+    }
 
     def members(rows):
       origins = [_name(row["response"]) for row in rows]

@@ -124,7 +124,8 @@ def reinforce(
       if skipped >= rl.max_skipped:
         raise NotFiniteError(
           f"{folder}: in {skipped} turns up to {done} no step's loss and gradient were finite; "
-          "lower --config.optimizer.learning_rate, or look at the rewards in metrics.jsonl"
+          "look at the rewards in metrics.jsonl, or lower --config.optimizer.learning_rate in "
+          "another --workdir"
         )
       end = done == rl.turns
       if end or done % rl.eval_every == 0:

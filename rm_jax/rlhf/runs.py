@@ -4,6 +4,8 @@ DPO trains the implicit reward on the preferences (`model.reward='implicit'`). E
 its run is a policy, which is looked at as the turns of the other methods are.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import jax
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
+from rm_jax.errors import InputError
 from rm_jax.models.lora import is_base
 from rm_jax.rlhf import policies
 from rm_jax.rlhf.records import Records
@@ -23,6 +26,15 @@ from rm_jax.workdir.folder import locked
 
 _ALL = 1_000_000  # checkpoints that are kept: none is removed
 _APART = 10_000  # between the seeds of an ensemble's runs
+
+
+@contextlib.contextmanager
+def _of(part: str) -> Iterator[None]:
+  """Has errors of a training run say whose fields they name."""
+  try:
+    yield
+  except InputError as error:
+    raise type(error)(f"of --config.{part}: {error}") from error
 
 
 def reward_models(
@@ -55,10 +67,12 @@ def reward_models(
     folder = stage.folder / "run"
     if (done := stage.done()) is None:
       with locked(stage.folder):
-        stage.begin()
-        summary = loop.train(_reward_run(config, seed, start, pairs["path"]), folder)
-        accuracy = (summary["heldout"] or {}).get("accuracy")
-        done = stage.finish({"heldout": accuracy, "steps": summary["train"]["steps"]})
+        if (done := stage.done()) is None:  # else another process was at work on it
+          stage.begin()
+          with _of("reward.run"):
+            summary = loop.train(_reward_run(config, seed, start, pairs["path"]), folder)
+          accuracy = (summary["heldout"] or {}).get("accuracy")
+          done = stage.finish({"heldout": accuracy, "steps": summary["train"]["steps"]})
     found.append(str(folder))
     about.append(done)
   return found, about
@@ -106,7 +120,8 @@ def direct(
   """
   run = folder / "run"
   if not (run / "summary.json").exists():
-    loop.train(_dpo_run(config, start, preferences), run)
+    with _of("dpo"):
+      loop.train(_dpo_run(config, start, preferences), run)
   model = loaded.policy.text_model
   base = {p: x for p, x in loaded.params.items() if model.base and is_base(p)}
   abstract = {

@@ -4,22 +4,27 @@
     done.json    written last: the stage's results; while it is not there, the stage is begun again,
                  or goes on from its checkpoints
 
-A stage that is done is not run again. One that was begun with anything else is refused.
+A stage that is done is not run again. One that was begun with anything else, and is done or has
+checkpoints, is refused. Of one that has saved nothing yet, as after an error, nothing is kept: it
+begins anew, so that what was at fault can be changed.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 from rm_jax.errors import InputError
 from rm_jax.pretrained.source import read_json
-from rm_jax.storage.files import write_json
+from rm_jax.storage.files import expanded, write_json
+from rm_jax.storage.remote import local
 from rm_jax.workdir.folder import flat
 
 BEGUN, DONE = "stage.json", "done.json"
+SUMMARY = "summary.json"  # results of a whole chain, in place of done.json
 # Fields that may differ when a stage is gone on with.
 _MAY_CHANGE = ("config.mesh.", "config.rl.keep")
 # Fields that are missing in folders that were begun before these fields were there -> their values
@@ -33,7 +38,12 @@ _LATER: dict[str, Any] = {
   "inputs.judge_says": None,
   "inputs.pretrained": None,
   "inputs.texts_folder": None,
+  "inputs.reward.files": None,
+  "inputs.gold.files": None,
+  "inputs.judge.files": None,
 }
+# Where a stage, or the training run in it, keeps what it goes on from.
+_CHECKPOINTS = ("checkpoints", "run/checkpoints")
 # Inputs that are what a server says of a few fixed responses, which may differ a little each time.
 _SAYS = ("reward_says", "gold_says", "judge_says")
 _CLOSE = 0.02  # Relative and absolute difference of numbers that a server may say a second time.
@@ -69,12 +79,14 @@ class Stage:
       inputs: whether the inputs are compared, too, and not the config alone.
     """
     path = self.folder / BEGUN
-    if not path.exists():
+    if not path.exists() or not has_saved(self.folder):
       return
     there, now = flat(read_json(path)), flat(self.begun)
     for field in _LATER.keys() & now.keys() - there.keys():
       before = _LATER[field]
       there[field] = now[field] if before is None else before
+    if there.get("inputs.texts") == "":  # earlier versions had no digest of files named with '~'
+      there["inputs.texts"] = now.get("inputs.texts")
     different = [
       f"{key.removeprefix('config.')}: {there.get(key)!r} there, {now.get(key)!r} now"
       for key in sorted(there.keys() | now.keys())
@@ -98,7 +110,10 @@ class Stage:
     """
     self.folder.mkdir(parents=True, exist_ok=True)
     path, begun = self.folder / BEGUN, self.begun
-    if path.exists():
+    if path.exists() and not has_saved(self.folder):
+      # Of a training run that saved nothing its config is there, and would refuse another one.
+      shutil.rmtree(self.folder / "run", ignore_errors=True)
+    elif path.exists():
       before = read_json(path)["inputs"]
       kept = {name: before[name] for name in _SAYS if name in before and name in begun["inputs"]}
       begun = begun | {"inputs": begun["inputs"] | kept}
@@ -137,10 +152,22 @@ class Places:
     begun = json.loads(json.dumps({"config": config, "inputs": inputs}))
     if self.shared is None:
       return Stage(self.workdir / name, begun)
-    sure = {name: x for name, x in begun["inputs"].items() if name not in _SAYS}
+    sure = {name: _without_files(x) for name, x in begun["inputs"].items() if name not in _SAYS}
     known = json.dumps(begun | {"inputs": sure}, sort_keys=True)
     digest = hashlib.sha256(known.encode()).hexdigest()[:10]
     return Stage(self.shared / f"{name}-{digest}", begun)
+
+
+def has_saved(folder: Path) -> bool:
+  """Whether a stage in a folder has results, or a state that would be gone on with."""
+  return any((folder / name).exists() for name in (DONE, SUMMARY)) or any(
+    any((folder / name).glob("*")) for name in _CHECKPOINTS
+  )
+
+
+def _without_files(value: Any) -> Any:
+  """An input as names of shared folders have it: those of earlier versions are found again."""
+  return {k: v for k, v in value.items() if k != "files"} if isinstance(value, dict) else value
 
 
 def plain(config: Any, *names: str) -> dict[str, Any]:
@@ -165,6 +192,18 @@ def folder_digest(path: Path) -> str:
   """16 hex digits of a hash of the files in a folder and the folders in it: names and bytes."""
   names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
   return text_digest([[name, file_digest(path / name)] for name in names])
+
+
+def digest_of(name: str) -> str:
+  """The digest of a file or folder by its name, which may begin with '~' or be a URL; else ''.
+
+  Raises:
+    OSError, InputError: as `storage.remote.local`.
+  """
+  path = expanded(local(name))
+  if path.is_dir():
+    return folder_digest(path)
+  return file_digest(path) if path.is_file() else ""
 
 
 def text_digest(texts: Any) -> str:

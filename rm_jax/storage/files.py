@@ -59,8 +59,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-  """Writes a file by renaming a complete temporary one: a crash leaves no part under its name."""
-  part = path.with_name(path.name + ".part")
+  """Writes a file by renaming a complete temporary one: a crash leaves no part under its name.
+
+  The temporary file is the process's own, because others may write the same file.
+  """
+  part = path.with_name(f"{path.name}.{os.getpid()}.part")
   part.write_text(text, encoding="utf-8")
   os.replace(part, path)
 

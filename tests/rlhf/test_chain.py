@@ -283,6 +283,32 @@ def test_a_resume_with_another_reward_model_is_refused(place, whole, monkeypatch
     run(config, folder, shared=place / "shared")
 
 
+def test_what_was_at_fault_in_a_stage_may_be_changed(place, whole):
+  config = config_of(place, reward__run__data__heldout="0.001")
+  folder = place / "mended"
+  shutil.copytree(place / "shared", folder / "shared")
+  with pytest.raises(InputError, match=r"of --config\.reward\.run: data\.heldout"):
+    run(config, folder / "run", shared=folder / "shared")
+  with pytest.raises(InputError, match=r"of --config\.reward\.run: data\.heldout"):
+    run(config, folder / "run")  # with stages of its own
+  config.reward.run.data.heldout = "0.25"
+  summary = run(config, folder / "run")
+  assert summary["points"] == whole[1]["points"]
+
+
+def test_preferences_that_were_changed_after_their_stage_are_refused(place, whole, monkeypatch):
+  folder = place / "swapped"
+  shared = shutil.copytree(place / "shared", folder / "shared")
+  (file,) = shared.glob("preferences-*/preferences.jsonl")
+  rows = [json.loads(line) for line in file.read_text().splitlines()]
+  swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+  file.write_text("".join(json.dumps(row) + "\n" for row in swapped))
+  with pytest.raises(
+    InputError, match=r"preferences\.jsonl: is not the file that this stage wrote"
+  ):
+    run(config_of(place), folder / "run", shared=shared)
+
+
 @pytest.mark.parametrize(
   "method", ["ppo", "best_of_n", pytest.param("dpo", marks=pytest.mark.slow)]
 )

@@ -21,7 +21,7 @@ def test_every_field_has_a_rule_and_every_rule_a_field():
 def test_the_configs_are_right():
   check(rlhf_world.get_config())
   own = rlhf_smollm2.get_config()
-  own.data.prompts = "prompts.jsonl"
+  own.data.prompts, own.reward.model = "prompts.jsonl", "runs/mine"
   check(own)
   check(rlhf_smollm2.get_config("world"))
   with pytest.raises(InputError, match="found 'words' behind the ':'; expected 'world'"):
@@ -55,7 +55,39 @@ WRONG = {
   "rl.target_kl": (3.0, "whose coefficient is fixed"),
   "rl.estimator": ("k1", "no gradient on average"),
   "shaping": ("squash", "squash"),
+  "policy.dropout": (True, "policy.dropout=True: nothing in a chain uses it"),
+  "policy.beta": (0.5, "policy.beta=0.5: nothing in a chain uses it"),
+  "sft.optimizer.head_rate": (20.0, "sft.optimizer.head_rate=20.0: nothing"),
+  "policy.eos": ("none", "would not learn to end"),
+  "sampling.temperature": (0.0, "all responses to a prompt would be the same"),
+  "preferences.path": ("none.jsonl", "no such file"),
+  "reward.model": ("/none", "reward.model: /none: no such folder"),
+  "reward.gold": ("~/none, ./other", "reward.gold: ~/none: no such folder"),
 }
+
+
+@pytest.mark.parametrize(
+  ("method", "changes", "message"),
+  [
+    ("dpo", {"dpo__model__reward": "head"}, "trains the policy's implicit reward"),
+    ("best_of_n", {"rules__unfinished": "leave_out"}, "which compares all samples"),
+    ("ppo", {"shaping": "lower(deviations=1.0)"}, "'lower' is of an ensemble"),
+    ("ppo", {"data__prompts": "prompts.jsonl"}, "nobody to judge"),
+  ],
+)
+def test_fields_that_contradict_one_another_are_refused(method, changes, message, tmp_path):
+  check(config_of(tmp_path, method))
+  with pytest.raises(InputError, match=message):
+    check(config_of(tmp_path, method, **changes))
+
+
+def test_an_ensemble_may_be_named_in_three_ways(tmp_path):
+  for changes in (
+    {"reward__members": 2},
+    {"reward__run__model__members": 2},
+    {"reward__model": "runs/ensemble"},
+  ):
+    check(config_of(tmp_path, shaping="lower(deviations=1.0)", **changes))
 
 
 @pytest.mark.parametrize("path", WRONG)

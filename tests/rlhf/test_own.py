@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from rm_jax.api import RewardModel
 from rm_jax.errors import InputError
 from rm_jax.parallel.mesh import make_mesh
-from rm_jax.rlhf import policies
+from rm_jax.policy.optimise import Optimisation
+from rm_jax.rlhf import chain, policies
 from rm_jax.rlhf.chain import run
 from rm_jax.rlhf.preferences import given
 from rm_jax.shaping.chain import Chain, plan
@@ -67,11 +69,12 @@ def test_a_server_that_fails_stops_the_run(own, tmp_path):
 
 
 def test_a_chain_does_not_go_on_with_another_model_behind_the_same_url(own, tmp_path):
-  says = {"factor": 1.0, "fails": True}
+  says, turns = {"factor": 1.0, "fails": True}, []
 
   def answer(asked):
     rewards = [says["factor"] * query.count("e") - 1.0 for query in asked["query"]]
-    broken = says["fails"] and len(rewards) > 3  # not yet when the chain begins
+    turns.extend([1] * (len(rewards) > 3))  # it is not asked whether it is the same
+    broken = says["fails"] and len(turns) > 2  # once a turn is saved
     return 200, {"rewards": [float("inf")] if broken else rewards}
 
   with serving(answer) as (url, _):
@@ -86,11 +89,13 @@ def test_a_chain_does_not_go_on_with_another_model_behind_the_same_url(own, tmp_
 
 
 def test_a_server_that_changes_little_by_little_is_noticed(own, tmp_path):
-  says = {"factor": 1.0}
+  says, turns = {"factor": 1.0}, []
 
   def answer(asked):
     rewards = [says["factor"] * (query.count("e") + 1.0) for query in asked["query"]]
-    return 200, {"rewards": [float("inf")] if len(rewards) > 3 else rewards}
+    turns.extend([1] * (len(rewards) > 3))
+    broken = len(rewards) > 3 and len(turns) > 2  # once a turn is saved
+    return 200, {"rewards": [float("inf")] if broken else rewards}
 
   with serving(answer) as (url, _):
     config = own_config(own, "grpo", reward__model=url)
@@ -135,16 +140,20 @@ def chain_record(text):
 
 
 @pytest.mark.parametrize("what", ["lm", "texts"])
-def test_another_policy_or_other_texts_in_the_same_place_are_refused(own, tmp_path, what):
+def test_another_policy_or_other_texts_in_the_same_place_are_refused(
+  own, tmp_path, what, monkeypatch
+):
   shutil.copytree(own / "lm", tmp_path / "lm")
   (tmp_path / "texts").mkdir()
   row = '{"prompt": "Say x.", "response": "x"}\n'
   (tmp_path / "texts" / "a.jsonl").write_text(row * 4)
   config = own_config(own, policy__pretrained=str(tmp_path / "lm"))
-  config.sft.texts, config.reward.model = str(tmp_path / "texts"), str(tmp_path / "none")
+  config.sft.texts = str(tmp_path / "texts")
   config.sft.epochs, config.sft.heldout = 1.0, 0
-  with pytest.raises(OSError, match="none"):  # after fine-tuning
-    run(config, tmp_path / "run")
+  with monkeypatch.context() as patch:
+    patch.setattr(chain, "open_proxy", lambda *_, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # after fine-tuning
+      run(config, tmp_path / "run")
   if what == "lm":
     saved = json.loads((tmp_path / "lm" / "config.json").read_text())
     (tmp_path / "lm" / "config.json").write_text(json.dumps(saved | {"rope_theta": 5e4}))
@@ -178,6 +187,58 @@ def test_preferences_are_judged_by_gold(own, tmp_path):
   for row in rows[:3]:
     both = [{"prompt": row["prompt"], "response": row[name]} for name in ("chosen", "rejected")]
     np.testing.assert_allclose(gold.score(both), row["scores"], rtol=1e-4, atol=1e-5)
+
+
+def stopped_in_turn(at, config, folder, monkeypatch):
+  """A chain that something ends in a turn; the turns before it are saved."""
+  turn, calls = Optimisation.turn, []
+
+  def failing(*args, **options):
+    calls.append(None)
+    return 1 / 0 if len(calls) == at else turn(*args, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Optimisation, "turn", failing)
+    with pytest.raises(ZeroDivisionError):
+      run(config, folder)
+
+
+def test_a_reward_model_that_reads_otherwise_is_another_one(own, tmp_path, monkeypatch):
+  model = shutil.copytree(own / "rm", tmp_path / "rm")
+  config = own_config(own, "grpo", reward__model=str(model))
+  stopped_in_turn(2, config, tmp_path / "run", monkeypatch)
+  (model / "calibration.json").write_text("{}")  # which no score depends on
+  saved = json.loads((model / "config.json").read_text())
+  (model / "config.json").write_text(json.dumps(saved | {"rope_theta": 50.0}))
+  with pytest.raises(InputError, match=r"inputs\.reward\.files: .* there, .* now"):
+    run(config, tmp_path / "run")
+  (model / "config.json").write_text(json.dumps(saved))
+  with pytest.raises(InputError, match=r"inputs\.reward\.files: .* there, .* now"):
+    run(config, tmp_path / "run")  # the same values, written otherwise
+  shutil.copy(own / "rm" / "config.json", model)
+  run(config, tmp_path / "run")
+
+
+def test_a_policy_that_was_changed_after_its_stage_is_refused(own, tmp_path, monkeypatch):
+  config = own_config(own, "grpo")
+  stopped_in_turn(2, config, tmp_path / "run", monkeypatch)
+  start = tmp_path / "run" / "sft" / "model"
+  loaded = policies.load(config, make_mesh({"data": -1}), start)
+  other = {path: 1.5 * x for path, x in loaded.params.items()}
+  policies.save(loaded, unflatten_dict(other, sep="/"), start)
+  with pytest.raises(InputError, match="its weights are not those that fine-tuning saved"):
+    run(config, tmp_path / "run")
+
+
+def test_a_policy_is_known_by_its_files_however_it_is_named(own, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  shutil.copytree(own / "lm", tmp_path / "lm")
+  config = own_config(own, "grpo", policy__pretrained="~/lm")
+  stopped_in_turn(2, config, tmp_path / "run", monkeypatch)
+  saved = json.loads((tmp_path / "lm" / "config.json").read_text())
+  (tmp_path / "lm" / "config.json").write_text(json.dumps(saved | {"rope_theta": 5e4}))
+  with pytest.raises(InputError, match=r"inputs\.pretrained: .* there, .* now"):
+    run(config, tmp_path / "run")
 
 
 def test_without_a_judge_there_are_no_preferences(own, tmp_path):
