@@ -135,7 +135,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.rl.eval_every = 10  # turns between two evaluations
   c.rl.checkpoint_every = 10  # turns
   c.rl.keep = 2  # checkpoints that are kept, the newest
-  c.rl.cells = 16_384  # about the most tokens of a micro-batch on each device
+  # About the most tokens of a micro-batch on each device. A prompt with all of its responses is one
+  # row, however long, and the memory of attention grows with the square of its length: in updates
+  # rl.samples times sampling.tokens is best kept to a few thousand.
+  c.rl.cells = 16_384
   # Turns in a row without a step that is finite after which the run stops with an error.
   c.rl.max_skipped = 5
   # Turns between two sets of samples in samples.jsonl, which are those of the evaluations.
