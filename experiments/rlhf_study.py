@@ -173,7 +173,8 @@ def tabulate(
     {setting: {column: {mean, interval, runs: seed -> value}}}. All but the first setting of a group
     also have to_first, {mean, interval} of the difference, over the seeds that both have. Intervals
     are Student's over seeds, 95 %; None of one seed. And {runs: {count, fell: how many of them fell
-    from their peak with the whole interval over prompts, stop: seed -> {turn, saved}}}.
+    from their peak with the whole interval over prompts, told: of how many it is known, stop: seed
+    -> {turn, saved}}}.
   """
   table: dict[str, dict[str, dict[str, Any]]] = {}
   firsts: dict[str, str] = {}
@@ -200,6 +201,7 @@ def tabulate(
     table[name]["runs"] = {
       "count": len(runs),
       "fell": sum(bool(fell) for fell in falls),
+      "told": sum(fell is not None for fell in falls),
       "stop": {
         seed: {"turn": stop["turn"], "saved": _value(stop, ("saved", "value"))}
         for seed, stop in stops.items()
@@ -241,7 +243,7 @@ def as_text(table: Mapping[str, Mapping[str, Any]]) -> str:
       )
       cells = [name.rpartition("/")[2], str(one["runs"]["count"])]
       cells += [_cell(one.get(title), ".3f") for title in titles]
-      cells += [f"{one['runs']['fell']} of {one['runs']['count']}", stops]
+      cells += [f"{one['runs']['fell']} of {one['runs']['told']}", stops]
       cells.append(_cell(one.get(last, {}).get("to_first"), "+.3f"))
       lines.append(_row(cells))
   return "\n".join(lines) + "\n"

@@ -16,6 +16,8 @@ import numpy as np
 from rm_jax.errors import InputError
 from rm_jax.losses.compare import check_range, check_shape
 
+LARGEST = 1e18  # absolute value of a reward: float32 has no squares above 1e38
+
 
 def check_finite(rewards: np.ndarray, names: Sequence[str]) -> None:
   """Checks rewards on the host, before anything is computed from them.
@@ -25,16 +27,16 @@ def check_finite(rewards: np.ndarray, names: Sequence[str]) -> None:
     names: of the samples, for the message.
 
   Raises:
-    InputError: a sample's reward is not finite in float32; the message names the first such sample.
+    InputError: a sample's reward is not finite, or so large that its square is not finite in
+      float32, so that advantages would be 0; the message names the first such sample.
   """
-  with np.errstate(over="ignore"):
-    finite = np.isfinite(np.asarray(rewards, np.float64).astype(np.float32))
+  finite = np.abs(np.asarray(rewards, np.float64)) <= LARGEST
   bad = np.flatnonzero(~finite.all(axis=tuple(range(1, finite.ndim))))
   if len(bad):
     found = np.asarray(rewards)[bad[0]]
     raise InputError(
-      f"{names[bad[0]]}: its reward is {found}; expected a finite number of float32 "
-      f"({len(bad)} of {len(finite)} samples have none)"
+      f"{names[bad[0]]}: its reward is {found}; expected a number between "
+      f"{-LARGEST:.0e} and {LARGEST:.0e} ({len(bad)} of {len(finite)} samples have another)"
     )
 
 

@@ -35,6 +35,7 @@ from rm_jax.parallel.mesh import like_parameters, place_batch, place_whole
 from rm_jax.policy import surrogate
 from rm_jax.policy.experience import Rows, lay
 from rm_jax.policy.kl import check_estimator, estimate
+from rm_jax.train.loop import NotFiniteError
 from rm_jax.train.objective import mean_gradient
 from rm_jax.train.optimizer import split_frozen
 from rm_jax.train.step import all_finite
@@ -188,6 +189,9 @@ class Loss:
     return {name: jnp.zeros((), jnp.float32) for name in names}
 
 
+_BROKEN = "broken"  # metric of a step whose new parameters are not finite
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
   """An update's functions under `jax.jit`.
@@ -254,7 +258,8 @@ def compile_update(
     metrics = {name: x / tokens for name, x in sums.items() if name not in ("weight", "tokens")}
     metrics["loss"] = sums["loss"] / jnp.maximum(sums["weight"], 1e-30)
     skipped, uncounted = 1.0 - finite, 1.0 * (finite & ~fine)
-    return new, metrics | {"gradient_norm": norm, "skipped": skipped, "uncounted": uncounted}
+    metrics |= {"gradient_norm": norm, "skipped": skipped, "uncounted": uncounted}
+    return new, metrics | {_BROKEN: 1.0 - all_finite(new.params)}
 
   return Compiled(
     jax.jit(zeros),
@@ -313,6 +318,9 @@ def take_step(
     (the new state; metrics: means over tokens of what `Loss.numerator` sums; 'loss', the objective;
     'gradient_norm' before clipping; 'skipped', 1 if something was not finite, else 0; 'uncounted',
     1 if no token counts, else 0). Of these two steps the parameters and the optimizer stay.
+
+  Raises:
+    NotFiniteError: the step has made parameters that are not finite, though its gradient was.
   """
   with jax.set_mesh(mesh):
     gradients, sums = compiled.zeros(state)
@@ -325,7 +333,13 @@ def take_step(
     frozen, state = state.frozen, dataclasses.replace(state, frozen={})
     state, metrics = compiled.apply(state, gradients, sums)
     state = dataclasses.replace(state, frozen=frozen)
-  return state, {name: float(x) for name, x in jax.device_get(metrics).items()}
+  found = {name: float(x) for name, x in jax.device_get(metrics).items()}
+  if found.pop(_BROKEN):
+    raise NotFiniteError(
+      "a step has made parameters that are not finite; its state is not saved. Lower the learning "
+      "rate of the step's optimizer, in another workdir where this one has checkpoints"
+    )
+  return state, found
 
 
 @functools.lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ from rm_jax.policy.rollout import Rules
 from rm_jax.pretrained.source import read_json
 from rm_jax.rlhf import finetune, policies, preferences, report
 from rm_jax.rlhf.fields import check, names_of, worlds
-from rm_jax.rlhf.prompts import Prompts, Truth, drawn, read_prompts, truth_of, world_of
+from rm_jax.rlhf.prompts import Prompts, Truth, drawn, fitting, read_prompts, truth_of, world_of
 from rm_jax.rlhf.proxy import Proxy, open_proxy
 from rm_jax.rlhf.records import evaluations
 from rm_jax.rlhf.reinforce import evaluation_key, reinforce, stop_rule
@@ -183,6 +183,7 @@ class _Chain:
     asked = drawn(config, "preferences", count) if world_of(config) else prompts.train[:count]
     known = {key_of(prompt) for prompt in prompts.evaluation}
     asked = [prompt for prompt in asked if key_of(prompt) not in known]
+    asked = fitting(asked, config, policies.policy_of(config, self.mesh, start))
     inputs = {"policy": policy, "prompts": text_digest(asked)} | known_by
     stage = self.places.stage("preferences", plain(config, *preferences.PARTS), inputs)
     return preferences.sampled(

@@ -85,26 +85,37 @@ def read_prompts(config: Any, policy: Policy) -> Prompts:
   name, count = config.data.prompts, config.data.evaluation
   if worlds(name):
     held = drawn(config, "evaluation", count)
-    rest = drawn(config, "prompts", asked(name, "data.prompts"))
+    every = drawn(config, "prompts", asked(name, "data.prompts"))
+    rest = fitting(every, config, policy)
+    long = len(fitting(held, config, policy)) < count
+    if long or not rest:
+      raise DataError(
+        f"{name}: {'of the evaluation prompts not all' if long else 'none of the prompts'} leave "
+        f"room for sampling.tokens={config.sampling.tokens} in data.max_length="
+        f"{config.data.max_length}; expected a larger --config.data.max_length"
+      )
+    if len(rest) < len(every):
+      short = len(every) - len(rest)
+      log.warning("%s: %d of %d prompts are too long: left out", name, short, len(every))
   else:
     every = _distinct(prompts_in(name))
     order = np.random.default_rng(config.data.evaluation_seed).permutation(len(every))
     every = [every[i] for i in order]
-    fitting = _fitting(every, config, policy)
-    held, rest = fitting[:count], fitting[count:]
+    fit = fitting(every, config, policy)
+    held, rest = fit[:count], fit[count:]
     if not rest or len(held) < count:
       raise DataError(
-        f"{name}: {len(every)} different prompts, of which {len(fitting)} leave room for "
+        f"{name}: {len(every)} different prompts, of which {len(fit)} leave room for "
         f"sampling.tokens={config.sampling.tokens} in data.max_length={config.data.max_length}; "
         f"expected more than the data.evaluation={count} that are set aside"
       )
-    left_out = len(every) - len(fitting)
+    left_out = len(every) - len(fit)
     if left_out:
       log.warning("%s: %d of %d prompts are too long: left out", name, left_out, len(every))
     return Prompts(rest, held, left_out)
   known = {key_of(prompt) for prompt in held}
   train = [prompt for prompt in rest if key_of(prompt) not in known]
-  return Prompts(train, held, len(rest) - len(train))
+  return Prompts(train, held, len(every) - len(train))
 
 
 def prompts_in(name: str) -> list[Text]:
@@ -138,7 +149,7 @@ def _distinct(prompts: Sequence[Text]) -> list[Text]:
   return list({key_of(prompt): prompt for prompt in prompts}.values())
 
 
-def _fitting(prompts: Sequence[Text], config: Any, policy: Policy) -> list[Text]:
+def fitting(prompts: Sequence[Text], config: Any, policy: Policy) -> list[Text]:
   """The prompts that leave room for a response in data.max_length and the model's positions."""
   room = config.sampling.tokens
   positions = policy.text_model.network.backbone.max_positions

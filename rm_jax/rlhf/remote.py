@@ -74,7 +74,7 @@ class Server:
     answer = self._post(json.dumps(asked).encode("utf-8"))
     try:
       said = json.loads(answer)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise InputError(f"{self.url} answered {answer!r:.200}, no JSON; {_EXPECTED}") from error
     rewards = said.get("rewards") if isinstance(said, dict) else None
     if not isinstance(rewards, list):
@@ -84,8 +84,7 @@ class Server:
         f"{self.url} answered {len(rewards)} rewards to {len(rows)} queries; expected as many"
       )
     for reward, row in zip(rewards, rows, strict=True):
-      number = isinstance(reward, int | float) and not isinstance(reward, bool)
-      if not number or not math.isfinite(reward):
+      if not _is_finite(reward):
         raise InputError(
           f"{self.url} answered the reward {reward!r:.60} to the response "
           f"{row['response']!r:.60}; expected a finite number"
@@ -94,7 +93,10 @@ class Server:
 
   def _post(self, body: bytes) -> bytes:
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(self.url, body, headers, method="POST")
+    try:
+      request = urllib.request.Request(self.url, body, headers, method="POST")
+    except ValueError as error:
+      raise InputError(f"{self.url} is no URL of a server ({error}); {_EXPECTED}") from error
     for left in reversed(range(self._tries)):
       try:
         with urllib.request.urlopen(request, timeout=self._timeout) as answer:
@@ -109,3 +111,13 @@ class Server:
         break
       time.sleep(1.0)
     raise InputError(f"the reward server {self.url} {why}; {_EXPECTED}")
+
+
+def _is_finite(value: Any) -> bool:
+  """Whether a value of JSON is a number that a float can be; an integer may be too long for one."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  try:
+    return math.isfinite(value)
+  except OverflowError:
+    return False

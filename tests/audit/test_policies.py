@@ -97,6 +97,12 @@ def test_without_a_fall_or_without_a_judge_it_says_so(tmp_path):
   plant(tmp_path / "gold", judge="gold")
   found, _ = audited(read(tmp_path / "gold", "2:a"), tmp_path)
   assert "the gold fell from its peak" in sentences(found)[0]
+  path = tmp_path / "gold" / "summary.json"
+  summary = json.loads(path.read_text())
+  summary["gold"]["fall"]["falls"] = None  # as of too few prompts
+  path.write_text(json.dumps(summary))
+  (said, *_) = sentences(audited(read(tmp_path / "gold", "2:a"), tmp_path)[0])
+  assert "whether any fell from the peak of the gold is not known" in said
 
 
 def test_of_a_study_the_runs_against_this_model_are_read(tmp_path):

@@ -135,7 +135,7 @@ def test_equal_rewards_give_no_advantage():
 def test_a_reward_that_is_not_finite_names_its_sample():
   names = ["prompt 0, sample 0", "prompt 0, sample 1"]
   adv.check_finite(np.float64([0.7, -0.3]), names)
-  for bad in (np.nan, np.inf, -np.inf, 1e300):
+  for bad in (np.nan, np.inf, -np.inf, 1e300, -2e19):
     with pytest.raises(InputError, match="prompt 0, sample 1: its reward is"):
       adv.check_finite(np.float64([0.7, bad]), names)
   with pytest.raises(InputError, match=r"prompt 0, sample 0: .*1 of 2 samples"):

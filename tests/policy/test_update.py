@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rm_jax.batch.layout import Packing
@@ -24,6 +25,7 @@ from rm_jax.policy.update import (
   take_step,
   value_params,
 )
+from rm_jax.train.loop import NotFiniteError
 from rm_jax.types import Batch
 from tests.policy.small import byte_policy, nested, one_device, optimizer_of, params_of
 
@@ -299,6 +301,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so():
   assert metrics["skipped"] == 1
   for path, x in start_of("grpo").items():
     np.testing.assert_array_equal(state.params[path], x)
+
+
+def test_parameters_that_are_not_finite_are_an_error(monkeypatch):
+  monkeypatch.setattr("tests.policy.test_update.optimizer_of", lambda: optax.sgd(1e39))
+  with pytest.raises(NotFiniteError, match="parameters that are not finite"):
+    run("grpo")
 
 
 def test_a_step_without_a_token_that_counts_changes_nothing():

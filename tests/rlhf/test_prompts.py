@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rm_jax.data.report import DataError
-from rm_jax.rlhf.prompts import read_prompts, texts_of, truth_of
+from rm_jax.rlhf.prompts import drawn, read_prompts, texts_of, truth_of
 from tests.policy.small import byte_policy
 from tests.rlhf.small import config_of
 
@@ -36,6 +36,22 @@ def test_prompts_that_leave_no_room_are_left_out(tmp_path):
   found = of_file(tmp_path, rows)
   assert found.left_out == 1
   assert all(len(p) < 130 for p in [*found.train, *found.evaluation])
+
+
+def test_prompts_of_the_world_that_leave_no_room_are_left_out(tmp_path, caplog):
+  config, policy = config_of(tmp_path), byte_policy(1)
+  lengths = sorted(policy.length(p) for p in drawn(config, "prompts", 16))
+  longest = max(policy.length(p) for p in drawn(config, "evaluation", config.data.evaluation))
+  config.data.max_length = config.sampling.tokens + lengths[-1]
+  assert read_prompts(config, policy).left_out == 0
+  room = max(lengths[-1] - 1, longest)
+  config.data.max_length = config.sampling.tokens + room
+  found = read_prompts(config, policy)
+  assert found.left_out == sum(n > room for n in lengths)
+  assert all(policy.length(p) <= room for p in [*found.train, *found.evaluation])
+  config.data.max_length = config.sampling.tokens + longest - 1
+  with pytest.raises(DataError, match="of the evaluation prompts not all leave room"):
+    read_prompts(config, policy)
 
 
 def test_prompts_of_feedback_are_taken(tmp_path):
@@ -74,7 +90,7 @@ def test_texts_to_fine_tune_on_leave_out_evaluation_prompts(tmp_path):
 
 def test_the_truth_is_known_of_the_world_alone(tmp_path):
   config = config_of(tmp_path)
-  prompts = read_prompts(config, byte_policy(1)).train[:1]
+  prompts = drawn(config, "prompts", 1)
   truth = truth_of(config)(prompts * 2, ["nothing of use", "Happy to help!"])
   assert truth[1] - truth[0] == pytest.approx(config.world.tone_weight)
   config.data.prompts = "prompts.jsonl"

@@ -79,6 +79,8 @@ BAD = {
   ),
   "no number": (lambda a: (200, {"rewards": ["1"] * 5}), "the reward '1' to the response 'r'"),
   "true": (lambda a: (200, {"rewards": [True] * 5}), "the reward True"),
+  "huge": (lambda _: (200, {"rewards": [10**400] * 5}), "expected a finite number"),
+  "deep": (lambda _: (200, b"[" * 100_000), "no JSON"),
   "no rewards": (lambda _: (200, {"scores": []}), 'expected {"rewards"'),
   "no JSON": (lambda _: (200, b"<html>"), "no JSON"),
   "refused": (lambda _: (404, {"detail": "no such path"}), "status 404 .*no such path"),
@@ -92,6 +94,11 @@ def test_a_bad_answer_names_the_server_and_what_was_found(name):
     with pytest.raises(InputError, match=expected) as error:
       client(url)(ROWS)
     assert url in str(error.value)
+
+
+def test_what_is_no_url_is_named():
+  with pytest.raises(InputError, match=r"http://\[x is no URL of a server"):
+    client("http://[x")(ROWS)
 
 
 def test_an_error_of_the_server_is_tried_again(monkeypatch):

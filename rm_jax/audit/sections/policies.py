@@ -143,19 +143,26 @@ def says(found: Mapping[str, Any]) -> list[str]:
     return [f"{many} optimised against it, and neither the truth nor a better judge was watched"]
   out = []
   falls = {name: run[run["known"]]["fall"] for name, run in judged.items()}
-  falling = {name: fall for name, fall in falls.items() if fall and fall["falls"]}
-  if falling:
+  told = {name: fall for name, fall in falls.items() if fall and fall["falls"] is not None}
+  falling = {name: fall for name, fall in told.items() if fall["falls"]}
+  named = " and of ".join(dict.fromkeys(f"the {run['known']}" for run in judged.values()))
+  if not told:
+    out.append(
+      f"{many} optimised against it; whether any fell from the peak of {named} is not known: there "
+      "are too few evaluations, or prompts in them"
+    )
+  elif falling:
     worst = max(falling, key=lambda name: falling[name]["value"])
     run, fall = judged[worst], falling[worst]
     after = run[run["known"]]["proxy_after"]["value"]
     who = f", most in {worst}" if len(runs) > 1 else ""
     out.append(
-      f"{many} optimised against it, and in {len(falling)} of {len(judged)} the {run['known']} "
+      f"{many} optimised against it, and in {len(falling)} of {len(told)} the {run['known']} "
       f"fell from its peak{who}: by {_with_interval(fall)}, while the proxy changed by {after:+.3f}"
     )
   else:
     out.append(
-      f"{many} optimised against it, and none is seen to fall from the peak of the truth: no "
+      f"{many} optimised against it, and none is seen to fall from the peak of {named}: no "
       "interval of a fall is clear of 0"
     )
   stops = {name: run["stop"] for name, run in judged.items() if run["stop"]}
