@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -299,7 +300,7 @@ def test_what_was_at_fault_in_a_stage_may_be_changed(place, whole):
 def test_preferences_that_were_changed_after_their_stage_are_refused(place, whole, monkeypatch):
   folder = place / "swapped"
   shared = shutil.copytree(place / "shared", folder / "shared")
-  (file,) = shared.glob("preferences-*/preferences.jsonl")
+  file = shared / Path(whole[1]["preferences"]["path"]).relative_to(place / "shared")
   rows = [json.loads(line) for line in file.read_text().splitlines()]
   swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
   file.write_text("".join(json.dumps(row) + "\n" for row in swapped))

@@ -310,7 +310,7 @@ def test_frozen_layers_output_serves_the_next_run_that_would_compute_the_same(
   lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "next")]
   assert lines[0] == lines[1]
   monkeypatch.setattr(loop._Loop, "run_steps", stop)
-  everything = ["train", "validation", "heldout"]
+  everything = ["train", "validation", "heldout", "shifted"]
   for field, value, wanted in (
     ("seed", 1, everything),  # other random weights
     ("data.limit", 40, ["train"]),
